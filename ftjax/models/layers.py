@@ -1,0 +1,188 @@
+"""Layers that every family shares, cut where methods attach.
+
+Every projection is a `Dense`, so that a method finds every projection the same way. The attention
+core, the norms and the embeddings are submodules, so that prefixes, adapters and soft prompts can
+intercept them. Dropout is on exactly when a "dropout" RNG is given: no flag is passed around.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ftjax.dropout import dropout
+
+Array = jax.Array
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "swish": nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model computes, as opposed to what: none of these changes its outputs.
+
+    Attributes:
+        dtype: compute dtype; softmax, norms and heads stay in float32.
+        remat: a key of `ftjax.models.stack.POLICIES`.
+        segments: lengths of the runs of layers; a run longer than one layer is scanned.
+        attention: a key of `ATTENTION`.
+    """
+
+    dtype: Any = jnp.float32
+    remat: str = "none"
+    segments: tuple[int, ...] | None = None
+    attention: str = "xla"
+
+
+class Dense(nn.Module):
+    """y = x W + b with kernel W of shape (in, out).
+
+    Attributes:
+        features: size of the output.
+        axes: logical axes of the kernel (in, out); the bias takes the second.
+        stddev: of the normal initialization of the kernel.
+    """
+
+    features: int
+    axes: tuple[str | None, str | None] = (None, None)
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    stddev: float = 0.02
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+            bias = self.param("bias", init, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class LayerNorm(nn.Module):
+    """Normalizes the last axis in float32 (Ba et al. 2016, eq. 4); the output keeps x's dtype."""
+
+    epsilon: float = 1e-12
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        def param(name: str, init: Callable) -> Array:
+            init = nn.with_logical_partitioning(init, (None,))
+            return self.param(name, init, x.shape[-1:], jnp.float32).astype(jnp.float32)
+
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(variance + self.epsilon)
+        scale, bias = param("scale", nn.initializers.ones), param("bias", nn.initializers.zeros)
+        return (normal * scale + bias).astype(x.dtype)
+
+
+class Embedding(nn.Module):
+    """A table of shape (size, features), looked up by integer ids."""
+
+    size: int
+    features: int
+    axes: tuple[str | None, str | None] = ("vocab", "embed")
+    dtype: Any = jnp.float32
+    stddev: float = 0.02
+
+    @nn.compact
+    def __call__(self, ids: Array) -> Array:
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
+        table = self.param("embedding", init, (self.size, self.features), jnp.float32)
+        return jnp.take(table, ids, axis=0).astype(self.dtype)
+
+
+class Dropout(nn.Module):
+    """Active exactly when a "dropout" RNG is given to `apply`."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if self.rate == 0.0 or not self.has_rng("dropout"):
+            return x
+        return dropout(self.make_rng("dropout"), x, self.rate)
+
+
+def _xla_attention(
+    query: Array, key: Array, value: Array, mask: Array | None, drop: Callable[[Array], Array]
+) -> Array:
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key)
+    scores = scores.astype(jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = drop(jax.nn.softmax(scores, axis=-1).astype(query.dtype))
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+def _cudnn_attention(
+    query: Array, key: Array, value: Array, mask: Array | None, drop: Callable[[Array], Array]
+) -> Array:
+    del drop  # families refuse attention dropout with this back end, see `check_attention`
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
+
+
+ATTENTION = {"xla": _xla_attention, "cudnn": _cudnn_attention}
+
+
+class AttentionCore(nn.Module):
+    """softmax(q kᵀ / √d + mask) v, without parameters: prefixes join keys and values here.
+
+    Takes query (batch, q, heads, d), key and value (batch, k, heads, d) and a boolean mask that
+    broadcasts to (batch, heads, q, k); returns the context (batch, q, heads, d).
+    """
+
+    dropout: float = 0.0
+    backend: str = "xla"
+
+    @nn.compact
+    def __call__(self, query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+        drop = Dropout(self.dropout, name="dropout")
+        if self.backend == "cudnn" and self.dropout and self.has_rng("dropout"):
+            raise ValueError("attention=cudnn has no attention dropout here; use attention=xla")
+        return ATTENTION[self.backend](query, key, value, mask, drop)
+
+
+def encoder_mask(attention_mask: Array | None, segment_ids: Array | None) -> Array | None:
+    """Which keys a query sees, (batch, 1, q or 1, k), from either kind of mask.
+
+    Args:
+        attention_mask: (batch, length), nonzero at real tokens.
+        segment_ids: (batch, length), the number of the packed example each token belongs to,
+            zero at padding; tokens see their own example only. Takes precedence.
+    """
+    if segment_ids is not None:
+        return (segment_ids[:, None, :, None] == segment_ids[:, None, None, :]) & (
+            segment_ids[:, None, None, :] > 0
+        )
+    if attention_mask is not None:
+        return (attention_mask > 0)[:, None, None, :]
+    return None
+
+
+def pool(hidden: Array, attention_mask: Array | None, how: str) -> Array:
+    """One float32 vector a row from hidden states (batch, length, features).
+
+    `cls` takes the first token; `mean` averages real tokens, as sentence-transformers does.
+    """
+    hidden = hidden.astype(jnp.float32)
+    if how == "cls":
+        return hidden[:, 0]
+    if attention_mask is None:
+        return hidden.mean(1)
+    weight = (attention_mask > 0).astype(jnp.float32)[..., None]
+    return (hidden * weight).sum(1) / jnp.maximum(weight.sum(1), 1e-9)

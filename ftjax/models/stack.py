@@ -1,0 +1,87 @@
+"""A stack of layers as segments: a segment longer than one layer is scanned."""
+
+from collections.abc import Callable, Iterable
+
+import flax.linen as nn
+import jax
+
+from ftjax.errors import UserError, nearest
+
+POLICIES = {  # what the forward pass keeps for the backward pass
+    "none": None,  # everything, without nn.remat
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Stack(nn.Module):
+    """Applies `sum(segments)` layers in order.
+
+    A segment of one layer is named `layer_I`; a segment of layers A to B-1 is named `layers_A_B`
+    and its parameters are stacked on a leading axis ("layers"), so that compile time does not
+    grow with depth.
+
+    Attributes:
+        layer: makes one layer when called with `name`; the layer maps (x, *shared) to x.
+        layer_class: the class that `layer` makes, wrapped by `nn.remat` under a policy.
+        segments: lengths of the segments.
+        remat: a key of `POLICIES`.
+    """
+
+    layer: Callable[..., nn.Module]
+    layer_class: type[nn.Module]
+    segments: tuple[int, ...]
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *shared: jax.Array | None) -> jax.Array:
+        start = 0
+        for length in self.segments:
+            scanned = length > 1
+            cls = self.layer_class
+            if self.remat != "none":
+                cls = nn.remat(cls, policy=POLICIES[self.remat], prevent_cse=not scanned)
+            if scanned:
+                run = nn.scan(
+                    lambda layer, x, *shared: (layer(x, *shared), None),
+                    variable_axes={"params": 0},
+                    split_rngs={"params": True, "dropout": True},
+                    in_axes=nn.broadcast,
+                    length=length,
+                    metadata_params={nn.PARTITION_NAME: "layers"},
+                )
+                layer = self.layer(cls, name=f"layers_{start}_{start + length}")
+                x, _ = run(layer, x, *shared)
+            else:
+                x = self.layer(cls, name=f"layer_{start}")(x, *shared)
+            start += length
+        return x
+
+
+def resolve_segments(
+    wanted: str | Iterable[int], layers: int, parameters: int, cuts: Iterable[int] = ()
+) -> tuple[int, ...]:
+    """Segment lengths for a stack.
+
+    Args:
+        wanted: "auto" (unrolled below 1e9 parameters, scanned from there), "unrolled", "scan",
+            or the lengths themselves.
+        layers: depth of the stack.
+        parameters: size of the model, for "auto".
+        cuts: layer numbers at which a method needs a boundary.
+    """
+    if isinstance(wanted, str):
+        if wanted == "auto":
+            wanted = "unrolled" if parameters < 1e9 else "scan"
+        if wanted not in ("unrolled", "scan"):
+            known = ("auto", "unrolled", "scan")
+            raise UserError(f"model.segments={wanted!r} is not known{nearest(wanted, known)}")
+        lengths = [1] * layers if wanted == "unrolled" else [layers]
+    else:
+        lengths = [int(n) for n in wanted]
+    if sum(lengths) != layers or min(lengths, default=0) < 1:
+        raise UserError(f"model.segments={lengths} must be positive and sum to {layers} layers")
+    ends = {sum(lengths[:i]) for i in range(len(lengths) + 1)} | {c for c in cuts if 0 < c < layers}
+    ordered = sorted(ends)
+    return tuple(b - a for a, b in zip(ordered, ordered[1:], strict=False))

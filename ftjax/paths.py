@@ -1,0 +1,119 @@
+"""Parameters as flat dictionaries, and the names of their modules.
+
+Everywhere outside a Linen `apply`, parameters are one flat dictionary from "a/b/kernel" to an
+array: a selection is then a set of keys, and a pattern is matched against what a reader sees.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flax import traverse_util
+
+from ftjax.errors import UserError, nearest
+
+Flat = dict[str, Any]
+
+
+def flatten(tree: Mapping[str, Any]) -> Flat:
+    """Nested dictionaries → {"a/b/kernel": leaf}."""
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b/kernel": leaf} → nested dictionaries."""
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def expand(path: str) -> list[str]:
+    """The unrolled paths that a path stands for: itself, or one a layer of a scanned segment."""
+    match = re.search(r"(^|/)layers_(\d+)_(\d+)(/|$)", path)
+    if not match:
+        return [path]
+    head, tail = path[: match.start()] + match.group(1), match.group(4) + path[match.end() :]
+    return [f"{head}layer_{i}{tail}" for i in range(int(match.group(2)), int(match.group(3)))]
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a method may know of a model: paths and shapes, no modules.
+
+    Attributes:
+        shapes: flat abstract parameters of the model without any method.
+        names: our unrolled module path → Hugging Face's module name.
+        head: names of the top-level modules that make up the task head.
+        layers: depth of the stack (of the encoder, where there are two).
+        default_targets: which projections low-rank methods adapt unless told otherwise.
+    """
+
+    shapes: Flat
+    names: Mapping[str, str]
+    head: tuple[str, ...]
+    layers: int
+    default_targets: tuple[str, ...]
+
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """Module path of every projection outside the head → (in, out)."""
+        return {
+            path.removesuffix("/kernel"): leaf.shape[-2:]
+            for path, leaf in self.shapes.items()
+            if path.endswith("/kernel") and path.split("/")[0] not in self.head
+        }
+
+    def modules(self, pattern: str) -> frozenset[str]:
+        """Paths of the modules whose last name matches `pattern` in full."""
+        parents = {
+            "/".join(parts[:i])
+            for parts in (path.split("/") for path in self.shapes)
+            for i in range(1, len(parts))
+        }
+        return frozenset(p for p in parents if re.fullmatch(pattern, p.split("/")[-1]))
+
+    def _names_of(self, unrolled: str) -> tuple[str, ...]:
+        return (unrolled.replace("/", "."), unrolled, self.names.get(unrolled, ""))
+
+    def match(self, targets: str | Iterable[str]) -> dict[str, tuple[int, int]]:
+        """Projections that `targets` selects, by our names or Hugging Face's → (in, out).
+
+        Args:
+            targets: "all-linear" (all but the head), a regular expression that must match a name
+                in full, or a list of names, each equal to a name or to its last dotted parts.
+
+        Raises:
+            UserError: a target matches nothing, or only some layers of a scanned segment.
+        """
+        projections = self.projections()
+        if targets == "all-linear":
+            return projections
+        wanted = [targets] if isinstance(targets, str) else list(targets)
+        regex = isinstance(targets, str)
+
+        def hit(target: str, unrolled: str) -> bool:
+            names = self._names_of(unrolled)
+            if regex:
+                return any(re.fullmatch(target, name) for name in names)
+            return any(name == target or name.endswith("." + target) for name in names)
+
+        used: set[str] = set()
+        matched = {}
+        for path, shape in projections.items():
+            unrolled = expand(path)
+            hits = {name: [t for t in wanted if hit(t, name)] for name in unrolled}
+            used.update(t for found in hits.values() for t in found)
+            if any(hits.values()):
+                if not all(hits.values()):
+                    raise UserError(
+                        f"method.targets={targets!r} selects only some layers of the scanned "
+                        f"segment {path!r}; set model.segments so that it does not cross them"
+                    )
+                matched[path] = shape
+        missed = [t for t in wanted if t not in used]
+        if missed or not matched:
+            known = {n.split(".")[-1] for p in projections for n in self._names_of(expand(p)[0])}
+            missed = missed or [str(targets)]
+            raise UserError(
+                f"method.targets: {missed[0]!r} matches no projection"
+                + nearest(missed[0], {n.split("/")[-1] for n in known if n})
+            )
+        return matched

@@ -1,0 +1,1 @@
+"""State, step, optimizers, loop, checkpoints and records."""

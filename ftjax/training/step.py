@@ -1,0 +1,155 @@
+"""The train step: gradients of the trainable leaves only, and their update."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ftjax.parallel.mesh import batch_sharding
+from ftjax.partition import merge
+from ftjax.paths import Flat
+from ftjax.training.optimizers import Schedule, clip
+
+Batch = Mapping[str, jax.Array]
+
+
+class Loss(NamedTuple):
+    """Σ of weighted losses and Σ of weights, so that parts of a batch add up."""
+
+    total: jax.Array
+    weight: jax.Array
+
+
+LossFn = Callable[[Flat, Batch, jax.Array | None], Loss]  # (params, batch, dropout key)
+
+
+@struct.dataclass
+class State:
+    """What a step changes, and all that it changes.
+
+    Attributes:
+        step: number of updates done.
+        params: trainable leaves, flat, float32.
+        opt_state: of the trainable leaves.
+        key: of the run; each step folds its number in.
+    """
+
+    step: jax.Array
+    params: Flat
+    opt_state: Any
+    key: jax.Array
+
+
+def state_shardings(abstract: State, params: Mapping[str, NamedSharding], mesh: Mesh) -> State:
+    """Shardings of a state: optimizer state takes its parameter's, the rest is replicated."""
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def of(path: tuple, leaf: Any) -> NamedSharding:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        name = next((name for name in names if name in params), None)
+        same = name and leaf.shape == abstract.params[name].shape
+        return params[name] if same else whole  # adafactor's factors are small: replicated
+
+    return State(
+        step=whole,
+        params={path: params[path] for path in abstract.params},
+        opt_state=jax.tree_util.tree_map_with_path(of, abstract.opt_state),
+        key=whole,
+    )
+
+
+def init_state(
+    trainable: Flat, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
+) -> State:
+    """The state before the first step, each array in its sharding."""
+
+    def make(params: Flat) -> State:
+        zero = jnp.zeros((), jnp.int32)
+        return State(zero, params, optimizer.init(params), jax.random.key(seed))
+
+    shardings = {path: leaf.sharding for path, leaf in trainable.items()}
+    placed = state_shardings(jax.eval_shape(make, trainable), shardings, mesh)
+    return jax.jit(make, out_shardings=placed)(trainable)
+
+
+def gradients(
+    loss_fn: LossFn, params: Flat, frozen: Flat, batch: Batch, key: jax.Array, parts: int
+) -> tuple[Loss, Flat]:
+    """Loss and gradients of Σ losses / Σ weights over the whole batch, computed in `parts`.
+
+    Frozen leaves are arguments, never differentiated. K parts equal one batch to rounding,
+    whatever the weights of each: sums are added up and divided once.
+    """
+
+    def total(params: Flat, part: Batch, key: jax.Array) -> tuple[jax.Array, Loss]:
+        loss = loss_fn(merge(params, frozen), part, key)
+        return loss.total, loss
+
+    grad = jax.grad(total, has_aux=True)
+    if parts == 1:
+        grads, loss = grad(params, batch, key)
+    else:
+        # Rows are dealt out, so that each part stays spread over the mesh as the batch was.
+        dealt = {k: v.reshape(-1, parts, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
+
+        def add(carry: Any, part: tuple) -> tuple[Any, None]:
+            grads, loss = grad(params, part[1], jax.random.fold_in(key, part[0]))
+            return jax.tree.map(jnp.add, carry, (grads, loss)), None
+
+        zero = jax.tree.map(jnp.zeros_like, params), Loss(jnp.zeros(()), jnp.zeros(()))
+        (grads, loss), _ = jax.lax.scan(add, zero, (jnp.arange(parts), dealt))
+    inverse = 1.0 / jnp.maximum(loss.weight, 1e-9)
+    return loss, {path: grad * inverse for path, grad in grads.items()}
+
+
+def make_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    rate: Schedule,
+    *,
+    clip_norm: float,
+    accumulation: int,
+) -> Callable[[State, Flat, Batch], tuple[State, dict[str, jax.Array]]]:
+    """The pure step (state, frozen, batch) → (state, metrics).
+
+    The gradient norm is that of the trainable leaves: a norm over all leaves would make the
+    compiler compute the frozen ones' gradients.
+    """
+
+    def step(state: State, frozen: Flat, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+        loss, grads = gradients(loss_fn, state.params, frozen, batch, key, accumulation)
+        norm = optax.global_norm(grads)
+        grads = clip(grads, norm, clip_norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = {
+            "loss": loss.total / jnp.maximum(loss.weight, 1e-9),
+            "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
+            "grad_norm": norm,
+        }
+        params = optax.apply_updates(state.params, updates)
+        return State(state.step + 1, params, opt_state, state.key), metrics
+
+    return step
+
+
+def compile_step(
+    step: Callable, state: State, frozen: Flat, batch: Batch, mesh: Mesh
+) -> jax.stages.Compiled:
+    """Compiles a step for a batch's shapes; the state is donated, the frozen leaves never.
+
+    Args:
+        batch: abstract or concrete, global shapes.
+    """
+    placed = jax.tree.map(lambda x: x.sharding, state)
+    whole = NamedSharding(mesh, PartitionSpec())
+    shapes = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
+        for name, x in batch.items()
+    }
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(placed, whole))
+    return jitted.lower(state, frozen, shapes).compile()

@@ -1,0 +1,198 @@
+"""A model under a method: the one place where the two meet."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ftjax.errors import UserError, nearest
+from ftjax.formats import hf
+from ftjax.formats.folder import Weights, read_json
+from ftjax.methods.base import Method
+from ftjax.models import family as family_of
+from ftjax.models.layers import ATTENTION, Options
+from ftjax.models.stack import POLICIES, resolve_segments
+from ftjax.parallel.mesh import param_shardings
+from ftjax.partition import Partition, merge
+from ftjax.paths import Base, Flat, flatten, unflatten
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segment_ids")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model, the method that tunes it, and all that follows from the two.
+
+    Attributes:
+        family: the module of the model's family.
+        config: the family's `Config`.
+        model: the Linen module, which knows nothing of the method.
+        method: the method.
+        base: what the method knows of the model.
+        partition: label of every parameter.
+        shapes: flat abstract parameters, the method's included.
+        axes: logical axes of every parameter.
+    """
+
+    family: ModuleType
+    config: Any
+    model: nn.Module
+    method: Method
+    base: Base
+    partition: Partition
+    shapes: Flat
+    axes: Mapping[str, tuple[str | None, ...]]
+
+    def apply(
+        self,
+        params: Mapping[str, Any],
+        batch: Mapping[str, jax.Array],
+        key: jax.Array | None = None,
+        adapted: bool = True,
+    ) -> jax.Array:
+        """The model's outputs on a batch.
+
+        Args:
+            params: flat parameters.
+            batch: those of `INPUTS` that are there are used.
+            key: turns dropout on.
+            adapted: False disables the method: the base model's outputs.
+        """
+        inputs = {name: batch[name] for name in INPUTS if name in batch}
+        rngs = None if key is None else {"dropout": key}
+        variables = {"params": unflatten(params)}
+        with _intercepted(self.method.interceptor(self.base) if adapted else None):
+            return self.model.apply(variables, **inputs, rngs=rngs)
+
+    def dtype(self, path: str) -> Any:
+        """Trainable leaves are float32, frozen ones in the compute dtype."""
+        return jnp.float32 if self.partition.is_trainable(path) else self.config.options.dtype
+
+    def init(self, key: jax.Array, paths: list[str], shardings: Mapping[str, Any]) -> Flat:
+        """Initializes only the parameters named, straight into their shardings."""
+        if not paths:
+            return {}
+
+        def make(key: jax.Array) -> Flat:
+            params = _init(self.model, self.method.interceptor(self.base), key)
+            flat = {path: leaf.value for path, leaf in params.items()}
+            return {path: flat[path].astype(self.dtype(path)) for path in paths}
+
+        return jax.jit(make, out_shardings={path: shardings[path] for path in paths})(key)
+
+
+class _intercepted:
+    """`nn.intercept_methods`, or nothing."""
+
+    def __init__(self, interceptor: Any) -> None:
+        self._context = interceptor and nn.intercept_methods(interceptor)
+
+    def __enter__(self) -> None:
+        if self._context:
+            self._context.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if self._context:
+            self._context.__exit__(*error)
+
+
+def _init(model: nn.Module, interceptor: Any, key: jax.Array) -> Flat:
+    """Flat parameters, each boxed with its logical axes."""
+    with _intercepted(interceptor):
+        return flatten(model.init({"params": key}, jnp.zeros((1, 8), jnp.int32))["params"])
+
+
+def build(
+    hf_config: Mapping[str, Any],
+    method: Method,
+    settings: Mapping[str, Any] | None = None,
+    head: Mapping[str, Any] | None = None,
+) -> Tuned:
+    """A model under a method, abstractly: no weights are made.
+
+    Args:
+        hf_config: config.json's mapping.
+        method: the method.
+        settings: `model.dtype`, `model.remat`, `model.segments`, `model.attention`.
+        head: the task's arguments to the family's `Model` (head, labels, pooling).
+    """
+    settings = settings or {}
+    family = family_of(hf_config)
+    options = Options(
+        dtype=jnp.dtype(settings.get("dtype", "float32")),
+        remat=_known("remat", settings.get("remat", "none"), POLICIES),
+        attention=_known("attention", settings.get("attention", "xla"), ATTENTION),
+    )
+    config = family.Config.from_hf(hf_config, options)
+    layers = config.num_hidden_layers
+    segments = resolve_segments(
+        settings.get("segments", "auto"),
+        layers,
+        12 * layers * config.hidden_size**2,  # of a usual transformer, near enough to choose
+        method.cuts(layers),
+    )
+    config = replace(config, options=replace(options, segments=segments))
+    model = family.Model(config, **(head or {}))
+    key = jax.random.key(0)
+
+    def abstract(interceptor: Any) -> Flat:
+        return jax.eval_shape(lambda key: _init(model, interceptor, key), key)
+
+    shapes = {path: leaf.value for path, leaf in abstract(None).items()}
+    base = Base(
+        shapes,
+        family.hf_modules(config),
+        tuple(family.HEAD_MODULES),
+        layers,
+        family.DEFAULT_TARGETS,
+    )
+    interceptor = method.interceptor(base)
+    boxed = abstract(interceptor)
+    shapes = {path: leaf.value for path, leaf in boxed.items()}
+    axes = {path: tuple(leaf.names) for path, leaf in boxed.items()}
+    partition = Partition.of(list(shapes), method.rules(base))
+    return Tuned(family, config, model, method, base, partition, shapes, axes)
+
+
+def _known(key: str, value: str, known: Mapping[str, Any]) -> str:
+    if value not in known:
+        raise UserError(f"model.{key}={value!r} is not known{nearest(value, known)}")
+    return value
+
+
+def load(
+    folder: Path,
+    tuned: Tuned,
+    mesh: Mesh,
+    key: jax.Array,
+    replicate: tuple[str, ...] = (),
+    new_head: bool = False,
+) -> tuple[Flat, list[str]]:
+    """Parameters in place: the folder's tensors streamed, the rest initialized by jit.
+
+    Returns:
+        Flat parameters, and the paths of the head's parameters that the folder lacks.
+    """
+    shardings = param_shardings(tuned.shapes, tuned.axes, mesh, replicate)
+
+    def place(path: str, array: np.ndarray) -> jax.Array:
+        array = array.astype(tuned.dtype(path))
+        return jax.make_array_from_callback(array.shape, shardings[path], lambda i: array[i])
+
+    loaded, absent = hf.load(
+        Weights(folder), tuned.base.shapes, tuned.family, tuned.base.names, place, new_head
+    )
+    missing = [path for path in tuned.shapes if path not in loaded]
+    return merge(loaded, tuned.init(key, missing, shardings)), absent
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder."""
+    return read_json(folder / "config.json")

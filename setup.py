@@ -1,0 +1,54 @@
+"""Packaging of ftjax: `pip install .` for users, `pip install -e .[test]` to work on it."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ftjax/__init__.py").read_text()).group(1)
+
+REFERENCES = [  # only ever imported by tests and by the benchmark's peer
+    "torch==2.13.0",
+    "peft>=0.21",
+    "accelerate>=1.0",
+    "sentence-transformers>=5.0",
+]
+
+setup(
+    name="ftjax",
+    version=VERSION,
+    description="Fine-tuning language models in JAX: a method is a selection of parameters",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["ftjax", "ftjax.*"]),
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.20",
+        "transformers>=5.0",
+        "datasets>=4.0",
+        "ml-collections>=1.0",
+        "grain>=0.2.12",
+        "safetensors>=0.6",
+        "scikit-learn>=1.5",
+        "matplotlib>=3.9",
+        "tensorboardX>=2.6",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": ["pytest>=8.0", "ruff==0.17.6", *REFERENCES],
+        "dev": ["pytest>=8.0", "ruff==0.17.6", *REFERENCES],
+        "tpu": ["jax[tpu]>=0.10"],
+        "gpu": ["jax[cuda12]>=0.10"],
+    },
+    entry_points={"console_scripts": ["ftjax=ftjax.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+    ],
+)
