@@ -92,30 +92,31 @@ class Embeddings(nn.Module):
     ) -> Array:
         c = self.config
         make = partial(Embedding, features=c.hidden_size, stddev=c.initializer_range)
-        if position_ids is None:
-            position_ids = jnp.arange(input_ids.shape[1])[None]
         if token_type_ids is None:
             token_type_ids = jnp.zeros((1, 1), jnp.int32)
         x = make(c.vocab_size, name="word")(input_ids)
         x = x + make(c.type_vocab_size, axes=(None, "embed"), name="token_type")(token_type_ids)
-        x = x + make(c.max_position_embeddings, axes=(None, "embed"), name="position")(position_ids)
+        position = make(c.max_position_embeddings, axes=(None, "embed"), name="position")
+        x = x + (position.first(x.shape[1]) if position_ids is None else position(position_ids))
         x = LayerNorm(c.layer_norm_eps, name="norm")(x.astype(c.options.dtype))
         return Dropout(c.hidden_dropout_prob, name="dropout")(x)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with its output projection, before residual and norm."""
+    """Multi-head attention of `x` to `memory` with its output projection, without residual."""
 
     config: Config
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None) -> Array:
+    def __call__(self, x: Array, memory: Array, mask: Array | None) -> Array:
         c = self.config
-        split = (*x.shape[:-1], c.num_attention_heads, c.hidden_size // c.num_attention_heads)
-        query, key, value = (
-            c.dense(c.hidden_size, ("embed", "heads"), name)(x).reshape(split)
-            for name in ("query", "key", "value")
-        )
+        heads = (c.num_attention_heads, c.hidden_size // c.num_attention_heads)
+
+        def project(x: Array, name: str) -> Array:
+            y = c.dense(c.hidden_size, ("embed", "heads"), name)(x)
+            return y.reshape(*x.shape[:-1], *heads)
+
+        query, key, value = project(x, "query"), project(memory, "key"), project(memory, "value")
         core = AttentionCore(c.attention_probs_dropout_prob, c.options.attention, name="core")
         context = core(query, key, value, mask).reshape(x.shape)
         out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
@@ -136,14 +137,23 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
+    """Attention and feed-forward, each followed by residual and norm.
+
+    Attributes:
+        keep: compute only the first `keep` positions, where nothing reads the others.
+    """
+
     config: Config
+    keep: int | None = None
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None) -> Array:
         c = self.config
-        x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
+        memory = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
+        x = memory[:, : self.keep]
+        mask = mask if mask is None else mask[:, :, : self.keep]
         x = LayerNorm(c.layer_norm_eps, name="attention_norm")(
-            Attention(c, name="attention")(x, mask) + x
+            Attention(c, name="attention")(x, memory, mask) + x
         )
         return LayerNorm(c.layer_norm_eps, name="ffn_norm")(FeedForward(c, name="ffn")(x) + x)
 
@@ -176,8 +186,9 @@ class Model(nn.Module):
     ) -> Array:
         c = self.config
         x = Embeddings(c, name="embeddings")(input_ids, token_type_ids, position_ids)
+        first_only = self.head is not None and self.pooling == "cls"
         encoder = Stack(
-            lambda cls, name: cls(c, name=name),
+            lambda cls, name, last: cls(c, 1 if last and first_only else None, name=name),
             Layer,
             c.options.segments,
             c.options.remat,

@@ -23,8 +23,9 @@ class Stack(nn.Module):
     grow with depth.
 
     Attributes:
-        layer: makes one layer when called with `name`; the layer maps (x, *shared) to x.
-        layer_class: the class that `layer` makes, wrapped by `nn.remat` under a policy.
+        layer: makes one layer from (class, name=, last=), where `last` says that nothing but the
+            stack's output reads it; the layer maps (x, *shared) to x.
+        layer_class: the class given to `layer`, wrapped by `nn.remat` under a policy.
         segments: lengths of the segments.
         remat: a key of `POLICIES`.
     """
@@ -51,10 +52,11 @@ class Stack(nn.Module):
                     length=length,
                     metadata_params={nn.PARTITION_NAME: "layers"},
                 )
-                layer = self.layer(cls, name=f"layers_{start}_{start + length}")
+                layer = self.layer(cls, name=f"layers_{start}_{start + length}", last=False)
                 x, _ = run(layer, x, *shared)
             else:
-                x = self.layer(cls, name=f"layer_{start}")(x, *shared)
+                last = start + 1 == sum(self.segments)
+                x = self.layer(cls, name=f"layer_{start}", last=last)(x, *shared)
             start += length
         return x
 
