@@ -23,7 +23,14 @@ from ftjax.parallel.mesh import param_shardings
 from ftjax.partition import Partition, merge
 from ftjax.paths import Base, Flat, flatten, unflatten
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segment_ids")
+INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "position_ids",
+    "segment_ids",
+    "features",
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class Tuned:
         batch: Mapping[str, jax.Array],
         key: jax.Array | None = None,
         adapted: bool = True,
+        features_only: bool = False,
     ) -> jax.Array:
         """The model's outputs on a batch.
 
@@ -64,12 +72,24 @@ class Tuned:
             batch: those of `INPUTS` that are there are used.
             key: turns dropout on.
             adapted: False disables the method: the base model's outputs.
+            features_only: what the head reads, instead of what it says.
         """
         inputs = {name: batch[name] for name in INPUTS if name in batch}
+        if features_only:
+            inputs["features_only"] = True
         rngs = None if key is None else {"dropout": key}
         variables = {"params": unflatten(params)}
         with _intercepted(self.method.interceptor(self.base) if adapted else None):
             return self.model.apply(variables, **inputs, rngs=rngs)
+
+    @property
+    def only_head_trains(self) -> bool:
+        """Whether all below the head is frozen and unchanged, so that it need run only once."""
+        above = {"pooler", *self.base.head}
+        trainable = [path for path in self.shapes if self.partition.is_trainable(path)]
+        return set(self.shapes) == set(self.base.shapes) and all(
+            path.split("/")[0] in above for path in trainable
+        )
 
     def dtype(self, path: str) -> Any:
         """Trainable leaves are float32, frozen ones in the compute dtype."""

@@ -161,6 +161,9 @@ class Layer(nn.Module):
 class Model(nn.Module):
     """BERT under a head.
 
+    Where the head alone trains, `features_only` gives what the head reads, float32 (batch,
+    features), and `features` goes on from it.
+
     Attributes:
         config: the architecture.
         head: None gives hidden states (batch, length, features); "classification" gives float32
@@ -178,13 +181,17 @@ class Model(nn.Module):
     @nn.compact
     def __call__(
         self,
-        input_ids: Array,
+        input_ids: Array | None = None,
         attention_mask: Array | None = None,
         token_type_ids: Array | None = None,
         position_ids: Array | None = None,
         segment_ids: Array | None = None,
+        features: Array | None = None,
+        features_only: bool = False,
     ) -> Array:
         c = self.config
+        if features is not None:
+            return self._classify(features)
         x = Embeddings(c, name="embeddings")(input_ids, token_type_ids, position_ids)
         first_only = self.head is not None and self.pooling == "cls"
         encoder = Stack(
@@ -198,6 +205,10 @@ class Model(nn.Module):
         if self.head is None:
             return x
         x = pool(x, attention_mask, self.pooling)
+        return x if features_only else self._classify(x)
+
+    def _classify(self, x: Array) -> Array:
+        c = self.config
         dense = partial(Dense, stddev=c.initializer_range)
         if self.pooling == "cls":
             x = jnp.tanh(dense(c.hidden_size, ("embed", None), name="pooler")(x))

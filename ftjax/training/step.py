@@ -1,7 +1,7 @@
 """The train step: gradients of the trainable leaves only, and their update."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +9,13 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ftjax.loss import Loss
 from ftjax.parallel.mesh import batch_sharding
 from ftjax.partition import merge
 from ftjax.paths import Flat
 from ftjax.training.optimizers import Schedule, clip
 
 Batch = Mapping[str, jax.Array]
-
-
-class Loss(NamedTuple):
-    """Σ of weighted losses and Σ of weights, so that parts of a batch add up."""
-
-    total: jax.Array
-    weight: jax.Array
 
 
 LossFn = Callable[[Flat, Batch, jax.Array | None], Loss]  # (params, batch, dropout key)

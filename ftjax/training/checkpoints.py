@@ -1,0 +1,149 @@
+"""Checkpoints by Orbax: asynchronous, atomic, the newest and the best.
+
+A checkpoint holds the trainable leaves, optimizer state, step, RNG, data position, progress,
+configuration and the base model's fingerprint; never the frozen base.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from ftjax.errors import UserError
+from ftjax.paths import Flat, flatten, unflatten
+from ftjax.training.step import State
+
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class _NewestAndBest:
+    """Keeps the `keep` newest checkpoints and the one of step `best`."""
+
+    def __init__(self, keep: int) -> None:
+        self.keep, self.best = keep, -1
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        newest = len(checkpoints) - self.keep
+        return [i >= newest or info.step == self.best for i, info in enumerate(checkpoints)]
+
+
+class Checkpoints:
+    """The `checkpoints/` of a work folder.
+
+    Args:
+        folder: made if absent.
+        keep: how many of the newest to keep, besides the best.
+    """
+
+    def __init__(self, folder: Path, keep: int = 1) -> None:
+        self.folder = folder
+        self._policy = _NewestAndBest(keep)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._policy, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(), options=options, item_names=("state", "params", "meta")
+        )
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, state: State, meta: Mapping[str, Any], best_step: int) -> None:
+        """Starts writing the state; returns before it is on disk.
+
+        Raises:
+            UserError: this or the save before could not be written.
+        """
+        self._policy.best = best_step
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        # The trainable leaves are an item of their own, so that evaluation reads nothing else.
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(_tree(state)),
+            params=ocp.args.StandardSave(unflatten(state.params)),
+            meta=ocp.args.JsonSave(dict(meta)),
+        )
+        try:
+            self._manager.save(step, args=items)
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(step, error) from error
+
+    def wait(self) -> None:
+        """Returns when everything is on disk.
+
+        Raises:
+            UserError: the last save could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(None, error) from error
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What was saved beside the state."""
+        items = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        return self._restore(step, items)["meta"]
+
+    def restore(self, step: int, like: State) -> State:
+        """The state of a step, in the shardings of `like`."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(like))
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        tree = self._restore(step, items)["state"]
+        # Fresh buffers: the step donates them, and restored ones may be views of foreign memory.
+        tree = jax.tree.map(lambda x: x.copy(), tree)
+        leaves = jax.tree.leaves(tree["opt_state"])
+        return State(
+            step=tree["step"],
+            params=flatten(tree["params"]),
+            opt_state=jax.tree.unflatten(jax.tree.structure(like.opt_state), leaves),
+            key=jax.random.wrap_key_data(tree["key"]),
+        )
+
+    def params(self, step: int, like: Flat) -> Flat:
+        """The trainable leaves of a step, in the shardings of `like`."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, unflatten(like))
+        items = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+        return flatten(self._restore(step, items)["params"])
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _restore(self, step: int, items: ocp.args.Composite) -> Any:
+        try:
+            return self._manager.restore(step, args=items)
+        except Exception as error:
+            raise UserError(
+                f"checkpoint {self.folder / str(step)} cannot be read "
+                f"({type(error).__name__}: {_first_line(error)})"
+            ) from error
+
+    def _failed(self, step: int | None, error: Exception) -> UserError:
+        what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+        kept = [s for s in self._manager.all_steps(read=True) if s != step]
+        last = f"step {max(kept)} is kept" if kept else "there is no earlier one"
+        return UserError(
+            f"{what} could not be written to {self.folder} ({type(error).__name__}: "
+            f"{_first_line(error)}); {last}. Is the disk full?"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0][:300]
+
+
+def _tree(state: State) -> dict[str, Any]:
+    """The state as plain containers: optimizer state as a list, its order fixed by its paths."""
+    return {
+        "step": state.step,
+        "params": unflatten(state.params),
+        "opt_state": dict(
+            (f"{i:05d}", leaf) for i, leaf in enumerate(jax.tree.leaves(state.opt_state))
+        ),
+        "key": jax.random.key_data(state.key),
+    }

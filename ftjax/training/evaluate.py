@@ -1,0 +1,98 @@
+"""Forward passes over a split, and the task's metrics on what they give."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ftjax.data.encode import Examples
+from ftjax.data.loading import Loader
+from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
+from ftjax.partition import merge
+from ftjax.paths import Flat
+from ftjax.tuned import Tuned
+
+
+class Forward:
+    """The compiled forward pass of a model under a method, over whole splits.
+
+    Args:
+        tuned: the model under its method.
+        mesh: where it runs.
+        batch_size: rows of a global batch.
+        buckets: lengths that rows are padded to.
+        features_only: what the head reads, instead of logits.
+    """
+
+    def __init__(
+        self,
+        tuned: Tuned,
+        mesh: Mesh,
+        batch_size: int,
+        buckets: tuple[int, ...],
+        features_only: bool = False,
+    ) -> None:
+        self._mesh, self._batch_size, self._buckets = mesh, batch_size, buckets
+        self.compile_seconds = 0.0
+        self._programs: dict[tuple, Any] = {}
+
+        def forward(params: Flat, frozen: Flat, batch: Mapping[str, jax.Array]) -> jax.Array:
+            out = tuned.apply(merge(params, frozen), batch, features_only=features_only)
+            return out.astype(jnp.float32)
+
+        self._jit = jax.jit(forward, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def __call__(self, params: Flat, frozen: Flat, examples: Examples) -> np.ndarray:
+        """Outputs in the order of the rows: float32 (rows, ...)."""
+        local = local_rows(self._mesh, self._batch_size)
+        loader = Loader(examples, self._batch_size, self._buckets, None, local)
+        pending = []
+        for planned, batch in loader:
+            placed = place_rows(self._mesh, batch, self._batch_size)
+            pending.append((planned.rows, self._program(params, frozen, placed)))
+        first = np.asarray(pending[0][1])
+        outputs = np.empty((len(examples), *first.shape[1:]), np.float32)
+        for rows, out in pending:
+            outputs[rows] = np.asarray(out)[: len(rows)]
+        return outputs
+
+    def _program(self, params: Flat, frozen: Flat, batch: Mapping[str, jax.Array]) -> jax.Array:
+        key = tuple((name, x.shape) for name, x in sorted(batch.items()))
+        if key not in self._programs:
+            start = time.perf_counter()
+            with logical_axes(self._mesh):
+                self._programs[key] = self._jit.lower(params, frozen, batch).compile()
+            self.compile_seconds += time.perf_counter() - start
+        return self._programs[key](params, frozen, batch)
+
+
+def cache_features(forward: Forward, params: Flat, frozen: Flat, examples: Examples) -> Examples:
+    """The examples with what the head reads in place of their tokens.
+
+    Lengths are kept, so that tokens are still counted.
+    """
+    features = forward(params, frozen, examples)
+    return replace(
+        examples,
+        ids=np.zeros(0, np.int32),
+        type_ids=None,
+        arrays={**examples.arrays, "features": features},
+    )
+
+
+def score(
+    task: Any, logits: np.ndarray, examples: Examples, names: tuple[str, ...]
+) -> dict[str, Any]:
+    """The task's metrics, and the mean loss without smoothing."""
+    labels = examples.arrays["labels"]
+    batch = {"labels": jnp.asarray(labels), "weights": jnp.ones(len(labels))}
+    loss = task.loss(jnp.asarray(logits), batch, train=False)
+    return {
+        "loss": float(loss.total / loss.weight),
+        **task.metrics(logits, labels, names),
+    }

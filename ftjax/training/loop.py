@@ -1,0 +1,405 @@
+"""The training run: batches through compiled steps, evaluation, checkpoints, exact resume."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ftjax import tasks
+from ftjax.config import from_json, to_json
+from ftjax.data.loading import Loader
+from ftjax.errors import UserError, nearest
+from ftjax.formats.folder import fingerprint, locate
+from ftjax.loss import Loss
+from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
+from ftjax.paths import Flat
+from ftjax.training.checkpoints import Checkpoints
+from ftjax.training.evaluate import Forward, cache_features, score
+from ftjax.training.memory import peak_memory_bytes
+from ftjax.training.optimizers import make_optimizer, schedule
+from ftjax.training.records import Records, read_rows, write_json
+from ftjax.training.run import (
+    Data,
+    Run,
+    open_workdir,
+    place_model,
+    read_data,
+    refuse_differences,
+    write_labels,
+)
+from ftjax.training.step import State, compile_step, init_state, make_step
+
+
+@dataclass
+class Progress:
+    """What a run must remember besides the state: saved with it.
+
+    Attributes:
+        best: best validation metric so far, None before the first evaluation.
+        best_step: where it was.
+        worse: evaluations since.
+        validation: the metrics of the best.
+        seconds: in the training phase: steps and waiting for data, without compilation,
+            evaluation and saving.
+        tokens: real tokens trained on.
+        examples: rows trained on.
+        compile_seconds: of this and earlier parts of the run.
+    """
+
+    best: float | None = None
+    best_step: int = -1
+    worse: int = 0
+    validation: dict[str, Any] | None = None
+    seconds: float = 0.0
+    tokens: int = 0
+    examples: int = 0
+    compile_seconds: float = 0.0
+
+
+def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
+    """Trains, or goes on where an earlier run in `workdir` stopped.
+
+    Returns:
+        The result that result.json holds; None when SIGTERM stopped the run, after saving.
+
+    Raises:
+        UserError: bad input, a work folder of another configuration, or a loss that is not
+            finite.
+    """
+    folder, task = locate(config.model.path), tasks.create(config.task)
+    data = read_data(config, task, folder)
+    open_workdir(workdir, config)
+    run = place_model(config, data.names)
+    write_labels(workdir, data.names)
+    write_json(workdir / "data_report.json", data.report)
+    return _Training(run, data, workdir).run()
+
+
+class _Training:
+    """One run of one configuration in one work folder."""
+
+    def __init__(self, run: Run, data: Data, workdir: Path) -> None:
+        self.run_, self.workdir, self.names = run, workdir, data.names
+        self.config, self.mesh = run.config, run.mesh
+        self.splits, self.buckets = data.splits, data.buckets
+        settings = self.config.train
+        self.progress = Progress()
+        self.forward = Forward(run.tuned, self.mesh, settings.eval_batch_size, data.buckets)
+        start = time.perf_counter()
+        self.cached = bool(settings.cache_frozen and run.tuned.only_head_trains)
+        if self.cached:
+            self._cache_features()
+        self.feature_seconds = time.perf_counter() - start - self.progress.compile_seconds
+        self.loader = Loader(
+            self.splits["train"],
+            settings.batch_size,
+            self.buckets,
+            self.config.seed,
+            local_rows(self.mesh, settings.batch_size),
+        )
+        per_epoch = self.loader.steps_per_epoch
+        self.total = settings.steps or settings.epochs * per_epoch
+        self.eval_every = settings.eval_every or per_epoch
+        self.save_every = settings.checkpoint_every or self.eval_every
+        self.metric = settings.best_metric
+        self.metric = run.task.best_metric if self.metric == "auto" else self.metric
+        self.rate = schedule(
+            self.config.optimizer.schedule,
+            self.config.optimizer.learning_rate,
+            self.config.optimizer.warmup,
+            self.total,
+        )
+        labels = {path: run.tuned.partition.labels[path] for path in run.trainable}
+        self.optimizer = make_optimizer(self.config.optimizer, labels, self.rate)
+
+    def _cache_features(self) -> None:
+        run = self.run_
+        settings = self.config.train
+        forward = Forward(run.tuned, self.mesh, settings.eval_batch_size, self.buckets, True)
+        lengths = [examples.lengths.max() for examples in self.splits.values()]
+        for name, examples in self.splits.items():
+            if name != "test":  # the test split is run once, at the end, in full
+                self.splits[name] = cache_features(forward, run.trainable, run.frozen, examples)
+        self.progress.compile_seconds += forward.compile_seconds
+        self.full_buckets, self.buckets = self.buckets, (int(max(lengths)),)
+
+    def run(self) -> dict[str, Any] | None:
+        run, settings = self.run_, self.config.train
+        state = init_state(run.trainable, self.optimizer, self.config.seed, self.mesh)
+        self.trainable_like = run.trainable
+        checkpoints = Checkpoints(self.workdir / "checkpoints", settings.keep)
+        self.base = fingerprint(run.folder)
+        iterator = self.loader.iterate(self.total)
+        latest = checkpoints.latest()
+        if latest is not None:
+            state = self._resume(checkpoints, latest, state, iterator)
+        elif self.cached:
+            self.progress.seconds += self.feature_seconds
+        step = int(state.step)
+        main = jax.process_index() == 0
+        records = Records(self.workdir, step, self.total, main)
+        try:
+            self._announce(records, step)
+            programs = self._compile(state) if step < self.total else {}
+            with _stop_signal() as stop:
+                state, stopped = self._loop(state, iterator, programs, checkpoints, records, stop)
+            if stopped:
+                records.say(f"stopped by SIGTERM at step {int(state.step)}: saved; run the same "
+                            "command to go on")
+                return None
+            records.say(f"best validation {self.metric} {self.progress.best:.4f} "
+                        f"at step {self.progress.best_step}") if self.progress.best is not None \
+                else None
+            return self._finish(checkpoints, state)
+        finally:
+            records.close()
+            checkpoints.close()
+
+    def _announce(self, records: Records, step: int) -> None:
+        run = self.run_
+        trainable, total = run.tuned.partition.counts(run.tuned.shapes)
+        records.say(
+            f"{self.config.method.name}: {trainable:,} of {total:,} parameters train "
+            f"({trainable / total:.2%}); {len(self.splits['train']):,} examples, "
+            f"{self.total:,} steps, lengths {', '.join(map(str, self.loader.buckets))}"
+        )
+        if run.absent:
+            records.say(f"not in {run.folder.name}, initialized: {', '.join(run.absent)}")
+        for name, examples in self.splits.items():
+            if examples.truncated:
+                records.say(
+                    f"{name}: {examples.truncated} of {len(examples)} texts are longer than "
+                    f"data.max_length={self.config.data.max_length} tokens and were truncated"
+                )
+        if step:
+            records.say(f"resumed at step {step}")
+
+    def _compile(self, state: State) -> dict[int, Any]:
+        """One program a length, by length."""
+        settings, run = self.config.train, self.run_
+
+        def loss_fn(params: Flat, batch: Mapping[str, jax.Array], key: Any) -> Loss:
+            return run.task.loss(run.tuned.apply(params, batch, key), batch, train=True)
+
+        step = make_step(
+            loss_fn,
+            self.optimizer,
+            self.rate,
+            clip_norm=self.config.optimizer.clip_norm,
+            accumulation=settings.accumulation,
+        )
+        start, programs = time.perf_counter(), {}
+        rows = settings.batch_size
+        with logical_axes(self.mesh):
+            for length, first in self.loader.shapes(self.total).items():
+                shapes = {
+                    name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
+                    for name, x in self.loader.batch(first).items()
+                }
+                programs[length] = compile_step(step, state, run.frozen, shapes, self.mesh)
+        self.progress.compile_seconds += time.perf_counter() - start
+        return programs
+
+    def _loop(
+        self,
+        state: State,
+        iterator: Any,
+        programs: Mapping[int, Any],
+        checkpoints: Checkpoints,
+        records: Records,
+        stop: list[bool],
+    ) -> tuple[State, bool]:
+        settings, progress, frozen = self.config.train, self.progress, self.run_.frozen
+        step, per_epoch = int(state.step), self.loader.steps_per_epoch
+        pending: list[tuple[int, Any]] = []
+        mark = time.perf_counter()
+
+        def flush() -> None:
+            """Waits for the device, checks and logs what is pending."""
+            nonlocal mark
+            if not pending:
+                return
+            rows = [(at, {k: float(v) for k, v in m.items()}) for at, m in pending]
+            elapsed = time.perf_counter() - mark
+            for at, row in rows:
+                if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
+                    kept = checkpoints.latest()
+                    raise UserError(
+                        f"loss is {row['loss']}, gradient norm {row['grad_norm']} at step {at}: "
+                        f"stopped; the last good checkpoint is "
+                        f"{'none' if kept is None else f'step {kept}'}. A lower "
+                        "optimizer.learning_rate or clip_norm may help"
+                    )
+            tokens = sum(self.loader.tokens(at - 1) for at, _ in rows)
+            examples = sum(self._rows(at - 1) for at, _ in rows)
+            progress.seconds += elapsed
+            progress.tokens += tokens
+            progress.examples += examples
+            at, last = rows[-1]
+            records.log(
+                {
+                    "step": at,
+                    "epoch": round(at / per_epoch, 4),
+                    "loss": float(np.mean([row["loss"] for _, row in rows])),
+                    "learning_rate": last["learning_rate"],
+                    "grad_norm": last["grad_norm"],
+                    "tokens_per_second": round(tokens / elapsed, 1),
+                    "examples_per_second": round(examples / elapsed, 1),
+                }
+            )
+            records.advance(len(rows))
+            pending.clear()
+            mark = time.perf_counter()
+
+        done = settings.early_stopping and progress.worse >= settings.early_stopping
+        while step < self.total and not done:
+            length = self.loader.plan(step // per_epoch)[step % per_epoch].length
+            batch = place_rows(self.mesh, next(iterator), settings.batch_size)
+            state, metrics = programs[length](state, frozen, batch)
+            step += 1
+            pending.append((step, metrics))
+            due = step % self.eval_every == 0 or step == self.total
+            if step % settings.log_every == 0 or due or step % self.save_every == 0 or stop:
+                flush()
+            if due and "validation" in self.splits:
+                self._evaluate(state, step, records)
+                done = settings.early_stopping and progress.worse >= settings.early_stopping
+            if due or step % self.save_every == 0 or stop:
+                checkpoints.save(state, self._meta(iterator), progress.best_step)
+            if stop:
+                checkpoints.wait()
+                return state, True
+            if due or step % self.save_every == 0:
+                mark = time.perf_counter()
+        checkpoints.wait()
+        return state, False
+
+    def _rows(self, step: int) -> int:
+        epoch, number = divmod(step, self.loader.steps_per_epoch)
+        return len(self.loader.plan(epoch)[number].rows)
+
+    def _evaluate(self, state: State, step: int, records: Records) -> None:
+        """Validates, and notes whether this is the best so far."""
+        examples, progress = self.splits["validation"], self.progress
+        found = score(
+            self.run_.task,
+            self._outputs(state.params, examples),
+            examples,
+            self.names,
+        )
+        if self.metric not in found or not isinstance(found[self.metric], float):
+            numbers = [name for name, value in found.items() if isinstance(value, float)]
+            raise UserError(
+                f"train.best_metric={self.metric!r} is not a metric of "
+                f"{self.config.task.name}{nearest(self.metric, numbers)}"
+            )
+        value = found[self.metric]
+        better = -value if self.metric == "loss" else value
+        best = progress.best
+        if best is None or better > (-best if self.metric == "loss" else best):
+            progress.best, progress.best_step, progress.worse = value, step, 0
+            progress.validation = found
+        else:
+            progress.worse += 1
+        numbers = {f"validation/{k}": v for k, v in found.items() if isinstance(v, float)}
+        records.log({"step": step, **numbers})
+        records.say(f"step {step}: validation {self.metric} {value:.4f}, loss {found['loss']:.4f}")
+
+    def _outputs(self, params: Flat, examples: Any) -> np.ndarray:
+        before = self.forward.compile_seconds
+        outputs = self.forward(params, self.run_.frozen, examples)
+        self.progress.compile_seconds += self.forward.compile_seconds - before
+        return outputs
+
+    def _meta(self, iterator: Any) -> dict[str, Any]:
+        state = iterator.get_state()
+        return {
+            "data": state,
+            "progress": asdict(self.progress),
+            "config": to_json(self.config),
+            "base": self.base,
+        }
+
+    def _resume(
+        self, checkpoints: Checkpoints, step: int, state: State, iterator: Any
+    ) -> State:
+        meta = checkpoints.meta(step)
+        refuse_differences(str(self.workdir), from_json(meta["config"]), self.config)
+        if meta["base"] != self.base:
+            raise UserError(
+                f"{self.workdir} was trained on another base model: its fingerprint is "
+                f"{meta['base'][:12]}, that of {self.run_.folder} is {self.base[:12]}"
+            )
+        self.progress = Progress(**meta["progress"])
+        iterator.set_state(meta["data"])
+        return checkpoints.restore(step, state)
+
+    def _finish(self, checkpoints: Checkpoints, state: State) -> dict[str, Any]:
+        """The test split once, on the best; and the result."""
+        run, progress, config = self.run_, self.progress, self.config
+        if progress.best_step < 0:  # no validation split: the last is all there is
+            progress.best_step = int(state.step)
+        like = {path: leaf for path, leaf in state.params.items()}
+        params = checkpoints.params(progress.best_step, like)
+        scores = {"validation": progress.validation} if progress.validation else {}
+        if "test" in self.splits:
+            test = self.splits["test"]
+            if self.cached:
+                self.forward = Forward(
+                    run.tuned, self.mesh, config.train.eval_batch_size, self.full_buckets
+                )
+            scores["test"] = score(run.task, self._outputs(params, test), test, self.names)
+        trainable, total = run.tuned.partition.counts(run.tuned.shapes)
+        seconds = max(progress.seconds, 1e-9)
+        result = {
+            "method": config.method.name,
+            "model": config.model.path,
+            "task": config.task.name,
+            "data": f"{config.data.source}:{config.data.path}",
+            "seed": config.seed,
+            "steps": int(state.step),
+            "epochs": round(int(state.step) / self.loader.steps_per_epoch, 4),
+            "trainable_params": trainable,
+            "total_params": total,
+            "train_seconds": round(progress.seconds, 3),
+            "compile_seconds": round(progress.compile_seconds, 3),
+            "examples_per_second": round(progress.examples / seconds, 2),
+            "tokens_per_second": round(progress.tokens / seconds, 2),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "best_step": progress.best_step,
+            "cached_frozen": self.cached,
+            "metrics": scores,
+        }
+        if jax.process_index() == 0:
+            write_json(self.workdir / "result.json", result)
+        return result
+
+
+@contextmanager
+def _stop_signal() -> Iterator[list[bool]]:
+    """A list that is non-empty once SIGTERM has come."""
+    came: list[bool] = []
+    try:
+        old = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    except ValueError:  # not in the main thread: signals are the caller's
+        yield came
+        return
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def finished(workdir: Path) -> bool:
+    return (workdir / "result.json").exists()
+
+
+__all__ = ["finished", "read_rows", "train"]

@@ -1,0 +1,16 @@
+"""Peak memory of this process."""
+
+import resource
+import sys
+
+import jax
+
+
+def peak_memory_bytes() -> int:
+    """Peak bytes in use: of the busiest device where it says so, else resident in this host."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]
+    if peaks:
+        return max(peaks)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,94 @@
+"""What a run writes beside its checkpoints: rows, curves, one progress line, its result."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all: to a temporary name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl; a row cut short by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+class Records:
+    """`metrics.jsonl`, `tensorboard/` and the progress line of a run.
+
+    Args:
+        workdir: the work folder.
+        step: the step that the run starts or resumes at; later rows are of a run that was
+            killed, and are dropped, since they will be written again.
+        total: steps of the whole run.
+        shown: whether this host writes and shows anything.
+    """
+
+    def __init__(self, workdir: Path, step: int, total: int, shown: bool = True) -> None:
+        self._shown = shown
+        if not shown:
+            return
+        from tensorboardX import SummaryWriter
+
+        path = workdir / "metrics.jsonl"
+        rows = [row for row in read_rows(path) if row["step"] <= step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._bar = tqdm(
+            total=total,
+            initial=step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5,
+            desc=workdir.name,
+        )
+
+    def advance(self, steps: int) -> None:
+        if self._shown:
+            self._bar.update(steps)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """One row of numbers; "step" is among them."""
+        if not self._shown:
+            return
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            if name != "step":
+                self._board.add_scalar(name, value, row["step"])
+        if "loss" in row:
+            self._bar.set_postfix_str(
+                f"loss {row['loss']:.4f}, lr {row['learning_rate']:.2e}, "
+                f"{row['tokens_per_second']:,.0f} tok/s"
+            )
+
+    def say(self, text: str) -> None:
+        """A line above the progress line."""
+        if self._shown:
+            self._bar.write(text)
+
+    def close(self) -> None:
+        if self._shown:
+            self._bar.close()
+            self._board.close()
+            self._file.close()

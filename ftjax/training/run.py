@@ -1,0 +1,180 @@
+"""From a configuration to everything a run needs: data, model, parameters, mesh."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ftjax import methods, tasks, tuned
+from ftjax.config import flat_keys, from_json, to_json
+from ftjax.data.encode import Examples, encode
+from ftjax.data.loading import choose_buckets
+from ftjax.data.prepare import Report, prepare
+from ftjax.data.sources import Split, load
+from ftjax.errors import UserError
+from ftjax.formats.folder import locate
+from ftjax.parallel.mesh import batch_sharding, make_mesh
+from ftjax.paths import Flat
+from ftjax.training.records import write_json, write_text
+
+# What may differ when a run is resumed: it changes speed and records, not results.
+FREE = ("mesh.", "train.log_every", "train.keep", "train.eval_batch_size", "model.remat")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Encoded splits and how they are batched.
+
+    Attributes:
+        splits: name → examples, with labels.
+        names: of the labels.
+        buckets: lengths that rows are padded to.
+        report: rows in and out of every preparation step, and truncated texts.
+    """
+
+    splits: dict[str, Examples]
+    names: tuple[str, ...]
+    buckets: tuple[int, ...]
+    report: Report
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configured model in place.
+
+    Attributes:
+        absent: parameters of the head that the folder lacks and that were initialized.
+    """
+
+    config: ConfigDict
+    folder: Path
+    task: Any
+    tuned: tuned.Tuned
+    mesh: Mesh
+    trainable: Flat
+    frozen: Flat
+    absent: list[str]
+
+
+def read_splits(config: ConfigDict) -> tuple[dict[str, Split], Report]:
+    """Prepared splits of the configured source."""
+    return prepare(load(config.data), config.data)
+
+
+def encode_split(config: ConfigDict, task: Any, split: Split, names: Any, folder: Path) -> Examples:
+    """A split's tokens and, where it has labels, its targets."""
+    examples = encode(split, folder, config.data.max_length)
+    if "label" not in split.rows.column_names:
+        return examples
+    return replace(examples, arrays={"labels": task.targets(split, names)})
+
+
+def lengths_of(config: ConfigDict, splits: Mapping[str, Examples]) -> tuple[int, ...]:
+    """The lengths that rows are padded to, over all splits."""
+    if config.data.batching == "pad":
+        return (config.data.max_length,)
+    if config.data.batching != "bucket":
+        raise UserError(f"data.batching={config.data.batching!r} must be bucket or pad")
+    lengths = np.concatenate([examples.lengths for examples in splits.values()])
+    return choose_buckets(lengths, config.data.buckets)
+
+
+def read_data(config: ConfigDict, task: Any, folder: Path) -> Data:
+    """Reads, checks, prepares and encodes all splits."""
+    raw, report = read_splits(config)
+    if "train" not in raw:
+        raise UserError(f"data.path={config.data.path!r} has no training split")
+    names = task.label_names(raw["train"])
+    splits = {name: encode_split(config, task, raw[name], names, folder) for name in raw}
+    for name, examples in splits.items():
+        counts = {"rows_in": len(examples), "rows_out": len(examples)}
+        report.append({"step": "truncate", "split": name, **counts, "cut": examples.truncated})
+    return Data(splits, names, lengths_of(config, splits), report)
+
+
+def place_model(config: ConfigDict, names: tuple[str, ...], with_base: bool = True) -> Run:
+    """The model under its method, with its parameters on the mesh."""
+    folder = locate(config.model.path)
+    task = tasks.create(config.task)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    for key in ("batch_size", "eval_batch_size"):
+        rows = config.train[key] // (config.train.accumulation if key == "batch_size" else 1)
+        spread = batch_sharding(mesh).shard_shape((mesh.size * rows,))
+        ways = mesh.size * rows // spread[0]
+        if rows % ways:
+            raise UserError(
+                f"train.{key}={config.train[key]} (a microbatch of {rows} rows) does not divide "
+                f"over mesh.data × mesh.fsdp = {ways}"
+            )
+    model = tuned.build(
+        tuned.read_config(folder),
+        methods.create(config.method),
+        config.model,
+        task.head(names, folder),
+    )
+    key = jax.random.key(config.seed)
+    params, absent = tuned.load(
+        folder, model, mesh, key, config.mesh.replicate, config.model.new_head
+    )
+    trainable, frozen = model.partition.split(params)
+    return Run(config, folder, task, model, mesh, trainable, frozen, absent)
+
+
+def open_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Makes a work folder, or checks that it is of this configuration.
+
+    Raises:
+        UserError: the folder belongs to another configuration; the differences are named.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        refuse_differences(str(workdir), from_json(path.read_text(encoding="utf-8")), config)
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise UserError(f"--workdir {workdir} holds other files and no config.json")
+    else:
+        write_text(path, to_json(config))
+
+
+def refuse_differences(where: str, saved: ConfigDict, config: ConfigDict) -> None:
+    """Raises UserError where two configurations differ in what changes results."""
+    old, new = flat_keys(saved), flat_keys(config)
+    differences = [
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+        for key in sorted({*old, *new})
+        if json.dumps(old.get(key)) != json.dumps(new.get(key)) and not key.startswith(FREE)
+    ]
+    if differences:
+        raise UserError(
+            f"{where} holds a run of another configuration ({'; '.join(differences)}); "
+            "use another --workdir, or the same configuration"
+        )
+
+
+def read_workdir(workdir: Path) -> ConfigDict:
+    """The resolved configuration of a work folder.
+
+    Raises:
+        UserError: it is not a work folder.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise UserError(f"--workdir {workdir} has no config.json: no run was started there")
+    return from_json(path.read_text(encoding="utf-8"))
+
+
+def write_labels(workdir: Path, names: tuple[str, ...]) -> None:
+    write_json(workdir / "labels.json", list(names))
+
+
+def read_labels(workdir: Path) -> tuple[str, ...]:
+    path = workdir / "labels.json"
+    if not path.exists():
+        raise UserError(f"{path} does not exist: the run has not started training")
+    return tuple(json.loads(path.read_text(encoding="utf-8")))
+
