@@ -29,10 +29,11 @@ class Partition:
     labels: Mapping[str, str]
 
     @classmethod
-    def of(cls, paths: Sequence[str], rules: Rules) -> "Partition":
+    def of(cls, paths: Sequence[str], rules: Rules, trains: bool = True) -> "Partition":
         """Labels each path with the group of the first rule whose pattern matches it in full.
 
-        Patterns see unrolled names (`layer_3`), also where layers are scanned.
+        Patterns see unrolled names (`layer_3`), also where layers are scanned. `trains` says that
+        something must be left to train.
 
         Raises:
             UserError: a path that no rule matches, a rule that matches no path, a scanned
@@ -62,7 +63,7 @@ class Partition:
                     f"pattern {pattern!r} (group {group!r}) matches no parameter that an earlier "
                     f"pattern left{nearest(pattern, paths)}"
                 )
-        if set(labels.values()) <= {FROZEN}:
+        if trains and set(labels.values()) <= {FROZEN}:
             raise UserError("the method trains no parameter")
         return cls(labels)
 

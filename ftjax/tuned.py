@@ -177,7 +177,7 @@ def build(
     boxed = abstract(interceptor)
     shapes = {path: leaf.value for path, leaf in boxed.items()}
     axes = {path: tuple(leaf.names) for path, leaf in boxed.items()}
-    partition = Partition.of(list(shapes), method.rules(base))
+    partition = Partition.of(list(shapes), method.rules(base), method.trains)
     return Tuned(family, config, model, method, base, partition, shapes, axes)
 
 

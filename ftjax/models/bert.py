@@ -166,8 +166,8 @@ class Model(nn.Module):
 
     Attributes:
         config: the architecture.
-        head: None gives hidden states (batch, length, features); "classification" gives float32
-            logits (batch, labels).
+        head: None gives hidden states (batch, length, features), "embedding" the pooled float32
+            (batch, features), "classification" float32 logits (batch, labels).
         labels: number of labels.
         pooling: "cls" is BERT's pooler (dense and tanh on the first token); "mean" averages real
             tokens and has no pooler.
@@ -205,7 +205,7 @@ class Model(nn.Module):
         if self.head is None:
             return x
         x = pool(x, attention_mask, self.pooling)
-        return x if features_only else self._classify(x)
+        return x if features_only or self.head == "embedding" else self._classify(x)
 
     def _classify(self, x: Array) -> Array:
         c = self.config

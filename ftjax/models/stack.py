@@ -1,6 +1,7 @@
 """A stack of layers as segments: a segment longer than one layer is scanned."""
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import flax.linen as nn
 import jax
@@ -86,4 +87,4 @@ def resolve_segments(
         raise UserError(f"model.segments={lengths} must be positive and sum to {layers} layers")
     ends = {sum(lengths[:i]) for i in range(len(lengths) + 1)} | {c for c in cuts if 0 < c < layers}
     ordered = sorted(ends)
-    return tuple(b - a for a, b in zip(ordered, ordered[1:], strict=False))
+    return tuple(b - a for a, b in pairwise(ordered))

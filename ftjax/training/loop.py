@@ -152,12 +152,15 @@ class _Training:
             with _stop_signal() as stop:
                 state, stopped = self._loop(state, iterator, programs, checkpoints, records, stop)
             if stopped:
-                records.say(f"stopped by SIGTERM at step {int(state.step)}: saved; run the same "
-                            "command to go on")
+                records.say(
+                    f"stopped by SIGTERM at step {int(state.step)}: saved; run the same "
+                    "command to go on"
+                )
                 return None
-            records.say(f"best validation {self.metric} {self.progress.best:.4f} "
-                        f"at step {self.progress.best_step}") if self.progress.best is not None \
-                else None
+            records.say(
+                f"best validation {self.metric} {self.progress.best:.4f} "
+                f"at step {self.progress.best_step}"
+            ) if self.progress.best is not None else None
             return self._finish(checkpoints, state)
         finally:
             records.close()
@@ -328,9 +331,7 @@ class _Training:
             "base": self.base,
         }
 
-    def _resume(
-        self, checkpoints: Checkpoints, step: int, state: State, iterator: Any
-    ) -> State:
+    def _resume(self, checkpoints: Checkpoints, step: int, state: State, iterator: Any) -> State:
         meta = checkpoints.meta(step)
         refuse_differences(str(self.workdir), from_json(meta["config"]), self.config)
         if meta["base"] != self.base:

@@ -98,7 +98,7 @@ def read_data(config: ConfigDict, task: Any, folder: Path) -> Data:
     return Data(splits, names, lengths_of(config, splits), report)
 
 
-def place_model(config: ConfigDict, names: tuple[str, ...], with_base: bool = True) -> Run:
+def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
     """The model under its method, with its parameters on the mesh."""
     folder = locate(config.model.path)
     task = tasks.create(config.task)
@@ -112,12 +112,16 @@ def place_model(config: ConfigDict, names: tuple[str, ...], with_base: bool = Tr
                 f"train.{key}={config.train[key]} (a microbatch of {rows} rows) does not divide "
                 f"over mesh.data × mesh.fsdp = {ways}"
             )
-    model = tuned.build(
-        tuned.read_config(folder),
-        methods.create(config.method),
-        config.model,
-        task.head(names, folder),
-    )
+    method = methods.create(config.method)
+    head = task.head(names, folder)
+    if not method.trains:
+        head = {"head": "embedding", "pooling": head["pooling"]}
+    model = tuned.build(tuned.read_config(folder), method, config.model, head)
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest and config.data.max_length > longest:
+        raise UserError(
+            f"data.max_length={config.data.max_length} exceeds the model's {longest} positions"
+        )
     key = jax.random.key(config.seed)
     params, absent = tuned.load(
         folder, model, mesh, key, config.mesh.replicate, config.model.new_head
@@ -177,4 +181,3 @@ def read_labels(workdir: Path) -> tuple[str, ...]:
     if not path.exists():
         raise UserError(f"{path} does not exist: the run has not started training")
     return tuple(json.loads(path.read_text(encoding="utf-8")))
-

