@@ -210,7 +210,7 @@ def draw(
         for row in rows:
             error = [[row.accuracy - row.low], [row.high - row.accuracy]]
             style = {"color": colours[row.method], "fmt": "o", "capsize": 3}
-            axis.errorbar(max(value(row), 1), row.accuracy, yerror=error, **style)
+            axis.errorbar(max(value(row), 1), row.accuracy, yerr=error, **style)
             axis.annotate(
                 row.method,
                 (max(value(row), 1), row.accuracy),
