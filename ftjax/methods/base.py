@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ftjax.errors import UserError
 from ftjax.partition import FROZEN, Rules
@@ -23,7 +23,9 @@ def head_rule(base: Base, *more: str) -> tuple[str, str]:
 class Method:
     """A fine-tuning method. Subclasses are frozen dataclasses of its hyperparameters."""
 
-    trains = True  # prompting selects templates instead
+    trains: ClassVar[bool] = True  # prompting selects templates instead
+    # Hyperparameters under which step 0 is not the base model; a method that adds nothing has none.
+    non_identity: ClassVar[dict[str, Any]] = {}
 
     def rules(self, base: Base) -> Rules:
         """(pattern, group) pairs over all parameters, the method's included; first match wins."""

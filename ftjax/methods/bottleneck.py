@@ -6,6 +6,7 @@ Each adapter has 2dm + m + d parameters, m = d / reduction. The head is trained 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -57,6 +58,8 @@ class Bottleneck(Method):
     reduction: int = 16
     activation: str = "relu"
     init: str = "zero"
+
+    non_identity: ClassVar = {"init": "normal"}
 
     def __post_init__(self) -> None:
         require(self.reduction > 0, f"method.reduction must be positive, got {self.reduction}")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -40,6 +41,8 @@ class Lora(Method):
     dropout: float = 0.0
     targets: str | tuple[str, ...] = ()
     init: str = "kaiming"
+
+    non_identity: ClassVar = {"init": "random"}
 
     def __post_init__(self) -> None:
         require(self.rank > 0, f"method.rank must be positive, got {self.rank}")

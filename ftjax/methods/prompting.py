@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class Prompting(Selection):
     templates: tuple[str, ...] = ("{label}", "This is {label}.", "A text about {label}.")
     words: tuple[str, ...] = ()
 
-    trains = False
+    trains: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(bool(self.templates), "method.templates must name at least one template")

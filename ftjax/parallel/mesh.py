@@ -28,21 +28,24 @@ RULES: dict[str, str | tuple[str, ...] | None] = {  # logical axis → mesh axis
 }
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """A mesh over all devices; one size may be -1, for what the others leave.
 
     Raises:
         UserError: the sizes do not multiply to the number of devices.
     """
-    sizes, devices = [data, fsdp, tensor], jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    sizes, count = [data, fsdp, tensor], len(devices)
     wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise UserError(f"{wanted}: sizes must be positive, and at most one of them -1")
     known = math.prod(size for size in sizes if size > 0)
-    sizes = [devices // known if size == -1 else size for size in sizes]
-    if math.prod(sizes) != devices:
-        raise UserError(f"{wanted} needs {known} devices or a divisor; there are {devices}")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    sizes = [count // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != count:
+        raise UserError(f"{wanted} needs {known} devices or a divisor; there are {count}")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 @contextmanager

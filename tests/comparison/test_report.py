@@ -1,0 +1,59 @@
+"""The numbers and the pages of a comparison."""
+
+import pytest
+from scipy.stats import binomtest
+
+from ftjax.comparison.report import markdown_table, summarize, write_report
+from ftjax.comparison.statistics import wilson
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 10), (3, 10), (10, 10), (871, 1000)])
+def test_interval_equals_scipy(hits, count):
+    wanted = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    assert wilson(hits / count, count) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
+
+
+def result(method, seed, accuracy, **more):
+    return {
+        "method": method,
+        "model": "m",
+        "task": "classification",
+        "data": "json:<x>",
+        "seed": seed,
+        "trainable_params": 10,
+        "total_params": 1000,
+        "train_seconds": 2.0 + seed,
+        "tokens_per_second": 100.0,
+        "peak_memory_bytes": 2**20 * (seed + 1),
+        "metrics": {
+            "validation": {"accuracy": 0.1, "examples": 9},
+            "test": {"accuracy": accuracy, "examples": 100},
+        },
+        **more,
+    }
+
+
+def test_report(tmp_path):
+    results = [
+        result("full", 0, 0.8),
+        result("full", 1, 0.9),
+        result("none", 0, 0.5, template="<b>"),
+    ]
+    rows = summarize(results)
+    assert [row.method for row in rows] == ["full", "none"]
+    assert rows[0].accuracy == pytest.approx(0.85) and rows[0].seconds == 2.5
+    assert rows[0].deviation == pytest.approx(0.0707, abs=1e-4)
+    assert rows[0].memory == 2 * 2**20
+    table = markdown_table(rows)
+    assert "0.850 ± 0.071 [0.767, 0.907]" in table and "1.00%" in table
+    assert len({len(line) for line in table.splitlines()}) == 1
+    curves = {
+        "full": [{"step": 1, "loss": 1.0}, {"step": 2, "validation/accuracy": 0.5}],
+        "none": [],
+    }
+    write_report(tmp_path, rows, curves)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and 'src="http' not in page
+    assert "&lt;b&gt;" in page and "<b>" not in page  # what data holds is escaped
+    assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert table in (tmp_path / "report.md").read_text()

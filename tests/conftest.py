@@ -1,0 +1,190 @@
+"""A tiny pretrained BERT, made here, and tiny corpora; eight virtual devices."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ftjax import methods, tuned
+from ftjax.formats import hf
+from ftjax.parallel.mesh import make_mesh
+
+WORDS = ["good", "great", "fine", "lovely", "bad", "awful", "poor", "dull", "the", "a", "film", "movie", "plot", "actor", "it", "was", "is", "very", "not", "and", "or", "but", "so", "too", "music", "scene", "story", "one", "two", "three"]
+CONFIG = {
+    "model_type": "bert",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "type_vocab_size": 2,
+    "initializer_range": 0.3,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
+HEAD = {"head": "classification", "labels": 2, "pooling": "cls"}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory):
+    os.environ["FTJAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def one_device():
+    """A mesh of one device."""
+    return make_mesh(devices=jax.devices()[:1])
+
+
+def write_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    vocab += [f"[unused{i}]" for i in range(CONFIG["vocab_size"] - len(vocab))]
+    model = models.WordPiece({w: i for i, w in enumerate(vocab)}, unk_token="[UNK]")
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = {"unk": "[UNK]", "pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    settings = {f"{name}_token": token for name, token in special.items()}
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def write_tiny(folder: Path, seed: int = 0, **changes) -> Path:
+    """A folder of a tiny BERT encoder with random weights."""
+    model = tuned.build({**CONFIG, **changes}, methods.create({"name": "full"}), {}, HEAD)
+    params = model.init(jax.random.key(seed), list(model.shapes), dict.fromkeys(model.shapes))
+    encoder = {path: np.array(leaf) for path, leaf in params.items() if "classifier" not in path}
+    random = np.random.default_rng(seed)
+    for path, leaf in encoder.items():  # biases and norms that are not trivial
+        if path.endswith(("bias", "scale")):
+            leaf += random.normal(0, 0.1, leaf.shape).astype(np.float32)
+    tensors = hf.to_tensors(encoder, model.family, model.base.names, prefix=False)
+    hf.write_folder(folder, folder, {**CONFIG, **changes, "architectures": ["BertModel"]}, tensors)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def make_rows(count: int, seed: int) -> list[dict]:
+    random = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        label = int(random.integers(2))
+        words = list(random.choice(WORDS[8:], size=int(random.integers(3, 20))))
+        words.insert(
+            int(random.integers(len(words))), str(random.choice(WORDS[:4] if label else WORDS[4:8]))
+        )
+        rows.append({"text": " ".join(words), "label": ("negative", "positive")[label]})
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train, validation and test .jsonl."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for number, (split, count) in enumerate({"train": 150, "validation": 40, "test": 40}.items()):
+        write_jsonl(folder / f"{split}.jsonl", make_rows(count, number))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def config_file(tiny: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration of the tiny model on the tiny corpus."""
+    file = tmp_path_factory.mktemp("configs") / "tiny.py"
+    file.write_text(
+        f"""
+from ftjax.config import default_config
+
+def get_config(method="full"):
+    config = default_config(method)
+    config.model.path = {str(tiny)!r}
+    config.data.path = {str(corpus)!r}
+    config.data.max_length = 32
+    config.data.buckets = 2
+    config.optimizer.learning_rate = 1e-3
+    config.train.epochs = 2
+    config.train.batch_size = 16
+    config.train.eval_batch_size = 16
+    return config
+"""
+    )
+    return file
+
+
+def ftjax(*arguments, devices: int = 1, expect: int = 0, **popen) -> subprocess.CompletedProcess:
+    """Runs the command in a process of its own and checks its exit code."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "ftjax", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment(devices),
+        **popen,
+    )
+    assert finished.returncode == expect, finished.stdout + finished.stderr
+    return finished
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flags, "GLIBC_TUNABLES": ""}
+
+
+def build(folder: Path, method: dict, model: dict | None = None, head: dict | None = None):
+    """A model under a method, from a folder's config.json."""
+    return tuned.build(
+        tuned.read_config(folder),
+        methods.create(method),
+        model or {},
+        HEAD if head is None else head,
+    )
+
+
+def perturbed(params: dict, model, seed: int = 1) -> dict:
+    """Parameters with every trainable leaf moved, so that an adapter does something."""
+    keys = jax.random.split(jax.random.key(seed), len(params))
+    return {
+        path: leaf + 0.05 * jax.random.normal(key, leaf.shape, leaf.dtype)
+        if model.partition.is_trainable(path)
+        else leaf
+        for key, (path, leaf) in zip(keys, params.items(), strict=True)
+    }
+
+
+def make_batch(rows: int = 8, length: int = 12, seed: int = 0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    sizes = random.integers(4, length + 1, rows)
+    mask = (np.arange(length) < sizes[:, None]).astype(np.int32)
+    return {
+        "input_ids": random.integers(5, CONFIG["vocab_size"], (rows, length)) * mask,
+        "attention_mask": mask,
+        "token_type_ids": (np.arange(length) > 3).astype(np.int32)[None] * mask,
+        "labels": random.integers(0, 2, rows),
+        "weights": np.ones(rows, np.float32),
+    }

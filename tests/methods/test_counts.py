@@ -1,0 +1,33 @@
+"""Parameter counts on BERT-base, as published."""
+
+import pytest
+
+from ftjax import methods, tuned
+
+BERT_BASE = {"model_type": "bert"}
+HEAD = 768 * 2 + 2
+POOLER = 768 * 768 + 768
+LAYER = 4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
+
+
+@pytest.mark.parametrize("segments", ["unrolled", "scan"])
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [
+        ({"name": "full"}, 109_482_240 + HEAD),
+        ({"name": "head"}, POOLER + HEAD),
+        ({"name": "head", "train_pooler": False}, HEAD),
+        ({"name": "top_k", "k": 2}, 2 * LAYER + POOLER + HEAD),
+        ({"name": "top_k", "k": -3}, 3 * LAYER + POOLER + HEAD),
+        ({"name": "bitfit"}, 102_912 + HEAD),
+        ({"name": "houlsby"}, 1_789_056 + HEAD),
+        ({"name": "pfeiffer"}, 894_528 + HEAD),
+        ({"name": "lora"}, 12 * 2 * 8 * (768 + 768) + HEAD),
+        ({"name": "lora", "rank": 4, "targets": "all-linear"},
+         12 * 4 * (4 * 1536 + 2 * (768 + 3072)) + 4 * 1536 + HEAD),
+    ],
+)  # fmt: skip
+def test_bert_base(settings, count, segments):
+    head = {"head": "classification", "labels": 2, "pooling": "cls"}
+    model = tuned.build(BERT_BASE, methods.create(settings), {"segments": segments}, head)
+    assert model.partition.counts(model.shapes)[0] == count

@@ -1,0 +1,102 @@
+"""LoRA equals `peft`'s: outputs, adapter gradients, counts, matching."""
+
+import jax
+import numpy as np
+import peft
+import pytest
+import torch
+
+from ftjax import tuned
+from ftjax.paths import expand
+from tests.conftest import build, make_batch, perturbed
+from tests.models.test_bert import reference_classifier, torch_inputs
+
+
+def peft_model(folder, model, params, **settings):
+    """peft's model over the same base, with our adapter's weights."""
+    reference = reference_classifier(folder, params)
+    config = peft.LoraConfig(task_type="SEQ_CLS", **settings)
+    theirs = peft.get_peft_model(reference, config).eval()
+    tensors = dict(theirs.named_parameters())
+    names = {}
+    for path, leaf in params.items():
+        module, kind = path.rsplit("/", 1)
+        if kind in ("lora_a", "lora_b"):
+            (unrolled,) = expand(module)
+            name = (
+                f"base_model.model.bert.{model.base.names[unrolled]}"
+                f".lora_{kind[-1].upper()}.default.weight"
+            )
+            names[path] = name
+            with torch.no_grad():
+                tensors[name].copy_(torch.tensor(np.asarray(leaf).T))
+    return theirs, tensors, names
+
+
+@pytest.mark.parametrize("targets", [("query", "value"), "all-linear", r".*\.(key|up)"])
+def test_outputs_and_adapter_gradients(tiny, one_device, targets):
+    settings = {"name": "lora", "rank": 4, "alpha": 6.0, "targets": targets}
+    model = build(tiny, settings)
+    params, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+    params, batch = perturbed(params, model), make_batch()
+    theirs = {"all-linear": "all-linear", r".*\.(key|up)": r".*(\.key|intermediate\.dense)"}
+    reference, tensors, names = peft_model(
+        tiny,
+        model,
+        params,
+        r=4,
+        lora_alpha=6.0,
+        target_modules=theirs.get(targets, list(targets)),
+    )
+    out = reference(**torch_inputs(batch), labels=torch.tensor(batch["labels"]))
+    out.loss.backward()
+    count = sum(p.numel() for p in reference.parameters() if p.requires_grad)
+    assert count == model.partition.counts(model.shapes)[0]
+
+    def loss(trainable):
+        logits = model.apply({**params, **trainable}, batch)
+        rows = np.arange(len(batch["labels"]))
+        return -jax.nn.log_softmax(logits)[rows, batch["labels"]].mean(), logits
+
+    grads, logits = jax.grad(loss, has_aux=True)(model.partition.split(params)[0])
+    np.testing.assert_allclose(logits, out.logits.detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert len(names) == 2 * len(model.base.match(targets))
+    for path, name in names.items():
+        wanted = tensors[name].grad.numpy().T
+        scale = np.abs(wanted).max()
+        np.testing.assert_allclose(grads[path] / scale, wanted / scale, atol=1e-4, err_msg=path)
+
+
+def test_initialization_is_the_reference_distribution(tiny, one_device):
+    model = build(tiny, {"name": "lora", "rank": 16, "targets": "all-linear"})
+    params, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+    for path, leaf in params.items():
+        if path.endswith("lora_a"):
+            bound = 1 / np.sqrt(leaf.shape[0])
+            assert np.abs(leaf).max() <= bound and np.abs(leaf).max() > 0.9 * bound
+            assert abs(np.std(leaf) / (bound / np.sqrt(3)) - 1) < 0.1
+        if path.endswith("lora_b"):
+            assert not np.any(leaf)
+
+
+def test_dropout_is_of_the_updates_input_alone(tiny, one_device):
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    from ftjax import methods
+
+    method = methods.create({"name": "lora", "dropout": 0.5, "init": "random"})
+    head = {"head": "classification", "labels": 2, "pooling": "cls"}
+    model = tuned.build({**tuned.read_config(tiny), **quiet}, method, {}, head)
+    params, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+    batch, key = make_batch(), jax.random.key(3)
+    assert np.abs(model.apply(params, batch, key) - model.apply(params, batch)).max() > 1e-4
+    off = model.apply(params, batch, key, adapted=False)
+    np.testing.assert_array_equal(off, model.apply(params, batch, adapted=False))
+
+
+def test_a_target_within_a_scanned_segment_is_refused(tiny):
+    from ftjax.errors import UserError
+
+    settings = {"name": "lora", "targets": r"encoder\.layer\.1\..*query"}
+    assert build(tiny, settings).partition.counts(build(tiny, settings).shapes)
+    with pytest.raises(UserError, match="scanned segment"):
+        build(tiny, settings, {"segments": "scan"})

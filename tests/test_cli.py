@@ -1,0 +1,228 @@
+"""The command line, from end to end, as a user would run it."""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import transformers
+
+from ftjax.training.records import read_rows
+from tests.conftest import environment, ftjax, make_rows, write_jsonl
+
+METHODS = "full,head,top_k,bitfit,houlsby,pfeiffer,lora,prompting"
+
+
+@pytest.mark.smoke
+def test_help_and_lists_need_no_jax():
+    script = (
+        "import sys, contextlib, io\n"
+        "from ftjax.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as out:\n"
+        "    [main(['list', what]) for what in ('methods', 'models', 'tasks', 'optimizers')]\n"
+        "    with contextlib.suppress(SystemExit): main(['--help'])\n"
+        "assert 'jax' not in sys.modules and 'transformers' not in sys.modules\n"
+        "print(out.getvalue())"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    for name in [*METHODS.split(","), "bert", "classification", "adafactor", "compare"]:
+        assert name in out.stdout
+
+
+@pytest.mark.smoke
+def test_train_evaluate_predict_export(config_file, corpus, tmp_path):
+    work = tmp_path / "work"
+    out = ftjax("train", "--config", f"{config_file}:lora", "--workdir", work)
+    assert "classifier/kernel" in out.stderr + out.stdout  # the head was initialized, it says
+    result = json.loads((work / "result.json").read_text())
+    rows = read_rows(work / "metrics.jsonl")
+    assert result["method"] == "lora" and result["metrics"]["test"]["accuracy"] > 0.8
+    assert result["epochs"] == 2.0 and result["steps"] == 2 * int(np.ceil(result_rows(work) / 16))
+    assert any("validation/accuracy" in row for row in rows)
+    assert {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second"} <= set(rows[0])
+    assert list((work / "tensorboard").iterdir())
+    for name in ("config.json", "labels.json", "data_report.json"):
+        assert (work / name).exists()
+
+    again = ftjax("train", "--config", f"{config_file}:lora", "--workdir", work)
+    assert "finished already" in again.stdout
+
+    ftjax("evaluate", "--workdir", work, "--split", "test")
+    scored = json.loads((work / "evaluate_test.json").read_text())
+    assert scored["accuracy"] == result["metrics"]["test"]["accuracy"]
+    path = f"--config.data.path={corpus / 'test.jsonl'}"
+    ftjax("evaluate", "--workdir", work, path)
+    assert json.loads((work / "evaluate_test.json").read_text())["confusion"] == scored["confusion"]
+
+    rows = [json.loads(line) for line in (corpus / "test.jsonl").read_text().splitlines()]
+    inputs = write_jsonl(tmp_path / "in.jsonl", [{"text": row["text"]} for row in rows])
+    predictions = tmp_path / "out.jsonl"
+    ftjax("predict", "--workdir", work, "--input", inputs, "--output", predictions)
+    found = [json.loads(line) for line in predictions.read_text().splitlines()]
+    assert [row["text"] for row in found] == [row["text"] for row in rows]
+    hits = np.mean([a["label"] == b["label"] for a, b in zip(found, rows, strict=True)])
+    assert abs(hits - scored["accuracy"]) < 0.03  # the test split lost its duplicates
+
+    for kind in ("hf", "peft"):
+        ftjax("export", "--workdir", work, "--format", kind, "--output", tmp_path / kind)
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["r"] == 8
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "hf")
+    assert config.id2label == {0: "negative", 1: "positive"}
+
+
+def result_rows(work):
+    report = json.loads((work / "data_report.json").read_text())
+    return next(r["rows_out"] for r in report if r["step"] == "truncate" and r["split"] == "train")
+
+
+def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
+    work = tmp_path / "study"
+    arguments = ["compare", "--config", config_file, "--methods", METHODS, "--workdir", work]
+    out = ftjax(*arguments, "--config.train.epochs=1")
+    results = json.loads((work / "results.json").read_text())["methods"]
+    assert [row["method"] for row in results] == METHODS.split(",")
+    for row in results:
+        assert row["method"] in out.stdout and 0 <= row["low"] <= row["accuracy"] <= row["high"]
+    for name in ("report.html", "report.md", "results.json"):
+        assert str(work / name) in out.stdout and (work / name).exists()
+    start = time.time()
+    again = ftjax(*arguments, "--config.train.epochs=1")
+    assert again.stdout.count("finished already") == 8, time.time() - start
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--config.optimizer.learning_rat=1"], "did you mean 'optimizer.learning_rate'"),
+        (["--config.method.rank=2"], "unknown config key 'method.rank'"),
+        (["--config.method.name=lora", "--config.method.rnk=2"], "did you mean 'method.rank'"),
+        (["--config.train.epochs=many"], "train.epochs='many' has the wrong type: int"),
+        (["--config.train.epochs=1.5"], "wrong type"),
+        (["--config.optimizer.learning_rate=fast"], "wrong type: float"),
+        (["--config.optimizer.learning_rate=-1"], "must be positive"),
+        (["--config.train.accumulation=3"], "does not divide"),
+        (["--config.method.name=lorra"], "did you mean 'lora'"),
+        (["--config.method.name=lora", "--config.method.rank=0"], "method.rank must be positive"),
+        (["--config.method.name=lora", "--config.method.targets=qury"], "did you mean 'query'"),
+        (["--config.method.name=top_k", "--config.method.k=9"], "the model has 4 layers"),
+        (["--config.model.segments=3,3"], "sum to 4 layers"),
+        (["--config.model.remat=ful"], "did you mean 'full'"),
+        (["--config.model.path=./nothing"], "is not a folder"),
+        (["--config.data.path=./nothing"], "does not exist"),
+        (["--config.data.max_length=65"], "exceeds the model's 64 positions"),
+        (["--config.data.batching=packed"], "must be bucket or pad"),
+        (["--config.train.best_metric=acuracy"], "did you mean 'accuracy'"),
+        (["--config.optimizer.name=adam"], "did you mean 'adamw'"),
+        (["--config.task.pooling=max"], "must be auto, cls or mean"),
+        (["--config.mesh.data=3"], "mesh.data=3"),
+        (["--nonsense"], "'--nonsense' is not understood"),
+    ],
+)
+def test_bad_input_is_named_and_exits_with_2(
+    config_file, tmp_path, overrides, message, monkeypatch, capsys
+):
+    from ftjax.cli import main
+
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    work = tmp_path / "work"
+    arguments = ["train", "--config", str(config_file), "--workdir", str(work), *overrides]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (work / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist"),
+        ("x = 1", "no get_config()"),
+        (
+            "from ftjax.config import default_config\n"
+            "def get_config():\n    c = default_config()\n    c.trian = 1\n    return c",
+            "trian",
+        ),
+    ],
+)
+def test_a_bad_config_file_is_named(tmp_path, text, message):
+    file = tmp_path / "config.py"
+    if text:
+        file.write_text(text)
+    failed = ftjax("train", "--config", file, "--workdir", tmp_path / "w", expect=2)
+    assert message in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_commands_on_a_folder_without_a_run(tmp_path):
+    for command in (["evaluate"], ["export", "--format", "hf", "--output", tmp_path / "o"]):
+        failed = ftjax(*command, "--workdir", tmp_path / "none", expect=2)
+        assert "no run was started there" in failed.stderr
+
+
+def test_nan_stops_and_keeps_the_last_good_checkpoint(config_file, tmp_path):
+    work = tmp_path / "work"
+    failed = ftjax(
+        "train", "--config", config_file, "--workdir", work, "--config.optimizer.name=sgd",
+        "--config.optimizer.learning_rate=1e30", "--config.optimizer.clip_norm=0",
+        "--config.optimizer.warmup=3", "--config.train.checkpoint_every=1", expect=2,
+    )  # fmt: skip
+    assert "loss is" in failed.stderr and "at step" in failed.stderr
+    kept = {int(p.name) for p in (work / "checkpoints").iterdir() if p.name.isdigit()}
+    assert f"last good checkpoint is step {max(kept)}" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_disk_that_is_full_while_saving(config_file, tmp_path):
+    """A limit on file size stands for it: the write of a later checkpoint fails."""
+    work = tmp_path / "work"
+    arguments = ["train", "--config", config_file, "--workdir", work, "--config.train.steps=4"]
+    ftjax(*arguments, "--config.train.eval_every=4")
+    (work / "result.json").unlink()
+    shutil.rmtree(work / "checkpoints" / "4")
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    failed = subprocess.run(
+        [sys.executable, "-m", "ftjax", *map(str, arguments), "--config.train.eval_every=4"],
+        capture_output=True, text=True, env=environment(), preexec_fn=limit,
+    )  # fmt: skip
+    assert failed.returncode == 2, failed.stderr
+    assert "could not be written" in failed.stderr and "Traceback" not in failed.stderr
+    assert not [p for p in (work / "checkpoints").iterdir() if p.name.isdigit()]
+    ftjax(*arguments, "--config.train.eval_every=4")  # with room again, the run goes on
+    assert (work / "result.json").exists()
+
+
+def test_early_stopping_and_best(config_file, tmp_path):
+    work = tmp_path / "work"
+    ftjax(
+        "train", "--config", config_file, "--workdir", work, "--config.train.epochs=50",
+        "--config.train.early_stopping=2", "--config.optimizer.learning_rate=3e-3",
+    )  # fmt: skip
+    result = json.loads((work / "result.json").read_text())
+    scores = [
+        (row["step"], row["validation/accuracy"])
+        for row in read_rows(work / "metrics.jsonl")
+        if "validation/accuracy" in row
+    ]
+    best = max(score for _, score in scores)
+    first = next(step for step, score in scores if score == best)
+    assert result["best_step"] == first and result["metrics"]["validation"]["accuracy"] == best
+    assert [s for s, _ in scores].index(first) == len(scores) - 3 and result["epochs"] < 50
+    kept = {int(p.name) for p in (work / "checkpoints").iterdir() if p.name.isdigit()}
+    assert kept == {first, scores[-1][0]}
+
+
+def test_long_texts_are_counted(config_file, tmp_path):
+    long = [{"text": "good " * 60, "label": "positive"}, {"text": "bad " * 70, "label": "negative"}]
+    file = write_jsonl(tmp_path / "train.jsonl", [*make_rows(60, 0), *long])
+    out = ftjax(
+        "train", "--config", config_file, "--workdir", tmp_path / "w",
+        f"--config.data.path={file}", "--config.train.steps=2",
+    )  # fmt: skip
+    report = json.loads((tmp_path / "w" / "data_report.json").read_text())
+    cut = sum(row["cut"] for row in report if row["step"] == "truncate")
+    assert cut == 2 and "were truncated" in out.stderr + out.stdout

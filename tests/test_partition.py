@@ -1,0 +1,40 @@
+"""Labels: total, first match wins, never silent."""
+
+import numpy as np
+import pytest
+
+from ftjax.errors import UserError
+from ftjax.partition import FROZEN, Partition, merge
+
+PATHS = ["embeddings/word/embedding", "encoder/layers_0_3/ffn/up/kernel", "classifier/kernel"]
+REST = (".*", FROZEN)
+
+
+def test_first_match_wins_and_split_is_undone_by_merge():
+    partition = Partition.of(PATHS, [("classifier/.*", "head"), (".*kernel", "body"), REST])
+    assert [partition.labels[path] for path in PATHS] == [FROZEN, "body", "head"]
+    params = {path: np.full(2, i) for i, path in enumerate(PATHS)}
+    trainable, frozen = partition.split(params)
+    assert set(trainable) == set(PATHS[1:]) and set(frozen) == {PATHS[0]}
+    assert merge(trainable, frozen) == params
+    assert partition.counts(params) == (4, 6)
+    assert partition.groups == ("body", "head")
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([("classifier/.*", "head")], "embeddings/word/embedding"),  # not total
+        ([("clasifier/.*", "head"), REST], "clasifier"),  # matches nothing
+        ([REST], "trains no parameter"),
+        ([("encoder/layer_1/.*", "body"), REST], "scanned"),  # a part of a scanned segment
+    ],
+)
+def test_bad_rules_are_named(rules, message):
+    with pytest.raises(UserError, match=message):
+        Partition.of(PATHS, rules)
+
+
+def test_patterns_see_unrolled_names():
+    partition = Partition.of(PATHS, [("encoder/layer_[012]/.*", "body"), REST])
+    assert partition.labels[PATHS[1]] == "body"

@@ -1,0 +1,99 @@
+"""Whole training runs on eight virtual devices equal one on a single device."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ftjax.errors import UserError
+from ftjax.parallel.mesh import batch_sharding, local_rows, make_mesh, param_shardings
+from ftjax.training.checkpoints import Checkpoints
+from ftjax.training.records import read_rows
+from tests.conftest import build, ftjax
+
+OVERRIDES = ["--config.train.epochs=1", "--config.train.log_every=1"]
+QUIET = {"hidden_dropout_prob": 0.0}
+
+
+def run(config_file, workdir, devices, *overrides):
+    arguments = ["train", "--config", config_file, "--workdir", workdir, *OVERRIDES, *overrides]
+    ftjax(*arguments, devices=devices)
+    losses = [row["loss"] for row in read_rows(workdir / "metrics.jsonl") if "loss" in row]
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    params = checkpoints._manager.restore(checkpoints.latest())["params"]
+    checkpoints.close()
+    result = json.loads((workdir / "result.json").read_text())
+    return losses, jax.tree.map(np.asarray, params), result["metrics"]
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def single(request, config_file, tmp_path_factory):
+    method = f"--config.method.name={request.param}"
+    workdir = tmp_path_factory.mktemp("single") / "run"
+    return method, run(config_file, workdir, 1, method, "--config.optimizer.name=sgd")
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
+def test_equals_the_single_device_run(single, config_file, tmp_path, shape):
+    method, (losses, params, metrics) = single
+    mesh = [
+        f"--config.mesh.{axis}={n}"
+        for axis, n in zip(("data", "fsdp", "tensor"), shape, strict=True)
+    ]
+    sgd = "--config.optimizer.name=sgd"
+    found_losses, found, found_metrics = run(config_file, tmp_path / "run", 8, method, sgd, *mesh)
+    np.testing.assert_allclose(found_losses, losses, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, params)
+    for split in metrics:
+        assert found_metrics[split]["accuracy"] == metrics[split]["accuracy"]
+
+
+def test_parameters_are_really_sharded(tiny):
+    mesh = make_mesh(2, 2, 2)
+    model = build(tiny, {"name": "full"})
+    shardings = param_shardings(model.shapes, model.axes, mesh)
+    wanted = {
+        "embeddings/word/embedding": (2, 2),
+        "encoder/layer_0/attention/query/kernel": (2, 2),
+        "encoder/layer_0/attention/query/bias": (2,),
+        "encoder/layer_0/attention/output/kernel": (2, 2),
+        "encoder/layer_0/ffn/up/kernel": (2, 2),
+        "encoder/layer_0/ffn/down/kernel": (2, 2),
+        "classifier/kernel": (2, 1),
+    }
+    for path, parts in wanted.items():
+        shape = model.shapes[path].shape
+        local = tuple(n // p for n, p in zip(shape, parts, strict=True))
+        assert shardings[path].shard_shape(shape) == local, path
+
+
+def test_a_dimension_that_does_not_divide_is_named(tiny):
+    from ftjax import methods, tuned
+
+    config = {**tuned.read_config(tiny), "vocab_size": 63}
+    model = tuned.build(config, methods.create({"name": "full"}))
+    mesh = make_mesh(1, 4, 2)
+    with pytest.raises(UserError, match=r"embeddings/word/embedding.*63.*mesh\.tensor=2"):
+        param_shardings(model.shapes, model.axes, mesh)
+    replicated = param_shardings(model.shapes, model.axes, mesh, ("embeddings/word/embedding",))
+    assert replicated["embeddings/word/embedding"].is_fully_replicated
+
+
+def test_a_mesh_that_does_not_match_the_devices_is_named():
+    for sizes in ((3, 1, 1), (2, 2, 4), (-1, -1, 1), (0, 1, 1)):
+        with pytest.raises(UserError, match="mesh.data"):
+            make_mesh(*sizes)
+    assert make_mesh(-1, 2, 2).shape == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def test_rows_of_a_batch_lie_on_data_and_fsdp():
+    mesh = make_mesh(2, 2, 2)
+    assert batch_sharding(mesh).shard_shape((16, 5)) == (4, 5)
+    np.testing.assert_array_equal(local_rows(mesh, 16), np.arange(16))
+
+
+def test_a_batch_that_does_not_spread_is_named(config_file, tmp_path):
+    arguments = ["train", "--config", config_file, "--workdir", tmp_path / "w"]
+    failed = ftjax(*arguments, "--config.train.batch_size=12", devices=8, expect=2)
+    assert "train.batch_size=12" in failed.stderr

@@ -1,0 +1,138 @@
+"""A run that is killed and resumed ends as one that was not, to the bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ftjax.training.checkpoints import Checkpoints
+from ftjax.training.records import read_rows
+from tests.conftest import environment, ftjax, write_tiny
+
+OVERRIDES = [
+    "--config.train.steps=40",
+    "--config.train.eval_every=8",
+    "--config.train.checkpoint_every=3",
+    "--config.train.log_every=1",
+    "--config.train.keep=2",
+]
+
+
+def start(config_file, workdir, *overrides):
+    command = [sys.executable, "-m", "ftjax", "train", "--config", str(config_file)]
+    return subprocess.Popen(
+        [*command, "--workdir", str(workdir), *OVERRIDES, *overrides],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def stop_at(process, workdir, step, sent):
+    """Sends a signal once the run has logged `step`."""
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        if any(row["step"] >= step for row in read_rows(workdir / "metrics.jsonl")):
+            process.send_signal(sent)
+            break
+        time.sleep(0.005)
+    return process.communicate(timeout=120)[0]
+
+
+def final(workdir, like):
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    step = checkpoints.latest()
+    found = checkpoints._manager.restore(step)
+    checkpoints.close()
+    import jax
+
+    paths = jax.tree_util.tree_flatten_with_path(found["state"])[0]
+    return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config_file, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    ftjax("train", "--config", config_file, "--workdir", workdir, *OVERRIDES)
+    return workdir
+
+
+def same(a, b):
+    step_a, state_a = final(a, None)
+    step_b, state_b = final(b, None)
+    assert step_a == step_b == 40 and set(state_a) == set(state_b)
+    for path, leaf in state_a.items():
+        np.testing.assert_array_equal(state_b[path], leaf, err_msg=path)
+    rows_a, rows_b = (
+        [
+            {k: v for k, v in row.items() if not k.endswith("per_second")}
+            for row in read_rows(folder / "metrics.jsonl")
+        ]
+        for folder in (a, b)
+    )
+    assert rows_a == rows_b
+    results = [json.loads((folder / "result.json").read_text()) for folder in (a, b)]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert results[0]["best_step"] == results[1]["best_step"]
+
+
+def test_killed_three_times(uninterrupted, config_file, tmp_path):
+    workdir = tmp_path / "killed"
+    random = np.random.default_rng(time.time_ns())
+    points = [int(random.integers(low, low + 10)) for low in (2, 14, 27)]
+    print("killed at", points)
+    for point in points:
+        process = start(config_file, workdir)
+        stop_at(process, workdir, point, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+    process = start(config_file, workdir)
+    out = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, out
+    assert "resumed at step" in out
+    same(uninterrupted, workdir)
+
+
+def test_sigterm_saves_and_ends_cleanly(uninterrupted, config_file, tmp_path):
+    workdir = tmp_path / "stopped"
+    process = start(config_file, workdir)
+    out = stop_at(process, workdir, 5, signal.SIGTERM)
+    assert process.returncode == 0 and "stopped by SIGTERM" in out, out
+    rows = read_rows(workdir / "metrics.jsonl")
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    assert checkpoints.latest() == rows[-1]["step"]  # nothing done is lost
+    checkpoints.close()
+    assert not (workdir / "result.json").exists()
+    process = start(config_file, workdir)
+    process.communicate(timeout=300)
+    assert process.returncode == 0
+    same(uninterrupted, workdir)
+
+
+def test_a_changed_base_method_or_rank_is_refused(uninterrupted, config_file, tmp_path):
+    workdir = tmp_path / "lora"
+    base = write_tiny(tmp_path / "base")
+    short = ["--config.train.steps=2", "--config.train.eval_every=2"]
+    common = ["train", "--config", config_file, "--workdir", workdir, *short]
+    model = [f"--config.model.path={base}"]
+    lora = ["--config.method.name=lora", *model]
+    ftjax(*common, *lora)
+    os.remove(workdir / "result.json")
+    for changes, message in {
+        ("--config.method.name=houlsby", *model): "method.name: 'lora' there, 'houlsby' now",
+        (*lora, "--config.method.rank=4"): "method.rank: 8 there, 4 now",
+        (*lora, "--config.method.alpha=4"): "method.alpha: 8.0 there, 4.0 now",
+        ("--config.method.name=lora",): "model.path",
+    }.items():
+        assert message in ftjax(*common, *changes, expect=2).stderr
+    write_tiny(base, seed=5)  # other weights under the same name
+    assert "another base model" in ftjax(*common, *lora, expect=2).stderr
+    split = ["--split", "validation"]
+    assert "another base" in ftjax("evaluate", "--workdir", workdir, *split, expect=2).stderr
+    write_tiny(base)
+    ftjax(*common, *lora)

@@ -1,0 +1,233 @@
+"""The step: what it costs, what accumulation changes, what the optimizers do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+import transformers
+
+from ftjax import methods, tuned
+from ftjax.errors import UserError
+from ftjax.training.optimizers import OPTIMIZERS, make_optimizer, schedule, warmup_steps
+from ftjax.training.step import State, gradients, init_state, make_step
+from tests.conftest import HEAD, build, make_batch
+from tests.methods.test_invariants import cross_entropy
+
+SETTINGS = {"weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "momentum": 0.0}
+
+
+def flops(name: str) -> float:
+    """Of the compiled step of BERT-base, 8 rows of 128 tokens, gradient norm logged."""
+    model = tuned.build({"model_type": "bert"}, methods.create({"name": name}), {}, HEAD)
+    trainable, frozen = model.partition.split(model.shapes)
+    labels = {path: model.partition.labels[path] for path in trainable}
+
+    def rate(step):
+        return 1e-4
+
+    def loss_fn(params, batch, key):
+        return cross_entropy(model.apply(params, batch, key), batch)
+
+    optimizer = make_optimizer({**SETTINGS, "name": "adamw"}, labels, rate)
+    step = make_step(loss_fn, optimizer, rate, clip_norm=1.0, accumulation=1)
+    state = jax.eval_shape(
+        lambda p: State(jnp.zeros((), jnp.int32), p, optimizer.init(p), jax.random.key(0)),
+        trainable,
+    )
+    names = {"input_ids": jnp.int32, "attention_mask": jnp.int32}
+    batch = {name: jax.ShapeDtypeStruct((8, 128), dtype) for name, dtype in names.items()}
+    batch |= {"labels": jax.ShapeDtypeStruct((8,), jnp.int32)}
+    batch |= {"weights": jax.ShapeDtypeStruct((8,), jnp.float32)}
+    compiled = jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile()
+    return compiled.cost_analysis()["flops"]
+
+
+def test_a_frozen_base_costs_no_weight_gradients():
+    full = flops("full")
+    # A sixth of a forward and backward pass is the least that full could be under 6·N·D.
+    tokens, weights = 8 * 128, 12 * 7_077_888
+    assert full > 0.8 * 6 * tokens * weights
+    assert flops("lora") <= 0.72 * full
+    assert flops("head") <= 0.36 * full
+
+
+@pytest.fixture(scope="module")
+def quiet(tiny, one_device):
+    """The tiny model without dropout, its parameters and a loss."""
+    model = build(tiny, {"name": "full"})
+    params, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+
+    def loss_fn(params, batch, key):
+        return cross_entropy(model.apply(params, batch), batch)
+
+    return params, loss_fn
+
+
+@pytest.mark.parametrize("parts", [2, 4, 16])
+def test_microbatches_equal_one_batch(quiet, parts):
+    params, loss_fn = quiet
+    batch = make_batch(16)
+    batch["weights"] = np.array([1] * 9 + [0] * 3 + [0.5, 2, 1, 0], np.float32)  # uneven parts
+    batch = {name: jnp.asarray(x) for name, x in batch.items()}
+    key = jax.random.key(0)
+    loss, grads = gradients(loss_fn, params, {}, batch, key, 1)
+    parted_loss, parted = gradients(loss_fn, params, {}, batch, key, parts)
+    np.testing.assert_allclose(parted_loss.total, loss.total, rtol=1e-6)
+    np.testing.assert_allclose(parted_loss.weight, loss.weight, rtol=1e-6)
+    for path, grad in grads.items():
+        np.testing.assert_allclose(parted[path], grad, atol=1e-6, err_msg=path)
+
+
+def test_rows_of_weight_0_change_nothing(quiet):
+    params, loss_fn = quiet
+    batch = make_batch(8)
+    key = jax.random.key(0)
+    _, wanted = gradients(loss_fn, params, {}, {k: v[:5] for k, v in batch.items()}, key, 1)
+    batch["weights"] = np.array([1] * 5 + [0] * 3, np.float32)
+    _, found = gradients(loss_fn, params, {}, batch, key, 1)
+    for path, grad in wanted.items():
+        np.testing.assert_allclose(found[path], grad, atol=1e-6, err_msg=path)
+
+
+def run_ours(name, steps=6, clip=0.0, **settings):
+    """Steps on a fixed quadratic of two leaves, one of which is not decayed."""
+    target = {"a/kernel": jnp.linspace(-1, 1, 6).reshape(2, 3), "a/bias": jnp.ones(3)}
+    params = {path: jnp.zeros_like(leaf) + 0.3 for path, leaf in target.items()}
+
+    def loss_fn(params, batch, key):
+        total = sum(((params[p] - target[p]) ** 2).sum() for p in target)
+        from ftjax.loss import Loss
+
+        return Loss(total, jnp.ones(()))
+
+    rate = schedule("linear", 0.1, 2, steps)
+    labels = dict.fromkeys(params, "all")
+    optimizer = make_optimizer({**SETTINGS, **settings, "name": name}, labels, rate)
+    step = make_step(loss_fn, optimizer, rate, clip_norm=clip, accumulation=1)
+    state = State(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key(0))
+    rates = []
+    for _ in range(steps):
+        state, metrics = step(state, {}, {})
+        rates.append(float(metrics["learning_rate"]))
+    return {path: np.asarray(leaf) for path, leaf in state.params.items()}, target, rates
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("adamw", {"weight_decay": 0.1}),
+        ("adamw", {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-3}),
+        ("sgd", {"momentum": 0.9}),
+        ("sgd", {"weight_decay": 0.1}),
+    ],
+)
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_optimizer_equals_torch(name, settings, clip):
+    found, target, rates = run_ours(name, clip=clip, **settings)
+    leaves = {p: torch.full(t.shape, 0.3, requires_grad=True) for p, t in target.items()}
+    decay = settings.get("weight_decay", 0.0)
+    groups = [
+        {"params": [leaves["a/kernel"]], "weight_decay": decay},
+        {"params": [leaves["a/bias"]], "weight_decay": 0.0},
+    ]
+    if name == "adamw":
+        betas = (settings.get("beta1", 0.9), settings.get("beta2", 0.999))
+        optimizer = torch.optim.AdamW(groups, betas=betas, eps=settings.get("epsilon", 1e-8))
+    else:
+        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=settings.get("momentum", 0.0))
+    linear = transformers.get_linear_schedule_with_warmup(optimizer, 2, 6)
+    for group, base in zip(optimizer.param_groups, [0.1, 0.1], strict=True):
+        group["initial_lr"] = base
+    linear.base_lrs = [0.1, 0.1]
+    for rate in rates:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        sum(
+            ((leaves[p] - torch.tensor(np.asarray(t))) ** 2).sum() for p, t in target.items()
+        ).backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(leaves.values(), clip)
+        optimizer.step()
+    for path, leaf in leaves.items():
+        np.testing.assert_allclose(found[path], leaf.detach().numpy(), rtol=1e-5, err_msg=path)
+
+
+def test_lion_equals_its_formula():
+    found, target, rates = run_ours("lion", weight_decay=0.1)
+    for path, decay in (("a/kernel", 0.1), ("a/bias", 0.0)):
+        x, m = np.full(target[path].shape, 0.3), 0.0
+        for rate in rates:  # Chen et al. 2023, algorithm 2, β = 0.9, 0.99
+            grad = 2 * (x - np.asarray(target[path]))
+            x = x - rate * (np.sign(0.9 * m + 0.1 * grad) + decay * x)
+            m = 0.99 * m + 0.01 * grad
+        np.testing.assert_allclose(found[path], x, rtol=1e-5, err_msg=path)
+
+
+def test_adafactor_factors_its_second_moments(tiny, one_device):
+    model = build(tiny, {"name": "full"}, {}, HEAD)
+    big = {"a/kernel": jnp.ones((256, 512)), "a/bias": jnp.ones(512)}
+    optimizer = make_optimizer(
+        {**SETTINGS, "name": "adafactor"}, dict.fromkeys(big, "g"), lambda s: 1e-3
+    )
+    state = optimizer.init(big)
+    assert sum(x.size for x in jax.tree.leaves(state)) < 256 * 512 / 10
+    assert model.partition.groups == ("backbone",)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_descends(name):
+    found, target, _ = run_ours(name, steps=30)
+    for path, leaf in target.items():
+        assert np.abs(found[path] - leaf).mean() < np.abs(0.3 - leaf).mean()
+
+
+@pytest.mark.parametrize("warmup", [0, 7, 0.13])
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant", "inverse_sqrt"])
+def test_schedule_equals_transformers(name, warmup):
+    steps = 50
+    rise = warmup_steps(warmup, steps)
+    assert rise == (7 if warmup else 0)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    theirs = {
+        "linear": lambda: transformers.get_linear_schedule_with_warmup(optimizer, rise, steps),
+        "cosine": lambda: transformers.get_cosine_schedule_with_warmup(optimizer, rise, steps),
+        "constant": lambda: transformers.get_constant_schedule_with_warmup(optimizer, rise),
+        "inverse_sqrt": lambda: transformers.get_inverse_sqrt_schedule(
+            optimizer, rise, timescale=max(rise, 1)
+        ),
+    }[name]()
+    ours = schedule(name, 0.3, warmup, steps)
+    for step in range(steps):
+        np.testing.assert_allclose(ours(step), theirs.get_last_lr()[0], rtol=1e-4, atol=1e-8)
+        optimizer.step()
+        theirs.step()
+
+
+def test_unknown_names_suggest():
+    with pytest.raises(UserError, match="adamw"):
+        make_optimizer({**SETTINGS, "name": "adamv"}, {"a": "g"}, lambda s: 1.0)
+    with pytest.raises(UserError, match="cosine"):
+        schedule("cosin", 1.0, 0, 10)
+
+
+def test_optimizer_state_is_sharded_as_its_parameters():
+    from ftjax.parallel.mesh import make_mesh
+
+    mesh = make_mesh(1, 4, 2)
+    model = tuned.build(
+        {"model_type": "bert", "num_hidden_layers": 1}, methods.create({"name": "full"}), {}, HEAD
+    )
+    from ftjax.parallel.mesh import param_shardings
+
+    shardings = param_shardings(model.shapes, model.axes, mesh)
+    params = model.init(jax.random.key(0), list(model.shapes), shardings)
+    state = init_state(params, optax.adamw(1e-3), 0, mesh)
+    kernel = "encoder/layer_0/ffn/up/kernel"
+    for moments in (state.opt_state[0].mu, state.opt_state[0].nu, state.params):
+        assert moments[kernel].addressable_shards[0].data.shape == (768 // 4, 3072 // 2)
+    for path, leaf in state.params.items():
+        if leaf.size * 4 > 2**20:
+            assert leaf.addressable_shards[0].data.size <= leaf.size / 4, path
