@@ -160,7 +160,9 @@ def override(config: ConfigDict, key: str, value: Any) -> None:
     section = config
     for parent in parents:
         section = section[parent]
-    section[last] = coerce(key, known[key], value)
+    value = coerce(key, known[key], value)
+    with section.ignore_type():
+        section[last] = value
 
 
 def coerce(key: str, old: Any, value: Any) -> Any:

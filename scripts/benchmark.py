@@ -219,7 +219,9 @@ def accuracy(arguments: argparse.Namespace) -> None:
         return found["metrics"]["validation"]["accuracy"]
 
     seeds = range(arguments.seeds)
-    line("head, mean pooling", "ftjax", [last("head", s, **{"task.pooling": "mean"}) for s in seeds])
+    line(
+        "head, mean pooling", "ftjax", [last("head", s, **{"task.pooling": "mean"}) for s in seeds]
+    )
     line("head", "ftjax", [last("head", s) for s in seeds])
     for method in ("lora", "full"):
         line(method, "ftjax", [last(method, s) for s in seeds])

@@ -5,7 +5,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import transformers
 from ftjax.training.records import read_rows
 from tests.conftest import environment, ftjax, make_rows, write_jsonl
 
-METHODS = "full,head,top_k,bitfit,houlsby,pfeiffer,lora,prompting"
+METHODS = "head,lora,prompting"
 
 
 @pytest.mark.smoke
@@ -29,26 +28,28 @@ def test_help_and_lists_need_no_jax():
         "print(out.getvalue())"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    for name in [*METHODS.split(","), "bert", "classification", "adafactor", "compare"]:
+    for name in [*METHODS.split(","), "houlsby", "bert", "classification", "adafactor", "compare"]:
         assert name in out.stdout
 
 
 @pytest.mark.smoke
 def test_train_evaluate_predict_export(config_file, corpus, tmp_path):
     work = tmp_path / "work"
-    out = ftjax("train", "--config", f"{config_file}:lora", "--workdir", work)
+    train = ["train", "--config", f"{config_file}:lora", "--workdir", work]
+    train += ["--config.optimizer.learning_rate=2e-2", "--config.train.epochs=6"]
+    out = ftjax(*train)
     assert "classifier/kernel" in out.stderr + out.stdout  # the head was initialized, it says
     result = json.loads((work / "result.json").read_text())
     rows = read_rows(work / "metrics.jsonl")
     assert result["method"] == "lora" and result["metrics"]["test"]["accuracy"] > 0.8
-    assert result["epochs"] == 2.0 and result["steps"] == 2 * int(np.ceil(result_rows(work) / 16))
+    assert result["epochs"] == 6.0 and result["steps"] == 6 * int(np.ceil(result_rows(work) / 16))
     assert any("validation/accuracy" in row for row in rows)
     assert {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second"} <= set(rows[0])
     assert list((work / "tensorboard").iterdir())
     for name in ("config.json", "labels.json", "data_report.json"):
         assert (work / name).exists()
 
-    again = ftjax("train", "--config", f"{config_file}:lora", "--workdir", work)
+    again = ftjax(*train)
     assert "finished already" in again.stdout
 
     ftjax("evaluate", "--workdir", work, "--split", "test")
@@ -89,9 +90,8 @@ def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
         assert row["method"] in out.stdout and 0 <= row["low"] <= row["accuracy"] <= row["high"]
     for name in ("report.html", "report.md", "results.json"):
         assert str(work / name) in out.stdout and (work / name).exists()
-    start = time.time()
     again = ftjax(*arguments, "--config.train.epochs=1")
-    assert again.stdout.count("finished already") == 8, time.time() - start
+    assert again.stdout.count("finished already") == 3
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,6 @@ def write_folder(
 def copy_files(source: Path, output: Path, names: Iterable[str]) -> None:
     """Copies those of the named files that exist."""
     for name in names:
-        if (source / name).exists():
+        if (source / name).exists() and source != output:
             (output / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, output / name)

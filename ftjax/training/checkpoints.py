@@ -17,6 +17,7 @@ from ftjax.paths import Flat, flatten, unflatten
 from ftjax.training.step import State
 
 logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # writes abandoned after a failed one
 
 
 class _NewestAndBest:
@@ -40,7 +41,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 1) -> None:
         self.folder = folder
-        self._policy = _NewestAndBest(keep)
+        self._policy, self._broken = _NewestAndBest(keep), False
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._policy, cleanup_tmp_directories=True
         )
@@ -112,7 +113,8 @@ class Checkpoints:
         return flatten(self._restore(step, items)["params"])
 
     def close(self) -> None:
-        self._manager.close()
+        if not self._broken:  # a failed write has been told; closing would raise it again
+            self._manager.close()
 
     def _restore(self, step: int, items: ocp.args.Composite) -> Any:
         try:
@@ -124,6 +126,7 @@ class Checkpoints:
             ) from error
 
     def _failed(self, step: int | None, error: Exception) -> UserError:
+        self._broken = True
         what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
         kept = [s for s in self._manager.all_steps(read=True) if s != step]
         last = f"step {max(kept)} is kept" if kept else "there is no earlier one"

@@ -43,7 +43,8 @@ def schedule(name: str, peak: float, warmup: float, steps: int) -> Schedule:
     else:
 
         def decay(step: Any) -> Any:
-            return peak * jnp.sqrt(max(rise, 1) / (step + max(rise, 1)))
+            # A joined schedule also asks for steps before 0, and throws the answer away.
+            return peak * jnp.sqrt(max(rise, 1) / (jnp.maximum(step, 0) + max(rise, 1)))
 
     if not rise:
         return decay

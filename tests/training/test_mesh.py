@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from ftjax.errors import UserError
@@ -13,7 +14,6 @@ from ftjax.training.records import read_rows
 from tests.conftest import build, ftjax
 
 OVERRIDES = ["--config.train.epochs=1", "--config.train.log_every=1"]
-QUIET = {"hidden_dropout_prob": 0.0}
 
 
 def run(config_file, workdir, devices, *overrides):
@@ -21,7 +21,8 @@ def run(config_file, workdir, devices, *overrides):
     ftjax(*arguments, devices=devices)
     losses = [row["loss"] for row in read_rows(workdir / "metrics.jsonl") if "loss" in row]
     checkpoints = Checkpoints(workdir / "checkpoints")
-    params = checkpoints._manager.restore(checkpoints.latest())["params"]
+    items = ocp.args.Composite(params=ocp.args.StandardRestore())
+    params = checkpoints._manager.restore(checkpoints.latest(), args=items)["params"]
     checkpoints.close()
     result = json.loads((workdir / "result.json").read_text())
     return losses, jax.tree.map(np.asarray, params), result["metrics"]

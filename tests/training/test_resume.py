@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from ftjax.training.checkpoints import Checkpoints
@@ -45,13 +47,12 @@ def stop_at(process, workdir, step, sent):
     return process.communicate(timeout=120)[0]
 
 
-def final(workdir, like):
+def final(workdir):
     checkpoints = Checkpoints(workdir / "checkpoints")
     step = checkpoints.latest()
-    found = checkpoints._manager.restore(step)
+    items = ocp.args.Composite(state=ocp.args.StandardRestore())
+    found = checkpoints._manager.restore(step, args=items)
     checkpoints.close()
-    import jax
-
     paths = jax.tree_util.tree_flatten_with_path(found["state"])[0]
     return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
 
@@ -64,8 +65,8 @@ def uninterrupted(config_file, tmp_path_factory):
 
 
 def same(a, b):
-    step_a, state_a = final(a, None)
-    step_b, state_b = final(b, None)
+    step_a, state_a = final(a)
+    step_b, state_b = final(b)
     assert step_a == step_b == 40 and set(state_a) == set(state_b)
     for path, leaf in state_a.items():
         np.testing.assert_array_equal(state_b[path], leaf, err_msg=path)
