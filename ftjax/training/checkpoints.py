@@ -5,6 +5,7 @@ configuration and the base model's fingerprint; never the frozen base.
 """
 
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ftjax.errors import UserError
 from ftjax.paths import Flat, flatten, unflatten
 from ftjax.training.step import State
 
-logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # writes abandoned after a failed one
 
 
@@ -63,9 +64,13 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
+        free = shutil.disk_usage(self.folder).free
+        if free < 1.1 * needed:  # told before the attempt: a failed write is told at great length
+            raise self._failed(step, OSError(f"{needed:,} bytes are needed, {free:,} are free"))
         # The trainable leaves are an item of their own, so that evaluation reads nothing else.
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_tree(state)),
+            state=ocp.args.StandardSave(_rest(state)),
             params=ocp.args.StandardSave(unflatten(state.params)),
             meta=ocp.args.JsonSave(dict(meta)),
         )
@@ -93,15 +98,15 @@ class Checkpoints:
 
     def restore(self, step: int, like: State) -> State:
         """The state of a step, in the shardings of `like`."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(like))
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _rest(like))
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        tree = self._restore(step, items)["state"]
+        tree = {**self._restore(step, items)["state"], "params": self.params(step, like.params)}
         # Fresh buffers: the step donates them, and restored ones may be views of foreign memory.
         tree = jax.tree.map(lambda x: x.copy(), tree)
         leaves = jax.tree.leaves(tree["opt_state"])
         return State(
             step=tree["step"],
-            params=flatten(tree["params"]),
+            params=tree["params"],
             opt_state=jax.tree.unflatten(jax.tree.structure(like.opt_state), leaves),
             key=jax.random.wrap_key_data(tree["key"]),
         )
@@ -140,11 +145,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no reason given"])[0][:300]
 
 
-def _tree(state: State) -> dict[str, Any]:
-    """The state as plain containers: optimizer state as a list, its order fixed by its paths."""
+def _rest(state: State) -> dict[str, Any]:
+    """The state but for its parameters, as plain containers; optimizer leaves are numbered."""
     return {
         "step": state.step,
-        "params": unflatten(state.params),
         "opt_state": dict(
             (f"{i:05d}", leaf) for i, leaf in enumerate(jax.tree.leaves(state.opt_state))
         ),

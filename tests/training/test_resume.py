@@ -50,10 +50,11 @@ def stop_at(process, workdir, step, sent):
 def final(workdir):
     checkpoints = Checkpoints(workdir / "checkpoints")
     step = checkpoints.latest()
-    items = ocp.args.Composite(state=ocp.args.StandardRestore())
-    found = checkpoints._manager.restore(step, args=items)
+    standard = ocp.args.StandardRestore()
+    items = ocp.args.Composite(state=standard, params=standard)
+    found = dict(checkpoints._manager.restore(step, args=items).items())
     checkpoints.close()
-    paths = jax.tree_util.tree_flatten_with_path(found["state"])[0]
+    paths = jax.tree_util.tree_flatten_with_path(found)[0]
     return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
 
 

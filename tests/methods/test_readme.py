@@ -1,0 +1,43 @@
+"""The README's example of a new method is one, and passes the suite's first invariants."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ftjax import methods, tuned
+from tests.conftest import build, make_batch, perturbed
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Registers the example as its two code blocks say."""
+    code, entry = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(code.splitlines()) < 40
+    module = types.ModuleType("ftjax.methods.scale")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(code, vars(module))
+    for name, line in eval("{" + entry + "}").items():
+        monkeypatch.setitem(methods.METHODS, name, line)
+    return "scale"
+
+
+@pytest.mark.parametrize("segments", ["unrolled", "scan"])
+def test_the_new_method_works(example, tiny, one_device, segments):
+    batch = make_batch()
+    model = build(tiny, {"name": example}, {"segments": segments})
+    params, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+    base = model.apply(params, batch, adapted=False)
+    np.testing.assert_array_equal(model.apply(params, batch), base)
+    assert model.partition.counts(model.shapes)[0] == 4 * 32 + 32 * 2 + 2
+    moved = perturbed(params, model)
+    assert np.abs(model.apply(moved, batch) - model.apply(moved, batch, adapted=False)).max() > 1e-3
+    other = build(tiny, {"name": example, **methods.method_class(example).non_identity})
+    changed, _ = tuned.load(tiny, other, one_device, jax.random.key(0))
+    assert np.abs(other.apply(changed, batch) - base).max() > 1e-3
