@@ -20,5 +20,5 @@ if [ -n "$newer" ] && "$newer" --version >/dev/null 2>&1; then
     echo "smoke tests on $("$newer" --version)"
     [ -d .venv-test-3.12 ] || "$newer" -m venv .venv-test-3.12
     .venv-test-3.12/bin/pip install --quiet --disable-pip-version-check -e . "pytest>=8.0"
-    .venv-test-3.12/bin/python -m pytest -m smoke
+    .venv-test-3.12/bin/python -m pytest -m smoke tests/test_cli.py
 fi
