@@ -1,4 +1,4 @@
-"""Eight methods on 4,000 movie reviews, with MiniLM: a few minutes on a laptop."""
+"""Eight methods on 4,000 movie reviews (2,800 train, 400 validate, 800 test), with MiniLM."""
 
 from ml_collections import ConfigDict
 

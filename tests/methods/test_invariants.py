@@ -44,7 +44,7 @@ class Trained:
             return cross_entropy(self.model.apply(params, batch, key if drop else None), batch)
 
         def rate(step):
-            return 1e-2
+            return 1e-3
 
         optimizer = make_optimizer(OPTIMIZER, labels, rate)
         state = init_state(trainable, optimizer, 0, mesh)
