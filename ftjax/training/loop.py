@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.evaluate import Forward, cache_features, score
 from ftjax.training.memory import peak_memory_bytes
 from ftjax.training.optimizers import make_optimizer, schedule
+from ftjax.training.progress import Progress
 from ftjax.training.records import Records, write_json
 from ftjax.training.run import (
     Data,
@@ -36,32 +37,6 @@ from ftjax.training.run import (
     write_labels,
 )
 from ftjax.training.step import State, compile_step, init_state, make_step
-
-
-@dataclass
-class Progress:
-    """What a run must remember besides the state: saved with it.
-
-    Attributes:
-        best: best validation metric so far, None before the first evaluation.
-        best_step: where it was.
-        worse: evaluations since.
-        validation: the metrics of the best.
-        seconds: in the training phase: steps and waiting for data, without compilation,
-            evaluation and saving.
-        tokens: real tokens trained on.
-        examples: rows trained on.
-        compile_seconds: of this and earlier parts of the run.
-    """
-
-    best: float | None = None
-    best_step: int = -1
-    worse: int = 0
-    validation: dict[str, Any] | None = None
-    seconds: float = 0.0
-    tokens: int = 0
-    examples: int = 0
-    compile_seconds: float = 0.0
 
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
@@ -221,8 +196,8 @@ class _Training:
         pure, programs = self._step(), {}
         mark = time.perf_counter()
 
-        def flush() -> None:
-            """Waits for the device, checks and logs what is pending."""
+        def flush(log: bool = False) -> None:
+            """Waits for the device, checks and counts what is pending, and logs a row."""
             nonlocal mark
             if not pending:
                 return
@@ -237,23 +212,12 @@ class _Training:
                         f"{'none' if kept is None else f'step {kept}'}. A lower "
                         "optimizer.learning_rate or clip_norm may help"
                     )
-            tokens = sum(self.loader.tokens(at - 1) for at, _ in rows)
-            examples = sum(self._rows(at - 1) for at, _ in rows)
             progress.seconds += elapsed
-            progress.tokens += tokens
-            progress.examples += examples
-            at, last = rows[-1]
-            records.log(
-                {
-                    "step": at,
-                    "epoch": round(at / per_epoch, 4),
-                    "loss": float(np.mean([row["loss"] for _, row in rows])),
-                    "learning_rate": last["learning_rate"],
-                    "grad_norm": last["grad_norm"],
-                    "tokens_per_second": round(tokens / elapsed, 1),
-                    "examples_per_second": round(examples / elapsed, 1),
-                }
-            )
+            progress.tokens += sum(self.loader.tokens(at - 1) for at, _ in rows)
+            progress.examples += sum(self._rows(at - 1) for at, _ in rows)
+            progress.losses += [row["loss"] for _, row in rows]
+            if log:
+                records.log(self._row(*rows[-1]))
             records.advance(len(rows))
             pending.clear()
             mark = time.perf_counter()
@@ -270,8 +234,9 @@ class _Training:
             step += 1
             pending.append((step, metrics))
             due = step % self.eval_every == 0 or step == self.total
-            if step % settings.log_every == 0 or due or step % self.save_every == 0 or stop:
-                flush()
+            log = step % settings.log_every == 0 or step == self.total
+            if log or due or step % self.save_every == 0 or stop:
+                flush(log)
             if due and "validation" in self.splits:
                 self._evaluate(state, step, records)
                 done = settings.early_stopping and progress.worse >= settings.early_stopping
@@ -284,6 +249,23 @@ class _Training:
                 mark = time.perf_counter()
         checkpoints.wait()
         return state, False
+
+    def _row(self, step: int, last: Mapping[str, float]) -> dict[str, float]:
+        """A row of the log, over the steps since the last one."""
+        progress = self.progress
+        seconds = max(progress.seconds - progress.logged_seconds, 1e-9)
+        row = {
+            "step": step,
+            "epoch": round(step / self.loader.steps_per_epoch, 4),
+            "loss": float(np.mean(progress.losses)),
+            "learning_rate": last["learning_rate"],
+            "grad_norm": last["grad_norm"],
+            "tokens_per_second": (progress.tokens - progress.logged_tokens) / seconds,
+            "examples_per_second": (progress.examples - progress.logged_examples) / seconds,
+        }
+        progress.logged_seconds, progress.losses = progress.seconds, []
+        progress.logged_tokens, progress.logged_examples = progress.tokens, progress.examples
+        return row
 
     def _rows(self, step: int) -> int:
         epoch, number = divmod(step, self.loader.steps_per_epoch)
