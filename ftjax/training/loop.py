@@ -109,7 +109,6 @@ class _Training:
     def run(self) -> dict[str, Any] | None:
         run, settings = self.run_, self.config.train
         state = init_state(run.trainable, self.optimizer, self.config.seed, self.mesh)
-        self.trainable_like = run.trainable
         checkpoints = Checkpoints(self.workdir / "checkpoints", settings.keep)
         self.base = fingerprint(run.folder)
         iterator = self.loader.iterate(self.total)
@@ -131,10 +130,11 @@ class _Training:
                     "command to go on"
                 )
                 return None
-            records.say(
-                f"best validation {self.metric} {self.progress.best:.4f} "
-                f"at step {self.progress.best_step}"
-            ) if self.progress.best is not None else None
+            if self.progress.best is not None:
+                records.say(
+                    f"best validation {self.metric} {self.progress.best:.4f} "
+                    f"at step {self.progress.best_step}"
+                )
             return self._finish(checkpoints, state)
         finally:
             records.close()
@@ -330,8 +330,7 @@ class _Training:
         run, progress, config = self.run_, self.progress, self.config
         if progress.best_step < 0:  # no validation split: the last is all there is
             progress.best_step = int(state.step)
-        like = {path: leaf for path, leaf in state.params.items()}
-        params = checkpoints.params(progress.best_step, like)
+        params = checkpoints.params(progress.best_step, state.params)
         scores = {"validation": progress.validation} if progress.validation else {}
         if "test" in self.splits:
             test = self.splits["test"]
