@@ -11,6 +11,7 @@ def get_config(method: str = "full") -> ConfigDict:
     config = default_config(method)
     config.data.path = "data/sst2"
     config.data.max_length = 128
+    config.data.batching = "pack"
     config.optimizer.learning_rate = LEARNING_RATES.get(method, 1e-3)
     config.train.epochs = 3
     config.train.batch_size = 32

@@ -46,8 +46,8 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "splits": {"train": 0.0, "validation": 0.1, "test": 0.0},
             "split_seed": 0,
             "max_length": 128,
-            "batching": "bucket",  # bucket | pad
-            "buckets": 6,  # compiled lengths
+            "batching": "bucket",  # bucket | pack (several examples a row) | pad
+            "buckets": 6,  # lengths that bucket compiles at most
             "prepare": ("drop_duplicates",),  # steps, in order
         },
         "method": {"name": method, **hyperparameters(method)},
@@ -226,6 +226,8 @@ def check(config: ConfigDict) -> ConfigDict:
             f"train.accumulation={train.accumulation} does not divide "
             f"train.batch_size={train.batch_size}"
         )
+    if config.data.batching not in ("bucket", "pack", "pad"):
+        raise UserError(f"data.batching={config.data.batching!r} must be bucket, pack or pad")
     if config.model.dtype not in ("float32", "bfloat16"):
         raise UserError(f"model.dtype={config.model.dtype!r} must be float32 or bfloat16")
     if config.optimizer.learning_rate <= 0:

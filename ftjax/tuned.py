@@ -29,6 +29,7 @@ INPUTS = (
     "token_type_ids",
     "position_ids",
     "segment_ids",
+    "starts",
     "features",
 )
 

@@ -113,7 +113,7 @@ def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
         (["--config.model.path=./nothing"], "is not a folder"),
         (["--config.data.path=./nothing"], "does not exist"),
         (["--config.data.max_length=65"], "exceeds the model's 64 positions"),
-        (["--config.data.batching=packed"], "must be bucket or pad"),
+        (["--config.data.batching=packed"], "must be bucket, pack or pad"),
         (["--config.train.best_metric=acuracy"], "did you mean 'accuracy'"),
         (["--config.optimizer.name=adam"], "did you mean 'adamw'"),
         (["--config.task.pooling=max"], "must be auto, cls or mean"),

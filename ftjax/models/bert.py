@@ -18,8 +18,9 @@ from ftjax.models.layers import (
     Embedding,
     LayerNorm,
     Options,
+    at_starts,
     encoder_mask,
-    pool,
+    mean_pool,
 )
 from ftjax.models.stack import Stack
 
@@ -140,18 +141,20 @@ class Layer(nn.Module):
     """Attention and feed-forward, each followed by residual and norm.
 
     Attributes:
-        keep: compute only the first `keep` positions, where nothing reads the others.
+        starts_only: compute only the positions where examples start, where nothing reads others.
     """
 
     config: Config
-    keep: int | None = None
+    starts_only: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None) -> Array:
+    def __call__(self, x: Array, mask: Array | None, starts: Array | None) -> Array:
         c = self.config
-        memory = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
-        x = memory[:, : self.keep]
-        mask = mask if mask is None else mask[:, :, : self.keep]
+        memory = x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
+        if self.starts_only:
+            x = at_starts(memory, starts)
+            if mask is not None and mask.shape[2] > 1:
+                mask = at_starts(mask[:, 0], starts)[:, None]
         x = LayerNorm(c.layer_norm_eps, name="attention_norm")(
             Attention(c, name="attention")(x, memory, mask) + x
         )
@@ -160,6 +163,10 @@ class Layer(nn.Module):
 
 class Model(nn.Module):
     """BERT under a head.
+
+    A row is one example, or several packed ones: then `segment_ids` number them from 1, and
+    `starts` (batch, examples) are the positions of their first tokens; outputs of heads have an
+    axis more, (batch, examples, ...).
 
     Where the head alone trains, `features_only` gives what the head reads, float32 (batch,
     features), and `features` goes on from it.
@@ -186,6 +193,7 @@ class Model(nn.Module):
         token_type_ids: Array | None = None,
         position_ids: Array | None = None,
         segment_ids: Array | None = None,
+        starts: Array | None = None,
         features: Array | None = None,
         features_only: bool = False,
     ) -> Array:
@@ -193,18 +201,23 @@ class Model(nn.Module):
         if features is not None:
             return self._classify(features)
         x = Embeddings(c, name="embeddings")(input_ids, token_type_ids, position_ids)
-        first_only = self.head is not None and self.pooling == "cls"
+        cls = self.head is not None and self.pooling == "cls"
         encoder = Stack(
-            lambda cls, name, last: cls(c, 1 if last and first_only else None, name=name),
+            lambda make, name, last: make(c, last and cls, name=name),
             Layer,
             c.options.segments,
             c.options.remat,
             name="encoder",
         )
-        x = encoder(x, encoder_mask(attention_mask, segment_ids))
+        x = encoder(x, encoder_mask(attention_mask, segment_ids), starts)
         if self.head is None:
             return x
-        x = pool(x, attention_mask, self.pooling)
+        x = x.astype(jnp.float32)
+        if not cls:
+            x = mean_pool(x, attention_mask, segment_ids, starts)
+        elif c.options.segments[-1] > 1:  # scanned layers compute all positions
+            x = at_starts(x, starts)
+        x = x[:, 0] if starts is None else x
         return x if features_only or self.head == "embedding" else self._classify(x)
 
     def _classify(self, x: Array) -> Array:

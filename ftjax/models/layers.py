@@ -188,15 +188,38 @@ def encoder_mask(attention_mask: Array | None, segment_ids: Array | None) -> Arr
     return None
 
 
-def pool(hidden: Array, attention_mask: Array | None, how: str) -> Array:
-    """One float32 vector a row from hidden states (batch, length, features).
+def at_starts(x: Array, starts: Array | None) -> Array:
+    """What stands where examples start: (batch, examples, ...) of x (batch, length, ...).
 
-    `cls` takes the first token; `mean` averages real tokens, as sentence-transformers does.
+    Args:
+        x: anything with a row a position.
+        starts: (batch, examples), the position of each packed example's first token; None where
+            a row is one example.
     """
-    hidden = hidden.astype(jnp.float32)
-    if how == "cls":
-        return hidden[:, 0]
-    if attention_mask is None:
-        return hidden.mean(1)
-    weight = (attention_mask > 0).astype(jnp.float32)[..., None]
-    return (hidden * weight).sum(1) / jnp.maximum(weight.sum(1), 1e-9)
+    if starts is None:
+        return x[:, :1]
+    return jnp.take_along_axis(x, starts.reshape(*starts.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+def mean_pool(
+    hidden: Array, attention_mask: Array | None, segment_ids: Array | None, starts: Array | None
+) -> Array:
+    """The mean over each example's real tokens, as sentence-transformers takes it.
+
+    Args:
+        hidden: (batch, length, features).
+        attention_mask: (batch, length), where a row is one example.
+        segment_ids: (batch, length), for packed examples numbered from 1 in each row.
+        starts: (batch, examples), for packed examples.
+
+    Returns:
+        (batch, 1 or examples, features).
+    """
+    if starts is not None:
+        number = 1 + jnp.arange(starts.shape[1])
+        weight = (segment_ids[:, None, :] == number[:, None]).astype(hidden.dtype)
+    elif attention_mask is not None:
+        weight = (attention_mask > 0).astype(hidden.dtype)[:, None, :]
+    else:
+        return hidden.mean(1, keepdims=True)
+    return (weight @ hidden) / jnp.maximum(weight.sum(-1, keepdims=True), 1)

@@ -94,6 +94,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
+def batch_ways(mesh: Mesh) -> int:
+    """Over how many parts of the mesh the rows of a batch are spread."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
 def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
     """The rows of a global batch that this host's devices hold, in order."""
     held = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ftjax.data.encode import Examples
 from ftjax.data.loading import Loader
+from ftjax.data.planning import EMPTY, Layout
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
 from ftjax.partition import merge
 from ftjax.paths import Flat
@@ -24,20 +26,14 @@ class Forward:
     Args:
         tuned: the model under its method.
         mesh: where it runs.
-        batch_size: rows of a global batch.
-        buckets: lengths that rows are padded to.
+        batch_size: examples of a global batch.
         features_only: what the head reads, instead of logits.
     """
 
     def __init__(
-        self,
-        tuned: Tuned,
-        mesh: Mesh,
-        batch_size: int,
-        buckets: tuple[int, ...],
-        features_only: bool = False,
+        self, tuned: Tuned, mesh: Mesh, batch_size: int, features_only: bool = False
     ) -> None:
-        self._mesh, self._batch_size, self._buckets = mesh, batch_size, buckets
+        self._mesh, self._batch_size = mesh, batch_size
         self.compile_seconds = 0.0
         self._programs: dict[tuple, Any] = {}
 
@@ -47,18 +43,20 @@ class Forward:
 
         self._jit = jax.jit(forward, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def __call__(self, params: Flat, frozen: Flat, examples: Examples) -> np.ndarray:
-        """Outputs in the order of the rows: float32 (rows, ...)."""
-        local = local_rows(self._mesh, self._batch_size)
-        loader = Loader(examples, self._batch_size, self._buckets, None, local)
+    def __call__(
+        self, params: Flat, frozen: Flat, examples: Examples, layout: Layout
+    ) -> np.ndarray:
+        """Outputs in the order of the examples: float32 (examples, ...)."""
+        local = partial(local_rows, self._mesh)
         pending = []
-        for planned, batch in loader:
-            placed = place_rows(self._mesh, batch, self._batch_size)
-            pending.append((planned.rows, self._program(params, frozen, placed)))
-        first = np.asarray(pending[0][1])
-        outputs = np.empty((len(examples), *first.shape[1:]), np.float32)
-        for rows, out in pending:
-            outputs[rows] = np.asarray(out)[: len(rows)]
+        for planned, batch in Loader(examples, self._batch_size, layout, None, local):
+            placed = place_rows(self._mesh, batch, len(planned.places))
+            pending.append((planned.places, self._program(params, frozen, placed)))
+        shape = pending[0][1].shape[pending[0][0].ndim :]
+        outputs = np.empty((len(examples), *shape), np.float32)
+        for places, out in pending:
+            real = places != EMPTY
+            outputs[places[real]] = np.asarray(out)[real]
         return outputs
 
     def _program(self, params: Flat, frozen: Flat, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -71,12 +69,14 @@ class Forward:
         return self._programs[key](params, frozen, batch)
 
 
-def cache_features(forward: Forward, params: Flat, frozen: Flat, examples: Examples) -> Examples:
+def cache_features(
+    forward: Forward, params: Flat, frozen: Flat, examples: Examples, layout: Layout
+) -> Examples:
     """The examples with what the head reads in place of their tokens.
 
     Lengths are kept, so that tokens are still counted.
     """
-    features = forward(params, frozen, examples)
+    features = forward(params, frozen, examples, layout)
     return replace(
         examples,
         ids=np.zeros(0, np.int32),

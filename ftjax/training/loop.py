@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,23 @@ from ml_collections import ConfigDict
 from ftjax import tasks
 from ftjax.config import from_json, to_json
 from ftjax.data.loading import Loader
-from ftjax.errors import UserError, nearest
+from ftjax.data.planning import Layout
+from ftjax.errors import UserError
 from ftjax.formats.folder import fingerprint, locate
 from ftjax.loss import Loss
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
 from ftjax.paths import Flat
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.evaluate import Forward, cache_features, score
-from ftjax.training.memory import peak_memory_bytes
 from ftjax.training.optimizers import make_optimizer, schedule
 from ftjax.training.progress import Progress
 from ftjax.training.records import Records, write_json
+from ftjax.training.result import write_result
 from ftjax.training.run import (
     Data,
     Run,
+    best_metric,
+    choose_layout,
     open_workdir,
     place_model,
     read_data,
@@ -63,29 +67,31 @@ class _Training:
 
     def __init__(self, run: Run, data: Data, workdir: Path) -> None:
         self.run_, self.workdir, self.names = run, workdir, data.names
-        self.config, self.mesh = run.config, run.mesh
-        self.splits, self.buckets = data.splits, data.buckets
-        settings = self.config.train
-        self.progress = Progress()
-        self.forward = Forward(run.tuned, self.mesh, settings.eval_batch_size, data.buckets)
+        self.config, self.mesh, self.splits = run.config, run.mesh, data.splits
+        settings, self.progress = self.config.train, Progress()
+        lengths = np.concatenate([examples.lengths for examples in self.splits.values()])
+        layout = choose_layout(self.config, self.mesh, lengths, settings.batch_size)
+        self.eval_layout = layout.scaled(settings.eval_batch_size / settings.batch_size)
+        self.forward = Forward(run.tuned, self.mesh, settings.eval_batch_size)
+        self.test_layout = self.eval_layout
         start = time.perf_counter()
         self.cached = bool(settings.cache_frozen and run.tuned.only_head_trains)
         if self.cached:
             self._cache_features()
+            layout = self.eval_layout = Layout((int(lengths.max()),))
         self.feature_seconds = time.perf_counter() - start - self.progress.compile_seconds
         self.loader = Loader(
             self.splits["train"],
             settings.batch_size,
-            self.buckets,
+            layout,
             self.config.seed,
-            local_rows(self.mesh, settings.batch_size),
+            partial(local_rows, self.mesh),
         )
         per_epoch = self.loader.steps_per_epoch
         self.total = settings.steps or settings.epochs * per_epoch
         self.eval_every = settings.eval_every or per_epoch
         self.save_every = settings.checkpoint_every or self.eval_every
-        self.metric = settings.best_metric
-        self.metric = run.task.best_metric if self.metric == "auto" else self.metric
+        self.metric = best_metric(self.config, run.task)
         self.rate = schedule(
             self.config.optimizer.schedule,
             self.config.optimizer.learning_rate,
@@ -97,14 +103,13 @@ class _Training:
 
     def _cache_features(self) -> None:
         run = self.run_
-        settings = self.config.train
-        forward = Forward(run.tuned, self.mesh, settings.eval_batch_size, self.buckets, True)
-        lengths = [examples.lengths.max() for examples in self.splits.values()]
+        forward = Forward(run.tuned, self.mesh, self.config.train.eval_batch_size, True)
         for name, examples in self.splits.items():
             if name != "test":  # the test split is run once, at the end, in full
-                self.splits[name] = cache_features(forward, run.trainable, run.frozen, examples)
+                self.splits[name] = cache_features(
+                    forward, run.trainable, run.frozen, examples, self.eval_layout
+                )
         self.progress.compile_seconds += forward.compile_seconds
-        self.full_buckets, self.buckets = self.buckets, (int(max(lengths)),)
 
     def run(self) -> dict[str, Any] | None:
         run, settings = self.run_, self.config.train
@@ -146,7 +151,7 @@ class _Training:
         records.say(
             f"{self.config.method.name}: {trainable:,} of {total:,} parameters train "
             f"({trainable / total:.2%}); {len(self.splits['train']):,} examples, "
-            f"{self.total:,} steps, lengths {', '.join(map(str, self.loader.buckets))}"
+            f"{self.total:,} steps, lengths {', '.join(map(str, self.loader.layout.lengths))}"
         )
         if run.absent:
             records.say(f"not in {run.folder.name}, initialized: {', '.join(run.absent)}")
@@ -175,7 +180,7 @@ class _Training:
         )
 
     def _compile(self, step: Callable, state: State, batch: Mapping[str, Any]) -> Any:
-        """The program for a batch's shapes: one a length, when it first comes."""
+        """The program for a batch's shapes, made when they first come."""
         start = time.perf_counter()
         with logical_axes(self.mesh):
             program = compile_step(step, state, self.run_.frozen, batch, self.mesh)
@@ -191,7 +196,7 @@ class _Training:
         stop: list[bool],
     ) -> tuple[State, bool]:
         settings, progress, frozen = self.config.train, self.progress, self.run_.frozen
-        step, per_epoch = int(state.step), self.loader.steps_per_epoch
+        step, loader = int(state.step), self.loader
         pending: list[tuple[int, Any]] = []
         pure, programs = self._step(), {}
         mark = time.perf_counter()
@@ -213,8 +218,9 @@ class _Training:
                         "optimizer.learning_rate or clip_norm may help"
                     )
             progress.seconds += elapsed
-            progress.tokens += sum(self.loader.tokens(at - 1) for at, _ in rows)
-            progress.examples += sum(self._rows(at - 1) for at, _ in rows)
+            planned = [loader.planned(at - 1) for at, _ in rows]
+            progress.tokens += sum(map(loader.tokens, planned))
+            progress.examples += sum(len(batch.examples) for batch in planned)
             progress.losses += [row["loss"] for _, row in rows]
             if log:
                 records.log(self._row(*rows[-1]))
@@ -224,13 +230,14 @@ class _Training:
 
         done = settings.early_stopping and progress.worse >= settings.early_stopping
         while step < self.total and not done:
-            length = self.loader.plan(step // per_epoch)[step % per_epoch].length
-            batch = place_rows(self.mesh, next(iterator), settings.batch_size)
-            if length not in programs:
+            planned = loader.planned(step)
+            shape = (*planned.places.shape, planned.length)
+            batch = place_rows(self.mesh, next(iterator), len(planned.places))
+            if shape not in programs:
                 flush()
-                programs[length] = self._compile(pure, state, batch)
+                programs[shape] = self._compile(pure, state, batch)
                 mark = time.perf_counter()
-            state, metrics = programs[length](state, frozen, batch)
+            state, metrics = programs[shape](state, frozen, batch)
             step += 1
             pending.append((step, metrics))
             due = step % self.eval_every == 0 or step == self.total
@@ -267,42 +274,21 @@ class _Training:
         progress.logged_tokens, progress.logged_examples = progress.tokens, progress.examples
         return row
 
-    def _rows(self, step: int) -> int:
-        epoch, number = divmod(step, self.loader.steps_per_epoch)
-        return len(self.loader.plan(epoch)[number].rows)
-
     def _evaluate(self, state: State, step: int, records: Records) -> None:
         """Validates, and notes whether this is the best so far."""
-        examples, progress = self.splits["validation"], self.progress
-        found = score(
-            self.run_.task,
-            self._outputs(state.params, examples),
-            examples,
-            self.names,
-        )
-        if self.metric not in found or not isinstance(found[self.metric], float):
-            numbers = [name for name, value in found.items() if isinstance(value, float)]
-            raise UserError(
-                f"train.best_metric={self.metric!r} is not a metric of "
-                f"{self.config.task.name}{nearest(self.metric, numbers)}"
-            )
-        value = found[self.metric]
-        better = -value if self.metric == "loss" else value
-        best = progress.best
-        if best is None or better > (-best if self.metric == "loss" else best):
-            progress.best, progress.best_step, progress.worse = value, step, 0
-            progress.validation = found
-        else:
-            progress.worse += 1
+        found = self._score(state.params, "validation", self.eval_layout)
+        best_metric(self.config, self.run_.task, found)
+        self.progress.judge(found, self.metric, step)
         numbers = {f"validation/{k}": v for k, v in found.items() if isinstance(v, float)}
         records.log({"step": step, **numbers})
-        records.say(f"step {step}: validation {self.metric} {value:.4f}, loss {found['loss']:.4f}")
+        value, loss = found[self.metric], found["loss"]
+        records.say(f"step {step}: validation {self.metric} {value:.4f}, loss {loss:.4f}")
 
-    def _outputs(self, params: Flat, examples: Any) -> np.ndarray:
-        before = self.forward.compile_seconds
-        outputs = self.forward(params, self.run_.frozen, examples)
+    def _score(self, params: Flat, split: str, layout: Layout) -> dict[str, Any]:
+        examples, before = self.splits[split], self.forward.compile_seconds
+        outputs = self.forward(params, self.run_.frozen, examples, layout)
         self.progress.compile_seconds += self.forward.compile_seconds - before
-        return outputs
+        return score(self.run_.task, outputs, examples, self.names)
 
     def _meta(self, iterator: Any) -> dict[str, Any]:
         state = iterator.get_state()
@@ -327,42 +313,21 @@ class _Training:
 
     def _finish(self, checkpoints: Checkpoints, state: State) -> dict[str, Any]:
         """The test split once, on the best; and the result."""
-        run, progress, config = self.run_, self.progress, self.config
+        progress, step, test = self.progress, int(state.step), None
         if progress.best_step < 0:  # no validation split: the last is all there is
-            progress.best_step = int(state.step)
-        params = checkpoints.params(progress.best_step, state.params)
-        scores = {"validation": progress.validation} if progress.validation else {}
+            progress.best_step = step
         if "test" in self.splits:
-            test = self.splits["test"]
-            if self.cached:
-                self.forward = Forward(
-                    run.tuned, self.mesh, config.train.eval_batch_size, self.full_buckets
-                )
-            scores["test"] = score(run.task, self._outputs(params, test), test, self.names)
-        trainable, total = run.tuned.partition.counts(run.tuned.shapes)
-        seconds = max(progress.seconds, 1e-9)
-        result = {
-            "method": config.method.name,
-            "model": config.model.path,
-            "task": config.task.name,
-            "data": f"{config.data.source}:{config.data.path}",
-            "seed": config.seed,
-            "steps": int(state.step),
-            "epochs": round(int(state.step) / self.loader.steps_per_epoch, 4),
-            "trainable_params": trainable,
-            "total_params": total,
-            "train_seconds": round(progress.seconds, 3),
-            "compile_seconds": round(progress.compile_seconds, 3),
-            "examples_per_second": round(progress.examples / seconds, 2),
-            "tokens_per_second": round(progress.tokens / seconds, 2),
-            "peak_memory_bytes": peak_memory_bytes(),
-            "best_step": progress.best_step,
-            "cached_frozen": self.cached,
-            "metrics": scores,
-        }
-        if jax.process_index() == 0:
-            write_json(self.workdir / "result.json", result)
-        return result
+            params = checkpoints.params(progress.best_step, state.params)
+            test = self._score(params, "test", self.test_layout)
+        return write_result(
+            self.workdir,
+            self.run_,
+            progress,
+            test,
+            steps=step,
+            epochs=step / self.loader.steps_per_epoch,
+            cached_frozen=self.cached,
+        )
 
 
 @contextmanager

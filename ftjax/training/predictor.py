@@ -17,8 +17,8 @@ from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.evaluate import Forward
 from ftjax.training.run import (
     Run,
+    choose_layout,
     encode_split,
-    lengths_of,
     place_model,
     read_labels,
     read_workdir,
@@ -51,14 +51,14 @@ class Predictor:
         """Logits (rows, labels) of a split, and its examples."""
         run, config = self.run, self.run.config
         examples = encode_split(config, run.task, split, self.names, run.folder)
-        buckets = lengths_of(config, {"split": examples})
-        if not run.tuned.method.trains:
-            buckets = (*buckets, config.data.max_length)
-        forward = Forward(run.tuned, run.mesh, config.train.eval_batch_size, buckets)
-        outputs = forward(run.trainable, run.frozen, examples)
+        batch_size = config.train.eval_batch_size
+        layout = choose_layout(config, run.mesh, examples.lengths, batch_size)
+        forward = Forward(run.tuned, run.mesh, batch_size)
+        outputs = forward(run.trainable, run.frozen, examples, layout)
         if not run.tuned.method.trains:
             template = read_json(self.workdir / "result.json")["template"]
-            outputs = similarity_logits(outputs, embed_labels(run, forward, template, self.names))
+            (labels,) = embed_labels(run, forward, [template], self.names)
+            outputs = similarity_logits(outputs, labels)
         return outputs, examples
 
 

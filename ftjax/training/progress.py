@@ -34,3 +34,12 @@ class Progress:
     logged_tokens: int = 0
     logged_examples: int = 0
     losses: list[float] = field(default_factory=list)
+
+    def judge(self, found: dict[str, Any], metric: str, step: int) -> None:
+        """Notes whether an evaluation's `metric` is the best so far; a loss is best when least."""
+        sign = -1 if metric == "loss" else 1
+        if self.best is None or sign * found[metric] > sign * self.best:
+            self.best, self.best_step, self.worse = found[metric], step, 0
+            self.validation = found
+        else:
+            self.worse += 1

@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 from ftjax import methods, tasks, tuned
 from ftjax.config import flat_keys, from_json, to_json
 from ftjax.data.encode import Examples, encode
-from ftjax.data.loading import choose_buckets
+from ftjax.data.planning import Layout, bucket_layout, packed_layout
 from ftjax.data.prepare import Report, prepare
 from ftjax.data.sources import Split, load
-from ftjax.errors import UserError
+from ftjax.errors import UserError, nearest
 from ftjax.formats.folder import locate
-from ftjax.parallel.mesh import batch_sharding, make_mesh
+from ftjax.parallel.mesh import batch_ways, make_mesh
 from ftjax.paths import Flat
 from ftjax.training.records import write_json, write_text
 
@@ -29,18 +29,16 @@ FREE = ("mesh.", "train.log_every", "train.keep", "train.eval_batch_size", "mode
 
 @dataclass(frozen=True)
 class Data:
-    """Encoded splits and how they are batched.
+    """Encoded splits.
 
     Attributes:
         splits: name → examples, with labels.
         names: of the labels.
-        buckets: lengths that rows are padded to.
         report: rows in and out of every preparation step, and truncated texts.
     """
 
     splits: dict[str, Examples]
     names: tuple[str, ...]
-    buckets: tuple[int, ...]
     report: Report
 
 
@@ -75,14 +73,30 @@ def encode_split(config: ConfigDict, task: Any, split: Split, names: Any, folder
     return replace(examples, arrays={"labels": task.targets(split, names)})
 
 
-def lengths_of(config: ConfigDict, splits: Mapping[str, Examples]) -> tuple[int, ...]:
-    """The lengths that rows are padded to, over all splits."""
-    if config.data.batching == "pad":
-        return (config.data.max_length,)
-    if config.data.batching != "bucket":
-        raise UserError(f"data.batching={config.data.batching!r} must be bucket or pad")
-    lengths = np.concatenate([examples.lengths for examples in splits.values()])
-    return choose_buckets(lengths, config.data.buckets)
+def choose_layout(config: ConfigDict, mesh: Mesh, lengths: np.ndarray, batch_size: int) -> Layout:
+    """The shapes of batches for examples of these lengths, by `data.batching`."""
+    if config.data.batching == "pack":
+        return packed_layout(lengths, batch_size, batch_ways(mesh) * config.train.accumulation)
+    if config.data.batching == "bucket":
+        return bucket_layout(lengths, config.data.buckets)
+    return Layout((config.data.max_length,))
+
+
+def best_metric(config: ConfigDict, task: Any, found: Mapping[str, Any] | None = None) -> str:
+    """The validation metric that chooses: `train.best_metric`, or the task's.
+
+    Raises:
+        UserError: it is not a number among the metrics `found`.
+    """
+    name = config.train.best_metric
+    name = task.best_metric if name == "auto" else name
+    if found is not None and not isinstance(found.get(name), float):
+        numbers = [key for key, value in found.items() if isinstance(value, float)]
+        raise UserError(
+            f"train.best_metric={name!r} is not a metric of "
+            f"{config.task.name}{nearest(name, numbers)}"
+        )
+    return name
 
 
 def read_data(config: ConfigDict, task: Any, folder: Path) -> Data:
@@ -95,7 +109,7 @@ def read_data(config: ConfigDict, task: Any, folder: Path) -> Data:
     for name, examples in splits.items():
         counts = {"rows_in": len(examples), "rows_out": len(examples)}
         report.append({"step": "truncate", "split": name, **counts, "cut": examples.truncated})
-    return Data(splits, names, lengths_of(config, splits), report)
+    return Data(splits, names, report)
 
 
 def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
@@ -105,8 +119,7 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     for key in ("batch_size", "eval_batch_size"):
         rows = config.train[key] // (config.train.accumulation if key == "batch_size" else 1)
-        spread = batch_sharding(mesh).shard_shape((mesh.size * rows,))
-        ways = mesh.size * rows // spread[0]
+        ways = batch_ways(mesh)
         if rows % ways:
             raise UserError(
                 f"train.{key}={config.train[key]} (a microbatch of {rows} rows) does not divide "

@@ -1,12 +1,11 @@
-"""Batches: each row once an epoch, little padding, the same on any number of hosts."""
-
-import itertools
+"""Batches hold their rows, the same on any number of hosts, from any position."""
 
 import numpy as np
 import pytest
 
 from ftjax.data.encode import Examples
-from ftjax.data.loading import Loader, choose_buckets, plan_epoch
+from ftjax.data.loading import Loader
+from ftjax.data.planning import EMPTY, bucket_layout, packed_layout
 
 
 def examples(count=203, seed=0):
@@ -16,77 +15,69 @@ def examples(count=203, seed=0):
     return Examples(ids, offsets, arrays={"labels": np.arange(count)})
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_buckets_are_the_best_of_all_choices(seed, count):
-    lengths = np.random.default_rng(seed).integers(1, 50, 40)
-    found = choose_buckets(lengths, count, multiple=8)
-    rounded = -(-lengths // 8) * 8
-
-    def cost(buckets):
-        return sum(min(b for b in buckets if b >= n) for n in rounded)
-
-    sizes = sorted(set(rounded))
-    choices = itertools.combinations(sizes, min(count, len(sizes)))
-    assert cost(found) == min(cost(c) for c in choices if c[-1] == sizes[-1])
-
-
-@pytest.mark.parametrize("batch_size", [1, 16, 64, 300])
-@pytest.mark.parametrize("epoch", [0, 1])
-def test_each_row_once_an_epoch(batch_size, epoch):
-    data = examples()
-    buckets = choose_buckets(data.lengths, 4)
-    plan = plan_epoch(data.lengths, buckets, batch_size, 0, epoch)
-    rows = np.concatenate([planned.rows for planned in plan])
-    assert sorted(rows) == list(range(len(data)))
-    assert sum(len(planned.rows) < batch_size for planned in plan) <= 1
-    assert len(plan) == -(-len(data) // batch_size)
-    for planned in plan:
-        assert planned.length in buckets and data.lengths[planned.rows].max() <= planned.length
-
-
-def test_shuffling_is_by_seed_and_epoch():
-    data = examples()
-    order = {
-        (seed, epoch): tuple(
-            np.concatenate([p.rows for p in plan_epoch(data.lengths, (64,), 16, seed, epoch)])
-        )
-        for seed in (0, 1)
-        for epoch in (0, 1)
-    }
-    assert len(set(order.values())) == 4
-    again = plan_epoch(data.lengths, (64,), 16, 1, 1)
-    assert order[1, 1] == tuple(np.concatenate([p.rows for p in again]))
+def layout(data, packed, multiple=1):
+    return packed_layout(data.lengths, 16, multiple) if packed else bucket_layout(data.lengths, 4)
 
 
 def collect(loader, steps):
-    return [loader.batch(step) for step in range(steps)]
+    return [loader.batch(loader.planned(step)) for step in range(steps)]
 
 
-def test_batches_hold_their_rows_padded_and_weighted():
+def test_padded_batches_hold_their_rows():
     data = examples()
-    loader = Loader(data, 16, choose_buckets(data.lengths, 4), 0, np.arange(16))
+    loader = Loader(data, 16, layout(data, False), 0)
     seen = []
     for batch in collect(loader, loader.steps_per_epoch):
         real = batch["weights"] > 0
         for label, ids, mask in zip(
-            batch["labels"], batch["input_ids"], batch["attention_mask"], strict=True
+            batch["labels"][real],
+            batch["input_ids"][real],
+            batch["attention_mask"][real],
+            strict=True,
         ):
             size = data.lengths[label]
             assert (ids[:size] == label + 1).all() and not ids[size:].any()
             assert mask.sum() == size and mask[:size].all()
+        assert not batch["attention_mask"][~real].any()
         seen += batch["labels"][real].tolist()
     assert sorted(seen) == list(range(len(data)))
-    assert sum(loader.tokens(s) for s in range(loader.steps_per_epoch)) == len(data.ids)
+    steps = range(loader.steps_per_epoch)
+    assert sum(loader.tokens(loader.planned(step)) for step in steps) == len(data.ids)
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_share_a_batch_without_overlap(hosts):
+@pytest.mark.parametrize("seed", [0, None])
+def test_packed_batches_hold_their_examples(seed):
     data = examples()
-    buckets = choose_buckets(data.lengths, 4)
-    whole = collect(Loader(data, 16, buckets, 0, np.arange(16)), 13)
+    loader = Loader(data, 16, layout(data, True), seed)
+    seen = []
+    for planned, batch in loader:
+        ids, segments, positions = (
+            batch[name] for name in ("input_ids", "segment_ids", "position_ids")
+        )
+        assert not ids[segments == 0].any() and not positions[segments == 0].any()
+        for row, place in np.argwhere(planned.places != EMPTY):
+            label = planned.places[row, place]
+            size, start = data.lengths[label], batch["starts"][row, place]
+            assert (segments[row] == place + 1).sum() == size
+            inside = slice(start, start + size)
+            assert (segments[row, inside] == place + 1).all()
+            assert (ids[row, inside] == label + 1).all()
+            np.testing.assert_array_equal(positions[row, inside], np.arange(size))
+            assert batch["labels"][row, place] == label and batch["weights"][row, place] == 1
+            seen.append(label)
+        assert batch["weights"].sum() == len(planned.examples)
+    assert sorted(seen) == list(range(len(data)))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_a_batch_without_overlap(hosts, packed):
+    data = examples()
+    shapes = layout(data, packed, hosts)
+    whole = collect(Loader(data, 16, shapes, 0), 13)
     parts = [
-        collect(Loader(data, 16, buckets, 0, part), 13) for part in np.split(np.arange(16), hosts)
+        collect(Loader(data, 16, shapes, 0, lambda n, h=h: np.split(np.arange(n), hosts)[h]), 13)
+        for h in range(hosts)
     ]
     for step, batch in enumerate(whole):
         for name, array in batch.items():
@@ -94,10 +85,11 @@ def test_hosts_share_a_batch_without_overlap(hosts):
             np.testing.assert_array_equal(joined, array)
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("stop", [0, 1, 7, 20])
-def test_position_can_be_saved_and_restored(stop):
+def test_position_can_be_saved_and_restored(stop, packed):
     data = examples()
-    loader = Loader(data, 16, choose_buckets(data.lengths, 4), 0, np.arange(16))
+    loader = Loader(data, 16, layout(data, packed), 0)
     first = loader.iterate(30)
     for _ in range(stop):
         next(first)

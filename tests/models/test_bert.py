@@ -7,6 +7,9 @@ import torch
 import transformers
 
 from ftjax import tuned
+from ftjax.data.encode import Examples
+from ftjax.data.loading import Loader
+from ftjax.data.planning import EMPTY, Layout, packed_layout
 from ftjax.errors import UserError
 from ftjax.formats.folder import locate
 from tests.conftest import CONFIG, HEAD, build, make_batch, write_tiny
@@ -128,6 +131,29 @@ def test_packed_examples_do_not_see_each_other(tiny, one_device):
     together = model.apply(params, inputs)
     apart = [model.apply(params, {"input_ids": part}) for part in parts]
     np.testing.assert_allclose(together[:, :15], np.concatenate(apart, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("segments", ["unrolled", "scan"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_packed_rows_give_the_logits_of_their_examples(tiny, one_device, pooling, segments):
+    head = {**HEAD, "pooling": pooling}
+    model = build(tiny, FULL, {"segments": segments}, head)
+    params = load(tiny, model, one_device)
+    random = np.random.default_rng(0)
+    lengths = random.integers(3, 15, 20)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    types = np.concatenate([np.arange(n) > n // 2 for n in lengths]).astype(np.int32)
+    ids = random.integers(5, 64, offsets[-1]).astype(np.int32)
+    examples = Examples(ids, offsets, types, {"labels": np.arange(20) % 2})
+    wanted, found = np.zeros((20, 2)), np.full((20, 2), np.nan)
+    for layout, outputs in (
+        (Layout((16,)), wanted),
+        (packed_layout(lengths, 8), found),
+    ):
+        for planned, batch in Loader(examples, 8, layout, 0):
+            real = planned.places != EMPTY
+            outputs[planned.places[real]] = model.apply(params, batch)[real]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_padding_changes_nothing(tiny, one_device):

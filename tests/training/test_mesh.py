@@ -11,7 +11,7 @@ from ftjax.errors import UserError
 from ftjax.parallel.mesh import batch_sharding, local_rows, make_mesh, param_shardings
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.records import read_rows
-from tests.conftest import build, ftjax
+from tests.conftest import build, ftjax, write_tiny
 
 OVERRIDES = ["--config.train.epochs=1", "--config.train.log_every=1"]
 
@@ -48,6 +48,19 @@ def test_equals_the_single_device_run(single, config_file, tmp_path, shape):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, params)
     for split in metrics:
         assert found_metrics[split]["accuracy"] == metrics[split]["accuracy"]
+
+
+def test_packed_rows_spread_over_devices(config_file, tmp_path):
+    """Without dropout: the rows of a batch depend on the mesh, its examples do not."""
+    calm = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = f"--config.model.path={write_tiny(tmp_path / 'calm', **calm)}"
+    overrides = [model, "--config.data.batching=pack", "--config.optimizer.name=sgd"]
+    mesh = [f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "tensor")]
+    losses, params, metrics = run(config_file, tmp_path / "one", 1, *overrides)
+    found_losses, found, found_metrics = run(config_file, tmp_path / "all", 8, *overrides, *mesh)
+    np.testing.assert_allclose(found_losses, losses, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, params)
+    assert found_metrics["test"]["accuracy"] == metrics["test"]["accuracy"]
 
 
 def test_parameters_are_really_sharded(tiny):

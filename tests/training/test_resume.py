@@ -17,6 +17,7 @@ from ftjax.training.records import read_rows
 from tests.conftest import environment, ftjax, write_tiny
 
 OVERRIDES = [
+    "--config.data.batching=pack",
     "--config.train.steps=40",
     "--config.train.eval_every=8",
     "--config.train.checkpoint_every=3",

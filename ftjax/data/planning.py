@@ -1,0 +1,231 @@
+"""Plans: which examples lie in which places of which batch, and how long the batch's rows are.
+
+The plan of an epoch is a pure function of lengths, layout, seed and epoch, so that a position in
+the data is one number, whatever the number of hosts.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+EMPTY = -1  # in `Planned.places`, where no example lies
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shapes of batches: few, since each is compiled.
+
+    Attributes:
+        lengths: a batch's rows are padded to one of these; the last takes the longest example.
+        rows: of a packed batch of each length, a row holding several examples; None where it
+            holds one.
+        places: examples that a packed row can hold.
+        multiple: packed rows come in multiples of it, so that they divide over devices.
+    """
+
+    lengths: tuple[int, ...]
+    rows: tuple[int, ...] | None = None
+    places: int = 1
+    multiple: int = 1
+
+    def scaled(self, factor: float) -> "Layout":
+        """The layout of batches `factor` times as large."""
+        if self.rows is None:
+            return self
+        rows = (_round_up(round(count * factor), self.multiple) for count in self.rows)
+        return replace(self, rows=tuple(rows))
+
+
+class Planned(NamedTuple):
+    """One global batch.
+
+    Attributes:
+        places: example numbers, `EMPTY` where there is none: (rows,), or packed (rows, places).
+        length: that rows are padded to.
+    """
+
+    places: np.ndarray
+    length: int
+
+    @property
+    def examples(self) -> np.ndarray:
+        return self.places[self.places != EMPTY]
+
+
+def _round_up(count: int, multiple: int) -> int:
+    return max(-(-count // multiple), 1) * multiple
+
+
+def bucket_layout(lengths: np.ndarray, count: int, multiple: int = 8) -> Layout:
+    """At most `count` lengths, each divisible by `multiple`, that need the least padding.
+
+    Exact, by dynamic programming over the distinct rounded lengths: the cost of a bucket is its
+    length times the rows it takes.
+    """
+    rounded = -(-np.maximum(lengths, 1) // multiple) * multiple
+    sizes, rows = np.unique(rounded, return_counts=True)
+    taken = np.concatenate([[0], np.cumsum(rows)])
+    best = [(0, ())] + [(np.inf, ())] * len(sizes)  # by number of sizes covered
+    for _ in range(min(count, len(sizes))):
+        best = [best[0]] + [
+            min(
+                best[j],
+                *(
+                    (best[i][0] + sizes[j - 1] * (taken[j] - taken[i]), (*best[i][1], j - 1))
+                    for i in range(j)
+                ),
+                key=lambda cost: cost[0],
+            )
+            for j in range(1, len(sizes) + 1)
+        ]
+    return Layout(tuple(int(sizes[i]) for i in best[-1][1]))
+
+
+def packed_layout(lengths: np.ndarray, batch_size: int, multiple: int = 1) -> Layout:
+    """The shapes of packed rows that take `batch_size` examples at least cost.
+
+    One length, from the longest example's to twice that; or two, where few batches hold an
+    example that the shorter does not take, and that saves more than compiling twice is worth.
+    Rows are counted by packing the first batches of an epoch.
+    """
+    batches = compose(lengths, batch_size, np.random.default_rng(0))
+    longest = np.array([lengths[batch].max() for batch in batches])
+
+    def rows(length: int, places: int) -> int:
+        fitting = [batch for batch, most in zip(batches, longest, strict=True) if most <= length]
+        counts = [len(pack(lengths[batch], length, places)) for batch in fitting[:64]]
+        return _round_up(max(counts), multiple)
+
+    def cost(length: int) -> float:
+        # Attention's share grows with the length; 1 / 400 is that of a small model on a CPU.
+        return rows(length, places(length)) * length * (1 + length / 400)
+
+    def places(length: int) -> int:
+        # Twice the mean, so that a row of short examples does not make all rows wide.
+        return int(np.ceil(2 * length / lengths.mean()))
+
+    top = _round_up(int(lengths.max()), 4)
+    full = min(range(top, 2 * top, 4), key=cost)
+    chosen, least = (full,), 0.97 * cost(full)
+    for short in range(_round_up(int(np.median(longest)), 4), top, 4):
+        share = (longest <= short).mean()
+        mixed = share * cost(short) + (1 - share) * cost(full)
+        if mixed < least:
+            chosen, least = (short, full), mixed
+    most = places(chosen[-1])
+    return Layout(chosen, tuple(rows(length, most) for length in chosen), most, multiple)
+
+
+def pack(lengths: Sequence[int], capacity: int, places: int) -> list[list[int]]:
+    """Best-fit decreasing: each example, longest first, into the fullest row that has room.
+
+    Returns:
+        The examples of each row.
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens free, row), sorted
+    for example in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+        size = int(lengths[example])
+        at = bisect_left(room, (size, -1))
+        if at < len(room):
+            free, row = room.pop(at)
+            rows[row].append(example)
+        else:
+            free, row = capacity, len(rows)
+            rows.append([example])
+        if free > size and len(rows[row]) < places:
+            insort(room, (free - size, row))
+    return rows
+
+
+def compose(lengths: np.ndarray, batch_size: int, random: np.random.Generator) -> list[np.ndarray]:
+    """Random batches of `batch_size` examples with nearly equal numbers of tokens.
+
+    Examples are sorted by length and cut into `batch_size` strata; every batch takes one at
+    random of each, the longest going where there are fewest tokens yet. What does not divide is
+    drawn at random first and makes a partial batch.
+    """
+    order = random.permutation(len(lengths))
+    rest, order = np.split(order, [len(order) % batch_size])
+    strata = order[np.argsort(lengths[order], kind="stable")].reshape(batch_size, -1)
+    columns, tokens = [], np.zeros(strata.shape[1], np.int64)
+    for stratum in strata[::-1]:
+        longest_first = stratum[np.argsort(-lengths[stratum], kind="stable")]
+        shuffled = random.permutation(len(tokens))
+        column = np.empty_like(stratum)
+        column[shuffled[np.argsort(tokens[shuffled], kind="stable")]] = longest_first
+        tokens += lengths[column]
+        columns.append(column)
+    batches = list(np.stack(columns, 1)) + ([rest] if len(rest) else [])
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def plan_epoch(
+    lengths: np.ndarray, layout: Layout, batch_size: int, seed: int | None, epoch: int
+) -> list[Planned]:
+    """Every example once.
+
+    Args:
+        lengths: tokens of each example.
+        layout: the shapes of batches.
+        batch_size: examples of a batch; packed without a seed, roughly.
+        seed: of the shuffle; without one the order depends on the lengths alone.
+        epoch: each has an order of its own.
+    """
+    random = None if seed is None else np.random.default_rng((seed, epoch))
+    if layout.rows is None:
+        return _plan_buckets(lengths, layout, batch_size, random)
+    return _plan_packed(lengths, layout, batch_size, random)
+
+
+def _plan_buckets(
+    lengths: np.ndarray, layout: Layout, batch_size: int, random: np.random.Generator | None
+) -> list[Planned]:
+    """Full batches of one length each, then one partial batch.
+
+    What a bucket leaves over joins the next longer one, so that only the last batch of the
+    longest is partial.
+    """
+    order = np.arange(len(lengths)) if random is None else random.permutation(len(lengths))
+    bucket = np.searchsorted(layout.lengths, lengths[order])
+    batches, left = [], np.zeros(0, order.dtype)
+    for number, length in enumerate(layout.lengths):
+        rows = np.concatenate([left, order[bucket == number]])
+        full = len(rows) // batch_size * batch_size
+        batches += [Planned(part, length) for part in rows[:full].reshape(-1, batch_size)]
+        left = rows[full:]
+    if len(left):
+        fits = int(np.searchsorted(layout.lengths, lengths[left].max()))
+        places = np.full(batch_size, EMPTY)
+        places[: len(left)] = left
+        batches.append(Planned(places, layout.lengths[fits]))
+    return batches if random is None else [batches[i] for i in random.permutation(len(batches))]
+
+
+def _plan_packed(
+    lengths: np.ndarray, layout: Layout, batch_size: int, random: np.random.Generator | None
+) -> list[Planned]:
+    """Batches of `layout.rows` rows; one that needs more gets the next multiple."""
+    usual = dict(zip(layout.lengths, layout.rows, strict=True))
+    if random is None:
+        length = layout.lengths[-1]
+        rows = pack(lengths, length, layout.places)
+        count = usual[length]
+        groups = [(length, rows[i : i + count]) for i in range(0, len(rows), count)]
+    else:
+        groups = []
+        for batch in compose(lengths, batch_size, random):
+            length = next(n for n in layout.lengths if n >= lengths[batch].max())
+            rows = pack(lengths[batch], length, layout.places)
+            groups.append((length, [batch[row] for row in rows]))
+    planned = []
+    for length, group in groups:
+        count = max(usual[length], _round_up(len(group), layout.multiple))
+        places = np.full((count, layout.places), EMPTY)
+        for number, row in enumerate(group):
+            places[number, : len(row)] = row
+        planned.append(Planned(places, length))
+    return planned

@@ -1,0 +1,63 @@
+"""The result of a run: what `result.json` holds."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ftjax.training.memory import peak_memory_bytes
+from ftjax.training.progress import Progress
+from ftjax.training.records import write_json
+from ftjax.training.run import Run
+
+
+def write_result(
+    workdir: Path,
+    run: Run,
+    progress: Progress,
+    test: dict[str, Any] | None,
+    *,
+    steps: int,
+    epochs: float,
+    **more: Any,
+) -> dict[str, Any]:
+    """Writes `result.json`.
+
+    Args:
+        workdir: the work folder.
+        run: what was trained.
+        progress: what the run has come to; its validation metrics are those of the best step.
+        test: metrics of the test split, where there is one.
+        steps: updates done.
+        epochs: passes over the training split.
+        more: what this kind of run adds.
+
+    Returns:
+        The result.
+    """
+    config = run.config
+    trainable, total = run.tuned.partition.counts(run.tuned.shapes)
+    seconds = max(progress.seconds, 1e-9)
+    scores = {"validation": progress.validation, "test": test}
+    result = {
+        "method": config.method.name,
+        "model": config.model.path,
+        "task": config.task.name,
+        "data": f"{config.data.source}:{config.data.path}",
+        "seed": config.seed,
+        "steps": steps,
+        "epochs": round(epochs, 4),
+        "trainable_params": trainable,
+        "total_params": total,
+        "train_seconds": round(progress.seconds, 3),
+        "compile_seconds": round(progress.compile_seconds, 3),
+        "examples_per_second": round(progress.examples / seconds, 2),
+        "tokens_per_second": round(progress.tokens / seconds, 2),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "best_step": progress.best_step,
+        **more,
+        "metrics": {split: found for split, found in scores.items() if found},
+    }
+    if jax.process_index() == 0:
+        write_json(workdir / "result.json", result)
+    return result

@@ -1,0 +1,91 @@
+"""Plans: each example once an epoch, little padding, few shapes."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from ftjax.data.planning import EMPTY, bucket_layout, compose, pack, packed_layout, plan_epoch
+
+
+def lengths_of(count=203, seed=0, most=60):
+    return np.random.default_rng(seed).integers(3, most, count)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_buckets_are_the_best_of_all_choices(seed, count):
+    lengths = np.random.default_rng(seed).integers(1, 50, 40)
+    found = bucket_layout(lengths, count, multiple=8).lengths
+    rounded = -(-lengths // 8) * 8
+
+    def cost(buckets):
+        return sum(min(b for b in buckets if b >= n) for n in rounded)
+
+    sizes = sorted(set(rounded))
+    choices = itertools.combinations(sizes, min(count, len(sizes)))
+    assert cost(found) == min(cost(c) for c in choices if c[-1] == sizes[-1])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 16, 64, 300])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_each_example_once_an_epoch(packed, batch_size, epoch):
+    lengths = lengths_of()
+    layout = packed_layout(lengths, batch_size) if packed else bucket_layout(lengths, 4)
+    plan = plan_epoch(lengths, layout, batch_size, 0, epoch)
+    assert sorted(np.concatenate([p.examples for p in plan])) == list(range(len(lengths)))
+    assert len(plan) == -(-len(lengths) // batch_size)
+    assert sum(len(p.examples) != batch_size for p in plan) <= 1
+    for planned in plan:
+        sizes = np.where(planned.places == EMPTY, 0, lengths[planned.places])
+        rows = sizes.sum(1) if packed else sizes
+        assert planned.length in layout.lengths and rows.max() <= planned.length
+
+
+def test_shuffling_is_by_seed_and_epoch():
+    lengths = lengths_of()
+    for layout in (bucket_layout(lengths, 1), packed_layout(lengths, 16)):
+
+        def order(seed, epoch, layout=layout):
+            plan = plan_epoch(lengths, layout, 16, seed, epoch)
+            return tuple(np.concatenate([p.examples for p in plan]))
+
+        assert len({order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)}) == 4
+        assert order(1, 1) == order(1, 1)
+
+
+@pytest.mark.parametrize("multiple", [1, 4])
+@pytest.mark.parametrize("seed", [0, None])
+def test_packed_batches_have_few_shapes_and_little_padding(multiple, seed):
+    lengths = np.clip(np.random.default_rng(0).gamma(5, 5, 4000), 4, 80).astype(int)
+    layout = packed_layout(lengths, 64, multiple)
+    shapes, slots = set(), 0
+    for epoch in range(3 if seed is not None else 1):
+        plan = plan_epoch(lengths, layout, 64, seed, epoch)
+        shapes |= {(p.places.shape, p.length) for p in plan}
+        slots = sum(len(p.places) * p.length for p in plan)
+        assert all(len(p.places) % multiple == 0 for p in plan)
+    assert len(shapes) <= 2
+    assert lengths.sum() / slots > 0.9
+
+
+def test_composed_batches_are_random_with_equal_numbers_of_tokens():
+    lengths = lengths_of(3200)
+    batches = compose(lengths, 32, np.random.default_rng(0))
+    tokens = np.array([lengths[batch].sum() for batch in batches])
+    assert len(batches) == 100 and np.ptp(tokens) <= 0.02 * tokens.mean()
+    # A batch knows nothing of labels: the share of any half of the examples is binomial.
+    half = np.random.default_rng(1).permutation(3200) < 1600
+    share = np.array([half[batch].mean() for batch in batches])
+    assert abs(share.std() - 0.5 / np.sqrt(32)) < 0.03
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_packing_fits_and_loses_nothing(seed):
+    lengths = lengths_of(40, seed)
+    rows = pack(lengths, 64, 4)
+    assert sorted(itertools.chain(*rows)) == list(range(40))
+    assert all(lengths[row].sum() <= 64 and len(row) <= 4 for row in rows)
+    # Best-fit decreasing needs at most 11/9 of the best, which is at least the filled rows.
+    assert len(pack(lengths, 64, 40)) <= 11 / 9 * -(-lengths.sum() // 64) + 1
