@@ -169,7 +169,7 @@ def _predict(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     predictor = open_predictor(arguments.workdir, config)
     logits, _ = predictor.logits(split)
     found = predictor.run.task.predictions(logits, predictor.names)
-    texts = [{"text": text} for text in split.rows["text"]]
+    texts = [{"text": text} for text in split.column("text")]
     rows = ({**text, **row} for text, row in zip(texts, found, strict=True))
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_text(arguments.output, lines)

@@ -47,7 +47,7 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "split_seed": 0,
             "max_length": 128,
             "batching": "bucket",  # bucket | pack (several examples a row) | pad
-            "buckets": 6,  # lengths that bucket compiles at most
+            "buckets": 6,  # lengths compiled at most; packed, two are tried
             "prepare": ("drop_duplicates",),  # steps, in order
         },
         "method": {"name": method, **hyperparameters(method)},

@@ -197,30 +197,25 @@ def draw(
     for axis, title in zip(axes, ("training loss", "validation accuracy"), strict=True):
         axis.set(xlabel="step", title=title)
         axis.grid(alpha=0.3)
-        if axis.get_legend_handles_labels()[1]:
-            axis.legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     finish("learning_curves", figure)
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
     panels = (
-        ("trainable", "trainable parameters", lambda row: row.trainable),
-        ("seconds", "seconds of training", lambda row: row.seconds),
+        ("trainable parameters", lambda row: row.trainable),
+        ("seconds of training", lambda row: row.seconds),
     )
-    for axis, (_, label, value) in zip(axes, panels, strict=True):
+    for axis, (label, value) in zip(axes, panels, strict=True):
         for row in rows:
             error = [[row.accuracy - row.low], [row.high - row.accuracy]]
-            style = {"color": colours[row.method], "fmt": "o", "capsize": 3}
-            axis.errorbar(max(value(row), 1), row.accuracy, yerr=error, **style)
-            axis.annotate(
-                row.method,
-                (max(value(row), 1), row.accuracy),
-                textcoords="offset points",
-                xytext=(6, 4),
-                fontsize=8,
-            )
-        axis.set(xscale="log", xlabel=label, title=f"test accuracy by {label}")
-        axis.margins(x=0.15)
+            style = {"color": colours[row.method], "fmt": "o", "capsize": 3, "label": row.method}
+            axis.errorbar(value(row), row.accuracy, yerr=error, **style)
+        axis.set(xlabel=label, title=f"test accuracy by {label}")
         axis.grid(alpha=0.3)
+    axes[0].set_xscale("symlog", linthresh=100)  # logarithmic, with a place for none
+    axes[0].set_xlim(-30, 5 * max(row.total for row in rows))
+    axes[1].set_xlim(left=0)
+    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     finish("accuracy", figure)
     return images
 

@@ -68,7 +68,7 @@ def _key(folder: Path, split: Split, max_length: int) -> str:
     for name in (*TOKENIZER_FILES, "config.json"):
         digest.update((folder / name).read_bytes() if (folder / name).exists() else b"\2")
     for column in _texts(split):
-        for text in split.rows[column]:
+        for text in split.column(column):
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
         digest.update(b"\1")
     return digest.hexdigest()[:32]

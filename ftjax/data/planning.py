@@ -84,12 +84,14 @@ def bucket_layout(lengths: np.ndarray, count: int, multiple: int = 8) -> Layout:
     return Layout(tuple(int(sizes[i]) for i in best[-1][1]))
 
 
-def packed_layout(lengths: np.ndarray, batch_size: int, multiple: int = 1) -> Layout:
+def packed_layout(
+    lengths: np.ndarray, batch_size: int, multiple: int = 1, count: int = 2
+) -> Layout:
     """The shapes of packed rows that take `batch_size` examples at least cost.
 
-    One length, from the longest example's to twice that; or two, where few batches hold an
-    example that the shorter does not take, and that saves more than compiling twice is worth.
-    Rows are counted by packing the first batches of an epoch.
+    One length, from the longest example's to twice that; or two, if `count` allows, where few
+    batches hold an example that the shorter does not take and that saves enough. Rows are counted
+    by packing the first batches of an epoch.
     """
     batches = compose(lengths, batch_size, np.random.default_rng(0))
     longest = np.array([lengths[batch].max() for batch in batches])
@@ -110,7 +112,7 @@ def packed_layout(lengths: np.ndarray, batch_size: int, multiple: int = 1) -> La
     top = _round_up(int(lengths.max()), 4)
     full = min(range(top, 2 * top, 4), key=cost)
     chosen, least = (full,), 0.97 * cost(full)
-    for short in range(_round_up(int(np.median(longest)), 4), top, 4):
+    for short in range(_round_up(int(np.median(longest)), 4), top if count > 1 else 0, 4):
         share = (longest <= short).mean()
         mixed = share * cost(short) + (1 - share) * cost(full)
         if mixed < least:

@@ -28,7 +28,7 @@ def drop_duplicates(splits: Splits) -> Splits:
     kept = {}
     for name in (name for name in ORDER if name in splits):
         rows = splits[name].rows
-        columns = [rows[c] for c in ("text", "text_pair") if c in rows.column_names]
+        columns = [splits[name].column(c) for c in ("text", "text_pair") if c in rows.column_names]
         unique = []
         for i, row in enumerate(zip(*columns, strict=True)):
             if (key := _key(row)) not in seen:

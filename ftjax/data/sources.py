@@ -41,6 +41,10 @@ class Split:
     rows: datasets.Dataset
     label_names: tuple[str, ...] = ()
 
+    def column(self, name: str) -> list[Any]:
+        """All values of a column, read at once: iterating over it would read row by row."""
+        return self.rows[name][:]
+
 
 def load(settings: Mapping[str, Any], labelled: bool = True) -> dict[str, Split]:
     """The splits that a source has.

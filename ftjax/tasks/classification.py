@@ -45,7 +45,7 @@ class Classification:
         Raises:
             UserError: fewer than two labels, or one without an example.
         """
-        found = set(train.rows["label"])
+        found = set(train.column("label"))
         names = tuple(str(name) for name in (self.labels or train.label_names))
         if not names:
             integers = all(name.lstrip("-").isdigit() for name in found)
@@ -69,8 +69,8 @@ class Classification:
             UserError: a row with a label that training does not have.
         """
         number = {name: i for i, name in enumerate(names)}
-        labels = split.rows["label"]
-        for label, row in zip(labels, split.rows["row"], strict=True):
+        labels = split.column("label")
+        for label, row in zip(labels, split.column("row"), strict=True):
             if label not in number:
                 raise UserError(
                     f"{split.file}: row {row} has label {label!r}, which training does not have "

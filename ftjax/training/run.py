@@ -76,7 +76,8 @@ def encode_split(config: ConfigDict, task: Any, split: Split, names: Any, folder
 def choose_layout(config: ConfigDict, mesh: Mesh, lengths: np.ndarray, batch_size: int) -> Layout:
     """The shapes of batches for examples of these lengths, by `data.batching`."""
     if config.data.batching == "pack":
-        return packed_layout(lengths, batch_size, batch_ways(mesh) * config.train.accumulation)
+        multiple = batch_ways(mesh) * config.train.accumulation
+        return packed_layout(lengths, batch_size, multiple, config.data.buckets)
     if config.data.batching == "bucket":
         return bucket_layout(lengths, config.data.buckets)
     return Layout((config.data.max_length,))
