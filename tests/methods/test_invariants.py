@@ -16,8 +16,8 @@ from ftjax.training.optimizers import make_optimizer
 from ftjax.training.step import compile_step, init_state, make_step
 from tests.conftest import HEAD, build, make_batch, perturbed
 
-TRAINING = [name for name in methods.METHODS if methods.method_class(name).trains]
-ADDING = [name for name in TRAINING if methods.method_class(name).non_identity]
+TRAINING = [name for name in methods.METHODS if methods.find(name).trains]
+ADDING = [name for name in TRAINING if methods.find(name).non_identity]
 OPTIMIZER = {"name": "adamw", "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
 
 
@@ -88,7 +88,7 @@ def test_1_step_0_is_the_base_model(name, tiny, one_device):
 @pytest.mark.parametrize("name", ADDING)
 def test_1_another_init_is_not(name, tiny, one_device):
     batch = make_batch()
-    model, params = loaded(tiny, name, one_device, **methods.method_class(name).non_identity)
+    model, params = loaded(tiny, name, one_device, **methods.find(name).non_identity)
     wanted = base_outputs(tiny, params, batch, one_device)
     assert np.abs(model.apply(params, batch) - wanted).max() > 1e-4
 

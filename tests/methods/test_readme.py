@@ -38,6 +38,6 @@ def test_the_new_method_works(example, tiny, one_device, segments):
     assert model.partition.counts(model.shapes)[0] == 4 * 32 + 32 * 2 + 2
     moved = perturbed(params, model)
     assert np.abs(model.apply(moved, batch) - model.apply(moved, batch, adapted=False)).max() > 1e-3
-    other = build(tiny, {"name": example, **methods.method_class(example).non_identity})
+    other = build(tiny, {"name": example, **methods.find(example).non_identity})
     changed, _ = tuned.load(tiny, other, one_device, jax.random.key(0))
     assert np.abs(other.apply(changed, batch) - base).max() > 1e-3

@@ -1,0 +1,49 @@
+"""What methods and tasks are registered as: a name, a module, a dataclass of options."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from ftjax.errors import UserError, nearest
+
+Table = Mapping[str, tuple[str, str, str]]  # name → (module, class, what it is)
+
+
+def find(section: str, table: Table, name: str) -> type:
+    """The class registered as `name`, imported when asked for: listing needs no JAX.
+
+    Args:
+        section: of the configuration, "method" or "task".
+        table: whose modules are in the package `ftjax.{section}s`.
+        name: of the entry.
+
+    Raises:
+        UserError: no such entry; the nearest is named.
+    """
+    if name not in table:
+        raise UserError(f"{section}.name={name!r} is not known{nearest(name, table)}")
+    module, cls, _ = table[name]
+    return getattr(importlib.import_module(f"ftjax.{section}s.{module}"), cls)
+
+
+def options(cls: type) -> dict[str, Any]:
+    """Names and defaults of an entry's options."""
+    return {field.name: field.default for field in dataclasses.fields(cls)}
+
+
+def create(section: str, table: Table, settings: Mapping[str, Any]) -> Any:
+    """An object from {"name": ..., option: value, ...}.
+
+    Raises:
+        UserError: an unknown name or option, or a value out of range.
+    """
+    values = {key: value for key, value in settings.items() if key != "name"}
+    cls = find(section, table, settings["name"])
+    known = options(cls)
+    for key in values:
+        if key not in known:
+            raise UserError(
+                f"{section}.{key} is not an option of {settings['name']!r}{nearest(key, known)}"
+            )
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
