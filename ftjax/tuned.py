@@ -166,7 +166,8 @@ def build(
     def abstract(interceptor: Any) -> Flat:
         return jax.eval_shape(lambda key: _init(model, interceptor, key), key)
 
-    shapes = {path: leaf.value for path, leaf in abstract(None).items()}
+    boxed = abstract(None)
+    shapes = {path: leaf.value for path, leaf in boxed.items()}
     base = Base(
         shapes,
         family.hf_modules(config),
@@ -175,8 +176,9 @@ def build(
         family.DEFAULT_TARGETS,
     )
     interceptor = method.interceptor(base)
-    boxed = abstract(interceptor)
-    shapes = {path: leaf.value for path, leaf in boxed.items()}
+    if interceptor is not None:
+        boxed = abstract(interceptor)
+        shapes = {path: leaf.value for path, leaf in boxed.items()}
     axes = {path: tuple(leaf.names) for path, leaf in boxed.items()}
     partition = Partition.of(list(shapes), method.rules(base), method.trains)
     return Tuned(family, config, model, method, base, partition, shapes, axes)
