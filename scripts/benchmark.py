@@ -1,6 +1,6 @@
 """Speed and accuracy beside the Hugging Face Trainer, in one run on one machine.
 
-    python scripts/benchmark.py speed    --data FOLDER [--steps 60] [--rounds 3]
+    python scripts/benchmark.py speed    --data FOLDER [--steps 100] [--rounds 3]
     python scripts/benchmark.py accuracy --data FOLDER [--seeds 3] [--epochs 3]
     python scripts/benchmark.py start    --data FOLDER
 
@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     if arguments.steps is None:
-        arguments.steps = 0 if arguments.what == "peer" else 60
+        arguments.steps = 0 if arguments.what == "peer" else 100
     {"speed": speed, "accuracy": accuracy, "start": start, "peer": train_peer}[arguments.what](
         arguments
     )
