@@ -47,13 +47,11 @@ class Records:
         self._shown = shown
         if not shown:
             return
-        from tensorboardX import SummaryWriter
-
         path = workdir / "metrics.jsonl"
         rows = [row for row in read_rows(path) if row["step"] <= step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._folder, self._start, self._board = workdir / "tensorboard", step, None
         self._bar = tqdm(
             total=total,
             initial=step,
@@ -73,6 +71,10 @@ class Records:
             return
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+        if self._board is None:  # not before there is something to log: it is slow to import
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(self._folder), purge_step=self._start + 1)
         for name, value in row.items():
             if name != "step":
                 self._board.add_scalar(name, value, row["step"])
@@ -90,5 +92,6 @@ class Records:
     def close(self) -> None:
         if self._shown:
             self._bar.close()
-            self._board.close()
+            if self._board is not None:
+                self._board.close()
             self._file.close()
