@@ -95,10 +95,13 @@ def packed_layout(
     """
     batches = compose(lengths, batch_size, np.random.default_rng(0))
     longest = np.array([lengths[batch].max() for batch in batches])
+    top = _round_up(int(lengths.max()), 4)
+    step = _round_up(top // 32, 4)  # few candidates and few examples, also where both are large
+    tried = min(64, max(4, 2048 // batch_size))
 
     def rows(length: int, places: int) -> int:
         fitting = [batch for batch, most in zip(batches, longest, strict=True) if most <= length]
-        counts = [len(pack(lengths[batch], length, places)) for batch in fitting[:64]]
+        counts = [len(pack(lengths[batch], length, places)) for batch in fitting[:tried]]
         return _round_up(max(counts), multiple)
 
     def cost(length: int) -> float:
@@ -109,10 +112,9 @@ def packed_layout(
         # Twice the mean, so that a row of short examples does not make all rows wide.
         return int(np.ceil(2 * length / lengths.mean()))
 
-    top = _round_up(int(lengths.max()), 4)
-    full = min(range(top, 2 * top, 4), key=cost)
+    full = min(range(top, 2 * top, step), key=cost)
     chosen, least = (full,), 0.97 * cost(full)
-    for short in range(_round_up(int(np.median(longest)), 4), top if count > 1 else 0, 4):
+    for short in range(_round_up(int(np.median(longest)), 4), top if count > 1 else 0, step):
         share = (longest <= short).mean()
         mixed = share * cost(short) + (1 - share) * cost(full)
         if mixed < least:
