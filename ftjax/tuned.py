@@ -1,5 +1,6 @@
 """A model under a method: the one place where the two meet."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ INPUTS = (
     "token_type_ids",
     "position_ids",
     "segment_ids",
+    "decoder_input_ids",
+    "decoder_attention_mask",
     "starts",
     "features",
 )
@@ -40,6 +43,7 @@ class Tuned:
 
     Attributes:
         family: the module of the model's family.
+        names: what Hugging Face calls the model's modules.
         config: the family's `Config`.
         model: the Linen module, which knows nothing of the method.
         method: the method.
@@ -50,6 +54,7 @@ class Tuned:
     """
 
     family: ModuleType
+    names: hf.Names
     config: Any
     model: nn.Module
     method: Method
@@ -126,8 +131,9 @@ class _intercepted:
 
 def _init(model: nn.Module, interceptor: Any, key: jax.Array) -> Flat:
     """Flat parameters, each boxed with its logical axes."""
+    shape = (1, 2, 8) if model.head == "choice" else (1, 8)
     with _intercepted(interceptor):
-        return flatten(model.init({"params": key}, jnp.zeros((1, 8), jnp.int32))["params"])
+        return flatten(model.init({"params": key}, jnp.zeros(shape, jnp.int32))["params"])
 
 
 def build(
@@ -151,7 +157,7 @@ def build(
         remat=_known("remat", settings.get("remat", "none"), POLICIES),
         attention=_known("attention", settings.get("attention", "xla"), ATTENTION),
     )
-    config = family.Config.from_hf(hf_config, options)
+    config = family.from_hf(hf_config, options)
     layers = config.num_hidden_layers
     segments = resolve_segments(
         settings.get("segments", "auto"),
@@ -168,10 +174,11 @@ def build(
 
     boxed = abstract(None)
     shapes = {path: leaf.value for path, leaf in boxed.items()}
+    names = names_of(family, config, model.head)
     base = Base(
         shapes,
-        family.hf_modules(config),
-        tuple(family.HEAD_MODULES),
+        names.plain(),
+        tuple(dict.fromkeys(path.split("/")[0] for path in names.head)),
         layers,
         family.DEFAULT_TARGETS,
     )
@@ -181,7 +188,26 @@ def build(
         shapes = {path: leaf.value for path, leaf in boxed.items()}
     axes = {path: tuple(leaf.names) for path, leaf in boxed.items()}
     partition = Partition.of(list(shapes), method.rules(base), method.trains)
-    return Tuned(family, config, model, method, base, partition, shapes, axes)
+    return Tuned(family, names, config, model, method, base, partition, shapes, axes)
+
+
+def names_of(family: ModuleType, config: Any, head: str | None) -> hf.Names:
+    """What Hugging Face calls the modules of a model with this head.
+
+    Raises:
+        UserError: the family has no such head.
+    """
+    if head not in (None, "embedding", *config.heads):
+        known = ", ".join(sorted(config.heads))
+        raise UserError(f"{family.HF_PREFIX} has no head for {head!r} (it has {known})")
+    modules = config.heads[head].modules if head in config.heads else {}
+    # A folder may hold other heads, or copies of tied tensors and buffers.
+    others = [part for other in config.heads.values() for part in other.modules.values()]
+    theirs = {part if isinstance(part, str) else part.name for part in others}
+    ignored = (r".*position_ids", *(rf"{re.escape(name)}(\..*)?" for name in sorted(theirs)))
+    prefix = config.heads[head].prefix if head in config.heads else None
+    usual = family.HF_PREFIX
+    return hf.Names(prefix or usual, usual, family.hf_modules(config), modules, ignored)
 
 
 def _known(key: str, value: str, known: Mapping[str, Any]) -> str:
@@ -209,9 +235,7 @@ def load(
         array = array.astype(tuned.dtype(path))
         return jax.make_array_from_callback(array.shape, shardings[path], lambda i: array[i])
 
-    loaded, absent = hf.load(
-        Weights(folder), tuned.base.shapes, tuned.family, tuned.base.names, place, new_head
-    )
+    loaded, absent = hf.load(Weights(folder), tuned.base.shapes, tuned.names, place, new_head)
     missing = [path for path in tuned.shapes if path not in loaded]
     return merge(loaded, tuned.init(key, missing, shardings)), absent
 

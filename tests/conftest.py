@@ -107,7 +107,7 @@ def write_tiny(folder: Path, seed: int = 0, **changes) -> Path:
     for path, leaf in encoder.items():  # biases and norms that are not trivial
         if path.endswith(("bias", "scale")):
             leaf += random.normal(0, 0.1, leaf.shape).astype(np.float32)
-    tensors = hf.to_tensors(encoder, model.family, model.base.names, prefix=False)
+    tensors = hf.to_tensors(encoder, model.names, prefix=False)
     hf.write_folder(folder, folder, {**CONFIG, **changes, "architectures": ["BertModel"]}, tensors)
     write_tokenizer(folder)
     return folder

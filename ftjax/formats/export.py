@@ -39,20 +39,21 @@ def export_hf(
         "label2id": {name: i for i, name in enumerate(names)},
     }
     if tuned.model.pooling == "cls":
-        config |= {"architectures": ["BertForSequenceClassification"], **labels}
+        head = tuned.config.heads[tuned.model.head]
+        config |= {"architectures": [head.architecture], **labels}
         config["problem_type"] = "single_label_classification"
-        tensors = hf.to_tensors(plain, tuned.family, tuned.base.names, prefix=True)
+        tensors = hf.to_tensors(plain, tuned.names, prefix=True)
         hf.write_folder(output, source, config, _float32(tensors))
         return
     encoder, head = _split_head(tuned, plain)
-    tensors = hf.to_tensors(encoder, tuned.family, tuned.base.names, prefix=False)
+    tensors = hf.to_tensors(encoder, tuned.names, prefix=False)
     base = Weights(source)
     prefix = f"{tuned.family.HF_PREFIX}."
     for name in base:  # parts that this classifier leaves out, so that nothing is missing
         bare = name.removeprefix(prefix)
         if bare.rsplit(".", 1)[0] in tuned.base.names.values() and bare not in tensors:
             tensors[bare] = base[name]
-    config["architectures"] = ["BertModel"]
+    config["architectures"] = [tuned.family.MODEL]
     hf.write_folder(output, source, config, _float32(tensors))
     _write_dense(output, source, head, labels)
 
@@ -113,7 +114,7 @@ def export_peft(
     _, head = _split_head(tuned, params)
     output.mkdir(parents=True, exist_ok=True)
     if classifier:
-        for name, array in hf.to_tensors(head, tuned.family, tuned.base.names, True).items():
+        for name, array in hf.to_tensors(head, tuned.names, True).items():
             tensors[f"base_model.model.{name}"] = array
     else:
         _write_dense(output, source, head, {"labels": list(names)})

@@ -4,8 +4,8 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,21 +27,88 @@ TOKENIZER_FILES = (
 Place = Callable[[str, np.ndarray], Any]
 
 
-def tensor_names(path: str, family: ModuleType, modules: Mapping[str, str]) -> list[str]:
-    """Names of the tensors that a parameter holds, without the family's prefix, a layer each."""
-    names = []
-    for unrolled in expand(path):
-        module, leaf = unrolled.rsplit("/", 1)
-        theirs = modules.get(module) or family.HEAD_MODULES[module]
-        names.append(f"{theirs}.{LEAVES[leaf]}")
-    return names
+@dataclass(frozen=True)
+class Part:
+    """A module whose tensors are stored otherwise than a projection of its own.
+
+    Attributes:
+        name: of the module that holds them.
+        sizes: output features of the modules that share its tensors, in order; empty for one.
+        index: which of them this is.
+        turned: kernels are stored (in, out), as GPT-2's are.
+        stack: how many modules, numbered at "{}" in the name, make up one parameter with a
+            leading axis more, as experts do; 0 for none.
+        raw: the module is itself a tensor.
+    """
+
+    name: str
+    sizes: tuple[int, ...] = ()
+    index: int = 0
+    turned: bool = False
+    stack: int = 0
+    raw: bool = False
+
+    def tensors(self, leaf: str) -> list[str]:
+        """Names of the tensors that hold a leaf."""
+        if self.raw:
+            return [self.name]
+        numbers = range(self.stack) if self.stack else (0,)
+        return [f"{self.name.format(i)}.{LEAVES[leaf]}" for i in numbers]
+
+
+@dataclass(frozen=True)
+class Names:
+    """What Hugging Face calls a model's modules.
+
+    Attributes:
+        prefix: before the names of `base` in models with this head.
+        usual: the same in the family's other models.
+        base: our module path → theirs, for unrolled layers.
+        head: the same for the head, without the prefix.
+        ignored: patterns of tensors that this model does without.
+    """
+
+    prefix: str
+    usual: str
+    base: Mapping[str, str | Part]
+    head: Mapping[str, str | Part]
+    ignored: tuple[str, ...] = ()
+
+    def stored(self, path: str) -> list[tuple[str, Part]]:
+        """Where a parameter lies, a layer and a stacked module each: (tensor, how)."""
+        found = []
+        for unrolled in expand(path):
+            module, leaf = unrolled.rsplit("/", 1)
+            part = self.head.get(module) or self.base[module]
+            part = Part(part) if isinstance(part, str) else part
+            found += [(name, part) for name in part.tensors(leaf)]
+        return found
+
+    def plain(self) -> dict[str, str]:
+        """Our module path → the name of theirs, of the base."""
+        return {
+            path: part if isinstance(part, str) else part.name for path, part in self.base.items()
+        }
+
+    def in_head(self, path: str) -> bool:
+        """Whether a parameter is the head's."""
+        return path.rsplit("/", 1)[0] in self.head
+
+
+def _read(array: np.ndarray, part: Part, leaf: str) -> np.ndarray:
+    """A stored tensor → one module's parameter."""
+    if leaf == "kernel" and not part.turned:
+        array = array.T
+    if part.sizes:
+        start = sum(part.sizes[: part.index])
+        array = array[..., start : start + part.sizes[part.index]]
+    return array
 
 
 def load(
     weights: Mapping[str, np.ndarray],
     shapes: Flat,
-    family: ModuleType,
-    modules: Mapping[str, str],
+    names: Names,
     place: Place,
     new_head: bool = False,
 ) -> tuple[Flat, list[str]]:
@@ -50,8 +117,7 @@ def load(
     Args:
         weights: tensors by name.
         shapes: flat abstract parameters of the model without any method.
-        family: module of the model's family.
-        modules: our module paths → Hugging Face's.
+        names: what Hugging Face calls the model's modules.
         place: puts one array where its parameter lives.
         new_head: leave the head out, even where the file has one.
 
@@ -61,57 +127,59 @@ def load(
     Raises:
         UserError: a tensor is missing, unexpected or of another shape.
     """
-    prefix = f"{family.HF_PREFIX}."
-    prefixed = any(name.startswith(prefix) for name in weights)
+    prefixes = [f"{prefix}." for prefix in (names.prefix, names.usual) if prefix] + [""]
+    prefix = next(p for p in prefixes if any(name.startswith(p) for name in weights))
     params, absent, used = {}, [], set()
     for path, leaf in shapes.items():
-        head = path.split("/")[0] in family.HEAD_MODULES
-        names = tensor_names(path, family, modules)
-        names = [name if head or not prefixed else prefix + name for name in names]
-        missing = [name for name in names if name not in weights]
+        head, kind = names.in_head(path), path.rsplit("/", 1)[1]
+        stored = [((("" if head else prefix) + name), part) for name, part in names.stored(path)]
+        missing = [name for name, _ in stored if name not in weights]
         if head and (missing or new_head):
             absent.append(path)
-            used.update(names)
+            used.update(name for name, _ in stored)
             continue
         if missing:
             raise UserError(
                 f"the weights lack tensor {missing[0]!r} (for parameter {path!r})"
                 f"{nearest(missing[0], weights)}"
             )
-        arrays = [weights[name] for name in names]
-        if path.endswith("/kernel"):
-            arrays = [array.T for array in arrays]
-        array = arrays[0] if path == expand(path)[0] else np.stack(arrays)
-        if array.shape != leaf.shape:
-            turned = " (transposed)" if path.endswith("/kernel") else ""
+        arrays = [_read(weights[name], part, kind) for name, part in stored]
+        array = np.stack(arrays) if len({a.shape for a in arrays}) == 1 else arrays[0]
+        if array.shape[1:] != leaf.shape[leaf.ndim + 1 - array.ndim :] or array.size != leaf.size:
+            turned = " (transposed)" if kind == "kernel" else ""
             hint = "; set model.new_head=True to start a new head" if head else ""
             raise UserError(
-                f"tensor {names[0]!r}{turned} has shape {array.shape}, but parameter {path!r} "
-                f"needs {leaf.shape}{hint}"
+                f"tensor {stored[0][0]!r}{turned} has shape {arrays[0].shape}, but parameter "
+                f"{path!r} needs {leaf.shape}{hint}"
             )
+        array = array.reshape(leaf.shape)
         params[path] = place(path, array)
-        used.update(names)
-    known = {f"{prefix if prefixed else ''}{name}" for name in modules.values()}
+        used.update(name for name, _ in stored)
+    known = {prefix + name for name in names.plain().values()}
     for name in sorted(set(weights) - used):
         ours = name.rsplit(".", 1)[0] in known  # of a module this head leaves out
-        if not ours and not any(re.fullmatch(pattern, name) for pattern in family.IGNORED):
+        if not ours and not any(re.fullmatch(pattern, name) for pattern in names.ignored):
             raise UserError(f"the weights have an unexpected tensor {name!r}")
     return params, absent
 
 
-def to_tensors(
-    params: Mapping[str, Any], family: ModuleType, modules: Mapping[str, str], prefix: bool
-) -> dict[str, np.ndarray]:
-    """The inverse of `load`: Hugging Face's tensors by name, kernels transposed back."""
-    tensors = {}
+def to_tensors(params: Mapping[str, Any], names: Names, prefix: bool) -> dict[str, np.ndarray]:
+    """The inverse of `load`: Hugging Face's tensors by name."""
+    pieces: dict[str, dict[int, np.ndarray]] = {}
+    turned = {}
     for path, leaf in params.items():
-        array = np.asarray(leaf)
-        names = tensor_names(path, family, modules)
-        layers = [array] if path == expand(path)[0] else list(array)
-        inside = prefix and path.split("/")[0] not in family.HEAD_MODULES
-        for name, layer in zip(names, layers, strict=True):
-            layer = layer.T if path.endswith("/kernel") else layer
-            tensors[f"{family.HF_PREFIX}." * inside + name] = np.ascontiguousarray(layer)
+        stored, array = names.stored(path), np.asarray(leaf)
+        inside = prefix and not names.in_head(path)
+        axes = (path != expand(path)[0]) + bool(stored[0][1].stack)
+        layers = array.reshape(len(stored), *array.shape[axes:])
+        for (name, part), layer in zip(stored, layers, strict=True):
+            name = f"{names.prefix}." * bool(inside and names.prefix) + name
+            pieces.setdefault(name, {})[part.index] = layer
+            turned[name] = path.endswith("/kernel") and not part.turned
+    tensors = {}
+    for name, parts in pieces.items():
+        array = np.concatenate([parts[i] for i in sorted(parts)], -1)
+        tensors[name] = np.ascontiguousarray(array.T if turned[name] else array)
     return tensors
 
 

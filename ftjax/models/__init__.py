@@ -1,7 +1,7 @@
 """The registry of model families: a new family is one file and one line here.
 
-A family's module has `Config.from_hf`, `Model`, `hf_modules`, `HF_PREFIX`, `HEAD_MODULES`,
-`DEFAULT_TARGETS` and `IGNORED`; see `ftjax/models/bert.py`.
+A family's module has `from_hf`, `Model`, `hf_modules`, `MODEL`, `HF_PREFIX` and
+`DEFAULT_TARGETS`; see `ftjax/models/bert.py`.
 """
 
 import importlib
@@ -13,7 +13,28 @@ from ftjax.errors import UserError
 
 # Hugging Face's model_type → (module, what it covers). Imported when used.
 FAMILIES: dict[str, tuple[str, str]] = {
-    "bert": ("bert", "encoder: hidden states, classification"),
+    "bert": ("bert", "encoder"),
+    "roberta": ("roberta", "encoder"),
+    "xlm-roberta": ("roberta", "encoder"),
+    "distilbert": ("distilbert", "encoder"),
+    "electra": ("electra", "encoder"),
+    "albert": ("albert", "encoder"),
+    "deberta-v2": ("deberta", "encoder"),
+    "gpt2": ("gpt2", "decoder"),
+    "llama": ("llama", "decoder"),
+    "mistral": ("llama", "decoder"),
+    "mixtral": ("llama", "decoder"),
+    "qwen2": ("llama", "decoder"),
+    "qwen3": ("llama", "decoder"),
+    "phi3": ("llama", "decoder"),
+    "bart": ("bart", "encoder-decoder"),
+    "mbart": ("bart", "encoder-decoder"),
+    "marian": ("bart", "encoder-decoder"),
+    "t5": ("t5", "encoder-decoder"),
+    "mt5": ("t5", "encoder-decoder"),
+    "gemma": ("gemma", "decoder"),
+    "gemma2": ("gemma", "decoder"),
+    "gemma3_text": ("gemma", "decoder"),
 }
 
 

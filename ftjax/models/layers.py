@@ -99,6 +99,28 @@ class LayerNorm(nn.Module):
         return (normal * scale + bias).astype(x.dtype)
 
 
+class RMSNorm(nn.Module):
+    """x / √mean(x²) · scale over the last axis, in float32 (Zhang and Sennrich 2019).
+
+    Attributes:
+        offset: multiply by 1 + scale, scale starting at zero, as Gemma does.
+    """
+
+    epsilon: float = 1e-6
+    offset: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        start = nn.initializers.zeros if self.offset else nn.initializers.ones
+        init = nn.with_logical_partitioning(start, (None,))
+        scale = self.param("scale", init, x.shape[-1:], jnp.float32).astype(jnp.float32)
+        wide = x.astype(jnp.float32)
+        normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
+        if self.offset:
+            return (normal * (1 + scale)).astype(x.dtype)
+        return normal.astype(x.dtype) * scale.astype(x.dtype)
+
+
 class Embedding(nn.Module):
     """A table of shape (size, features), looked up by integer ids."""
 
@@ -115,9 +137,9 @@ class Embedding(nn.Module):
     def __call__(self, ids: Array) -> Array:
         return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
 
-    def first(self, count: int) -> Array:
-        """Rows 0 to count - 1: a slice, whose gradient needs no scatter."""
-        return self.embedding[:count].astype(self.dtype)
+    def first(self, count: int, start: int = 0) -> Array:
+        """`count` rows from `start`: a slice, whose gradient needs no scatter."""
+        return self.embedding[start : start + count].astype(self.dtype)
 
 
 class Dropout(nn.Module):
@@ -133,42 +155,86 @@ class Dropout(nn.Module):
 
 
 def _xla_attention(
-    query: Array, key: Array, value: Array, mask: Array | None, drop: Callable[[Array], Array]
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    bias: Array | None,
+    scale: float,
+    softcap: float | None,
+    drop: Callable[[Array], Array],
 ) -> Array:
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key)
-    scores = scores.astype(jnp.float32)
+    batch, length, heads, size = query.shape
+    grouped = (batch, length, key.shape[2], -1, size)
+    # A group of query heads shares a head of keys and values.
+    scores = jnp.einsum("bqhgd,bkhd->bhgqk", (query * scale).reshape(grouped), key)
+    scores = scores.reshape(batch, heads, length, -1).astype(jnp.float32)
+    if bias is not None:
+        scores = scores + bias
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = drop(jax.nn.softmax(scores, axis=-1).astype(query.dtype))
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+    weights = weights.reshape(batch, key.shape[2], -1, length, key.shape[1])
+    return jnp.einsum("bhgqk,bkhd->bqhgd", weights, value).reshape(batch, length, heads, -1)
 
 
 def _cudnn_attention(
-    query: Array, key: Array, value: Array, mask: Array | None, drop: Callable[[Array], Array]
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    bias: Array | None,
+    scale: float,
+    softcap: float | None,
+    drop: Callable[[Array], Array],
 ) -> Array:
-    del drop  # families refuse attention dropout with this back end, see `check_attention`
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
+    del drop  # `AttentionCore` refuses dropout with this back end
+    if softcap:
+        raise ValueError("attention=cudnn has no soft-capping; use attention=xla")
+    return jax.nn.dot_product_attention(
+        query, key, value, bias, mask, scale=scale, implementation="cudnn"
+    )
 
 
 ATTENTION = {"xla": _xla_attention, "cudnn": _cudnn_attention}
 
 
 class AttentionCore(nn.Module):
-    """softmax(q kᵀ / √d + mask) v, without parameters: prefixes join keys and values here.
+    """softmax(scale · q kᵀ + bias, masked) v, without parameters: prefixes join keys and values.
 
-    Takes query (batch, q, heads, d), key and value (batch, k, heads, d) and a boolean mask that
-    broadcasts to (batch, heads, q, k); returns the context (batch, q, heads, d).
+    Takes query (batch, q, heads, d), key and value (batch, k, heads or a divisor of it, d), and
+    a boolean mask and a bias that broadcast to (batch, heads, q, k); returns the context (batch,
+    q, heads, d).
+
+    Attributes:
+        dropout: on the weights.
+        backend: a key of `ATTENTION`.
+        scale: None for 1 / √d.
+        softcap: c in c · tanh(scores / c), before the mask; None for none.
     """
 
     dropout: float = 0.0
     backend: str = "xla"
+    scale: float | None = None
+    softcap: float | None = None
 
     @nn.compact
-    def __call__(self, query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+    def __call__(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        mask: Array | None,
+        bias: Array | None = None,
+    ) -> Array:
         drop = Dropout(self.dropout, name="dropout")
         if self.backend == "cudnn" and self.dropout and self.has_rng("dropout"):
             raise ValueError("attention=cudnn has no attention dropout here; use attention=xla")
-        return ATTENTION[self.backend](query, key, value, mask, drop)
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        attend = ATTENTION[self.backend]
+        return attend(query, key, value, mask, bias, scale, self.softcap, drop)
 
 
 def encoder_mask(attention_mask: Array | None, segment_ids: Array | None) -> Array | None:
@@ -186,6 +252,11 @@ def encoder_mask(attention_mask: Array | None, segment_ids: Array | None) -> Arr
     if attention_mask is not None:
         return (attention_mask > 0)[:, None, None, :]
     return None
+
+
+def shift_right(ids: Array, start: int | Array) -> Array:
+    """What a decoder reads to predict `ids`: `start`, then all but the last."""
+    return jnp.concatenate([jnp.broadcast_to(start, ids[:, :1].shape), ids[:, :-1]], 1)
 
 
 def at_starts(x: Array, starts: Array | None) -> Array:

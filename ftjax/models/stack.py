@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from ftjax.errors import UserError, nearest
 
@@ -29,37 +30,57 @@ class Stack(nn.Module):
         layer_class: the class given to `layer`, wrapped by `nn.remat` under a policy.
         segments: lengths of the segments.
         remat: a key of `POLICIES`.
+        kinds: a number a layer, passed to it after x; None where there is none.
     """
 
     layer: Callable[..., nn.Module]
     layer_class: type[nn.Module]
     segments: tuple[int, ...]
     remat: str = "none"
+    kinds: tuple[int, ...] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *shared: jax.Array | None) -> jax.Array:
         start = 0
         for length in self.segments:
             scanned = length > 1
-            cls = self.layer_class
+            cls, kinds = self.layer_class, self.kinds and self.kinds[start : start + length]
+            static = (2,) if kinds and len(set(kinds)) == 1 else ()
             if self.remat != "none":
-                cls = nn.remat(cls, policy=POLICIES[self.remat], prevent_cse=not scanned)
+                cls = nn.remat(
+                    cls,
+                    policy=POLICIES[self.remat],
+                    prevent_cse=not scanned,
+                    static_argnums=static,
+                )
             if scanned:
+
+                def one(layer: nn.Module, x, kind, *shared, kinds=kinds):
+                    return layer(x, *_kind(kinds, kind), *shared), None
+
                 run = nn.scan(
-                    lambda layer, x, *shared: (layer(x, *shared), None),
+                    one,
                     variable_axes={"params": 0},
                     split_rngs={"params": True, "dropout": True},
-                    in_axes=nn.broadcast,
+                    in_axes=(0, *(nn.broadcast for _ in shared)),
                     length=length,
                     metadata_params={nn.PARTITION_NAME: "layers"},
                 )
                 layer = self.layer(cls, name=f"layers_{start}_{start + length}", last=False)
-                x, _ = run(layer, x, *shared)
+                x, _ = run(layer, x, jnp.asarray(kinds or (0,) * length), *shared)
             else:
                 last = start + 1 == sum(self.segments)
-                x = self.layer(cls, name=f"layer_{start}", last=last)(x, *shared)
+                layer = self.layer(cls, name=f"layer_{start}", last=last)
+                x = layer(x, *_kind(kinds, None), *shared)
             start += length
         return x
+
+
+def _kind(kinds: tuple[int, ...] | None, scanned: jax.Array | None) -> tuple:
+    """The argument that says a layer's kind: a Python number wherever all layers share it."""
+    if kinds is None:
+        return ()
+    return (kinds[0],) if len(set(kinds)) == 1 else (scanned,)
 
 
 def resolve_segments(

@@ -24,6 +24,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {  # logical axis → mesh axis
     "kv": "tensor",
     "vocab": "tensor",
     "layers": None,
+    "experts": None,
     "rank": None,
 }
 

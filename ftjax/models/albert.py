@@ -1,0 +1,139 @@
+"""ALBERT (Lan et al. 2020): BERT whose layers share their parameters, with small embeddings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from ftjax.errors import UserError
+from ftjax.models import encoder
+from ftjax.models.encoder import DEFAULT_TARGETS, Embeddings, Layer, checked
+from ftjax.models.heads import Head
+from ftjax.models.layers import Options
+from ftjax.models.stack import POLICIES
+
+__all__ = ["DEFAULT_TARGETS", "Model"]
+
+Array = jax.Array
+MODEL = "AlbertModel"
+HF_PREFIX = "albert"
+MLM = {
+    "mlm/dense": "predictions.dense",
+    "mlm/norm": "predictions.LayerNorm",
+    "mlm": "predictions",
+}
+POOLED = {"classifier": "classifier"}
+HEADS = {
+    "classification": Head("AlbertForSequenceClassification", POOLED, activation="tanh"),
+    "choice": Head("AlbertForMultipleChoice", POOLED, activation="tanh"),
+    "tokens": Head("AlbertForTokenClassification", {"classifier": "classifier"}),
+    "span": Head("AlbertForQuestionAnswering", {"classifier": "qa_outputs"}),
+    "masked_lm": Head("AlbertForMaskedLM", MLM),
+    "pretraining": Head(
+        "AlbertForPreTraining",
+        {**MLM, "next_sentence": "sop_classifier.classifier"},
+        activation="tanh",
+    ),
+}
+LAYER = {
+    "attention/query": "attention.query",
+    "attention/key": "attention.key",
+    "attention/value": "attention.value",
+    "attention/output": "attention.dense",
+    "attention_norm": "attention.LayerNorm",
+    "ffn/up": "ffn",
+    "ffn/down": "ffn_output",
+    "ffn_norm": "full_layer_layer_norm",
+}
+
+
+@dataclass(frozen=True)
+class Config(encoder.Config):
+    """ALBERT's: layers in `num_hidden_groups` groups of `inner_group_num`, each group repeated."""
+
+    num_hidden_groups: int = 1
+    inner_group_num: int = 1
+
+
+def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
+    """Reads config.json's mapping.
+
+    Raises:
+        UserError: an option that is not implemented.
+    """
+    position = hf.get("position_embedding_type", "absolute")
+    if position not in ("absolute", None):
+        raise UserError(f"albert: position_embedding_type={position!r} is not implemented")
+    names = [name for name in Config.__dataclass_fields__ if name in hf]
+    values = {"embedding_size": 128, **{name: hf[name] for name in names}}
+    dropout = hf.get("classifier_dropout_prob", 0.1)
+    made = Config(
+        **values,
+        classifier_dropout=dropout,
+        project_embeddings=True,
+        heads=HEADS,
+        options=options,
+    )
+    return checked(made, "albert")
+
+
+class Repeated(nn.Module):
+    """Each group of layers, as often as its share of the depth: unrolled, or scanned."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None, starts: Array | None) -> Array:
+        c = self.config
+        make = Layer
+        if c.options.remat != "none":
+            make = nn.remat(Layer, policy=POLICIES[c.options.remat])
+        groups = [
+            [make(c, name=f"layer_{g}_{i}") for i in range(c.inner_group_num)]
+            for g in range(c.num_hidden_groups)
+        ]
+        for i in range(c.num_hidden_layers):
+            for layer in groups[i * c.num_hidden_groups // c.num_hidden_layers]:
+                x = layer(x, mask, starts)
+        return x
+
+
+class Model(encoder.Model):
+    """The encoder with shared layers under a head; see `ftjax.models.encoder.Model`."""
+
+    config: Config
+
+    def encode(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None,
+        token_type_ids: Array | None,
+        position_ids: Array | None,
+        mask: Array | None,
+        starts: Array | None,
+        starts_only: bool,
+    ) -> tuple[Array, Array]:
+        c = self.config
+        x, table = Embeddings(c, name="embeddings")(input_ids, token_type_ids, position_ids)
+        x = Repeated(c, name="encoder")(x, mask, starts)
+        return encoder.at_starts(x, starts) if starts_only else x, table
+
+
+def hf_modules(config: Config) -> dict[str, str]:
+    """Our module path → Hugging Face's module name, without the prefix."""
+    names = {
+        "embeddings/word": "embeddings.word_embeddings",
+        "embeddings/position": "embeddings.position_embeddings",
+        "embeddings/token_type": "embeddings.token_type_embeddings",
+        "embeddings/norm": "embeddings.LayerNorm",
+        "embeddings/project": "encoder.embedding_hidden_mapping_in",
+    }
+    for g in range(config.num_hidden_groups):
+        for i in range(config.inner_group_num):
+            for ours, theirs in LAYER.items():
+                names[f"encoder/layer_{g}_{i}/{ours}"] = (
+                    f"encoder.albert_layer_groups.{g}.albert_layers.{i}.{theirs}"
+                )
+    return names | {"pooler": "pooler"}

@@ -1,0 +1,331 @@
+"""The pre-norm decoder that GPT-2, Llama and their kin share, under any head.
+
+A family's file says how its config.json maps to `Config`, what Hugging Face calls its modules, and
+what heads it has.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ftjax.errors import UserError
+from ftjax.models.experts import Experts
+from ftjax.models.heads import Head
+from ftjax.models.layers import (
+    ACTIVATIONS,
+    AttentionCore,
+    Dense,
+    Dropout,
+    Embedding,
+    LayerNorm,
+    Options,
+    RMSNorm,
+    at_starts,
+)
+from ftjax.models.rotary import Rotary, rotate
+from ftjax.models.stack import Stack
+
+Array = jax.Array
+DEFAULT_TARGETS = ("query", "value")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The architecture.
+
+    Attributes:
+        head_dim: of a head; the heads together may be wider than `hidden_size`.
+        gated: feed-forward is down(act(gate(x)) · up(x)), else down(act(up(x))).
+        norm: "layer" or "rms"; "rms_offset" multiplies by 1 + scale.
+        biases: which projections have one: "qkv", "output", "ffn".
+        query_norm: heads of queries and keys are normalized.
+        post_norms: sub-layers are normalized once more before the residual.
+        windows: by kind of layer, how many positions back a token sees; None for all.
+        rotaries: by kind of layer; empty for a table of learned positions.
+        kinds: of each layer; empty for all 0.
+        scale: of attention scores; None for 1 / √head_dim.
+        attention_softcap, logit_softcap: c in c · tanh(x / c).
+        embedding_scale: what embeddings are multiplied by.
+        tied: logits are read off by the words' table.
+        experts: feed-forward blocks of which each token takes `active`; 0 for one block.
+        heads: by kind, as the family has them.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    hidden_act: str = "silu"
+    gated: bool = True
+    norm: str = "rms"
+    norm_eps: float = 1e-6
+    biases: tuple[str, ...] = ()
+    query_norm: bool = False
+    post_norms: bool = False
+    windows: tuple[int | None, ...] = (None,)
+    rotaries: tuple[Rotary, ...] = ()
+    kinds: tuple[int, ...] = ()
+    scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    embedding_scale: float = 1.0
+    tied: bool = False
+    embedding_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    residual_dropout: float = 0.0
+    classifier_dropout: float = 0.0
+    experts: int = 0
+    active: int = 0
+    initializer_range: float = 0.02
+    heads: Mapping[str, Head] = field(default_factory=dict, hash=False)
+    options: Options = field(default_factory=Options)
+
+    def dense(
+        self, features: int, axes: tuple[str | None, str | None], name: str, bias: str = ""
+    ) -> Dense:
+        return Dense(
+            features,
+            axes,
+            bias in self.biases,
+            dtype=self.options.dtype,
+            stddev=self.initializer_range,
+            name=name,
+        )
+
+    def normalize(self, name: str) -> nn.Module:
+        if self.norm == "layer":
+            return LayerNorm(self.norm_eps, name=name)
+        return RMSNorm(self.norm_eps, self.norm == "rms_offset", name=name)
+
+
+def checked(config: Config, family: str) -> Config:
+    """A configuration with its segments and kinds.
+
+    Raises:
+        UserError: an option that is not implemented.
+    """
+    if config.hidden_act not in ACTIVATIONS:
+        raise UserError(f"{family}: hidden_act={config.hidden_act!r} is not implemented")
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise UserError(f"{family}: num_key_value_heads does not divide num_attention_heads")
+    segments = config.options.segments or (1,) * config.num_hidden_layers
+    kinds = config.kinds or (0,) * config.num_hidden_layers
+    return replace(config, kinds=kinds, options=replace(config.options, segments=segments))
+
+
+class Attention(nn.Module):
+    """Causal attention with its output projection, without residual."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array, rotary: tuple[Array, Array] | None) -> Array:
+        c = self.config
+
+        def project(name: str, heads: int) -> Array:
+            axes = ("embed", "heads" if name == "query" else "kv")
+            y = c.dense(heads * c.head_dim, axes, name, "qkv")(x)
+            return y.reshape(*x.shape[:-1], heads, c.head_dim)
+
+        query = project("query", c.num_attention_heads)
+        key = project("key", c.num_key_value_heads)
+        value = project("value", c.num_key_value_heads)
+        if c.query_norm:
+            query, key = c.normalize("query_norm")(query), c.normalize("key_norm")(key)
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        core = AttentionCore(
+            c.attention_dropout, c.options.attention, c.scale, c.attention_softcap, name="core"
+        )
+        context = core(query, key, value, mask).reshape(*x.shape[:-1], -1)
+        out = c.dense(c.hidden_size, ("heads", "embed"), "output", "output")(context)
+        return Dropout(c.residual_dropout, name="dropout")(out)
+
+
+class FeedForward(nn.Module):
+    """down(act(gate(x)) · up(x)), or down(act(up(x)))."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c, act = self.config, ACTIVATIONS[self.config.hidden_act]
+        wide = c.dense(c.intermediate_size, ("embed", "mlp"), "up", "ffn")(x)
+        if c.gated:
+            wide = act(c.dense(c.intermediate_size, ("embed", "mlp"), "gate", "ffn")(x)) * wide
+        else:
+            wide = act(wide)
+        x = c.dense(c.hidden_size, ("mlp", "embed"), "down", "ffn")(wide)
+        return Dropout(c.residual_dropout, name="dropout")(x)
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array, kind: Any, masks: Any, rotaries: Any) -> Array:
+        """Applies the layer.
+
+        Args:
+            x: (batch, length, features).
+            kind: number of the layer's kind.
+            masks, rotaries: by kind.
+        """
+        c = self.config
+        x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
+        mask, rotary = (_pick(by_kind, kind) for by_kind in (masks, rotaries))
+        y = Attention(c, name="attention")(c.normalize("attention_norm")(x), mask, rotary)
+        x = x + (c.normalize("attention_post_norm")(y) if c.post_norms else y)
+        block = Experts if c.experts else FeedForward
+        y = block(c, name="ffn")(c.normalize("ffn_norm")(x))
+        return x + (c.normalize("ffn_post_norm")(y) if c.post_norms else y)
+
+
+def _pick(by_kind: Any, kind: Any) -> Any:
+    if not by_kind:
+        return None
+    if len(by_kind) == 1:
+        return by_kind[0]
+    if isinstance(kind, int):
+        return by_kind[kind]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves)[kind], *by_kind)
+
+
+def causal_mask(
+    length: int,
+    attention_mask: Array | None,
+    segment_ids: Array | None,
+    window: int | None,
+) -> Array:
+    """Which keys a query sees: (1 or batch, 1, length, length).
+
+    A token sees itself and what is before it, at most `window` - 1 positions back, of its own
+    segment, and no padding.
+    """
+    place = jnp.arange(length)
+    back = place[:, None] - place
+    mask = (back >= 0)[None, None]
+    if window is not None:
+        mask = mask & (back < window)
+    if segment_ids is not None:
+        same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+        return mask & same & (segment_ids[:, None, None, :] > 0)
+    if attention_mask is not None:
+        return mask & (attention_mask > 0)[:, None, None, :]
+    return mask
+
+
+class Model(nn.Module):
+    """The decoder under a head.
+
+    A row is one example, or several packed ones, see `ftjax.models.encoder.Model`.
+
+    Attributes:
+        config: the architecture.
+        head: None gives hidden states (batch, length, features); "causal_lm" float32 logits
+            (batch, length, vocabulary); "classification" those of each example's last token
+            (batch, labels); "tokens" (batch, length, labels); "span" (batch, length, 2).
+        labels: number of labels.
+    """
+
+    config: Config
+    head: str | None = None
+    labels: int = 2
+    pooling: str = "last"
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        token_type_ids: Array | None = None,
+        position_ids: Array | None = None,
+        segment_ids: Array | None = None,
+        starts: Array | None = None,
+    ) -> Array:
+        c, length = self.config, input_ids.shape[1]
+        make = partial(Embedding, features=c.hidden_size, stddev=c.initializer_range)
+        words = make(c.vocab_size, name="words")
+        x = words(input_ids).astype(c.options.dtype)
+        if c.embedding_scale != 1.0:
+            x = x * jnp.asarray(c.embedding_scale, x.dtype)
+        if token_type_ids is not None and not c.rotaries:
+            x = x + words(token_type_ids).astype(x.dtype)
+        rotaries = ()
+        if c.rotaries:
+            positions = jnp.arange(length)[None] if position_ids is None else position_ids
+            rotaries = tuple(rotary.table(positions) for rotary in c.rotaries)
+        else:
+            table = make(c.max_position_embeddings, axes=(None, "embed"), name="positions")
+            found = table.first(length) if position_ids is None else table(position_ids)
+            x = x + found.astype(x.dtype)
+        x = Dropout(c.embedding_dropout, name="embedding_dropout")(x)
+        masks = tuple(
+            causal_mask(length, attention_mask, segment_ids, window) for window in c.windows
+        )
+        stack = Stack(
+            lambda make, name, last: make(c, name=name),
+            Layer,
+            c.options.segments,
+            c.options.remat,
+            c.kinds,
+            name="decoder",
+        )
+        x = c.normalize("final_norm")(stack(x, masks, rotaries))
+        if self.head is None:
+            return x
+        return self.read(x.astype(jnp.float32), words, attention_mask, segment_ids, starts)
+
+    def read(
+        self,
+        x: Array,
+        words: Embedding,
+        attention_mask: Array | None,
+        segment_ids: Array | None,
+        starts: Array | None,
+    ) -> Array:
+        """The head's outputs from float32 hidden states."""
+        c = self.config
+        dense = partial(Dense, stddev=c.initializer_range)
+        if self.head == "causal_lm":
+            if c.tied:
+                logits = x @ words.embedding.T.astype(x.dtype)
+            else:
+                logits = dense(c.vocab_size, ("embed", "vocab"), False, name="lm_head")(x)
+            cap = c.logit_softcap
+            return cap * jnp.tanh(logits / cap) if cap else logits
+        count = 2 if self.head == "span" else self.labels
+        if self.head == "classification":
+            x = at_starts(x, last_tokens(x.shape[:2], attention_mask, segment_ids, starts))
+            logits = dense(count, ("embed", None), False, name="classifier")(x)
+            return logits[:, 0] if starts is None else logits
+        rate = c.classifier_dropout if self.head == "tokens" else 0.0
+        return dense(count, ("embed", None), name="classifier")(Dropout(rate, name="dropout")(x))
+
+
+def last_tokens(
+    shape: tuple[int, int],
+    attention_mask: Array | None,
+    segment_ids: Array | None,
+    starts: Array | None,
+) -> Array:
+    """Position of each example's last token: (batch, 1 or examples)."""
+    place = jnp.arange(shape[1])
+    if starts is not None:
+        number = 1 + jnp.arange(starts.shape[1])
+        inside = segment_ids[:, None, :] == number[:, None]
+        return jnp.where(inside, place, 0).max(-1)
+    if attention_mask is None:
+        return jnp.full((shape[0], 1), shape[1] - 1)
+    return jnp.where(attention_mask > 0, place, 0).max(-1, keepdims=True)

@@ -1,0 +1,78 @@
+"""DistilBERT (Sanh et al. 2019): BERT without token types and pooler."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ftjax.errors import UserError
+from ftjax.models.encoder import DEFAULT_TARGETS, Config, Model, checked
+from ftjax.models.heads import Head
+from ftjax.models.layers import Options
+
+__all__ = ["DEFAULT_TARGETS", "Model"]
+
+MODEL = "DistilBertModel"
+HF_PREFIX = "distilbert"
+POOLED = {"pooler": "pre_classifier", "classifier": "classifier"}
+HEADS = {
+    "classification": Head("DistilBertForSequenceClassification", POOLED, activation="relu"),
+    "choice": Head("DistilBertForMultipleChoice", POOLED, activation="relu"),
+    "tokens": Head("DistilBertForTokenClassification", {"classifier": "classifier"}),
+    "span": Head("DistilBertForQuestionAnswering", {"classifier": "qa_outputs"}),
+    "masked_lm": Head(
+        "DistilBertForMaskedLM",
+        {"mlm/dense": "vocab_transform", "mlm/norm": "vocab_layer_norm", "mlm": "vocab_projector"},
+    ),
+}
+LAYER = {
+    "attention/query": "attention.q_lin",
+    "attention/key": "attention.k_lin",
+    "attention/value": "attention.v_lin",
+    "attention/output": "attention.out_lin",
+    "attention_norm": "sa_layer_norm",
+    "ffn/up": "ffn.lin1",
+    "ffn/down": "ffn.lin2",
+    "ffn_norm": "output_layer_norm",
+}
+
+
+def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
+    """Reads config.json's mapping.
+
+    Raises:
+        UserError: an option that is not implemented.
+    """
+    if hf.get("sinusoidal_pos_embds") and not hf.get("pad_token_id", 0) == 0:
+        raise UserError("distilbert: sinusoidal positions with another padding are not implemented")
+    return checked(
+        Config(
+            vocab_size=hf.get("vocab_size", 30522),
+            hidden_size=hf.get("dim", 768),
+            embedding_size=hf.get("dim", 768),
+            num_hidden_layers=hf.get("n_layers", 6),
+            num_attention_heads=hf.get("n_heads", 12),
+            intermediate_size=hf.get("hidden_dim", 3072),
+            hidden_act=hf.get("activation", "gelu"),
+            hidden_dropout_prob=hf.get("dropout", 0.1),
+            attention_probs_dropout_prob=hf.get("attention_dropout", 0.1),
+            classifier_dropout=hf.get("seq_classif_dropout", 0.2),
+            max_position_embeddings=hf.get("max_position_embeddings", 512),
+            type_vocab_size=0,
+            initializer_range=hf.get("initializer_range", 0.02),
+            heads=HEADS,
+            options=options,
+        ),
+        "distilbert",
+    )
+
+
+def hf_modules(config: Config) -> dict[str, str]:
+    """Our module path → Hugging Face's module name, for unrolled layers, without the prefix."""
+    names = {
+        "embeddings/word": "embeddings.word_embeddings",
+        "embeddings/position": "embeddings.position_embeddings",
+        "embeddings/norm": "embeddings.LayerNorm",
+    }
+    for i in range(config.num_hidden_layers):
+        for ours, theirs in LAYER.items():
+            names[f"encoder/layer_{i}/{ours}"] = f"transformer.layer.{i}.{theirs}"
+    return names

@@ -1,0 +1,300 @@
+"""The post-norm encoder that BERT and its kin share (Devlin et al. 2019), under any head.
+
+A family's file says how its config.json maps to `Config`, what Hugging Face calls its modules, and
+what heads it has.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ftjax.errors import UserError
+from ftjax.models.heads import Head, MaskedLM, classify
+from ftjax.models.layers import (
+    ACTIVATIONS,
+    AttentionCore,
+    Dense,
+    Dropout,
+    Embedding,
+    LayerNorm,
+    Options,
+    at_starts,
+    encoder_mask,
+    mean_pool,
+)
+from ftjax.models.stack import Stack
+
+Array = jax.Array
+DEFAULT_TARGETS = ("query", "value")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The architecture, named as in BERT's config.json.
+
+    Attributes:
+        embedding_size: of the tables.
+        project_embeddings: to `hidden_size`, after norm and dropout.
+        type_vocab_size: 0 where there are no token types.
+        positions: whether there is a table of them.
+        first_position: number of the first token's position in it.
+        heads: by kind, as the family has them.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    embedding_size: int = 768
+    project_embeddings: bool = False
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    positions: bool = True
+    first_position: int = 0
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    heads: Mapping[str, Head] = field(default_factory=dict, hash=False)
+    options: Options = field(default_factory=Options)
+
+    def dense(self, features: int, axes: tuple[str | None, str | None], name: str) -> Dense:
+        return Dense(
+            features, axes, dtype=self.options.dtype, stddev=self.initializer_range, name=name
+        )
+
+
+def checked(config: Config, family: str) -> Config:
+    """A configuration with its segments.
+
+    Raises:
+        UserError: an option that is not implemented.
+    """
+    if config.hidden_act not in ACTIVATIONS:
+        raise UserError(f"{family}: hidden_act={config.hidden_act!r} is not implemented")
+    if config.hidden_size % config.num_attention_heads:
+        raise UserError(f"{family}: num_attention_heads does not divide hidden_size")
+    segments = config.options.segments or (1,) * config.num_hidden_layers
+    return replace(config, options=replace(config.options, segments=segments))
+
+
+class Embeddings(nn.Module):
+    """LN(word + position + token type), with dropout."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(
+        self, input_ids: Array, token_type_ids: Array | None, position_ids: Array | None
+    ) -> tuple[Array, Array]:
+        """Embedded tokens (batch, length, embedding_size), and the table of words."""
+        c = self.config
+        make = partial(Embedding, features=c.embedding_size, stddev=c.initializer_range)
+        word = make(c.vocab_size, name="word")
+        x = word(input_ids)
+        if c.type_vocab_size:
+            if token_type_ids is None:
+                token_type_ids = jnp.zeros((1, 1), jnp.int32)
+            kinds = make(c.type_vocab_size, axes=(None, "embed"), name="token_type")
+            x = x + kinds(token_type_ids)
+        if c.positions:
+            position = make(c.max_position_embeddings, axes=(None, "embed"), name="position")
+            if position_ids is None:
+                x = x + position.first(x.shape[1], c.first_position)
+            else:
+                x = x + position(position_ids + c.first_position)
+        x = LayerNorm(c.layer_norm_eps, name="norm")(x.astype(c.options.dtype))
+        x = Dropout(c.hidden_dropout_prob, name="dropout")(x)
+        if c.project_embeddings:
+            x = c.dense(c.hidden_size, (None, "embed"), "project")(x)
+        return x, word.embedding
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `x` to `memory` with its output projection, without residual."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array, memory: Array, mask: Array | None, starts: Array | None) -> Array:
+        c = self.config
+        heads = (c.num_attention_heads, c.hidden_size // c.num_attention_heads)
+
+        def project(x: Array, name: str) -> Array:
+            y = c.dense(c.hidden_size, ("embed", "heads"), name)(x)
+            return y.reshape(*x.shape[:-1], *heads)
+
+        query, key, value = project(x, "query"), project(memory, "key"), project(memory, "value")
+        core = AttentionCore(c.attention_probs_dropout_prob, c.options.attention, name="core")
+        context = core(query, key, value, mask).reshape(x.shape)
+        out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
+        return Dropout(c.hidden_dropout_prob, name="dropout")(out)
+
+
+class FeedForward(nn.Module):
+    """down(act(up(x))), before residual and norm."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = self.config
+        x = ACTIVATIONS[c.hidden_act](c.dense(c.intermediate_size, ("embed", "mlp"), "up")(x))
+        x = c.dense(c.hidden_size, ("mlp", "embed"), "down")(x)
+        return Dropout(c.hidden_dropout_prob, name="dropout")(x)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each followed by residual and norm.
+
+    Attributes:
+        starts_only: compute only the positions where examples start, where nothing reads others.
+        attention: the class; it is called with x, memory, mask, `starts` where x is only what
+            stands there, and what the stack's layers share.
+    """
+
+    config: Config
+    starts_only: bool = False
+    attention: type[nn.Module] = Attention
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None, starts: Array | None, *shared: Array) -> Array:
+        c = self.config
+        memory = x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
+        at = None
+        if self.starts_only:
+            at = jnp.zeros((1, 1), jnp.int32) if starts is None else starts
+            x = at_starts(memory, starts)
+            if mask is not None and mask.shape[2] > 1:
+                mask = at_starts(mask[:, 0], starts)[:, None]
+        x = LayerNorm(c.layer_norm_eps, name="attention_norm")(
+            self.attention(c, name="attention")(x, memory, mask, at, *shared) + x
+        )
+        return LayerNorm(c.layer_norm_eps, name="ffn_norm")(FeedForward(c, name="ffn")(x) + x)
+
+
+class Model(nn.Module):
+    """The encoder under a head.
+
+    A row is one example, or several packed ones: then `segment_ids` number them from 1, and
+    `starts` (batch, examples) are the positions of their first tokens; outputs of heads that read
+    one vector an example have an axis more, (batch, examples, ...).
+
+    Where the head alone trains, `features_only` gives what the head reads, float32 (batch,
+    features), and `features` goes on from it.
+
+    Attributes:
+        config: the architecture.
+        head: None gives hidden states (batch, length, features); "embedding" the pooled float32
+            (batch, features); "classification" float32 logits (batch, labels); "choice", of
+            inputs (batch, choices, length), (batch, choices); "tokens" (batch, length, labels);
+            "span" (batch, length, 2), start and end; "masked_lm" (batch, length, vocabulary);
+            "pretraining" those and (batch, 2), whether the second text follows the first.
+        labels: number of labels.
+        pooling: "cls" is the family's own, of the first token; "mean" averages real tokens and
+            has no layer between.
+    """
+
+    config: Config
+    head: str | None = None
+    labels: int = 2
+    pooling: str = "cls"
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Array | None = None,
+        attention_mask: Array | None = None,
+        token_type_ids: Array | None = None,
+        position_ids: Array | None = None,
+        segment_ids: Array | None = None,
+        starts: Array | None = None,
+        features: Array | None = None,
+        features_only: bool = False,
+    ) -> Any:
+        if features is not None:
+            return self.classify(features, self.labels)
+        if self.head == "choice":
+            choices = input_ids.shape[1]
+
+            def flat(x: Array | None) -> Array | None:
+                return None if x is None else x.reshape(-1, x.shape[-1])
+
+            input_ids, attention_mask = flat(input_ids), flat(attention_mask)
+            token_type_ids, position_ids = flat(token_type_ids), flat(position_ids)
+        one = self.head in ("embedding", "classification", "choice")
+        starts_only = one and self.pooling == "cls"
+        mask = encoder_mask(attention_mask, segment_ids)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids)
+        x, table = self.encode(*inputs, mask, starts, starts_only)
+        if self.head is None:
+            return x
+        x = x.astype(jnp.float32)
+        if not one:
+            return self.each_token(x, table, starts)
+        if not starts_only:
+            x = mean_pool(x, attention_mask, segment_ids, starts)
+        x = x[:, 0] if starts is None else x
+        if features_only or self.head == "embedding":
+            return x
+        if self.head == "choice":
+            return self.classify(x, 1).reshape(-1, choices)
+        return self.classify(x, self.labels)
+
+    def encode(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None,
+        token_type_ids: Array | None,
+        position_ids: Array | None,
+        mask: Array | None,
+        starts: Array | None,
+        starts_only: bool,
+    ) -> tuple[Array, Array]:
+        """Hidden states, of all positions or of those where examples start; the words' table."""
+        c = self.config
+        x, table = Embeddings(c, name="embeddings")(input_ids, token_type_ids, position_ids)
+        encoder = Stack(
+            lambda make, name, last: make(c, last and starts_only, name=name),
+            Layer,
+            c.options.segments,
+            c.options.remat,
+            name="encoder",
+        )
+        x = encoder(x, mask, starts)
+        if starts_only and c.options.segments[-1] > 1:  # scanned layers compute all positions
+            x = at_starts(x, starts)
+        return x, table
+
+    def classify(self, x: Array, labels: int) -> Array:
+        c = self.config
+        head = c.heads[self.head]
+        if self.pooling == "mean":
+            head = replace(head, activation=None)
+        rate = c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout
+        return classify(head, x, labels, rate, c.initializer_range)
+
+    def each_token(self, x: Array, table: Array, starts: Array | None) -> Any:
+        """What heads say of every position."""
+        c = self.config
+        dense = partial(Dense, stddev=c.initializer_range)
+        if self.head in ("tokens", "span"):
+            rate = c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout
+            x = Dropout(rate if self.head == "tokens" else 0.0, name="dropout")(x)
+            count = self.labels if self.head == "tokens" else 2
+            return dense(count, ("embed", None), name="classifier")(x)
+        words = MaskedLM(c.hidden_act, c.layer_norm_eps, c.initializer_range, name="mlm")(x, table)
+        if self.head == "masked_lm":
+            return words
+        first = at_starts(x, starts)
+        pooled = jnp.tanh(dense(c.hidden_size, ("embed", None), name="pooler")(first))
+        follows = dense(2, ("embed", None), name="next_sentence")(pooled)
+        return words, follows[:, 0] if starts is None else follows

@@ -1,0 +1,96 @@
+"""Gemma 1, 2 and 3 (text): norms by 1 + scale, scaled embeddings, local and global layers."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ftjax.formats.hf import Part
+from ftjax.models import llama, rotary
+from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked
+from ftjax.models.heads import Head
+from ftjax.models.layers import Options
+
+__all__ = ["DEFAULT_TARGETS", "Model"]
+
+MODEL = "GemmaModel"
+HF_PREFIX = "model"
+KINDS = {"gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3"}
+POST_NORMS = {
+    "attention_post_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "ffn_post_norm": "post_feedforward_layernorm",
+}
+
+
+def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
+    """Reads config.json's mapping.
+
+    Raises:
+        UserError: an option that is not implemented.
+    """
+    family = hf["model_type"]
+    layers, head_dim = hf["num_hidden_layers"], hf.get("head_dim", 256)
+    windows, kinds = (None,), ()
+    if family != "gemma":
+        every = hf.get("sliding_window_pattern", 2 if family == "gemma2" else 6)
+        names = hf.get("layer_types") or [
+            "sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)
+        ]
+        windows, kinds = llama.windows_of({**hf, "layer_types": names})
+    theta = 1e6 if family == "gemma3_text" else 1e4
+    rotaries = [rotary.from_hf(hf, head_dim, family, "full_attention", theta)]
+    if len(windows) > 1:
+        local = {**hf, "rope_theta": hf.get("rope_local_base_freq", hf.get("rope_theta", 1e4))}
+        rotaries.append(rotary.from_hf(local, head_dim, family, "sliding_attention"))
+    scalar = hf.get("query_pre_attn_scalar")
+    return checked(
+        Config(
+            vocab_size=hf["vocab_size"],
+            hidden_size=hf["hidden_size"],
+            intermediate_size=hf["intermediate_size"],
+            num_hidden_layers=layers,
+            num_attention_heads=hf["num_attention_heads"],
+            num_key_value_heads=hf["num_key_value_heads"],
+            head_dim=head_dim,
+            max_position_embeddings=hf.get("max_position_embeddings", 8192),
+            hidden_act=hf.get("hidden_activation") or hf.get("hidden_act", "gelu_pytorch_tanh"),
+            norm="rms_offset",
+            norm_eps=hf.get("rms_norm_eps", 1e-6),
+            biases=("qkv", "output") if hf.get("attention_bias") else (),
+            query_norm=family == "gemma3_text",
+            post_norms=family != "gemma",
+            windows=windows,
+            kinds=kinds,
+            rotaries=tuple(rotaries),
+            scale=scalar**-0.5 if scalar else None,
+            attention_softcap=hf.get("attn_logit_softcapping"),
+            logit_softcap=hf.get("final_logit_softcapping"),
+            embedding_scale=hf["hidden_size"] ** 0.5,
+            tied=True,
+            attention_dropout=hf.get("attention_dropout") or 0.0,
+            classifier_dropout=hf.get("classifier_dropout") or 0.1,
+            initializer_range=hf.get("initializer_range", 0.02),
+            heads=heads_of(KINDS[family]),
+            options=options,
+        ),
+        family,
+    )
+
+
+def heads_of(name: str) -> dict[str, Head]:
+    """The heads that Hugging Face has."""
+    heads = llama.heads_of(name, tied=True)
+    if name == "Gemma3":
+        text = replace(heads["classification"], architecture="Gemma3TextForSequenceClassification")
+        return {"causal_lm": heads["causal_lm"], "classification": text}
+    return heads
+
+
+def hf_modules(config: Config) -> dict[str, str | Part]:
+    """Our module path → where it is stored, for unrolled layers, without the prefix."""
+    names = llama.hf_modules(config)
+    if config.post_norms:
+        for i in range(config.num_hidden_layers):
+            for ours, theirs in POST_NORMS.items():
+                names[f"decoder/layer_{i}/{ours}"] = f"layers.{i}.{theirs}"
+    return names

@@ -1,0 +1,76 @@
+"""GPT-2 (Radford et al. 2019), decoder with learned positions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ftjax.errors import UserError
+from ftjax.formats.hf import Part
+from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked
+from ftjax.models.heads import Head
+from ftjax.models.layers import Options
+
+__all__ = ["DEFAULT_TARGETS", "Model"]
+
+MODEL = "GPT2Model"
+HF_PREFIX = "transformer"
+HEADS = {
+    "causal_lm": Head("GPT2LMHeadModel"),
+    "classification": Head("GPT2ForSequenceClassification", {"classifier": "score"}),
+    "tokens": Head("GPT2ForTokenClassification", {"classifier": "classifier"}),
+    "span": Head("GPT2ForQuestionAnswering", {"classifier": "qa_outputs"}),
+}
+
+
+def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
+    """Reads config.json's mapping.
+
+    Raises:
+        UserError: an option that is not implemented.
+    """
+    for option in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
+        if hf.get(option):
+            raise UserError(f"gpt2: {option} is not implemented")
+    size, heads = hf.get("n_embd", 768), hf.get("n_head", 12)
+    return checked(
+        Config(
+            vocab_size=hf.get("vocab_size", 50257),
+            hidden_size=size,
+            intermediate_size=hf.get("n_inner") or 4 * size,
+            num_hidden_layers=hf.get("n_layer", 12),
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=size // heads,
+            max_position_embeddings=hf.get("n_positions", 1024),
+            hidden_act=hf.get("activation_function", "gelu_new"),
+            gated=False,
+            norm="layer",
+            norm_eps=hf.get("layer_norm_epsilon", 1e-5),
+            biases=("qkv", "output", "ffn"),
+            scale=None if hf.get("scale_attn_weights", True) else 1.0,
+            tied=True,
+            embedding_dropout=hf.get("embd_pdrop", 0.1),
+            attention_dropout=hf.get("attn_pdrop", 0.1),
+            residual_dropout=hf.get("resid_pdrop", 0.1),
+            classifier_dropout=0.1,
+            initializer_range=hf.get("initializer_range", 0.02),
+            heads=HEADS,
+            options=options,
+        ),
+        "gpt2",
+    )
+
+
+def hf_modules(config: Config) -> dict[str, str | Part]:
+    """Our module path → where it is stored, for unrolled layers, without the prefix."""
+    names: dict[str, str | Part] = {"words": "wte", "positions": "wpe", "final_norm": "ln_f"}
+    for i in range(config.num_hidden_layers):
+        ours, theirs = f"decoder/layer_{i}", f"h.{i}"
+        names[f"{ours}/attention_norm"] = f"{theirs}.ln_1"
+        names[f"{ours}/ffn_norm"] = f"{theirs}.ln_2"
+        for index, name in enumerate(("query", "key", "value")):
+            sizes = (config.hidden_size,) * 3
+            names[f"{ours}/attention/{name}"] = Part(f"{theirs}.attn.c_attn", sizes, index, True)
+        names[f"{ours}/attention/output"] = Part(f"{theirs}.attn.c_proj", turned=True)
+        names[f"{ours}/ffn/up"] = Part(f"{theirs}.mlp.c_fc", turned=True)
+        names[f"{ours}/ffn/down"] = Part(f"{theirs}.mlp.c_proj", turned=True)
+    return names

@@ -1,0 +1,338 @@
+"""T5 (Raffel et al. 2020), v1.0 and v1.1, mT5 and Flan: encoder-decoder with relative positions."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ftjax.errors import UserError
+from ftjax.formats.hf import Part
+from ftjax.models.decoder import causal_mask, last_tokens
+from ftjax.models.heads import Head, classify
+from ftjax.models.layers import (
+    ACTIVATIONS,
+    AttentionCore,
+    Dense,
+    Dropout,
+    Embedding,
+    Options,
+    RMSNorm,
+    at_starts,
+    encoder_mask,
+    shift_right,
+)
+from ftjax.models.stack import Stack
+
+Array = jax.Array
+MODEL = "T5Model"
+HF_PREFIX = ""
+DEFAULT_TARGETS = ("query", "value")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The architecture, named as in config.json where that is clear.
+
+    Attributes:
+        num_hidden_layers, num_decoder_layers: of the encoder and of the decoder.
+        buckets, max_distance: of relative positions.
+        tied: logits are read off by the words' table.
+        scale_outputs: by 1 / √hidden_size, before that table.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_decoder_layers: int
+    num_attention_heads: int
+    head_dim: int
+    hidden_act: str
+    gated: bool
+    norm_eps: float
+    buckets: int
+    max_distance: int
+    dropout: float
+    classifier_dropout: float
+    tied: bool
+    scale_outputs: bool
+    start: int
+    end: int
+    initializer_range: float = 0.02
+    heads: Mapping[str, Head] = field(default_factory=dict, hash=False)
+    options: Options = field(default_factory=Options)
+
+    def dense(self, features: int, axes: tuple[str | None, str | None], name: str) -> Dense:
+        return Dense(
+            features,
+            axes,
+            use_bias=False,
+            dtype=self.options.dtype,
+            stddev=self.initializer_range,
+            name=name,
+        )
+
+
+def heads_of(name: str, tied: bool) -> dict[str, Head]:
+    """The heads that Hugging Face has, by the prefix of their classes."""
+    lm = {} if tied else {"lm_head": "lm_head"}
+    return {
+        "seq2seq_lm": Head(f"{name}ForConditionalGeneration", lm),
+        "classification": Head(
+            f"{name}ForSequenceClassification",
+            {"pooler": "classification_head.dense", "classifier": "classification_head.out_proj"},
+            activation="tanh",
+            drop_first=True,
+            prefix="transformer",
+        ),
+        "tokens": Head(
+            f"{name}ForTokenClassification", {"classifier": "classifier"}, prefix="transformer"
+        ),
+        "span": Head(f"{name}ForQuestionAnswering", {"classifier": "qa_outputs"}),
+    }
+
+
+def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
+    """Reads config.json's mapping.
+
+    Raises:
+        UserError: an option that is not implemented.
+    """
+    family = hf["model_type"]
+    kind = hf.get("feed_forward_proj", "relu").split("-")
+    act = {"gated-gelu": "gelu_new"}.get("-".join(kind), kind[-1])
+    if act not in ACTIVATIONS:
+        raise UserError(f"{family}: feed_forward_proj={'-'.join(kind)!r} is not implemented")
+    tied = hf.get("tie_word_embeddings", True)
+    layers = hf["num_layers"]
+    return Config(
+        vocab_size=hf["vocab_size"],
+        hidden_size=hf["d_model"],
+        intermediate_size=hf["d_ff"],
+        num_hidden_layers=layers,
+        num_decoder_layers=hf.get("num_decoder_layers") or layers,
+        num_attention_heads=hf["num_heads"],
+        head_dim=hf["d_kv"],
+        hidden_act=act,
+        gated=kind[0] == "gated",
+        norm_eps=hf.get("layer_norm_epsilon", 1e-6),
+        buckets=hf.get("relative_attention_num_buckets", 32),
+        max_distance=hf.get("relative_attention_max_distance", 128),
+        dropout=hf.get("dropout_rate", 0.1),
+        classifier_dropout=hf.get("classifier_dropout", 0.0),
+        tied=tied,
+        scale_outputs=hf.get("scale_decoder_outputs", tied and family == "t5"),
+        start=hf.get("decoder_start_token_id", hf.get("pad_token_id", 0)) or 0,
+        end=hf.get("eos_token_id", 1),
+        heads=heads_of("MT5" if family == "mt5" else "T5", tied),
+        options=replace(options, segments=options.segments or (1,) * layers),
+    )
+
+
+def bucket(distance: Array, buckets: int, most: int, both: bool) -> Array:
+    """Numbers of key position - query position: half exact, half logarithmic up to `most`."""
+    side = jnp.zeros_like(distance)
+    if both:
+        buckets //= 2
+        side = (distance > 0) * buckets
+        distance = jnp.abs(distance)
+    else:
+        distance = -jnp.minimum(distance, 0)
+    exact = buckets // 2
+    scale = (buckets - exact) / math.log(most / exact)
+    far = exact + (jnp.log(jnp.maximum(distance, 1) / exact) * scale).astype(jnp.int32)
+    return side + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
+
+
+class RelativeBias(nn.Module):
+    """What is added to the scores of each distance, shared by the layers of a stack."""
+
+    config: Config
+    both: bool
+
+    @nn.compact
+    def __call__(self, length: int) -> Array:
+        c, place = self.config, jnp.arange(length)
+        number = bucket(place - place[:, None], c.buckets, c.max_distance, self.both)
+        table = Embedding(c.buckets, c.num_attention_heads, axes=(None, "heads"), name="table")
+        return table(number).transpose(2, 0, 1)[None]
+
+
+class Attention(nn.Module):
+    """Attention of `x` to `memory`, unscaled, with its output projection, without residual."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array, memory: Array, mask: Array | None, bias: Array | None) -> Array:
+        c = self.config
+        wide = c.num_attention_heads * c.head_dim
+
+        def project(x: Array, name: str) -> Array:
+            y = c.dense(wide, ("embed", "heads"), name)(x)
+            return y.reshape(*x.shape[:-1], c.num_attention_heads, c.head_dim)
+
+        query, key, value = project(x, "query"), project(memory, "key"), project(memory, "value")
+        core = AttentionCore(c.dropout, c.options.attention, 1.0, name="core")
+        context = core(query, key, value, mask, bias).reshape(*x.shape[:-1], wide)
+        out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
+        return Dropout(c.dropout, name="dropout")(out)
+
+
+class FeedForward(nn.Module):
+    """down(act(gate(x)) · up(x)), or down(act(up(x)))."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c, act = self.config, ACTIVATIONS[self.config.hidden_act]
+        wide = c.dense(c.intermediate_size, ("embed", "mlp"), "up")(x)
+        if c.gated:
+            wide = act(c.dense(c.intermediate_size, ("embed", "mlp"), "gate")(x)) * wide
+        else:
+            wide = act(wide)
+        wide = Dropout(c.dropout, name="inner_dropout")(wide)
+        x = c.dense(c.hidden_size, ("mlp", "embed"), "down")(wide)
+        return Dropout(c.dropout, name="dropout")(x)
+
+
+class Layer(nn.Module):
+    """Pre-norm self-attention, in the decoder cross-attention, and feed-forward."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        mask: Array | None,
+        bias: Array,
+        memory: Array | None = None,
+        memory_mask: Array | None = None,
+    ) -> Array:
+        c = self.config
+
+        def norm(name: str) -> RMSNorm:
+            return RMSNorm(c.norm_eps, name=name)
+
+        x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
+        y = norm("attention_norm")(x)
+        x = x + Attention(c, name="attention")(y, y, mask, bias)
+        if memory is not None:
+            y = norm("cross_norm")(x)
+            x = x + Attention(c, name="cross")(y, memory, memory_mask, None)
+        return x + FeedForward(c, name="ffn")(norm("ffn_norm")(x))
+
+
+class Side(nn.Module):
+    """The encoder or the decoder: layers, what they share, and a final norm."""
+
+    config: Config
+    segments: tuple[int, ...]
+    both: bool
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None, *memory: Array | None) -> Array:
+        c = self.config
+        x = Dropout(c.dropout, name="input_dropout")(x)
+        bias = RelativeBias(c, self.both, name="relative")(x.shape[1])
+        stack = Stack(
+            lambda make, name, last: make(c, name=name),
+            Layer,
+            self.segments,
+            c.options.remat,
+            name="layers",
+        )
+        x = RMSNorm(c.norm_eps, name="final_norm")(stack(x, mask, bias, *memory))
+        return Dropout(c.dropout, name="output_dropout")(x)
+
+
+class Model(nn.Module):
+    """T5 under a head.
+
+    Attributes:
+        config: the architecture.
+        head: None gives the decoder's hidden states; "seq2seq_lm" float32 logits (batch, target
+            length, vocabulary); "classification" (batch, labels), of the decoder where the input
+            ends; "span" (batch, length, 2), of the decoder; "tokens" (batch, length, labels), of
+            the encoder alone.
+        labels: number of labels.
+    """
+
+    config: Config
+    head: str | None = None
+    labels: int = 2
+    pooling: str = "end"
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        decoder_input_ids: Array | None = None,
+        decoder_attention_mask: Array | None = None,
+    ) -> Array:
+        c = self.config
+        words = Embedding(c.vocab_size, c.hidden_size, stddev=1.0, name="words")
+        encoder = Side(c, c.options.segments, True, name="encoder")
+        mask = encoder_mask(attention_mask, None)
+        memory = encoder(words(input_ids).astype(c.options.dtype), mask)
+        dense = partial(Dense, stddev=c.initializer_range)
+        if self.head == "tokens":
+            x = Dropout(c.classifier_dropout, name="dropout")(memory.astype(jnp.float32))
+            return dense(self.labels, ("embed", None), name="classifier")(x)
+        if decoder_input_ids is None:
+            decoder_input_ids = shift_right(input_ids, c.start)
+        scanned = max(c.options.segments) > 1
+        segments = (c.num_decoder_layers,) if scanned else (1,) * c.num_decoder_layers
+        decoder = Side(c, segments, False, name="decoder")
+        x = words(decoder_input_ids).astype(c.options.dtype)
+        own = causal_mask(x.shape[1], decoder_attention_mask, None, None)
+        x = decoder(x, own, memory, mask)
+        if self.head is None:
+            return x
+        x = x.astype(jnp.float32)
+        if self.head == "seq2seq_lm":
+            if not c.tied:
+                return dense(c.vocab_size, ("embed", "vocab"), False, name="lm_head")(x)
+            x = x * c.hidden_size**-0.5 if c.scale_outputs else x
+            return x @ words.embedding.T.astype(x.dtype)
+        if self.head == "span":
+            return dense(2, ("embed", None), name="classifier")(x)
+        ends = last_tokens(x.shape[:2], (input_ids == c.end).astype(jnp.int32), None, None)
+        x = at_starts(x, ends)[:, 0]
+        head = c.heads[self.head]
+        return classify(head, x, self.labels, c.classifier_dropout, c.initializer_range)
+
+
+def hf_modules(config: Config) -> dict[str, str | Part]:
+    """Our module path → where it is stored, for unrolled layers."""
+    names: dict[str, str | Part] = {"words": "shared"}
+    up = "wi_1" if config.gated else "wi"
+    for side, count, ffn in (
+        ("encoder", config.num_hidden_layers, 1),
+        ("decoder", config.num_decoder_layers, 2),
+    ):
+        names[f"{side}/final_norm"] = f"{side}.final_layer_norm"
+        first = f"{side}.block.0.layer.0.SelfAttention"
+        names[f"{side}/relative/table"] = f"{first}.relative_attention_bias"
+        for i in range(count):
+            ours, theirs = f"{side}/layers/layer_{i}", f"{side}.block.{i}.layer"
+            names[f"{ours}/attention_norm"] = f"{theirs}.0.layer_norm"
+            names[f"{ours}/ffn_norm"] = f"{theirs}.{ffn}.layer_norm"
+            kinds = [("attention", f"{theirs}.0.SelfAttention")]
+            if side == "decoder":
+                names[f"{ours}/cross_norm"] = f"{theirs}.1.layer_norm"
+                kinds.append(("cross", f"{theirs}.1.EncDecAttention"))
+            for kind, place in kinds:
+                for name, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "o")):
+                    names[f"{ours}/{kind}/{name}"] = f"{place}.{letter}"
+            for name, inner in (("gate", "wi_0"), ("up", up), ("down", "wo")):
+                names[f"{ours}/ffn/{name}"] = f"{theirs}.{ffn}.DenseReluDense.{inner}"
+    return names
