@@ -34,6 +34,7 @@ INPUTS = (
     "decoder_attention_mask",
     "starts",
     "features",
+    "column",
 )
 
 
@@ -87,6 +88,22 @@ class Tuned:
         variables = {"params": unflatten(params)}
         with _intercepted(self.method.interceptor(self.base) if adapted else None):
             return self.model.apply(variables, **inputs, rngs=rngs)
+
+    def apply_cached(
+        self, params: Mapping[str, Any], cache: Any, batch: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, Any]:
+        """Logits of the last column (batch, 1, vocabulary), and the keys and values kept.
+
+        Args:
+            params: flat parameters.
+            cache: what the call before returned; None for a prompt.
+            batch: those of `INPUTS` that are there are used.
+        """
+        variables = {"params": unflatten(params)} | ({"cache": cache} if cache else {})
+        inputs = {name: batch[name] for name in INPUTS if name in batch}
+        with _intercepted(self.method.interceptor(self.base)):
+            logits, kept = self.model.apply(variables, **inputs, mutable=["cache"])
+        return logits, kept["cache"]
 
     @property
     def only_head_trains(self) -> bool:

@@ -12,7 +12,8 @@ import numpy as np
 
 from ftjax.errors import UserError
 from ftjax.formats.hf import Part
-from ftjax.models.decoder import causal_mask, last_tokens
+from ftjax.models.cache import Cache, View, prompt_view, token_view
+from ftjax.models.decoder import last_tokens
 from ftjax.models.heads import Head, classify
 from ftjax.models.layers import (
     ACTIVATIONS,
@@ -144,22 +145,28 @@ def sinusoids(length: int, size: int) -> np.ndarray:
 
 
 class Attention(nn.Module):
-    """Attention of `x` to `memory` with its output projection, without residual."""
+    """Attention of `x` to `memory` with its output projection, without residual.
+
+    Without `memory`, to the keys and values that were kept of it.
+    """
 
     config: Config
     heads: int
 
     @nn.compact
-    def __call__(self, x: Array, memory: Array, mask: Array | None) -> Array:
+    def __call__(self, x: Array, memory: Array | None, view: View) -> Array:
         c = self.config
 
         def project(x: Array, name: str) -> Array:
             y = c.dense(c.hidden_size, ("embed", "heads"), name)(x)
             return y.reshape(*x.shape[:-1], self.heads, -1)
 
-        query, key, value = project(x, "query"), project(memory, "key"), project(memory, "value")
+        query, key, value = project(x, "query"), None, None
+        if memory is not None:
+            key, value = project(memory, "key"), project(memory, "value")
+        key, value = Cache(name="cache")(key, value, view.slots)
         core = AttentionCore(c.attention_dropout, c.options.attention, name="core")
-        context = core(query, key, value, mask).reshape(x.shape)
+        context = core(query, key, value, view.mask).reshape(x.shape)
         out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
         return Dropout(c.dropout, name="dropout")(out)
 
@@ -189,9 +196,9 @@ class Layer(nn.Module):
     def __call__(
         self,
         x: Array,
-        mask: Array | None,
+        view: View,
         memory: Array | None = None,
-        memory_mask: Array | None = None,
+        memory_view: View | None = None,
     ) -> Array:
         c = self.config
         heads = c.decoder_heads if self.decoder else c.encoder_heads
@@ -202,10 +209,10 @@ class Layer(nn.Module):
 
         x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
         own = Attention(c, heads, name="attention")
-        x = around(x, "attention_norm", lambda y: own(y, y, mask))
+        x = around(x, "attention_norm", lambda y: own(y, y, view))
         if self.decoder:
             cross = Attention(c, heads, name="cross")
-            x = around(x, "cross_norm", lambda y: cross(y, memory, memory_mask))
+            x = around(x, "cross_norm", lambda y: cross(y, memory, memory_view))
         width = c.decoder_width if self.decoder else c.encoder_width
         return around(x, "ffn_norm", FeedForward(c, width, name="ffn"))
 
@@ -218,14 +225,24 @@ class Side(nn.Module):
     decoder: bool
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None, *memory: Array | None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        view: View,
+        memory: Array | None = None,
+        memory_view: View | None = None,
+        column: Array | None = None,
+    ) -> Array:
+        """Applies the layers; with `column`, to one token that stands there."""
         c = self.config
         if c.sinusoidal:
-            x = x + sinusoids(c.max_position_embeddings, c.hidden_size)[: x.shape[1]]
+            table = sinusoids(c.max_position_embeddings, c.hidden_size)
+            x = x + (table[: x.shape[1]] if column is None else jnp.asarray(table)[column])
         else:
             size = c.max_position_embeddings + OFFSET
             make = partial(Embedding, axes=(None, "embed"), stddev=c.initializer_range)
-            x = x + make(size, c.hidden_size, name="positions").first(x.shape[1], OFFSET)
+            table = make(size, c.hidden_size, name="positions")
+            x = x + (table.first(x.shape[1], OFFSET) if column is None else table(column + OFFSET))
         if c.embedding_norm:
             x = LayerNorm(1e-5, name="embedding_norm")(x)
         x = Dropout(c.dropout, name="dropout")(x.astype(c.options.dtype))
@@ -236,7 +253,7 @@ class Side(nn.Module):
             c.options.remat,
             name="layers",
         )
-        x = stack(x, mask, *memory)
+        x = stack(x, view, memory, memory_view)
         return LayerNorm(1e-5, name="final_norm")(x) if c.pre_norm else x
 
 
@@ -249,6 +266,10 @@ class Model(nn.Module):
             length, vocabulary); "classification" (batch, labels), of the decoder where the input
             ends; "span" (batch, length, 2), of the decoder.
         labels: number of labels.
+
+    Where the collection "cache" is mutable, keys and values are kept for generation; then `column`
+    is where the one token of `decoder_input_ids` (batch, 1) stands, see
+    `ftjax.models.decoder.Model`.
     """
 
     config: Config
@@ -259,16 +280,21 @@ class Model(nn.Module):
     @nn.compact
     def __call__(
         self,
-        input_ids: Array,
+        input_ids: Array | None = None,
         attention_mask: Array | None = None,
         decoder_input_ids: Array | None = None,
         decoder_attention_mask: Array | None = None,
+        column: Array | None = None,
     ) -> Array:
         c = self.config
         words = Embedding(c.vocab_size, c.hidden_size, stddev=c.initializer_range, name="words")
-        mask = encoder_mask(attention_mask, None)
-        encoder = Side(c, c.options.segments, False, name="encoder")
-        memory = encoder(words(input_ids) * c.embedding_scale, mask)
+        keep = self.is_mutable_collection("cache") and not self.is_initializing()
+        memory, memory_view = None, View(encoder_mask(attention_mask, None), column)
+        if column is None:
+            encoder = Side(c, c.options.segments, False, name="encoder")
+            memory = encoder(words(input_ids) * c.embedding_scale, View(memory_view.mask))
+            slots = jnp.arange(memory.shape[1]) if keep else None
+            memory_view = memory_view._replace(slots=slots)
         if decoder_input_ids is None:
             start = c.start
             if c.pre_norm:  # mBART's texts end with their language, which starts the target
@@ -278,9 +304,15 @@ class Model(nn.Module):
             decoder_input_ids = shift_right(input_ids, start)
         scanned = max(c.options.segments) > 1
         segments = (c.num_decoder_layers,) if scanned else (1,) * c.num_decoder_layers
-        own = causal_mask(decoder_input_ids.shape[1], decoder_attention_mask, None, None)
+        length = decoder_input_ids.shape[1]
+        if column is None:
+            view = prompt_view(length, decoder_attention_mask, keep=keep)
+        else:
+            view = token_view(column, decoder_attention_mask)
         decoder = Side(c, segments, True, name="decoder")
-        x = decoder(words(decoder_input_ids) * c.embedding_scale, own, memory, mask)
+        x = words(decoder_input_ids) * c.embedding_scale
+        x = decoder(x, view, memory, memory_view, column)
+        x = x[:, -1:] if keep else x
         if self.head is None:
             return x
         x = x.astype(jnp.float32)

@@ -7,6 +7,7 @@ what heads it has.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError
+from ftjax.models.cache import Cache, View, prompt_view, token_view
 from ftjax.models.experts import Experts
 from ftjax.models.heads import Head
 from ftjax.models.layers import (
@@ -128,7 +130,7 @@ class Attention(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array, rotary: tuple[Array, Array] | None) -> Array:
+    def __call__(self, x: Array, view: View, rotary: tuple[Array, Array] | None) -> Array:
         c = self.config
 
         def project(name: str, heads: int) -> Array:
@@ -143,10 +145,11 @@ class Attention(nn.Module):
             query, key = c.normalize("query_norm")(query), c.normalize("key_norm")(key)
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
+        key, value = Cache(name="cache")(key, value, view.slots)
         core = AttentionCore(
             c.attention_dropout, c.options.attention, c.scale, c.attention_softcap, name="core"
         )
-        context = core(query, key, value, mask).reshape(*x.shape[:-1], -1)
+        context = core(query, key, value, view.mask).reshape(*x.shape[:-1], -1)
         out = c.dense(c.hidden_size, ("heads", "embed"), "output", "output")(context)
         return Dropout(c.residual_dropout, name="dropout")(out)
 
@@ -174,18 +177,18 @@ class Layer(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, x: Array, kind: Any, masks: Any, rotaries: Any) -> Array:
+    def __call__(self, x: Array, kind: Any, views: Any, rotaries: Any) -> Array:
         """Applies the layer.
 
         Args:
             x: (batch, length, features).
             kind: number of the layer's kind.
-            masks, rotaries: by kind.
+            views, rotaries: by kind.
         """
         c = self.config
         x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
-        mask, rotary = (_pick(by_kind, kind) for by_kind in (masks, rotaries))
-        y = Attention(c, name="attention")(c.normalize("attention_norm")(x), mask, rotary)
+        view, rotary = (_pick(by_kind, kind) for by_kind in (views, rotaries))
+        y = Attention(c, name="attention")(c.normalize("attention_norm")(x), view, rotary)
         x = x + (c.normalize("attention_post_norm")(y) if c.post_norms else y)
         block = Experts if c.experts else FeedForward
         y = block(c, name="ffn")(c.normalize("ffn_norm")(x))
@@ -202,34 +205,15 @@ def _pick(by_kind: Any, kind: Any) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves)[kind], *by_kind)
 
 
-def causal_mask(
-    length: int,
-    attention_mask: Array | None,
-    segment_ids: Array | None,
-    window: int | None,
-) -> Array:
-    """Which keys a query sees: (1 or batch, 1, length, length).
-
-    A token sees itself and what is before it, at most `window` - 1 positions back, of its own
-    segment, and no padding.
-    """
-    place = jnp.arange(length)
-    back = place[:, None] - place
-    mask = (back >= 0)[None, None]
-    if window is not None:
-        mask = mask & (back < window)
-    if segment_ids is not None:
-        same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-        return mask & same & (segment_ids[:, None, None, :] > 0)
-    if attention_mask is not None:
-        return mask & (attention_mask > 0)[:, None, None, :]
-    return mask
-
-
 class Model(nn.Module):
     """The decoder under a head.
 
     A row is one example, or several packed ones, see `ftjax.models.encoder.Model`.
+
+    Where the collection "cache" is mutable, keys and values are kept for generation: first a
+    prompt's, padded on the left, with an `attention_mask` as wide as all that may follow; then
+    `column` is where the one token of `input_ids` (batch, 1) stands. Logits are then of the last
+    column alone (batch, 1, vocabulary).
 
     Attributes:
         config: the architecture.
@@ -253,10 +237,13 @@ class Model(nn.Module):
         position_ids: Array | None = None,
         segment_ids: Array | None = None,
         starts: Array | None = None,
+        column: Array | None = None,
     ) -> Array:
         c, length = self.config, input_ids.shape[1]
         make = partial(Embedding, features=c.hidden_size, stddev=c.initializer_range)
         words = make(c.vocab_size, name="words")
+        if position_ids is None and column is not None:
+            position_ids = column[None, None]
         x = words(input_ids).astype(c.options.dtype)
         if c.embedding_scale != 1.0:
             x = x * jnp.asarray(c.embedding_scale, x.dtype)
@@ -271,9 +258,8 @@ class Model(nn.Module):
             found = table.first(length) if position_ids is None else table(position_ids)
             x = x + found.astype(x.dtype)
         x = Dropout(c.embedding_dropout, name="embedding_dropout")(x)
-        masks = tuple(
-            causal_mask(length, attention_mask, segment_ids, window) for window in c.windows
-        )
+        keep = self.is_mutable_collection("cache") and not self.is_initializing()
+        views = self.views(length, attention_mask, segment_ids, column, keep)
         stack = Stack(
             lambda make, name, last: make(c, name=name),
             Layer,
@@ -282,10 +268,31 @@ class Model(nn.Module):
             c.kinds,
             name="decoder",
         )
-        x = c.normalize("final_norm")(stack(x, masks, rotaries))
+        x = c.normalize("final_norm")(stack(x, views, rotaries))
         if self.head is None:
             return x
+        if keep:  # rows end in the same column
+            x = x[:, -1:]
         return self.read(x.astype(jnp.float32), words, attention_mask, segment_ids, starts)
+
+    def views(
+        self,
+        length: int,
+        attention_mask: Array | None,
+        segment_ids: Array | None,
+        column: Array | None,
+        keep: bool,
+    ) -> tuple[View, ...]:
+        """What each kind of layer sees."""
+        c = self.config
+        ends = [sum(c.options.segments[:i]) for i in range(len(c.options.segments) + 1)]
+        # Scanned together, layers of several kinds keep equally many keys.
+        ring = all(len(set(c.kinds[a:b])) == 1 for a, b in pairwise(ends))
+        if column is not None:
+            return tuple(token_view(column, attention_mask, w, ring) for w in c.windows)
+        return tuple(
+            prompt_view(length, attention_mask, segment_ids, w, keep, ring) for w in c.windows
+        )
 
     def read(
         self,

@@ -60,7 +60,7 @@ class Stack(nn.Module):
 
                 run = nn.scan(
                     one,
-                    variable_axes={"params": 0},
+                    variable_axes={"params": 0, "cache": 0},
                     split_rngs={"params": True, "dropout": True},
                     in_axes=(0, *(nn.broadcast for _ in shared)),
                     length=length,

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from ftjax.errors import UserError
 from ftjax.formats.hf import Part
-from ftjax.models.decoder import causal_mask, last_tokens
+from ftjax.models.cache import Cache, View, held, prompt_view, token_view
+from ftjax.models.decoder import last_tokens
 from ftjax.models.heads import Head, classify
 from ftjax.models.layers import (
     ACTIVATIONS,
@@ -156,20 +157,24 @@ class RelativeBias(nn.Module):
     both: bool
 
     @nn.compact
-    def __call__(self, length: int) -> Array:
-        c, place = self.config, jnp.arange(length)
-        number = bucket(place - place[:, None], c.buckets, c.max_distance, self.both)
+    def __call__(self, queries: Array, keys: Array) -> Array:
+        """(1, heads, queries, keys), from where they stand."""
+        c = self.config
+        number = bucket(keys - queries[:, None], c.buckets, c.max_distance, self.both)
         table = Embedding(c.buckets, c.num_attention_heads, axes=(None, "heads"), name="table")
         return table(number).transpose(2, 0, 1)[None]
 
 
 class Attention(nn.Module):
-    """Attention of `x` to `memory`, unscaled, with its output projection, without residual."""
+    """Attention of `x` to `memory`, unscaled, with its output projection, without residual.
+
+    Without `memory`, to the keys and values that were kept of it.
+    """
 
     config: Config
 
     @nn.compact
-    def __call__(self, x: Array, memory: Array, mask: Array | None, bias: Array | None) -> Array:
+    def __call__(self, x: Array, memory: Array | None, view: View, bias: Array | None) -> Array:
         c = self.config
         wide = c.num_attention_heads * c.head_dim
 
@@ -177,9 +182,12 @@ class Attention(nn.Module):
             y = c.dense(wide, ("embed", "heads"), name)(x)
             return y.reshape(*x.shape[:-1], c.num_attention_heads, c.head_dim)
 
-        query, key, value = project(x, "query"), project(memory, "key"), project(memory, "value")
+        query, key, value = project(x, "query"), None, None
+        if memory is not None:
+            key, value = project(memory, "key"), project(memory, "value")
+        key, value = Cache(name="cache")(key, value, view.slots)
         core = AttentionCore(c.dropout, c.options.attention, 1.0, name="core")
-        context = core(query, key, value, mask, bias).reshape(*x.shape[:-1], wide)
+        context = core(query, key, value, view.mask, bias).reshape(*x.shape[:-1], wide)
         out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
         return Dropout(c.dropout, name="dropout")(out)
 
@@ -211,10 +219,10 @@ class Layer(nn.Module):
     def __call__(
         self,
         x: Array,
-        mask: Array | None,
+        view: View,
         bias: Array,
         memory: Array | None = None,
-        memory_mask: Array | None = None,
+        memory_view: View | None = None,
     ) -> Array:
         c = self.config
 
@@ -223,10 +231,10 @@ class Layer(nn.Module):
 
         x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
         y = norm("attention_norm")(x)
-        x = x + Attention(c, name="attention")(y, y, mask, bias)
-        if memory is not None:
+        x = x + Attention(c, name="attention")(y, y, view, bias)
+        if memory_view is not None:
             y = norm("cross_norm")(x)
-            x = x + Attention(c, name="cross")(y, memory, memory_mask, None)
+            x = x + Attention(c, name="cross")(y, memory, memory_view, None)
         return x + FeedForward(c, name="ffn")(norm("ffn_norm")(x))
 
 
@@ -238,10 +246,21 @@ class Side(nn.Module):
     both: bool
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None, *memory: Array | None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        view: View,
+        memory: Array | None = None,
+        memory_view: View | None = None,
+        column: Array | None = None,
+    ) -> Array:
+        """Applies the layers; with `column`, to one token that stands there."""
         c = self.config
         x = Dropout(c.dropout, name="input_dropout")(x)
-        bias = RelativeBias(c, self.both, name="relative")(x.shape[1])
+        queries = keys = jnp.arange(x.shape[1])
+        if column is not None:
+            queries, keys = column[None], held(column, view.mask.shape[-1])
+        bias = RelativeBias(c, self.both, name="relative")(queries, keys)
         stack = Stack(
             lambda make, name, last: make(c, name=name),
             Layer,
@@ -249,7 +268,7 @@ class Side(nn.Module):
             c.options.remat,
             name="layers",
         )
-        x = RMSNorm(c.norm_eps, name="final_norm")(stack(x, mask, bias, *memory))
+        x = RMSNorm(c.norm_eps, name="final_norm")(stack(x, view, bias, memory, memory_view))
         return Dropout(c.dropout, name="output_dropout")(x)
 
 
@@ -263,6 +282,10 @@ class Model(nn.Module):
             ends; "span" (batch, length, 2), of the decoder; "tokens" (batch, length, labels), of
             the encoder alone.
         labels: number of labels.
+
+    Where the collection "cache" is mutable, keys and values are kept for generation; then `column`
+    is where the one token of `decoder_input_ids` (batch, 1) stands, see
+    `ftjax.models.decoder.Model`.
     """
 
     config: Config
@@ -273,17 +296,23 @@ class Model(nn.Module):
     @nn.compact
     def __call__(
         self,
-        input_ids: Array,
+        input_ids: Array | None = None,
         attention_mask: Array | None = None,
         decoder_input_ids: Array | None = None,
         decoder_attention_mask: Array | None = None,
+        column: Array | None = None,
     ) -> Array:
         c = self.config
         words = Embedding(c.vocab_size, c.hidden_size, stddev=1.0, name="words")
-        encoder = Side(c, c.options.segments, True, name="encoder")
-        mask = encoder_mask(attention_mask, None)
-        memory = encoder(words(input_ids).astype(c.options.dtype), mask)
         dense = partial(Dense, stddev=c.initializer_range)
+        keep = self.is_mutable_collection("cache") and not self.is_initializing()
+        memory, memory_view = None, View(encoder_mask(attention_mask, None), column)
+        if column is None:
+            encoder = Side(c, c.options.segments, True, name="encoder")
+            x = words(input_ids).astype(c.options.dtype)
+            memory = encoder(x, View(memory_view.mask))
+            slots = jnp.arange(memory.shape[1]) if keep else None
+            memory_view = memory_view._replace(slots=slots)
         if self.head == "tokens":
             x = Dropout(c.classifier_dropout, name="dropout")(memory.astype(jnp.float32))
             return dense(self.labels, ("embed", None), name="classifier")(x)
@@ -291,10 +320,15 @@ class Model(nn.Module):
             decoder_input_ids = shift_right(input_ids, c.start)
         scanned = max(c.options.segments) > 1
         segments = (c.num_decoder_layers,) if scanned else (1,) * c.num_decoder_layers
+        length = decoder_input_ids.shape[1]
+        if column is None:
+            view = prompt_view(length, decoder_attention_mask, keep=keep)
+        else:
+            view = token_view(column, decoder_attention_mask)
         decoder = Side(c, segments, False, name="decoder")
         x = words(decoder_input_ids).astype(c.options.dtype)
-        own = causal_mask(x.shape[1], decoder_attention_mask, None, None)
-        x = decoder(x, own, memory, mask)
+        x = decoder(x, view, memory, memory_view, column)
+        x = x[:, -1:] if keep else x
         if self.head is None:
             return x
         x = x.astype(jnp.float32)

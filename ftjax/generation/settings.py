@@ -1,0 +1,130 @@
+"""What is asked of a generation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ftjax.errors import UserError
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How tokens are chosen; names as in Hugging Face's generation_config.json, with `temperature`
+    0 instead of `do_sample` false.
+
+    Attributes:
+        max_new_tokens: at most so many a prompt.
+        min_new_tokens: none of `end` before so many.
+        temperature: 0 takes the most probable token; otherwise logits are divided by it and a
+            token is sampled.
+        top_k: sample among the most probable; 0 for all.
+        top_p: sample among the fewest whose probabilities reach it (Holtzman et al. 2020).
+        min_p: sample among those with at least this share of the highest probability.
+        repetition_penalty: divides positive logits of tokens that were there already, and
+            multiplies negative ones (Keskar et al. 2019); of an encoder-decoder, in the output.
+        num_beams: hypotheses kept by beam search; 1 for none.
+        length_penalty: beams are ranked by log-probability / length ** length_penalty.
+        early_stopping: of beam search: True stops when `num_beams` are finished; False when the
+            running ones, as long as they are now, are no better; "never" only when they could
+            not become better.
+        num_return_sequences: for each prompt.
+        seed: of sampling; what a prompt is continued with depends on it and on the prompt's
+            number, not on the rest of the batch.
+        end: tokens that end a text.
+        pad: what follows it.
+        forced_first, forced_last: tokens that must come first, and last at `max_new_tokens`.
+        banned: tokens that never come.
+    """
+
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    num_return_sequences: int = 1
+    seed: int = 0
+    end: tuple[int, ...] = ()
+    pad: int = 0
+    forced_first: int | None = None
+    forced_last: tuple[int, ...] = ()
+    banned: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "num_beams", "num_return_sequences"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        for name in ("temperature", "top_k", "min_new_tokens"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative")
+        require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
+        require(0 <= self.min_p <= 1, f"min_p must be in [0, 1], got {self.min_p}")
+        require(self.repetition_penalty > 0, "repetition_penalty must be positive")
+        known = (True, False, "never")
+        require(self.early_stopping in known, f"early_stopping must be one of {known}")
+        if self.num_beams > 1:
+            require(self.temperature == 0, "beam search does not sample: set temperature to 0")
+            require(
+                self.num_return_sequences <= self.num_beams,
+                "num_return_sequences exceeds num_beams",
+            )
+        elif self.temperature == 0:
+            require(
+                self.num_return_sequences == 1,
+                "num_return_sequences needs beam search, or a temperature above 0",
+            )
+
+
+# Of generation_config.json: what is read, and what changes outputs and is not implemented.
+SAME = [field.name for field in fields(Settings)]
+REFUSED = {
+    "no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "diversity_penalty": 0.0,
+    "num_beam_groups": 1,
+    "typical_p": 1.0,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
+}
+
+
+def from_hf(hf: Mapping[str, Any], **changes: Any) -> Settings:
+    """Reads generation_config.json's mapping (or config.json's), under changes.
+
+    Raises:
+        UserError: it asks for something that is not implemented.
+    """
+    for name, usual in REFUSED.items():
+        if name not in changes and hf.get(name) not in (None, usual):
+            raise UserError(f"generation_config.json: {name}={hf[name]!r} is not implemented")
+    found = {name: hf[name] for name in SAME if hf.get(name) is not None}
+    if not hf.get("do_sample"):
+        found |= {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    else:
+        found = {"temperature": 1.0, "top_k": 50, **found}
+    bad = hf.get("bad_words_ids") or []
+    if any(len(words) != 1 for words in bad):
+        raise UserError("generation_config.json: bad_words_ids of several tokens: not implemented")
+    found |= {
+        "end": _several(hf.get("eos_token_id")),
+        "pad": next(iter(_several(hf.get("pad_token_id"))), 0),
+        "forced_first": hf.get("forced_bos_token_id"),
+        "forced_last": _several(hf.get("forced_eos_token_id")),
+        "banned": (*_several(hf.get("suppress_tokens")), *(words[0] for words in bad)),
+    }
+    return Settings(**{**found, **changes})
+
+
+def _several(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
