@@ -34,6 +34,7 @@ setup(
         "ml-collections>=1.0",
         "grain>=0.2.12",
         "safetensors>=0.6",
+        "gguf>=0.17",
         "scikit-learn>=1.5",
         "matplotlib>=3.9",
         "tensorboardX>=2.6",

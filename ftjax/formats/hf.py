@@ -12,12 +12,15 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ftjax.errors import UserError, nearest
+from ftjax.formats.folder import load_tokenizer
+from ftjax.formats.gguf import is_gguf
 from ftjax.paths import Flat, expand
 
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "special_tokens_map.json",
     "vocab.txt",
     "vocab.json",
@@ -190,10 +193,12 @@ def write_folder(
     tensors: Mapping[str, np.ndarray],
     extra: Iterable[str] = (),
 ) -> None:
-    """Writes config.json and model.safetensors, and copies the tokenizer of `source`."""
+    """Writes config.json and model.safetensors, and the tokenizer of `source`."""
     output.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors), output / "model.safetensors", metadata={"format": "pt"})
     (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if is_gguf(source):
+        load_tokenizer(source).save_pretrained(output)
     copy_files(source, output, (*TOKENIZER_FILES, *extra))
 
 

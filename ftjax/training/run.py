@@ -18,7 +18,7 @@ from ftjax.data.planning import Layout, bucket_layout, packed_layout
 from ftjax.data.prepare import Report, prepare
 from ftjax.data.sources import Split, load
 from ftjax.errors import UserError, nearest
-from ftjax.formats.folder import locate
+from ftjax.formats.folder import locate, read_config
 from ftjax.parallel.mesh import batch_ways, make_mesh
 from ftjax.paths import Flat
 from ftjax.training.records import write_json, write_text
@@ -130,7 +130,7 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
     head = task.head(names, folder)
     if not method.trains:
         head = {"head": "embedding", "pooling": head["pooling"]}
-    model = tuned.build(tuned.read_config(folder), method, config.model, head)
+    model = tuned.build(read_config(folder), method, config.model, head)
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest and config.data.max_length > longest:
         raise UserError(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ftjax import tuned
+from ftjax.formats.folder import read_config
 from ftjax.paths import expand
 from tests.conftest import build, make_batch, perturbed
 from tests.models.test_bert import reference_classifier, torch_inputs
@@ -85,7 +86,7 @@ def test_dropout_is_of_the_updates_input_alone(tiny, one_device):
 
     method = methods.create({"name": "lora", "dropout": 0.5, "init": "random"})
     head = {"head": "classification", "labels": 2, "pooling": "cls"}
-    model = tuned.build({**tuned.read_config(tiny), **quiet}, method, {}, head)
+    model = tuned.build({**read_config(tiny), **quiet}, method, {}, head)
     params, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
     batch, key = make_batch(), jax.random.key(3)
     assert np.abs(model.apply(params, batch, key) - model.apply(params, batch)).max() > 1e-4

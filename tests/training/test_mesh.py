@@ -8,6 +8,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from ftjax.errors import UserError
+from ftjax.formats.folder import read_config
 from ftjax.parallel.mesh import batch_sharding, local_rows, make_mesh, param_shardings
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.records import read_rows
@@ -85,7 +86,7 @@ def test_parameters_are_really_sharded(tiny):
 def test_a_dimension_that_does_not_divide_is_named(tiny):
     from ftjax import methods, tuned
 
-    config = {**tuned.read_config(tiny), "vocab_size": 63}
+    config = {**read_config(tiny), "vocab_size": 63}
     model = tuned.build(config, methods.create({"name": "full"}))
     mesh = make_mesh(1, 4, 2)
     with pytest.raises(UserError, match=r"embeddings/word/embedding.*63.*mesh\.tensor=2"):
