@@ -35,6 +35,7 @@ INPUTS = (
     "starts",
     "features",
     "column",
+    "perm_mask",
 )
 
 

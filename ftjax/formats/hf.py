@@ -42,6 +42,7 @@ class Part:
         stack: how many modules, numbered at "{}" in the name, make up one parameter with a
             leading axis more, as experts do; 0 for none.
         raw: the module is itself a tensor.
+        shape: as stored, where axes after the first are one of the matrix; empty for a matrix.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Part:
     turned: bool = False
     stack: int = 0
     raw: bool = False
+    shape: tuple[int, ...] = ()
 
     def tensors(self, leaf: str) -> list[str]:
         """Names of the tensors that hold a leaf."""
@@ -100,6 +102,8 @@ class Names:
 
 def _read(array: np.ndarray, part: Part, leaf: str) -> np.ndarray:
     """A stored tensor → one module's parameter."""
+    if part.shape == array.shape:
+        array = array.reshape(array.shape[0], -1)
     if leaf == "kernel" and not part.turned:
         array = array.T
     if part.sizes:
@@ -169,7 +173,7 @@ def load(
 def to_tensors(params: Mapping[str, Any], names: Names, prefix: bool) -> dict[str, np.ndarray]:
     """The inverse of `load`: Hugging Face's tensors by name."""
     pieces: dict[str, dict[int, np.ndarray]] = {}
-    turned = {}
+    turned, shapes = {}, {}
     for path, leaf in params.items():
         stored, array = names.stored(path), np.asarray(leaf)
         inside = prefix and not names.in_head(path)
@@ -179,10 +183,12 @@ def to_tensors(params: Mapping[str, Any], names: Names, prefix: bool) -> dict[st
             name = f"{names.prefix}." * bool(inside and names.prefix) + name
             pieces.setdefault(name, {})[part.index] = layer
             turned[name] = path.endswith("/kernel") and not part.turned
+            shapes[name] = part.shape
     tensors = {}
     for name, parts in pieces.items():
         array = np.concatenate([parts[i] for i in sorted(parts)], -1)
-        tensors[name] = np.ascontiguousarray(array.T if turned[name] else array)
+        array = np.ascontiguousarray(array.T if turned[name] else array)
+        tensors[name] = array.reshape(shapes[name] or array.shape)
     return tensors
 
 

@@ -18,6 +18,7 @@ from ftjax.models.heads import Head, classify
 from ftjax.models.layers import (
     ACTIVATIONS,
     AttentionCore,
+    Bias,
     Dense,
     Dropout,
     Embedding,
@@ -317,24 +318,14 @@ class Model(nn.Module):
             return x
         x = x.astype(jnp.float32)
         if self.head == "seq2seq_lm":
-            return x @ words.embedding.T.astype(x.dtype) + Bias(c.vocab_size, name="logits")()
+            bias = Bias((1, c.vocab_size), (None, "vocab"), name="logits")
+            return x @ words.embedding.T.astype(x.dtype) + bias()
         if self.head == "span":
             return Dense(2, ("embed", None), stddev=c.initializer_range, name="classifier")(x)
         ends = last_tokens(x.shape[:2], (input_ids == c.end).astype(jnp.int32), None, None)
         head = c.heads[self.head]
         x = at_starts(x, ends)[:, 0]
         return classify(head, x, self.labels, c.classifier_dropout, c.initializer_range)
-
-
-class Bias(nn.Module):
-    """What is added to the logits, (1, size): zero in nearly all published models."""
-
-    size: int
-
-    @nn.compact
-    def __call__(self) -> Array:
-        init = nn.with_logical_partitioning(nn.initializers.zeros, (None, "vocab"))
-        return self.param("bias", init, (1, self.size), jnp.float32)
 
 
 def hf_modules(config: Config) -> dict[str, str | Part]:

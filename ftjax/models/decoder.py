@@ -125,7 +125,7 @@ def checked(config: Config, family: str) -> Config:
 
 
 class Attention(nn.Module):
-    """Causal attention with its output projection, without residual."""
+    """Attention with its output projection, without residual."""
 
     config: Config
 
@@ -187,7 +187,7 @@ class Layer(nn.Module):
         """
         c = self.config
         x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
-        view, rotary = (_pick(by_kind, kind) for by_kind in (views, rotaries))
+        view, rotary = (pick(by_kind, kind) for by_kind in (views, rotaries))
         y = Attention(c, name="attention")(c.normalize("attention_norm")(x), view, rotary)
         x = x + (c.normalize("attention_post_norm")(y) if c.post_norms else y)
         block = Experts if c.experts else FeedForward
@@ -195,7 +195,8 @@ class Layer(nn.Module):
         return x + (c.normalize("ffn_post_norm")(y) if c.post_norms else y)
 
 
-def _pick(by_kind: Any, kind: Any) -> Any:
+def pick(by_kind: Any, kind: Any) -> Any:
+    """What a kind of layer has of `by_kind`, a tuple; None where that is empty."""
     if not by_kind:
         return None
     if len(by_kind) == 1:

@@ -43,6 +43,7 @@ class Config:
         type_vocab_size: 0 where there are no token types.
         positions: whether there is a table of them.
         first_position: number of the first token's position in it.
+        activation_dropout: between the projections of feed-forward.
         heads: by kind, as the family has them.
     """
 
@@ -56,6 +57,7 @@ class Config:
     hidden_act: str = "gelu"
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
+    activation_dropout: float = 0.0
     classifier_dropout: float | None = None
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
@@ -66,9 +68,16 @@ class Config:
     heads: Mapping[str, Head] = field(default_factory=dict, hash=False)
     options: Options = field(default_factory=Options)
 
-    def dense(self, features: int, axes: tuple[str | None, str | None], name: str) -> Dense:
+    def dense(
+        self, features: int, axes: tuple[str | None, str | None], name: str, bias: bool = True
+    ) -> Dense:
         return Dense(
-            features, axes, dtype=self.options.dtype, stddev=self.initializer_range, name=name
+            features,
+            axes,
+            bias,
+            dtype=self.options.dtype,
+            stddev=self.initializer_range,
+            name=name,
         )
 
 
@@ -148,6 +157,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: Array) -> Array:
         c = self.config
         x = ACTIVATIONS[c.hidden_act](c.dense(c.intermediate_size, ("embed", "mlp"), "up")(x))
+        x = Dropout(c.activation_dropout, name="activation_dropout")(x)
         x = c.dense(c.hidden_size, ("mlp", "embed"), "down")(x)
         return Dropout(c.hidden_dropout_prob, name="dropout")(x)
 
@@ -186,7 +196,8 @@ class Model(nn.Module):
 
     A row is one example, or several packed ones: then `segment_ids` number them from 1, and
     `starts` (batch, examples) are the positions of their first tokens; outputs of heads that read
-    one vector an example have an axis more, (batch, examples, ...).
+    one vector an example have an axis more, (batch, examples, ...). `perm_mask` (batch, length,
+    length) is nonzero where a token must not see another.
 
     Where the head alone trains, `features_only` gives what the head reads, float32 (batch,
     features), and `features` goes on from it.
@@ -219,6 +230,7 @@ class Model(nn.Module):
         starts: Array | None = None,
         features: Array | None = None,
         features_only: bool = False,
+        perm_mask: Array | None = None,
     ) -> Any:
         if features is not None:
             return self.classify(features, self.labels)
@@ -226,13 +238,14 @@ class Model(nn.Module):
             choices = input_ids.shape[1]
 
             def flat(x: Array | None) -> Array | None:
-                return None if x is None else x.reshape(-1, x.shape[-1])
+                return None if x is None else x.reshape(-1, *x.shape[2:])
 
             input_ids, attention_mask = flat(input_ids), flat(attention_mask)
             token_type_ids, position_ids = flat(token_type_ids), flat(position_ids)
+            perm_mask = flat(perm_mask)
         one = self.head in ("embedding", "classification", "choice")
         starts_only = one and self.pooling == "cls"
-        mask = encoder_mask(attention_mask, segment_ids)
+        mask = encoder_mask(attention_mask, segment_ids, perm_mask)
         inputs = (input_ids, attention_mask, token_type_ids, position_ids)
         x, table = self.encode(*inputs, mask, starts, starts_only)
         if self.head is None:
@@ -240,8 +253,7 @@ class Model(nn.Module):
         x = x.astype(jnp.float32)
         if not one:
             return self.each_token(x, table, starts)
-        if not starts_only:
-            x = mean_pool(x, attention_mask, segment_ids, starts)
+        x = self.pool(x, attention_mask, segment_ids, starts)
         x = x[:, 0] if starts is None else x
         if features_only or self.head == "embedding":
             return x
@@ -273,6 +285,18 @@ class Model(nn.Module):
         if starts_only and c.options.segments[-1] > 1:  # scanned layers compute all positions
             x = at_starts(x, starts)
         return x, table
+
+    def pool(
+        self,
+        x: Array,
+        attention_mask: Array | None,
+        segment_ids: Array | None,
+        starts: Array | None,
+    ) -> Array:
+        """Each example's vector, (batch, 1 or examples, features), of what `encode` gave."""
+        if self.pooling == "mean":
+            return mean_pool(x, attention_mask, segment_ids, starts)
+        return x  # of first tokens alone
 
     def classify(self, x: Array, labels: int) -> Array:
         c = self.config

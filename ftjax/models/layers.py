@@ -84,6 +84,7 @@ class LayerNorm(nn.Module):
     """Normalizes the last axis in float32 (Ba et al. 2016, eq. 4); the output keeps x's dtype."""
 
     epsilon: float = 1e-12
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -95,8 +96,10 @@ class LayerNorm(nn.Module):
         centred = wide - wide.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(variance + self.epsilon)
-        scale, bias = param("scale", nn.initializers.ones), param("bias", nn.initializers.zeros)
-        return (normal * scale + bias).astype(x.dtype)
+        normal = normal * param("scale", nn.initializers.ones)
+        if self.use_bias:
+            normal = normal + param("bias", nn.initializers.zeros)
+        return normal.astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -140,6 +143,23 @@ class Embedding(nn.Module):
     def first(self, count: int, start: int = 0) -> Array:
         """`count` rows from `start`: a slice, whose gradient needs no scatter."""
         return self.embedding[start : start + count].astype(self.dtype)
+
+
+class Bias(nn.Module):
+    """A float32 parameter of a shape, added to what no projection gives.
+
+    Attributes:
+        stddev: of its normal initialization; 0 for zeros.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    stddev: float = 0.0
+
+    @nn.compact
+    def __call__(self) -> Array:
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
+        return self.param("bias", init, self.shape, jnp.float32)
 
 
 class Dropout(nn.Module):
@@ -237,21 +257,27 @@ class AttentionCore(nn.Module):
         return attend(query, key, value, mask, bias, scale, self.softcap, drop)
 
 
-def encoder_mask(attention_mask: Array | None, segment_ids: Array | None) -> Array | None:
+def encoder_mask(
+    attention_mask: Array | None, segment_ids: Array | None, perm_mask: Array | None = None
+) -> Array | None:
     """Which keys a query sees, (batch, 1, q or 1, k), from either kind of mask.
 
     Args:
         attention_mask: (batch, length), nonzero at real tokens.
         segment_ids: (batch, length), the number of the packed example each token belongs to,
             zero at padding; tokens see their own example only. Takes precedence.
+        perm_mask: (batch, q, k), nonzero where a query must not see a key besides.
     """
+    mask = None
     if segment_ids is not None:
-        return (segment_ids[:, None, :, None] == segment_ids[:, None, None, :]) & (
-            segment_ids[:, None, None, :] > 0
-        )
-    if attention_mask is not None:
-        return (attention_mask > 0)[:, None, None, :]
-    return None
+        same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+        mask = same & (segment_ids[:, None, None, :] > 0)
+    elif attention_mask is not None:
+        mask = (attention_mask > 0)[:, None, None, :]
+    if perm_mask is not None:
+        seen = (perm_mask == 0)[:, None]
+        mask = seen if mask is None else mask & seen
+    return mask
 
 
 def shift_right(ids: Array, start: int | Array) -> Array:

@@ -85,12 +85,29 @@ CASES = {
         position_biased_input=False,
         legacy=False,
     ),
+    "modernbert": lambda: transformers.ModernBertConfig(
+        **SIZES, **SPECIAL, cls_token_id=2, sep_token_id=3, local_attention=6, norm_bias=True
+    ),
+    "xlnet": lambda: transformers.XLNetConfig(
+        vocab_size=64, d_model=32, n_layer=3, n_head=4, d_inner=64, initializer_range=0.3, **SPECIAL
+    ),
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=64,
         n_positions=64,
         n_embd=32,
         n_layer=3,
         n_head=4,
+        initializer_range=0.3,
+        **SPECIAL,
+    ),
+    "gpt_neo": lambda: transformers.GPTNeoConfig(
+        vocab_size=64,
+        max_position_embeddings=64,
+        hidden_size=32,
+        num_layers=3,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1], [["local"], 1]],
+        window_size=4,
         initializer_range=0.3,
         **SPECIAL,
     ),

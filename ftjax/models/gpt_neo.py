@@ -1,0 +1,99 @@
+"""GPT-Neo (Black et al. 2021): GPT-2 with unscaled scores, every other layer of them local."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ftjax.errors import UserError
+from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked
+from ftjax.models.heads import Head
+from ftjax.models.layers import Options
+
+__all__ = ["DEFAULT_TARGETS", "Model"]
+
+MODEL = "GPTNeoModel"
+HF_PREFIX = "transformer"
+HEADS = {
+    "causal_lm": Head("GPTNeoForCausalLM"),
+    "classification": Head("GPTNeoForSequenceClassification", {"classifier": "score"}),
+    "tokens": Head("GPTNeoForTokenClassification", {"classifier": "classifier"}),
+    "span": Head("GPTNeoForQuestionAnswering", {"classifier": "qa_outputs"}),
+}
+UNTIED = HEADS | {"causal_lm": Head("GPTNeoForCausalLM", {"lm_head": "lm_head"})}
+KINDS = ("global", "local")
+LAYER = {
+    "attention_norm": "ln_1",
+    "attention/query": "attn.attention.q_proj",
+    "attention/key": "attn.attention.k_proj",
+    "attention/value": "attn.attention.v_proj",
+    "attention/output": "attn.attention.out_proj",
+    "ffn_norm": "ln_2",
+    "ffn/up": "mlp.c_fc",
+    "ffn/down": "mlp.c_proj",
+}
+
+
+def kinds_of(hf: Mapping[str, Any]) -> tuple[int, ...]:
+    """Each layer's kind, a place in `KINDS`.
+
+    Raises:
+        UserError: `attention_types` names another kind, or not as many layers as there are.
+    """
+    types = hf.get("attention_types") or [[KINDS, 12]]
+    names = [name for pattern, times in types for _ in range(times) for name in pattern]
+    unknown = [name for name in names if name not in KINDS]
+    if unknown:
+        raise UserError(f"gpt_neo: attention_types {unknown[0]!r} is not implemented")
+    layers = hf.get("num_layers", 24)
+    if len(names) != layers:
+        raise UserError(f"gpt_neo: attention_types name {len(names)} layers of {layers}")
+    return tuple(KINDS.index(name) for name in names)
+
+
+def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
+    """Reads config.json's mapping.
+
+    Raises:
+        UserError: an option that is not implemented.
+    """
+    size, heads = hf.get("hidden_size", 2048), hf.get("num_heads", 16)
+    if size % heads:
+        raise UserError("gpt_neo: num_heads does not divide hidden_size")
+    tied = hf.get("tie_word_embeddings", True)
+    return checked(
+        Config(
+            vocab_size=hf.get("vocab_size", 50257),
+            hidden_size=size,
+            intermediate_size=hf.get("intermediate_size") or 4 * size,
+            num_hidden_layers=hf.get("num_layers", 24),
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=size // heads,
+            max_position_embeddings=hf.get("max_position_embeddings", 2048),
+            hidden_act=hf.get("activation_function", "gelu_new"),
+            gated=False,
+            norm="layer",
+            norm_eps=hf.get("layer_norm_epsilon", 1e-5),
+            biases=("output", "ffn"),
+            windows=(None, hf.get("window_size", 256)),
+            kinds=kinds_of(hf),
+            scale=1.0,
+            tied=tied,
+            embedding_dropout=hf.get("embed_dropout", 0.0),
+            attention_dropout=hf.get("attention_dropout", 0.0),
+            residual_dropout=hf.get("resid_dropout", 0.0),
+            classifier_dropout=hf.get("classifier_dropout", 0.1),
+            initializer_range=hf.get("initializer_range", 0.02),
+            heads=HEADS if tied else UNTIED,
+            options=options,
+        ),
+        "gpt_neo",
+    )
+
+
+def hf_modules(config: Config) -> dict[str, str]:
+    """Our module path → Hugging Face's module name, for unrolled layers, without the prefix."""
+    names = {"words": "wte", "positions": "wpe", "final_norm": "ln_f"}
+    for i in range(config.num_hidden_layers):
+        for ours, theirs in LAYER.items():
+            names[f"decoder/layer_{i}/{ours}"] = f"h.{i}.{theirs}"
+    return names

@@ -1,0 +1,281 @@
+"""ModernBERT (Warner et al. 2024): pre-norm, rotary, gated, most layers of local attention."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ftjax.errors import UserError
+from ftjax.formats.hf import Part
+from ftjax.models import decoder, encoder, rotary
+from ftjax.models.decoder import DEFAULT_TARGETS, Attention, checked, pick
+from ftjax.models.heads import Head
+from ftjax.models.layers import (
+    ACTIVATIONS,
+    Bias,
+    Dense,
+    Dropout,
+    Embedding,
+    LayerNorm,
+    Options,
+    at_starts,
+    mean_pool,
+)
+from ftjax.models.stack import Stack
+
+__all__ = ["DEFAULT_TARGETS", "Model"]
+
+Array = jax.Array
+MODEL = "ModernBertModel"
+HF_PREFIX = "model"
+TRANSFORM = {"transform/dense": "head.dense", "transform/norm": "head.norm"}
+CLASSIFIER = {**TRANSFORM, "classifier": "classifier"}
+HEADS = {
+    "classification": Head("ModernBertForSequenceClassification", CLASSIFIER),
+    "choice": Head("ModernBertForMultipleChoice", CLASSIFIER),
+    "tokens": Head("ModernBertForTokenClassification", CLASSIFIER),
+    "span": Head("ModernBertForQuestionAnswering", CLASSIFIER),
+    "masked_lm": Head("ModernBertForMaskedLM", {**TRANSFORM, "logits": "decoder"}),
+}
+KINDS = {"full_attention": ("global", 160_000.0), "sliding_attention": ("local", 10_000.0)}
+
+
+@dataclass(frozen=True)
+class Config(decoder.Config):
+    """ModernBERT's; `windows` are how far a token sees to either side.
+
+    Attributes:
+        biases: also "norm", "transform" (of the heads) and "logits".
+        ffn_dropout: before the projection down.
+        classifier_pooling: the published classifier's, "cls" or "mean".
+        classifier_activation: of the heads' transform.
+    """
+
+    ffn_dropout: float = 0.0
+    classifier_pooling: str = "cls"
+    classifier_activation: str = "gelu"
+
+    def normalize(self, name: str) -> nn.Module:
+        return LayerNorm(self.norm_eps, "norm" in self.biases, name=name)
+
+
+def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
+    """Reads config.json's mapping.
+
+    Raises:
+        UserError: an option that is not implemented.
+    """
+    size, heads = hf.get("hidden_size", 768), hf.get("num_attention_heads", 12)
+    layers, every = hf.get("num_hidden_layers", 22), hf.get("global_attn_every_n_layers", 3)
+    if size % heads:
+        raise UserError("modernbert: num_attention_heads does not divide hidden_size")
+    if not hf.get("tie_word_embeddings", True):
+        raise UserError("modernbert: tie_word_embeddings=False is not implemented")
+    activation, pooling = hf.get("classifier_activation", "gelu"), hf.get("classifier_pooling")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"modernbert: classifier_activation={activation!r} is not implemented")
+    if pooling not in (None, "cls", "mean"):
+        raise UserError(f"modernbert: classifier_pooling={pooling!r} is not implemented")
+    names = list(KINDS)
+    types = hf.get("layer_types") or [names[i % every > 0] for i in range(layers)]
+    unknown = [name for name in types if name not in names]
+    if unknown:
+        raise UserError(f"modernbert: layer_types {unknown[0]!r} is not implemented")
+    biased = {
+        "norm": hf.get("norm_bias", False),
+        "qkv": hf.get("attention_bias", False),
+        "output": hf.get("attention_bias", False),
+        "ffn": hf.get("mlp_bias", False),
+        "transform": hf.get("classifier_bias", False),
+        "logits": hf.get("decoder_bias", True),
+    }
+    rotaries = [
+        rotary.from_hf(
+            {**hf, "rope_theta": hf.get(f"{scope}_rope_theta") or theta},
+            size // heads,
+            "modernbert",
+            name,
+        )
+        for name, (scope, theta) in KINDS.items()
+    ]
+    return checked(
+        Config(
+            vocab_size=hf.get("vocab_size", 50368),
+            hidden_size=size,
+            intermediate_size=hf.get("intermediate_size", 1152),
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=size // heads,
+            max_position_embeddings=hf.get("max_position_embeddings", 8192),
+            hidden_act=hf.get("hidden_activation", "gelu"),
+            norm_eps=hf.get("norm_eps", 1e-5),
+            biases=tuple(name for name, has in biased.items() if has),
+            windows=(None, hf.get("local_attention", 128) // 2),
+            rotaries=tuple(rotaries),
+            kinds=tuple(names.index(name) for name in types),
+            embedding_dropout=hf.get("embedding_dropout", 0.0),
+            attention_dropout=hf.get("attention_dropout", 0.0),
+            residual_dropout=hf.get("attention_dropout", 0.0),
+            ffn_dropout=hf.get("mlp_dropout", 0.0),
+            classifier_dropout=hf.get("classifier_dropout", 0.0),
+            classifier_pooling=pooling or "cls",
+            classifier_activation=activation,
+            initializer_range=hf.get("initializer_range", 0.02),
+            heads=HEADS,
+            options=options,
+        ),
+        "modernbert",
+    )
+
+
+class Embeddings(nn.Module):
+    """LN(word), with dropout."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, input_ids: Array) -> tuple[Array, Array]:
+        """Embedded tokens (batch, length, features), and the table of words."""
+        c = self.config
+        word = Embedding(c.vocab_size, c.hidden_size, stddev=c.initializer_range, name="word")
+        x = c.normalize("norm")(word(input_ids).astype(c.options.dtype))
+        return Dropout(c.embedding_dropout, name="dropout")(x), word.embedding
+
+
+class FeedForward(nn.Module):
+    """down(act(gate(x)) · up(x)), before the residual."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = self.config
+        gate = c.dense(c.intermediate_size, ("embed", "mlp"), "gate", "ffn")(x)
+        up = c.dense(c.intermediate_size, ("embed", "mlp"), "up", "ffn")(x)
+        wide = Dropout(c.ffn_dropout, name="dropout")(ACTIVATIONS[c.hidden_act](gate) * up)
+        return c.dense(c.hidden_size, ("mlp", "embed"), "down", "ffn")(wide)
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x)).
+
+    Attributes:
+        first: of the stack; it reads embeddings, which are normalized already.
+    """
+
+    config: Config
+    first: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, kind: Any, masks: Any, rotaries: Any) -> Array:
+        """See `ftjax.models.decoder.Layer`."""
+        c = self.config
+        x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
+        y = x if self.first else c.normalize("attention_norm")(x)
+        x = x + Attention(c, name="attention")(y, pick(masks, kind), pick(rotaries, kind))
+        return x + FeedForward(c, name="ffn")(c.normalize("ffn_norm")(x))
+
+
+class Transform(nn.Module):
+    """norm(act(dense(x))), float32, that every head begins with."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c, bias = self.config, "transform" in self.config.biases
+        make = Dense(x.shape[-1], ("embed", None), bias, stddev=c.initializer_range, name="dense")
+        return c.normalize("norm")(ACTIVATIONS[c.classifier_activation](make(x)))
+
+
+class Model(encoder.Model):
+    """ModernBERT under a head; see `ftjax.models.encoder.Model`."""
+
+    config: Config
+
+    def encode(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None,
+        token_type_ids: Array | None,
+        position_ids: Array | None,
+        mask: Array | None,
+        starts: Array | None,
+        starts_only: bool,
+    ) -> tuple[Array, Array]:
+        c = self.config
+        x, table = Embeddings(c, name="embeddings")(input_ids)
+        place = jnp.arange(x.shape[1])
+        positions = place[None] if position_ids is None else position_ids
+        distance = jnp.abs(place[:, None] - place)
+        full = jnp.ones((1, 1, 1, 1), bool) if mask is None else mask
+        masks = [full if window is None else full & (distance <= window) for window in c.windows]
+        masks = tuple(jnp.broadcast_arrays(*masks))
+        first, *rest = c.options.segments  # the first layer is not like the others: never scanned
+        stack = Stack(
+            lambda make, name, last: make(c, name == "layer_0", name=name),
+            Layer,
+            (1, *(length for length in (first - 1, *rest) if length)),
+            c.options.remat,
+            c.kinds,
+            name="encoder",
+        )
+        x = stack(x, masks, tuple(rotary.table(positions) for rotary in c.rotaries))
+        return c.normalize("final_norm")(x), table
+
+    def pool(
+        self,
+        x: Array,
+        attention_mask: Array | None,
+        segment_ids: Array | None,
+        starts: Array | None,
+    ) -> Array:
+        if "mean" in (self.pooling, self.config.classifier_pooling):
+            return mean_pool(x, attention_mask, segment_ids, starts)
+        return at_starts(x, starts)
+
+    def classify(self, x: Array, labels: int) -> Array:
+        if self.pooling == "cls":
+            x = Transform(self.config, name="transform")(x)
+        return self.score(x, labels)
+
+    def each_token(self, x: Array, table: Array, starts: Array | None) -> Array:
+        x = Transform(self.config, name="transform")(x)
+        if self.head != "masked_lm":
+            return self.score(x, 2 if self.head == "span" else self.labels)
+        logits = x @ table.T.astype(x.dtype)
+        if "logits" in self.config.biases:
+            logits = logits + Bias(table.shape[:1], ("vocab",), name="logits")()
+        return logits
+
+    def score(self, x: Array, labels: int) -> Array:
+        """Logits (..., labels) of what the transform, if any, gave."""
+        c = self.config
+        x = Dropout(c.classifier_dropout, name="dropout")(x)
+        return Dense(labels, ("embed", None), stddev=c.initializer_range, name="classifier")(x)
+
+
+def hf_modules(config: Config) -> dict[str, str | Part]:
+    """Our module path → where it is stored, for unrolled layers, without the prefix."""
+    names: dict[str, str | Part] = {
+        "embeddings/word": "embeddings.tok_embeddings",
+        "embeddings/norm": "embeddings.norm",
+        "final_norm": "final_norm",
+    }
+    for i in range(config.num_hidden_layers):
+        ours, theirs = f"encoder/layer_{i}", f"layers.{i}"
+        names[f"{ours}/attention_norm"] = f"{theirs}.attn_norm"
+        names[f"{ours}/ffn_norm"] = f"{theirs}.mlp_norm"
+        names[f"{ours}/attention/output"] = f"{theirs}.attn.Wo"
+        names[f"{ours}/ffn/down"] = f"{theirs}.mlp.Wo"
+        for index, name in enumerate(("query", "key", "value")):
+            sizes = (config.hidden_size,) * 3
+            names[f"{ours}/attention/{name}"] = Part(f"{theirs}.attn.Wqkv", sizes, index)
+        for index, name in enumerate(("gate", "up")):
+            sizes = (config.intermediate_size,) * 2
+            names[f"{ours}/ffn/{name}"] = Part(f"{theirs}.mlp.Wi", sizes, index)
+    return names

@@ -1,0 +1,287 @@
+"""XLNet (Yang et al. 2019) as an encoder: attention by content, distance and segment, one stream.
+
+Positions are relative alone, as in Transformer-XL (Dai et al. 2019).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ftjax.errors import UserError
+from ftjax.formats.hf import Part
+from ftjax.models import encoder
+from ftjax.models.decoder import last_tokens
+from ftjax.models.encoder import DEFAULT_TARGETS, Layer, checked
+from ftjax.models.heads import Head
+from ftjax.models.layers import (
+    ACTIVATIONS,
+    AttentionCore,
+    Bias,
+    Dense,
+    Dropout,
+    Embedding,
+    Options,
+    at_starts,
+    mean_pool,
+)
+from ftjax.models.stack import Stack
+
+__all__ = ["DEFAULT_TARGETS", "Model"]
+
+Array = jax.Array
+MODEL = "XLNetModel"
+HF_PREFIX = "transformer"
+POOLED = {"pooler": "sequence_summary.summary", "classifier": "logits_proj"}
+LAYER = {
+    "attention_norm": "rel_attn.layer_norm",
+    "ffn/up": "ff.layer_1",
+    "ffn/down": "ff.layer_2",
+    "ffn_norm": "ff.layer_norm",
+}
+KERNELS = {"query": "q", "key": "k", "value": "v", "position_key": "r"}
+BIASES = {"content_bias": "r_w_bias", "position_bias": "r_r_bias", "segment_bias": "r_s_bias"}
+
+
+@dataclass(frozen=True)
+class Config(encoder.Config):
+    """XLNet's.
+
+    Attributes:
+        clamp_len: the largest distance told apart; not positive for all.
+    """
+
+    clamp_len: int = -1
+
+
+def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
+    """Reads config.json's mapping.
+
+    Raises:
+        UserError: an option that is not implemented.
+    """
+    usual = {
+        "attn_type": ("bi",),
+        "bi_data": (False,),
+        "summary_type": ("last", "cls_index"),  # which is the last token's, where none is given
+        "summary_use_proj": (True,),
+        "summary_activation": tuple(ACTIVATIONS),
+        "summary_proj_to_labels": (False,),
+        "summary_first_dropout": (0,),
+        "tie_word_embeddings": (True,),
+    }
+    for option, known in usual.items():
+        if option in hf and hf[option] not in known:
+            raise UserError(f"xlnet: {option}={hf[option]!r} is not implemented")
+    size, dropout = hf.get("d_model", 1024), hf.get("dropout", 0.1)
+    pooled = {"activation": hf.get("summary_activation", "tanh")}
+    heads = {
+        "classification": Head("XLNetForSequenceClassification", POOLED, **pooled),
+        "choice": Head("XLNetForMultipleChoice", POOLED, **pooled),
+        "tokens": Head("XLNetForTokenClassification", {"classifier": "classifier"}),
+        "span": Head("XLNetForQuestionAnsweringSimple", {"classifier": "qa_outputs"}),
+        "causal_lm": Head("XLNetLMHeadModel", {"logits": "lm_loss"}),
+    }
+    return checked(
+        Config(
+            vocab_size=hf.get("vocab_size", 32000),
+            hidden_size=size,
+            embedding_size=size,
+            num_hidden_layers=hf.get("n_layer", 24),
+            num_attention_heads=hf.get("n_head", 16),
+            intermediate_size=hf.get("d_inner", 4096),
+            hidden_act=hf.get("ff_activation", "gelu"),
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            activation_dropout=dropout,
+            classifier_dropout=hf.get("summary_last_dropout", 0.1),
+            layer_norm_eps=hf.get("layer_norm_eps", 1e-12),
+            initializer_range=hf.get("initializer_range", 0.02),
+            clamp_len=hf.get("clamp_len", -1),
+            heads=heads,
+            options=options,
+        ),
+        "xlnet",
+    )
+
+
+def sinusoids(length: int, features: int, clamp: int) -> Array:
+    """What stands for distances `length` down to 1 - `length`: (2 length, features)."""
+    distance = jnp.arange(length, -length, -1, dtype=jnp.float32)
+    if clamp > 0:
+        distance = jnp.clip(distance, -clamp, clamp)
+    frequency = 1 / 10_000 ** (jnp.arange(0, features, 2, dtype=jnp.float32) / features)
+    angle = distance[:, None] * frequency
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
+
+
+def shift(scores: Array) -> Array:
+    """Scores by distance → by key: (..., q, 2q), as `sinusoids` orders them, → (..., q, q).
+
+    The score of query i and key j stands q - i + j places into row i: rows one place shorter
+    bring it to place j (Dai et al. 2019, appendix B).
+    """
+    *batch, length, width = scores.shape
+    rows = scores.reshape(*batch, -1)[..., length:].reshape(*batch, length, width - 1)
+    return rows[..., :length]
+
+
+class Embeddings(nn.Module):
+    """Words, with dropout."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, input_ids: Array) -> tuple[Array, Array]:
+        """Embedded tokens (batch, length, features), and the table of words."""
+        c = self.config
+        make = partial(Embedding, features=c.hidden_size, stddev=c.initializer_range)
+        word = make(c.vocab_size, name="word")
+        # Only pre-training's second stream reads it; it is kept so that folders stay whole.
+        make(1, axes=(None, "embed"), name="mask").first(1)
+        x = word(input_ids).astype(c.options.dtype)
+        return Dropout(c.hidden_dropout_prob, name="dropout")(x), word.embedding
+
+
+class Attention(nn.Module):
+    """Attention by content, distance and segment: Yang et al. (2019), section 2.5 and A.2."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        memory: Array,
+        mask: Array | None,
+        starts: Array | None,
+        distances: Array,
+        differ: Array | None,
+    ) -> Array:
+        """See `ftjax.models.encoder.Attention`; here every position is a query.
+
+        Args:
+            x: (batch, length, features).
+            memory: the same.
+            mask: which keys a query sees.
+            starts: None.
+            distances: (2 length, features), what stands for each distance.
+            differ: (batch, 1, length, length), whether token types do.
+        """
+        c = self.config
+        heads = (c.num_attention_heads, c.hidden_size // c.num_attention_heads)
+
+        def project(x: Array, name: str) -> Array:
+            y = c.dense(c.hidden_size, ("embed", "heads"), name, False)(x)
+            return y.reshape(*x.shape[:-1], *heads)
+
+        query, key, value = project(x, "query"), project(memory, "key"), project(memory, "value")
+
+        def biased(name: str) -> Array:
+            bias = Bias(heads, ("heads", None), c.initializer_range, name=name)()
+            return query + bias.astype(query.dtype)
+
+        position_key = project(distances, "position_key")
+        score = shift(jnp.einsum("bqhd,phd->bhqp", biased("position_bias"), position_key))
+        segments = Embedding(
+            2,
+            c.hidden_size,
+            (None, "heads"),
+            c.options.dtype,
+            c.initializer_range,
+            name="segments",
+        )
+        segment_key, by_segment = segments.first(2).reshape(2, *heads), biased("segment_bias")
+        if differ is not None:
+            same, other = jnp.einsum("bqhd,shd->sbhq", by_segment, segment_key)[..., None]
+            score = score + jnp.where(differ, other, same)
+        core = AttentionCore(c.attention_probs_dropout_prob, c.options.attention, name="core")
+        bias = score * heads[1] ** -0.5
+        context = core(biased("content_bias"), key, value, mask, bias).reshape(x.shape)
+        out = c.dense(c.hidden_size, ("heads", "embed"), "output", False)(context)
+        return Dropout(c.hidden_dropout_prob, name="dropout")(out)
+
+
+class Model(encoder.Model):
+    """XLNet under a head; see `ftjax.models.encoder.Model`.
+
+    There are no absolute positions: `position_ids` change nothing. The family's own pooling is
+    of the last token: where a row is one example, of the last position, so that rows must be
+    padded left, as XLNet's are. "causal_lm" says what stands at each position, of what
+    `perm_mask` lets it see.
+    """
+
+    config: Config
+
+    def encode(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None,
+        token_type_ids: Array | None,
+        position_ids: Array | None,
+        mask: Array | None,
+        starts: Array | None,
+        starts_only: bool,
+    ) -> tuple[Array, Array]:
+        c, length = self.config, input_ids.shape[1]
+        x, table = Embeddings(c, name="embeddings")(input_ids)
+        if mask is not None:
+            mask = mask | jnp.eye(length, dtype=bool)  # a token sees itself, whatever the masks say
+        differ = None
+        if token_type_ids is not None:
+            differ = (token_type_ids[:, :, None] != token_type_ids[:, None])[:, None]
+        distances = sinusoids(length, c.hidden_size, c.clamp_len).astype(x.dtype)
+        distances = Dropout(c.hidden_dropout_prob, name="distance_dropout")(distances)
+        stack = Stack(
+            lambda make, name, last: make(c, attention=Attention, name=name),
+            Layer,
+            c.options.segments,
+            c.options.remat,
+            name="encoder",
+        )
+        x = stack(x, mask, None, distances, differ)
+        return Dropout(c.hidden_dropout_prob, name="final_dropout")(x), table
+
+    def pool(
+        self,
+        x: Array,
+        attention_mask: Array | None,
+        segment_ids: Array | None,
+        starts: Array | None,
+    ) -> Array:
+        if self.pooling == "mean":
+            return mean_pool(x, attention_mask, segment_ids, starts)
+        return at_starts(x, last_tokens(x.shape[:2], None, segment_ids, starts))
+
+    def each_token(self, x: Array, table: Array, starts: Array | None) -> Array:
+        if self.head == "causal_lm":
+            return x @ table.T.astype(x.dtype) + Bias(table.shape[:1], ("vocab",), name="logits")()
+        count, stddev = 2 if self.head == "span" else self.labels, self.config.initializer_range
+        return Dense(count, ("embed", None), stddev=stddev, name="classifier")(x)
+
+
+def hf_modules(config: Config) -> dict[str, str | Part]:
+    """Our module path → where it is stored, for unrolled layers, without the prefix."""
+    size, heads = config.hidden_size, config.num_attention_heads
+    apart = partial(Part, raw=True, shape=(size, heads, size // heads))
+    names: dict[str, str | Part] = {
+        "embeddings/word": "word_embedding",
+        "embeddings/mask": Part("mask_emb", raw=True, shape=(1, 1, size)),
+    }
+    for i in range(config.num_hidden_layers):
+        ours, theirs = f"encoder/layer_{i}", f"layer.{i}"
+        for name, inside in LAYER.items():
+            names[f"{ours}/{name}"] = f"{theirs}.{inside}"
+        for name, inside in KERNELS.items():
+            names[f"{ours}/attention/{name}"] = apart(f"{theirs}.rel_attn.{inside}", turned=True)
+        for name, inside in BIASES.items():
+            names[f"{ours}/attention/{name}"] = Part(f"{theirs}.rel_attn.{inside}", raw=True)
+        names[f"{ours}/attention/output"] = apart(f"{theirs}.rel_attn.o")
+        names[f"{ours}/attention/segments"] = Part(
+            f"{theirs}.rel_attn.seg_embed", raw=True, shape=(2, heads, size // heads)
+        )
+    return names
