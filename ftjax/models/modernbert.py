@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ftjax.errors import UserError
 from ftjax.formats.hf import Part
 from ftjax.models import decoder, encoder, rotary
+from ftjax.models.cache import View
 from ftjax.models.decoder import DEFAULT_TARGETS, Attention, checked, pick
 from ftjax.models.heads import Head
 from ftjax.models.layers import (
@@ -171,12 +172,12 @@ class Layer(nn.Module):
     first: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, kind: Any, masks: Any, rotaries: Any) -> Array:
+    def __call__(self, x: Array, kind: Any, views: Any, rotaries: Any) -> Array:
         """See `ftjax.models.decoder.Layer`."""
         c = self.config
         x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
         y = x if self.first else c.normalize("attention_norm")(x)
-        x = x + Attention(c, name="attention")(y, pick(masks, kind), pick(rotaries, kind))
+        x = x + Attention(c, name="attention")(y, pick(views, kind), pick(rotaries, kind))
         return x + FeedForward(c, name="ffn")(c.normalize("ffn_norm")(x))
 
 
@@ -214,7 +215,7 @@ class Model(encoder.Model):
         distance = jnp.abs(place[:, None] - place)
         full = jnp.ones((1, 1, 1, 1), bool) if mask is None else mask
         masks = [full if window is None else full & (distance <= window) for window in c.windows]
-        masks = tuple(jnp.broadcast_arrays(*masks))
+        views = tuple(View(mask) for mask in jnp.broadcast_arrays(*masks))
         first, *rest = c.options.segments  # the first layer is not like the others: never scanned
         stack = Stack(
             lambda make, name, last: make(c, name == "layer_0", name=name),
@@ -224,7 +225,7 @@ class Model(encoder.Model):
             c.kinds,
             name="encoder",
         )
-        x = stack(x, masks, tuple(rotary.table(positions) for rotary in c.rotaries))
+        x = stack(x, views, tuple(rotary.table(positions) for rotary in c.rotaries))
         return c.normalize("final_norm")(x), table
 
     def pool(
