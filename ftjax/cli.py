@@ -10,6 +10,20 @@ from typing import Any
 
 from ftjax.errors import UserError
 
+CHOICES = {  # how `generate` chooses tokens: option → (type, help)
+    "max_new_tokens": (int, "at most so many (default 128)"),
+    "min_new_tokens": (int, "at least so many"),
+    "temperature": (float, "0 for the most probable token, otherwise tokens are sampled"),
+    "top_k": (int, "sample among so many of the most probable"),
+    "top_p": (float, "sample among the fewest whose probabilities reach it"),
+    "min_p": (float, "sample among those with this share of the highest probability"),
+    "repetition_penalty": (float, "above 1 makes what was there less likely"),
+    "num_beams": (int, "hypotheses of beam search"),
+    "length_penalty": (float, "above 0 favours longer beams"),
+    "early_stopping": (lambda text: {"true": True, "false": False}.get(text, text), "of beams"),
+    "num_return_sequences": (int, "texts a prompt"),
+    "seed": (int, "of sampling (default 0)"),
+}
 OVERRIDES = "any configuration key can be given as --config.KEY=VALUE"
 
 
@@ -41,6 +55,21 @@ def parser() -> argparse.ArgumentParser:
     export = command("export", "write the best checkpoint in another format", overrides=False)
     export.add_argument("--format", required=True, choices=("hf", "peft"))
     export.add_argument("--output", type=Path, required=True, help="a new folder")
+    generate = command("generate", "continue prompts, or chat", workdir=False, overrides=False)
+    source = generate.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", type=Path, help="a work folder of a language model")
+    source.add_argument("--model", help="a folder, a .gguf file, a nickname or a hub id")
+    asked = generate.add_mutually_exclusive_group()
+    asked.add_argument("--prompt", action="append", help="a text to go on from; may be repeated")
+    asked.add_argument("--input", type=Path, help="a .jsonl with prompt, or messages for --chat")
+    generate.add_argument("--output", type=Path, help="the .jsonl to write for --input")
+    generate.add_argument("--chat", action="store_true", help="by the model's chat template")
+    generate.add_argument("--stop", action="append", default=[], help="a text that ends a text")
+    generate.add_argument("--batch-size", type=int, default=8, help="of --input (default 8)")
+    generate.add_argument("--dtype", default="float32", help="float32 or bfloat16, of --model")
+    generate.add_argument("--tensor", type=int, default=1, help="devices that share each layer")
+    for name, (kind, text) in CHOICES.items():
+        generate.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
     listing = command("list", "say what there is", workdir=False, overrides=False)
     listing.add_argument("what", choices=("methods", "models", "tasks", "optimizers"))
     return main
@@ -52,9 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser().parse_known_args(argv)
     strange = [item for item in rest if not item.startswith("--config.") or "=" not in item]
     try:
-        if strange or (rest and arguments.command in ("list", "export")):
+        if strange or (rest and arguments.command in ("list", "export", "generate")):
             raise UserError(f"{(strange or rest)[0]!r} is not understood; {OVERRIDES}")
-        if arguments.command in ("train", "evaluate", "predict", "export"):
+        if arguments.command in ("train", "evaluate", "predict", "export", "generate"):
             _huge_pages(argv)
             _start_jax()
         return COMMANDS[arguments.command](arguments, rest) or 0
@@ -200,6 +229,12 @@ def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     print(f"step {predictor.step} exported as {arguments.format}: {arguments.output}")
 
 
+def _generate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    from ftjax.generation.command import run
+
+    run(arguments)
+
+
 def _list(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ftjax.methods import METHODS
     from ftjax.models import FAMILIES
@@ -227,5 +262,6 @@ COMMANDS = {
     "predict": _predict,
     "compare": _compare,
     "export": _export,
+    "generate": _generate,
     "list": _list,
 }

@@ -53,3 +53,9 @@ def family(hf_config: Mapping[str, Any]) -> ModuleType:
             f"model type {kind!r} is not supported (supported: {', '.join(sorted(FAMILIES))})"
         )
     return importlib.import_module(f"ftjax.models.{FAMILIES[kind][0]}")
+
+
+def kind_of(hf_config: Mapping[str, Any]) -> str:
+    """ "encoder", "decoder" or "encoder-decoder"; raises as `family` does."""
+    family(hf_config)
+    return FAMILIES[hf_config["model_type"]][1]

@@ -1,0 +1,151 @@
+"""What `ftjax generate` does: texts for prompts, for a file of them, or a conversation."""
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ftjax import methods, tuned
+from ftjax.errors import UserError
+from ftjax.formats.folder import load_tokenizer, locate, read_config, read_json
+from ftjax.generation import settings
+from ftjax.generation.text import Generator
+from ftjax.models import kind_of
+from ftjax.parallel.mesh import make_mesh
+from ftjax.paths import Flat
+from ftjax.training.predictor import open_predictor
+from ftjax.training.records import write_text
+
+HEADS = {"decoder": "causal_lm", "encoder-decoder": "seq2seq_lm"}
+
+
+def run(arguments: Namespace) -> None:
+    """Runs the command.
+
+    Raises:
+        UserError: the model has no language-model head, or the input is bad.
+    """
+    opened = _open_workdir(arguments) if arguments.workdir else _open_model(arguments)
+    model, params, folder = opened
+    given = {name: getattr(arguments, name, None) for name in settings.SAME}
+    changes = {name: value for name, value in given.items() if value is not None}
+    defaults, file = read_config(folder), folder / "generation_config.json"
+    if file.exists():
+        defaults |= read_json(file)
+    asked = settings.from_hf(defaults, **changes)
+    tokenizer = load_tokenizer(folder)
+    generator = Generator(model, params, tokenizer, asked, arguments.stop)
+    if arguments.input:
+        _write(generator, arguments)
+    elif arguments.prompt:
+        for number, prompt in enumerate(arguments.prompt):
+            _print(generator, _said([], prompt) if arguments.chat else prompt, number)
+    elif arguments.chat:
+        _converse(generator)
+    else:
+        raise UserError("generate needs --prompt, --input, or --chat for a conversation")
+
+
+def _open_model(arguments: Namespace) -> tuple[tuned.Tuned, Flat, Path]:
+    """A pretrained model, all of it frozen, in the compute dtype."""
+    folder = locate(arguments.model)
+    config = read_config(folder)
+    head = HEADS.get(kind_of(config))
+    if head is None:
+        raise UserError(f"--model {arguments.model}: {config['model_type']} does not generate")
+    options = {"dtype": arguments.dtype}
+    model = tuned.build(config, methods.create({"name": "prompting"}), options, {"head": head})
+    mesh = make_mesh(1, 1, arguments.tensor, jax.devices()[: arguments.tensor])
+    params, absent = tuned.load(folder, model, mesh, jax.random.key(0))
+    if absent:
+        raise UserError(f"{folder} has no language-model head: it lacks {absent[0]!r}")
+    return model, params, folder
+
+
+def _open_workdir(arguments: Namespace) -> tuple[tuned.Tuned, Flat, Path]:
+    """The best model of a work folder."""
+    predictor = open_predictor(arguments.workdir)
+    return predictor.run.tuned, predictor.params, predictor.run.folder
+
+
+def _said(before: Sequence[dict[str, str]], text: str) -> list[dict[str, str]]:
+    return [*before, {"role": "user", "content": text}]
+
+
+def _print(generator: Generator, prompt: Any, number: int = 0) -> str:
+    """Prints a text while it comes, or several when they are there; returns the first."""
+    shown, texts = "", [""]
+    alone = generator.settings.num_return_sequences == 1
+    for texts in generator.stream([prompt], 1 if alone else 16, number):
+        if alone:
+            print(texts[0][len(shown) :], end="", flush=True)
+            shown = texts[0]
+    if not alone:
+        print("\n---\n".join(texts), end="")
+    print(flush=True)
+    return texts[0]
+
+
+def _converse(generator: Generator) -> None:
+    """A chat with whoever writes to standard input, until it ends."""
+    messages: list[dict[str, str]] = []
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            messages = _said(messages, line.strip())
+            messages.append({"role": "assistant", "content": _print(generator, messages)})
+
+
+def _write(generator: Generator, arguments: Namespace) -> None:
+    """Continues the prompts of a file, in batches."""
+    rows = _read(arguments.input, "messages" if arguments.chat else "prompt")
+    size, lines = arguments.batch_size, []
+    for start in range(0, len(rows), size):
+        several = rows[start : start + size]
+        prompts = [row["messages" if arguments.chat else "prompt"] for row in several]
+        for row, texts in zip(several, generator(prompts, start), strict=True):
+            text = texts[0] if generator.settings.num_return_sequences == 1 else texts
+            lines.append(json.dumps({**row, "text": text}, ensure_ascii=False) + "\n")
+    if arguments.output is None:
+        print("".join(lines), end="")
+    else:
+        write_text(arguments.output, "".join(lines))
+        print(f"{len(rows):,} texts: {arguments.output}")
+
+
+def _read(file: Path, field: str) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file.
+
+    Raises:
+        UserError: a row is not an object with the field; file and row are named.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file}, row {number}: not valid JSON: {error}") from error
+        wanted = list if field == "messages" else str
+        if not isinstance(row, dict) or not isinstance(row.get(field), wanted):
+            raise UserError(f"{file}, row {number}: needs {field!r}, a {wanted.__name__}")
+        for message in row[field] if field == "messages" else ():
+            if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+                raise UserError(f"{file}, row {number}: a message needs 'role' and 'content'")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{file} has no rows")
+    return rows

@@ -1,0 +1,151 @@
+"""Texts in, texts out: the compiled parts of a generation around a tokenizer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from ftjax.errors import UserError
+from ftjax.generation import beam, decode
+from ftjax.generation.settings import Settings
+from ftjax.parallel.mesh import logical_axes
+from ftjax.paths import Flat
+from ftjax.tuned import Tuned
+
+SHORTEST = 16  # prompts are padded to this length, or a power of two above it
+Messages = Sequence[Mapping[str, str]]
+
+
+class Generator:
+    """Continues texts. Programs are compiled once for each padded length and batch size.
+
+    Args:
+        tuned: a model under "causal_lm" or "seq2seq_lm".
+        params: flat parameters, in place.
+        tokenizer: of `transformers`.
+        settings: how tokens are chosen.
+        stop: strings that end a text; they are not part of it.
+    """
+
+    def __init__(
+        self,
+        tuned: Tuned,
+        params: Flat,
+        tokenizer: Any,
+        settings: Settings,
+        stop: Sequence[str] = (),
+    ) -> None:
+        self._tuned, self._params, self._tokenizer = tuned, params, tokenizer
+        self.settings, self._stop = settings, tuple(stop)
+        self._beams = settings.num_beams > 1
+        if stop and self._beams:
+            raise UserError("stop strings do not go with beam search")
+        search = beam if self._beams else decode
+        self._start = jax.jit(partial(search.start, tuned, settings))
+        self._go_on = jax.jit(partial(search.go_on, tuned, settings), donate_argnums=1)
+
+    def __call__(self, prompts: Sequence[str | Messages], first: int = 0) -> list[list[str]]:
+        """The continuations of each prompt, `num_return_sequences` of them.
+
+        Args:
+            prompts: texts, or chats of {"role", "content"}.
+            first: number of the first prompt, for sampling.
+        """
+        many = self.settings.num_return_sequences
+        every = 16 if self._stop else self.settings.max_new_tokens
+        *_, texts = self.stream(prompts, every, first)
+        return [texts[i : i + many] for i in range(0, len(texts), many)]
+
+    def stream(
+        self, prompts: Sequence[str | Messages], every: int = 1, first: int = 0
+    ) -> Iterator[list[str]]:
+        """The texts so far, after each `every` tokens; the last ones are whole.
+
+        What may turn out to be a part of a character or of a stop string is held back. Beam search
+        gives its texts at the end alone.
+        """
+        limit = self.settings.max_new_tokens
+        batch = self.encode(prompts) | {"numbers": first + np.arange(len(prompts))}
+        decode.check(self._tuned, self.settings, batch["input_ids"].shape[1])
+        with logical_axes(self._mesh):
+            state = self._start(self._params, batch)
+            if self._beams:
+                state = self._go_on(self._params, state, np.int32(limit))
+                best = np.asarray(state.done_tokens)[:, : self.settings.num_return_sequences]
+                yield [self._text(row) for row in best.reshape(-1, limit)]
+                return
+        count = 1
+        while True:
+            texts = [self._text(row) for row in np.asarray(state.tokens)[:, :count]]
+            stopped = [any(stop in text for stop in self._stop) for text in texts]
+            finished = np.asarray(state.finished) | stopped
+            if finished.all() or count == limit:
+                yield [self._until_stop(text) for text in texts]
+                return
+            yield [
+                self._until_stop(text) if whole else self._certain(text)
+                for text, whole in zip(texts, finished, strict=True)
+            ]
+            count = min(count + every, limit)
+            state = state._replace(finished=finished)
+            with logical_axes(self._mesh):
+                state = self._go_on(self._params, state, np.int32(count))
+
+    @property
+    def _mesh(self) -> jax.sharding.Mesh:
+        return next(iter(self._params.values())).sharding.mesh
+
+    def encode(self, prompts: Sequence[str | Messages]) -> dict[str, np.ndarray]:
+        """input_ids and attention_mask: a decoder's padded on the left, else on the right.
+
+        Raises:
+            UserError: a prompt without tokens, or a chat without a chat template.
+        """
+        rows = [self._ids(prompt) for prompt in prompts]
+        for number, row in enumerate(rows):
+            if not row:
+                raise UserError(f"prompt {number + 1} is empty: it has no token to go on from")
+        longest = max(len(row) for row in rows)
+        width = max(SHORTEST, 1 << (longest - 1).bit_length())
+        width = min(width, max(longest, self._room))
+        left = self._tuned.model.head == "causal_lm"
+        ids = np.full((len(rows), width), self.settings.pad, np.int32)
+        mask = np.zeros((len(rows), width), np.int32)
+        for number, row in enumerate(rows):
+            at = slice(width - len(row), width) if left else slice(len(row))
+            ids[number, at], mask[number, at] = row, 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    @property
+    def _room(self) -> int:
+        """The longest prompt that the model has positions for."""
+        longest = getattr(self._tuned.config, "max_position_embeddings", 1 << 30)
+        reads = self._tuned.model.head == "causal_lm"
+        return longest - self.settings.max_new_tokens if reads else longest
+
+    def _ids(self, prompt: str | Messages) -> list[int]:
+        if isinstance(prompt, str):
+            return self._tokenizer(prompt)["input_ids"]
+        if not self._tokenizer.chat_template:
+            raise UserError("the model's tokenizer has no chat template: it is no chat model")
+        text = self._tokenizer.apply_chat_template(
+            list(prompt), tokenize=False, add_generation_prompt=True
+        )
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _text(self, tokens: np.ndarray) -> str:
+        ended = np.flatnonzero(np.isin(tokens, self.settings.end))
+        tokens = tokens[: ended[0]] if len(ended) else tokens
+        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def _until_stop(self, text: str) -> str:
+        return text[: min((text.find(s) for s in self._stop if s in text), default=len(text))]
+
+    def _certain(self, text: str) -> str:
+        text = text.rstrip("\ufffd")
+        for size in range(max(map(len, self._stop), default=1) - 1, 0, -1):
+            if any(stop.startswith(text[-size:]) for stop in self._stop if text):
+                return text[:-size]
+        return text
