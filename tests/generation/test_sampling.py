@@ -1,0 +1,72 @@
+"""Sampled tokens come as often as transformers' processors and softmax say."""
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from transformers.generation import logits_process as theirs
+
+from ftjax.errors import UserError
+from ftjax.generation.choice import choose
+from ftjax.generation.settings import Settings, from_hf
+
+COUNT = 40_000
+CASES = {
+    "plain": ({"temperature": 1.0}, []),
+    "temperature": ({"temperature": 0.6}, [theirs.TemperatureLogitsWarper(0.6)]),
+    "top_k": ({"temperature": 1.0, "top_k": 5}, [theirs.TopKLogitsWarper(5)]),
+    "top_p": ({"temperature": 1.0, "top_p": 0.8}, [theirs.TopPLogitsWarper(0.8)]),
+    "min_p": ({"temperature": 1.0, "min_p": 0.1}, [theirs.MinPLogitsWarper(0.1)]),
+    "all": (
+        {"temperature": 1.5, "top_k": 9, "top_p": 0.85, "min_p": 0.05},
+        [
+            theirs.TemperatureLogitsWarper(1.5),
+            theirs.TopKLogitsWarper(9),
+            theirs.TopPLogitsWarper(0.85),
+            theirs.MinPLogitsWarper(0.05),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_distribution(case):
+    asked, processors = CASES[case]
+    logits = 1.5 * np.random.default_rng(0).normal(size=12).astype(np.float32)
+    scores = torch.tensor(logits)[None]
+    for processor in processors:
+        scores = processor(None, scores)
+    wanted = torch.softmax(scores, -1)[0].double().numpy()
+    keys = jax.random.split(jax.random.key(1), COUNT)
+    many = np.broadcast_to(logits, (COUNT, len(logits)))
+    tokens = jax.jit(choose, static_argnums=0)(Settings(**asked), many, keys)
+    found = np.bincount(tokens, minlength=len(logits))
+    possible = wanted > 0
+    assert found[~possible].sum() == 0
+    wanted = wanted[possible] / wanted.sum()
+    assert scipy.stats.chisquare(found[possible], COUNT * wanted).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"num_beams": 2, "temperature": 1.0}, "temperature to 0"),
+        ({"num_return_sequences": 2}, "num_return_sequences"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "exceeds num_beams"),
+        ({"early_stopping": "always"}, "early_stopping"),
+    ],
+)
+def test_settings_that_make_no_sense(asked, message):
+    with pytest.raises(UserError, match=message):
+        Settings(**asked)
+
+
+def test_generation_config_that_is_not_implemented():
+    with pytest.raises(UserError, match="no_repeat_ngram_size=3"):
+        from_hf({"no_repeat_ngram_size": 3})
+    assert from_hf({"no_repeat_ngram_size": 0, "do_sample": True}).top_k == 50
