@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ftjax.errors import UserError
-from ftjax.formats import gguf, gguf_tokenizer
+from ftjax.formats import gguf, gguf_model, gguf_tokenizer
 
 # Weights that a package client installs: nickname → (package, model inside it, distribution).
 PACKAGED = {
@@ -76,12 +76,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a model, or what stands for it in a GGUF file."""
-    return gguf.read_config(path) if gguf.is_gguf(path) else read_json(path / "config.json")
+    return gguf_model.read_config(path) if gguf.is_gguf(path) else read_json(path / "config.json")
 
 
 def open_weights(path: Path) -> Mapping[str, np.ndarray]:
     """A model's tensors by Hugging Face's names, each read when it is asked for."""
-    return gguf.Weights(path) if gguf.is_gguf(path) else Weights(path)
+    return gguf_model.Weights(path) if gguf.is_gguf(path) else Weights(path)
 
 
 def load_tokenizer(path: Path) -> Any:

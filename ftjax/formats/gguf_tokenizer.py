@@ -1,6 +1,6 @@
 """The tokenizer inside a GGUF file, as one of transformers'."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,16 @@ from typing import Any
 from ftjax.errors import UserError
 from ftjax.formats.gguf import TOKENS, read
 
-CONTROL, USER_DEFINED = 3, 4  # kinds of tokens that are found in text before it is split
+CONTROL, USER_DEFINED = 3, 4  # types of tokens that are found in text before it is split
 CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 WORDS = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LINES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPACE = "▁"  # how SentencePiece spells it
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How text is cut into words, within which pairs are merged.
+    """How text is cut into words, within which pairs of bytes are merged.
 
     Attributes:
         splits: expressions; each cuts what the one before left, at its matches.
@@ -48,16 +49,17 @@ KINDS = {
 def build(path: Path) -> Any:
     """The tokenizer, with its special tokens and its chat template.
 
-    Words are cut as llama.cpp defines for the file's `tokenizer.ggml.pre`. transformers' own reader
-    cuts a "smollm" like a "gpt-2", so that spaces before a number come out otherwise than in the
-    published tokenizer, which cuts off every digit. "qwen2" composes characters, as the published
-    tokenizer does and llama.cpp does not.
+    The kind "gpt2" merges bytes within words, which are cut as llama.cpp defines for the file's
+    `tokenizer.ggml.pre`. transformers' own reader cuts a "smollm" like a "gpt-2", so that spaces
+    before a number come out otherwise than in the published tokenizer, which cuts off every digit.
+    "qwen2" composes characters, as the published tokenizer does and llama.cpp does not.
+
+    The kind "llama" is SentencePiece's, of pairs by score (Kudo and Richardson 2018).
 
     Raises:
         UserError: the file has none, or one of a kind that is not supported.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
-    from tokenizers import pre_tokenizers as pre
+    from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
     file = read(path)
@@ -66,33 +68,26 @@ def build(path: Path) -> Any:
         for name, value in file.metadata.items()
         if name.startswith("tokenizer.ggml.")
     }
-    kind, tokens = _kind(path, said), said["tokens"]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    merges = [tuple(merge.split(" ")) for merge in said["merges"]]
-    try:
-        model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=kind.whole)
-    except Exception as error:
-        raise UserError(f"{path}: the tokenizer's merges cannot be read: {error}") from error
-    tokenizer = Tokenizer(model)
-    if kind.compose:
-        tokenizer.normalizer = normalizers.NFC()
-    cuts = [pre.Split(Regex(split), "isolated") for split in kind.splits]
-    tokenizer.pre_tokenizer = pre.Sequence(
-        [*cuts, pre.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokens, types = said.get("tokens", []), said.get("token_type", [])
     numbers = {name: file.token_id(name) for name in TOKENS}
+    if max(number or 0 for number in numbers.values()) >= len(tokens):
+        raise UserError(f"{path} lacks its tokenizer's tokens")
     special = {f"{name}_token": tokens[n] for name, n in numbers.items() if n is not None}
-    sorts = dict(zip(tokens, said.get("token_type", ()), strict=False))
-    control = [t for t in tokens if sorts.get(t) == CONTROL or t in special.values()]
-    whole = [t for t in tokens if sorts.get(t) == USER_DEFINED and t not in control]
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in control])
+    make, starts = _maker(path, said, file.architecture)
+    try:
+        tokenizer = make(said, special.get("unk_token"))
+    except Exception as error:
+        raise UserError(f"{path}: the tokenizer cannot be read: {error!r}") from error
+    kinds = dict(zip(tokens, types, strict=False))
+    control = {token for token in tokens if kinds.get(token) == CONTROL} | {*special.values()}
+    whole = [token for token in tokens if kinds.get(token) == USER_DEFINED]
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in whole])
-    start = "bos_token" in special and said.get("add_bos_token", kind.starts)
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in tokens if t in control])
+    start = "bos_token" in special and said.get("add_bos_token", starts)
     end = "eos_token" in special and said.get("add_eos_token", False)
     if start or end:
         ends = [special["bos_token"]] * start, [special["eos_token"]] * end
-        tokenizer.post_processor = _template(*ends, vocabulary)
+        tokenizer.post_processor = _template(*ends, tokenizer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=file.metadata.get("tokenizer.chat_template"),
@@ -103,20 +98,66 @@ def build(path: Path) -> Any:
     )
 
 
-def _kind(path: Path, said: Mapping[str, Any]) -> Kind:
+def _maker(path: Path, said: Mapping[str, Any], architecture: str) -> tuple[Any, bool]:
+    """What makes the tokenizer, and whether texts start with a token, if the file does not say."""
     model, kind = said.get("model"), said.get("pre")
-    if model != "gpt2" or kind not in KINDS:
-        raise UserError(
-            f"{path}: a tokenizer of the kind tokenizer.ggml.model={model!r}, "
-            f"tokenizer.ggml.pre={kind!r} is not supported (supported: 'gpt2', with any of "
-            f"{', '.join(map(repr, KINDS))})"
-        )
-    if not {"tokens", "merges"} <= set(said):
-        raise UserError(f"{path} lacks the tokens or merges of its tokenizer")
-    return KINDS[kind]
+    if model == "gpt2" and kind in KINDS:
+        return _byte_level, KINDS[kind].starts
+    # Phi 3's strips spaces after some tokens, of which the file says nothing.
+    if model == "llama" and architecture != "phi3":
+        return _sentencepiece, True
+    raise UserError(
+        f"{path}: a tokenizer of tokenizer.ggml.model={model!r}, tokenizer.ggml.pre={kind!r} is "
+        f"not supported for {architecture} (supported: 'gpt2' with {', '.join(map(repr, KINDS))}; "
+        "'llama', but for phi3)"
+    )
 
 
-def _template(start: list[str], end: list[str], vocabulary: Mapping[str, int]) -> Any:
+def _byte_level(said: Mapping[str, Any], unknown: str | None) -> Any:
+    """Pairs of bytes (Radford et al. 2019); no text is unknown to it."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers
+    from tokenizers import pre_tokenizers as pre
+
+    kind = KINDS[said["pre"]]
+    vocabulary = {token: number for number, token in enumerate(said["tokens"])}
+    merges = [tuple(merge.split(" ")) for merge in said["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=kind.whole))
+    if kind.compose:
+        tokenizer.normalizer = normalizers.NFC()
+    cuts = [pre.Split(Regex(split), "isolated") for split in kind.splits]
+    tokenizer.pre_tokenizer = pre.Sequence(
+        [*cuts, pre.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece(said: Mapping[str, Any], unknown: str | None) -> Any:
+    """Pairs of characters, the best-scored first; what has no token falls back to bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    prefix = said.get("add_space_prefix", True)
+    vocabulary = {token: number for number, token in enumerate(said["tokens"])}
+    scores = dict(zip(said["tokens"], said["scores"], strict=True))
+    merges = sorted(_pairs(vocabulary), key=lambda pair: -scores[pair[0] + pair[1]])
+    model = models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    spaces = [normalizers.Replace(" ", SPACE)]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE)] * prefix + spaces)
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] * prefix)
+    return tokenizer
+
+
+def _pairs(vocabulary: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """All pairs of tokens that make up a token."""
+    for token in vocabulary:
+        for at in range(1, len(token)):
+            if token[:at] in vocabulary and token[at:] in vocabulary:
+                yield token[:at], token[at:]
+
+
+def _template(start: list[str], end: list[str], tokenizer: Any) -> Any:
     """What puts tokens before and after each text."""
     from tokenizers.processors import TemplateProcessing
 
@@ -126,5 +167,5 @@ def _template(start: list[str], end: list[str], vocabulary: Mapping[str, int]) -
     return TemplateProcessing(
         single=around("$A", 0),
         pair=around("$A", 0) + around("$B", 1),
-        special_tokens=[(token, vocabulary[token]) for token in dict.fromkeys(start + end)],
+        special_tokens=[(t, tokenizer.token_to_id(t)) for t in dict.fromkeys(start + end)],
     )
