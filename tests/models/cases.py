@@ -86,7 +86,12 @@ CASES = {
         legacy=False,
     ),
     "modernbert": lambda: transformers.ModernBertConfig(
-        **SIZES, **SPECIAL, cls_token_id=2, sep_token_id=3, local_attention=6, norm_bias=True
+        **SIZES,
+        **SPECIAL,
+        cls_token_id=2,
+        sep_token_id=3,
+        local_attention=6,
+        global_attn_every_n_layers=2,
     ),
     "xlnet": lambda: transformers.XLNetConfig(
         vocab_size=64, d_model=32, n_layer=3, n_head=4, d_inner=64, initializer_range=0.3, **SPECIAL
