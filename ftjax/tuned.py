@@ -222,7 +222,8 @@ def names_of(family: ModuleType, config: Any, head: str | None) -> hf.Names:
     # A folder may hold other heads, or copies of tied tensors and buffers.
     others = [part for other in config.heads.values() for part in other.modules.values()]
     theirs = {part if isinstance(part, str) else part.name for part in others}
-    ignored = (r".*position_ids", *(rf"{re.escape(name)}(\..*)?" for name in sorted(theirs)))
+    buffers = (r".*position_ids", r".*\.(attn|attention)\.(masked_)?bias")  # of older folders
+    ignored = (*buffers, *(rf"{re.escape(name)}(\..*)?" for name in sorted(theirs)))
     prefix = config.heads[head].prefix if head in config.heads else None
     usual = family.HF_PREFIX
     return hf.Names(prefix or usual, usual, family.hf_modules(config), modules, ignored)

@@ -14,9 +14,12 @@ FREEZE_REST = (r".*", FROZEN)
 
 
 def head_rule(base: Base, *more: str) -> tuple[str, str]:
-    """The rule that trains the task head, and the other top-level modules named."""
+    """The rule that trains the task head, and the other top-level modules named.
+
+    A head may have no parameters, as where words are read off by their embeddings.
+    """
     names = "|".join(re.escape(name) for name in (*base.head, *more))
-    return (rf"({names})/.*", "head")
+    return (rf"({names})/.*", "head") if names else (r"(?!)", FROZEN)
 
 
 @dataclass(frozen=True)
