@@ -41,8 +41,8 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "ruff==0.17.6", *REFERENCES],
-        "dev": ["pytest>=8.0", "ruff==0.17.6", *REFERENCES],
+        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff==0.17.6", *REFERENCES],
+        "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff==0.17.6", *REFERENCES],
         "tpu": ["jax[tpu]>=0.10"],
         "gpu": ["jax[cuda12]>=0.10"],
     },

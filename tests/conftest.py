@@ -19,6 +19,7 @@ from ftjax.formats import hf
 from ftjax.formats.folder import read_config
 from ftjax.parallel.mesh import make_mesh
 
+pytest_plugins = ["tests.parity"]
 WORDS = [
     "good",
     "great",

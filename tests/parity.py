@@ -1,0 +1,113 @@
+"""What tests of the families measure, and the table of it: `pytest --parity` writes PARITY.md.
+
+A test takes the fixture `parity` and records each of its checks. Records travel with the test's
+report, so that they also arrive from the workers of pytest-xdist.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+FILE = Path(__file__).with_name("PARITY.md")
+LIBRARIES = ("jax", "flax", "transformers", "torch")
+# Every check that a test may record: what its column holds.
+CHECKS = {
+    "logits": "float32 outputs against transformers'",
+    "bfloat16": "outputs computed in bfloat16 against transformers' in float32",
+    "round trip": "outputs of the folder we write, loaded by transformers, against transformers'",
+    "gradients": "of a mean cross entropy, by every stored tensor, against torch's",
+    "scan/remat": "scanned layers and rematerialization against unrolled layers",
+    "packed": "packed rows against each example alone",
+    "mesh": "sharded over eight devices against one",
+}
+Record = tuple[str, str, str, bool, float | str]  # case, head, check, failed, error
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Where a test records its checks."""
+
+    properties: list
+
+    def record(
+        self, case: str, head: str, check: str, error: float | str, limit: float | None = None
+    ) -> None:
+        """Records a check's result in the row of a case and a head; of several, the worst stays.
+
+        Args:
+            case: a key of `tests.models.cases.CASES`.
+            head: of its family, or "none".
+            check: a key of `CHECKS`.
+            error: what was measured, or a word where there is no figure. Record it after what
+                asserts it, or give the limit.
+            limit: the largest error that passes; above it the cell says so, and the test fails.
+        """
+        assert check in CHECKS, check
+        failed = limit is not None and not error <= limit
+        error = error if isinstance(error, str) else float(error)
+        self.properties.append(("parity", (case, head, check, failed, error)))
+        assert not failed, f"{case}, {head}: {check} differs by {error:.2e} (limit {limit:.0e})"
+
+
+@pytest.fixture
+def parity(request: pytest.FixtureRequest) -> Parity:
+    """Records what a test measures, see `Parity.record`."""
+    return Parity(request.node.user_properties)
+
+
+def table(records: Iterable[Record]) -> str:
+    """The text of PARITY.md."""
+    cells: dict[tuple[str, str, str], list] = {}
+    for *key, failed, error in records:
+        cells.setdefault(tuple(key), []).append((failed, error))
+    checks = [check for check in CHECKS if any(key[2] == check for key in cells)]
+    rows = sorted({key[:2] for key in cells})
+    lines = [
+        "# Parity with transformers",
+        "",
+        "Written by `pytest --parity` from the results of its run; tests fail above the limits.",
+        "Figures are the largest difference, relative to the largest absolute value of what is",
+        "compared. Models are small and random; the cases are in `models/cases.py`.",
+        f"Versions: {', '.join(f'{name} {version(name)}' for name in LIBRARIES)}.",
+        "",
+        *(f"- {check}: {CHECKS[check]}" for check in checks),
+        "",
+        f"| model | head | {' | '.join(checks)} |",
+        "|---|---|" + "---|" * len(checks),
+    ]
+    for row in rows:
+        found = (_cell(cells.get((*row, check), ())) for check in checks)
+        lines.append(f"| {' | '.join((*row, *found))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(results: Iterable[tuple[bool, float | str]]) -> str:
+    """The worst of a check's results."""
+    failed, error = max(results, default=(False, ""))
+    return (error if isinstance(error, str) else f"{error:.0e}") + " failed" * failed
+
+
+class Collector:
+    """Gathers the records of a run and writes them when it ends."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self.records += [tuple(it) for name, it in report.user_properties if name == "parity"]
+
+    def pytest_sessionfinish(self) -> None:
+        FILE.write_text(table(self.records), encoding="utf-8")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--parity", action="store_true", help=f"rewrite tests/{FILE.name}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--parity") and not hasattr(config, "workerinput"):  # not in a worker
+        config.pluginmanager.register(Collector())
