@@ -27,6 +27,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "added_tokens.json",
 )
+SINGLE = "model.safetensors"
+SHARD_BYTES = 5_000_000_000
 Place = Callable[[str, np.ndarray], Any]
 
 
@@ -198,14 +200,54 @@ def write_folder(
     config: Mapping[str, Any],
     tensors: Mapping[str, np.ndarray],
     extra: Iterable[str] = (),
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes config.json and model.safetensors, and the tokenizer of `source`."""
+    """Writes config.json and the weights, and the tokenizer of `source`."""
     output.mkdir(parents=True, exist_ok=True)
-    save_file(dict(tensors), output / "model.safetensors", metadata={"format": "pt"})
+    write_weights(output, tensors, shard_bytes)
     (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if is_gguf(source):
         load_tokenizer(source).save_pretrained(output)
     copy_files(source, output, (*TOKENIZER_FILES, *extra))
+
+
+def write_weights(output: Path, tensors: Mapping[str, np.ndarray], shard_bytes: int) -> None:
+    """Writes model.safetensors or, where that would be too large, shards and their index.
+
+    Tensors are asked for once each, in order, and dropped when their shard is on disk.
+
+    Args:
+        output: a folder without weights.
+        tensors: by name.
+        shard_bytes: largest size of a file's tensors; a larger tensor has a file of its own.
+    """
+    shards: list[list[str]] = []
+    held: dict[str, np.ndarray] = {}
+    total = size = 0
+
+    def flush() -> None:
+        save_file(held, output / f"{len(shards)}.partial", metadata={"format": "pt"})
+        shards.append(list(held))
+        held.clear()
+
+    for name in tensors:
+        array = tensors[name]
+        if held and size + array.nbytes > shard_bytes:
+            flush()
+            size = 0
+        held[name] = array
+        size, total = size + array.nbytes, total + array.nbytes
+    flush()
+    if len(shards) == 1:
+        (output / "0.partial").rename(output / SINGLE)
+        return
+    places = {}
+    for i, names in enumerate(shards):  # named by their count, which is known only now
+        file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        (output / f"{i}.partial").rename(output / file)
+        places |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    (output / f"{SINGLE}.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def copy_files(source: Path, output: Path, names: Iterable[str]) -> None:

@@ -13,8 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from ftjax import tuned
 from ftjax.errors import UserError
+from ftjax.formats import hf
 from ftjax.formats.export import write_export
-from ftjax.formats.folder import locate, pooling
+from ftjax.formats.folder import Weights, locate, pooling
 from tests.conftest import HEAD, build, make_batch, perturbed
 from tests.models.test_bert import torch_inputs
 
@@ -199,3 +200,23 @@ def test_pickled_weights_are_refused(tiny, one_device, tmp_path):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="can run code"):
         tuned.load(folder, build(folder, {"name": "full"}), one_device, jax.random.key(0))
+
+
+def test_shards_are_written_as_transformers_does(tiny, tmp_path):
+    limit = 20_000
+    reference = transformers.AutoModel.from_pretrained(tiny)
+    reference.save_pretrained(tmp_path / "theirs", max_shard_size=limit)
+    config = tuned.read_config(tiny)
+    hf.write_folder(tmp_path / "ours", tiny, config, Weights(tiny), shard_bytes=limit)
+    ours, theirs = (
+        json.loads((tmp_path / side / "model.safetensors.index.json").read_text())
+        for side in ("ours", "theirs")
+    )
+    assert ours["metadata"]["total_size"] == theirs["metadata"]["total_size"]
+    assert set(ours["weight_map"]) == set(theirs["weight_map"])
+    files = {path.name for path in (tmp_path / "ours").glob("*.safetensors")}
+    assert files == set(ours["weight_map"].values()) and len(files) > 2
+    for name in files:
+        assert sum(array.nbytes for array in load_file(tmp_path / "ours" / name).values()) <= limit
+    _, info = transformers.AutoModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
