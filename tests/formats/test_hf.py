@@ -15,7 +15,7 @@ from ftjax import tuned
 from ftjax.errors import UserError
 from ftjax.formats import hf
 from ftjax.formats.export import write_export
-from ftjax.formats.folder import Weights, locate, pooling
+from ftjax.formats.folder import Weights, locate, pooling, read_config
 from tests.conftest import HEAD, build, make_batch, perturbed
 from tests.models.test_bert import torch_inputs
 
@@ -206,7 +206,7 @@ def test_shards_are_written_as_transformers_does(tiny, tmp_path):
     limit = 20_000
     reference = transformers.AutoModel.from_pretrained(tiny)
     reference.save_pretrained(tmp_path / "theirs", max_shard_size=limit)
-    config = tuned.read_config(tiny)
+    config = read_config(tiny)
     hf.write_folder(tmp_path / "ours", tiny, config, Weights(tiny), shard_bytes=limit)
     ours, theirs = (
         json.loads((tmp_path / side / "model.safetensors.index.json").read_text())

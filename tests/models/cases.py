@@ -32,7 +32,7 @@ T5 = {
     "num_heads": 4,
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 6,
-    "initializer_factor": 2.0,
+    "initializer_factor": 1.0,
     "pad_token_id": 0,
     "eos_token_id": 1,
     "decoder_start_token_id": 0,

@@ -1,0 +1,136 @@
+"""Every head of every family equals transformers'; `pytest --parity` writes PARITY.md of it."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from ftjax import methods, tuned
+from ftjax.formats import hf
+from ftjax.formats.folder import Weights, read_config
+from tests.models.cases import CASES
+from tests.models.reference import LABELS, SHARD, Reference, difference, real, registered
+from tests.parity import FILE
+
+GRADIENTS = {
+    ("bert", "classification"),
+    ("gpt2", "causal_lm"),
+    ("llama", "causal_lm"),
+    ("t5", "seq2seq_lm"),
+}
+QUICK = {"xla_backend_optimization_level": 0}  # small models are compiled longer than run
+
+
+def build(config, head, dtype="float32"):
+    settings, task = {"dtype": dtype}, {"head": head, "labels": LABELS}
+    return tuned.build(config, methods.create({"name": "full"}), settings, task)
+
+
+def applied(model):
+    """What a model says of a batch, jitted, as a list."""
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def run(params, batch):
+        return jax.tree.leaves(model.apply(params, batch))
+
+    return lambda params, batch: [np.asarray(out) for out in run(params, batch)]
+
+
+def said(reference, batch):
+    """What transformers' model says of a batch."""
+    with torch.no_grad():
+        return [out.numpy() for out in reference.outputs(batch)]
+
+
+@pytest.mark.parametrize(("case", "head"), registered())
+def test_equals_transformers(case, head, one_device, tmp_path, parity):
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    reference = Reference.make(case, head, theirs)
+    config = read_config(theirs)
+    model = build(config, head)
+    params, absent = tuned.load(theirs, model, one_device, jax.random.key(0))
+    assert not absent
+    run, layouts = applied(model), reference.layouts()
+    outputs = [said(reference, batch) for batch in layouts]
+    for batch, wanted in zip(layouts, outputs, strict=True):
+        error = difference(batch, run(params, batch), wanted)
+        parity.record(case, head, "logits", error, limit=1e-4)
+
+    calm = {path: leaf / 3 if path.endswith("kernel") else leaf for path, leaf in params.items()}
+    smooth = config
+    if "num_local_experts" in config:  # rounding may change which experts are chosen: take all
+        smooth = {**config, "num_experts_per_tok": config["num_local_experts"]}
+        run = applied(build(smooth, head))
+    narrow = applied(build(smooth, head, "bfloat16"))
+    error = difference(layouts[0], narrow(calm, layouts[0]), run(calm, layouts[0]))
+    parity.record(case, head, "bfloat16", error, limit=3e-2)
+
+    tensors = hf.to_tensors(params, model.names, prefix=True)
+    hf.write_folder(ours, theirs, config, tensors, shard_bytes=SHARD)
+    wanted = Weights(theirs)
+    assert set(tensors) == set(wanted)
+    for name, array in Weights(ours).items():
+        np.testing.assert_array_equal(array, wanted[name], err_msg=name)
+    loaded, info = type(reference.model).from_pretrained(ours, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    again = said(Reference(head, loaded.eval()), layouts[0])
+    parity.record(case, head, "round trip", difference(layouts[0], again, outputs[0]), limit=1e-6)
+
+    if (case, head) in GRADIENTS:
+        error = gradient_difference(reference, model, params, layouts[0])
+        parity.record(case, head, "gradients", error, limit=1e-4)
+
+
+def gradient_difference(reference, model, params, batch):
+    """Of the gradients of a mean cross entropy; relative to the tensor's largest, or to a
+    hundredth of the largest of all (a key's bias has none but for rounding)."""
+    logits = reference.outputs(batch)[0]
+    where = real(batch, logits)
+    labels = np.random.default_rng(2).integers(0, logits.shape[-1], where.sum())
+    torch.nn.functional.cross_entropy(logits[where], torch.tensor(labels)).backward()
+    wanted = {name: leaf.grad.numpy() for name, leaf in reference.model.named_parameters()}
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def gradients(params):
+        def loss(params):
+            logits = jax.nn.log_softmax(model.apply(params, batch)[where])
+            return -jnp.mean(logits[np.arange(len(labels)), labels])
+
+        return jax.grad(loss)(params)
+
+    found = hf.to_tensors(gradients(params), model.names, prefix=True)
+    assert set(found) == set(wanted)
+    largest = max(np.abs(leaf).max() for leaf in wanted.values())
+    return max(
+        np.abs(found[name] - leaf).max() / max(np.abs(leaf).max(), 1e-2 * largest)
+        for name, leaf in wanted.items()
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_folders_of_bare_models_are_read(case, one_device, tmp_path):
+    reference = transformers.AutoModel.from_config(CASES[case]())
+    reference.save_pretrained(tmp_path)
+    model = build(read_config(tmp_path), None)
+    params, _ = tuned.load(tmp_path, model, one_device, jax.random.key(0))
+    tensors, wanted = hf.to_tensors(params, model.names, prefix=False), Weights(tmp_path)
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(array, wanted[name], err_msg=name)
+    left = {name for name in set(wanted) - set(tensors) if "pooler" not in name}
+    if case == "marian":  # constants, which are computed
+        left -= {"encoder.embed_positions.weight", "decoder.embed_positions.weight"}
+    assert not left
+
+
+def test_every_head_has_its_row(pytestconfig):
+    if not pytestconfig.getoption("--parity"):  # this run writes the file when it ends
+        lines = [line for line in FILE.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+        cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+        rows = {(case, head): results for case, head, *results in cells}
+        for case, head in registered():
+            assert all(rows.get((case, head), [""])[:3]), (case, head)
+            assert "failed" not in " ".join(rows[case, head]), (case, head)
