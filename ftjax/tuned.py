@@ -10,7 +10,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from ftjax.errors import UserError, nearest
@@ -250,9 +249,16 @@ def load(
     """
     shardings = param_shardings(tuned.shapes, tuned.axes, mesh, replicate)
 
-    def place(path: str, array: np.ndarray) -> jax.Array:
-        array = array.astype(tuned.dtype(path))
-        return jax.make_array_from_callback(array.shape, shardings[path], lambda i: array[i])
+    def place(path: str, stored: hf.Stored) -> jax.Array:
+        sharding, parts, held = shardings[path], [], (None, None)
+        indices = sharding.addressable_devices_indices_map(stored.shape)
+        # Devices that hold the same part come in turn and are waited for, so that it is read once
+        # and the host holds no other.
+        for device, index in sorted(indices.items(), key=lambda item: str(item[1])):
+            if index != held[0]:
+                held = index, stored.read(index, tuned.dtype(path))
+            parts.append(jax.block_until_ready(jax.device_put(held[1], device)))
+        return jax.make_array_from_single_device_arrays(stored.shape, sharding, parts)
 
     loaded, absent = hf.load(open_weights(folder), tuned.base.shapes, tuned.names, place, new_head)
     missing = [path for path in tuned.shapes if path not in loaded]

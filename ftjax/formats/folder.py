@@ -5,6 +5,7 @@ import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,18 +118,29 @@ def pooling(folder: Path) -> str:
     raise UserError(f"{path}: only mean and cls pooling are implemented; set task.pooling")
 
 
+def _index(folder: Path) -> dict[str, str] | None:
+    """Tensor → file, by the index of a folder's shards; None where there is none."""
+    path = folder / "model.safetensors.index.json"
+    if not path.exists():
+        return None
+    found = read_json(path).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise UserError(f'{path} has no "weight_map" from tensors to files')
+    return found
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder.
 
     Raises:
-        UserError: there are none, or the index names an absent one.
+        UserError: there are none, or the index is damaged or names an absent one.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    index = _index(folder)
+    if index is not None:
+        files = [folder / name for name in sorted(set(index.values()))]
         for file in files:
             if not file.exists():
-                raise UserError(f"{index} names {file.name}, which is absent")
+                raise UserError(f"the index of {folder} names {file.name}, which is absent")
         return files
     single = folder / "model.safetensors"
     if single.exists():
@@ -141,34 +153,56 @@ def weight_files(folder: Path) -> list[Path]:
     raise UserError(f"{folder} has no model.safetensors")
 
 
-class Weights(Mapping[str, np.ndarray]):
-    """Tensors of a folder by name, each read from disk when it is asked for.
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in a file: indexing it by slices reads those from disk.
+
+    The file is open only meanwhile: pages of a mapped file count as the process's memory.
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        with _readable(self.file), safe_open(self.file, framework="numpy") as handle:
+            return handle.get_slice(self.name)[index]
+
+
+class Weights(Mapping[str, Tensor]):
+    """Tensors of a folder by name.
 
     Args:
         folder: with model.safetensors, or shards and an index.
+
+    Raises:
+        UserError: a file is absent or damaged, or lacks a tensor that the index names.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files: dict[str, tuple[Path, str]] = {}
-        self._handles: dict[Path, Any] = {}
+        self._tensors: dict[str, Tensor] = {}
+        places: set[tuple[str, str]] = set()
         for file in weight_files(folder):
-            with _readable(file):
-                self._handles[file] = safe_open(file, framework="numpy").__enter__()
-            for stored in self._handles[file].keys():  # noqa: SIM118 (not a mapping)
-                # Checkpoints converted from TensorFlow call a norm's scale gamma.
-                name = stored.replace("LayerNorm.gamma", "LayerNorm.weight")
-                self._files[name.replace("LayerNorm.beta", "LayerNorm.bias")] = (file, stored)
+            with _readable(file), safe_open(file, framework="numpy") as handle:
+                for stored in handle.keys():  # noqa: SIM118 (not a mapping)
+                    shape = tuple(handle.get_slice(stored).get_shape())
+                    # Checkpoints converted from TensorFlow call a norm's scale gamma.
+                    name = stored.replace("LayerNorm.gamma", "LayerNorm.weight")
+                    name = name.replace("LayerNorm.beta", "LayerNorm.bias")
+                    self._tensors[name] = Tensor(file, stored, shape)
+                    places.add((stored, file.name))
+        for name, file in (_index(folder) or {}).items():
+            if (name, file) not in places:
+                raise UserError(f"{folder / file} lacks tensor {name!r}, which the index names")
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        file, stored = self._files[name]
-        with _readable(file):
-            return self._handles[file].get_tensor(stored)
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._tensors)
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """Hugging Face model folders, in and out, by a family's table of module names."""
 
 import json
+import math
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ TOKENIZER_FILES = (
 )
 SINGLE = "model.safetensors"
 SHARD_BYTES = 5_000_000_000
-Place = Callable[[str, np.ndarray], Any]
 
 
 @dataclass(frozen=True)
@@ -102,32 +102,77 @@ class Names:
         return path.rsplit("/", 1)[0] in self.head
 
 
-def _read(array: np.ndarray, part: Part, leaf: str) -> np.ndarray:
-    """A stored tensor → one module's parameter."""
-    if part.shape == array.shape:
-        array = array.reshape(array.shape[0], -1)
+def _shape(shape: Sequence[int], part: Part, leaf: str) -> tuple[int, ...]:
+    """Shape of one module's parameter, of a stored tensor's."""
+    shape = tuple(shape)
+    if part.shape == shape:
+        shape = (shape[0], math.prod(shape[1:]))
     if leaf == "kernel" and not part.turned:
-        array = array.T
-    if part.sizes:
-        start = sum(part.sizes[: part.index])
-        array = array[..., start : start + part.sizes[part.index]]
-    return array
+        shape = shape[::-1]
+    if part.sizes and shape[-1] == sum(part.sizes):
+        shape = (*shape[:-1], part.sizes[part.index])
+    return shape
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A parameter as it lies in files, of which only what is asked for is read.
+
+    Attributes:
+        shape: of the parameter.
+        tensors: one a layer and a stacked module; anything with a shape that slices index.
+        part: how each is stored.
+        leaf: the parameter's own name.
+    """
+
+    shape: tuple[int, ...]
+    tensors: Sequence[Any]
+    part: Part
+    leaf: str
+
+    def read(self, index: tuple[slice, ...], dtype: Any) -> np.ndarray:
+        """What `index` (a slice a dimension, without steps) selects of the parameter."""
+        inner = len(_shape(self.tensors[0].shape, self.part, self.leaf))
+        axes = len(self.shape) - inner
+        numbers = np.arange(len(self.tensors)).reshape(self.shape[:axes])[index[:axes]]
+        if not axes:
+            return self._slice(self.tensors[0], index).astype(dtype, copy=False)
+        sizes = [len(range(n)[i]) for n, i in zip(self.shape, index, strict=True)]
+        out = np.empty(sizes, dtype)
+        for place, number in np.ndenumerate(numbers):
+            out[place] = self._slice(self.tensors[number], index[axes:])
+        return out
+
+    def _slice(self, tensor: Any, index: tuple[slice, ...]) -> np.ndarray:
+        part = self.part
+        if part.sizes:
+            before = sum(part.sizes[: part.index])
+            start, stop, _ = index[-1].indices(part.sizes[part.index])
+            index = (*index[:-1], slice(before + start, before + stop))
+        turn = self.leaf == "kernel" and not part.turned
+        index = index[::-1] if turn else index
+        if part.shape:
+            rows = tensor[index[0]]
+            array = rows.reshape(len(rows), -1)[:, index[1]]
+        else:
+            array = tensor[index]
+        return array.T if turn else array
 
 
 def load(
-    weights: Mapping[str, np.ndarray],
+    weights: Mapping[str, Any],
     shapes: Flat,
     names: Names,
-    place: Place,
+    place: Callable[[str, Stored], Any],
     new_head: bool = False,
 ) -> tuple[Flat, list[str]]:
     """Streams a folder's tensors into parameters, one at a time.
 
     Args:
-        weights: tensors by name.
+        weights: by name, tensors with a shape that slices index.
         shapes: flat abstract parameters of the model without any method.
         names: what Hugging Face calls the model's modules.
-        place: puts one array where its parameter lives.
+        place: puts one parameter where it lives.
         new_head: leave the head out, even where the file has one.
 
     Returns:
@@ -152,17 +197,18 @@ def load(
                 f"the weights lack tensor {missing[0]!r} (for parameter {path!r})"
                 f"{nearest(missing[0], weights)}"
             )
-        arrays = [_read(weights[name], part, kind) for name, part in stored]
-        array = np.stack(arrays) if len({a.shape for a in arrays}) == 1 else arrays[0]
-        if array.shape[1:] != leaf.shape[leaf.ndim + 1 - array.ndim :] or array.size != leaf.size:
-            turned = " (transposed)" if kind == "kernel" else ""
-            hint = "; set model.new_head=True to start a new head" if head else ""
-            raise UserError(
-                f"tensor {stored[0][0]!r}{turned} has shape {arrays[0].shape}, but parameter "
-                f"{path!r} needs {leaf.shape}{hint}"
-            )
-        array = array.reshape(leaf.shape)
-        params[path] = place(path, array)
+        tensors = [weights[name] for name, _ in stored]
+        for (name, part), tensor in zip(stored, tensors, strict=True):
+            shape = _shape(tensor.shape, part, kind)
+            count = len(stored) * math.prod(shape)
+            if shape != leaf.shape[leaf.ndim - len(shape) :] or count != leaf.size:
+                turned = " (transposed)" if kind == "kernel" else ""
+                hint = "; set model.new_head=True to start a new head" if head else ""
+                raise UserError(
+                    f"tensor {name!r}{turned} has shape {shape}, but parameter "
+                    f"{path!r} needs {leaf.shape}{hint}"
+                )
+        params[path] = place(path, Stored(leaf.shape, tensors, stored[0][1], kind))
         used.update(name for name, _ in stored)
     known = {prefix + name for name in names.plain().values()}
     for name in sorted(set(weights) - used):
