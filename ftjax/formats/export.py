@@ -52,7 +52,7 @@ def export_hf(
     for name in base:  # parts that this classifier leaves out, so that nothing is missing
         bare = name.removeprefix(prefix)
         if bare.rsplit(".", 1)[0] in tuned.base.names.values() and bare not in tensors:
-            tensors[bare] = base[name][...]
+            tensors[bare] = np.asarray(base[name])
     config["architectures"] = [tuned.family.MODEL]
     hf.write_folder(output, source, config, _float32(tensors))
     _write_dense(output, source, head, labels)

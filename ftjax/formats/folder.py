@@ -80,8 +80,8 @@ def read_config(path: Path) -> dict[str, Any]:
     return gguf_model.read_config(path) if gguf.is_gguf(path) else read_json(path / "config.json")
 
 
-def open_weights(path: Path) -> Mapping[str, np.ndarray]:
-    """A model's tensors by Hugging Face's names, each read when it is asked for."""
+def open_weights(path: Path) -> Mapping[str, Any]:
+    """A model's tensors by Hugging Face's names, each read when it is asked for or sliced."""
     return gguf_model.Weights(path) if gguf.is_gguf(path) else Weights(path)
 
 
@@ -167,6 +167,9 @@ class Tensor:
     def __getitem__(self, index: Any) -> np.ndarray:
         with _readable(self.file), safe_open(self.file, framework="numpy") as handle:
             return handle.get_slice(self.name)[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[...] if dtype is None else self[...].astype(dtype, copy=False)
 
 
 class Weights(Mapping[str, Tensor]):

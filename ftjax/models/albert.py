@@ -79,24 +79,50 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     return checked(made, "albert")
 
 
+class Group(nn.Module):
+    """One pass through a group's layers."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None, starts: Array | None) -> Array:
+        c, make = self.config, Layer
+        if c.options.remat != "none":
+            scanned = max(c.options.segments) > 1
+            make = nn.remat(Layer, policy=POLICIES[c.options.remat], prevent_cse=not scanned)
+        for i in range(c.inner_group_num):
+            x = make(c, name=f"inner_{i}")(x, mask, starts)
+        return x
+
+
 class Repeated(nn.Module):
-    """Each group of layers, as often as its share of the depth: unrolled, or scanned."""
+    """Each group of layers, as often as its share of the depth.
+
+    Passes share their parameters, so that segments matter to nothing but compile time: where one
+    is longer than a layer, each group's passes are scanned.
+    """
 
     config: Config
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None, starts: Array | None) -> Array:
         c = self.config
-        make = Layer
-        if c.options.remat != "none":
-            make = nn.remat(Layer, policy=POLICIES[c.options.remat])
-        groups = [
-            [make(c, name=f"layer_{g}_{i}") for i in range(c.inner_group_num)]
-            for g in range(c.num_hidden_groups)
-        ]
-        for i in range(c.num_hidden_layers):
-            for layer in groups[i * c.num_hidden_groups // c.num_hidden_layers]:
-                x = layer(x, mask, starts)
+        depth, scanned = c.num_hidden_layers, max(c.options.segments) > 1
+        numbers = [i * c.num_hidden_groups // depth for i in range(depth)]
+        for number in range(c.num_hidden_groups):
+            group, passes = Group(c, name=f"group_{number}"), numbers.count(number)
+            if not scanned:
+                for _ in range(passes):
+                    x = group(x, mask, starts)
+                continue
+            run = nn.scan(
+                lambda group, x, *shared: (group(x, *shared), None),
+                variable_broadcast="params",
+                split_rngs={"params": False, "dropout": True},
+                in_axes=nn.broadcast,
+                length=passes,
+            )
+            x, _ = run(group, x, mask, starts)
         return x
 
 
@@ -133,7 +159,7 @@ def hf_modules(config: Config) -> dict[str, str]:
     for g in range(config.num_hidden_groups):
         for i in range(config.inner_group_num):
             for ours, theirs in LAYER.items():
-                names[f"encoder/layer_{g}_{i}/{ours}"] = (
+                names[f"encoder/group_{g}/inner_{i}/{ours}"] = (
                     f"encoder.albert_layer_groups.{g}.albert_layers.{i}.{theirs}"
                 )
     return names | {"pooler": "pooler"}

@@ -28,7 +28,7 @@ from ftjax.models.layers import (
     encoder_mask,
     shift_right,
 )
-from ftjax.models.stack import Stack
+from ftjax.models.stack import Stack, matching_segments
 
 Array = jax.Array
 MODEL = "BartModel"
@@ -303,8 +303,7 @@ class Model(nn.Module):
                     input_ids, last_tokens(input_ids.shape, attention_mask, None, None)
                 )
             decoder_input_ids = shift_right(input_ids, start)
-        scanned = max(c.options.segments) > 1
-        segments = (c.num_decoder_layers,) if scanned else (1,) * c.num_decoder_layers
+        segments = matching_segments(c.options.segments, c.num_decoder_layers)
         length = decoder_input_ids.shape[1]
         if column is None:
             view = prompt_view(length, decoder_attention_mask, keep=keep)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.dropout import dropout
+from ftjax.errors import UserError
 
 Array = jax.Array
 
@@ -212,10 +213,13 @@ def _cudnn_attention(
 ) -> Array:
     del drop  # `AttentionCore` refuses dropout with this back end
     if softcap:
-        raise ValueError("attention=cudnn has no soft-capping; use attention=xla")
-    return jax.nn.dot_product_attention(
-        query, key, value, bias, mask, scale=scale, implementation="cudnn"
-    )
+        raise UserError("model.attention=cudnn has no soft-capping; use attention=xla")
+    try:
+        return jax.nn.dot_product_attention(
+            query, key, value, bias, mask, scale=scale, implementation="cudnn"
+        )
+    except RuntimeError as error:  # no cuDNN, or not for this dtype
+        raise UserError(f"model.attention=cudnn: {error} Use attention=xla.") from error
 
 
 ATTENTION = {"xla": _xla_attention, "cudnn": _cudnn_attention}
@@ -251,7 +255,9 @@ class AttentionCore(nn.Module):
     ) -> Array:
         drop = Dropout(self.dropout, name="dropout")
         if self.backend == "cudnn" and self.dropout and self.has_rng("dropout"):
-            raise ValueError("attention=cudnn has no attention dropout here; use attention=xla")
+            raise UserError(
+                "model.attention=cudnn has no attention dropout here; use attention=xla"
+            )
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
         attend = ATTENTION[self.backend]
         return attend(query, key, value, mask, bias, scale, self.softcap, drop)

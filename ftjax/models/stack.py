@@ -1,7 +1,7 @@
 """A stack of layers as segments: a segment longer than one layer is scanned."""
 
 from collections.abc import Callable, Iterable
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import flax.linen as nn
 import jax
@@ -109,3 +109,14 @@ def resolve_segments(
     ends = {sum(lengths[:i]) for i in range(len(lengths) + 1)} | {c for c in cuts if 0 < c < layers}
     ordered = sorted(ends)
     return tuple(b - a for a, b in pairwise(ordered))
+
+
+def matching_segments(segments: tuple[int, ...], layers: int) -> tuple[int, ...]:
+    """Segments of a decoder of `layers` beside an encoder with `segments`.
+
+    It is unrolled where the encoder is; else cut at the same layer numbers, and what is left
+    over is one segment.
+    """
+    if max(segments) == 1:
+        return (1,) * layers
+    return resolve_segments("scan", layers, 0, accumulate(segments))

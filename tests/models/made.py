@@ -1,0 +1,104 @@
+"""Our models of the cases, with random parameters, and what goes into them."""
+
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ftjax import methods, tuned
+from ftjax.models import FAMILIES
+from ftjax.models import family as family_of
+from ftjax.models.layers import Options
+from ftjax.paths import Flat, expand
+from tests.models.cases import CASES
+
+LABELS = 3
+LANGUAGE_MODELS = ("masked_lm", "causal_lm", "seq2seq_lm")
+# Small models are compiled longer than run.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+def config_of(case: str) -> dict[str, Any]:
+    """config.json of a case."""
+    return json.loads(CASES[case]().to_json_string())
+
+
+def kind_of(case: str) -> str:
+    """ "encoder", "decoder" or "encoder-decoder"."""
+    return FAMILIES[config_of(case)["model_type"]][1]
+
+
+def heads_of(case: str) -> set[str]:
+    """The heads of a case's family."""
+    config = config_of(case)
+    return set(family_of(config).from_hf(config, Options()).heads)
+
+
+def natural(case: str) -> str:
+    """The language-modelling head that a case's family was pretrained with."""
+    return next(head for head in LANGUAGE_MODELS if head in heads_of(case))
+
+
+def build(case: str, head: str | None, pooling: str = "cls", **settings: Any) -> tuned.Tuned:
+    """A case's model under a head, to be trained in full.
+
+    Args:
+        case: a key of `CASES`.
+        head: of its family.
+        pooling: of the task.
+        settings: of `model` in a configuration.
+    """
+    task = {"head": head, "labels": LABELS, "pooling": pooling}
+    return tuned.build(config_of(case), methods.create({"name": "full"}), settings, task)
+
+
+def parameters(model: tuned.Tuned) -> Flat:
+    """Random numbers that depend on a parameter's unrolled name alone."""
+
+    def one(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        random = np.random.default_rng(zlib.crc32(path.encode()))
+        return (random.normal(path.endswith("scale"), 0.3, shape)).astype(np.float32)
+
+    def stacked(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        if expand(path) == [path]:
+            return one(path, shape)
+        return np.stack([one(name, shape[1:]) for name in expand(path)])
+
+    return {path: stacked(path, leaf.shape) for path, leaf in model.shapes.items()}
+
+
+def unstacked(params: Mapping[str, Any]) -> Flat:
+    """Parameters, or their gradients, by unrolled name."""
+    unrolled = {}
+    for path, leaf in params.items():
+        layers = [leaf] if expand(path) == [path] else leaf
+        unrolled |= zip(expand(path), map(np.asarray, layers), strict=True)
+    return unrolled
+
+
+def inputs(case: str, rows: int = 2, length: int = 10) -> dict[str, np.ndarray]:
+    """Token ids, and a mask with padding on the right."""
+    random = np.random.default_rng(0)
+    sizes = length - 3 * np.arange(rows) % length
+    batch = {
+        "input_ids": random.integers(4, 64, (rows, length)).astype(np.int32),
+        "attention_mask": (np.arange(length) < sizes[:, None]).astype(np.int32),
+    }
+    if kind_of(case) == "encoder-decoder":
+        batch["decoder_input_ids"] = random.integers(4, 64, (rows, length - 3)).astype(np.int32)
+    return batch
+
+
+def quick(function: Callable) -> Callable:
+    """`jax.jit` that compiles quickly."""
+    return jax.jit(function, compiler_options=QUICK)
+
+
+def difference(found: Any, wanted: Any, largest: float = 0.0) -> float:
+    """The largest difference, relative to the largest value or to a hundredth of `largest`."""
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    assert found.shape == wanted.shape
+    return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-2 * largest))

@@ -1,0 +1,69 @@
+"""Every model on eight devices computes what it does on one, and no large parameter stays whole."""
+
+import jax
+import pytest
+
+from ftjax import methods, tuned
+from ftjax.parallel.mesh import RULES, logical_axes, make_mesh, param_shardings, place_rows
+from tests.models.cases import CASES
+from tests.models.made import (
+    build,
+    config_of,
+    difference,
+    inputs,
+    natural,
+    parameters,
+    quick,
+)
+
+ROWS = 4
+SIZES = {  # by which the families' configurations say how wide a model is
+    "d_ff",
+    "d_inner",
+    "d_kv",
+    "d_model",
+    "decoder_ffn_dim",
+    "dim",
+    "embedding_size",
+    "encoder_ffn_dim",
+    "head_dim",
+    "hidden_dim",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "n_embd",
+    "n_positions",
+    "position_buckets",
+    "vocab_size",
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sharded_equals_whole(case, parity):
+    mesh, model, batch = make_mesh(2, 2, 2), build(case, natural(case)), inputs(case, ROWS)
+    params = parameters(model)
+    wanted = quick(model.apply)(params, batch)
+    shardings = param_shardings(model.shapes, model.axes, mesh)
+    with logical_axes(mesh):
+        placed = {path: jax.device_put(leaf, shardings[path]) for path, leaf in params.items()}
+        found = quick(model.apply)(placed, place_rows(mesh, batch, ROWS))
+    assert len(found.sharding.device_set) == 8
+    parity.record(case, natural(case), "mesh", difference(found, wanted), limit=1e-5)
+
+
+@pytest.mark.parametrize("segments", ["unrolled", "scan"])
+@pytest.mark.parametrize("case", CASES)
+def test_no_large_parameter_stays_whole(case, segments):
+    """Of a model wide enough that matrices and tables are over 1 MB; only shapes are made."""
+    config = config_of(case)
+    config |= {name: 64 * config[name] for name in SIZES & config.keys() if config[name]}
+    head = {"head": natural(case)}
+    model = tuned.build(config, methods.create({"name": "full"}), {"segments": segments}, head)
+    shardings = param_shardings(model.shapes, model.axes, make_mesh(2, 2, 2))
+    large = {path: leaf for path, leaf in model.shapes.items() if 4 * leaf.size > 1e6}
+    assert len(large) > 2
+    whole = [path for path in large if shardings[path].is_fully_replicated]
+    assert not whole
+    for path, axes in model.axes.items():
+        assert len(axes) == model.shapes[path].ndim, path
+        assert {axis for axis in axes if axis} <= RULES.keys(), path
