@@ -1,9 +1,11 @@
 """Every model on eight devices computes what it does on one, and no large parameter stays whole."""
 
 import jax
+import numpy as np
 import pytest
 
 from ftjax import methods, tuned
+from ftjax.formats import hf
 from ftjax.parallel.mesh import RULES, logical_axes, make_mesh, param_shardings, place_rows
 from tests.models.cases import CASES
 from tests.models.made import (
@@ -67,3 +69,17 @@ def test_no_large_parameter_stays_whole(case, segments):
     for path, axes in model.axes.items():
         assert len(axes) == model.shapes[path].ndim, path
         assert {axis for axis in axes if axis} <= RULES.keys(), path
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_folder_is_read_into_shards(case, tmp_path):
+    """Scanned, and each device its slice, also of fused, turned and stacked tensors."""
+    plain, model = (build(case, natural(case), segments=how) for how in ("unrolled", "scan"))
+    tensors = hf.to_tensors(parameters(plain), plain.names, prefix=True)
+    hf.write_folder(tmp_path, tmp_path, config_of(case), tensors)
+    found, absent = tuned.load(tmp_path, model, make_mesh(2, 2, 2), jax.random.key(0))
+    assert not absent
+    for path, wanted in parameters(model).items():
+        np.testing.assert_array_equal(found[path], wanted, err_msg=path)
+        shards = {shard.data.shape for shard in found[path].addressable_shards}
+        assert shards == {found[path].sharding.shard_shape(wanted.shape)}
