@@ -166,6 +166,9 @@ def build(
         method: the method.
         settings: `model.dtype`, `model.remat`, `model.segments`, `model.attention`.
         head: the task's arguments to the family's `Model` (head, labels, pooling).
+
+    Raises:
+        UserError: the configuration lacks an option, or has one that is not implemented.
     """
     settings = settings or {}
     family = family_of(hf_config)
@@ -174,7 +177,10 @@ def build(
         remat=_known("remat", settings.get("remat", "none"), POLICIES),
         attention=_known("attention", settings.get("attention", "xla"), ATTENTION),
     )
-    config = family.from_hf(hf_config, options)
+    try:
+        config = family.from_hf(hf_config, options)
+    except KeyError as error:
+        raise UserError(f"config.json of this {hf_config['model_type']} lacks {error}") from error
     layers = config.num_hidden_layers
     segments = resolve_segments(
         settings.get("segments", "auto"),

@@ -52,12 +52,19 @@ def heads_of(name: str, tied: bool = False) -> dict[str, Head]:
 
 
 def windows_of(hf: Mapping[str, Any]) -> tuple[tuple[int | None, ...], tuple[int, ...]]:
-    """Windows by kind of layer, and each layer's kind: 0 sees all, 1 a sliding window."""
+    """Windows by kind of layer, and each layer's kind: 0 sees all, 1 a sliding window.
+
+    Raises:
+        UserError: a kind that is not implemented.
+    """
     window, layers = hf.get("sliding_window"), hf["num_hidden_layers"]
     kinds = hf.get("layer_types")
     if kinds is None and "use_sliding_window" in hf:
         first = hf.get("max_window_layers", layers) if hf["use_sliding_window"] else layers
         kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+    for kind in kinds or ():
+        if kind not in ("full_attention", "sliding_attention"):
+            raise UserError(f"{hf['model_type']}: layer_types with {kind!r} is not implemented")
     if not window:
         return (None,), ()
     if kinds is None:

@@ -12,6 +12,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from ftjax import tuned
+from ftjax.cli import main
 from ftjax.errors import UserError
 from ftjax.formats import hf
 from ftjax.formats.export import write_export
@@ -174,8 +175,8 @@ def test_a_truncated_file_is_named(tiny, one_device, tmp_path, cut):
         tuned.load(folder, build(folder, {"name": "full"}), one_device, jax.random.key(0))
 
 
-def test_shards_are_read_and_an_absent_one_named(tiny, one_device, tmp_path):
-    folder = tmp_path / "shards"
+def sharded(tiny, folder):
+    """The tiny folder as two shards with an index, which is returned with its file."""
     shutil.copytree(tiny, folder)
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -184,7 +185,14 @@ def test_shards_are_read_and_an_absent_one_named(tiny, one_device, tmp_path):
         file = f"model-0000{i}-of-00002.safetensors"
         save_file({name: tensors[name] for name in part}, folder / file)
         index |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": index}))
+    return index, path
+
+
+def test_shards_are_read_and_an_absent_one_named(tiny, one_device, tmp_path):
+    folder = tmp_path / "shards"
+    sharded(tiny, folder)
     model, batch = build(tiny, {"name": "full"}), make_batch()
     found, _ = tuned.load(folder, model, one_device, jax.random.key(0))
     wanted, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
@@ -192,6 +200,39 @@ def test_shards_are_read_and_an_absent_one_named(tiny, one_device, tmp_path):
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match="model-00002-of-00002"):
         tuned.load(folder, model, one_device, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda index: {"metadata": {}}, r"index\.json has no \"weight_map\""),
+        (lambda index: {"weight_map": [*index]}, r"index\.json has no \"weight_map\""),
+        (lambda index: [*index], r"index\.json must hold a JSON object"),
+        (
+            lambda index: {"weight_map": {**index, "extra": index[QUERY]}},
+            r"model-0000\d-of-00002\.safetensors lacks tensor 'extra'",
+        ),
+    ],
+)
+def test_a_damaged_index_is_named(tiny, one_device, tmp_path, change, message):
+    folder = tmp_path / "shards"
+    index, path = sharded(tiny, folder)
+    path.write_text(json.dumps(change(index)))
+    with pytest.raises(UserError, match=message):
+        tuned.load(folder, build(tiny, {"name": "full"}), one_device, jax.random.key(0))
+
+
+def test_a_truncated_shard_ends_the_command_with_2(
+    config_file, tiny, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "shards"
+    sharded(tiny, folder)
+    shard = folder / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    arguments = ["train", "--config", str(config_file), "--workdir", str(tmp_path / "work")]
+    assert main([*arguments, f"--config.model.path={folder}"]) == 2
+    assert f"{shard} is corrupt or truncated" in capsys.readouterr().err
 
 
 def test_pickled_weights_are_refused(tiny, one_device, tmp_path):
