@@ -49,7 +49,7 @@ import json, re, sys
 from pathlib import Path
 import jax, numpy as np
 from ftjax import methods, tuned
-from ftjax.formats.folder import Tensor
+from ftjax.formats.folder import Tensor, read_config
 from ftjax.parallel.mesh import make_mesh
 
 def status(name):
@@ -65,7 +65,7 @@ def counted(tensor, index):
 Tensor.__getitem__ = counted
 folder, segments, sizes = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 settings = {"segments": segments}
-model = tuned.build(tuned.read_config(folder), methods.create({"name": "full"}), settings)
+model = tuned.build(read_config(folder), methods.create({"name": "full"}), settings)
 mesh = make_mesh(*sizes)
 jax.block_until_ready(jax.numpy.zeros(()))
 Path("/proc/self/clear_refs").write_text("5")
