@@ -224,11 +224,12 @@ def names_of(family: ModuleType, config: Any, head: str | None) -> hf.Names:
         known = ", ".join(sorted(config.heads))
         raise UserError(f"{family.HF_PREFIX} has no head for {head!r} (it has {known})")
     modules = config.heads[head].modules if head in config.heads else {}
-    # A folder may hold other heads, or copies of tied tensors and buffers.
+    # A folder may hold other heads, copies of tied tensors, and buffers.
     others = [part for other in config.heads.values() for part in other.modules.values()]
     theirs = {part if isinstance(part, str) else part.name for part in others}
+    copies = r"(.*\.)?(lm_head|(en|de)coder\.embed_tokens)\.weight"
     buffers = (r".*position_ids", r".*\.(attn|attention)\.(masked_)?bias")  # of older folders
-    ignored = (*buffers, *(rf"{re.escape(name)}(\..*)?" for name in sorted(theirs)))
+    ignored = (copies, *buffers, *(rf"{re.escape(name)}(\..*)?" for name in sorted(theirs)))
     prefix = config.heads[head].prefix if head in config.heads else None
     usual = family.HF_PREFIX
     return hf.Names(prefix or usual, usual, family.hf_modules(config), modules, ignored)

@@ -7,17 +7,19 @@ import jax
 import numpy as np
 import peft
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from ftjax import tuned
+from ftjax import methods, tuned
 from ftjax.cli import main
 from ftjax.errors import UserError
 from ftjax.formats import hf
 from ftjax.formats.export import write_export
 from ftjax.formats.folder import Weights, locate, pooling, read_config
 from tests.conftest import HEAD, build, make_batch, perturbed
+from tests.models.reference import Reference
 from tests.models.test_bert import torch_inputs
 
 NAMES = ("negative", "positive")
@@ -261,3 +263,34 @@ def test_shards_are_written_as_transformers_does(tiny, tmp_path):
         assert sum(array.nbytes for array in load_file(tmp_path / "ours" / name).values()) <= limit
     _, info = transformers.AutoModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+@pytest.mark.parametrize(
+    ("case", "head", "copies"),
+    [
+        ("gpt2", "causal_lm", {"lm_head.weight": "transformer.wte.weight"}),
+        (
+            "t5",
+            "seq2seq_lm",
+            {
+                "lm_head.weight": "shared.weight",
+                "encoder.embed_tokens.weight": "shared.weight",
+                "decoder.embed_tokens.weight": "shared.weight",
+            },
+        ),
+        ("bart", "seq2seq_lm", {"model.encoder.embed_tokens.weight": "model.shared.weight"}),
+    ],
+)
+def test_copies_of_tied_tensors_are_passed_over(case, head, copies, one_device, tmp_path):
+    reference = Reference.make(case, head, tmp_path)
+    model = tuned.build(read_config(tmp_path), methods.create({"name": "full"}), {}, {"head": head})
+    tensors = {
+        name: tensor.contiguous().clone() for name, tensor in reference.model.state_dict().items()
+    }
+    assert set(copies) <= set(tensors)  # as folders written by torch itself have them
+    params, _ = tuned.load(tmp_path, model, one_device, jax.random.key(0))
+    (tmp_path / "model.safetensors.index.json").unlink()
+    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
+    again, _ = tuned.load(tmp_path, model, one_device, jax.random.key(0))
+    for path, leaf in params.items():
+        np.testing.assert_array_equal(leaf, again[path], err_msg=path)
