@@ -237,7 +237,7 @@ def _generate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def _list(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ftjax.methods import METHODS
-    from ftjax.models import FAMILIES
+    from ftjax.models import table
     from ftjax.tasks import TASKS
 
     optimizers = {
@@ -248,7 +248,7 @@ def _list(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     }
     tables = {
         "methods": {name: entry[-1] for name, entry in METHODS.items()},
-        "models": {name: entry[-1] for name, entry in FAMILIES.items()},
+        "models": table(),
         "tasks": {name: entry[-1] for name, entry in TASKS.items()},
         "optimizers": optimizers,
     }

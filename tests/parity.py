@@ -1,9 +1,10 @@
-"""What tests of the families measure, and the table of it: `pytest --parity` writes PARITY.md.
+"""What tests of the families measure: `pytest --parity` writes the table of it, PARITY.md.
 
 A test takes the fixture `parity` and records each of its checks. Records travel with the test's
 report, so that they also arrive from the workers of pytest-xdist.
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.models.cases import CASES
+
 FILE = Path(__file__).with_name("PARITY.md")
+VERIFIED = Path(__file__).parents[1] / "ftjax" / "models" / "verified.json"
 LIBRARIES = ("jax", "flax", "transformers", "torch")
 # Every check that a test may record: what its column holds.
 CHECKS = {
@@ -25,6 +29,8 @@ CHECKS = {
     "scan/remat": "scanned layers and rematerialization against unrolled layers",
     "packed": "packed rows against each example alone",
     "mesh": "sharded over eight devices against one",
+    "greedy": "tokens generated greedily against transformers'",
+    "beams": "tokens of beam search (4) against transformers'",
 }
 Record = tuple[str, str, str, bool, float | str]  # case, head, check, failed, error
 
@@ -93,6 +99,18 @@ def _cell(results: Iterable[tuple[bool, float | str]]) -> str:
     return (error if isinstance(error, str) else f"{error:.0e}") + " failed" * failed
 
 
+def verified(records: Iterable[Record]) -> dict[str, dict[str, list[str]]]:
+    """Model type → head → checks without a failure: what `ftjax list models` prints."""
+    found: dict[str, dict[str, dict[str, bool]]] = {}
+    for case, head, check, failed, _ in sorted(records, key=lambda record: record[:3]):
+        checks = found.setdefault(CASES[case]().model_type, {}).setdefault(head, {})
+        checks[check] = checks.get(check, True) and not failed
+    return {
+        kind: {head: [c for c in CHECKS if checks.get(c)] for head, checks in heads.items()}
+        for kind, heads in found.items()
+    }
+
+
 class Collector:
     """Gathers the records of a run and writes them when it ends."""
 
@@ -105,10 +123,11 @@ class Collector:
 
     def pytest_sessionfinish(self) -> None:
         FILE.write_text(table(self.records), encoding="utf-8")
+        VERIFIED.write_text(json.dumps(verified(self.records), indent=1) + "\n", encoding="utf-8")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--parity", action="store_true", help=f"rewrite tests/{FILE.name}")
+    parser.addoption("--parity", action="store_true", help="rewrite PARITY.md and verified.json")
 
 
 def pytest_configure(config: pytest.Config) -> None:

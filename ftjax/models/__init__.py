@@ -5,7 +5,9 @@ A family's module has `from_hf`, `Model`, `hf_modules`, `MODEL`, `HF_PREFIX` and
 """
 
 import importlib
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,9 +21,9 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "distilbert": ("distilbert", "encoder"),
     "electra": ("electra", "encoder"),
     "albert": ("albert", "encoder"),
-    "modernbert": ("modernbert", "encoder"),
-    "xlnet": ("xlnet", "encoder"),
     "deberta-v2": ("deberta", "encoder"),
+    "xlnet": ("xlnet", "encoder"),
+    "modernbert": ("modernbert", "encoder"),
     "gpt2": ("gpt2", "decoder"),
     "gpt_neo": ("gpt_neo", "decoder"),
     "llama": ("llama", "decoder"),
@@ -30,15 +32,32 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "qwen2": ("llama", "decoder"),
     "qwen3": ("llama", "decoder"),
     "phi3": ("llama", "decoder"),
-    "bart": ("bart", "encoder-decoder"),
-    "mbart": ("bart", "encoder-decoder"),
-    "marian": ("bart", "encoder-decoder"),
-    "t5": ("t5", "encoder-decoder"),
-    "mt5": ("t5", "encoder-decoder"),
     "gemma": ("gemma", "decoder"),
     "gemma2": ("gemma", "decoder"),
     "gemma3_text": ("gemma", "decoder"),
+    "t5": ("t5", "encoder-decoder"),
+    "mt5": ("t5", "encoder-decoder"),
+    "bart": ("bart", "encoder-decoder"),
+    "mbart": ("bart", "encoder-decoder"),
+    "marian": ("bart", "encoder-decoder"),
 }
+# What the tests found equal to transformers: model type → task → checks.
+VERIFIED = Path(__file__).with_name("verified.json")
+
+
+def table() -> dict[str, str]:
+    """Model type → what it is, its tasks and what is verified of them, for people to read."""
+    verified = json.loads(VERIFIED.read_text(encoding="utf-8"))
+    rows = {}
+    for name, (_, kind) in FAMILIES.items():
+        tasks = verified.get(name, {})
+        checks = list(dict.fromkeys(check for found in tasks.values() for check in found))
+        every = [c for c in checks if all(c in found for found in tasks.values())]
+        some = [c for c in checks if c not in every]
+        lines = [kind, f"tasks: {', '.join(tasks)}", f"verified of each: {', '.join(every)}"]
+        lines += [f"of some: {', '.join(some)}"] if some else []
+        rows[name] = ("\n" + " " * 18).join(lines if tasks else [kind, "nothing verified yet"])
+    return rows
 
 
 def family(hf_config: Mapping[str, Any]) -> ModuleType:

@@ -13,6 +13,7 @@ from tests.models.cases import CASES
 from tests.models.reference import Reference
 
 TOKENS = 14
+QUICK = {"xla_backend_optimization_level": 0}  # small models are compiled longer than run
 # Case → settings of model.segments; prompts are longer than the windows of those that have them.
 MODELS = {
     "gpt2": "unrolled",
@@ -63,7 +64,7 @@ class Pair:
 
         numbers = np.arange(len(self.ids))
         batch = {"input_ids": self.ids, "attention_mask": self.mask, "numbers": numbers}
-        state = jax.jit(run)(self.params, batch)
+        state = jax.jit(run, compiler_options=QUICK)(self.params, batch)
         if search is decode:
             return np.asarray(state.tokens)
         best = np.asarray(state.done_tokens)[:, : settings.num_return_sequences]
@@ -95,12 +96,15 @@ class Pair:
 
 
 @pytest.mark.parametrize("case", MODELS)
-def test_greedy_and_beams(case, one_device, tmp_path):
+def test_greedy_and_beams(case, one_device, tmp_path, parity):
     pair = Pair(case, tmp_path, one_device, MODELS[case])
+    head = pair.ours.model.head
     greedy = pair.settings()
     np.testing.assert_array_equal(pair.generate(greedy), pair.reference(greedy))
+    parity.record(case, head, "greedy", "equal")
     beams = pair.settings(**BEAMS)
     np.testing.assert_array_equal(pair.generate(beams), pair.reference(beams, **BEAMS))
+    parity.record(case, head, "beams", "equal")
 
 
 VARIANTS = {

@@ -18,7 +18,7 @@ README = Path(__file__).parents[2] / "README.md"
 @pytest.fixture
 def example(monkeypatch):
     """Registers the example as its two code blocks say."""
-    code, entry = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    code, entry, *_ = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(code.splitlines()) < 40
     module = types.ModuleType("ftjax.methods.scale")
     monkeypatch.setitem(sys.modules, module.__name__, module)

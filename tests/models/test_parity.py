@@ -1,5 +1,6 @@
 """Every head of every family equals transformers'; `pytest --parity` writes PARITY.md of it."""
 
+import json
 from functools import partial
 
 import jax
@@ -12,9 +13,10 @@ import transformers
 from ftjax import methods, tuned
 from ftjax.formats import hf
 from ftjax.formats.folder import Weights, read_config
+from ftjax.models import FAMILIES
 from tests.models.cases import CASES
 from tests.models.reference import LABELS, SHARD, Reference, difference, real, registered
-from tests.parity import FILE
+from tests.parity import FILE, VERIFIED
 
 GRADIENTS = {
     ("bert", "classification"),
@@ -134,3 +136,8 @@ def test_every_head_has_its_row(pytestconfig):
         for case, head in registered():
             assert all(rows.get((case, head), [""])[:3]), (case, head)
             assert "failed" not in " ".join(rows[case, head]), (case, head)
+        verified = json.loads(VERIFIED.read_text(encoding="utf-8"))
+        for case, head in registered():
+            checks = verified[CASES[case]().model_type][head]
+            assert {"logits", "bfloat16", "round trip"} <= set(checks), (case, head)
+        assert set(verified) == set(FAMILIES)
