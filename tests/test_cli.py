@@ -67,6 +67,9 @@ def test_train_evaluate_predict_export(config_file, corpus, tmp_path):
     hits = np.mean([a["label"] == b["label"] for a, b in zip(found, rows, strict=True)])
     assert abs(hits - scored["accuracy"]) < 0.03  # the test split lost its duplicates
 
+    refused = ftjax("generate", "--workdir", work, "--prompt", "good", expect=2)
+    assert "needs a language-model head, not 'classification'" in refused.stderr
+
     for kind in ("hf", "peft"):
         ftjax("export", "--workdir", work, "--format", kind, "--output", tmp_path / kind)
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["r"] == 8
