@@ -113,7 +113,7 @@ def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
         (["--config.method.name=top_k", "--config.method.k=9"], "the model has 4 layers"),
         (["--config.model.segments=3,3"], "sum to 4 layers"),
         (["--config.model.remat=ful"], "did you mean 'full'"),
-        (["--config.model.path=./nothing"], "is not a folder"),
+        (["--config.model.path=./nothing"], "neither a folder nor a .gguf file"),
         (["--config.data.path=./nothing"], "does not exist"),
         (["--config.data.max_length=65"], "exceeds the model's 64 positions"),
         (["--config.data.batching=packed"], "must be bucket, pack or pad"),
