@@ -17,6 +17,7 @@ from ftjax.formats import hf
 from ftjax.formats.folder import open_weights
 from ftjax.methods.base import Method
 from ftjax.models import family as family_of
+from ftjax.models import kind_of
 from ftjax.models.layers import ATTENTION, Options
 from ftjax.models.stack import POLICIES, resolve_segments
 from ftjax.parallel.mesh import param_shardings
@@ -171,7 +172,12 @@ def build(
         UserError: the configuration lacks an option, or has one that is not implemented.
     """
     settings = settings or {}
-    family = family_of(hf_config)
+    family, head = family_of(hf_config), dict(head or {})
+    if kind_of(hf_config) != "encoder":
+        if head.get("head") == "embedding":
+            raise UserError(f"{hf_config['model_type']} is no sentence encoder")
+        if head.get("pooling") == "mean":
+            raise UserError(f"task.pooling=mean: {hf_config['model_type']} reads the last token")
     options = Options(
         dtype=jnp.dtype(settings.get("dtype", "float32")),
         remat=_known("remat", settings.get("remat", "none"), POLICIES),
@@ -189,7 +195,7 @@ def build(
         method.cuts(layers),
     )
     config = replace(config, options=replace(options, segments=segments))
-    model = family.Model(config, **(head or {}))
+    model = family.Model(config, **head)
     key = jax.random.key(0)
 
     def abstract(interceptor: Any) -> Flat:

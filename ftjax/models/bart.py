@@ -269,8 +269,8 @@ class Model(nn.Module):
         labels: number of labels.
 
     Where the collection "cache" is mutable, keys and values are kept for generation; then `column`
-    is where the one token of `decoder_input_ids` (batch, 1) stands, see
-    `ftjax.models.decoder.Model`.
+    is where the one token of `decoder_input_ids` (batch, 1) stands. See
+    `ftjax.models.decoder.Model`, also for `features`.
     """
 
     config: Config
@@ -286,7 +286,11 @@ class Model(nn.Module):
         decoder_input_ids: Array | None = None,
         decoder_attention_mask: Array | None = None,
         column: Array | None = None,
+        features: Array | None = None,
+        features_only: bool = False,
     ) -> Array:
+        if features is not None:
+            return self.classify(features)
         c = self.config
         words = Embedding(c.vocab_size, c.hidden_size, stddev=c.initializer_range, name="words")
         keep = self.is_mutable_collection("cache") and not self.is_initializing()
@@ -322,8 +326,12 @@ class Model(nn.Module):
         if self.head == "span":
             return Dense(2, ("embed", None), stddev=c.initializer_range, name="classifier")(x)
         ends = last_tokens(x.shape[:2], (input_ids == c.end).astype(jnp.int32), None, None)
-        head = c.heads[self.head]
         x = at_starts(x, ends)[:, 0]
+        return x if features_only else self.classify(x)
+
+    def classify(self, x: Array) -> Array:
+        c = self.config
+        head = c.heads[self.head]
         return classify(head, x, self.labels, c.classifier_dropout, c.initializer_range)
 
 

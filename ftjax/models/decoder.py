@@ -216,6 +216,8 @@ class Model(nn.Module):
     `column` is where the one token of `input_ids` (batch, 1) stands. Logits are then of the last
     column alone (batch, 1, vocabulary).
 
+    `features_only` and `features` are as those of `ftjax.models.encoder.Model`.
+
     Attributes:
         config: the architecture.
         head: None gives hidden states (batch, length, features); "causal_lm" float32 logits
@@ -232,14 +234,18 @@ class Model(nn.Module):
     @nn.compact
     def __call__(
         self,
-        input_ids: Array,
+        input_ids: Array | None = None,
         attention_mask: Array | None = None,
         token_type_ids: Array | None = None,
         position_ids: Array | None = None,
         segment_ids: Array | None = None,
         starts: Array | None = None,
         column: Array | None = None,
+        features: Array | None = None,
+        features_only: bool = False,
     ) -> Array:
+        if features is not None:
+            return self.classify(features)
         c, length = self.config, input_ids.shape[1]
         make = partial(Embedding, features=c.hidden_size, stddev=c.initializer_range)
         words = make(c.vocab_size, name="words")
@@ -274,7 +280,12 @@ class Model(nn.Module):
             return x
         if keep:  # rows end in the same column
             x = x[:, -1:]
-        return self.read(x.astype(jnp.float32), words, attention_mask, segment_ids, starts)
+        x = x.astype(jnp.float32)
+        if self.head != "classification":
+            return self.each_token(x, words)
+        x = at_starts(x, last_tokens(x.shape[:2], attention_mask, segment_ids, starts))
+        x = x[:, 0] if starts is None else x
+        return x if features_only else self.classify(x)
 
     def views(
         self,
@@ -295,15 +306,12 @@ class Model(nn.Module):
             prompt_view(length, attention_mask, segment_ids, w, keep, ring) for w in c.windows
         )
 
-    def read(
-        self,
-        x: Array,
-        words: Embedding,
-        attention_mask: Array | None,
-        segment_ids: Array | None,
-        starts: Array | None,
-    ) -> Array:
-        """The head's outputs from float32 hidden states."""
+    def classify(self, x: Array) -> Array:
+        dense = partial(Dense, stddev=self.config.initializer_range)
+        return dense(self.labels, ("embed", None), False, name="classifier")(x)
+
+    def each_token(self, x: Array, words: Embedding) -> Array:
+        """What heads say of every position, from float32 hidden states."""
         c = self.config
         dense = partial(Dense, stddev=c.initializer_range)
         if self.head == "causal_lm":
@@ -313,12 +321,7 @@ class Model(nn.Module):
                 logits = dense(c.vocab_size, ("embed", "vocab"), False, name="lm_head")(x)
             cap = c.logit_softcap
             return cap * jnp.tanh(logits / cap) if cap else logits
-        count = 2 if self.head == "span" else self.labels
-        if self.head == "classification":
-            x = at_starts(x, last_tokens(x.shape[:2], attention_mask, segment_ids, starts))
-            logits = dense(count, ("embed", None), False, name="classifier")(x)
-            return logits[:, 0] if starts is None else logits
-        rate = c.classifier_dropout if self.head == "tokens" else 0.0
+        count, rate = (2, 0.0) if self.head == "span" else (self.labels, c.classifier_dropout)
         return dense(count, ("embed", None), name="classifier")(Dropout(rate, name="dropout")(x))
 
 

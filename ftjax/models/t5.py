@@ -284,8 +284,8 @@ class Model(nn.Module):
         labels: number of labels.
 
     Where the collection "cache" is mutable, keys and values are kept for generation; then `column`
-    is where the one token of `decoder_input_ids` (batch, 1) stands, see
-    `ftjax.models.decoder.Model`.
+    is where the one token of `decoder_input_ids` (batch, 1) stands. See
+    `ftjax.models.decoder.Model`, also for `features`.
     """
 
     config: Config
@@ -301,7 +301,11 @@ class Model(nn.Module):
         decoder_input_ids: Array | None = None,
         decoder_attention_mask: Array | None = None,
         column: Array | None = None,
+        features: Array | None = None,
+        features_only: bool = False,
     ) -> Array:
+        if features is not None:
+            return self.classify(features)
         c = self.config
         words = Embedding(c.vocab_size, c.hidden_size, stddev=1.0, name="words")
         dense = partial(Dense, stddev=c.initializer_range)
@@ -340,6 +344,10 @@ class Model(nn.Module):
             return dense(2, ("embed", None), name="classifier")(x)
         ends = last_tokens(x.shape[:2], (input_ids == c.end).astype(jnp.int32), None, None)
         x = at_starts(x, ends)[:, 0]
+        return x if features_only else self.classify(x)
+
+    def classify(self, x: Array) -> Array:
+        c = self.config
         head = c.heads[self.head]
         return classify(head, x, self.labels, c.classifier_dropout, c.initializer_range)
 

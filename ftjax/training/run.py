@@ -19,6 +19,7 @@ from ftjax.data.prepare import Report, prepare
 from ftjax.data.sources import Split, load
 from ftjax.errors import UserError, nearest
 from ftjax.formats.folder import locate, read_config
+from ftjax.models import kind_of
 from ftjax.parallel.mesh import batch_ways, make_mesh
 from ftjax.paths import Flat
 from ftjax.training.records import write_json, write_text
@@ -130,12 +131,17 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
     head = task.head(names, folder)
     if not method.trains:
         head = {"head": "embedding", "pooling": head["pooling"]}
-    model = tuned.build(read_config(folder), method, config.model, head)
+    hf_config = read_config(folder)
+    model = tuned.build(hf_config, method, config.model, head)
     longest = getattr(model.config, "max_position_embeddings", None)
-    if longest and config.data.max_length > longest:
-        raise UserError(
-            f"data.max_length={config.data.max_length} exceeds the model's {longest} positions"
-        )
+    if longest:
+        longest -= getattr(model.config, "first_position", 0)
+        if config.data.max_length > longest:
+            raise UserError(
+                f"data.max_length={config.data.max_length} exceeds the model's {longest} positions"
+            )
+    if config.data.batching == "pack" and kind_of(hf_config) == "encoder-decoder":
+        raise UserError("data.batching=pack is not for encoder-decoders; use bucket")
     key = jax.random.key(config.seed)
     params, absent = tuned.load(
         folder, model, mesh, key, config.mesh.replicate, config.model.new_head
