@@ -277,7 +277,7 @@ def write_weights(output: Path, tensors: Mapping[str, np.ndarray], shard_bytes: 
         held.clear()
 
     for name in tensors:
-        array = tensors[name]
+        array = np.asarray(tensors[name])  # read now, where it is a file's
         if held and size + array.nbytes > shard_bytes:
             flush()
             size = 0
