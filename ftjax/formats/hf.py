@@ -195,7 +195,8 @@ def load(
         if missing:
             raise UserError(
                 f"the weights lack tensor {missing[0]!r} (for parameter {path!r})"
-                f"{nearest(missing[0], weights)}"
+                + ("; mean pooling needs none" if path.startswith("pooler/") else "")
+                + nearest(missing[0], weights)
             )
         tensors = [weights[name] for name, _ in stored]
         for (name, part), tensor in zip(stored, tensors, strict=True):

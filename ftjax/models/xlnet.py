@@ -210,8 +210,8 @@ class Model(encoder.Model):
     """XLNet under a head; see `ftjax.models.encoder.Model`.
 
     There are no absolute positions: `position_ids` change nothing. The family's own pooling is
-    of the last token: where a row is one example, of the last position, so that rows must be
-    padded left, as XLNet's are. "causal_lm" says what stands at each position, of what
+    of the last real token; `transformers` reads the last position, which is the same in rows
+    padded on the left, as XLNet's are. "causal_lm" says what stands at each position, of what
     `perm_mask` lets it see.
     """
 
@@ -255,7 +255,7 @@ class Model(encoder.Model):
     ) -> Array:
         if self.pooling == "mean":
             return mean_pool(x, attention_mask, segment_ids, starts)
-        return at_starts(x, last_tokens(x.shape[:2], None, segment_ids, starts))
+        return at_starts(x, last_tokens(x.shape[:2], attention_mask, segment_ids, starts))
 
     def each_token(self, x: Array, table: Array, starts: Array | None) -> Array:
         if self.head == "causal_lm":

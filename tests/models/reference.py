@@ -36,13 +36,15 @@ def registered() -> list[tuple[str, str]]:
     return [(case, head) for case, make in CASES.items() for head in heads_of(make())]
 
 
-def padded(random: np.random.Generator, rows: int, length: int, pad: int, left: bool) -> tuple:
-    """Token ids and mask (rows, length), padded on the right; every other row on the left."""
+NO_ROW, EVERY_OTHER, EVERY = slice(0), slice(1, None, 2), slice(None)
+
+
+def padded(random: np.random.Generator, rows: int, length: int, pad: int, left: slice) -> tuple:
+    """Token ids and mask (rows, length), padded on the right; the rows `left` on the left."""
     sizes = random.integers(5, length + 1, (rows, 1))
     sizes[0] = length
     place = np.arange(length) * np.ones((rows, 1), int)
-    if left:
-        place[1::2] = place[1::2, ::-1]
+    place[left] = place[left, ::-1]
     mask = (place < sizes).astype(np.int32)
     return np.where(mask, random.integers(5, 64, mask.shape), pad), mask
 
@@ -100,7 +102,9 @@ class Reference:
         kind = FAMILIES[config.model_type][1]
         if kind == "encoder-decoder":
             return self._sequences(random)
-        left = kind == "decoder" or config.model_type == "xlnet"
+        left = EVERY_OTHER if kind == "decoder" else NO_ROW
+        if config.model_type == "xlnet":  # its classifier reads the last position
+            left = EVERY
         ids, mask = padded(random, ROWS * CHOICES, LENGTH, config.pad_token_id, left)
         plain = {"input_ids": ids, "attention_mask": mask}
         layouts = [dict(plain)]
@@ -122,7 +126,7 @@ class Reference:
 
     def _sequences(self, random: np.random.Generator) -> list[Batch]:
         config = self.model.config
-        ids, mask = padded(random, ROWS, LENGTH, config.pad_token_id, False)
+        ids, mask = padded(random, ROWS, LENGTH, config.pad_token_id, NO_ROW)
         whole = random.integers(5, 64, ids.shape)
         for rows, sizes in ((ids, mask.sum(1)), (whole, LENGTH)):
             # mBART's texts end with their language after the end of the text.
@@ -130,7 +134,7 @@ class Reference:
             rows[np.arange(ROWS), ends] = config.eos_token_id
         layouts = [{"input_ids": ids, "attention_mask": mask}, {"input_ids": whole}]
         if self.head == "seq2seq_lm":
-            target, real = padded(random, ROWS, TARGET, config.pad_token_id, True)
+            target, real = padded(random, ROWS, TARGET, config.pad_token_id, EVERY_OTHER)
             for batch in layouts:
                 batch["decoder_input_ids"] = target
             layouts[0]["decoder_attention_mask"] = real
