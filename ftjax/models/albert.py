@@ -9,7 +9,7 @@ import jax
 
 from ftjax.errors import UserError
 from ftjax.models import encoder
-from ftjax.models.encoder import DEFAULT_TARGETS, Embeddings, Layer, checked
+from ftjax.models.encoder import DEFAULT_TARGETS, Embeddings, Inputs, Layer, checked
 from ftjax.models.heads import Head
 from ftjax.models.layers import Options
 from ftjax.models.stack import POLICIES
@@ -131,20 +131,11 @@ class Model(encoder.Model):
 
     config: Config
 
-    def encode(
-        self,
-        input_ids: Array,
-        attention_mask: Array | None,
-        token_type_ids: Array | None,
-        position_ids: Array | None,
-        mask: Array | None,
-        starts: Array | None,
-        starts_only: bool,
-    ) -> tuple[Array, Array]:
+    def encode(self, inputs: Inputs, starts_only: bool) -> tuple[Array, Array]:
         c = self.config
-        x, table = Embeddings(c, name="embeddings")(input_ids, token_type_ids, position_ids)
-        x = Repeated(c, name="encoder")(x, mask, starts)
-        return encoder.at_starts(x, starts) if starts_only else x, table
+        x, table = Embeddings(c, name="embeddings")(inputs)
+        x = Repeated(c, name="encoder")(x, inputs.mask, inputs.starts)
+        return encoder.at_starts(x, inputs.starts) if starts_only else x, table
 
 
 def hf_modules(config: Config) -> dict[str, str]:

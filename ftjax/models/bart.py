@@ -12,12 +12,12 @@ import numpy as np
 
 from ftjax.errors import UserError
 from ftjax.formats.hf import Part
-from ftjax.models.cache import Cache, View, prompt_view, token_view
+from ftjax.models import sequences
+from ftjax.models.cache import View
 from ftjax.models.decoder import last_tokens
-from ftjax.models.heads import Head, classify
+from ftjax.models.heads import Head
 from ftjax.models.layers import (
     ACTIVATIONS,
-    AttentionCore,
     Bias,
     Dense,
     Dropout,
@@ -25,10 +25,9 @@ from ftjax.models.layers import (
     LayerNorm,
     Options,
     at_starts,
-    encoder_mask,
-    shift_right,
 )
-from ftjax.models.stack import Stack, matching_segments
+from ftjax.models.sequences import Attention
+from ftjax.models.stack import Stack
 
 Array = jax.Array
 MODEL = "BartModel"
@@ -72,6 +71,10 @@ class Config:
     initializer_range: float
     heads: Mapping[str, Head] = field(default_factory=dict, hash=False)
     options: Options = field(default_factory=Options)
+
+    @property
+    def embedding_stddev(self) -> float:
+        return self.initializer_range
 
     def dense(self, features: int, axes: tuple[str | None, str | None], name: str) -> Dense:
         return Dense(
@@ -145,33 +148,6 @@ def sinusoids(length: int, size: int) -> np.ndarray:
     return np.concatenate([np.sin(angle), np.cos(angle[:, : size // 2])], 1).astype(np.float32)
 
 
-class Attention(nn.Module):
-    """Attention of `x` to `memory` with its output projection, without residual.
-
-    Without `memory`, to the keys and values that were kept of it.
-    """
-
-    config: Config
-    heads: int
-
-    @nn.compact
-    def __call__(self, x: Array, memory: Array | None, view: View) -> Array:
-        c = self.config
-
-        def project(x: Array, name: str) -> Array:
-            y = c.dense(c.hidden_size, ("embed", "heads"), name)(x)
-            return y.reshape(*x.shape[:-1], self.heads, -1)
-
-        query, key, value = project(x, "query"), None, None
-        if memory is not None:
-            key, value = project(memory, "key"), project(memory, "value")
-        key, value = Cache(name="cache")(key, value, view.slots)
-        core = AttentionCore(c.attention_dropout, c.options.attention, name="core")
-        context = core(query, key, value, view.mask).reshape(x.shape)
-        out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
-        return Dropout(c.dropout, name="dropout")(out)
-
-
 class FeedForward(nn.Module):
     """down(act(up(x)))."""
 
@@ -203,16 +179,17 @@ class Layer(nn.Module):
     ) -> Array:
         c = self.config
         heads = c.decoder_heads if self.decoder else c.encoder_heads
+        attend = partial(Attention, c, heads, c.hidden_size // heads)
 
         def around(x: Array, name: str, part: Any) -> Array:
             norm = LayerNorm(1e-5, name=name)
             return x + part(norm(x)) if c.pre_norm else norm(x + part(x))
 
         x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
-        own = Attention(c, heads, name="attention")
+        own = attend(name="attention")
         x = around(x, "attention_norm", lambda y: own(y, y, view))
         if self.decoder:
-            cross = Attention(c, heads, name="cross")
+            cross = attend(name="cross")
             x = around(x, "cross_norm", lambda y: cross(y, memory, memory_view))
         width = c.decoder_width if self.decoder else c.encoder_width
         return around(x, "ffn_norm", FeedForward(c, width, name="ffn"))
@@ -258,81 +235,23 @@ class Side(nn.Module):
         return LayerNorm(1e-5, name="final_norm")(x) if c.pre_norm else x
 
 
-class Model(nn.Module):
-    """BART under a head.
-
-    Attributes:
-        config: the architecture.
-        head: None gives the decoder's hidden states; "seq2seq_lm" float32 logits (batch, target
-            length, vocabulary); "classification" (batch, labels), of the decoder where the input
-            ends; "span" (batch, length, 2), of the decoder.
-        labels: number of labels.
-
-    Where the collection "cache" is mutable, keys and values are kept for generation; then `column`
-    is where the one token of `decoder_input_ids` (batch, 1) stands. See
-    `ftjax.models.decoder.Model`, also for `features`.
-    """
+class Model(sequences.Model):
+    """BART under a head; see `ftjax.models.sequences.Model`."""
 
     config: Config
-    head: str | None = None
-    labels: int = 2
-    pooling: str = "end"
 
-    @nn.compact
-    def __call__(
-        self,
-        input_ids: Array | None = None,
-        attention_mask: Array | None = None,
-        decoder_input_ids: Array | None = None,
-        decoder_attention_mask: Array | None = None,
-        column: Array | None = None,
-        features: Array | None = None,
-        features_only: bool = False,
-    ) -> Array:
-        if features is not None:
-            return self.classify(features)
-        c = self.config
-        words = Embedding(c.vocab_size, c.hidden_size, stddev=c.initializer_range, name="words")
-        keep = self.is_mutable_collection("cache") and not self.is_initializing()
-        memory, memory_view = None, View(encoder_mask(attention_mask, None), column)
-        if column is None:
-            encoder = Side(c, c.options.segments, False, name="encoder")
-            memory = encoder(words(input_ids) * c.embedding_scale, View(memory_view.mask))
-            slots = jnp.arange(memory.shape[1]) if keep else None
-            memory_view = memory_view._replace(slots=slots)
-        if decoder_input_ids is None:
-            start = c.start
-            if c.pre_norm:  # mBART's texts end with their language, which starts the target
-                start = at_starts(
-                    input_ids, last_tokens(input_ids.shape, attention_mask, None, None)
-                )
-            decoder_input_ids = shift_right(input_ids, start)
-        segments = matching_segments(c.options.segments, c.num_decoder_layers)
-        length = decoder_input_ids.shape[1]
-        if column is None:
-            view = prompt_view(length, decoder_attention_mask, keep=keep)
-        else:
-            view = token_view(column, decoder_attention_mask)
-        decoder = Side(c, segments, True, name="decoder")
-        x = words(decoder_input_ids) * c.embedding_scale
-        x = decoder(x, view, memory, memory_view, column)
-        x = x[:, -1:] if keep else x
-        if self.head is None:
-            return x
-        x = x.astype(jnp.float32)
-        if self.head == "seq2seq_lm":
-            bias = Bias((1, c.vocab_size), (None, "vocab"), name="logits")
-            return x @ words.embedding.T.astype(x.dtype) + bias()
-        if self.head == "span":
-            return Dense(2, ("embed", None), stddev=c.initializer_range, name="classifier")(x)
-        ends = last_tokens(x.shape[:2], (input_ids == c.end).astype(jnp.int32), None, None)
-        x = at_starts(x, ends)[:, 0]
-        return x if features_only else self.classify(x)
+    def side(self, decoder: bool, segments: tuple[int, ...]) -> Side:
+        return Side(self.config, segments, decoder, name="decoder" if decoder else "encoder")
 
-    def classify(self, x: Array) -> Array:
-        c = self.config
-        head = c.heads[self.head]
-        return classify(head, x, self.labels, c.classifier_dropout, c.initializer_range)
+    def start(self, input_ids: Array, attention_mask: Array | None) -> int | Array:
+        if not self.config.pre_norm:
+            return self.config.start
+        # mBART's texts end with their language, which starts the target.
+        return at_starts(input_ids, last_tokens(input_ids.shape, attention_mask, None, None))
+
+    def logits(self, x: Array, words: Embedding) -> Array:
+        bias = Bias((1, self.config.vocab_size), (None, "vocab"), name="logits")
+        return x @ words.embedding.T.astype(x.dtype) + bias()
 
 
 def hf_modules(config: Config) -> dict[str, str | Part]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ftjax.errors import UserError
 from ftjax.models import encoder
 from ftjax.models.bert import LAYER
-from ftjax.models.encoder import DEFAULT_TARGETS, Embeddings, Layer, checked
+from ftjax.models.encoder import DEFAULT_TARGETS, Embeddings, Inputs, Layer, checked
 from ftjax.models.heads import Head
 from ftjax.models.layers import (
     AttentionCore,
@@ -213,21 +213,12 @@ class Model(encoder.Model):
 
     config: Config
 
-    def encode(
-        self,
-        input_ids: Array,
-        attention_mask: Array | None,
-        token_type_ids: Array | None,
-        position_ids: Array | None,
-        mask: Array | None,
-        starts: Array | None,
-        starts_only: bool,
-    ) -> tuple[Array, Array]:
+    def encode(self, inputs: Inputs, starts_only: bool) -> tuple[Array, Array]:
         c = self.config
-        x, table = Embeddings(c, name="embeddings")(input_ids, token_type_ids, position_ids)
-        x = Encoder(c, starts_only, name="encoder")(x, mask, starts)
+        x, table = Embeddings(c, name="embeddings")(inputs)
+        x = Encoder(c, starts_only, name="encoder")(x, inputs.mask, inputs.starts)
         if starts_only and c.options.segments[-1] > 1:
-            x = at_starts(x, starts)
+            x = at_starts(x, inputs.starts)
         return x, table
 
 

@@ -7,7 +7,7 @@ what heads it has.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -95,31 +95,40 @@ def checked(config: Config, family: str) -> Config:
     return replace(config, options=replace(config.options, segments=segments))
 
 
+class Inputs(NamedTuple):
+    """What `Model` was called with, and which keys each query sees: `mask`."""
+
+    input_ids: Array
+    attention_mask: Array | None
+    token_type_ids: Array | None
+    position_ids: Array | None
+    segment_ids: Array | None
+    starts: Array | None
+    mask: Array | None
+
+
 class Embeddings(nn.Module):
     """LN(word + position + token type), with dropout."""
 
     config: Config
 
     @nn.compact
-    def __call__(
-        self, input_ids: Array, token_type_ids: Array | None, position_ids: Array | None
-    ) -> tuple[Array, Array]:
+    def __call__(self, inputs: Inputs) -> tuple[Array, Array]:
         """Embedded tokens (batch, length, embedding_size), and the table of words."""
         c = self.config
         make = partial(Embedding, features=c.embedding_size, stddev=c.initializer_range)
         word = make(c.vocab_size, name="word")
-        x = word(input_ids)
+        x = word(inputs.input_ids)
         if c.type_vocab_size:
-            if token_type_ids is None:
-                token_type_ids = jnp.zeros((1, 1), jnp.int32)
             kinds = make(c.type_vocab_size, axes=(None, "embed"), name="token_type")
-            x = x + kinds(token_type_ids)
+            given, first = inputs.token_type_ids, jnp.zeros((1, 1), jnp.int32)
+            x = x + kinds(first if given is None else given)
         if c.positions:
             position = make(c.max_position_embeddings, axes=(None, "embed"), name="position")
-            if position_ids is None:
+            if inputs.position_ids is None:
                 x = x + position.first(x.shape[1], c.first_position)
             else:
-                x = x + position(position_ids + c.first_position)
+                x = x + position(inputs.position_ids + c.first_position)
         x = LayerNorm(c.layer_norm_eps, name="norm")(x.astype(c.options.dtype))
         x = Dropout(c.hidden_dropout_prob, name="dropout")(x)
         if c.project_embeddings:
@@ -246,14 +255,16 @@ class Model(nn.Module):
         one = self.head in ("embedding", "classification", "choice")
         starts_only = one and self.pooling == "cls"
         mask = encoder_mask(attention_mask, segment_ids, perm_mask)
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids)
-        x, table = self.encode(*inputs, mask, starts, starts_only)
+        inputs = Inputs(
+            input_ids, attention_mask, token_type_ids, position_ids, segment_ids, starts, mask
+        )
+        x, table = self.encode(inputs, starts_only)
         if self.head is None:
             return x
         x = x.astype(jnp.float32)
         if not one:
             return self.each_token(x, table, starts)
-        x = self.pool(x, attention_mask, segment_ids, starts)
+        x = self.pool(x, inputs)
         x = x[:, 0] if starts is None else x
         if features_only or self.head == "embedding":
             return x
@@ -261,19 +272,10 @@ class Model(nn.Module):
             return self.classify(x, 1).reshape(-1, choices)
         return self.classify(x, self.labels)
 
-    def encode(
-        self,
-        input_ids: Array,
-        attention_mask: Array | None,
-        token_type_ids: Array | None,
-        position_ids: Array | None,
-        mask: Array | None,
-        starts: Array | None,
-        starts_only: bool,
-    ) -> tuple[Array, Array]:
+    def encode(self, inputs: Inputs, starts_only: bool) -> tuple[Array, Array]:
         """Hidden states, of all positions or of those where examples start; the words' table."""
         c = self.config
-        x, table = Embeddings(c, name="embeddings")(input_ids, token_type_ids, position_ids)
+        x, table = Embeddings(c, name="embeddings")(inputs)
         encoder = Stack(
             lambda make, name, last: make(c, last and starts_only, name=name),
             Layer,
@@ -281,21 +283,15 @@ class Model(nn.Module):
             c.options.remat,
             name="encoder",
         )
-        x = encoder(x, mask, starts)
+        x = encoder(x, inputs.mask, inputs.starts)
         if starts_only and c.options.segments[-1] > 1:  # scanned layers compute all positions
-            x = at_starts(x, starts)
+            x = at_starts(x, inputs.starts)
         return x, table
 
-    def pool(
-        self,
-        x: Array,
-        attention_mask: Array | None,
-        segment_ids: Array | None,
-        starts: Array | None,
-    ) -> Array:
+    def pool(self, x: Array, inputs: Inputs) -> Array:
         """Each example's vector, (batch, 1 or examples, features), of what `encode` gave."""
         if self.pooling == "mean":
-            return mean_pool(x, attention_mask, segment_ids, starts)
+            return mean_pool(x, inputs.attention_mask, inputs.segment_ids, inputs.starts)
         return x  # of first tokens alone
 
     def classify(self, x: Array, labels: int) -> Array:

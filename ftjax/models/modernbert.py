@@ -198,22 +198,13 @@ class Model(encoder.Model):
 
     config: Config
 
-    def encode(
-        self,
-        input_ids: Array,
-        attention_mask: Array | None,
-        token_type_ids: Array | None,
-        position_ids: Array | None,
-        mask: Array | None,
-        starts: Array | None,
-        starts_only: bool,
-    ) -> tuple[Array, Array]:
+    def encode(self, inputs: encoder.Inputs, starts_only: bool) -> tuple[Array, Array]:
         c = self.config
-        x, table = Embeddings(c, name="embeddings")(input_ids)
+        x, table = Embeddings(c, name="embeddings")(inputs.input_ids)
         place = jnp.arange(x.shape[1])
-        positions = place[None] if position_ids is None else position_ids
+        positions = place[None] if inputs.position_ids is None else inputs.position_ids
         distance = jnp.abs(place[:, None] - place)
-        full = jnp.ones((1, 1, 1, 1), bool) if mask is None else mask
+        full = jnp.ones((1, 1, 1, 1), bool) if inputs.mask is None else inputs.mask
         masks = [full if window is None else full & (distance <= window) for window in c.windows]
         views = tuple(View(mask) for mask in jnp.broadcast_arrays(*masks))
         first, *rest = c.options.segments  # the first layer is not like the others: never scanned
@@ -228,16 +219,10 @@ class Model(encoder.Model):
         x = stack(x, views, tuple(rotary.table(positions) for rotary in c.rotaries))
         return c.normalize("final_norm")(x), table
 
-    def pool(
-        self,
-        x: Array,
-        attention_mask: Array | None,
-        segment_ids: Array | None,
-        starts: Array | None,
-    ) -> Array:
+    def pool(self, x: Array, inputs: encoder.Inputs) -> Array:
         if "mean" in (self.pooling, self.config.classifier_pooling):
-            return mean_pool(x, attention_mask, segment_ids, starts)
-        return at_starts(x, starts)
+            return mean_pool(x, inputs.attention_mask, inputs.segment_ids, inputs.starts)
+        return at_starts(x, inputs.starts)
 
     def classify(self, x: Array, labels: int) -> Array:
         if self.pooling == "cls":

@@ -12,22 +12,19 @@ import jax.numpy as jnp
 
 from ftjax.errors import UserError
 from ftjax.formats.hf import Part
-from ftjax.models.cache import Cache, View, held, prompt_view, token_view
-from ftjax.models.decoder import last_tokens
-from ftjax.models.heads import Head, classify
+from ftjax.models import sequences
+from ftjax.models.cache import View, held
+from ftjax.models.heads import Head
 from ftjax.models.layers import (
     ACTIVATIONS,
-    AttentionCore,
     Dense,
     Dropout,
     Embedding,
     Options,
     RMSNorm,
-    at_starts,
-    encoder_mask,
-    shift_right,
 )
-from ftjax.models.stack import Stack, matching_segments
+from ftjax.models.sequences import Attention
+from ftjax.models.stack import Stack
 
 Array = jax.Array
 MODEL = "T5Model"
@@ -67,6 +64,12 @@ class Config:
     initializer_range: float = 0.02
     heads: Mapping[str, Head] = field(default_factory=dict, hash=False)
     options: Options = field(default_factory=Options)
+    embedding_stddev: float = 1.0
+    embedding_scale: float = 1.0
+
+    @property
+    def attention_dropout(self) -> float:
+        return self.dropout
 
     def dense(self, features: int, axes: tuple[str | None, str | None], name: str) -> Dense:
         return Dense(
@@ -165,33 +168,6 @@ class RelativeBias(nn.Module):
         return table(number).transpose(2, 0, 1)[None]
 
 
-class Attention(nn.Module):
-    """Attention of `x` to `memory`, unscaled, with its output projection, without residual.
-
-    Without `memory`, to the keys and values that were kept of it.
-    """
-
-    config: Config
-
-    @nn.compact
-    def __call__(self, x: Array, memory: Array | None, view: View, bias: Array | None) -> Array:
-        c = self.config
-        wide = c.num_attention_heads * c.head_dim
-
-        def project(x: Array, name: str) -> Array:
-            y = c.dense(wide, ("embed", "heads"), name)(x)
-            return y.reshape(*x.shape[:-1], c.num_attention_heads, c.head_dim)
-
-        query, key, value = project(x, "query"), None, None
-        if memory is not None:
-            key, value = project(memory, "key"), project(memory, "value")
-        key, value = Cache(name="cache")(key, value, view.slots)
-        core = AttentionCore(c.dropout, c.options.attention, 1.0, name="core")
-        context = core(query, key, value, view.mask, bias).reshape(*x.shape[:-1], wide)
-        out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
-        return Dropout(c.dropout, name="dropout")(out)
-
-
 class FeedForward(nn.Module):
     """down(act(gate(x)) · up(x)), or down(act(up(x)))."""
 
@@ -230,11 +206,12 @@ class Layer(nn.Module):
             return RMSNorm(c.norm_eps, name=name)
 
         x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
+        attend = partial(Attention, c, c.num_attention_heads, c.head_dim, scale=1.0)
         y = norm("attention_norm")(x)
-        x = x + Attention(c, name="attention")(y, y, view, bias)
+        x = x + attend(name="attention")(y, y, view, bias)
         if memory_view is not None:
             y = norm("cross_norm")(x)
-            x = x + Attention(c, name="cross")(y, memory, memory_view, None)
+            x = x + attend(name="cross")(y, memory, memory_view)
         return x + FeedForward(c, name="ffn")(norm("ffn_norm")(x))
 
 
@@ -256,7 +233,7 @@ class Side(nn.Module):
     ) -> Array:
         """Applies the layers; with `column`, to one token that stands there."""
         c = self.config
-        x = Dropout(c.dropout, name="input_dropout")(x)
+        x = Dropout(c.dropout, name="input_dropout")(x.astype(c.options.dtype))
         queries = keys = jnp.arange(x.shape[1])
         if column is not None:
             queries, keys = column[None], held(column, view.mask.shape[-1])
@@ -272,84 +249,21 @@ class Side(nn.Module):
         return Dropout(c.dropout, name="output_dropout")(x)
 
 
-class Model(nn.Module):
-    """T5 under a head.
-
-    Attributes:
-        config: the architecture.
-        head: None gives the decoder's hidden states; "seq2seq_lm" float32 logits (batch, target
-            length, vocabulary); "classification" (batch, labels), of the decoder where the input
-            ends; "span" (batch, length, 2), of the decoder; "tokens" (batch, length, labels), of
-            the encoder alone.
-        labels: number of labels.
-
-    Where the collection "cache" is mutable, keys and values are kept for generation; then `column`
-    is where the one token of `decoder_input_ids` (batch, 1) stands. See
-    `ftjax.models.decoder.Model`, also for `features`.
-    """
+class Model(sequences.Model):
+    """T5 under a head; see `ftjax.models.sequences.Model`."""
 
     config: Config
-    head: str | None = None
-    labels: int = 2
-    pooling: str = "end"
 
-    @nn.compact
-    def __call__(
-        self,
-        input_ids: Array | None = None,
-        attention_mask: Array | None = None,
-        decoder_input_ids: Array | None = None,
-        decoder_attention_mask: Array | None = None,
-        column: Array | None = None,
-        features: Array | None = None,
-        features_only: bool = False,
-    ) -> Array:
-        if features is not None:
-            return self.classify(features)
-        c = self.config
-        words = Embedding(c.vocab_size, c.hidden_size, stddev=1.0, name="words")
-        dense = partial(Dense, stddev=c.initializer_range)
-        keep = self.is_mutable_collection("cache") and not self.is_initializing()
-        memory, memory_view = None, View(encoder_mask(attention_mask, None), column)
-        if column is None:
-            encoder = Side(c, c.options.segments, True, name="encoder")
-            x = words(input_ids).astype(c.options.dtype)
-            memory = encoder(x, View(memory_view.mask))
-            slots = jnp.arange(memory.shape[1]) if keep else None
-            memory_view = memory_view._replace(slots=slots)
-        if self.head == "tokens":
-            x = Dropout(c.classifier_dropout, name="dropout")(memory.astype(jnp.float32))
-            return dense(self.labels, ("embed", None), name="classifier")(x)
-        if decoder_input_ids is None:
-            decoder_input_ids = shift_right(input_ids, c.start)
-        segments = matching_segments(c.options.segments, c.num_decoder_layers)
-        length = decoder_input_ids.shape[1]
-        if column is None:
-            view = prompt_view(length, decoder_attention_mask, keep=keep)
-        else:
-            view = token_view(column, decoder_attention_mask)
-        decoder = Side(c, segments, False, name="decoder")
-        x = words(decoder_input_ids).astype(c.options.dtype)
-        x = decoder(x, view, memory, memory_view, column)
-        x = x[:, -1:] if keep else x
-        if self.head is None:
-            return x
-        x = x.astype(jnp.float32)
-        if self.head == "seq2seq_lm":
-            if not c.tied:
-                return dense(c.vocab_size, ("embed", "vocab"), False, name="lm_head")(x)
-            x = x * c.hidden_size**-0.5 if c.scale_outputs else x
-            return x @ words.embedding.T.astype(x.dtype)
-        if self.head == "span":
-            return dense(2, ("embed", None), name="classifier")(x)
-        ends = last_tokens(x.shape[:2], (input_ids == c.end).astype(jnp.int32), None, None)
-        x = at_starts(x, ends)[:, 0]
-        return x if features_only else self.classify(x)
+    def side(self, decoder: bool, segments: tuple[int, ...]) -> Side:
+        return Side(self.config, segments, not decoder, name="decoder" if decoder else "encoder")
 
-    def classify(self, x: Array) -> Array:
+    def logits(self, x: Array, words: Embedding) -> Array:
         c = self.config
-        head = c.heads[self.head]
-        return classify(head, x, self.labels, c.classifier_dropout, c.initializer_range)
+        if not c.tied:
+            make = partial(Dense, use_bias=False, stddev=c.initializer_range, name="lm_head")
+            return make(c.vocab_size, ("embed", "vocab"))(x)
+        x = x * c.hidden_size**-0.5 if c.scale_outputs else x
+        return x @ words.embedding.T.astype(x.dtype)
 
 
 def hf_modules(config: Config) -> dict[str, str | Part]:

@@ -16,7 +16,7 @@ from ftjax.errors import UserError
 from ftjax.formats.hf import Part
 from ftjax.models import encoder
 from ftjax.models.decoder import last_tokens
-from ftjax.models.encoder import DEFAULT_TARGETS, Layer, checked
+from ftjax.models.encoder import DEFAULT_TARGETS, Inputs, Layer, checked
 from ftjax.models.heads import Head
 from ftjax.models.layers import (
     ACTIVATIONS,
@@ -217,23 +217,14 @@ class Model(encoder.Model):
 
     config: Config
 
-    def encode(
-        self,
-        input_ids: Array,
-        attention_mask: Array | None,
-        token_type_ids: Array | None,
-        position_ids: Array | None,
-        mask: Array | None,
-        starts: Array | None,
-        starts_only: bool,
-    ) -> tuple[Array, Array]:
-        c, length = self.config, input_ids.shape[1]
-        x, table = Embeddings(c, name="embeddings")(input_ids)
+    def encode(self, inputs: Inputs, starts_only: bool) -> tuple[Array, Array]:
+        c, length, mask = self.config, inputs.input_ids.shape[1], inputs.mask
+        x, table = Embeddings(c, name="embeddings")(inputs.input_ids)
         if mask is not None:
             mask = mask | jnp.eye(length, dtype=bool)  # a token sees itself, whatever the masks say
-        differ = None
-        if token_type_ids is not None:
-            differ = (token_type_ids[:, :, None] != token_type_ids[:, None])[:, None]
+        kinds, differ = inputs.token_type_ids, None
+        if kinds is not None:
+            differ = (kinds[:, :, None] != kinds[:, None])[:, None]
         distances = sinusoids(length, c.hidden_size, c.clamp_len).astype(x.dtype)
         distances = Dropout(c.hidden_dropout_prob, name="distance_dropout")(distances)
         stack = Stack(
@@ -246,16 +237,11 @@ class Model(encoder.Model):
         x = stack(x, mask, None, distances, differ)
         return Dropout(c.hidden_dropout_prob, name="final_dropout")(x), table
 
-    def pool(
-        self,
-        x: Array,
-        attention_mask: Array | None,
-        segment_ids: Array | None,
-        starts: Array | None,
-    ) -> Array:
+    def pool(self, x: Array, inputs: Inputs) -> Array:
         if self.pooling == "mean":
-            return mean_pool(x, attention_mask, segment_ids, starts)
-        return at_starts(x, last_tokens(x.shape[:2], attention_mask, segment_ids, starts))
+            return mean_pool(x, inputs.attention_mask, inputs.segment_ids, inputs.starts)
+        seen = (inputs.attention_mask, inputs.segment_ids, inputs.starts)
+        return at_starts(x, last_tokens(x.shape[:2], *seen))
 
     def each_token(self, x: Array, table: Array, starts: Array | None) -> Array:
         if self.head == "causal_lm":

@@ -1,0 +1,150 @@
+"""What encoder-decoders share: attention to memory, and how the two sides are run under a head."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ftjax.models.cache import Cache, View, prompt_view, token_view
+from ftjax.models.decoder import last_tokens
+from ftjax.models.heads import classify
+from ftjax.models.layers import (
+    AttentionCore,
+    Dense,
+    Dropout,
+    Embedding,
+    at_starts,
+    encoder_mask,
+    shift_right,
+)
+from ftjax.models.stack import matching_segments
+
+Array = jax.Array
+
+
+class Attention(nn.Module):
+    """Attention of `x` to `memory` with its output projection, without residual.
+
+    Without `memory`, to the keys and values that were kept of it.
+
+    Attributes:
+        config: of the family.
+        heads: of queries, keys and values.
+        head_dim: of a head.
+        scale: of scores; None for 1 / √head_dim.
+    """
+
+    config: Any
+    heads: int
+    head_dim: int
+    scale: float | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Array, memory: Array | None, view: View, bias: Array | None = None
+    ) -> Array:
+        c = self.config
+
+        def project(x: Array, name: str) -> Array:
+            y = c.dense(self.heads * self.head_dim, ("embed", "heads"), name)(x)
+            return y.reshape(*x.shape[:-1], self.heads, self.head_dim)
+
+        query, key, value = project(x, "query"), None, None
+        if memory is not None:
+            key, value = project(memory, "key"), project(memory, "value")
+        key, value = Cache(name="cache")(key, value, view.slots)
+        core = AttentionCore(c.attention_dropout, c.options.attention, self.scale, name="core")
+        context = core(query, key, value, view.mask, bias).reshape(*x.shape[:-1], -1)
+        out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
+        return Dropout(c.dropout, name="dropout")(out)
+
+
+class Model(nn.Module):
+    """An encoder-decoder under a head.
+
+    A family's file has `side`, `start` and `logits`.
+
+    Where the collection "cache" is mutable, keys and values are kept for generation; then `column`
+    is where the one token of `decoder_input_ids` (batch, 1) stands. See
+    `ftjax.models.decoder.Model`, also for `features`.
+
+    Attributes:
+        config: the architecture.
+        head: None gives the decoder's hidden states; "seq2seq_lm" float32 logits (batch, target
+            length, vocabulary); "classification" (batch, labels), of the decoder where the input
+            ends; "span" (batch, length, 2), of the decoder; "tokens" (batch, length, labels), of
+            the encoder alone.
+        labels: number of labels.
+    """
+
+    config: Any
+    head: str | None = None
+    labels: int = 2
+    pooling: str = "end"
+
+    def side(self, decoder: bool, segments: tuple[int, ...]) -> nn.Module:
+        """The encoder or the decoder: maps embedded tokens, a `View`, and in the decoder the
+        encoder's output, its `View` and `column`, to hidden states."""
+        raise NotImplementedError
+
+    def start(self, input_ids: Array, attention_mask: Array | None) -> int | Array:
+        """What the decoder reads first where it is given nothing."""
+        return self.config.start
+
+    def logits(self, x: Array, words: Embedding) -> Array:
+        """The language model's, of float32 hidden states."""
+        raise NotImplementedError
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Array | None = None,
+        attention_mask: Array | None = None,
+        decoder_input_ids: Array | None = None,
+        decoder_attention_mask: Array | None = None,
+        column: Array | None = None,
+        features: Array | None = None,
+        features_only: bool = False,
+    ) -> Array:
+        if features is not None:
+            return self.classify(features)
+        c = self.config
+        words = Embedding(c.vocab_size, c.hidden_size, stddev=c.embedding_stddev, name="words")
+        dense = partial(Dense, stddev=c.initializer_range)
+        keep = self.is_mutable_collection("cache") and not self.is_initializing()
+        memory, memory_view = None, View(encoder_mask(attention_mask, None), column)
+        if column is None:
+            encoder = self.side(False, c.options.segments)
+            memory = encoder(words(input_ids) * c.embedding_scale, View(memory_view.mask))
+            slots = jnp.arange(memory.shape[1]) if keep else None
+            memory_view = memory_view._replace(slots=slots)
+        if self.head == "tokens":
+            x = Dropout(c.classifier_dropout, name="dropout")(memory.astype(jnp.float32))
+            return dense(self.labels, ("embed", None), name="classifier")(x)
+        if decoder_input_ids is None:
+            decoder_input_ids = shift_right(input_ids, self.start(input_ids, attention_mask))
+        if column is None:
+            view = prompt_view(decoder_input_ids.shape[1], decoder_attention_mask, keep=keep)
+        else:
+            view = token_view(column, decoder_attention_mask)
+        decoder = self.side(True, matching_segments(c.options.segments, c.num_decoder_layers))
+        x = words(decoder_input_ids) * c.embedding_scale
+        x = decoder(x, view, memory, memory_view, column)
+        x = x[:, -1:] if keep else x
+        if self.head is None:
+            return x
+        x = x.astype(jnp.float32)
+        if self.head == "seq2seq_lm":
+            return self.logits(x, words)
+        if self.head == "span":
+            return dense(2, ("embed", None), name="classifier")(x)
+        ends = last_tokens(x.shape[:2], (input_ids == c.end).astype(jnp.int32), None, None)
+        x = at_starts(x, ends)[:, 0]
+        return x if features_only else self.classify(x)
+
+    def classify(self, x: Array) -> Array:
+        c = self.config
+        head = c.heads[self.head]
+        return classify(head, x, self.labels, c.classifier_dropout, c.initializer_range)
