@@ -191,12 +191,10 @@ def check(tuned: Tuned, settings: Settings, length: int) -> None:
     """
     if tuned.model.head not in ("causal_lm", "seq2seq_lm"):
         raise UserError(f"generation needs a language-model head, not {tuned.model.head!r}")
-    learned = tuned.shapes.get("positions/embedding") or tuned.shapes.get(
-        "decoder/positions/embedding"
-    )
-    wanted = settings.max_new_tokens + (length if tuned.model.head == "causal_lm" else 0)
-    if learned is not None and wanted > tuned.config.max_position_embeddings:
+    config, count = tuned.config, settings.max_new_tokens
+    wanted = length + count if tuned.model.head == "causal_lm" else max(length, count)
+    limit = getattr(config, "max_position_embeddings", wanted)
+    if wanted > limit and not getattr(config, "rotaries", ()):  # positions are of a table
         raise UserError(
-            f"{wanted} tokens exceed the model's {tuned.config.max_position_embeddings} positions; "
-            "shorten the prompt or max_new_tokens"
+            f"prompt and max_new_tokens need {wanted} positions, and the model has {limit}"
         )

@@ -14,6 +14,7 @@ from ftjax.generation.settings import Settings
 from ftjax.generation.text import Generator
 from ftjax.methods import METHODS
 from tests.conftest import ftjax, perturbed
+from tests.generation.conftest import write_model
 
 PROMPTS = ["the film was", "a very good story and", "bad"]
 
@@ -140,6 +141,16 @@ def test_prompts_that_do_not_fit(make, decoder, one_device):
         Generator(model, params, load_tokenizer(decoder), Settings())(PROMPTS)
     with pytest.raises(UserError, match="beam search"):
         make(stop=["film"], num_beams=2)
+
+
+@pytest.mark.parametrize(("case", "head"), [("gpt2", "causal_lm"), ("marian", "seq2seq_lm")])
+def test_more_tokens_than_positions(case, head, one_device, tmp_path):
+    model, params = opened(write_model(tmp_path / case, case, head), one_device, head=head)
+    generator = Generator(
+        model, params, load_tokenizer(tmp_path / case), Settings(max_new_tokens=9)
+    )
+    with pytest.raises(UserError, match="positions"):
+        generator(["good " * 60])
 
 
 def test_command(decoder, make, tmp_path):
