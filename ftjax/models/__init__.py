@@ -50,8 +50,9 @@ def table() -> dict[str, str]:
     verified = json.loads(VERIFIED.read_text(encoding="utf-8"))
     rows = {}
     for name, (_, kind) in FAMILIES.items():
-        tasks = verified.get(name, {})
-        checks = list(dict.fromkeys(check for found in tasks.values() for check in found))
+        heads = verified.get(name, {})
+        tasks = {head: found for head, found in heads.items() if head != "none"}
+        checks = list(dict.fromkeys(check for found in heads.values() for check in found))
         every = [c for c in checks if all(c in found for found in tasks.values())]
         some = [c for c in checks if c not in every]
         lines = [kind, f"tasks: {', '.join(tasks)}", f"verified of each: {', '.join(every)}"]

@@ -186,9 +186,11 @@ def _xla_attention(
     drop: Callable[[Array], Array],
 ) -> Array:
     batch, length, heads, size = query.shape
-    grouped = (batch, length, key.shape[2], -1, size)
-    # A group of query heads shares a head of keys and values.
-    scores = jnp.einsum("bqhgd,bkhd->bhgqk", (query * scale).reshape(grouped), key)
+    groups = key.shape[2]  # whose query heads share a head of keys and values
+    # Matrices of (queries, d), (d, keys) and (keys, d): for one query they are read as they lie.
+    query = (query * scale).reshape(batch, length, groups, -1, size).transpose(0, 2, 3, 1, 4)
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    scores = query.reshape(batch, groups, -1, size) @ key.swapaxes(2, 3)
     scores = scores.reshape(batch, heads, length, -1).astype(jnp.float32)
     if bias is not None:
         scores = scores + bias
@@ -196,9 +198,10 @@ def _xla_attention(
         scores = softcap * jnp.tanh(scores / softcap)
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = drop(jax.nn.softmax(scores, axis=-1).astype(query.dtype))
-    weights = weights.reshape(batch, key.shape[2], -1, length, key.shape[1])
-    return jnp.einsum("bhgqk,bkhd->bqhgd", weights, value).reshape(batch, length, heads, -1)
+    weights = drop(jax.nn.softmax(scores, axis=-1).astype(value.dtype))
+    context = weights.reshape(batch, groups, -1, value.shape[2]) @ value
+    context = context.reshape(batch, heads, length, -1)
+    return context.swapaxes(1, 2)
 
 
 def _cudnn_attention(
