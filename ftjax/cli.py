@@ -18,6 +18,7 @@ CHOICES = {  # how `generate` chooses tokens: option → (type, help)
     "top_p": (float, "sample among the fewest whose probabilities reach it"),
     "min_p": (float, "sample among those with this share of the highest probability"),
     "repetition_penalty": (float, "above 1 makes what was there less likely"),
+    "no_repeat_ngram_size": (int, "no run of so many tokens comes twice"),
     "num_beams": (int, "hypotheses of beam search"),
     "length_penalty": (float, "above 0 favours longer beams"),
     "early_stopping": (lambda text: {"true": True, "false": False}.get(text, text), "of beams"),
@@ -66,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--chat", action="store_true", help="by the model's chat template")
     generate.add_argument("--stop", action="append", default=[], help="a text that ends a text")
     generate.add_argument("--batch-size", type=int, default=8, help="of --input (default 8)")
-    generate.add_argument("--dtype", default="float32", help="float32 or bfloat16, of --model")
+    generate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     generate.add_argument("--tensor", type=int, default=1, help="devices that share each layer")
     for name, (kind, text) in CHOICES.items():
         generate.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)

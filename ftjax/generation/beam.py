@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.generation.choice import adjust
-from ftjax.generation.decode import Prompt, ends, next_logits, read_prompt, repeated, seen_in
+from ftjax.generation.decode import Prompt, ends, next_logits, read_prompt, repeated
 from ftjax.generation.settings import Settings
 from ftjax.paths import Flat
 from ftjax.tuned import Tuned
@@ -30,7 +30,6 @@ class State(NamedTuple):
         hopeful: (p,) whether a running one may still be better than those finished.
         more: () whether to go on.
         count: () tokens generated.
-        seen: (p · b, vocabulary), tokens that were there; None without a penalty.
     """
 
     prompt: Prompt
@@ -43,16 +42,13 @@ class State(NamedTuple):
     hopeful: Array
     more: Array
     count: Array
-    seen: Array | None
 
 
 def start(tuned: Tuned, settings: Settings, params: Flat, batch: Mapping[str, Array]) -> State:
     """Reads the prompts and chooses the first tokens."""
     beams = settings.num_beams
     logits, cache, prompt = read_prompt(tuned, params, batch, settings.max_new_tokens)
-    logits, cache, prompt, seen = repeated(
-        (logits, cache, prompt, seen_in(settings, tuned, batch)), beams
-    )
+    logits, cache, prompt = repeated((logits, cache, prompt), beams)
     shape = (logits.shape[0] // beams, beams)
     nothing = jnp.full((*shape, settings.max_new_tokens), settings.pad, jnp.int32)
     first = jnp.where(jnp.arange(beams) == 0, 0.0, LOW)  # all beams are alike: begin with one
@@ -67,7 +63,6 @@ def start(tuned: Tuned, settings: Settings, params: Flat, batch: Mapping[str, Ar
         jnp.ones(shape[0], bool),
         jnp.asarray(True),
         jnp.asarray(0),
-        seen,
     )
     return extend(settings, state, logits)
 
@@ -76,7 +71,9 @@ def extend(settings: Settings, state: State, logits: Array) -> State:
     """The state after one more token, from logits (p · b, vocabulary)."""
     prompts, beams, room = state.tokens.shape
     size, count = logits.shape[-1], state.count + 1
-    scores = adjust(settings, jax.nn.log_softmax(logits), state.seen, state.count)
+    written = state.tokens.reshape(-1, room)
+    scores = jax.nn.log_softmax(logits)
+    scores = adjust(settings, scores, state.prompt.ids, written, state.count)
     scores = (scores.reshape(prompts, beams, size) + state.scores[..., None]).reshape(prompts, -1)
     # So many that `beams` go on even where every end of a text is among the best.
     many = max(2, 1 + len(settings.end)) * beams
@@ -89,9 +86,6 @@ def extend(settings: Settings, state: State, logits: Array) -> State:
     running, best = jax.lax.top_k(scores + stops * LOW, beams)
     origin = jnp.take_along_axis(origin, best, 1)
     rows = (origin + beams * jnp.arange(prompts)[:, None]).reshape(-1)
-    seen = state.seen
-    if seen is not None:
-        seen = seen[rows].at[jnp.arange(len(rows)), _take(token, best).reshape(-1)].set(True)
 
     full = state.done.all(1) & (settings.early_stopping is True)
     finished = stops & (jnp.arange(many) < beams)
@@ -116,7 +110,6 @@ def extend(settings: Settings, state: State, logits: Array) -> State:
         hopeful=hopeful,
         more=hopeful.any() & open_beam & ~stops.all(),
         count=count,
-        seen=seen,
     )
 
 

@@ -8,18 +8,25 @@ from ftjax.generation.settings import Settings
 Array = jax.Array
 
 
-def adjust(settings: Settings, logits: Array, seen: Array | None, count: Array) -> Array:
+def adjust(settings: Settings, logits: Array, before: Array, tokens: Array, count: Array) -> Array:
     """Applies what holds however a token is then chosen.
 
     Args:
         settings: what is asked.
         logits: float32 (rows, vocabulary), or log-probabilities in beam search.
-        seen: (rows, vocabulary), tokens that were there already; None without a penalty.
+        before: (rows, columns), the prompt's tokens, -1 where there is none.
+        tokens: (rows, max_new_tokens), of which `count` are generated.
         count: tokens generated so far.
     """
-    if seen is not None:
+    generated = jnp.where(jnp.arange(tokens.shape[1]) < count, tokens, -1)
+    written = jnp.concatenate([before, generated], 1)
+    if settings.repetition_penalty != 1:
         penalty = settings.repetition_penalty
-        logits = jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
+        changed = jnp.where(logits < 0, logits * penalty, logits / penalty)
+        logits = jnp.where(_among(logits, written, written >= 0), changed, logits)
+    if settings.no_repeat_ngram_size:
+        end = before.shape[1] + count
+        logits = _without_repeats(logits, written, end, settings.no_repeat_ngram_size)
     if settings.banned:
         logits = logits.at[:, jnp.asarray(settings.banned)].set(-jnp.inf)
     if settings.min_new_tokens and settings.end:
@@ -31,6 +38,32 @@ def adjust(settings: Settings, logits: Array, seen: Array | None, count: Array) 
         last = count == settings.max_new_tokens - 1
         logits = jnp.where(last, _only(logits, settings.forced_last), logits)
     return logits
+
+
+def _among(logits: Array, tokens: Array, chosen: Array) -> Array:
+    """Which of the vocabulary stands among the `chosen` of tokens (rows, columns)."""
+    rows = jnp.arange(len(tokens))[:, None]
+    return jnp.zeros(logits.shape, bool).at[rows, jnp.maximum(tokens, 0)].max(chosen)
+
+
+def _without_repeats(logits: Array, written: Array, end: Array, size: int) -> Array:
+    """Logits without the tokens that would make a run of `size` tokens come twice.
+
+    Args:
+        logits: (rows, vocabulary).
+        written: (rows, columns), -1 where there is no token.
+        end: () the column of the token to come.
+        size: of the runs.
+    """
+    shared = size - 1  # tokens that a run has before its last
+    written = jnp.pad(written, ((0, 0), (shared, 0)), constant_values=-1)
+    latest = jax.lax.dynamic_slice_in_dim(written, end, shared, 1)
+    width = written.shape[1] - shared
+    last = written[:, shared:]
+    same = last >= 0
+    for k in range(shared):
+        same &= (written[:, k : k + width] == latest[:, k : k + 1]) & (latest[:, k : k + 1] >= 0)
+    return jnp.where(_among(logits, last, same), -jnp.inf, logits)
 
 
 def _only(logits: Array, tokens: tuple[int, ...]) -> Array:

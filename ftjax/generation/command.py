@@ -29,6 +29,10 @@ def run(arguments: Namespace) -> None:
     Raises:
         UserError: the model has no language-model head, or the input is bad.
     """
+    if arguments.output and not arguments.input:
+        raise UserError("--output is where the texts for --input go: give --input")
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size must be positive, got {arguments.batch_size}")
     opened = _open_workdir(arguments) if arguments.workdir else _open_model(arguments)
     model, params, folder = opened
     given = {name: getattr(arguments, name, None) for name in settings.SAME}

@@ -19,12 +19,14 @@ class Prompt(NamedTuple):
     """What the steps after a prompt need of it, besides what the model keeps.
 
     Attributes:
+        ids: (rows, length) what the decoder has read, -1 where there is padding.
         mask: (rows, columns), nonzero where a token of the prompt stands, or one may follow.
         first: (rows,), the position of the first token generated.
         start: () the column of the first token generated.
         memory_mask: (rows, length) of an encoder's input.
     """
 
+    ids: Array
     mask: Array
     first: Array
     start: Array
@@ -40,7 +42,6 @@ class State(NamedTuple):
         tokens: (rows, max_new_tokens), `pad` where nothing has come yet.
         count: () tokens generated.
         finished: (rows,), whether an end has come.
-        seen: (rows, vocabulary), tokens that were there; None without a penalty.
         keys: one a row.
     """
 
@@ -49,7 +50,6 @@ class State(NamedTuple):
     tokens: Array
     count: Array
     finished: Array
-    seen: Array | None
     keys: Array
 
 
@@ -74,13 +74,14 @@ def read_prompt(
         wide = jnp.concatenate([mask, jnp.ones((rows, room - 1), mask.dtype)], 1)
         positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
         inputs = {"input_ids": ids, "attention_mask": wide, "position_ids": positions}
-        prompt = Prompt(wide, positions[:, -1] + 1, jnp.asarray(length))
+        read = jnp.where(mask > 0, ids, -1)
+        prompt = Prompt(read, wide, positions[:, -1] + 1, jnp.asarray(length))
     else:
         wide = jnp.ones((rows, room), jnp.int32)
         start = jnp.full((rows, 1), tuned.config.start)
         inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": start}
         inputs["decoder_attention_mask"] = wide
-        prompt = Prompt(wide, jnp.ones(rows, jnp.int32), jnp.asarray(1), mask)
+        prompt = Prompt(start, wide, jnp.ones(rows, jnp.int32), jnp.asarray(1), mask)
     logits, cache = tuned.apply_cached(params, None, inputs)
     return logits[:, -1], cache, prompt
 
@@ -111,18 +112,6 @@ def repeated(tree: Any, times: int) -> Any:
     return jax.tree.map(repeat, tree)
 
 
-def seen_in(settings: Settings, tuned: Tuned, batch: Mapping[str, Array]) -> Array | None:
-    """Which tokens the penalty counts from the prompt: (rows, vocabulary), or None."""
-    if settings.repetition_penalty == 1:
-        return None
-    rows, size = batch["input_ids"].shape[0], tuned.config.vocab_size
-    seen = jnp.zeros((rows, size), bool)
-    if tuned.model.head == "causal_lm":
-        number = jnp.arange(rows)[:, None]
-        return seen.at[number, batch["input_ids"]].max(batch["attention_mask"] > 0)
-    return seen.at[:, tuned.config.start].set(True)
-
-
 def start(tuned: Tuned, settings: Settings, params: Flat, batch: Mapping[str, Array]) -> State:
     """Reads a prompt and chooses the first token.
 
@@ -130,9 +119,7 @@ def start(tuned: Tuned, settings: Settings, params: Flat, batch: Mapping[str, Ar
     """
     many = settings.num_return_sequences
     logits, cache, prompt = read_prompt(tuned, params, batch, settings.max_new_tokens)
-    logits, cache, prompt, seen = repeated(
-        (logits, cache, prompt, seen_in(settings, tuned, batch)), many
-    )
+    logits, cache, prompt = repeated((logits, cache, prompt), many)
     rows = logits.shape[0]
     key, copies = jax.random.key(settings.seed), jnp.tile(jnp.arange(many), rows // many)
     fold = jax.vmap(lambda n, copy: jax.random.fold_in(jax.random.fold_in(key, n), copy))
@@ -142,7 +129,6 @@ def start(tuned: Tuned, settings: Settings, params: Flat, batch: Mapping[str, Ar
         jnp.full((rows, settings.max_new_tokens), settings.pad, jnp.int32),
         jnp.asarray(0),
         jnp.zeros(rows, bool),
-        seen,
         fold(jnp.repeat(batch["numbers"], many), copies),
     )
     return add(settings, state, logits)
@@ -151,16 +137,12 @@ def start(tuned: Tuned, settings: Settings, params: Flat, batch: Mapping[str, Ar
 def add(settings: Settings, state: State, logits: Array) -> State:
     """The state with one more token a row."""
     keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.count)
-    logits = adjust(settings, logits, state.seen, state.count)
+    logits = adjust(settings, logits, state.prompt.ids, state.tokens, state.count)
     token = jnp.where(state.finished, settings.pad, choose(settings, logits, keys))
-    seen = state.seen
-    if seen is not None:
-        seen = seen.at[jnp.arange(len(token)), token].set(True)
     return state._replace(
         tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.count, 1),
         count=state.count + 1,
         finished=state.finished | ends(settings, token),
-        seen=seen,
     )
 
 

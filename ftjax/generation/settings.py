@@ -27,6 +27,8 @@ class Settings:
         min_p: sample among those with at least this share of the highest probability.
         repetition_penalty: divides positive logits of tokens that were there already, and
             multiplies negative ones (Keskar et al. 2019); of an encoder-decoder, in the output.
+        no_repeat_ngram_size: no run of so many tokens comes twice (Paulus et al. 2018), counted
+            where `repetition_penalty` counts; 0 allows all.
         num_beams: hypotheses kept by beam search; 1 for none.
         length_penalty: beams are ranked by log-probability / length ** length_penalty.
         early_stopping: of beam search: True stops when `num_beams` are finished; False when the
@@ -48,6 +50,7 @@ class Settings:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False
@@ -62,7 +65,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "num_beams", "num_return_sequences"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1")
-        for name in ("temperature", "top_k", "min_new_tokens"):
+        for name in ("temperature", "top_k", "min_new_tokens", "no_repeat_ngram_size"):
             require(getattr(self, name) >= 0, f"{name} must not be negative")
         require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
         require(0 <= self.min_p <= 1, f"min_p must be in [0, 1], got {self.min_p}")
@@ -85,7 +88,6 @@ class Settings:
 # Of generation_config.json: what is read, and what changes outputs and is not implemented.
 SAME = [field.name for field in fields(Settings)]
 REFUSED = {
-    "no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0,
     "encoder_no_repeat_ngram_size": 0,
     "diversity_penalty": 0.0,

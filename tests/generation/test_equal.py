@@ -112,6 +112,8 @@ VARIANTS = {
     "never stops early": {**BEAMS, "length_penalty": 0.5, "early_stopping": "never"},
     "beams with a penalty": {**BEAMS, "repetition_penalty": 1.4},
     "penalty": {"repetition_penalty": 1.4},
+    "no bigram twice": {"no_repeat_ngram_size": 2},
+    "beams without a run twice": {**BEAMS, "no_repeat_ngram_size": 3},
     "at least": {"min_new_tokens": 12, "eos_token_id": [3, 20, 31]},
     "several ends": {**BEAMS, "eos_token_id": [3, 20, 31]},
     "banned": {"suppress_tokens": [10, 11, 12, 44], "bad_words_ids": [[33]]},
@@ -135,6 +137,7 @@ def test_settings(variant, gpt2, bart):
     pair = bart if variant == "forced" else gpt2  # it comes first only where a text begins
     ours = {name: value for name, value in asked.items() if name in Settings.__dataclass_fields__}
     settings = from_hf({**pair.config, **asked}, max_new_tokens=TOKENS, **ours)
-    # transformers' penalty counts padding, ours does not
-    wanted = pair.reference(settings, alone="penalty" in variant, **asked)
+    # transformers' penalty and runs count padding, ours do not
+    alone = {"repetition_penalty", "no_repeat_ngram_size"} & set(asked)
+    wanted = pair.reference(settings, alone=bool(alone), **asked)
     np.testing.assert_array_equal(pair.generate(settings), wanted)

@@ -67,6 +67,6 @@ def test_settings_that_make_no_sense(asked, message):
 
 
 def test_generation_config_that_is_not_implemented():
-    with pytest.raises(UserError, match="no_repeat_ngram_size=3"):
-        from_hf({"no_repeat_ngram_size": 3})
-    assert from_hf({"no_repeat_ngram_size": 0, "do_sample": True}).top_k == 50
+    with pytest.raises(UserError, match="typical_p=0.9"):
+        from_hf({"typical_p": 0.9})
+    assert from_hf({"typical_p": 1.0, "do_sample": True}).top_k == 50

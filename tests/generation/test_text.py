@@ -173,6 +173,7 @@ def test_bad_input_to_the_command(decoder, tiny, tmp_path):
     rows.write_text('{"prompt": "good"}\n{"text": "bad"}\n')
     for arguments, message in (
         (("--model", decoder), "--prompt"),
+        (("--model", decoder, "--prompt", "good", "--output", rows), "--input"),
         (("--model", decoder, "--input", rows), "in.jsonl, row 2: needs 'prompt'"),
         (("--model", tiny, "--prompt", "good"), "bert does not generate"),
     ):
