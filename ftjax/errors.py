@@ -8,6 +8,12 @@ class UserError(ValueError):
     """Bad input. The command line prints its message and exits with code 2."""
 
 
+def require(condition: bool, message: str) -> None:
+    """Raises UserError with `message` unless `condition`."""
+    if not condition:
+        raise UserError(message)
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Returns " (did you mean ...?)" with the known names most like `name`, or the known names."""
     known = sorted(set(known))

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from ftjax import methods, tuned
+from ftjax.data.sources import READERS
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer, locate, read_config, read_json
 from ftjax.generation import settings
@@ -17,7 +18,6 @@ from ftjax.generation.text import Generator
 from ftjax.models import kind_of
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import Flat
-from ftjax.training.predictor import open_predictor
 from ftjax.training.records import write_text
 
 HEADS = {"decoder": "causal_lm", "encoder-decoder": "seq2seq_lm"}
@@ -72,6 +72,8 @@ def _open_model(arguments: Namespace) -> tuple[tuned.Tuned, Flat, Path]:
 
 def _open_workdir(arguments: Namespace) -> tuple[tuned.Tuned, Flat, Path]:
     """The best model of a work folder."""
+    from ftjax.training.predictor import open_predictor  # with what training needs
+
     predictor = open_predictor(arguments.workdir)
     return predictor.run.tuned, predictor.params, predictor.run.folder
 
@@ -131,18 +133,8 @@ def _read(file: Path, field: str) -> list[dict[str, Any]]:
     Raises:
         UserError: a row is not an object with the field; file and row are named.
     """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8: {error}") from error
     rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}, row {number}: not valid JSON: {error}") from error
+    for number, row in READERS["json"](file):
         wanted = list if field == "messages" else str
         if not isinstance(row, dict) or not isinstance(row.get(field), wanted):
             raise UserError(f"{file}, row {number}: needs {field!r}, a {wanted.__name__}")

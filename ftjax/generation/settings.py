@@ -4,12 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ftjax.errors import UserError
-
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
+from ftjax.errors import UserError, require
 
 
 @dataclass(frozen=True)

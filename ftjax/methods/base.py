@@ -56,9 +56,3 @@ class Method:
             f"{type(self).__name__.lower()} changes the computation and cannot be merged into "
             "the base model's weights"
         )
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises UserError with `message` unless `condition`."""
-    if not condition:
-        raise UserError(message)

@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, head_rule, require
+from ftjax.errors import require
+from ftjax.methods.base import FREEZE_REST, Interceptor, Method, head_rule
 from ftjax.partition import Rules
 from ftjax.paths import Base
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.dropout import dropout
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, head_rule, require
+from ftjax.errors import require
+from ftjax.methods.base import FREEZE_REST, Interceptor, Method, head_rule
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat
 

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from ftjax.methods.base import FREEZE_REST, require
+from ftjax.errors import require
+from ftjax.methods.base import FREEZE_REST
 from ftjax.methods.selection import Selection
 from ftjax.partition import Rules
 from ftjax.paths import Base

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from ftjax.methods.base import FREEZE_REST, Method, head_rule, require
+from ftjax.errors import require
+from ftjax.methods.base import FREEZE_REST, Method, head_rule
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat
 
