@@ -5,7 +5,7 @@ array: a selection is then a set of keys, and a pattern is matched against what 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,10 @@ def expand(path: str) -> list[str]:
     return [f"{head}layer_{i}{tail}" for i in range(int(match.group(2)), int(match.group(3)))]
 
 
+def _number(layer: str) -> int:
+    return int(layer.rpartition("_")[2])
+
+
 @dataclass(frozen=True)
 class Base:
     """What a method may know of a model: paths and shapes, no modules.
@@ -43,15 +47,32 @@ class Base:
         shapes: flat abstract parameters of the model without any method.
         names: our unrolled module path → Hugging Face's module name.
         head: names of the top-level modules that make up the task head.
-        layers: depth of the stack (of the encoder, where there are two).
         default_targets: which projections low-rank methods adapt unless told otherwise.
+        pre_norm: norms stand before the sub-layers, not after.
+        tokenize: text → token ids without special tokens; None before a folder is open.
     """
 
     shapes: Flat
     names: Mapping[str, str]
     head: tuple[str, ...]
-    layers: int
     default_targets: tuple[str, ...]
+    pre_norm: bool = False
+    tokenize: Callable[[str], Sequence[int]] | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Unrolled paths of the layers from the input to the output, all stacks in turn.
+
+        Empty where layers share their parameters.
+        """
+        found = re.findall(r"(?m)^((?:.*/)?layer_\d+)/", "\n".join(self._unrolled()))
+        stacks = list(dict.fromkeys(path.rpartition("_")[0] for path in found))
+        return tuple(
+            sorted(set(found), key=lambda p: (stacks.index(p.rpartition("_")[0]), _number(p)))
+        )
+
+    def _unrolled(self) -> list[str]:
+        return [name for path in self.shapes for name in expand(path)]
 
     def projections(self) -> dict[str, tuple[int, int]]:
         """Module path of every projection outside the head → (in, out)."""

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 
 from ftjax.errors import UserError, nearest
 from ftjax.formats import hf
-from ftjax.formats.folder import open_weights
+from ftjax.formats.folder import load_tokenizer, open_weights
 from ftjax.methods.base import Method
 from ftjax.models import family as family_of
 from ftjax.models import kind_of
@@ -22,7 +23,7 @@ from ftjax.models.layers import ATTENTION, Options
 from ftjax.models.stack import POLICIES, resolve_segments
 from ftjax.parallel.mesh import param_shardings
 from ftjax.partition import Partition, merge
-from ftjax.paths import Base, Flat, flatten, unflatten
+from ftjax.paths import Base, Flat, expand, flatten, unflatten
 
 INPUTS = (
     "input_ids",
@@ -64,6 +65,7 @@ class Tuned:
     partition: Partition
     shapes: Flat
     axes: Mapping[str, tuple[str | None, ...]]
+    _phases: dict[Method, Partition] = field(default_factory=dict, compare=False, repr=False)
 
     def apply(
         self,
@@ -87,7 +89,8 @@ class Tuned:
             inputs["features_only"] = True
         rngs = None if key is None else {"dropout": key}
         variables = {"params": unflatten(params)}
-        with _intercepted(self.method.interceptor(self.base) if adapted else None):
+        interceptor = self.method.interceptor if adapted else self.method.disabled
+        with _intercepted(interceptor(self.base)):
             return self.model.apply(variables, **inputs, rngs=rngs)
 
     def apply_cached(
@@ -105,6 +108,26 @@ class Tuned:
         with _intercepted(self.method.interceptor(self.base)):
             logits, kept = self.model.apply(variables, **inputs, mutable=["cache"])
         return logits, kept["cache"]
+
+    def phase(self, step: int) -> Partition:
+        """What trains at a step, of what `partition` says trains at all.
+
+        The same object for all steps at which the same trains.
+        """
+        method = self.method.at_step(step, self.base)
+        if method not in self._phases:
+            self._phases[method] = Partition.of(list(self.shapes), method.rules(self.base))
+        return self._phases[method]
+
+    def rates(self) -> dict[str, Any]:
+        """What learning rates are multiplied by, where not 1: a number, or one a scanned layer."""
+        rates = {}
+        for path, leaf in self.shapes.items():
+            found = [self.method.rate_of(self.base, name) for name in expand(path)]
+            if set(found) != {1.0}:
+                each = jnp.asarray(found).reshape(-1, *[1] * (leaf.ndim - 1))
+                rates[path] = found[0] if len(set(found)) == 1 else each
+        return rates
 
     @property
     def only_head_trains(self) -> bool:
@@ -130,6 +153,22 @@ class Tuned:
             return {path: flat[path].astype(self.dtype(path)) for path in paths}
 
         return jax.jit(make, out_shardings={path: shardings[path] for path in paths})(key)
+
+    def started(
+        self, params: Flat, key: jax.Array, shardings: Mapping[str, Any], folder: Path
+    ) -> Flat:
+        """Those parameters of the method whose first value depends on the base's."""
+        base = replace(self.base, tokenize=partial(_tokenize, folder))
+
+        def initialize(params: Flat, key: jax.Array) -> Flat:
+            return self.method.initialize(base, params, key)
+
+        placed = {path: shardings[path] for path in jax.eval_shape(initialize, params, key)}
+        return jax.jit(initialize, out_shardings=placed)(params, key) if placed else {}
+
+
+def _tokenize(folder: Path, text: str) -> list[int]:
+    return load_tokenizer(folder)(text, add_special_tokens=False)["input_ids"]
 
 
 class _intercepted:
@@ -187,12 +226,14 @@ def build(
         config = family.from_hf(hf_config, options)
     except KeyError as error:
         raise UserError(f"config.json of this {hf_config['model_type']} lacks {error}") from error
-    layers = config.num_hidden_layers
+    layers, more = config.num_hidden_layers, getattr(config, "num_decoder_layers", 0)
+    # A decoder is cut at the numbers of the encoder's layers, counted from its own first.
+    cuts = [cut if cut <= layers else cut - layers for cut in method.cuts(layers + more)]
     segments = resolve_segments(
         settings.get("segments", "auto"),
         layers,
         12 * layers * config.hidden_size**2,  # of a usual transformer, near enough to choose
-        method.cuts(layers),
+        cuts,
     )
     config = replace(config, options=replace(options, segments=segments))
     model = family.Model(config, **head)
@@ -208,8 +249,8 @@ def build(
         shapes,
         names.plain(),
         tuple(dict.fromkeys(path.split("/")[0] for path in names.head)),
-        layers,
         family.DEFAULT_TARGETS,
+        config.pre_norm,
     )
     interceptor = method.interceptor(base)
     if interceptor is not None:
@@ -217,7 +258,8 @@ def build(
         shapes = {path: leaf.value for path, leaf in boxed.items()}
     axes = {path: tuple(leaf.names) for path, leaf in boxed.items()}
     partition = Partition.of(list(shapes), method.rules(base), method.trains)
-    return Tuned(family, names, config, model, method, base, partition, shapes, axes)
+    phases = {method: partition}
+    return Tuned(family, names, config, model, method, base, partition, shapes, axes, phases)
 
 
 def names_of(family: ModuleType, config: Any, head: str | None) -> hf.Names:
@@ -271,8 +313,10 @@ def load(
             if index != held[0]:
                 held = index, stored.read(index, tuned.dtype(path))
             parts.append(jax.block_until_ready(jax.device_put(held[1], device)))
-        return jax.make_array_from_single_device_arrays(stored.shape, sharding, parts)
+        array = jax.make_array_from_single_device_arrays(stored.shape, sharding, parts)
+        return tuned.method.stored(tuned.base, path, array)
 
     loaded, absent = hf.load(open_weights(folder), tuned.base.shapes, tuned.names, place, new_head)
     missing = [path for path in tuned.shapes if path not in loaded]
-    return merge(loaded, tuned.init(key, missing, shardings)), absent
+    params = merge(loaded, tuned.init(key, missing, shardings))
+    return params | tuned.started(params, key, shardings, folder), absent

@@ -1,9 +1,14 @@
 """What a method is: rules that select, an interceptor that adds, and a merge."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
 
 from ftjax.errors import UserError
 from ftjax.partition import FROZEN, Rules
@@ -22,9 +27,63 @@ def head_rule(base: Base, *more: str) -> tuple[str, str]:
     return (rf"({names})/.*", "head") if names else (r"(?!)", FROZEN)
 
 
+def at(places: Collection[str], wrap: Callable[..., Any], method: str = "__call__") -> Interceptor:
+    """An interceptor that calls `wrap(module, call, *args, **kwargs)` instead of `call`.
+
+    Args:
+        places: paths of the modules it is for; "" is the model.
+        wrap: gives what the module's method then returns; `call` is that method.
+        method: the one that is wrapped.
+    """
+
+    def intercept(call: Callable[..., Any], args: tuple, kwargs: dict, context: Any) -> Any:
+        if context.method_name != method or "/".join(context.module.path) not in places:
+            return call(*args, **kwargs)
+        return wrap(context.module, call, *args, **kwargs)
+
+    return intercept
+
+
+def nested(*interceptors: Interceptor | None) -> Interceptor | None:
+    """One interceptor from several, the first innermost; None adds nothing."""
+
+    def around(outer: Interceptor, inner: Interceptor) -> Interceptor:
+        def intercept(call: Callable[..., Any], args: tuple, kwargs: dict, context: Any) -> Any:
+            def within(*args: Any, **kwargs: Any) -> Any:
+                return inner(call, args, kwargs, context)
+
+            return outer(within, args, kwargs, context)
+
+        return intercept
+
+    whole = None
+    for interceptor in interceptors:
+        if interceptor is not None:
+            whole = interceptor if whole is None else around(interceptor, whole)
+    return whole
+
+
+def leaf(
+    module: nn.Module,
+    name: str,
+    init: Callable[..., jax.Array],
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+) -> jax.Array:
+    """A float32 parameter that a method adds to a module.
+
+    Args:
+        axes: logical axes, one a dimension; "rank" and None are on every device whole.
+    """
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+
+
 @dataclass(frozen=True)
 class Method:
-    """A fine-tuning method. Subclasses are frozen dataclasses of its hyperparameters."""
+    """A fine-tuning method. Subclasses are frozen dataclasses of its hyperparameters.
+
+    Most have `rules`, and `interceptor` and `merge` where they add parameters.
+    """
 
     trains: ClassVar[bool] = True  # prompting selects templates instead
     # Hyperparameters under which step 0 is not the base model; a method that adds nothing has none.
@@ -42,9 +101,50 @@ class Method:
         """
         return None
 
+    def disabled(self, base: Base) -> Interceptor | None:
+        """What the base model itself needs, where the method stores it otherwise."""
+        return None
+
     def cuts(self, layers: int) -> tuple[int, ...]:
-        """Layer numbers at which the stack's segments must be cut for `rules` to apply."""
+        """Numbers of layers, of all stacks, at which segments must be cut for `rules` to apply."""
         return ()
+
+    def stored(self, base: Base, path: str, array: jax.Array) -> Any:
+        """How a parameter of the base model is stored: as it is, or quantized."""
+        return array
+
+    def initialize(self, base: Base, params: Flat, key: jax.Array) -> Flat:
+        """Those of the method's parameters whose first value depends on the base's values."""
+        return {}
+
+    def at_step(self, step: int, base: Base) -> "Method":
+        """The method that selects what trains at a step, of what `rules` selects in all."""
+        return self
+
+    def rate_of(self, base: Base, path: str) -> float:
+        """What the learning rate of a parameter is multiplied by; the path is unrolled."""
+        return 1.0
+
+    def penalty(self, params: Flat) -> jax.Array | None:
+        """What is added to the mean loss, from the trainable parameters."""
+        return None
+
+    def optimizer(
+        self,
+        group: str,
+        core: optax.GradientTransformation,
+        rest: optax.GradientTransformation,
+        steps: int,
+    ) -> optax.GradientTransformation:
+        """The optimizer of a group of the partition, which sees `frozen` as an extra argument.
+
+        Args:
+            group: of `rules`.
+            core: keeps moments.
+            rest: weight decay and learning rate.
+            steps: of the whole run.
+        """
+        return optax.chain(core, rest)
 
     def merge(self, params: Flat) -> Flat:
         """Parameters of the plain model that computes the same.
@@ -56,3 +156,8 @@ class Method:
             f"{type(self).__name__.lower()} changes the computation and cannot be merged into "
             "the base model's weights"
         )
+
+
+def present(tree: Mapping[str, Any]) -> Flat:
+    """The leaves that a group's optimizer sees, without the places of other groups' leaves."""
+    return {path: x for path, x in tree.items() if not isinstance(x, optax.MaskedNode)}

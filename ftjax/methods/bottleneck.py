@@ -5,6 +5,7 @@ the references' N(0, 0.02) for both. Either way biases start at zero.
 Each adapter has 2dm + m + d parameters, m = d / reduction. The head is trained too.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, head_rule
+from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf
 from ftjax.partition import Rules
 from ftjax.paths import Base
 
@@ -33,11 +34,8 @@ class Adapter(nn.Module):
         up_init = normal if self.init == "normal" else nn.initializers.zeros
 
         def dense(x: jax.Array, name: str, init, features: int, axes: tuple) -> jax.Array:
-            annotate = nn.with_logical_partitioning
-            shape = (x.shape[-1], features)
-            kernel = self.param(f"{name}_kernel", annotate(init, axes), shape, jnp.float32)
-            zeros = annotate(nn.initializers.zeros, axes[1:])
-            bias = self.param(f"{name}_bias", zeros, (features,), jnp.float32)
+            kernel = leaf(self, f"{name}_kernel", init, (x.shape[-1], features), axes)
+            bias = leaf(self, f"{name}_bias", nn.initializers.zeros, (features,), axes[1:])
             return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
         down = dense(x, "down", normal, self.width, ("embed", "rank"))
@@ -97,13 +95,11 @@ class Houlsby(Bottleneck):
     def interceptor(self, base: Base) -> Interceptor:
         places = self.places(base, "attention|ffn")
 
-        def intercept(next_fun, args, kwargs, context):
-            h = next_fun(*args, **kwargs)
-            if "/".join(context.module.path) not in places or context.method_name != "__call__":
-                return h
-            return h + self.adapter(context.module, h)
+        def adapted(module: nn.Module, call: Callable, *args: jax.Array) -> jax.Array:
+            h = call(*args)
+            return h + self.adapter(module, h)
 
-        return intercept
+        return at(places, adapted)
 
 
 @dataclass(frozen=True)
@@ -118,16 +114,14 @@ class Pfeiffer(Bottleneck):
 
     def interceptor(self, base: Base) -> Interceptor:
         places = self.places(base, "ffn_norm")
-        inside = []  # the norm is called once more below, then without the adapter
+        inside: list[bool] = []  # the norm is called once more below, then without the adapter
 
-        def intercept(next_fun, args, kwargs, context):
-            module = context.module
-            if "/".join(module.path) not in places or context.method_name != "__call__" or inside:
-                return next_fun(*args, **kwargs)
-            (z,) = args
+        def adapted(module: nn.Module, call: Callable, z: jax.Array) -> jax.Array:
+            if inside:
+                return call(z)
             inside.append(True)
             x = module(z)
             inside.pop()
-            return next_fun(z + self.adapter(module, x))
+            return call(z + self.adapter(module, x))
 
-        return intercept
+        return at(places, adapted)

@@ -1,6 +1,7 @@
 """LoRA (Hu et al. 2022): a low-rank update beside chosen projections."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from ftjax.dropout import dropout
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, head_rule
+from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat
 
@@ -68,25 +69,16 @@ class Lora(Method):
         init_a = nn.initializers.normal(1 / self.rank) if self.init == "gaussian" else _uniform
         init_b = _uniform if self.init == "random" else nn.initializers.zeros
 
-        def intercept(next_fun, args, kwargs, context):
-            module = context.module
-            if "/".join(module.path) not in targets or context.method_name != "__call__":
-                return next_fun(*args, **kwargs)
-            (x,) = args
-            y = next_fun(x)
+        def adapted(module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
+            y = call(x)
             into, out = module.axes
-            annotate = nn.with_logical_partitioning
-            a = module.param(
-                "lora_a", annotate(init_a, (into, "rank")), (x.shape[-1], self.rank), jnp.float32
-            )
-            b = module.param(
-                "lora_b", annotate(init_b, ("rank", out)), (self.rank, y.shape[-1]), jnp.float32
-            )
+            a = leaf(module, "lora_a", init_a, (x.shape[-1], self.rank), (into, "rank"))
+            b = leaf(module, "lora_b", init_b, (self.rank, y.shape[-1]), ("rank", out))
             if self.dropout and module.has_rng("dropout"):
                 x = dropout(module.make_rng("dropout"), x, self.dropout)
             return y + (x.astype(y.dtype) @ a.astype(y.dtype)) @ b.astype(y.dtype) * self.scale
 
-        return intercept
+        return at(targets, adapted)
 
     def merge(self, params: Flat) -> Flat:
         """W + (α/r) A B, layer by layer where layers are stacked."""

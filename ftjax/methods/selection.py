@@ -1,8 +1,10 @@
 """Methods that add nothing: they choose which of the model's own parameters to train."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ftjax.errors import require
+from ftjax.errors import UserError, require
 from ftjax.methods.base import FREEZE_REST, Method, head_rule
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat
@@ -13,6 +15,24 @@ class Selection(Method):
 
     def merge(self, params: Flat) -> Flat:
         return dict(params)
+
+
+def layers_of(base: Base) -> tuple[str, ...]:
+    """Paths of the layers, from the input to the output.
+
+    Raises:
+        UserError: layers share their parameters, so that none can be chosen.
+    """
+    require(bool(base.layers), "layers of this model share parameters: none can be chosen")
+    return base.layers
+
+
+def layer_rule(layers: Iterable[str], group: str = "backbone") -> tuple[str, str]:
+    """The rule that trains whole layers."""
+    return (rf"({'|'.join(map(re.escape, layers))})/.*", group)
+
+
+TOP = ("pooler", "final_norm", "decoder/final_norm")  # between the last layer and the head
 
 
 @dataclass(frozen=True)
@@ -41,6 +61,8 @@ class Head(Selection):
 class TopK(Selection):
     """Trains the last k layers, the final norm, the pooler and the head.
 
+    An encoder-decoder's layers are counted from the encoder's first to the decoder's last.
+
     Attributes:
         k: how many layers; negative for the first |k| instead.
     """
@@ -52,14 +74,10 @@ class TopK(Selection):
         return (layers - self.k,) if self.k > 0 else (-self.k,)
 
     def rules(self, base: Base) -> Rules:
-        (cut,) = self.cuts(base.layers)
-        chosen = range(cut, base.layers) if self.k > 0 else range(cut)
-        names = "|".join(map(str, chosen))
-        return (
-            (rf"(.*/)?layer_({names})/.*", "backbone"),
-            head_rule(base, "pooler", "final_norm"),
-            FREEZE_REST,
-        )
+        layers = layers_of(base)
+        (cut,) = self.cuts(len(layers))
+        chosen = layers[cut:] if self.k > 0 else layers[:cut]
+        return (layer_rule(chosen), head_rule(base, *TOP), FREEZE_REST)
 
 
 @dataclass(frozen=True)
@@ -67,8 +85,49 @@ class BitFit(Selection):
     """Trains every bias and the head (Ben Zaken et al. 2022).
 
     BERT-base: 102,912 biases, without the head. It selects the biases a model has; libraries
-    that add new biases do something else.
+    that add new biases do something else. T5 and Llama have none.
     """
 
     def rules(self, base: Base) -> Rules:
+        found = any(path.endswith("/bias") for path in base.shapes)
+        require(found, "bitfit trains biases, and this model has none")
         return (head_rule(base), (r".*/bias", "bias"), FREEZE_REST)
+
+
+@dataclass(frozen=True)
+class LayerNorm(Selection):
+    """Trains the scales and biases of all norms, and the head (Zhao et al. 2023).
+
+    BERT-base: 38,400, without the head. Equal to `peft`'s LNTuningConfig over all norms.
+    """
+
+    def rules(self, base: Base) -> Rules:
+        return (head_rule(base), (r".*norm/(scale|bias)", "norm"), FREEZE_REST)
+
+
+@dataclass(frozen=True)
+class Regex(Selection):
+    """Trains what the user's own rules select.
+
+    Attributes:
+        patterns: (pattern, group) pairs over unrolled paths, as "encoder/layer_3/ffn/up/kernel",
+            matched in full; first match wins, group "frozen" freezes, and what none matches is
+            frozen. The default trains attention and the classifier.
+    """
+
+    patterns: tuple[tuple[str, str], ...] = (
+        (r".*/attention/.*", "attention"),
+        (r"classifier/.*", "head"),
+    )
+
+    def rules(self, base: Base) -> Rules:
+        for rule in self.patterns:
+            pair = isinstance(rule, list | tuple) and len(rule) == 2
+            require(pair, f"method.patterns: {rule!r} is not a pair (pattern, group)")
+            try:
+                re.compile(rule[0])
+            except re.error as error:
+                raise UserError(
+                    f"method.patterns: {rule[0]!r} is not a regular expression: {error}"
+                ) from error
+        return (*(tuple(rule) for rule in self.patterns), FREEZE_REST)

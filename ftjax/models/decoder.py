@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -90,6 +90,8 @@ class Config:
     initializer_range: float = 0.02
     heads: Mapping[str, Head] = field(default_factory=dict, hash=False)
     options: Options = field(default_factory=Options)
+
+    pre_norm: ClassVar[bool] = True
 
     def dense(
         self, features: int, axes: tuple[str | None, str | None], name: str, bias: str = ""

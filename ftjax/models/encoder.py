@@ -7,7 +7,7 @@ what heads it has.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -67,6 +67,8 @@ class Config:
     initializer_range: float = 0.02
     heads: Mapping[str, Head] = field(default_factory=dict, hash=False)
     options: Options = field(default_factory=Options)
+
+    pre_norm: ClassVar[bool] = False
 
     def dense(
         self, features: int, axes: tuple[str | None, str | None], name: str, bias: bool = True

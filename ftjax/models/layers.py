@@ -69,8 +69,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        kernel = self.weight(x.shape[-1])
         # One matrix, not a batch of them: XLA transposes batched operands of the kernel's gradient.
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
         y = (rows @ kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
@@ -79,6 +78,11 @@ class Dense(nn.Module):
             bias = self.param("bias", init, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)
         return y
+
+    def weight(self, size: int) -> Array:
+        """The kernel (in, out) that `__call__` uses; methods intercept it."""
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
+        return self.param("kernel", init, (size, self.features), jnp.float32)
 
 
 class LayerNorm(nn.Module):

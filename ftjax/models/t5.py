@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -66,6 +66,8 @@ class Config:
     options: Options = field(default_factory=Options)
     embedding_stddev: float = 1.0
     embedding_scale: float = 1.0
+
+    pre_norm: ClassVar[bool] = True
 
     @property
     def attention_dropout(self) -> float:

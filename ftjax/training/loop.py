@@ -5,13 +5,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from ftjax import tasks
@@ -22,10 +23,11 @@ from ftjax.errors import UserError
 from ftjax.formats.folder import fingerprint, locate
 from ftjax.loss import Loss
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
+from ftjax.partition import FROZEN, Partition
 from ftjax.paths import Flat
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.evaluate import Forward, cache_features, score
-from ftjax.training.optimizers import make_optimizer, schedule
+from ftjax.training.optimizers import carry, make_optimizer, schedule
 from ftjax.training.progress import Progress
 from ftjax.training.records import Records, write_json
 from ftjax.training.result import write_result
@@ -40,7 +42,7 @@ from ftjax.training.run import (
     refuse_differences,
     write_labels,
 )
-from ftjax.training.step import State, compile_step, init_state, make_step
+from ftjax.training.step import State, compile_step, init_moments, init_state, make_step
 
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
@@ -98,8 +100,7 @@ class _Training:
             self.config.optimizer.warmup,
             self.total,
         )
-        labels = {path: run.tuned.partition.labels[path] for path in run.trainable}
-        self.optimizer = make_optimizer(self.config.optimizer, labels, self.rate)
+        self.rates = run.tuned.rates()
 
     def _cache_features(self) -> None:
         run = self.run_
@@ -113,11 +114,13 @@ class _Training:
 
     def run(self) -> dict[str, Any] | None:
         run, settings = self.run_, self.config.train
-        state = init_state(run.trainable, self.optimizer, self.config.seed, self.mesh)
         checkpoints = Checkpoints(self.workdir / "checkpoints", settings.keep)
         self.base = fingerprint(run.folder)
         iterator = self.loader.iterate(self.total)
         latest = checkpoints.latest()
+        phase = self._phase(latest or 0)
+        optimizer, seed = self._optimizer(phase), self.config.seed
+        state = init_state(run.trainable, optimizer, seed, self.mesh, phase)
         if latest is not None:
             state = self._resume(checkpoints, latest, state, iterator)
         elif self.cached:
@@ -164,8 +167,17 @@ class _Training:
         if step:
             records.say(f"resumed at step {step}")
 
-    def _step(self) -> Callable:
-        """The step as a pure function, not yet compiled."""
+    def _phase(self, done: int) -> Partition:
+        """What the last of `done` steps trained, which the optimizer state is of."""
+        return self.run_.tuned.phase(max(done - 1, 0))
+
+    def _optimizer(self, phase: Partition) -> optax.GradientTransformationExtraArgs:
+        labels = {path: group for path, group in phase.labels.items() if group != FROZEN}
+        method, settings = self.run_.tuned.method, self.config.optimizer
+        return make_optimizer(settings, labels, self.rate, method, self.rates, self.total)
+
+    def _step(self, phase: Partition) -> Callable:
+        """The step of a phase as a pure function, not yet compiled."""
         run = self.run_
 
         def loss_fn(params: Flat, batch: Mapping[str, jax.Array], key: Any) -> Loss:
@@ -173,10 +185,12 @@ class _Training:
 
         return make_step(
             loss_fn,
-            self.optimizer,
+            self._optimizer(phase),
             self.rate,
             clip_norm=self.config.optimizer.clip_norm,
             accumulation=self.config.train.accumulation,
+            penalty=run.tuned.method.penalty,
+            active=phase,
         )
 
     def _compile(self, step: Callable, state: State, batch: Mapping[str, Any]) -> Any:
@@ -198,7 +212,8 @@ class _Training:
         settings, progress, frozen = self.config.train, self.progress, self.run_.frozen
         step, loader = int(state.step), self.loader
         pending: list[tuple[int, Any]] = []
-        pure, programs = self._step(), {}
+        programs: dict[tuple, Any] = {}
+        phase = self._phase(step)
         mark = time.perf_counter()
 
         def flush(log: bool = False) -> None:
@@ -231,13 +246,19 @@ class _Training:
         done = settings.early_stopping and progress.worse >= settings.early_stopping
         while step < self.total and not done:
             planned = loader.planned(step)
-            shape = (*planned.places.shape, planned.length)
             batch = place_rows(self.mesh, next(iterator), len(planned.places))
-            if shape not in programs:
+            if (now := self.run_.tuned.phase(step)) is not phase:
+                phase = now
+                fresh = init_moments(
+                    phase.split(state.params)[0], self._optimizer(phase), self.mesh
+                )
+                state = replace(state, opt_state=carry(state.opt_state, fresh, state.step))
+            program = (*planned.places.shape, planned.length, id(phase))
+            if program not in programs:
                 flush()
-                programs[shape] = self._compile(pure, state, batch)
+                programs[program] = self._compile(self._step(phase), state, batch)
                 mark = time.perf_counter()
-            state, metrics = programs[shape](state, frozen, batch)
+            state, metrics = programs[program](state, frozen, batch)
             step += 1
             pending.append((step, metrics))
             due = step % self.eval_every == 0 or step == self.total

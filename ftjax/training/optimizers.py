@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -9,11 +10,13 @@ import jax.numpy as jnp
 import optax
 
 from ftjax.errors import UserError, nearest
+from ftjax.methods.base import Method
 from ftjax.paths import Flat
 
 Schedule = Callable[[Any], Any]
 SCHEDULES = ("linear", "cosine", "constant", "inverse_sqrt")
 OPTIMIZERS = ("adamw", "sgd", "adafactor", "lion")
+PLAIN = Method()  # leaves optimizers as they are
 NO_DECAY = r".*(bias|scale)"  # as is usual: biases and norms are not decayed
 
 
@@ -55,25 +58,36 @@ def _not_decayed(params: Mapping[str, Any]) -> dict[str, bool]:
     return {path: not re.fullmatch(NO_DECAY, path) for path in params}
 
 
-def _named(settings: Mapping[str, Any], rate: Schedule) -> optax.GradientTransformation:
+def _named(
+    settings: Mapping[str, Any], rate: Schedule
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """What keeps moments, and what follows: weight decay and learning rate."""
     decay, name = settings["weight_decay"], settings["name"]
+    rest = optax.chain(
+        optax.add_decayed_weights(decay, _not_decayed), optax.scale_by_learning_rate(rate)
+    )
     if name == "adamw":
-        betas = {"b1": settings["beta1"], "b2": settings["beta2"], "eps": settings["epsilon"]}
-        return optax.adamw(rate, **betas, weight_decay=decay, mask=_not_decayed)
+        return optax.scale_by_adam(settings["beta1"], settings["beta2"], settings["epsilon"]), rest
     if name == "lion":
-        return optax.lion(rate, weight_decay=decay, mask=_not_decayed)
-    if name == "sgd":
+        return optax.scale_by_lion(0.9, 0.99), rest
+    if name == "sgd":  # its decay is of the loss: momentum sees it
         decayed = optax.add_decayed_weights(decay, _not_decayed)
-        return optax.chain(decayed, optax.sgd(rate, momentum=settings["momentum"] or None))
+        return decayed, optax.sgd(rate, momentum=settings["momentum"] or None)
     if name == "adafactor":
         mask = _not_decayed if decay else None
-        return optax.adafactor(rate, weight_decay_rate=decay or None, weight_decay_mask=mask)
+        whole = optax.adafactor(rate, weight_decay_rate=decay or None, weight_decay_mask=mask)
+        return whole, optax.identity()
     raise UserError(f"optimizer.name={name!r} is not known{nearest(name, OPTIMIZERS)}")
 
 
 def make_optimizer(
-    settings: Mapping[str, Any], labels: Mapping[str, str], rate: Schedule
-) -> optax.GradientTransformation:
+    settings: Mapping[str, Any],
+    labels: Mapping[str, str],
+    rate: Schedule,
+    method: Method = PLAIN,
+    rates: Mapping[str, Any] = MappingProxyType({}),
+    steps: int = 1,
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer over trainable leaves: one transformation a group of the partition.
 
     Args:
@@ -81,9 +95,44 @@ def make_optimizer(
         labels: group of each trainable path; frozen paths are not among them, so that they have
             no state, no decay, and no part in any norm.
         rate: learning rate by step.
+        method: may transform a group's optimizer.
+        rates: what the learning rates of some paths are multiplied by.
+        steps: of the whole run.
     """
+
+    def group(name: str) -> optax.GradientTransformation:
+        core, rest = _named(settings, rate)
+        return optax.chain(method.optimizer(name, core, rest, steps), _scaled(rates))
+
     groups: Iterable[str] = sorted(set(labels.values()))
-    return optax.multi_transform({g: _named(settings, rate) for g in groups}, dict(labels))
+    return optax.with_extra_args_support(
+        optax.multi_transform({name: group(name) for name in groups}, dict(labels))
+    )
+
+
+def _scaled(rates: Mapping[str, Any]) -> optax.GradientTransformation:
+    def scaled(path: tuple, update: jax.Array) -> jax.Array:
+        return update * rates[path[0].key] if path[0].key in rates else update
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates))
+
+
+def carry(old: Any, new: Any, step: jax.Array | int) -> Any:
+    """The optimizer state `new`, just made, with what `old` has of the same leaves.
+
+    Leaves that train anew start their moments here; the learning rate goes on from `step`.
+    """
+    kept = dict(jax.tree_util.tree_leaves_with_path(old))
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    def place(path: tuple, leaf: Any) -> Any:
+        if is_schedule(leaf):
+            return optax.ScaleByScheduleState(jnp.asarray(step, leaf.count.dtype))
+        return kept.get(path, leaf)
+
+    return jax.tree_util.tree_map_with_path(place, new, is_leaf=is_schedule)
 
 
 def clip(grads: Flat, norm: jax.Array, limit: float) -> Flat:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ftjax.loss import Loss
 from ftjax.parallel.mesh import batch_sharding
-from ftjax.partition import merge
+from ftjax.partition import Partition, merge
 from ftjax.paths import Flat
 from ftjax.training.optimizers import Schedule, clip
 
@@ -38,36 +38,42 @@ class State:
     key: jax.Array
 
 
-def state_shardings(abstract: State, params: Mapping[str, NamedSharding], mesh: Mesh) -> State:
-    """Shardings of a state: optimizer state takes its parameter's, the rest is replicated."""
+def init_moments(
+    trainable: Flat, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> optax.OptState:
+    """Optimizer state before the first step, in its parameters' shardings; the rest replicated."""
     whole = NamedSharding(mesh, PartitionSpec())
 
     def of(path: tuple, leaf: Any) -> NamedSharding:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        name = next((name for name in names if name in params), None)
-        same = name and leaf.shape == abstract.params[name].shape
-        return params[name] if same else whole  # adafactor's factors are small: replicated
+        name = next((name for name in names if name in trainable), None)
+        same = name and leaf.shape == trainable[name].shape
+        return trainable[name].sharding if same else whole  # factors are small: replicated
 
-    return State(
-        step=whole,
-        params={path: params[path] for path in abstract.params},
-        opt_state=jax.tree_util.tree_map_with_path(of, abstract.opt_state),
-        key=whole,
-    )
+    placed = jax.tree_util.tree_map_with_path(of, jax.eval_shape(optimizer.init, trainable))
+    return jax.jit(optimizer.init, out_shardings=placed)(trainable)
 
 
 def init_state(
-    trainable: Flat, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
+    trainable: Flat,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+    active: Partition | None = None,
 ) -> State:
-    """The state before the first step, each array in its sharding."""
+    """The state before the first step, each array in its sharding.
 
-    def make(params: Flat) -> State:
-        zero = jnp.zeros((), jnp.int32)
-        return State(zero, params, optimizer.init(params), jax.random.key(seed))
-
-    shardings = {path: leaf.sharding for path, leaf in trainable.items()}
-    placed = state_shardings(jax.eval_shape(make, trainable), shardings, mesh)
-    return jax.jit(make, out_shardings=placed)(trainable)
+    Args:
+        trainable: copied, so that the state can be donated.
+        optimizer: of the leaves that train.
+        seed: of the run's key.
+        mesh: for what is on every device.
+        active: what of `trainable` trains at first; None for all.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+    step, key = jax.device_put((jnp.zeros((), jnp.int32), jax.random.key(seed)), whole)
+    moments = init_moments(active.split(trainable)[0] if active else trainable, optimizer, mesh)
+    return State(step, jax.tree.map(jnp.copy, trainable), moments, key)
 
 
 def gradients(
@@ -102,13 +108,24 @@ def gradients(
 
 def make_step(
     loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     rate: Schedule,
     *,
     clip_norm: float,
     accumulation: int,
+    penalty: Callable[[Flat], jax.Array | None] = lambda params: None,
+    active: Partition | None = None,
 ) -> Callable[[State, Flat, Batch], tuple[State, dict[str, jax.Array]]]:
     """The pure step (state, frozen, batch) → (state, metrics).
+
+    Args:
+        loss_fn: sums of losses and weights.
+        optimizer: of the leaves that train.
+        rate: learning rate by step.
+        clip_norm: of the gradients; 0 for none.
+        accumulation: parts a batch is computed in.
+        penalty: added to the mean loss, from the trainable leaves.
+        active: what of the state's parameters trains at this step; None for all.
 
     The gradient norm is that of the trainable leaves: a norm over all leaves would make the
     compiler compute the frozen ones' gradients.
@@ -116,16 +133,20 @@ def make_step(
 
     def step(state: State, frozen: Flat, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        loss, grads = gradients(loss_fn, state.params, frozen, batch, key, accumulation)
+        params, rest = active.split(state.params) if active else (state.params, {})
+        frozen = merge(rest, frozen)
+        loss, grads = gradients(loss_fn, params, frozen, batch, key, accumulation)
+        if jax.eval_shape(penalty, params) is not None:
+            grads = jax.tree.map(jnp.add, grads, jax.grad(penalty)(params))
         norm = optax.global_norm(grads)
         grads = clip(grads, norm, clip_norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, params, frozen=frozen)
         metrics = {
             "loss": loss.total / jnp.maximum(loss.weight, 1e-9),
             "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
             "grad_norm": norm,
         }
-        params = optax.apply_updates(state.params, updates)
+        params = merge(optax.apply_updates(params, updates), rest)
         return State(state.step + 1, params, opt_state, state.key), metrics
 
     return step

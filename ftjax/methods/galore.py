@@ -1,0 +1,115 @@
+"""GaLore (Zhao et al. 2024): full fine-tuning whose moments are of low-rank gradients."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ftjax.errors import require
+from ftjax.methods.base import present
+from ftjax.methods.selection import Full
+from ftjax.partition import Rules
+from ftjax.paths import Base, Flat, expand
+
+
+class Projected(NamedTuple):
+    """Optimizer state: steps done, the projections, and the moments in their spaces."""
+
+    count: jax.Array
+    bases: Flat
+    core: Any
+
+
+@dataclass(frozen=True)
+class Galore(Full):
+    """Trains all; a projection's gradient is seen by the optimizer in its r leading directions.
+
+    For G of shape (m, n), m ≤ n: R = PᵀG with P the first r left singular vectors of a G every T
+    steps; the update is α · P · step(R) (alg. 2); for m > n the same from the right. Adam's
+    moments take 2rn instead of 2mn, and P mr. Embeddings, norms, biases and the head, and
+    matrices of which the smaller side is not above r, are trained as they are.
+
+    Attributes:
+        rank: r.
+        every: T.
+        scale: α.
+    """
+
+    rank: int = 128
+    every: int = 200
+    scale: float = 0.25
+
+    def __post_init__(self) -> None:
+        require(self.rank > 0, f"method.rank must be positive, got {self.rank}")
+        require(self.every > 0, f"method.every must be positive, got {self.every}")
+
+    def rules(self, base: Base) -> Rules:
+        sizes = [min(shape) for shape in base.projections().values()]
+        fits = self.rank < max(sizes)
+        require(fits, f"method.rank={self.rank} is not below any projection's side {max(sizes)}")
+        wide = [path for path, shape in base.projections().items() if min(shape) > self.rank]
+        names = "|".join(re.escape(name) for path in wide for name in expand(path))
+        return ((rf"({names})/kernel", "projected"), (r".*", "backbone"))
+
+    def optimizer(
+        self,
+        group: str,
+        core: optax.GradientTransformation,
+        rest: optax.GradientTransformation,
+        steps: int,
+    ) -> optax.GradientTransformation:
+        if group == "projected":
+            core = projected(core, self.rank, self.every, self.scale)
+        return optax.chain(core, rest)
+
+
+def leading(grad: jax.Array, rank: int) -> jax.Array:
+    """The first r singular vectors of the smaller side: (..., min(m, n), r)."""
+    tall = grad.shape[-2] > grad.shape[-1]
+    wide = jnp.swapaxes(grad, -1, -2) if tall else grad
+    return jnp.linalg.svd(wide, full_matrices=False)[0][..., :rank]
+
+
+def down(grad: jax.Array, basis: jax.Array) -> jax.Array:
+    """A gradient in its leading directions: PᵀG, or G P where the second side is smaller."""
+    if grad.shape[-2] > grad.shape[-1]:
+        return grad @ basis
+    return jnp.swapaxes(basis, -1, -2) @ grad
+
+
+def up(low: jax.Array, basis: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of `down` on what it keeps."""
+    if shape[-2] > shape[-1]:
+        return low @ jnp.swapaxes(basis, -1, -2)
+    return basis @ low
+
+
+def projected(
+    core: optax.GradientTransformation, rank: int, every: int, scale: float
+) -> optax.GradientTransformation:
+    """`core` in the leading directions of each leaf's gradient."""
+
+    def init(params: Flat) -> Projected:
+        found = present(params)
+        bases = {
+            path: jnp.zeros((*x.shape[:-2], min(x.shape[-2:]), rank)) for path, x in found.items()
+        }
+        lows = {path: down(x, bases[path]) for path, x in found.items()}
+        return Projected(jnp.zeros((), jnp.int32), bases, core.init(lows))
+
+    def update(grads: Flat, state: Projected, params: Any = None) -> tuple[Flat, Projected]:
+        found = present(grads)
+
+        def fresh() -> Flat:
+            return {path: leading(grad, rank) for path, grad in found.items()}
+
+        bases = jax.lax.cond(state.count % every == 0, fresh, lambda: state.bases)
+        lows = {path: down(grad, bases[path]) for path, grad in found.items()}
+        steps, moments = core.update(lows, state.core, None)
+        whole = {path: scale * up(s, bases[path], found[path].shape) for path, s in steps.items()}
+        return {**grads, **whole}, Projected(state.count + 1, bases, moments)
+
+    return optax.GradientTransformation(init, update)
