@@ -86,6 +86,7 @@ class Method:
     """
 
     trains: ClassVar[bool] = True  # prompting selects templates instead
+    identity: ClassVar[bool] = True  # step 0 is the base model; soft prompts have no such init
     # Hyperparameters under which step 0 is not the base model; a method that adds nothing has none.
     non_identity: ClassVar[dict[str, Any]] = {}
 
