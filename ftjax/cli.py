@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--methods", required=True, help="names, with commas between")
     compare.add_argument("--seeds", type=int, default=1, help="runs a method (default 1)")
     export = command("export", "write the best checkpoint in another format", overrides=False)
-    export.add_argument("--format", required=True, choices=("hf", "peft"))
+    export.add_argument("--format", required=True, choices=("hf", "peft", "adapterhub"))
     export.add_argument("--output", type=Path, required=True, help="a new folder")
     generate = command("generate", "continue prompts, or chat", workdir=False, overrides=False)
     source = generate.add_mutually_exclusive_group(required=True)
@@ -219,7 +219,7 @@ def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
 
     predictor = open_predictor(arguments.workdir)
     run = predictor.run
-    write_export(
+    note = write_export(
         arguments.format,
         arguments.output,
         run.folder,
@@ -228,6 +228,8 @@ def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         predictor.names,
     )
     print(f"step {predictor.step} exported as {arguments.format}: {arguments.output}")
+    if note:
+        print(note)
 
 
 def _generate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:

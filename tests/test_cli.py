@@ -70,7 +70,7 @@ def test_train_evaluate_predict_export(config_file, corpus, tmp_path):
     refused = ftjax("generate", "--workdir", work, "--prompt", "good", expect=2)
     assert "needs a language-model head, not 'classification'" in refused.stderr
 
-    for kind in ("hf", "peft"):
+    for kind in ("hf", "peft", "adapterhub"):
         ftjax("export", "--workdir", work, "--format", kind, "--output", tmp_path / kind)
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["r"] == 8
     config = transformers.AutoConfig.from_pretrained(tmp_path / "hf")

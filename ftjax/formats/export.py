@@ -1,4 +1,4 @@
-"""A tuned model as a Hugging Face folder or a PEFT adapter folder."""
+"""A tuned model as a Hugging Face folder or an adapter folder."""
 
 import json
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from ftjax.errors import UserError
 from ftjax.formats import hf
+from ftjax.formats.adapterhub import export_adapterhub
 from ftjax.formats.folder import open_weights, read_config
 from ftjax.methods.lora import Lora
 from ftjax.paths import Flat, expand
@@ -167,15 +168,20 @@ def _float32(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def write_export(
     kind: str, output: Path, source: Path, tuned: Tuned, params: Flat, names: tuple[str, ...]
-) -> None:
-    """Writes `kind` ("hf" or "peft") to a new folder: whole, or not at all."""
+) -> str:
+    """Writes `kind` ("hf", "peft" or "adapterhub") to a new folder: whole, or not at all.
+
+    Returns:
+        What is left out; empty where all is written.
+    """
     if not tuned.method.trains:
         raise UserError("prompting trains nothing: there is nothing to export")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists and is not empty")
     partial = output.with_name(f".{output.name}.partial")
-    writers = {"hf": export_hf, "peft": export_peft}
-    writers[kind](partial, source, tuned, params, names)
+    writers = {"hf": export_hf, "peft": export_peft, "adapterhub": export_adapterhub}
+    note = writers[kind](partial, source, tuned, params, names)
     if output.exists():
         output.rmdir()
     partial.rename(output)
+    return note or ""

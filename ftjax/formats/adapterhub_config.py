@@ -1,0 +1,179 @@
+"""Methods as AdapterHub's `adapter_config.json` has them, with all of its fields."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ftjax.errors import UserError, require
+from ftjax.methods.bottleneck import Bottleneck, Houlsby, Pfeiffer
+from ftjax.methods.lora import Lora
+from ftjax.tuned import Tuned
+
+BOTTLENECK = {
+    "adapter_residual_before_ln": False,
+    "cross_adapter": False,
+    "dropout": 0.0,
+    "factorized_phm_W": True,
+    "factorized_phm_rule": False,
+    "hypercomplex_nonlinearity": "glorot-uniform",
+    "init_weights": "bert",
+    "init_weights_seed": None,
+    "inv_adapter": None,
+    "inv_adapter_reduction_factor": None,
+    "is_parallel": False,
+    "learn_phm": True,
+    "leave_out": [],
+    "ln_after": False,
+    "ln_before": False,
+    "mh_adapter": False,
+    "non_linearity": "relu",
+    "original_ln_after": True,
+    "original_ln_before": False,
+    "output_adapter": True,
+    "phm_bias": True,
+    "phm_c_init": "normal",
+    "phm_dim": 4,
+    "phm_init_range": 0.0001,
+    "phm_layer": False,
+    "phm_rank": 1,
+    "reduction_factor": 16,
+    "residual_before_ln": True,
+    "scaling": 1.0,
+    "shared_W_phm": False,
+    "shared_phm_rule": True,
+    "stochastic_depth": 0.0,
+    "use_gating": False,
+}
+LORA = {
+    "alpha": 8,
+    "architecture": "lora",
+    "attn_matrices": ["q", "v"],
+    "composition_mode": "add",
+    "dropout": 0.0,
+    "dtype": None,
+    "init_weights": "lora",
+    "init_weights_seed": None,
+    "intermediate_lora": False,
+    "leave_out": [],
+    "output_lora": False,
+    "r": 8,
+    "selfattn_lora": True,
+    "use_dora": False,
+    "use_gating": False,
+    "vera_b": None,
+    "vera_d": None,
+}
+# What says only how parameters start changes nothing that a folder holds.
+STARTS = {
+    "dtype",
+    "hypercomplex_nonlinearity",
+    "init_weights",
+    "init_weights_seed",
+    "phm_c_init",
+    "phm_init_range",
+}
+MATRICES = {"q": "query", "k": "key", "v": "value"}
+PLACEMENTS = {Houlsby: {"mh_adapter": True}, Pfeiffer: {"original_ln_before": True}}
+
+
+def config_of(tuned: Tuned, model_type: str) -> dict[str, Any]:
+    """The configuration of a tuned model's method, with AdapterHub's fields.
+
+    Raises:
+        UserError: AdapterHub has no such method, or not with these hyperparameters.
+    """
+    for kind, write in WRITERS.items():
+        if isinstance(tuned.method, kind):
+            return write(tuned, model_type)
+    name = type(tuned.method).__name__.lower()
+    raise UserError(f"{name} has no AdapterHub form")
+
+
+def settings_of(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    """`method.*` for a configuration of AdapterHub's; the inverse of `config_of`.
+
+    Raises:
+        UserError: the method is not implemented.
+    """
+    kind = config.get("architecture")
+    require(kind in READERS, f"AdapterHub's architecture {kind!r} is not implemented")
+    return READERS[kind](config, model_type)
+
+
+def check_config(config: Mapping[str, Any], tuned: Tuned, model_type: str) -> None:
+    """Raises UserError, naming the field, where a configuration is not that of `tuned`'s method."""
+    wanted = config_of(tuned, model_type)
+    defaults = LORA if wanted.get("architecture") == "lora" else BOTTLENECK
+    phm = wanted.get("phm_layer")
+    for key in sorted({*config, *wanted} - STARTS):
+        if "phm" in key and key != "phm_layer" and not phm:
+            continue
+        given, ours = config.get(key, defaults.get(key)), wanted.get(key)
+        require(
+            given == ours,
+            f"adapter_config.json has {key}={given!r}, but the method here has {ours!r}",
+        )
+
+
+def _bottleneck(tuned: Tuned, model_type: str) -> dict[str, Any]:
+    method = tuned.method
+    config = {"reduction_factor": method.reduction, "non_linearity": method.activation}
+    return BOTTLENECK | PLACEMENTS[type(method)] | config
+
+
+def _read_bottleneck(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    config = BOTTLENECK | dict(config)
+    factor = config["reduction_factor"]
+    require(
+        isinstance(factor, int | float) and float(factor).is_integer(),
+        f"adapter_config.json: reduction_factor={factor!r} is not implemented",
+    )
+    name = "houlsby" if config["mh_adapter"] else "pfeiffer"
+    return {"name": name, "reduction": int(factor), "activation": config["non_linearity"]}
+
+
+def _sites(model_type: str) -> dict[str, str]:
+    """Fields of LoRA's configuration that select a projection of feed-forward → ours.
+
+    For Llama and its kin the library has the two the other way round.
+    """
+    names = ("down", "up") if model_type in ("llama", "mistral") else ("up", "down")
+    return dict(zip(("intermediate_lora", "output_lora"), names, strict=True))
+
+
+def _lora(tuned: Tuned, model_type: str) -> dict[str, Any]:
+    method, base, sites = tuned.method, tuned.base, _sites(model_type)
+    known = {*MATRICES.values(), *sites.values()}
+    matched = base.match(method.targets or base.default_targets)
+    ends = {path.rsplit("/", 1)[-1] for path in matched}
+    for end in sorted(ends - known):
+        raise UserError(f"AdapterHub's LoRA does not adapt {end!r} (it adapts {sorted(known)})")
+    for path in base.projections():
+        whole = (path.rsplit("/", 1)[-1] in ends) == (path in matched)
+        require(whole, f"AdapterHub's LoRA is in all layers or none, but {path!r} has no like")
+    return LORA | {
+        "alpha": int(method.alpha) if float(method.alpha).is_integer() else method.alpha,
+        "attn_matrices": [short for short, name in MATRICES.items() if name in ends],
+        "dropout": method.dropout,
+        "r": method.rank,
+        "selfattn_lora": bool(ends & set(MATRICES.values())),
+        **{field: name in ends for field, name in sites.items()},
+    }
+
+
+def _read_lora(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    config = LORA | dict(config)
+    attention = config["attn_matrices"] if config["selfattn_lora"] else []
+    targets = [name for short, name in MATRICES.items() if short in attention]
+    targets += [name for field, name in _sites(model_type).items() if config[field]]
+    values = {ours: config[theirs] for ours, theirs in (("rank", "r"), ("alpha", "alpha"))}
+    return {"name": "lora", "targets": targets, "dropout": config["dropout"], **values}
+
+
+WRITERS: dict[type, Callable[[Tuned, str], dict[str, Any]]] = {
+    Bottleneck: _bottleneck,
+    Lora: _lora,
+}
+READERS: dict[str | None, Callable[[Mapping[str, Any], str], dict[str, Any]]] = {
+    None: _read_bottleneck,
+    "lora": _read_lora,
+}
