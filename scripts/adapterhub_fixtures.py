@@ -17,6 +17,7 @@ what `save_adapter` writes and `reference.safetensors`:
                                                      decoder's input of another length; gradients
                                                      for unipelt alone, whose gates see padding
 
+`FAMILY/static` is an adapter of transformers' own sequence classifier, with logits alone.
 NAME is the library's name of each trainable parameter of the adapter; the count of these is the
 file's metadata "parameters". `counts.json` has the counts of the default configurations on the
 shapes of BERT-base. Attention is the eager one: with SDPA, `adapters` 1.3.0 turns the boolean masks
@@ -127,6 +128,11 @@ DEFAULTS = {  # our name → the library's default configuration
     "direft": "direft",
     "mam": "mam",
     "unipelt": "unipelt",
+}
+STATIC = {
+    "bert": transformers.BertForSequenceClassification,
+    "roberta": transformers.RobertaForSequenceClassification,
+    "llama": transformers.LlamaForSequenceClassification,
 }
 ONLY = {"adapter_drop": ("bert", "llama"), "adapter_fusion": ("bert", "gpt2", "t5")}
 
@@ -279,6 +285,23 @@ def write_method(family: str, method: str, folder: Path) -> int:
     return count
 
 
+def write_static(family: str, folder: Path) -> None:
+    """LoRA with a head of transformers' own, as the library stores it; logits alone."""
+    seed(family, "static")
+    model = STATIC[family].from_pretrained(f"{family}/base", num_labels=LABELS)
+    adapters.init(model)
+    model.add_adapter(NAME, METHODS["lora"]())
+    model.train_adapter(NAME)
+    parameters = dict(model.named_parameters())
+    randomize([name for name, x in parameters.items() if x.requires_grad], parameters)
+    model.eval()
+    inputs = make_inputs(family)[""]
+    stored = inputs | {"logits": model(**inputs).logits.detach()}
+    folder.mkdir(parents=True)
+    model.save_adapter(folder, NAME, with_head=True, use_safetensors=True)
+    save_file(stored, folder / "reference.safetensors")
+
+
 def methods_of(family: str) -> Iterator[str]:
     for method in (*METHODS, "adapter_fusion"):
         if family in ONLY.get(method, CONFIGS):
@@ -314,6 +337,8 @@ def main(families: list[str]) -> None:
         write_base(family, OUTPUT / family / "base")
         for method in methods_of(family):
             print(family, method, write_method(family, method, OUTPUT / family / method))
+        if family in STATIC:
+            write_static(family, OUTPUT / family / "static")
     if families == list(CONFIGS):
         (OUTPUT / "counts.json").write_text(json.dumps(count_defaults(), indent=2) + "\n")
 

@@ -200,29 +200,46 @@ def _head(tuned: Tuned) -> tuple[dict[str, Any], dict[str, int]] | None:
 
 
 def _read_head(folder: Path, tuned: Tuned) -> Flat:
-    """The head's parameters.
+    """The head's parameters: of a flexible head, or of `transformers`' own classifier.
 
     Raises:
         UserError: ours computes otherwise.
     """
     read = read_json(folder / "head_config.json")
-    config, ours = HEAD | read["config"], _head(tuned)
-    wanted, modules = ours or ({}, {})
+    if read["config"] is None:
+        heads = tuned.config.heads
+        same = (
+            tuned.model.head in heads
+            and read["model_class"] == heads[tuned.model.head].architecture
+        )
+        require(same, f"the head of {folder} is none of this model's: {read['model_class']}")
+        places = tuned.names.head
+    else:
+        modules = _numbers_of(folder, HEAD | read["config"], tuned)
+        places = {module: f"heads.{read['name']}.{n}" for module, n in modules.items()}
+    tensors = _tensors(folder, "model_head.safetensors", "pytorch_model_head.bin")
+    params = {}
+    for module, place in places.items():
+        for leaf, end in LEAVES.items():
+            path, tensor = f"{module}/{leaf}", f"{place}.{end}"
+            if path in tuned.shapes:
+                require(tensor in tensors, f"{folder}: the head lacks tensor {tensor!r}")
+                array = tensors[tensor].T if leaf == "kernel" else tensors[tensor]
+                same = array.shape == tuned.shapes[path].shape
+                require(same, f"{folder}: tensor {tensor!r} has shape {tensors[tensor].shape}")
+                params[path] = np.ascontiguousarray(array, np.float32)
+    return params
+
+
+def _numbers_of(folder: Path, config: Mapping[str, Any], tuned: Tuned) -> dict[str, int]:
+    """Our modules → the numbers of a flexible head."""
+    wanted, modules = _head(tuned) or ({}, {})
     if config["use_pooler"] and modules and "pooler" not in tuned.names.head:
         one = {"activation_function": config["activation_function"], "layers": 1}
         wanted, modules = wanted | one | {"use_pooler": True}, {"classifier": 1}
     same = all(config.get(key) == wanted.get(key) for key in config.keys() - UNUSED)
     require(same, f"the head of {folder} is none of this model's: {config}")
-    tensors = _tensors(folder, "model_head.safetensors", "pytorch_model_head.bin")
-    params = {}
-    for module, number in modules.items():
-        for leaf, end in LEAVES.items():
-            path, tensor = f"{module}/{leaf}", f"heads.{read['name']}.{number}.{end}"
-            if path in tuned.shapes:
-                require(tensor in tensors, f"{folder}: the head lacks tensor {tensor!r}")
-                array = tensors[tensor].T if leaf == "kernel" else tensors[tensor]
-                params[path] = np.ascontiguousarray(array, np.float32)
-    return params
+    return modules
 
 
 def _tensors(folder: Path, safe: str, pickled: str) -> dict[str, np.ndarray]:

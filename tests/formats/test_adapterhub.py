@@ -100,7 +100,11 @@ def test_without_padding_in_scanned_layers(family, one_device):
 
 @pytest.mark.parametrize(
     ("family", "method"),
-    [("bert", "houlsby"), *((f, "lora") for f in ("bert", "roberta", "gpt2", "llama", "t5"))],
+    [
+        ("bert", "houlsby"),
+        *((family, "lora") for family in ("bert", "roberta", "gpt2", "llama", "t5")),
+        *((family, "static") for family in ("bert", "roberta", "llama")),
+    ],
 )
 def test_their_heads_give_their_logits(family, method, one_device):
     folder = FOLDER / family / method
