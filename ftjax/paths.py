@@ -50,6 +50,7 @@ class Base:
         default_targets: which projections low-rank methods adapt unless told otherwise.
         pre_norm: norms stand before the sub-layers, not after.
         tokenize: text → token ids without special tokens; None before a folder is open.
+        prefix: before Hugging Face's names, in models with a head.
     """
 
     shapes: Flat
@@ -58,6 +59,7 @@ class Base:
     default_targets: tuple[str, ...]
     pre_norm: bool = False
     tokenize: Callable[[str], Sequence[int]] | None = None
+    prefix: str = ""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -92,7 +94,8 @@ class Base:
         return frozenset(p for p in parents if re.fullmatch(pattern, p.split("/")[-1]))
 
     def _names_of(self, unrolled: str) -> tuple[str, ...]:
-        return (unrolled.replace("/", "."), unrolled, self.names.get(unrolled, ""))
+        theirs = self.names.get(unrolled, "")
+        return (unrolled.replace("/", "."), unrolled, theirs, f"{self.prefix}.{theirs}")
 
     def match(self, targets: str | Iterable[str]) -> dict[str, tuple[int, int]]:
         """Projections that `targets` selects, by our names or Hugging Face's → (in, out).

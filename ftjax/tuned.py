@@ -251,6 +251,7 @@ def build(
         tuple(dict.fromkeys(path.split("/")[0] for path in names.head)),
         family.DEFAULT_TARGETS,
         config.pre_norm,
+        prefix=names.prefix,
     )
     interceptor = method.interceptor(base)
     if interceptor is not None:

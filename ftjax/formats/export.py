@@ -9,11 +9,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ftjax.errors import UserError
-from ftjax.formats import hf
+from ftjax.formats import hf, peft
 from ftjax.formats.adapterhub import export_adapterhub
 from ftjax.formats.folder import open_weights, read_config
-from ftjax.methods.lora import Lora
-from ftjax.paths import Flat, expand
+from ftjax.paths import Flat
 from ftjax.tuned import Tuned
 
 # sentence-transformers' modules of a mean-pooling classifier, beside the plain encoder.
@@ -89,72 +88,22 @@ def _write_dense(
 def export_peft(
     output: Path, source: Path, tuned: Tuned, params: Flat, names: tuple[str, ...]
 ) -> None:
-    """Writes a LoRA adapter that `peft` loads: with its head, without the base.
+    """Writes an adapter folder that `peft` loads: with its head, without the base.
 
     With pooling "mean" the adapter is of the plain encoder, and the head a sentence-transformers
     Dense module beside it, since `transformers` has no such classifier.
 
     Raises:
-        UserError: the method is not LoRA.
+        UserError: PEFT has no such method.
     """
-    method = tuned.method
-    if not isinstance(method, Lora):
-        raise UserError("--format peft: only lora has a PEFT form so far; use --format hf")
-    classifier = tuned.model.pooling == "cls"
-    inside = f"{tuned.family.HF_PREFIX}." if classifier else ""
-    params = {path: np.asarray(leaf) for path, leaf in params.items()}
-    tensors = {}
-    for path, array in params.items():
-        module, leaf = path.rsplit("/", 1)
-        if leaf in ("lora_a", "lora_b"):
-            unrolled = expand(module)
-            layers = [array] if unrolled[0] == module else list(array)
-            for name, layer in zip(unrolled, layers, strict=True):
-                key = f"base_model.model.{inside}{tuned.base.names[name]}.lora_{leaf[-1].upper()}"
-                tensors[f"{key}.weight"] = np.ascontiguousarray(layer.T)
-    _, head = _split_head(tuned, params)
-    output.mkdir(parents=True, exist_ok=True)
-    if classifier:
-        for name, array in hf.to_tensors(head, tuned.names, True).items():
-            tensors[f"base_model.model.{name}"] = array
-    else:
+    text = f"Labels: {', '.join(names)}."
+    if tuned.model.pooling == "mean":
+        text += f" Mean pooling; the head is the Dense module in `{HEAD}`."
+    peft.write(output, source, tuned, params, text)
+    if tuned.model.pooling == "mean":
+        _, head = _split_head(tuned, {path: np.asarray(leaf) for path, leaf in params.items()})
         _write_dense(output, source, head, {"labels": list(names)})
         (output / "modules.json").unlink()  # the encoder is elsewhere
-    save_file(_float32(tensors), output / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {
-        "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if classifier else "FEATURE_EXTRACTION",
-        "base_model_name_or_path": str(source),
-        "r": method.rank,
-        "lora_alpha": method.alpha,
-        "lora_dropout": method.dropout,
-        "target_modules": _peft_targets(tuned),
-        "modules_to_save": ["classifier", "score"] if classifier else None,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-    }
-    (output / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (output / "README.md").write_text(
-        "---\nlibrary_name: peft\n---\n\nA LoRA adapter trained with ftjax. Labels: "
-        f"{', '.join(names)}.\n"
-        + ("" if classifier else "Mean pooling; the head is the Dense module in `2_Dense`.\n"),
-        encoding="utf-8",
-    )
-
-
-def _peft_targets(tuned: Tuned) -> list[str]:
-    """Last names of the adapted modules, or full names where those would select more."""
-    matched = tuned.base.match(tuned.method.targets or tuned.base.default_targets)
-    full = [tuned.base.names[name] for path in matched for name in expand(path)]
-    short = sorted({name.split(".")[-1] for name in full})
-    selected = [
-        name
-        for name in tuned.base.names.values()
-        if name.split(".")[-1] in short and not name.endswith(("LayerNorm", "embeddings"))
-    ]
-    return short if sorted(selected) == sorted(full) else full
 
 
 def _split_head(tuned: Tuned, params: Flat) -> tuple[Flat, Flat]:

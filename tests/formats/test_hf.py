@@ -110,7 +110,7 @@ def test_peft_adapter_of_a_mean_pooling_model(tiny, one_device, tmp_path):
 
 def test_what_cannot_be_exported_is_said(tiny, one_device, tmp_path):
     model, params, _ = adapted(tiny, one_device, {"name": "houlsby"})
-    for kind, message in (("hf", "cannot be merged"), ("peft", "only lora")):
+    for kind, message in (("hf", "cannot be merged"), ("peft", "PEFT has no form of houlsby")):
         with pytest.raises(UserError, match=message):
             write_export(kind, tmp_path / kind, tiny, model, params, NAMES)
         assert not (tmp_path / kind).exists()

@@ -1,0 +1,422 @@
+"""PEFT adapter folders, written and read: `adapter_config.json`, `adapter_model.safetensors`."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from ftjax.errors import UserError, nearest
+from ftjax.formats import hf
+from ftjax.formats.folder import read_json
+from ftjax.formats.peft_forms import FORMS, Form, Leaf
+from ftjax.methods import METHODS
+from ftjax.paths import Flat, expand
+from ftjax.tuned import Tuned
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+INSIDE = "base_model.model."
+TASKS = {
+    None: "FEATURE_EXTRACTION",
+    "embedding": "FEATURE_EXTRACTION",
+    "classification": "SEQ_CLS",
+    "tokens": "TOKEN_CLS",
+    "span": "QUESTION_ANS",
+    "causal_lm": "CAUSAL_LM",
+    "seq2seq_lm": "SEQ_2_SEQ_LM",
+}
+# What a configuration must not ask for, since no method here computes it.
+REFUSED = ("layer_replication", "target_parameters", "trainable_token_indices", "use_qalora")
+REFUSED += ("lora_bias", "coft", "block_share", "alora_invocation_tokens", "megatron_config")
+CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # inits that change base weights
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where a layer of one of our parameters lies in a folder.
+
+    Attributes:
+        module: its unrolled path; "" for the model.
+        key: of the tensor, without what comes before the base model's names.
+        part: how the module is stored in the base model's own folder.
+        leaf: how PEFT stores the parameter.
+        mates: those of the parts stored together that are adapted, by index.
+    """
+
+    module: str
+    key: str
+    part: hf.Part
+    leaf: Leaf
+    mates: tuple[int, ...]
+
+
+def form_of(tuned: Tuned) -> Form:
+    """How PEFT stores the model's method.
+
+    Raises:
+        UserError: PEFT has no such method, or no such task.
+    """
+    kind = type(tuned.method).__name__
+    name = next(name for name, (_, cls, _) in METHODS.items() if cls == kind)
+    if name not in FORMS:
+        raise UserError(f"PEFT has no form of {name}: it has {', '.join(FORMS)}; use --format hf")
+    if tuned.model.head not in TASKS:
+        raise UserError(f"PEFT has no task for a model with the head {tuned.model.head!r}")
+    return FORMS[name]
+
+
+def to_peft(tuned: Tuned, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An adapter as PEFT has it.
+
+    Args:
+        tuned: the model under its method.
+        params: those to write, or their gradients: of the method and of the head.
+
+    Returns:
+        adapter_config.json's mapping, and tensors by name.
+
+    Raises:
+        UserError: PEFT has no such method, or the adapter has no form there.
+    """
+    form, inside = form_of(tuned), INSIDE + _prefix(tuned)
+    own = {path: np.asarray(params[path]) for path in _own(tuned, form) if path in params}
+    held: dict[str, list[tuple[Piece, np.ndarray]]] = {}
+    for path, array in own.items():
+        pieces = _pieces(tuned, form, path)
+        layers = array.reshape(len(pieces), *array.shape[path != expand(path)[0] :])
+        for piece, layer in zip(pieces, layers, strict=True):
+            key = inside + piece.key if piece.module else f"base_model.{piece.key}"
+            held.setdefault(key, []).append((piece, piece.leaf.store(layer)))
+    tensors = {key: _join(key, parts) for key, parts in held.items()}
+    head = {path: np.asarray(leaf) for path, leaf in params.items() if _in_head(tuned, path)}
+    if _prefixed(tuned):
+        found = hf.to_tensors(head, tuned.names, True)
+        tensors |= {INSIDE + name: array for name, array in found.items()}
+    return _config(tuned, form), tensors
+
+
+def write(
+    folder: Path, source: Path, tuned: Tuned, params: Mapping[str, Any], text: str = ""
+) -> None:
+    """Writes an adapter folder that `peft` loads: with its head, without the base.
+
+    Args:
+        folder: may exist.
+        source: the base model's folder.
+        tuned: the model under its method.
+        params: flat parameters.
+        text: what README.md says besides.
+    """
+    config, tensors = to_peft(tuned, params)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: array.astype(np.float32) for name, array in tensors.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config["base_model_name_or_path"] = str(source)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    name = type(tuned.method).__name__
+    (folder / "README.md").write_text(
+        f"---\nlibrary_name: peft\n---\n\nAn adapter ({name}) trained with ftjax. {text}\n",
+        encoding="utf-8",
+    )
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The settings of the method whose adapter a folder holds, for `methods.create`.
+
+    Its targets are the modules that the file has, whatever the configuration's pattern is.
+
+    Raises:
+        UserError: the folder is damaged, or its method is not known here.
+    """
+    config, tensors = read_json(folder / CONFIG), _open(folder)
+    name = _named(folder, config)
+    form = FORMS[name]
+    settings = {ours: config[theirs] for ours, theirs in form.fields.items() if theirs in config}
+    suffixes = tuple(f".{leaf.suffix}" for leaf in form.leaves.values())
+    found = [key.removeprefix(INSIDE) for key in tensors if key.endswith(suffixes)]
+    if not found:
+        raise UserError(f"{folder / WEIGHTS} has no tensor of {form.kind} ({suffixes[0]!r})")
+    for suffix in suffixes:
+        found = [key.removesuffix(suffix) for key in found]
+    return {"name": name, **settings, "targets": tuple(dict.fromkeys(found))}
+
+
+def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]]:
+    """Parameters with an adapter's in the place of the method's, and of the head's.
+
+    Args:
+        tuned: the model under the folder's method.
+        params: flat parameters, whose shardings are kept.
+        folder: of the adapter.
+
+    Returns:
+        The parameters, and the paths of the head's parameters that the folder lacks.
+
+    Raises:
+        UserError: a hyperparameter, a target or a tensor of the folder is not the method's.
+    """
+    form, config, tensors = form_of(tuned), read_json(folder / CONFIG), _open(folder)
+    _agree(tuned, form, folder, config)
+    known = (tuned.names.prefix, tuned.names.usual)
+    prefixes = [f"{INSIDE}{prefix}." for prefix in known if prefix] + [INSIDE]
+    inside = next(p for p in prefixes if p == INSIDE or any(k.startswith(p) for k in tensors))
+    used, loaded, absent = set(), {}, []
+    for path in _own(tuned, form):
+        shape, layers = tuned.shapes[path].shape, []
+        pieces = _pieces(tuned, form, path)
+        for piece in pieces:
+            key = inside + piece.key if piece.module else f"base_model.{piece.key}"
+            if key not in tensors:
+                raise UserError(
+                    f"{folder / WEIGHTS} lacks {key!r} of parameter {path!r}: method.targets or "
+                    f"another hyperparameter differs{nearest(key, tensors)}"
+                )
+            used.add(key)
+            inner = shape[path != expand(path)[0] :]
+            layers.append(_take(f"{folder / WEIGHTS}: {key!r}", tensors[key], piece, inner))
+        loaded[path] = np.stack(layers).reshape(shape)
+    for path in (path for path in tuned.shapes if _in_head(tuned, path)):
+        stored = [(INSIDE + name, part) for name, part in tuned.names.stored(path)]
+        if any(key not in tensors for key, _ in stored):
+            absent.append(path)
+            continue
+        used.update(key for key, _ in stored)
+        arrays = [tensors[key] for key, _ in stored]
+        value = hf.Stored(tuned.shapes[path].shape, arrays, stored[0][1], path.rsplit("/", 1)[1])
+        loaded[path] = value.read(tuple(slice(None) for _ in value.shape), np.float32)
+        if loaded[path].shape != value.shape:
+            raise UserError(
+                f"{folder / WEIGHTS}: {stored[0][0]!r} has shape {arrays[0].shape}, but "
+                f"parameter {path!r} needs {value.shape} (transposed)"
+            )
+    strange = sorted(set(tensors) - used)
+    if strange:
+        raise UserError(
+            f"{folder / WEIGHTS} has {strange[0]!r}, which method.targets does not adapt and the "
+            "head does not have"
+        )
+    return {**params, **{path: _placed(x, params[path]) for path, x in loaded.items()}}, absent
+
+
+def _placed(array: np.ndarray, old: Any) -> Any:
+    array = array.astype(old.dtype)
+    return jax.device_put(array, old.sharding) if isinstance(old, jax.Array) else array
+
+
+def _prefixed(tuned: Tuned) -> bool:
+    """Whether PEFT's model is a task's: `transformers` has none with mean pooling."""
+    return TASKS[tuned.model.head] != "FEATURE_EXTRACTION" and tuned.model.pooling != "mean"
+
+
+def _prefix(tuned: Tuned) -> str:
+    prefix = tuned.names.prefix if _prefixed(tuned) else ""
+    return f"{prefix}." if prefix else ""
+
+
+def _in_head(tuned: Tuned, path: str) -> bool:
+    return tuned.names.in_head(path)
+
+
+def _own(tuned: Tuned, form: Form) -> Iterator[str]:
+    """Paths of the method's parameters: those it added, or those of the base it trains."""
+    for path in tuned.shapes:
+        added = path not in tuned.base.shapes
+        chosen = tuned.partition.is_trainable(path) and not _in_head(tuned, path)
+        if (added or chosen) and path.rsplit("/", 1)[-1] in form.leaves:
+            yield path
+
+
+def _part(tuned: Tuned, module: str) -> hf.Part:
+    part = tuned.names.base[module]
+    return hf.Part(part) if isinstance(part, str) else part
+
+
+def _pieces(tuned: Tuned, form: Form, path: str) -> list[Piece]:
+    """Where a parameter lies, a layer each."""
+    pieces = []
+    for unrolled in expand(path):
+        module, _, name = unrolled.rpartition("/")
+        leaf, part, mates = form.leaves[name], hf.Part(""), (0,)
+        if module:
+            part = _part(tuned, module)
+            if part.stack:
+                raise UserError(f"PEFT has no form of the adapter of experts {part.name!r}")
+        if part.sizes:
+            beside = module.rpartition("/")[0]
+            added = {unrolled for own in tuned.shapes for unrolled in expand(own)}
+            mates = tuple(
+                sorted(
+                    _part(tuned, other).index
+                    for other, stored in tuned.names.base.items()
+                    if other.startswith(f"{beside}/")
+                    and isinstance(stored, hf.Part)
+                    and stored.name == part.name
+                    and f"{other}/{name}" in added
+                )
+            )
+        key = ".".join(filter(None, (part.name, leaf.suffix)))
+        pieces.append(Piece(module, key, part, leaf, mates))
+    return pieces
+
+
+def _join(key: str, pieces: Sequence[tuple[Piece, np.ndarray]]) -> np.ndarray:
+    """One tensor of PEFT's, from the parameters of the projections that it has as one."""
+    (piece, first), arrays = pieces[0], {piece.part.index: array for piece, array in pieces}
+    sizes, fused = piece.part.sizes, piece.leaf.fused
+    if not sizes:
+        return first
+    ordered = [arrays[i] for i in piece.mates]
+    if fused == "split":
+        tail, fill = first.shape[1:], piece.leaf.fill
+        rows = [arrays.get(i, np.full((n, *tail), fill)) for i, n in enumerate(sizes)]
+        return np.concatenate(rows)
+    if fused == "rank":
+        return np.concatenate(ordered)
+    if fused == "diagonal":
+        rank = first.shape[1]
+        out = np.zeros((sum(sizes), rank * len(ordered)), first.dtype)
+        for number, index in enumerate(piece.mates):
+            start = sum(sizes[:index])
+            out[start : start + sizes[index], number * rank : (number + 1) * rank] = arrays[index]
+        return out
+    if len(ordered) < len(sizes) or any(np.any(array != first) for array in ordered):
+        raise UserError(
+            f"PEFT adapts {piece.part.name!r} as one projection, and here its parts are adapted "
+            f"apart: {key!r} cannot hold them; use --format hf"
+        )
+    return first
+
+
+def _take(what: str, stored: np.ndarray, piece: Piece, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `_join`: one layer's parameter of a tensor."""
+    leaf, sizes, index = piece.leaf, piece.part.sizes, piece.part.index
+    wanted = leaf.store(np.empty(shape, np.uint8)).shape
+    if sizes and leaf.fused == "rank" and len(stored) == wanted[0] * len(piece.mates):
+        start = piece.mates.index(index) * wanted[0]
+        stored = stored[start : start + wanted[0]]
+    elif sizes and leaf.fused in ("split", "diagonal") and len(stored) == sum(sizes):
+        start = sum(sizes[:index])
+        stored = stored[start : start + sizes[index]]
+        if leaf.fused == "diagonal" and stored.shape[1] == wanted[1] * len(piece.mates):
+            start = piece.mates.index(index) * wanted[1]
+            block = slice(start, start + wanted[1])
+            if np.delete(stored, block, 1).any():
+                raise UserError(f"{what} has a rank that differs from method.rank={wanted[1]}")
+            stored = stored[:, block]
+    if stored.shape != wanted:
+        raise UserError(f"{what} has shape {stored.shape}, but the method's is {wanted}")
+    return leaf.restore(stored, shape)
+
+
+def _config(tuned: Tuned, form: Form) -> dict[str, Any]:
+    method, classes = tuned.method, _prefixed(tuned)
+    modules = [module for path in _own(tuned, form) for module in _modules(path)]
+    parts = [_part(tuned, module) for module in dict.fromkeys(modules)]
+    head = {part.name for part in map(_head_part, tuned.names.head.values())}
+    config = {
+        "peft_type": form.kind,
+        "task_type": TASKS[tuned.model.head] if classes else "FEATURE_EXTRACTION",
+        "inference_mode": True,
+        "target_modules": _targets(tuned, {part.name for part in parts}),
+        "modules_to_save": sorted({name.split(".")[0] for name in head}) if classes else None,
+        **{theirs: getattr(method, ours) for ours, theirs in form.fields.items()},
+        **form.constants,
+    }
+    if any(part.turned for part in parts):
+        config["fan_in_fan_out"] = True
+    ranks = {
+        piece.part.name: len(piece.mates)
+        for path in _own(tuned, form)
+        for piece in _pieces(tuned, form, path)
+        if piece.leaf.fused == "rank" and piece.part.sizes
+    }
+    if ranks:  # stacked along the rank, under the same scale
+        config["rank_pattern"] = {name: n * method.rank for name, n in ranks.items()}
+        root = 0.5 if config.get("use_rslora") else 1.0
+        config["alpha_pattern"] = {name: n**root * method.alpha for name, n in ranks.items()}
+    return config
+
+
+def _head_part(part: str | hf.Part) -> hf.Part:
+    return hf.Part(part) if isinstance(part, str) else part
+
+
+def _modules(path: str) -> list[str]:
+    return [name.rpartition("/")[0] for name in expand(path) if "/" in name]
+
+
+def _targets(tuned: Tuned, names: set[str]) -> list[str]:
+    """Last parts of the modules' names, or whole names where those would select more."""
+    short = {name.rsplit(".", 1)[-1] for name in names}
+    others = {part.name for part in map(_head_part, tuned.names.head.values())}
+    others |= {_part(tuned, module).name for module in tuned.names.base}
+    chosen = {name for name in others if name.rsplit(".", 1)[-1] in short}
+    return sorted(short if chosen == names else names)
+
+
+def _open(folder: Path) -> dict[str, np.ndarray]:
+    file = folder / WEIGHTS
+    if not file.exists():
+        pickled = (folder / "adapter_model.bin").exists()
+        raise UserError(
+            f"{folder} has no {WEIGHTS}"
+            + (": adapter_model.bin is pickled, and reading it can run code" if pickled else "")
+        )
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file} is corrupt or truncated: {error}") from error
+
+
+def _named(folder: Path, config: Mapping[str, Any]) -> str:
+    """The method of a configuration."""
+    kind = config.get("peft_type")
+    for name, form in FORMS.items():
+        same = (bool(config.get(key)) == bool(value) for key, value in form.constants.items())
+        if form.kind == kind and all(same):
+            return name
+    known = sorted({form.kind for form in FORMS.values()})
+    raise UserError(
+        f"{folder / CONFIG}: peft_type={kind!r} is not known{nearest(str(kind), known)}"
+    )
+
+
+def _agree(tuned: Tuned, form: Form, folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises UserError where a configuration is of another adapter than the model's method."""
+    file = folder / CONFIG
+    if config.get("peft_type") != form.kind:
+        name = type(tuned.method).__name__.lower()
+        raise UserError(
+            f"{file} has peft_type={config.get('peft_type')!r}, and method.name={name} is stored "
+            f"as {form.kind}"
+        )
+    for key, value in form.constants.items():
+        if bool(config.get(key)) != bool(value):
+            raise UserError(f"{file} has {key}={config.get(key)!r}, and the method {value!r}")
+    for ours, theirs in form.fields.items():
+        value = getattr(tuned.method, ours)
+        if ours not in form.free and theirs in config and config[theirs] != value:
+            raise UserError(
+                f"method.{ours}={value!r} differs from {theirs}={config[theirs]!r} of {file}"
+            )
+    for key in REFUSED:
+        if config.get(key):
+            raise UserError(f"{file}: {key}={config[key]!r} is not implemented")
+    if config.get("bias", "none") != "none":
+        raise UserError(f"{file}: bias={config['bias']!r} is not implemented; only 'none' is")
+    start = str(config.get("init_lora_weights", "")).lower()
+    if start.startswith(CHANGED_BASE) and "init_lora_weights" not in form.constants:
+        raise UserError(
+            f"{file}: init_lora_weights={start!r} changes the base's weights, which the folder "
+            "does not hold; convert it to plain LoRA with peft"
+        )
+    fused = {part.name for part in tuned.names.base.values() if isinstance(part, hf.Part)}
+    for key in ("rank_pattern", "alpha_pattern"):
+        for name in config.get(key) or {}:
+            if not any(theirs.endswith(name) for theirs in fused):
+                raise UserError(f"{file}: {key} of {name!r} is not implemented: one rank for all")

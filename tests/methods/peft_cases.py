@@ -1,0 +1,216 @@
+"""Our methods beside `peft`'s, and tiny models of its families under both."""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import peft
+import torch
+import transformers
+
+from ftjax import methods, tuned
+from ftjax.parallel.mesh import make_mesh
+from ftjax.paths import expand
+from tests.models.cases import PLAIN, SIZES, SPECIAL, T5
+from tests.models.made import quick
+
+torch.set_num_threads(1)
+FAMILIES = {  # name → configuration, class, our head, peft's task
+    "bert": (
+        lambda: transformers.BertConfig(**{**SIZES, "num_hidden_layers": 2}),
+        transformers.BertForSequenceClassification,
+    ),
+    "roberta": (
+        lambda: transformers.RobertaConfig(**{**SIZES, "num_hidden_layers": 2}, type_vocab_size=1),
+        transformers.RobertaForSequenceClassification,
+    ),
+    "gpt2": (
+        lambda: transformers.GPT2Config(
+            vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=4, **SPECIAL
+        ),
+        transformers.GPT2ForSequenceClassification,
+    ),
+    "llama": (
+        lambda: transformers.LlamaConfig(**{**PLAIN, "num_hidden_layers": 2}),
+        transformers.LlamaForSequenceClassification,
+    ),
+    "t5": (
+        lambda: transformers.T5Config(**{**T5, "num_layers": 2}),
+        transformers.T5ForConditionalGeneration,
+    ),
+}
+LABELS, STEPS, RATE = 3, 20, 0.02
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method under settings that mean the same on both sides.
+
+    Attributes:
+        ours: `method` of a configuration.
+        kind: peft's configuration class.
+        theirs: its arguments.
+        families: with which it is compared; peft lacks some methods for some.
+        special: a family → what differs there, of ours and of theirs.
+        stacked: what the folder that we write for GPT-2 says besides: its queries, keys and values
+            are three projections of ours and one of theirs, whose adapter holds ours one beside
+            the other.
+    """
+
+    ours: Mapping[str, Any]
+    kind: type
+    theirs: Mapping[str, Any]
+    families: tuple[str, ...] = tuple(FAMILIES)
+    special: Mapping[str, tuple[dict, dict]] = field(default_factory=dict)
+    stacked: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self, family: str) -> dict[str, Any]:
+        return {**self.ours, **self.special.get(family, ({}, {}))[0]}
+
+    def config(self, family: str, stacked: bool = False) -> peft.PeftConfig:
+        more = {**self.special.get(family, ({}, {}))[1]}
+        if stacked and family == "gpt2":
+            more |= self.stacked
+        task = "SEQ_2_SEQ_LM" if family == "t5" else "SEQ_CLS"
+        return self.kind(task_type=task, **{**self.theirs, **more})
+
+
+C_ATTN = {"gpt2": ({"targets": ("c_attn",)}, {"fan_in_fan_out": True})}
+LINEAR = {"gpt2": ({"targets": ("c_fc", "mlp.c_proj")}, {"target_modules": ["c_fc", "mlp.c_proj"]})}
+ROWS = {
+    "lora": Row(
+        {"name": "lora", "rank": 4, "alpha": 6.0},
+        peft.LoraConfig,
+        {"r": 4, "lora_alpha": 6.0},
+        special=C_ATTN,
+        stacked={"rank_pattern": {"c_attn": 12}, "alpha_pattern": {"c_attn": 18}},
+    ),
+    "lora-all-linear": Row(
+        {"name": "lora", "rank": 3, "targets": "all-linear"},
+        peft.LoraConfig,
+        {"r": 3, "lora_alpha": 8, "target_modules": "all-linear"},
+        families=("bert", "llama", "t5"),
+    ),
+}
+
+
+@dataclass
+class Base:
+    """A random model of transformers in a folder."""
+
+    family: str
+    folder: Path
+    model: torch.nn.Module
+
+    def copy(self) -> torch.nn.Module:
+        return copy.deepcopy(self.model)
+
+    @property
+    def batch(self) -> dict[str, np.ndarray]:
+        random = np.random.default_rng(0)
+        mask = (np.arange(9) < np.array([9, 6, 7, 5])[:, None]).astype(np.int32)
+        batch = {"input_ids": random.integers(4, 64, mask.shape) * mask, "attention_mask": mask}
+        if self.family == "t5":
+            batch["decoder_input_ids"] = random.integers(4, 64, (4, 5))
+        return batch
+
+    @property
+    def labels(self) -> np.ndarray:
+        shape, size = ((4, 5), 64) if self.family == "t5" else ((4,), LABELS)
+        return np.random.default_rng(1).integers(0, size, shape)
+
+    def under(self, settings: Mapping[str, Any], segments: str = "unrolled") -> tuned.Tuned:
+        """Our model under a method."""
+        kind = "seq2seq_lm" if self.family == "t5" else "classification"
+        config = json.loads((self.folder / "config.json").read_text())
+        head = {"head": kind, "labels": LABELS}
+        return tuned.build(config, methods.create(settings), {"segments": segments}, head)
+
+    @cached_property
+    def params(self) -> dict[str, np.ndarray]:
+        """The base's parameters, by unrolled path."""
+        mesh, model = make_mesh(devices=jax.devices()[:1]), self.under({"name": "full"})
+        loaded, absent = tuned.load(self.folder, model, mesh, jax.random.key(0))
+        assert not absent
+        return {path: np.asarray(leaf) for path, leaf in loaded.items()}
+
+    def moved(self, model: tuned.Tuned, seed: int = 2) -> dict[str, np.ndarray]:
+        """The base's parameters, and a random adapter; what trains is elsewhere than there."""
+        random, params = np.random.default_rng(seed), {}
+        for path, leaf in model.shapes.items():
+            layers = [self.params[name] for name in expand(path) if name in self.params]
+            value = np.reshape(layers, leaf.shape) if layers else np.zeros(leaf.shape, np.float32)
+            if model.partition.is_trainable(path) or not layers:
+                value = value + 0.1 * random.normal(size=leaf.shape).astype(np.float32)
+            params[path] = value
+        return params
+
+
+def make_base(family: str, folder: Path) -> Base:
+    """A model that is not trivial anywhere, saved in a folder."""
+    make, cls = FAMILIES[family]
+    torch.manual_seed(0)
+    config = make()
+    config.num_labels = LABELS
+    model = cls(config).eval()
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.squeeze().ndim == 1:
+                tensor += 0.1 * torch.randn_like(tensor)
+    model.save_pretrained(folder)
+    return Base(family, folder, model)
+
+
+def their_logits(model: torch.nn.Module, batch: Mapping[str, np.ndarray]) -> torch.Tensor:
+    return model(**{name: torch.tensor(array) for name, array in batch.items()}).logits
+
+
+def their_loss(logits: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, -2), torch.tensor(labels).flatten().long()
+    )
+
+
+def stepper(model: tuned.Tuned, base: Base):
+    """Our step of SGD, compiled: trainable, frozen → those after it, loss, logits, gradients."""
+    batch, labels = base.batch, base.labels
+
+    def loss(trainable, frozen):
+        logits = model.apply({**frozen, **trainable}, batch)
+        picked = jax.numpy.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1)
+        return -picked.mean(), logits
+
+    def step(trainable, frozen):
+        (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(trainable, frozen)
+        after = jax.tree.map(lambda x, g: x - RATE * g, trainable, grads)
+        return after, value, logits, grads
+
+    return quick(step)
+
+
+def adapted(base: Base, row: Row, stacked: bool = False) -> torch.nn.Module:
+    """peft's model of a row with a random adapter."""
+    torch.manual_seed(3)
+    model = peft.get_peft_model(base.copy(), row.config(base.family, stacked)).eval()
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.requires_grad:
+                tensor += 0.1 * torch.randn_like(tensor)
+    return model
+
+
+def written(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of what peft would save."""
+    state = peft.get_peft_model_state_dict(model)
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
+@cache
+def base_of(family: str, parent: Path) -> Base:
+    return make_base(family, parent / family)
