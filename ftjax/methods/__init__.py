@@ -20,6 +20,7 @@ METHODS: registry.Table = {
     "houlsby": ("bottleneck", "Houlsby", "adapters after attention and after feed-forward"),
     "pfeiffer": ("bottleneck", "Pfeiffer", "adapters after feed-forward"),
     "lora": ("lora", "Lora", "low-rank updates of chosen projections"),
+    "prefix_tuning": ("prefix", "PrefixTuning", "keys and values before each layer's own"),
     "prompting": ("prompting", "Prompting", "nothing: similarity to templates filled with labels"),
 }
 
