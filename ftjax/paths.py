@@ -51,6 +51,7 @@ class Base:
         pre_norm: norms stand before the sub-layers, not after.
         tokenize: text → token ids without special tokens; None before a folder is open.
         prefix: before Hugging Face's names, in models with a head.
+        embedding_scale: what embeddings are multiplied by when they are looked up.
     """
 
     shapes: Flat
@@ -60,6 +61,22 @@ class Base:
     pre_norm: bool = False
     tokenize: Callable[[str], Sequence[int]] | None = None
     prefix: str = ""
+    embedding_scale: float = 1.0
+
+    @property
+    def words(self) -> str:
+        """Path of the module that looks up words."""
+        return "words" if "words/embedding" in self.shapes else "embeddings/word"
+
+    @property
+    def words_shape(self) -> tuple[int, int]:
+        """(vocabulary, features) of the words' table."""
+        return self.shapes[f"{self.words}/embedding"].shape
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether the model is an encoder-decoder."""
+        return bool(self.modules("cross"))
 
     @property
     def layers(self) -> tuple[str, ...]:

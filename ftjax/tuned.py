@@ -252,6 +252,7 @@ def build(
         family.DEFAULT_TARGETS,
         config.pre_norm,
         prefix=names.prefix,
+        embedding_scale=getattr(config, "embedding_scale", 1.0),
     )
     interceptor = method.interceptor(base)
     if interceptor is not None:

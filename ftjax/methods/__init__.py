@@ -20,6 +20,8 @@ METHODS: registry.Table = {
     "houlsby": ("bottleneck", "Houlsby", "adapters after attention and after feed-forward"),
     "pfeiffer": ("bottleneck", "Pfeiffer", "adapters after feed-forward"),
     "lora": ("lora", "Lora", "low-rank updates of chosen projections"),
+    "prompt_tuning": ("prompt", "PromptTuning", "vectors before each example's embeddings"),
+    "p_tuning": ("prompt", "PTuning", "an encoder of vectors before each example's embeddings"),
     "prefix_tuning": ("prefix", "PrefixTuning", "keys and values before each layer's own"),
     "prompting": ("prompting", "Prompting", "nothing: similarity to templates filled with labels"),
 }

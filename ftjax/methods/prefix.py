@@ -1,8 +1,9 @@
 """Prefix tuning (Li and Liang 2021): learned keys and values that every token attends to."""
 
-import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -11,29 +12,13 @@ import jax.numpy as jnp
 
 from ftjax.errors import require
 from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, nested
+from ftjax.methods.encoders import Get, linear, normal
+from ftjax.methods.virtual import later, moved_sides, widened
 from ftjax.partition import Rules
-from ftjax.paths import Base
+from ftjax.paths import Base, Flat, expand
 
 Array = jax.Array
-_normal = nn.initializers.normal(1.0)
-
-
-def torch_linear(inputs: int) -> Callable[..., Array]:
-    """U(−1/√in, 1/√in), of a linear layer's kernel and bias."""
-    bound = 1 / math.sqrt(inputs)
-    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def later(base: Base, inputs: dict[str, Any], count: int) -> dict[str, Any]:
-    """A model's inputs with tokens at positions `count` further on, where it is told positions."""
-    if base.modules("cross"):  # encoder-decoders count positions themselves
-        return inputs
-    ids, positions = inputs["input_ids"], inputs.get("position_ids")
-    if positions is None:
-        column = inputs.get("column")
-        positions = jnp.arange(ids.shape[-1]) if column is None else column
-        positions = positions.reshape((1,) * (ids.ndim - 1) + (-1,))
-    return inputs | {"position_ids": positions + count}
+KINDS = ("key", "value")
 
 
 @dataclass(frozen=True)
@@ -108,11 +93,11 @@ class PrefixTuning(Method):
         places = sorted(set(cores.values()))
 
         def root(module: nn.Module, call: Callable, input_ids: Array | None = None, **inputs: Any):
-            for place in places if self.projection else ():
-                hidden[place] = self.hidden(module, place, base)
+            for place in places:
+                hidden[place] = self.hidden(partial(leaf, module), base, place)
             inputs |= {"input_ids": input_ids}
-            moved = self.shift and input_ids is not None
-            return call(**(later(base, inputs, self.length) if moved else inputs))
+            moved = self.shift and not base.two_sided and inputs.get("features") is None
+            return call(**(later(inputs, self.length) if moved else inputs))
 
         def joined(
             module: nn.Module,
@@ -123,67 +108,56 @@ class PrefixTuning(Method):
             mask: Array | None,
             bias: Array | None = None,
         ) -> Array:
-            h = hidden.get(cores["/".join(module.path)])
-            front = [
-                self.prefix(module, name, h, x) for name, x in (("key", key), ("value", value))
-            ]
-            if gate is not None:
-                front = [prefix * gate().astype(prefix.dtype) for prefix in front]
+            h = hidden[cores["/".join(module.path)]]
+
+            def join(kind: str, x: Array) -> Array:
+                heads, size = x.shape[2:]
+                prefix = self.prefix(partial(leaf, module), h, kind, heads * size)
+                prefix = prefix.reshape(1, self.length, heads, size)
+                prefix = prefix if gate is None else prefix * gate()
+                prefix = jnp.broadcast_to(prefix, (len(x), *prefix.shape[1:]))
+                return jnp.concatenate([prefix.astype(x.dtype), x], 1)
+
             if mask is not None:
-                mask = _widened(mask, self.length, True)
+                mask = widened(mask, self.length, True)
             if bias is not None and bias.shape[-1] == key.shape[1]:
-                bias = _widened(bias, self.length, 0)
-            key, value = (
-                jnp.concatenate([jnp.broadcast_to(prefix, (len(x), *prefix.shape[1:])), x], 1)
-                for prefix, x in zip(front, (key, value), strict=True)
-            )
-            return call(query, key, value, mask, bias)
+                bias = widened(bias, self.length, 0)
+            return call(query, join("key", key), join("value", value), mask, bias)
 
-        def relative(module: nn.Module, call: Callable, queries: Array, keys: Array) -> Array:
-            keys = jnp.concatenate([jnp.arange(self.length), keys + self.length])
-            return call(queries + self.columns, keys)
-
-        def counted(module: nn.Module, call: Callable, count: int, start: int = 0) -> Array:
-            return call(count, start + self.columns)
-
-        def told(module: nn.Module, call: Callable, ids: Array) -> Array:
-            return call(ids + self.columns)
-
-        sides = [place for place in places if base.modules("cross") and place != "cross"]
-        tables = {f"{side}/positions" for side in sides}
+        sides = [place for place in places if base.two_sided and place != "cross"]
         return nested(
-            at({""}, root),
-            at(cores, joined),
-            at({f"{side}/relative" for side in sides}, relative),
-            at(tables, counted, "first"),
-            at(tables, told),
+            at({""}, root), at(cores, joined), moved_sides(sides, self.columns, self.length)
         )
 
-    def hidden(self, module: nn.Module, place: str, base: Base) -> Array:
-        """tanh(Linear(Embedding)) of the model itself: (k, projection)."""
-        name, sizes = f"prefix_{place}", base.projections()
+    def hidden(self, get: Get, base: Base, place: str) -> Array | None:
+        """tanh(Linear(Embedding)) for a place (k, p), from the model's parameters; or None."""
+        if not self.projection:
+            return None
+        sizes, name = base.projections(), f"prefix_{place}"
         width = next(size for path, (size, _) in sizes.items() if path.endswith("/query"))
-        linear = torch_linear(width)
-        table = leaf(module, f"{name}_embedding", _normal, (self.length, width), (None, "embed"))
-        kernel = leaf(module, f"{name}_kernel", linear, (width, self.projection), ("embed", "rank"))
-        return jnp.tanh(
-            table @ kernel + leaf(module, f"{name}_bias", linear, (self.projection,), ("rank",))
-        )
+        x = get(f"{name}_embedding", normal, (self.length, width), (None, "embed"))
+        return jnp.tanh(linear(get, name, x, self.projection))
 
-    def prefix(self, module: nn.Module, name: str, hidden: Array | None, like: Array) -> Array:
-        """P_k or P_v of a layer (1, k, heads, d), as its keys or values (batch, n, heads, d)."""
-        heads, size = like.shape[2:]
-        name, width = f"prefix_{name}", heads * size
-        if hidden is None:
-            flat = leaf(module, name, _normal, (self.length, width), (None, "kv"))
-        else:
-            linear = torch_linear(self.projection)
-            shape, axes = (self.projection, width), ("rank", "kv")
-            flat = hidden @ leaf(module, f"{name}_kernel", linear, shape, axes)
-            flat = flat + leaf(module, f"{name}_bias", linear, (width,), ("kv",))
-        return flat.reshape(1, self.length, heads, size).astype(like.dtype)
+    def prefix(self, get: Get, hidden: Array | None, kind: str, width: int) -> Array:
+        """P_k or P_v of a layer (k, width), from the parameters of its core."""
+        if hidden is not None:
+            return linear(get, f"prefix_{kind}", hidden, width, "kv")
+        return get(f"prefix_{kind}", normal, (self.length, width), (None, "kv"))
+
+    def pairs(self, base: Base, params: Flat) -> dict[str, tuple[Array, Array]]:
+        """Unrolled path of each core, from the input to the output → P_k and P_v, (k, d_kv)."""
+        found = {}
+        for path, place in self.cores(base).items():
+            hidden = self.hidden(lambda name, *_: params[name], base, place)
+            width = base.projections()[path.removesuffix("core") + "key"][1]
+            for number, unrolled in enumerate(expand(path)):
+
+                def get(name: str, *_: Any, path=path, layer=number if unrolled != path else ...):
+                    return params[f"{path}/{name}"][layer]
+
+                found[unrolled] = tuple(self.prefix(get, hidden, kind, width) for kind in KINDS)
+        return dict(sorted(found.items(), key=lambda item: _numbers(item[0])))
 
 
-def _widened(x: Array, count: int, value: Any) -> Array:
-    """More of `value` in front of the last axis."""
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(count, 0)], constant_values=value)
+def _numbers(path: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", path)]

@@ -148,6 +148,19 @@ def sinusoids(length: int, size: int) -> np.ndarray:
     return np.concatenate([np.sin(angle), np.cos(angle[:, : size // 2])], 1).astype(np.float32)
 
 
+class Sinusoids(nn.Module):
+    """A table of fixed positions, looked up as a learned one."""
+
+    size: int
+    features: int
+
+    def __call__(self, ids: Array) -> Array:
+        return jnp.asarray(sinusoids(self.size, self.features))[ids]
+
+    def first(self, count: int, start: int = 0) -> Array:
+        return sinusoids(self.size, self.features)[start : start + count]
+
+
 class FeedForward(nn.Module):
     """down(act(up(x)))."""
 
@@ -213,14 +226,11 @@ class Side(nn.Module):
     ) -> Array:
         """Applies the layers; with `column`, to one token that stands there."""
         c = self.config
+        start, make = OFFSET, partial(Embedding, axes=(None, "embed"), stddev=c.initializer_range)
         if c.sinusoidal:
-            table = sinusoids(c.max_position_embeddings, c.hidden_size)
-            x = x + (table[: x.shape[1]] if column is None else jnp.asarray(table)[column])
-        else:
-            size = c.max_position_embeddings + OFFSET
-            make = partial(Embedding, axes=(None, "embed"), stddev=c.initializer_range)
-            table = make(size, c.hidden_size, name="positions")
-            x = x + (table.first(x.shape[1], OFFSET) if column is None else table(column + OFFSET))
+            start, make = 0, Sinusoids
+        table = make(start + c.max_position_embeddings, c.hidden_size, name="positions")
+        x = x + (table.first(x.shape[1], start) if column is None else table(column + start))
         if c.embedding_norm:
             x = LayerNorm(1e-5, name="embedding_norm")(x)
         x = Dropout(c.dropout, name="dropout")(x.astype(c.options.dtype))

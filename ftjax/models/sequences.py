@@ -93,6 +93,10 @@ class Model(nn.Module):
         """What the decoder reads first where it is given nothing."""
         return self.config.start
 
+    def decoder_inputs(self, input_ids: Array, attention_mask: Array | None) -> Array:
+        """What the decoder reads where it is given nothing: the encoder's input, shifted."""
+        return shift_right(input_ids, self.start(input_ids, attention_mask))
+
     def logits(self, x: Array, words: Embedding) -> Array:
         """The language model's, of float32 hidden states."""
         raise NotImplementedError
@@ -124,7 +128,7 @@ class Model(nn.Module):
             x = Dropout(c.classifier_dropout, name="dropout")(memory.astype(jnp.float32))
             return dense(self.labels, ("embed", None), name="classifier")(x)
         if decoder_input_ids is None:
-            decoder_input_ids = shift_right(input_ids, self.start(input_ids, attention_mask))
+            decoder_input_ids = self.decoder_inputs(input_ids, attention_mask)
         if column is None:
             view = prompt_view(decoder_input_ids.shape[1], decoder_attention_mask, keep=keep)
         else:
@@ -140,7 +144,8 @@ class Model(nn.Module):
             return self.logits(x, words)
         if self.head == "span":
             return dense(2, ("embed", None), name="classifier")(x)
-        ends = last_tokens(x.shape[:2], (input_ids == c.end).astype(jnp.int32), None, None)
+        ends = (input_ids[:, -x.shape[1] :] == c.end).astype(jnp.int32)  # past virtual tokens
+        ends = last_tokens(x.shape[:2], ends, None, None)
         x = at_starts(x, ends)[:, 0]
         return x if features_only else self.classify(x)
 

@@ -1,0 +1,151 @@
+"""Prompt tuning (Lester et al. 2021) and P-tuning (Liu et al. 2021): learned input embeddings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ftjax.errors import require
+from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, nested
+from ftjax.methods.encoders import Get, linear, lstm, normal
+from ftjax.methods.virtual import grown_call, inserted
+from ftjax.partition import Rules
+from ftjax.paths import Base, Flat
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class SoftPrompt(Method):
+    """k learned vectors before the embeddings of each example; all else but the head is frozen.
+
+    They take positions 0 to k - 1, are seen by every token, and see what tokens see. What is
+    scaled or normalized of embeddings is of theirs too, but for a constant scale (Gemma's). As in
+    `peft`, a classifier that reads the first token (BERT's) reads the first vector instead, and
+    mean pooling includes them; outputs of each token are those of real tokens alone. Of
+    encoder-decoders, the encoder has them (`peft` trains as many more, unused). Packed examples
+    have each their own.
+
+    Attributes:
+        length: k.
+    """
+
+    length: int = 20
+
+    identity: ClassVar = False
+
+    def __post_init__(self) -> None:
+        require(self.length > 0, f"method.length must be positive, got {self.length}")
+
+    @property
+    def columns(self) -> int:
+        return self.length
+
+    def rules(self, base: Base) -> Rules:
+        return ((r"prompt_.*", "prompt"), head_rule(base), FREEZE_REST)
+
+    def vectors(self, get: Get, width: int) -> Array:
+        """The vectors (k, width), from parameters that `get` gives."""
+        raise NotImplementedError
+
+    def exported(self, base: Base, params: Flat) -> Array:
+        """The vectors (k, d), as `peft` stores them in `prompt_embeddings`."""
+        return self.vectors(lambda name, *_: params[name], base.words_shape[1])
+
+    def interceptor(self, base: Base) -> Interceptor:
+        waiting: list = []
+
+        def make(module: nn.Module) -> Array:
+            found = self.vectors(partial(leaf, module), base.words_shape[1])
+            return found / base.embedding_scale
+
+        def embedded(module: nn.Module, call: Callable, ids: Array) -> Array:
+            x = call(ids)
+            return inserted(x, *waiting.pop()) if waiting else x  # other lookups come later
+
+        root = grown_call(base, self.length, make, waiting)
+        return nested(at({""}, root), at({base.words}, embedded))
+
+
+@dataclass(frozen=True)
+class PromptTuning(SoftPrompt):
+    """The vectors themselves are the parameters: k d of them (Lester et al. 2021, sec. 2).
+
+    For models of billions of parameters, where it comes close to full fine-tuning, and for one
+    base that serves many tasks. Equal to `peft`'s PromptTuningConfig.
+
+    Attributes:
+        init: "random" (N(0, 1)), "vocabulary" (embeddings of random words), or "text" (those of
+            `text`, over and over or cut to k).
+        text: best what the task is, in words.
+    """
+
+    init: str = "random"
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = ("random", "vocabulary", "text")
+        require(self.init in known, f"method.init={self.init!r} must be one of {known}")
+        require(
+            bool(self.text) == (self.init == "text"), "method.text goes with method.init='text'"
+        )
+
+    def vectors(self, get: Get, width: int) -> Array:
+        return get("prompt_embedding", normal, (self.length, width), (None, "embed"))
+
+    def initialize(self, base: Base, params: Flat, key: Array) -> Flat:
+        if self.init == "random":
+            return {}
+        if self.init == "vocabulary":
+            ids = jax.random.randint(key, (self.length,), 0, base.words_shape[0])
+        else:
+            found = base.tokenize(self.text)
+            require(len(found) > 0, f"method.text={self.text!r} has no tokens")
+            ids = jnp.resize(jnp.asarray(found), self.length)
+        rows = params[f"{base.words}/embedding"][ids].astype(jnp.float32)
+        return {"prompt_embedding": rows * base.embedding_scale}
+
+
+@dataclass(frozen=True)
+class PTuning(SoftPrompt):
+    """The vectors are what an encoder makes of k embeddings (Liu et al. 2021, sec. 3.2).
+
+    "mlp" is Linear-ReLU-Linear-ReLU-Linear: k d + 3 (d² + d) parameters where the width is d.
+    "lstm" is two bidirectional LSTM layers, then Linear(2w, 2w)-ReLU-Linear(2w, d). Checkpoints
+    keep the encoder; only its vectors need to be stored with a finished model. Equal to `peft`'s
+    PromptEncoderConfig. For prompts that train badly as they are.
+
+    Attributes:
+        encoder: "mlp" or "lstm".
+        width: w, of the encoder; 0 for d.
+    """
+
+    encoder: str = "mlp"
+    width: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = ("mlp", "lstm")
+        require(self.encoder in known, f"method.encoder={self.encoder!r} must be one of {known}")
+        require(self.width >= 0, f"method.width={self.width} must not be negative")
+
+    def vectors(self, get: Get, width: int) -> Array:
+        x = get("prompt_embedding", normal, (self.length, width), (None, "embed"))
+        inner, wide = self.width or width, 2 * (self.width or width)
+        if self.encoder == "mlp":
+            sizes = (inner, inner, width)
+        else:
+            for layer in range(2):
+                name = f"prompt_lstm_{layer}"
+                forth = lstm(get, f"{name}_forth", x, inner, False)
+                back = lstm(get, f"{name}_back", x, inner, True)
+                x = jnp.concatenate([forth, back], -1)
+            sizes = (wide, width)
+        for number, size in enumerate(sizes):
+            x = linear(get, f"prompt_dense_{number}", nn.relu(x) if number else x, size)
+        return x

@@ -1,0 +1,184 @@
+"""Virtual tokens before each example: how a model's inputs grow, and its outputs shrink back."""
+
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ftjax.errors import require
+from ftjax.methods.base import Interceptor, at, nested
+from ftjax.paths import Base
+
+Array = jax.Array
+Inputs = dict[str, Any]
+# Heads whose outputs have a row a token; of an encoder-decoder, a row a token that is read.
+EACH_TOKEN = (None, "tokens", "span", "masked_lm", "causal_lm", "pretraining")
+EACH_TOKEN_READ = ("tokens",)
+
+
+class Places(NamedTuple):
+    """Where everything stands in packed rows that have grown.
+
+    Attributes:
+        tokens: (batch, length), of each token.
+        virtual: (batch, longer), the number of the virtual token there; negative for none.
+    """
+
+    tokens: Array
+    virtual: Array
+
+
+def widened(x: Array, count: int, value: Any) -> Array:
+    """`count` of `value` in front of the last axis."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(count, 0)], constant_values=value)
+
+
+def later(inputs: Inputs, count: int) -> Inputs:
+    """Inputs of an encoder or a decoder, with tokens at positions `count` further on."""
+    ids, positions = inputs["input_ids"], inputs.get("position_ids")
+    if positions is None:
+        positions = inputs.get("column")
+        positions = jnp.arange(ids.shape[-1]) if positions is None else positions
+        positions = positions.reshape((1,) * (ids.ndim - 1) + (-1,))
+    return inputs | {"position_ids": positions + count}
+
+
+def moved_sides(sides: Collection[str], tokens: int, keys: int) -> Interceptor | None:
+    """Positions of an encoder-decoder's sides: those of tokens `tokens` further on.
+
+    Relative positions are of keys from 0, with `keys` of them before those of tokens.
+    """
+
+    def relative(module: nn.Module, call: Callable, queries: Array, places: Array) -> Array:
+        return call(queries + tokens, jnp.concatenate([jnp.arange(keys), places + keys]))
+
+    def first(module: nn.Module, call: Callable, count: int, start: int = 0) -> Array:
+        return call(count, start + tokens)
+
+    def found(module: nn.Module, call: Callable, ids: Array) -> Array:
+        return call(ids + tokens)
+
+    tables = {f"{side}/positions" for side in sides}
+    biases = {f"{side}/relative" for side in sides}
+    return nested(at(biases, relative), at(tables, first, "first"), at(tables, found))
+
+
+def next_token(base: Base, inputs: Inputs, count: int) -> Inputs:
+    """Inputs of one more token after rows that had `count` virtual tokens in front."""
+    if inputs.get("attention_mask") is not None:
+        inputs = inputs | {"attention_mask": widened(inputs["attention_mask"], count, 1)}
+    if base.two_sided:  # whose decoder has none
+        return inputs
+    return later(inputs, count) | {"column": inputs["column"] + count}
+
+
+def longer(inputs: Inputs, count: int) -> Inputs:
+    """Inputs whose rows begin with `count` virtual tokens, of id 0 and type 0, which all see."""
+    grown = dict(inputs)
+    for name, value in (("input_ids", 0), ("attention_mask", 1), ("token_type_ids", 0)):
+        if inputs.get(name) is not None:
+            grown[name] = widened(inputs[name], count, value)
+    if inputs.get("position_ids") is not None:
+        after = widened(inputs["position_ids"] + count, count, 0)
+        grown["position_ids"] = after.at[..., :count].set(jnp.arange(count))
+    if inputs.get("perm_mask") is not None:
+        seen = widened(inputs["perm_mask"].swapaxes(-1, -2), count, 0)
+        grown["perm_mask"] = widened(seen.swapaxes(-1, -2), count, 0)
+    return grown
+
+
+def longer_packed(inputs: Inputs, count: int) -> tuple[Inputs, Places]:
+    """Packed inputs with `count` virtual tokens before each example; their attention is its own.
+
+    There is room for as many examples a row as `starts` has, or for one a token.
+    """
+    require(inputs.get("perm_mask") is None, "virtual tokens in packed rows know no perm_mask")
+    segments, starts = inputs["segment_ids"], inputs.get("starts")
+    rows, length = segments.shape
+    many = length if starts is None else starts.shape[1]
+    # Padding goes on after what it follows.
+    before = jax.lax.cummax(segments, axis=1)
+    tokens = jnp.arange(length) + count * before
+    first = jnp.diff(before, axis=1, prepend=0) > 0
+    row, number = jnp.arange(rows)[:, None], jnp.arange(count)
+    width = length + count * many
+    ahead = jnp.where(first, tokens - count, width)[..., None] + number  # outside: dropped
+    blank = jnp.zeros((rows, width), segments.dtype)
+    virtual = (blank - 1).at[row[..., None], ahead].set(number, mode="drop")
+
+    def grown(x: Array, there: Array | int) -> Array:
+        spread = blank.astype(x.dtype).at[row, tokens].set(x)
+        return jnp.where(virtual < 0, spread, there)
+
+    own = blank.at[row[..., None], ahead].set(segments[..., None], mode="drop")
+    fill = {"input_ids": 0, "attention_mask": 1, "token_type_ids": 0, "segment_ids": own}
+    moved = inputs.get("position_ids") is not None
+    found = later(inputs, count) if moved else inputs
+    fill |= {"position_ids": virtual} if moved else {}
+    made = {name: grown(found[name], x) for name, x in fill.items() if found.get(name) is not None}
+    if starts is not None:
+        there = jnp.take_along_axis(tokens, starts, axis=1) - count
+        made["starts"] = jnp.maximum(there, 0)
+    return inputs | made, Places(tokens, virtual)
+
+
+def inserted(x: Array, vectors: Array, places: Places | None) -> Array:
+    """Embedded rows (batch, longer, d) with vectors (k, d) for virtual tokens."""
+    vectors = vectors.astype(x.dtype)
+    if places is None:
+        front = jnp.broadcast_to(vectors, (len(x), *vectors.shape))
+        return jnp.concatenate([front, x[:, len(vectors) :]], 1)
+    number = places.virtual[..., None]
+    return jnp.where(number < 0, x, vectors[jnp.maximum(places.virtual, 0)])
+
+
+def removed(module: nn.Module, base: Base, out: Any, count: int, places: Places | None) -> Any:
+    """A model's outputs without those of virtual tokens."""
+    if module.head not in (EACH_TOKEN_READ if base.two_sided else EACH_TOKEN):
+        return out
+    if module.is_mutable_collection("cache") and not module.is_initializing():
+        return out  # of the last column alone
+    if module.head == "pretraining":
+        words, follows = out
+        return (removed_of(words, count, places), follows)
+    return removed_of(out, count, places)
+
+
+def removed_of(out: Array, count: int, places: Places | None) -> Array:
+    """(batch, longer, features) → (batch, length, features)."""
+    if places is None:
+        return out[:, count:]
+    return jnp.take_along_axis(out, places.tokens[..., None], axis=1)
+
+
+def grown_call(
+    base: Base, count: int, make: Callable[[nn.Module], Array], waiting: list
+) -> Callable[..., Any]:
+    """A wrap of a model's call, see `ftjax.methods.base.at`, that gives it virtual tokens.
+
+    Args:
+        count: of virtual tokens.
+        make: gives their vectors (count, d), within the model.
+        waiting: takes what `inserted` then needs, when words are first looked up.
+    """
+
+    def wrap(module: nn.Module, call: Callable, input_ids: Array | None = None, **inputs: Any):
+        inputs |= {"input_ids": input_ids}
+        if inputs.get("features") is not None:
+            return call(**inputs)
+        if inputs.get("column") is not None:
+            return call(**next_token(base, inputs, count))
+        if base.two_sided and inputs.get("decoder_input_ids") is None:
+            read = (input_ids, inputs.get("attention_mask"))
+            inputs["decoder_input_ids"] = module.decoder_inputs(*read)
+        places = None
+        if inputs.get("segment_ids") is not None:
+            inputs, places = longer_packed(inputs, count)
+        else:
+            inputs = longer(inputs, count)
+        waiting.append((make(module), places))
+        return removed(module, base, call(**inputs), count, places)
+
+    return wrap
