@@ -1,58 +1,137 @@
-"""Hard prompts with a sentence encoder: nothing is trained, templates are chosen on validation."""
+"""Hard prompts: nothing is trained, a text is put into words that the model goes on from."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from ftjax.errors import require
+from ftjax.errors import nearest, require
 from ftjax.methods.base import FREEZE_REST
 from ftjax.methods.selection import Selection
 from ftjax.partition import Rules
 from ftjax.paths import Base
 
 SCALE = 20.0  # of cosines, as sentence-transformers scales them; it changes no decision
+CONTENT_FREE = ("N/A", "", "[MASK]")  # inputs of Zhao et al. 2021
+FIELD = re.compile(r"\{(\w*)\}")
+HEADS = {"sentence": "embedding", "causal": "causal_lm", "masked": "masked_lm"}  # of a kind
+TEMPLATES = {
+    "sentence": ("{label}", "This is {label}.", "A text about {label}."),
+    "causal": ("{text}\nLabel: {label}",),
+    "masked": ("{text}\nIt is {mask}.",),
+}
 
 
 @dataclass(frozen=True)
 class Prompting(Selection):
-    """Zero-shot classification by similarity (the dual-encoder form of Yin et al. 2019).
+    """Zero-shot and few-shot classification; rows go in buckets of length, never packed.
 
-    A text gets the label whose filled template has the embedding most like the text's.
+    "sentence": a text gets the label whose filled template has the embedding most like the text's
+    (the dual-encoder form of Yin et al. 2019). "causal": the label whose words have the highest
+    mean log-probability after the prompt (Brown et al. 2020). "masked": the label whose word is
+    most probable at the mask (PET; Schick and Schütze 2021).
 
     Attributes:
-        templates: each with "{label}" in it; the one with the best validation metric is used.
-        words: what stands for each label in a template, in the labels' order; empty: their names.
+        kind: one of those; "auto": by the model.
+        templates: with the fields {text}, {text_pair}, and {label} or {mask}; the one with the
+            best validation metric is used. Empty: the kind's own.
+        words: what stands for each label, in the labels' order; empty: their names. A label's
+            score is the mean over several words, as "good|great".
+        instruction: before everything.
+        separator: between instruction, demonstrations and the text in question.
+        shots: demonstrations in a prompt, of the training split; 0: none.
+        demonstrations: "random"; "balanced", equally many of each label; "nearest", those whose
+            embeddings are most like the text's, the nearest last (Liu et al. 2022).
+        encoder: of sentences, that nearest demonstrations are found by.
+        calibrate: divide by what the labels get for inputs without content (Zhao et al. 2021).
     """
 
-    templates: tuple[str, ...] = ("{label}", "This is {label}.", "A text about {label}.")
+    kind: str = "auto"
+    templates: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
+    instruction: str = ""
+    separator: str = "\n\n"
+    shots: int = 0
+    demonstrations: str = "balanced"
+    encoder: str = "minilm"
+    calibrate: bool = False
 
     trains: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        require(bool(self.templates), "method.templates must name at least one template")
-        for template in self.templates:
-            require("{label}" in template, f"method.templates: {template!r} lacks '{{label}}'")
+        for name, known in (
+            ("kind", ("auto", *HEADS)),
+            ("demonstrations", ("random", "balanced", "nearest")),
+        ):
+            value = getattr(self, name)
+            require(value in known, f"method.{name}={value!r} is not known{nearest(value, known)}")
+        require(self.shots >= 0, f"method.shots={self.shots} must not be negative")
 
     def rules(self, base: Base) -> Rules:
         return (FREEZE_REST,)
 
-    def fill(self, template: str, names: Sequence[str]) -> list[str]:
-        """The template filled with each label's word."""
-        words = self.words or names
+    def templates_of(self, kind: str, pairs: bool) -> tuple[str, ...]:
+        """The templates, checked, for texts or pairs of them."""
+        text = "{text}\n{text_pair}" if pairs else "{text}"
+        usual = tuple(template.replace("{text}", text) for template in TEMPLATES[kind])
+        wanted = {"label"} if kind == "sentence" else {"text", *["text_pair"] * pairs}
+        wanted |= {"masked": {"mask"}, "causal": {"label"}}.get(kind, set())
+        for template in self.templates:
+            where, found = f"method.templates: {template!r}", FIELD.findall(template)
+            for name in [*sorted(wanted - set(found)), *sorted(set(found) - wanted)]:
+                lacks = f"{where} lacks '{{{name}}}', which a {kind} model needs"
+                require(name in found, lacks + " for pairs" * (name == "text_pair"))
+                use = nearest(name, wanted)
+                require(name in wanted, f"{where}: a {kind} model has no use for '{{{name}}}'{use}")
+            require(kind != "masked" or found.count("mask") == 1, f"{where} has several masks")
+            ends = template.endswith("{label}") and found.count("label") == 1
+            require(kind != "causal" or ends, f"{where} must end with its only '{{label}}'")
+        return self.templates or usual
+
+    def words_of(self, names: Sequence[str]) -> list[list[str]]:
+        """The words of each label."""
         require(
-            len(words) == len(names),
-            f"method.words={tuple(words)} must name {len(names)} words, for {tuple(names)}",
+            len(self.words or names) == len(names),
+            f"method.words={tuple(self.words)} must name {len(names)} words, for {tuple(names)}",
         )
-        return [template.replace("{label}", word) for word in words]
+        words = [words.split("|") for words in self.words] or [[name] for name in names]
+        require(all(map(all, words)), f"method.words={tuple(self.words)} has an empty word")
+        return words
 
 
-def similarity_logits(texts: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Scaled cosines: texts (rows, features), labels (labels, features) → (rows, labels)."""
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """The template with a value in place of each field; what a value says is left alone."""
+    return FIELD.sub(lambda field: values[field[1]], template)
+
+
+def similarities(texts: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Cosines: texts (rows, features), others (columns, features) → (rows, columns)."""
 
     def unit(x: np.ndarray) -> np.ndarray:
         return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
-    return SCALE * unit(texts) @ unit(labels).T
+    return unit(texts) @ unit(others).T
+
+
+def label_means(scores: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """Scores of words (rows, words), each label's next to each other → (rows, labels)."""
+    starts = np.cumsum([0, *counts[:-1]])
+    return np.add.reduceat(scores, starts, axis=1) / np.asarray(counts, scores.dtype)
+
+
+def calibrated(scores: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """log(p / p̄): p of the labels, p̄ the mean of those of inputs without content.
+
+    Args:
+        scores: (rows, labels), logits.
+        free: (rows, inputs, labels), logits.
+    """
+    mean = np.exp(_log_softmax(free)).mean(1)
+    return _log_softmax(scores) - np.log(np.maximum(mean, np.finfo(mean.dtype).tiny))
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))

@@ -1,7 +1,7 @@
 """Forward passes over a split, and the task's metrics on what they give."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -28,18 +28,24 @@ class Forward:
         mesh: where it runs.
         batch_size: examples of a global batch.
         features_only: what the head reads, instead of logits.
+        apply: what to compute of parameters and a batch, instead of the model's outputs.
     """
 
     def __init__(
-        self, tuned: Tuned, mesh: Mesh, batch_size: int, features_only: bool = False
+        self,
+        tuned: Tuned,
+        mesh: Mesh,
+        batch_size: int,
+        features_only: bool = False,
+        apply: Callable[[Flat, Mapping[str, jax.Array]], jax.Array] | None = None,
     ) -> None:
         self._mesh, self._batch_size = mesh, batch_size
         self.compile_seconds = 0.0
         self._programs: dict[tuple, Any] = {}
+        apply = apply or partial(tuned.apply, features_only=features_only)
 
         def forward(params: Flat, frozen: Flat, batch: Mapping[str, jax.Array]) -> jax.Array:
-            out = tuned.apply(merge(params, frozen), batch, features_only=features_only)
-            return out.astype(jnp.float32)
+            return apply(merge(params, frozen), batch).astype(jnp.float32)
 
         self._jit = jax.jit(forward, out_shardings=NamedSharding(mesh, PartitionSpec()))
 

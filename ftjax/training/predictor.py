@@ -9,8 +9,7 @@ import numpy as np
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
-from ftjax.formats.folder import fingerprint, read_json
-from ftjax.methods.prompting import similarity_logits
+from ftjax.formats.folder import fingerprint
 from ftjax.partition import merge
 from ftjax.paths import Flat
 from ftjax.training.checkpoints import Checkpoints
@@ -23,7 +22,7 @@ from ftjax.training.run import (
     read_labels,
     read_workdir,
 )
-from ftjax.training.zero_shot import embed_labels
+from ftjax.training.zero_shot import score_chosen
 
 
 @dataclass(frozen=True)
@@ -50,16 +49,14 @@ class Predictor:
     def logits(self, split: Split) -> tuple[np.ndarray, Examples]:
         """Logits (rows, labels) of a split, and its examples."""
         run, config = self.run, self.run.config
+        if not run.tuned.method.trains:
+            scored = score_chosen(run, self.names, self.workdir, split)
+            return scored.logits, scored.examples
         examples = encode_split(config, run.task, split, self.names, run.folder)
         batch_size = config.train.eval_batch_size
         layout = choose_layout(config, run.mesh, examples.lengths, batch_size)
         forward = Forward(run.tuned, run.mesh, batch_size)
-        outputs = forward(run.trainable, run.frozen, examples, layout)
-        if not run.tuned.method.trains:
-            template = read_json(self.workdir / "result.json")["template"]
-            (labels,) = embed_labels(run, forward, [template], self.names)
-            outputs = similarity_logits(outputs, labels)
-        return outputs, examples
+        return forward(run.trainable, run.frozen, examples, layout), examples
 
 
 def open_predictor(workdir: Path, config: Any = None) -> Predictor:

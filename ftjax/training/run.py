@@ -19,6 +19,7 @@ from ftjax.data.prepare import Report, prepare
 from ftjax.data.sources import Split, load
 from ftjax.errors import UserError, nearest
 from ftjax.formats.folder import locate, read_config
+from ftjax.methods.prompting import HEADS, Prompting
 from ftjax.models import kind_of
 from ftjax.parallel.mesh import batch_ways, make_mesh
 from ftjax.paths import Flat
@@ -68,10 +69,14 @@ def read_splits(config: ConfigDict) -> tuple[dict[str, Split], Report]:
 
 def encode_split(config: ConfigDict, task: Any, split: Split, names: Any, folder: Path) -> Examples:
     """A split's tokens and, where it has labels, its targets."""
-    examples = encode(split, folder, config.data.max_length)
+    return with_targets(encode(split, folder, config.data.max_length), task, split, names)
+
+
+def with_targets(examples: Examples, task: Any, split: Split, names: Any) -> Examples:
+    """The examples of a split with its targets, where it has labels."""
     if "label" not in split.rows.column_names:
         return examples
-    return replace(examples, arrays={"labels": task.targets(split, names)})
+    return replace(examples, arrays={**examples.arrays, "labels": task.targets(split, names)})
 
 
 def choose_layout(config: ConfigDict, mesh: Mesh, lengths: np.ndarray, batch_size: int) -> Layout:
@@ -101,17 +106,35 @@ def best_metric(config: ConfigDict, task: Any, found: Mapping[str, Any] | None =
     return name
 
 
-def read_data(config: ConfigDict, task: Any, folder: Path) -> Data:
-    """Reads, checks, prepares and encodes all splits."""
+def read_labelled(
+    config: ConfigDict, task: Any
+) -> tuple[dict[str, Split], tuple[str, ...], Report]:
+    """Prepared splits with one to train on, the labels' names, and what the steps dropped."""
     raw, report = read_splits(config)
     if "train" not in raw:
         raise UserError(f"data.path={config.data.path!r} has no training split")
-    names = task.label_names(raw["train"])
+    return raw, task.label_names(raw["train"]), report
+
+
+def read_data(config: ConfigDict, task: Any, folder: Path) -> Data:
+    """Reads, checks, prepares and encodes all splits."""
+    raw, names, report = read_labelled(config, task)
     splits = {name: encode_split(config, task, raw[name], names, folder) for name in raw}
     for name, examples in splits.items():
         counts = {"rows_in": len(examples), "rows_out": len(examples)}
         report.append({"step": "truncate", "split": name, **counts, "cut": examples.truncated})
     return Data(splits, names, report)
+
+
+def prompt_kind(method: Prompting, folder: Path, hf_config: Mapping[str, Any]) -> str:
+    """Which kind of prompts a model takes: `method.kind`, or by what the folder says it is."""
+    if method.kind != "auto":
+        return method.kind
+    if kind_of(hf_config) == "decoder":
+        return "causal"
+    ends = ("ForMaskedLM", "ForPreTraining")
+    masked = any(name.endswith(ends) for name in hf_config.get("architectures") or ())
+    return "masked" if masked and not (folder / "1_Pooling").exists() else "sentence"
 
 
 def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
@@ -128,10 +151,9 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
                 f"over mesh.data × mesh.fsdp = {ways}"
             )
     method = methods.create(config.method)
-    head = task.head(names, folder)
+    head, hf_config = task.head(names, folder), read_config(folder)
     if not method.trains:
-        head = {"head": "embedding", "pooling": head["pooling"]}
-    hf_config = read_config(folder)
+        head["head"] = HEADS[prompt_kind(method, folder, hf_config)]
     model = tuned.build(hf_config, method, config.model, head)
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest:
@@ -146,6 +168,11 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
     params, absent = tuned.load(
         folder, model, mesh, key, config.mesh.replicate, config.model.new_head
     )
+    if absent and not method.trains:
+        raise UserError(
+            f"{folder} has no head of a language model that prompts could be scored by: it lacks "
+            f"{absent[0]!r}; method.kind='sentence' needs none"
+        )
     trainable, frozen = model.partition.split(params)
     return Run(config, folder, task, model, mesh, trainable, frozen, absent)
 

@@ -1,46 +1,34 @@
 """Runs of methods that train nothing: templates are chosen on validation, tested once."""
 
+import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
+import jax
 from ml_collections import ConfigDict
 
 from ftjax import methods, tasks
-from ftjax.data.encode import encode
-from ftjax.data.planning import bucket_layout
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
-from ftjax.formats.folder import locate
-from ftjax.methods.prompting import similarity_logits
-from ftjax.training.evaluate import Forward, score
+from ftjax.formats.folder import read_json
+from ftjax.methods.prompting import HEADS
+from ftjax.training.evaluate import score
 from ftjax.training.progress import Progress
-from ftjax.training.records import write_json
+from ftjax.training.prompts import draw, rows_of
+from ftjax.training.records import read_rows, write_json, write_text
 from ftjax.training.result import write_result
 from ftjax.training.run import (
     Run,
     best_metric,
-    choose_layout,
     open_workdir,
     place_model,
-    read_data,
+    read_labelled,
     write_labels,
 )
+from ftjax.training.scores import Scored, Scorer
 
-
-def embed_labels(
-    run: Run, forward: Forward, templates: Sequence[str], names: tuple[str, ...]
-) -> np.ndarray:
-    """Embeddings of templates filled with each label: (templates, labels, features)."""
-    method = methods.create(run.config.method)
-    texts = [text for template in templates for text in method.fill(template, names)]
-    rows = datasets.Dataset.from_dict({"text": texts, "row": list(range(len(texts)))})
-    examples = encode(Split("templates", rows), run.folder, run.config.data.max_length)
-    found = forward(run.trainable, run.frozen, examples, bucket_layout(examples.lengths, 1))
-    return found.reshape(len(templates), len(names), -1)
+POOL = "demonstrations.jsonl"  # of a work folder: the training rows that demonstrate
 
 
 def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -48,53 +36,79 @@ def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     Returns:
         The result that result.json holds.
-    """
-    folder, task = locate(config.model.path), tasks.create(config.task)
-    data = read_data(config, task, folder)
-    if "validation" not in data.splits:
-        raise UserError("prompting chooses its template on validation: set data.splits.validation")
-    open_workdir(workdir, config)
-    write_labels(workdir, data.names)
-    write_json(workdir / "data_report.json", data.report)
-    run = place_model(config, data.names)
-    batch_size, validation = config.train.eval_batch_size, data.splits["validation"]
-    lengths = np.concatenate([examples.lengths for examples in data.splits.values()])
-    layout = choose_layout(config, run.mesh, lengths, batch_size)
-    forward = Forward(run.tuned, run.mesh, batch_size)
-    metric = best_metric(config, task)
 
-    start = time.perf_counter()
-    texts = forward(run.trainable, run.frozen, validation, layout)
-    templates, tried = methods.create(config.method).templates, {}
-    embedded = embed_labels(run, forward, templates, data.names)
-    for template, labels in zip(templates, embedded, strict=True):
-        found = score(task, similarity_logits(texts, labels), validation, data.names)
+    Raises:
+        UserError: bad input, or several templates and no validation split to choose on.
+    """
+    task, method = tasks.create(config.task), methods.create(config.method)
+    splits, names, report = read_labelled(config, task)
+    pairs = "text_pair" in splits["train"].rows.column_names
+    pool = draw(method, rows_of(splits["train"]) if method.shots else [], names, config.seed)
+    open_workdir(workdir, config)
+    run = place_model(config, names)
+    kind = next(kind for kind, head in HEADS.items() if head == run.tuned.model.head)
+    templates = method.templates_of(kind, pairs)
+    if len(templates) > 1 and "validation" not in splits:
+        raise UserError("prompting chooses its template on validation: set data.splits.validation")
+    scorer, metric = Scorer(run, names, pool), best_metric(config, task)
+    write_labels(workdir, names)
+    write_text(workdir / POOL, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pool))
+
+    def judge(split: str, template: str, scored: Scored) -> dict[str, Any]:
+        rows, cut = len(scored.logits), scored.examples.truncated
+        counts = {"rows_in": rows, "rows_out": rows, "fewer_shots": scored.fewer, "cut": cut}
+        report.append({"step": "prompt", "split": split, "template": template, **counts})
+        announce(split, template, scored)
+        found = score(task, scored.logits, scored.examples, names)
         best_metric(config, task, found)
-        tried[template] = (found, labels)
-    sign = -1 if metric == "loss" else 1
-    template = max(tried, key=lambda name: sign * tried[name][0][metric])
-    found, labels = tried[template]
-    progress = Progress(
-        best=found[metric],
-        best_step=0,
-        validation=found,
-        seconds=time.perf_counter() - start - forward.compile_seconds,
-        tokens=int(validation.lengths.sum()),
-        examples=len(validation),
-    )
-    scores = None
-    if "test" in data.splits:
-        test = data.splits["test"]
-        texts = forward(run.trainable, run.frozen, test, layout)
-        scores = score(task, similarity_logits(texts, labels), test, data.names)
-    progress.compile_seconds = forward.compile_seconds
+        return found
+
+    progress, tried, template, test = Progress(), {}, templates[0], None
+    if "validation" in splits:
+        start = time.perf_counter()
+        several = scorer(splits["validation"], templates)
+        for number, (name, scored) in enumerate(zip(templates, several, strict=True)):
+            found = judge("validation", name, scored)
+            progress.judge(found, metric, number)
+            progress.tokens += int(scored.examples.lengths.sum())
+            progress.examples += len(scored.logits)
+            tried[name] = found[metric]
+        template = templates[progress.best_step]
+        progress.seconds = time.perf_counter() - start - scorer.compile_seconds
+    progress.best_step = 0  # nothing was trained
+    if "test" in splits:
+        test = judge("test", template, scorer(splits["test"], [template])[0])
+    progress.compile_seconds = scorer.compile_seconds
+    write_json(workdir / "data_report.json", report)
+    fixed = pool if method.demonstrations != "nearest" else []
     return write_result(
         workdir,
         run,
         progress,
-        scores,
+        test,
         steps=0,
         epochs=0,
+        kind=kind,
         template=template,
-        templates={name: tried[name][0][metric] for name in tried},
+        templates=tried,
+        demonstrations=fixed or f"{method.shots} nearest of {len(pool)}" if pool else [],
+        calibrated=method.calibrate,
     )
+
+
+def announce(split: str, template: str, scored: Scored) -> None:
+    """Says what did not fit."""
+    rows, cut = len(scored.logits), scored.examples.truncated
+    if jax.process_index() == 0 and (scored.fewer or cut):
+        print(
+            f"{split}, template {template!r}: data.max_length leaves {scored.fewer} of {rows} rows "
+            f"fewer demonstrations, and cuts the text of {cut}"
+        )
+
+
+def score_chosen(run: Run, names: tuple[str, ...], workdir: Path, split: Split) -> Scored:
+    """What the template chosen in a work folder gives of another split."""
+    template = read_json(workdir / "result.json")["template"]
+    (scored,) = Scorer(run, names, read_rows(workdir / POOL))(split, [template])
+    announce(split.file, template, scored)
+    return scored

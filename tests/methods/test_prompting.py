@@ -2,13 +2,11 @@
 
 import json
 
-import numpy as np
 import torch
 import transformers
 from sklearn.metrics.pairwise import cosine_similarity
 
 from ftjax.formats.folder import locate
-from ftjax.methods.prompting import Prompting
 from tests.conftest import ftjax, write_jsonl
 
 TEXTS = {
@@ -65,11 +63,3 @@ def test_chooses_on_validation_and_scores_as_the_reference(tmp_path):
     guess = cosine_similarity(embed(TEXTS["terrible"]), labels).argmax(-1)
     found = [json.loads(line)["label"] for line in out.read_text().splitlines()]
     assert found == [names[i] for i in guess]
-
-
-def test_words_stand_for_labels():
-    method = Prompting(templates=("so {label}",), words=("bad", "good"))
-    assert method.fill("so {label}", ("0", "1")) == ["so bad", "so good"]
-    assert np.all(
-        [t == "so x" for t in Prompting(templates=("so {label}",)).fill("so {label}", ("x",))]
-    )
