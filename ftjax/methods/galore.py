@@ -10,7 +10,7 @@ import optax
 
 from ftjax.errors import require
 from ftjax.methods.base import present
-from ftjax.methods.selection import Full
+from ftjax.methods.selection import TOP, Full
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat, expand
 
@@ -47,10 +47,10 @@ class Galore(Full):
         require(self.every > 0, f"method.every must be positive, got {self.every}")
 
     def rules(self, base: Base) -> Rules:
-        sizes = [min(shape) for shape in base.projections().values()]
-        fits = self.rank < max(sizes)
-        require(fits, f"method.rank={self.rank} is not below any projection's side {max(sizes)}")
-        wide = [path for path, shape in base.projections().items() if min(shape) > self.rank]
+        inner = {p: min(shape) for p, shape in base.projections().items() if p not in TOP}
+        most = max(inner.values())
+        require(self.rank < most, f"method.rank={self.rank} is not below any side: at most {most}")
+        wide = [path for path, side in inner.items() if side > self.rank]
         names = "|".join(re.escape(name) for path in wide for name in expand(path))
         return ((rf"({names})/kernel", "projected"), (r".*", "backbone"))
 

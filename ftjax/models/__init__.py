@@ -57,7 +57,7 @@ def table() -> dict[str, str]:
         some = [c for c in checks if c not in every]
         lines = [kind, f"tasks: {', '.join(tasks)}", f"verified of each: {', '.join(every)}"]
         lines += [f"of some: {', '.join(some)}"] if some else []
-        rows[name] = ("\n" + " " * 18).join(lines if tasks else [kind, "nothing verified yet"])
+        rows[name] = ("\n" + " " * 22).join(lines if tasks else [kind, "nothing verified yet"])
     return rows
 
 

@@ -41,7 +41,7 @@ def adam(path: str, shape: tuple[int, ...]) -> int:
 def galore(path: str, shape: tuple[int, ...]) -> int:
     """Zhao et al. 2024, table 1: mr for the projection and 2nr for the moments."""
     rank, small, large = SMALL["galore"]["rank"], min(shape), max(shape)
-    if path.endswith("/kernel") and not path.startswith("classifier"):
+    if path.endswith("/kernel") and not path.startswith(("classifier", "pooler")):
         return small * rank + 2 * large * rank
     return adam(path, shape)
 

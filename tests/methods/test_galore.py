@@ -1,0 +1,48 @@
+"""GaLore's update equals algorithm 2 of its paper, worked in numpy."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from ftjax.methods.galore import Galore
+
+RANK, EVERY, SCALE, RATE, DECAY = 3, 2, 0.25, 0.1, 0.01
+B1, B2, EPSILON = 0.9, 0.999, 1e-8
+
+
+def numpy_galore(weight: np.ndarray, grads: list[np.ndarray]) -> np.ndarray:
+    """Adam on PᵀG (or GP), P of a gradient every `EVERY` steps; decay of the weight itself."""
+    first = second = 0.0
+    for t, grad in enumerate(grads):
+        wide = grad.shape[0] <= grad.shape[1]
+        if t % EVERY == 0:
+            u, _, vt = np.linalg.svd(grad)
+            basis = u[:, :RANK] if wide else vt[:RANK].T
+        low = basis.T @ grad if wide else grad @ basis
+        first, second = B1 * first + (1 - B1) * low, B2 * second + (1 - B2) * low**2
+        step = first / (1 - B1 ** (t + 1))
+        step = step / (np.sqrt(second / (1 - B2 ** (t + 1))) + EPSILON)
+        whole = SCALE * (basis @ step if wide else step @ basis.T)
+        weight = weight - RATE * (whole + DECAY * weight)
+    return weight
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
+def test_updates_equal_the_papers(shape):
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(2, *shape)).astype(np.float32)  # of two scanned layers
+    grads = random.normal(size=(5, 2, *shape)).astype(np.float32)
+    core = optax.scale_by_adam(B1, B2, EPSILON)
+    rest = optax.chain(optax.add_decayed_weights(DECAY), optax.scale_by_learning_rate(RATE))
+    method = Galore(rank=RANK, every=EVERY, scale=SCALE)
+    optimizer = method.optimizer("projected", core, rest, len(grads))
+    params = {"x/kernel": weights}
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    for grad in grads:
+        updates, state = update({"x/kernel": grad}, state, params)
+        params = optax.apply_updates(params, updates)
+    for layer in range(2):
+        wanted = numpy_galore(weights[layer].astype(np.float64), list(grads[:, layer]))
+        np.testing.assert_allclose(params["x/kernel"][layer], wanted, atol=1e-4)
