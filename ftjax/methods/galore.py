@@ -67,10 +67,16 @@ class Galore(Full):
 
 
 def leading(grad: jax.Array, rank: int) -> jax.Array:
-    """The first r singular vectors of the smaller side: (..., min(m, n), r)."""
+    """The first r singular vectors of the smaller side: (..., min(m, n), r).
+
+    Their signs are free; each one's largest component is made positive, so that the moments keep
+    their sense when directions are found anew, on every machine alike.
+    """
     tall = grad.shape[-2] > grad.shape[-1]
     wide = jnp.swapaxes(grad, -1, -2) if tall else grad
-    return jnp.linalg.svd(wide, full_matrices=False)[0][..., :rank]
+    found = jnp.linalg.svd(wide, full_matrices=False)[0][..., :rank]
+    largest = jnp.take_along_axis(found, jnp.abs(found).argmax(-2, keepdims=True), -2)
+    return found * jnp.sign(largest)
 
 
 def down(grad: jax.Array, basis: jax.Array) -> jax.Array:

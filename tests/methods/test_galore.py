@@ -19,6 +19,7 @@ def numpy_galore(weight: np.ndarray, grads: list[np.ndarray]) -> np.ndarray:
         if t % EVERY == 0:
             u, _, vt = np.linalg.svd(grad)
             basis = u[:, :RANK] if wide else vt[:RANK].T
+            basis = basis * np.sign(basis[np.abs(basis).argmax(0), range(RANK)])
         low = basis.T @ grad if wide else grad @ basis
         first, second = B1 * first + (1 - B1) * low, B2 * second + (1 - B2) * low**2
         step = first / (1 - B1 ** (t + 1))
