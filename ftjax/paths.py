@@ -85,10 +85,7 @@ class Base:
         Empty where layers share their parameters.
         """
         found = re.findall(r"(?m)^((?:.*/)?layer_\d+)/", "\n".join(self._unrolled()))
-        stacks = list(dict.fromkeys(path.rpartition("_")[0] for path in found))
-        return tuple(
-            sorted(set(found), key=lambda p: (stacks.index(p.rpartition("_")[0]), _number(p)))
-        )
+        return tuple(sorted(set(found), key=lambda p: (p.startswith("decoder"), _number(p))))
 
     def _unrolled(self) -> list[str]:
         return [name for path in self.shapes for name in expand(path)]
