@@ -273,6 +273,11 @@ def _join(key: str, pieces: Sequence[tuple[Piece, np.ndarray]]) -> np.ndarray:
     ordered = [arrays[i] for i in piece.mates]
     if fused == "split":
         tail, fill = first.shape[1:], piece.leaf.fill
+        if fill is None and len(ordered) < len(sizes):
+            raise UserError(
+                f"PEFT adapts {piece.part.name!r} as one projection: {key!r} cannot hold a part of "
+                "it; use --format hf"
+            )
         rows = [arrays.get(i, np.full((n, *tail), fill)) for i, n in enumerate(sizes)]
         return np.concatenate(rows)
     if fused == "rank":
@@ -377,13 +382,18 @@ def _named(folder: Path, config: Mapping[str, Any]) -> str:
     """The method of a configuration."""
     kind = config.get("peft_type")
     for name, form in FORMS.items():
-        same = (bool(config.get(key)) == bool(value) for key, value in form.constants.items())
+        same = (_same(config.get(key), value) for key, value in form.constants.items())
         if form.kind == kind and all(same):
             return name
     known = sorted({form.kind for form in FORMS.values()})
     raise UserError(
         f"{folder / CONFIG}: peft_type={kind!r} is not known{nearest(str(kind), known)}"
     )
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    """Whether a configuration says what a form does: a word, or that something is on."""
+    return found == wanted if isinstance(wanted, str) else bool(found) == bool(wanted)
 
 
 def _agree(tuned: Tuned, form: Form, folder: Path, config: Mapping[str, Any]) -> None:
@@ -396,7 +406,7 @@ def _agree(tuned: Tuned, form: Form, folder: Path, config: Mapping[str, Any]) ->
             f"as {form.kind}"
         )
     for key, value in form.constants.items():
-        if bool(config.get(key)) != bool(value):
+        if not _same(config.get(key), value):
             raise UserError(f"{file} has {key}={config.get(key)!r}, and the method {value!r}")
     for ours, theirs in form.fields.items():
         value = getattr(tuned.method, ours)

@@ -18,14 +18,15 @@ class Leaf:
         fused: what is done where several of our projections are one of theirs, as in GPT-2:
             "split", theirs is ours one after the other; "copy", all have the same; "rank" and
             "diagonal", low-rank factors that are stacked along the rank.
-        fill: in "split", for those of the projections that are not adapted.
+        fill: in "split", for those of the projections that are not adapted; None where nothing
+            leaves them as they are.
     """
 
     suffix: str
     turned: bool = False
     shape: tuple[int, ...] = ()
     fused: str = "copy"
-    fill: float = 0.0
+    fill: float | None = 0.0
 
     def store(self, array: np.ndarray) -> np.ndarray:
         """A layer's parameter as PEFT has it."""
@@ -62,6 +63,23 @@ LORA_LEAVES = {
 }
 LORA_FIELDS = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 
+LORA_PLAIN = {"use_rslora": False, "use_dora": False}
+
+
+def _lora(leaves: Mapping[str, Leaf] = LORA_LEAVES, **constants: Any) -> Form:
+    return Form("LORA", leaves, LORA_FIELDS, {**LORA_PLAIN, **constants})
+
+
+# Of forms that fit a folder the first is read: LoRA-FA and LoRA+ differ from LoRA in training alone.
 FORMS: Mapping[str, Form] = {
-    "lora": Form("LORA", LORA_LEAVES, LORA_FIELDS, {"use_rslora": False, "use_dora": False}),
+    "pissa": _lora(init_lora_weights="pissa"),
+    "olora": _lora(init_lora_weights="olora"),
+    "lora": _lora(),
+    "lora_plus": _lora(),
+    "lora_fa": _lora(),
+    "rslora": _lora(use_rslora=True),
+    "dora": _lora(
+        {**LORA_LEAVES, "lora_m": Leaf("lora_magnitude_vector", fused="split", fill=None)},
+        use_dora=True,
+    ),
 }

@@ -23,6 +23,12 @@ METHODS: registry.Table = {
     "prompt_tuning": ("prompt", "PromptTuning", "vectors before each example's embeddings"),
     "p_tuning": ("prompt", "PTuning", "an encoder of vectors before each example's embeddings"),
     "prefix_tuning": ("prefix", "PrefixTuning", "keys and values before each layer's own"),
+    "rslora": ("rslora", "RsLora", "LoRA scaled by α/√r"),
+    "lora_plus": ("lora_plus", "LoraPlus", "LoRA whose B learns faster than A"),
+    "lora_fa": ("lora_fa", "LoraFa", "LoRA whose A is frozen"),
+    "dora": ("dora", "Dora", "LoRA of directions, and magnitudes of their own"),
+    "pissa": ("pissa", "Pissa", "LoRA from the leading singular vectors"),
+    "olora": ("pissa", "Olora", "LoRA from an orthonormal basis of the weights"),
     "prompting": ("prompting", "Prompting", "nothing: similarity to templates filled with labels"),
 }
 

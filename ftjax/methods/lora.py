@@ -1,9 +1,9 @@
 """LoRA (Hu et al. 2022): a low-rank update beside chosen projections."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -27,7 +27,8 @@ class Lora(Method):
     """y = x W + b + (α/r) · dropout(x) A B, with W frozen (Hu et al. 2022, eq. 3).
 
     A has shape (in, r) and B (r, out); r (in + out) parameters a projection. Equal to `peft`'s
-    LoraConfig. The head is trained too; BERT's pooler is not, as in `peft`.
+    LoraConfig. The head is trained too; BERT's pooler is not, as in `peft`. Variants change the
+    scale, the update, or what is merged; names of all their leaves begin with "lora_".
 
     Attributes:
         rank: r.
@@ -44,50 +45,83 @@ class Lora(Method):
     targets: str | tuple[str, ...] = ()
     init: str = "kaiming"
 
-    non_identity: ClassVar = {"init": "random"}
+    inits: ClassVar[tuple[str, ...]] = ("kaiming", "gaussian", "random")
+    trained: ClassVar[str] = "ab"  # which of the leaves lora_* train
+    non_identity: ClassVar[dict[str, Any]] = {"init": "random"}
 
     def __post_init__(self) -> None:
         require(self.rank > 0, f"method.rank must be positive, got {self.rank}")
         require(0 <= self.dropout < 1, f"method.dropout must be in [0, 1), got {self.dropout}")
-        known = ("kaiming", "gaussian", "random")
-        require(self.init in known, f"method.init={self.init!r} must be one of {known}")
+        known = self.init in self.inits
+        require(known, f"method.init={self.init!r} must be one of {self.inits}")
 
     @property
     def scale(self) -> float:
+        """s, what the update is multiplied by."""
         return self.alpha / self.rank
 
     def rules(self, base: Base) -> Rules:
-        return ((r".*/lora_[ab]", "lora"), head_rule(base), FREEZE_REST)
+        return ((rf".*/lora_[{self.trained}]", "lora"), head_rule(base), FREEZE_REST)
+
+    def matched(self, base: Base) -> dict[str, tuple[int, int]]:
+        """Module paths of the adapted projections → (in, out)."""
+        return base.match(self.targets or base.default_targets)
 
     def interceptor(self, base: Base) -> Interceptor:
-        targets = base.match(self.targets or base.default_targets)
-        for path, shape in targets.items():
+        for path, shape in self.matched(base).items():
             require(
                 self.rank <= min(shape),
                 f"method.rank={self.rank} exceeds the smaller side of {path!r} {shape}",
             )
+        return at(self.matched(base), self.adapted)
+
+    def adapted(self, module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
+        """What an adapted projection gives."""
+        y = call(x)
+        return y + self.update(module, x.astype(y.dtype), y.shape[-1])
+
+    def update(self, module: nn.Module, x: jax.Array, features: int) -> jax.Array:
+        """s · dropout(x) A B, in x's dtype."""
+        a, b = self.factors(module, x.shape[-1], features)
+        return product(self.dropped(module, x), a, b) * self.scale
+
+    def factors(self, module: nn.Module, size: int, features: int) -> tuple[jax.Array, jax.Array]:
+        """A and B of a projection."""
         init_a = nn.initializers.normal(1 / self.rank) if self.init == "gaussian" else _uniform
         init_b = _uniform if self.init == "random" else nn.initializers.zeros
+        into, out = module.axes
+        a = leaf(module, "lora_a", init_a, (size, self.rank), (into, "rank"))
+        return a, leaf(module, "lora_b", init_b, (self.rank, features), ("rank", out))
 
-        def adapted(module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
-            y = call(x)
-            into, out = module.axes
-            a = leaf(module, "lora_a", init_a, (x.shape[-1], self.rank), (into, "rank"))
-            b = leaf(module, "lora_b", init_b, (self.rank, y.shape[-1]), ("rank", out))
-            if self.dropout and module.has_rng("dropout"):
-                x = dropout(module.make_rng("dropout"), x, self.dropout)
-            return y + (x.astype(y.dtype) @ a.astype(y.dtype)) @ b.astype(y.dtype) * self.scale
-
-        return at(targets, adapted)
+    def dropped(self, module: nn.Module, x: jax.Array) -> jax.Array:
+        """The update's input, after dropout in training."""
+        if self.dropout and module.has_rng("dropout"):
+            return dropout(module.make_rng("dropout"), x, self.dropout)
+        return x
 
     def merge(self, params: Flat) -> Flat:
-        """W + (α/r) A B, layer by layer where layers are stacked."""
-        merged = {path: leaf for path, leaf in params.items() if not path.endswith(("_a", "_b"))}
-        for path in params:
-            if path.endswith("/lora_a"):
-                module = path.removesuffix("/lora_a")
-                a, b = params[path], params[f"{module}/lora_b"]
-                kernel = merged[f"{module}/kernel"]
-                update = self.scale * jnp.einsum("...ir,...ro->...io", a, b)
-                merged[f"{module}/kernel"] = (kernel + update).astype(kernel.dtype)
+        """Layer by layer where layers are stacked."""
+        merged = {path: leaf for path, leaf in params.items() if "/lora_" not in path}
+        for module, leaves in adapters(params).items():
+            kernel = merged[f"{module}/kernel"]
+            merged[f"{module}/kernel"] = self.merged(kernel, **leaves).astype(kernel.dtype)
         return merged
+
+    def merged(self, kernel: jax.Array, lora_a: jax.Array, lora_b: jax.Array) -> jax.Array:
+        """W + s A B."""
+        return kernel + self.scale * (lora_a @ lora_b)
+
+
+def product(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """x A B in x's dtype, through the low rank."""
+    return (x @ a.astype(x.dtype)) @ b.astype(x.dtype)
+
+
+def adapters(params: Mapping[str, Any]) -> dict[str, Flat]:
+    """Module path → its leaves lora_*, by name."""
+    found: dict[str, Flat] = {}
+    for path, value in params.items():
+        module, _, name = path.rpartition("/")
+        if name.startswith("lora_"):
+            found.setdefault(module, {})[name] = value
+    return found

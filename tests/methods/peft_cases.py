@@ -97,6 +97,29 @@ ROWS = {
         {"r": 3, "lora_alpha": 8, "target_modules": "all-linear"},
         families=("bert", "llama", "t5"),
     ),
+    "rslora": Row(
+        {"name": "rslora", "rank": 4, "alpha": 6.0},
+        peft.LoraConfig,
+        {"r": 4, "lora_alpha": 6.0, "use_rslora": True},
+        families=("bert", "gpt2"),
+        special=C_ATTN,
+        stacked={"rank_pattern": {"c_attn": 12}, "alpha_pattern": {"c_attn": 6 * 3**0.5}},
+    ),
+    "dora": Row(
+        {"name": "dora", "rank": 4, "alpha": 6.0},
+        peft.LoraConfig,
+        {"r": 4, "lora_alpha": 6.0, "use_dora": True},
+        families=("bert", "llama", "t5"),
+    ),
+    **{
+        name: Row(
+            {"name": name, "rank": 4, "alpha": 6.0},
+            peft.LoraConfig,
+            {"r": 4, "lora_alpha": 6.0, "init_lora_weights": name},
+            families=("bert", "llama"),
+        )
+        for name in ("pissa", "olora")
+    },
 }
 
 
@@ -149,7 +172,9 @@ class Base:
             if model.partition.is_trainable(path) or not layers:
                 value = value + 0.1 * random.normal(size=leaf.shape).astype(np.float32)
             params[path] = value
-        return params
+        started = model.method.initialize(model.base, params, jax.random.key(0))
+        frozen = (path for path in started if not model.partition.is_trainable(path))
+        return params | {path: np.asarray(started[path]) for path in frozen}
 
 
 def make_base(family: str, folder: Path) -> Base:

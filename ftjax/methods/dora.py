@@ -1,0 +1,78 @@
+"""DoRA (Liu et al. 2024): the magnitude and the direction of weights learn apart."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ftjax.methods.base import Interceptor, at, leaf, nested
+from ftjax.methods.lora import Lora, product
+from ftjax.paths import Base, Flat
+
+
+@dataclass(frozen=True)
+class Dora(Lora):
+    """y = (m/n) · (x W + s · dropout(x) A B) + b, n the norms of W + s A B (Liu et al. 2024, (5)).
+
+    n has a number an output, taken over the inputs, and no gradient passes through it (§4.3). m
+    starts at n₀, the norms of W, so that step 0 is the identity. r (in + out) + out parameters a
+    projection. Equal to `peft`'s use_dora, except that with dropout `peft` also drops
+    (m/n − 1) · x W. Closer to full fine-tuning than LoRA of the same rank, for some more time.
+    """
+
+    trained: ClassVar[str] = "abm"
+
+    def interceptor(self, base: Base) -> Interceptor:
+        kernels: list[jax.Array] = []  # of the projection under way
+
+        def kept(module: nn.Module, call: Callable, size: int) -> jax.Array:
+            kernels.append(call(size))
+            return kernels[-1]
+
+        def adapted(module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
+            y = call(x)
+            return self.scaled(module, kernels.pop(), x.astype(y.dtype), y)
+
+        targets = self.matched(base)
+        return nested(at(targets, kept, "weight"), at(targets, adapted))
+
+    def scaled(self, module: nn.Module, kernel: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        """The adapted output, from y = x W + b."""
+        a, b = self.factors(module, *kernel.shape)
+        ones = nn.initializers.ones
+        m = leaf(module, "lora_m", ones, y.shape[-1:], module.axes[1:])
+        n0 = leaf(module, "lora_n0", ones, y.shape[-1:], module.axes[1:])
+        growth = jax.lax.stop_gradient(self.growth(kernel.astype(jnp.float32), a, b, n0))
+        ratio = m / n0 / growth
+        bias = jnp.asarray(nn.unbox(module.get_variable("params", "bias", 0.0)), y.dtype)
+        update = self.scale * product(self.dropped(module, x), a, b)
+        # Added to y, so that a ratio of one leaves it as it is, to the bit.
+        return y + (ratio - 1).astype(y.dtype) * (y - bias) + ratio.astype(y.dtype) * update
+
+    def growth(self, kernel: jax.Array, a: jax.Array, b: jax.Array, n0: jax.Array) -> jax.Array:
+        """n / n₀ without forming W + s A B: n² = n₀² + 2s Σ (AᵀW) ∘ B + s² Σ (AᵀA B) ∘ B.
+
+        With B = 0 it is one to the bit, however the sums are computed.
+        """
+        added = 2 * (a.T @ kernel) + self.scale * (a.T @ a) @ b
+        squared = 1 + self.scale * (added * b).sum(0) / jnp.square(n0)
+        return jnp.sqrt(jnp.maximum(squared, 1e-12))
+
+    def initialize(self, base: Base, params: Flat, key: jax.Array) -> Flat:
+        found = {path: norms(params[f"{path}/kernel"]) for path in self.matched(base)}
+        return {f"{path}/lora_{name}": n for path, n in found.items() for name in ("m", "n0")}
+
+    def merged(
+        self, kernel: jax.Array, lora_a: jax.Array, lora_b: jax.Array, lora_m: jax.Array, **_: Any
+    ) -> jax.Array:
+        """(W + s A B) · m/n."""
+        whole = super().merged(kernel, lora_a, lora_b)
+        return whole * (lora_m / norms(whole))[..., None, :]
+
+
+def norms(kernel: jax.Array) -> jax.Array:
+    """The norm of what each output takes from the inputs: (..., in, out) → (..., out)."""
+    return jnp.sqrt(jnp.square(jnp.asarray(kernel, jnp.float32)).sum(-2))

@@ -1,0 +1,52 @@
+"""LoRA-FA (Zhang et al. 2023): LoRA of which A is frozen."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import optax
+
+from ftjax.methods.base import present
+from ftjax.methods.lora import Lora
+from ftjax.paths import Flat
+
+
+@dataclass(frozen=True)
+class LoraFa(Lora):
+    """LoRA whose A stays as drawn; only B (r, out) trains (Zhang et al. 2023, eq. 3).
+
+    B's gradient becomes (1/s²) (AᵀA + 1e-8 I)⁻¹ g before the optimizer sees it: of all updates of
+    B the one whose change s A ΔB of the weights is nearest to the full gradient. r · out
+    parameters a projection. Saves the moments of A and, for the backward pass, the projection's
+    inputs, of which only x A is kept. Equal to `peft`'s LoraFAOptimizer, which takes the product
+    with the inverse in bfloat16 under autocast, though; here it is in float32.
+    """
+
+    trained: ClassVar[str] = "b"
+
+    def optimizer(
+        self,
+        group: str,
+        core: optax.GradientTransformation,
+        rest: optax.GradientTransformation,
+        steps: int,
+    ) -> optax.GradientTransformation:
+        if group != "lora":
+            return optax.chain(core, rest)
+        return optax.chain(preconditioned(self.scale), core, rest)
+
+
+def preconditioned(scale: float) -> optax.GradientTransformationExtraArgs:
+    """g → (1/s²) (AᵀA + 1e-8 I)⁻¹ g for every lora_b, with A among the frozen leaves."""
+
+    def update(
+        grads: Flat, state: Any, params: Any = None, *, frozen: Flat, **extra: Any
+    ) -> tuple[Flat, Any]:
+        solved = {}
+        for path, grad in present(grads).items():
+            a = frozen[path.removesuffix("b") + "a"].astype(jnp.float32)
+            gram = jnp.swapaxes(a, -1, -2) @ a + 1e-8 * jnp.eye(a.shape[-1])
+            solved[path] = jnp.linalg.solve(gram, grad) / scale**2
+        return {**grads, **solved}, state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

@@ -1,0 +1,30 @@
+"""LoRA+ (Hayou et al. 2024): B learns faster than A."""
+
+from dataclasses import dataclass
+
+from ftjax.errors import require
+from ftjax.methods.lora import Lora
+from ftjax.paths import Base
+
+
+@dataclass(frozen=True)
+class LoraPlus(Lora):
+    """LoRA of which B's learning rate is λ times A's (Hayou et al. 2024, §4).
+
+    In wide models one rate for both is too slow for B. The head learns at A's rate. `peft`'s
+    create_loraplus_optimizer gives the high rate to every trainable vector besides, a classifier's
+    bias among them; the paper gives it to B alone, and so does this. Parameters as LoRA's. Where
+    LoRA learns slowly; lower the learning rate somewhat.
+
+    Attributes:
+        ratio: λ.
+    """
+
+    ratio: float = 16.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.ratio > 0, f"method.ratio must be positive, got {self.ratio}")
+
+    def rate_of(self, base: Base, path: str) -> float:
+        return self.ratio if path.endswith("/lora_b") else 1.0

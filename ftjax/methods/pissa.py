@@ -1,0 +1,96 @@
+"""PiSSA and OLoRA: LoRA that starts from the leading part of the weights themselves."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ftjax.methods.base import leaf
+from ftjax.methods.lora import Lora, product
+from ftjax.paths import Base, Flat
+
+
+@dataclass(frozen=True)
+class Residual(Lora):
+    """y = x W + b + s · dropout(x) (A B − A₀ B₀), A and B starting at A₀ and B₀, made from W.
+
+    This is the published form, a base W − s A₀ B₀ under an ordinary LoRA, written as its sum. The
+    references store the changed base; here W stays as it was loaded, beside frozen copies A₀ and
+    B₀, so that step 0 is the identity to the bit, the adapter can be turned off, several adapters
+    share a base, and the merged model is W + s (A B − A₀ B₀). Dropout is on the whole update:
+    the residual form drops x A B alone, which is no update at the start. r (in + out) trainable
+    parameters a projection.
+
+    Attributes:
+        init: how A₀ and B₀ are made; "random" starts at A B with A₀ B₀ = 0 (changes the model).
+    """
+
+    def update(self, module: nn.Module, x: jax.Array, features: int) -> jax.Array:
+        a, b = self.factors(module, x.shape[-1], features)
+        into, out = module.axes
+        zeros = nn.initializers.zeros
+        a0 = leaf(module, "lora_a0", zeros, a.shape, (into, "rank"))
+        b0 = leaf(module, "lora_b0", zeros, b.shape, ("rank", out))
+        x = self.dropped(module, x)
+        # A B − A₀ B₀ as (A − A₀) B + A₀ (B − B₀): no two large products that cancel.
+        return self.scale * (product(x, a - a0, b) + product(x, a0, b - b0))
+
+    def initialize(self, base: Base, params: Flat, key: jax.Array) -> Flat:
+        if self.init == "random":
+            return {}
+        first = {}
+        for path in self.matched(base):
+            a, b = self.split(params[f"{path}/kernel"].astype(jnp.float32))
+            for name, value in (("lora_a", a), ("lora_b", b)):
+                kept = value.astype(params[f"{path}/{name}0"].dtype)
+                first |= {f"{path}/{name}0": kept, f"{path}/{name}": kept.astype(jnp.float32)}
+        return first
+
+    def split(self, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A₀ (..., in, r) and B₀ (..., r, out) of W (..., in, out)."""
+        raise NotImplementedError
+
+    def merged(self, kernel: jax.Array, **leaves: jax.Array) -> jax.Array:
+        """W + s (A B − A₀ B₀)."""
+        a, b, a0, b0 = (leaves[f"lora_{name}"] for name in ("a", "b", "a0", "b0"))
+        return kernel + self.scale * ((a - a0) @ b + a0 @ (b - b0))
+
+
+@dataclass(frozen=True)
+class Pissa(Residual):
+    """Starts at the r leading singular triplets: s A₀ B₀ is W's best approximation of rank r.
+
+    W = U Σ Vᵀ; A₀ = U_r √(Σ_r/s), B₀ = √(Σ_r/s) V_rᵀ (Meng et al. 2024, eqs. 2-4). Converges
+    faster than LoRA from the directions that matter most in W. Equal to `peft`'s
+    init_lora_weights="pissa".
+    """
+
+    init: str = "svd"
+
+    inits: ClassVar[tuple[str, ...]] = ("svd", "random")
+
+    def split(self, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+        u, sigma, vt = jnp.linalg.svd(kernel, full_matrices=False)
+        root = jnp.sqrt(sigma[..., : self.rank] / self.scale)
+        return u[..., : self.rank] * root[..., None, :], root[..., None] * vt[..., : self.rank, :]
+
+
+@dataclass(frozen=True)
+class Olora(Residual):
+    """Starts at orthonormal directions: Wᵀ = Q R, B₀ = Q_rᵀ and A₀ = R_rᵀ (Büyükakyüz 2024, §3).
+
+    Q_r are the first r columns of Q, R_r the first r rows of R. Cheaper to start than PiSSA. Equal
+    to `peft`'s init_lora_weights="olora", which like the authors' code scales what it takes from
+    the base by s.
+    """
+
+    init: str = "qr"
+
+    inits: ClassVar[tuple[str, ...]] = ("qr", "random")
+
+    def split(self, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+        q, r = jnp.linalg.qr(jnp.swapaxes(kernel, -1, -2))
+        a, b = r[..., : self.rank, :], q[..., : self.rank]
+        return jnp.swapaxes(a, -1, -2), jnp.swapaxes(b, -1, -2)
