@@ -168,10 +168,10 @@ def override(config: ConfigDict, key: str, value: Any) -> None:
 def coerce(key: str, old: Any, value: Any) -> Any:
     """`value` as the type of the default `old`.
 
-    Sequences may be given as "a,b" where the default is a sequence; `method.targets` and
-    `model.segments` take a string or a sequence.
+    Sequences may be given as "a,b" where the default is a sequence; `method.targets`,
+    `method.feedforward` and `model.segments` take a string or a sequence.
     """
-    flexible = key in ("method.targets", "model.segments")
+    flexible = key in ("method.targets", "method.feedforward", "model.segments")
     if flexible or isinstance(old, tuple | list):
         if isinstance(value, str) and "," in value:
             value = [part.strip() for part in value.split(",") if part.strip()]

@@ -15,7 +15,7 @@ from ftjax.errors import UserError, nearest
 from ftjax.formats import hf
 from ftjax.formats.folder import read_json
 from ftjax.formats.peft_forms import FORMS, Form, Leaf
-from ftjax.methods import METHODS
+from ftjax.methods import METHODS, hyperparameters
 from ftjax.paths import Flat, expand
 from ftjax.tuned import Tuned
 
@@ -34,6 +34,9 @@ TASKS = {
 REFUSED = ("layer_replication", "target_parameters", "trainable_token_indices", "use_qalora")
 REFUSED += ("lora_bias", "coft", "block_share", "alora_invocation_tokens", "megatron_config")
 CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # inits that change base weights
+
+
+TURNING = ("LORA", "VERA", "IA3", "ADALORA")  # kinds that say whether kernels are (in, out)
 
 
 @dataclass(frozen=True)
@@ -137,13 +140,20 @@ def read(folder: Path) -> dict[str, Any]:
     name = _named(folder, config)
     form = FORMS[name]
     settings = {ours: config[theirs] for ours, theirs in form.fields.items() if theirs in config}
-    suffixes = tuple(f".{leaf.suffix}" for leaf in form.leaves.values())
-    found = [key.removeprefix(INSIDE) for key in tensors if key.endswith(suffixes)]
-    if not found:
-        raise UserError(f"{folder / WEIGHTS} has no tensor of {form.kind} ({suffixes[0]!r})")
-    for suffix in suffixes:
-        found = [key.removesuffix(suffix) for key in found]
-    return {"name": name, **settings, "targets": tuple(dict.fromkeys(found))}
+    selected: dict[str, tuple[str, ...]] = {}
+    for key, tensor in tensors.items():
+        for leaf in form.leaves.values():
+            if key.startswith(INSIDE) and leaf.fits(key, tensor.shape):
+                module = key.removeprefix(INSIDE).removesuffix(f".{leaf.suffix}")
+                before = selected.setdefault(leaf.selected, ())
+                selected[leaf.selected] = (*before, *((module,) if module not in before else ()))
+                break
+    if not selected:
+        raise UserError(f"{folder / WEIGHTS} has no tensor of {form.kind}")
+    for leaf in form.leaves.values():
+        selected.setdefault(leaf.selected, ("none",))
+    known = hyperparameters(name)
+    return {"name": name, **settings, **{k: v for k, v in selected.items() if k in known}}
 
 
 def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]]:
@@ -320,19 +330,26 @@ def _take(what: str, stored: np.ndarray, piece: Piece, shape: tuple[int, ...]) -
 
 def _config(tuned: Tuned, form: Form) -> dict[str, Any]:
     method, classes = tuned.method, _prefixed(tuned)
-    modules = [module for path in _own(tuned, form) for module in _modules(path)]
-    parts = [_part(tuned, module) for module in dict.fromkeys(modules)]
+    chosen: dict[str, set[str]] = {}
+    turned = False
+    for path in _own(tuned, form):
+        for piece in _pieces(tuned, form, path):
+            if piece.module:
+                chosen.setdefault(piece.leaf.selected, set()).add(piece.part.name)
+                turned |= piece.part.turned
     head = {part.name for part in map(_head_part, tuned.names.head.values())}
     config = {
         "peft_type": form.kind,
         "task_type": TASKS[tuned.model.head] if classes else "FEATURE_EXTRACTION",
         "inference_mode": True,
-        "target_modules": _targets(tuned, {part.name for part in parts}),
+        "target_modules": _targets(tuned, set().union(*chosen.values())),
         "modules_to_save": sorted({name.split(".")[0] for name in head}) if classes else None,
         **{theirs: getattr(method, ours) for ours, theirs in form.fields.items()},
         **form.constants,
     }
-    if any(part.turned for part in parts):
+    if "feedforward" in {leaf.selected for leaf in form.leaves.values()}:
+        config["feedforward_modules"] = _targets(tuned, chosen.get("feedforward", set()))
+    if turned and form.kind in TURNING:
         config["fan_in_fan_out"] = True
     ranks = {
         piece.part.name: len(piece.mates)
@@ -349,10 +366,6 @@ def _config(tuned: Tuned, form: Form) -> dict[str, Any]:
 
 def _head_part(part: str | hf.Part) -> hf.Part:
     return hf.Part(part) if isinstance(part, str) else part
-
-
-def _modules(path: str) -> list[str]:
-    return [name.rpartition("/")[0] for name in expand(path) if "/" in name]
 
 
 def _targets(tuned: Tuned, names: set[str]) -> list[str]:
@@ -406,7 +419,7 @@ def _agree(tuned: Tuned, form: Form, folder: Path, config: Mapping[str, Any]) ->
             f"as {form.kind}"
         )
     for key, value in form.constants.items():
-        if not _same(config.get(key), value):
+        if not _same(config.get(key, value), value):
             raise UserError(f"{file} has {key}={config.get(key)!r}, and the method {value!r}")
     for ours, theirs in form.fields.items():
         value = getattr(tuned.method, ours)

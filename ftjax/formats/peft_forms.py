@@ -20,6 +20,7 @@ class Leaf:
             "diagonal", low-rank factors that are stacked along the rank.
         fill: in "split", for those of the projections that are not adapted; None where nothing
             leaves them as they are.
+        selected: the hyperparameter that selects the modules with this parameter.
     """
 
     suffix: str
@@ -27,11 +28,17 @@ class Leaf:
     shape: tuple[int, ...] = ()
     fused: str = "copy"
     fill: float | None = 0.0
+    selected: str = "targets"
 
     def store(self, array: np.ndarray) -> np.ndarray:
         """A layer's parameter as PEFT has it."""
         array = array.T if self.turned else array
         return np.ascontiguousarray(array.reshape(self.shape or array.shape))
+
+    def fits(self, key: str, shape: tuple[int, ...]) -> bool:
+        """Whether a stored tensor is of this kind."""
+        ones = (size != 1 or found == 1 for size, found in zip(self.shape, shape, strict=False))
+        return key.endswith(f".{self.suffix}") and all(ones)
 
     def restore(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """The inverse of `store`."""
@@ -70,6 +77,37 @@ def _lora(leaves: Mapping[str, Leaf] = LORA_LEAVES, **constants: Any) -> Form:
     return Form("LORA", leaves, LORA_FIELDS, {**LORA_PLAIN, **constants})
 
 
+VERA_LEAVES = {
+    "vera_a": Leaf("vera_A", turned=True),
+    "vera_b": Leaf("vera_B", turned=True),
+    "lambda_b": Leaf("vera_lambda_b", fused="split"),
+    "lambda_d": Leaf("vera_lambda_d"),
+}
+VERA_FIELDS = {
+    "rank": "r",
+    "d_initial": "d_initial",
+    "dropout": "vera_dropout",
+    "seed": "projection_prng_key",
+}
+PRODUCT_FIELDS = {"rank": "r", "alpha": "alpha"}
+LOHA_LEAVES = {
+    f"hada_w{i}_{side}": Leaf(f"hada_w{i}_{side}", turned=True, fused=fused)
+    for i in (1, 2)
+    for side, fused in (("a", "split"), ("b", "copy"))
+}
+LOKR_NAMES = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
+LOKR_FIELDS = {
+    **PRODUCT_FIELDS,
+    "factor": "decompose_factor",
+    "decompose_both": "decompose_both",
+}
+IA3_LEAVES = {
+    "ia3_out": Leaf("ia3_l", shape=(-1, 1), fused="split", fill=1.0),
+    "ia3_in": Leaf("ia3_l", shape=(1, -1), selected="feedforward"),
+}
+NORM_LEAVES = {"scale": Leaf("ln_tuning_layers.weight"), "bias": Leaf("ln_tuning_layers.bias")}
+
+
 # Of forms that fit a folder the first is read: LoRA-FA and LoRA+ differ from LoRA in training alone.
 FORMS: Mapping[str, Form] = {
     "pissa": _lora(init_lora_weights="pissa"),
@@ -82,4 +120,21 @@ FORMS: Mapping[str, Form] = {
         {**LORA_LEAVES, "lora_m": Leaf("lora_magnitude_vector", fused="split", fill=None)},
         use_dora=True,
     ),
+    "vera": Form(
+        "VERA",
+        VERA_LEAVES,
+        VERA_FIELDS,
+        {"save_projection": True},
+        free=("dropout", "d_initial", "seed"),
+    ),
+    "loha": Form("LOHA", LOHA_LEAVES, PRODUCT_FIELDS),
+    "lokr": Form("LOKR", {name: Leaf(name, turned=True) for name in LOKR_NAMES}, LOKR_FIELDS),
+    "oft": Form(
+        "OFT",
+        {"oft_r": Leaf("oft_R.weight")},
+        {"block": "oft_block_size", "neumann": "use_cayley_neumann"},
+        {"r": 0, "num_cayley_neumann_terms": 5},
+    ),
+    "ia3": Form("IA3", IA3_LEAVES),
+    "layer_norm": Form("LN_TUNING", NORM_LEAVES),
 }

@@ -29,6 +29,11 @@ METHODS: registry.Table = {
     "dora": ("dora", "Dora", "LoRA of directions, and magnitudes of their own"),
     "pissa": ("pissa", "Pissa", "LoRA from the leading singular vectors"),
     "olora": ("pissa", "Olora", "LoRA from an orthonormal basis of the weights"),
+    "vera": ("vera", "Vera", "vectors around random matrices that all layers share"),
+    "loha": ("loha", "Loha", "Hadamard products of low-rank updates"),
+    "lokr": ("lokr", "Lokr", "Kronecker products as updates"),
+    "oft": ("oft", "Oft", "rotations of the inputs of chosen projections"),
+    "ia3": ("ia3", "Ia3", "vectors that rescale keys, values and inner activations"),
     "prompting": ("prompting", "Prompting", "nothing: similarity to templates filled with labels"),
 }
 

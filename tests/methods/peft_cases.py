@@ -45,7 +45,7 @@ FAMILIES = {  # name → configuration, class, our head, peft's task
         transformers.T5ForConditionalGeneration,
     ),
 }
-LABELS, STEPS, RATE = 3, 20, 0.02
+LABELS, STEPS = 3, 20
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Row:
         stacked: what the folder that we write for GPT-2 says besides: its queries, keys and values
             are three projections of ours and one of theirs, whose adapter holds ours one beside
             the other.
+        rates: a family → learning rate of the steps that are compared.
     """
 
     ours: Mapping[str, Any]
@@ -69,6 +70,10 @@ class Row:
     families: tuple[str, ...] = tuple(FAMILIES)
     special: Mapping[str, tuple[dict, dict]] = field(default_factory=dict)
     stacked: Mapping[str, Any] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+    def rate(self, family: str) -> float:
+        return self.rates.get(family, 0.02)
 
     def settings(self, family: str) -> dict[str, Any]:
         return {**self.ours, **self.special.get(family, ({}, {}))[0]}
@@ -82,7 +87,13 @@ class Row:
 
 
 C_ATTN = {"gpt2": ({"targets": ("c_attn",)}, {"fan_in_fan_out": True})}
-LINEAR = {"gpt2": ({"targets": ("c_fc", "mlp.c_proj")}, {"target_modules": ["c_fc", "mlp.c_proj"]})}
+PARTS = ("c_fc", "mlp.c_proj")
+WHOLE = {"gpt2": ({"targets": PARTS}, {"target_modules": list(PARTS), "fan_in_fan_out": True})}
+LINEAR = ("bert", "roberta", "llama", "t5")  # of which all projections are torch.nn.Linear
+NORMS = {
+    "bert": ({}, {"target_modules": ["LayerNorm"]}),
+    "roberta": ({}, {"target_modules": ["LayerNorm"]}),
+}
 ROWS = {
     "lora": Row(
         {"name": "lora", "rank": 4, "alpha": 6.0},
@@ -120,6 +131,74 @@ ROWS = {
         )
         for name in ("pissa", "olora")
     },
+    "vera": Row(
+        {"name": "vera", "rank": 8},
+        peft.VeraConfig,
+        {"r": 8},
+        special=WHOLE,
+        rates={"t5": 5.0},
+    ),
+    "vera-sizes": Row(
+        {"name": "vera", "rank": 5, "targets": ("key", "up", "down")},
+        peft.VeraConfig,
+        {"r": 5, "target_modules": ["k_proj", "up_proj", "down_proj"]},
+        families=("llama",),
+    ),
+    "loha": Row(
+        {"name": "loha", "rank": 4, "alpha": 6.0},
+        peft.LoHaConfig,
+        {"r": 4, "alpha": 6.0},
+        families=LINEAR,
+        rates={"t5": 5.0},
+    ),
+    "lokr": Row(
+        {"name": "lokr", "rank": 2, "alpha": 6.0},
+        peft.LoKrConfig,
+        {"r": 2, "alpha": 6.0},
+        families=LINEAR,
+    ),
+    "lokr-both": Row(
+        {"name": "lokr", "rank": 1, "factor": 8, "decompose_both": True, "targets": ("key", "up")},
+        peft.LoKrConfig,
+        {
+            "r": 1,
+            "decompose_factor": 8,
+            "decompose_both": True,
+            "target_modules": ["k_proj", "up_proj"],
+        },
+        families=("llama",),
+    ),
+    "lokr-whole": Row(
+        {"name": "lokr", "rank": 8},
+        peft.LoKrConfig,
+        {"r": 8},
+        families=("bert",),
+    ),
+    "oft": Row({"name": "oft", "block": 8}, peft.OFTConfig, {"oft_block_size": 8}, families=LINEAR),
+    "oft-cayley": Row(
+        {"name": "oft", "block": 16, "neumann": False},
+        peft.OFTConfig,
+        {"oft_block_size": 16, "use_cayley_neumann": False},
+        families=("bert",),
+    ),
+    "ia3": Row(
+        {"name": "ia3"},
+        peft.IA3Config,
+        {},
+        special={
+            # Of BERT's modules, peft's own choice has the attention's output besides.
+            "bert": (
+                {"targets": ("key", "value"), "feedforward": ("output.dense",)},
+                {},
+            ),
+            "roberta": (
+                {"feedforward": "none"},
+                {"target_modules": ["key", "value"], "feedforward_modules": []},
+            ),
+            "gpt2": ({"targets": ("c_attn",)}, {"fan_in_fan_out": True}),
+        },
+    ),
+    "layer_norm": Row({"name": "layer_norm"}, peft.LNTuningConfig, {}, special=NORMS),
 }
 
 
@@ -202,7 +281,7 @@ def their_loss(logits: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
     )
 
 
-def stepper(model: tuned.Tuned, base: Base):
+def stepper(model: tuned.Tuned, base: Base, rate: float):
     """Our step of SGD, compiled: trainable, frozen → those after it, loss, logits, gradients."""
     batch, labels = base.batch, base.labels
 
@@ -213,7 +292,7 @@ def stepper(model: tuned.Tuned, base: Base):
 
     def step(trainable, frozen):
         (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(trainable, frozen)
-        after = jax.tree.map(lambda x, g: x - RATE * g, trainable, grads)
+        after = jax.tree.map(lambda x, g: x - rate * g, trainable, grads)
         return after, value, logits, grads
 
     return quick(step)

@@ -17,7 +17,6 @@ from ftjax import tuned
 from ftjax.formats import peft as files
 from ftjax.partition import merge
 from tests.methods.peft_cases import (
-    RATE,
     ROWS,
     STEPS,
     Base,
@@ -45,7 +44,7 @@ class Case:
 
     @cached_property
     def step(self):
-        return stepper(self.ours, self.base)
+        return stepper(self.ours, self.base, self.row.rate(self.base.family))
 
     @cached_property
     def theirs(self) -> torch.nn.Module:
@@ -89,7 +88,7 @@ def test_outputs_gradients_counts_and_training(case):
         scale = max(np.abs(theirs).max(), 1e-3 * largest)
         assert np.abs(grad - theirs).max() < 1e-4 * scale, key
     curve, ours = [], []
-    optimizer = torch.optim.SGD(tensors, RATE)
+    optimizer = torch.optim.SGD(tensors, case.row.rate(case.base.family))
     for _ in range(STEPS):
         trainable, loss, *_ = case.step(trainable, frozen)
         optimizer.zero_grad()

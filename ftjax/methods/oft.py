@@ -1,0 +1,99 @@
+"""OFT (Qiu et al. 2023; Liu et al. 2024): the input of chosen projections is rotated."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftjax.errors import require
+from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf
+from ftjax.partition import Rules
+from ftjax.paths import Base, Flat
+
+
+def skew(entries: jax.Array, size: int) -> jax.Array:
+    """Q = U − Uᵀ, with `entries` (..., size (size − 1) / 2) above the diagonal of U."""
+    rows, columns = np.triu_indices(size, 1)
+    upper = jnp.zeros((*entries.shape[:-1], size, size), entries.dtype)
+    upper = upper.at[..., rows, columns].set(entries)
+    return upper - upper.swapaxes(-1, -2)
+
+
+def rotation(q: jax.Array, neumann: bool) -> jax.Array:
+    """R of skew-symmetric blocks q (..., b, b).
+
+    With `neumann` I + 2Q + 2Q² + 2Q³ + Q⁴, which is near (I + Q)(I − Q)⁻¹ and orthogonal for
+    small Q; else (I − Q)(I + Q)⁻¹, the Cayley transform, orthogonal for any.
+    """
+    eye = jnp.eye(q.shape[-1], dtype=q.dtype)
+    if neumann:
+        square = q @ q
+        return eye + 2 * q + 2 * square + (2 * q + square) @ square
+    return jnp.linalg.solve((eye + q).swapaxes(-1, -2), (eye - q).swapaxes(-1, -2)).swapaxes(-1, -2)
+
+
+@dataclass(frozen=True)
+class Oft(Method):
+    """y = (x R) W + b, with R block-diagonal and W frozen (Qiu et al. 2023, eq. 2, on the input).
+
+    A block of size b is the rotation of a skew-symmetric matrix: (in / b) b (b − 1) / 2
+    parameters a projection, zero at the start. Angles between neurons are kept. Equal to `peft`'s
+    OFTConfig, whose two forms turn in opposite senses (see `rotation`). The head is trained too.
+
+    Attributes:
+        block: b, which must divide every input.
+        neumann: the series instead of the Cayley transform, as in the reference by default.
+        targets: projections to adapt, see `Base.match`; empty for the family's default.
+        init: "zero" (the identity) or "random" (N(0, 0.02)).
+    """
+
+    block: int = 32
+    neumann: bool = True
+    targets: str | tuple[str, ...] = ()
+    init: str = "zero"
+
+    non_identity: ClassVar = {"init": "random"}
+
+    def __post_init__(self) -> None:
+        require(self.block > 1, f"method.block must be at least 2, got {self.block}")
+        known = ("zero", "random")
+        require(self.init in known, f"method.init={self.init!r} must be one of {known}")
+
+    def rules(self, base: Base) -> Rules:
+        return ((r".*/oft_r", "oft"), head_rule(base), FREEZE_REST)
+
+    def interceptor(self, base: Base) -> Interceptor:
+        targets = base.match(self.targets or base.default_targets)
+        for path, (into, _) in targets.items():
+            require(
+                into % self.block == 0,
+                f"method.block={self.block} does not divide the {into} inputs of {path!r}",
+            )
+        init = nn.initializers.normal(0.02) if self.init == "random" else nn.initializers.zeros
+
+        def adapted(module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
+            blocks = x.shape[-1] // self.block
+            shape = (blocks, self.block * (self.block - 1) // 2)
+            q = skew(leaf(module, "oft_r", init, shape, (None, None)), self.block)
+            r = rotation(q, self.neumann).astype(x.dtype)
+            parts = x.reshape(*x.shape[:-1], blocks, self.block)
+            return call(jnp.einsum("...nk,nkc->...nc", parts, r).reshape(x.shape))
+
+        return at(targets, adapted)
+
+    def merge(self, params: Flat) -> Flat:
+        """R W, layer by layer where layers are stacked."""
+        merged = {path: x for path, x in params.items() if not path.endswith("/oft_r")}
+        for path, entries in params.items():
+            if path.endswith("/oft_r"):
+                name = path.removesuffix("oft_r") + "kernel"
+                kernel = merged[name]
+                r = rotation(skew(jnp.asarray(entries), self.block), self.neumann)
+                rows = kernel.reshape(*r.shape[:-1], kernel.shape[-1])
+                turned = jnp.einsum("...kc,...co->...ko", r, rows).reshape(kernel.shape)
+                merged[name] = turned.astype(kernel.dtype)
+        return merged
