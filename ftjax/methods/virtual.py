@@ -131,7 +131,7 @@ def inserted(x: Array, vectors: Array, places: Places | None) -> Array:
         front = jnp.broadcast_to(vectors, (len(x), *vectors.shape))
         return jnp.concatenate([front, x[:, len(vectors) :]], 1)
     number = places.virtual[..., None]
-    return jnp.where(number < 0, x, vectors[jnp.maximum(places.virtual, 0)])
+    return jnp.where(number < 0, x, jnp.take(vectors, jnp.maximum(places.virtual, 0), axis=0))
 
 
 def removed(module: nn.Module, base: Base, out: Any, count: int, places: Places | None) -> Any:
