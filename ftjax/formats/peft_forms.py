@@ -108,7 +108,7 @@ IA3_LEAVES = {
 NORM_LEAVES = {"scale": Leaf("ln_tuning_layers.weight"), "bias": Leaf("ln_tuning_layers.bias")}
 
 
-# Of forms that fit a folder the first is read: LoRA-FA and LoRA+ differ from LoRA in training alone.
+# Of forms that fit a folder the first is read: LoRA-FA and LoRA+ only train otherwise than LoRA.
 FORMS: Mapping[str, Form] = {
     "pissa": _lora(init_lora_weights="pissa"),
     "olora": _lora(init_lora_weights="olora"),

@@ -129,7 +129,7 @@ def carry(old: Any, new: Any, step: jax.Array | int) -> Any:
 
     def place(path: tuple, leaf: Any) -> Any:
         if is_schedule(leaf):
-            return optax.ScaleByScheduleState(jnp.asarray(step, leaf.count.dtype))
+            return optax.ScaleByScheduleState(jnp.array(step, leaf.count.dtype))
         return kept.get(path, leaf)
 
     return jax.tree_util.tree_map_with_path(place, new, is_leaf=is_schedule)
