@@ -5,12 +5,13 @@ import os
 # Small models are compiled longer than run: the compiler is told to hurry.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=8 "
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_force_host_platform_device_count=8",
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -191,7 +192,7 @@ def ftjax(*arguments, devices: int = 1, expect: int = 0, **popen) -> subprocess.
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = re.sub(r"(?<=device_count=)\d+", str(devices), os.environ["XLA_FLAGS"])
     return {**os.environ, "XLA_FLAGS": flags, "GLIBC_TUNABLES": ""}
 
 

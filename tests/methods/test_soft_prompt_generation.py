@@ -1,6 +1,5 @@
 """Generation under soft prompts equals `peft`'s generate, token for token."""
 
-import jax
 import numpy as np
 import peft
 import pytest
@@ -51,7 +50,7 @@ LAYERS = 3
 @pytest.mark.parametrize("method", CONFIGS)
 @pytest.mark.parametrize("case", ["gpt2", "llama", "gemma", "t5"])
 def test_greedy(method, case, one_device, tmp_path):
-    assert getattr(CASES[case](), "num_hidden_layers") == LAYERS
+    assert CASES[case]().num_hidden_layers == LAYERS
     segments = "scan" if case in ("llama", "t5") else "unrolled"
     pair = Prompted(method, case, tmp_path, one_device, segments)
     settings = pair.settings()
