@@ -1,127 +1,136 @@
-"""Bottleneck adapters: h ← h + up(σ(down(h))), around the sub-layers of a frozen model.
+"""Bottleneck adapters (see `ftjax.methods.adapter`) where each method has them.
 
-The default init sets `up` to zero, so that training starts at the base model; init="normal" is
-the references' N(0, 0.02) for both. Either way biases start at zero.
-Each adapter has 2dm + m + d parameters, m = d / reduction. The head is trained too.
+Below, h is what a sub-layer gives and y is h plus the sub-layer's residual. Where an encoder's
+memory is attended to there is no adapter, as in AdapterHub.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf
-from ftjax.partition import Rules
+from ftjax.methods.adapter import Bottleneck, Init, Make
+from ftjax.methods.base import Interceptor, at, leaf, nested
+from ftjax.methods.places import layer_modules
 from ftjax.paths import Base
-
-ACTIVATIONS = {"swish": nn.silu, "relu": nn.relu, "gelu": nn.gelu, "tanh": jnp.tanh}
-
-
-class Adapter(nn.Module):
-    """up(σ(down(x))), in x's dtype."""
-
-    width: int
-    activation: str
-    init: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        normal = nn.initializers.normal(0.02)
-        up_init = normal if self.init == "normal" else nn.initializers.zeros
-
-        def dense(x: jax.Array, name: str, init, features: int, axes: tuple) -> jax.Array:
-            kernel = leaf(self, f"{name}_kernel", init, (x.shape[-1], features), axes)
-            bias = leaf(self, f"{name}_bias", nn.initializers.zeros, (features,), axes[1:])
-            return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
-
-        down = dense(x, "down", normal, self.width, ("embed", "rank"))
-        return dense(
-            ACTIVATIONS[self.activation](down), "up", up_init, x.shape[-1], ("rank", "embed")
-        )
-
-
-@dataclass(frozen=True)
-class Bottleneck(Method):
-    """What the placements share.
-
-    Attributes:
-        reduction: hidden size over bottleneck width.
-        activation: σ.
-        init: "zero" (the identity) or "normal" (N(0, 0.02), the references').
-    """
-
-    reduction: int = 16
-    activation: str = "relu"
-    init: str = "zero"
-
-    non_identity: ClassVar = {"init": "normal"}
-
-    def __post_init__(self) -> None:
-        require(self.reduction > 0, f"method.reduction must be positive, got {self.reduction}")
-        known = tuple(ACTIVATIONS)
-        require(self.activation in known, f"method.activation must be one of {known}")
-        known = ("zero", "normal")
-        require(self.init in known, f"method.init={self.init!r} must be one of {known}")
-
-    def rules(self, base: Base) -> Rules:
-        return ((r".*/adapter/.*", "adapter"), head_rule(base), FREEZE_REST)
-
-    def adapter(self, module: nn.Module, x: jax.Array) -> jax.Array:
-        """The adapter of `module`, made in it and named "adapter"."""
-        width = x.shape[-1] // self.reduction
-        require(width > 0, f"method.reduction={self.reduction} exceeds hidden size {x.shape[-1]}")
-        return Adapter(width, self.activation, self.init, parent=module, name="adapter")(x)
-
-    def places(self, base: Base, pattern: str) -> frozenset[str]:
-        """Paths of the modules named `pattern`; at least one."""
-        places = base.modules(pattern)
-        require(bool(places), f"the model has no module named {pattern!r} to adapt")
-        return places
 
 
 @dataclass(frozen=True)
 class Houlsby(Bottleneck):
-    """Adapters after attention and after feed-forward, before residual and norm.
+    """Adapters after attention and after feed-forward, before residual and norm: h + a(h).
 
     Houlsby et al. (2019), fig. 2; AdapterHub's `double_seq_bn`. BERT-base: 1,789,056.
     """
 
     activation: str = "swish"
 
-    def interceptor(self, base: Base) -> Interceptor:
-        places = self.places(base, "attention|ffn")
-
+    def placed(self, base: Base, adapter: Make) -> Interceptor:
         def adapted(module: nn.Module, call: Callable, *args: jax.Array) -> jax.Array:
             h = call(*args)
-            return h + self.adapter(module, h)
+            return h + adapter(module, h)
 
-        return at(places, adapted)
+        return at(self.kept(base, base.modules("attention|ffn")), adapted)
 
 
 @dataclass(frozen=True)
 class Pfeiffer(Bottleneck):
-    """One adapter a layer, around the norm that follows feed-forward.
+    """One adapter a layer, after feed-forward.
 
-    With z = feed-forward + its input: x = LN(z), out = LN(up(σ(down(x))) + z). Pfeiffer et al.
-    (2021), AdapterHub's `seq_bn`. BERT-base: 894,528.
+    Where the norm follows, x = LN(y), out = LN(y + a(x)): the same norm twice. Where norms stand
+    before the sub-layers, out = y + a(y). Pfeiffer et al. (2021), AdapterHub's `seq_bn`.
+    BERT-base: 894,528.
 
-    With `up` zero, out = LN(z): the identity.
+    With `up` zero, out = LN(y) or y: the identity.
     """
 
-    def interceptor(self, base: Base) -> Interceptor:
-        places = self.places(base, "ffn_norm")
+    def placed(self, base: Base, adapter: Make) -> Interceptor:
+        if base.pre_norm:
+            return self._after_layers(base, adapter)
         inside: list[bool] = []  # the norm is called once more below, then without the adapter
 
-        def adapted(module: nn.Module, call: Callable, z: jax.Array) -> jax.Array:
+        def adapted(module: nn.Module, call: Callable, y: jax.Array) -> jax.Array:
             if inside:
-                return call(z)
+                return call(y)
             inside.append(True)
-            x = module(z)
+            x = module(y)
             inside.pop()
-            return call(z + self.adapter(module, x))
+            return call(y + adapter(module, x))
 
-        return at(places, adapted)
+        return at(self.kept(base, base.modules("ffn_norm")), adapted)
+
+    def _after_layers(self, base: Base, adapter: Make) -> Interceptor:
+        def adapted(module: nn.Module, call: Callable, *args: jax.Array) -> jax.Array:
+            y = call(*args)
+            return y + adapter(module, y)
+
+        return at(self.kept(base, layer_modules(base)), adapted)
+
+
+@dataclass(frozen=True)
+class AdapterDrop(Pfeiffer):
+    """`pfeiffer` without adapters in the first layers (Rücklé et al. 2021, §3).
+
+    The layers below the first adapter have no trainable parameters and need no backward pass.
+
+    Attributes:
+        leave_out: for the first n layers, 0 to n - 1.
+    """
+
+    leave_out: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class Parallel(Bottleneck):
+    """One adapter a layer, beside feed-forward: h + s · a(x), x being the sub-layer's residual.
+
+    Where norms stand before the sub-layers, x is not normalized. He et al. (2022), table 1;
+    AdapterHub's `par_bn`. With init="zero", `down` is uniform in ±1/√d, as the reference's.
+    BERT-base: 7,091,712.
+
+    Attributes:
+        scale: s.
+    """
+
+    reduction: int = 2
+    scale: float = 4.0
+
+    def placed(self, base: Base, adapter: Make) -> Interceptor:
+        residuals: dict[str, jax.Array] = {}  # by layer, from its norm to its feed-forward
+
+        def keep(module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
+            residuals["/".join(module.path[:-1])] = x
+            return call(x)
+
+        def adapted(module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
+            residual = residuals.pop("/".join(module.path[:-1]), x)
+            return call(x) + adapter(module, residual)
+
+        blocks = at(self.kept(base, base.modules("ffn")), adapted)
+        norms = self.kept(base, base.modules("ffn_norm")) if base.pre_norm else ()
+        return nested(blocks, at(norms, keep))
+
+    def adapter(self, module: nn.Module, x: jax.Array) -> jax.Array:
+        return self.scale * super().adapter(module, x)
+
+    @property
+    def inits(self) -> tuple[Init, Init]:
+        down, up = super().inits
+        uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        return uniform if self.init == "zero" else down, up
+
+
+@dataclass(frozen=True)
+class ScaledParallel(Parallel):
+    """`parallel` with a scale that is learned, one more parameter a layer.
+
+    Attributes:
+        scale: where it starts.
+    """
+
+    scale: float = 1.0
+
+    def adapter(self, module: nn.Module, x: jax.Array) -> jax.Array:
+        start = nn.initializers.constant(self.scale)
+        scale = leaf(module, "adapter_scale", start, (1,), (None,))
+        return scale.astype(x.dtype) * Bottleneck.adapter(self, module, x)

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from ftjax import tuned
+from ftjax import methods, tuned
+from ftjax.errors import UserError
+from ftjax.paths import expand
 from tests.conftest import CONFIG, build, make_batch, perturbed
+from tests.models.made import config_of, quick
 
 
 class NumpyBert:
@@ -74,9 +77,27 @@ def test_hidden_states_equal_the_formula(name, tiny, one_device):
     from dataclasses import replace
 
     hidden = replace(whole, model=build(tiny, {"name": "full"}, {}, {}).model)
-    ours = np.asarray(hidden.apply(params, batch))
+    ours = np.asarray(quick(hidden.apply)(params, batch))
     real = batch["attention_mask"] > 0
     wanted = NumpyBert(params, name)(batch)
     np.testing.assert_allclose(ours[real], wanted[real], atol=2e-5)
-    base = np.asarray(hidden.apply(params, batch, adapted=False))
-    assert np.abs(base - ours)[real].max() > 1e-3
+
+
+@pytest.mark.parametrize("segments", ["unrolled", "scan"])
+@pytest.mark.parametrize("name", ["houlsby", "pfeiffer", "parallel"])
+def test_layers_are_left_out(name, tiny, segments):
+    model = build(tiny, {"name": name, "leave_out": (0, 2)}, {"segments": segments})
+    added = {layer for path in model.shapes if "adapter" in path for layer in expand(path)}
+    assert {path.split("/")[1] for path in added} == {"layer_1", "layer_3"}
+
+
+@pytest.mark.parametrize("leave_out", [(4,), (-1,), (0, 1, 2, 3)])
+def test_layers_that_cannot_be_left_out(tiny, leave_out):
+    with pytest.raises(UserError, match=r"method\.leave_out"):
+        build(tiny, {"name": "pfeiffer", "leave_out": leave_out})
+
+
+def test_shared_layers_cannot_be_left_out():
+    settings = methods.create({"name": "adapter_drop"})
+    with pytest.raises(UserError, match=r"method\.leave_out: layers of this model share"):
+        tuned.build(config_of("albert"), settings)

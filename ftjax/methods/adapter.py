@@ -1,0 +1,117 @@
+"""The bottleneck adapter a(x) = up(σ(down(x))), which methods put around a frozen model's blocks.
+
+The default init sets `up` to zero, so that training starts at the base model; init="normal" is
+N(0, 0.02) for both kernels, the references' own for adapters in sequence. Biases start at zero.
+Each adapter has 2dm + m + d parameters, m = d / reduction. The head is trained too.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ftjax.errors import require
+from ftjax.methods.base import FREEZE_REST, Interceptor, Method, head_rule, leaf
+from ftjax.methods.places import around, in_layers, numbers_in
+from ftjax.partition import Rules
+from ftjax.paths import Base
+
+Init = Callable[..., jax.Array]
+Make = Callable[[nn.Module, jax.Array], jax.Array]  # an adapter's output, made in the module
+NORMAL, ZERO = nn.initializers.normal(0.02), nn.initializers.zeros
+ACTIVATIONS = {
+    "swish": nn.silu,
+    "relu": nn.relu,
+    "gelu": partial(nn.gelu, approximate=False),
+    "tanh": jnp.tanh,
+}
+
+
+class Adapter(nn.Module):
+    """up(σ(down(x))), in x's dtype.
+
+    Attributes:
+        width: m.
+        activation: σ.
+        inits: of the two kernels.
+    """
+
+    width: int
+    activation: str
+    inits: tuple[Init, Init]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = ACTIVATIONS[self.activation](self.project(x, "down", self.width, self.inits[0]))
+        return self.project(wide, "up", x.shape[-1], self.inits[1])
+
+    def project(self, x: jax.Array, name: str, features: int, init: Init) -> jax.Array:
+        axes = ("embed", "rank") if name == "down" else ("rank", "embed")
+        kernel = leaf(self, f"{name}_kernel", init, (x.shape[-1], features), axes)
+        bias = leaf(self, f"{name}_bias", ZERO, (features,), axes[1:])
+        return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class Bottleneck(Method):
+    """What the placements share; each has `placed`.
+
+    Attributes:
+        reduction: hidden size over bottleneck width.
+        activation: σ.
+        init: "zero" (the identity) or "normal".
+        leave_out: numbers of layers without adapters, counted from 0 through all stacks.
+    """
+
+    reduction: int = 16
+    activation: str = "relu"
+    init: str = "zero"
+    leave_out: tuple[int, ...] = ()
+
+    non_identity: ClassVar = {"init": "normal"}
+
+    def __post_init__(self) -> None:
+        require(self.reduction > 0, f"method.reduction must be positive, got {self.reduction}")
+        known = tuple(ACTIVATIONS)
+        require(self.activation in known, f"method.activation must be one of {known}")
+        known = ("zero", "normal")
+        require(self.init in known, f"method.init={self.init!r} must be one of {known}")
+
+    def rules(self, base: Base) -> Rules:
+        return ((r".*/adapter(/.*|_scale)", "adapter"), head_rule(base), FREEZE_REST)
+
+    def cuts(self, layers: int) -> tuple[int, ...]:
+        return around(self.leave_out)
+
+    def interceptor(self, base: Base) -> Interceptor:
+        return self.placed(base, self.adapter)
+
+    def placed(self, base: Base, adapter: Make) -> Interceptor:
+        """Puts adapters where the method wants them."""
+        raise NotImplementedError
+
+    def adapter(self, module: nn.Module, x: jax.Array) -> jax.Array:
+        """The output of `module`'s adapter, made in it and named "adapter"."""
+        make = partial(Adapter, self.width(x), self.activation, self.inits)
+        return make(parent=module, name="adapter")(x)
+
+    def width(self, x: jax.Array) -> int:
+        """m for inputs x (..., d)."""
+        width = x.shape[-1] // self.reduction
+        require(width > 0, f"method.reduction={self.reduction} exceeds hidden size {x.shape[-1]}")
+        return width
+
+    @property
+    def inits(self) -> tuple[Init, Init]:
+        """Of the kernels `down` and `up`."""
+        return NORMAL, NORMAL if self.init == "normal" else ZERO
+
+    def kept(self, base: Base, places: frozenset[str]) -> frozenset[str]:
+        """Those of `places` that are not in layers left out; at least one."""
+        left = in_layers(base, places, numbers_in(base, self.leave_out, "method.leave_out"))
+        require(places > left, "method.leave_out leaves no layer to adapt")
+        return places - left

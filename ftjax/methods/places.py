@@ -1,0 +1,38 @@
+"""Where methods attach to layers."""
+
+from collections.abc import Collection, Iterable
+
+from ftjax.errors import require
+from ftjax.paths import Base, expand
+
+
+def layer_modules(base: Base) -> frozenset[str]:
+    """Paths of the layers as modules, scanned or not, also of layers that share parameters."""
+    return frozenset(path.rpartition("/")[0] for path in base.modules("ffn_norm"))
+
+
+def numbers_in(base: Base, numbers: Iterable[int], key: str) -> frozenset[int]:
+    """`numbers`, checked to be those of layers, counted through all stacks.
+
+    Raises:
+        UserError: there is no such layer, or layers share their parameters; names `key`.
+    """
+    count = len(base.layers)
+    for number in numbers:
+        require(bool(count), f"{key}: layers of this model share parameters: none can be chosen")
+        require(0 <= number < count, f"{key}: there is no layer {number}, of {count} from 0")
+    return frozenset(numbers)
+
+
+def in_layers(base: Base, places: Collection[str], numbers: Collection[int]) -> frozenset[str]:
+    """Those of `places` that are, or are in, layers with these numbers.
+
+    Segments must be cut around the layers: `around`.
+    """
+    layers = [f"{base.layers[number]}/" for number in numbers]
+    return frozenset(p for p in places if f"{expand(p)[0]}/".startswith(tuple(layers)))
+
+
+def around(numbers: Iterable[int]) -> tuple[int, ...]:
+    """Where segments must be cut for layers with these numbers to be apart from others."""
+    return tuple(sorted({end for number in numbers for end in (number, number + 1)}))
