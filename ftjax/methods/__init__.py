@@ -22,6 +22,8 @@ METHODS: registry.Table = {
     "adapter_drop": ("bottleneck", "AdapterDrop", "adapters after feed-forward of upper layers"),
     "parallel": ("bottleneck", "Parallel", "adapters beside feed-forward"),
     "scaled_parallel": ("bottleneck", "ScaledParallel", "the same with a learned scale"),
+    "compacter": ("compacter", "Compacter", "hypercomplex adapters placed as houlsby's"),
+    "compacter_pp": ("compacter", "CompacterPP", "hypercomplex adapters placed as pfeiffer's"),
     "lora": ("lora", "Lora", "low-rank updates of chosen projections"),
     "prompt_tuning": ("prompt", "PromptTuning", "vectors before each example's embeddings"),
     "p_tuning": ("prompt", "PTuning", "an encoder of vectors before each example's embeddings"),

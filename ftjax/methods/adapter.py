@@ -26,7 +26,7 @@ NORMAL, ZERO = nn.initializers.normal(0.02), nn.initializers.zeros
 ACTIVATIONS = {
     "swish": nn.silu,
     "relu": nn.relu,
-    "gelu": partial(nn.gelu, approximate=False),
+    "gelu": lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5)),
     "tanh": jnp.tanh,
 }
 

@@ -14,7 +14,7 @@ from tests.conftest import build
 from tests.models.made import difference, quick
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapterhub"
-NAMES = ("houlsby", "pfeiffer", "parallel", "scaled_parallel")
+NAMES = ("houlsby", "pfeiffer", "parallel", "scaled_parallel", "compacter", "compacter_pp")
 SETTINGS = {
     "adapter_drop": {"name": "adapter_drop", "leave_out": (0,)},
 }
@@ -35,9 +35,16 @@ PARTS = {
     r"\.adapters\.\w+\.scaling": "/adapter_scale",
     r"\.adapters\.\w+\.adapter_(down\.0|up)\.": r"/adapter/\1_",
     r"down\.0_": "down_",
+    r"_W_(left|right)$": r"_\1",
+    r"_b$": "_bias",
+    r".*\.phm_rule$": "phm_rule",
     "weight$": "kernel",
 }
-AFTER_FFN = ("pfeiffer", "adapter_drop")  # whose adapters are around the norm, or the layer
+AFTER_FFN = (
+    "pfeiffer",
+    "adapter_drop",
+    "compacter_pp",
+)  # whose adapters are around the norm, or the layer
 
 
 def our_name(family: str, method: str, tensor: str) -> str:
