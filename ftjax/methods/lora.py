@@ -65,14 +65,15 @@ class Lora(Method):
 
     def matched(self, base: Base) -> dict[str, tuple[int, int]]:
         """Module paths of the adapted projections → (in, out)."""
-        return base.match(self.targets or base.default_targets)
-
-    def interceptor(self, base: Base) -> Interceptor:
-        for path, shape in self.matched(base).items():
+        targets = base.match(self.targets or base.default_targets)
+        for path, shape in targets.items():
             require(
                 self.rank <= min(shape),
                 f"method.rank={self.rank} exceeds the smaller side of {path!r} {shape}",
             )
+        return targets
+
+    def interceptor(self, base: Base) -> Interceptor:
         return at(self.matched(base), self.adapted)
 
     def adapted(self, module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:

@@ -120,7 +120,9 @@ ROWS = {
         {"name": "dora", "rank": 4, "alpha": 6.0},
         peft.LoraConfig,
         {"r": 4, "lora_alpha": 6.0, "use_dora": True},
-        families=("bert", "llama", "t5"),
+        families=("bert", "gpt2", "llama", "t5"),
+        special=C_ATTN,
+        stacked={"rank_pattern": {"c_attn": 12}, "alpha_pattern": {"c_attn": 18}},
     ),
     **{
         name: Row(

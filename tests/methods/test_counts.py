@@ -30,6 +30,10 @@ LAYER = 4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
         ({"name": "lora"}, 12 * 2 * 8 * (768 + 768) + HEAD),
         ({"name": "lora", "rank": 4, "targets": "all-linear"},
          12 * 4 * (4 * 1536 + 2 * (768 + 3072)) + 4 * 1536 + HEAD),
+        *[({"name": name}, 12 * 2 * 8 * (768 + 768) + HEAD)
+          for name in ("rslora", "lora_plus", "pissa", "olora")],
+        ({"name": "dora"}, 12 * 2 * (8 * (768 + 768) + 768) + HEAD),
+        ({"name": "lora_fa"}, 12 * 2 * 8 * 768 + HEAD),
     ],
 )  # fmt: skip
 def test_bert_base(settings, count, segments):
