@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from ftjax.errors import UserError, nearest
 from ftjax.formats import hf
+from ftjax.formats import peft_tables as tables
 from ftjax.formats.folder import read_json
 from ftjax.formats.peft_forms import FORMS, Form, Leaf
 from ftjax.methods import METHODS, hyperparameters
@@ -96,10 +97,12 @@ def to_peft(tuned: Tuned, params: Mapping[str, Any]) -> tuple[dict[str, Any], di
             key = inside + piece.key if piece.module else f"base_model.{piece.key}"
             held.setdefault(key, []).append((piece, piece.leaf.store(layer)))
     tensors = {key: _join(key, parts) for key, parts in held.items()}
+    if form.table:
+        tensors[tables.TABLE] = tables.to_table(tuned, params)
     head = {path: np.asarray(leaf) for path, leaf in params.items() if _in_head(tuned, path)}
     if _prefixed(tuned):
         found = hf.to_tensors(head, tuned.names, True)
-        tensors |= {INSIDE + name: array for name, array in found.items()}
+        tensors |= {_outside(form) + name: array for name, array in found.items()}
     return _config(tuned, form), tensors
 
 
@@ -140,6 +143,8 @@ def read(folder: Path) -> dict[str, Any]:
     name = _named(folder, config)
     form = FORMS[name]
     settings = {ours: config[theirs] for ours, theirs in form.fields.items() if theirs in config}
+    if form.table:
+        return {"name": name, **settings}
     selected: dict[str, tuple[str, ...]] = {}
     for key, tensor in tensors.items():
         for leaf in form.leaves.values():
@@ -190,8 +195,13 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
             inner = shape[path != expand(path)[0] :]
             layers.append(_take(f"{folder / WEIGHTS}: {key!r}", tensors[key], piece, inner))
         loaded[path] = np.stack(layers).reshape(shape)
+    if form.table:
+        if tables.TABLE not in tensors:
+            raise UserError(f"{folder / WEIGHTS} lacks {tables.TABLE!r}")
+        used.add(tables.TABLE)
+        loaded |= tables.from_table(tuned, tensors[tables.TABLE], str(folder / WEIGHTS))
     for path in (path for path in tuned.shapes if _in_head(tuned, path)):
-        stored = [(INSIDE + name, part) for name, part in tuned.names.stored(path)]
+        stored = [(_outside(form) + name, part) for name, part in tuned.names.stored(path)]
         if any(key not in tensors for key, _ in stored):
             absent.append(path)
             continue
@@ -226,6 +236,11 @@ def _prefixed(tuned: Tuned) -> bool:
 def _prefix(tuned: Tuned) -> str:
     prefix = tuned.names.prefix if _prefixed(tuned) else ""
     return f"{prefix}." if prefix else ""
+
+
+def _outside(form: Form) -> str:
+    """What comes before the base model's names."""
+    return "base_model." if form.table else INSIDE
 
 
 def _in_head(tuned: Tuned, path: str) -> bool:
@@ -349,6 +364,9 @@ def _config(tuned: Tuned, form: Form) -> dict[str, Any]:
     }
     if "feedforward" in {leaf.selected for leaf in form.leaves.values()}:
         config["feedforward_modules"] = _targets(tuned, chosen.get("feedforward", set()))
+    if form.table:
+        del config["target_modules"]
+        config["num_transformer_submodules"] = tables.stacks_of(tuned)
     if turned and form.kind in TURNING:
         config["fan_in_fan_out"] = True
     ranks = {
@@ -396,9 +414,9 @@ def _named(folder: Path, config: Mapping[str, Any]) -> str:
     kind = config.get("peft_type")
     for name, form in FORMS.items():
         same = (_same(config.get(key), value) for key, value in form.constants.items())
-        if form.kind == kind and all(same):
+        if kind in (form.kind, *form.also) and all(same):
             return name
-    known = sorted({form.kind for form in FORMS.values()})
+    known = sorted({kind for form in FORMS.values() for kind in (form.kind, *form.also)})
     raise UserError(
         f"{folder / CONFIG}: peft_type={kind!r} is not known{nearest(str(kind), known)}"
     )
@@ -412,7 +430,7 @@ def _same(found: Any, wanted: Any) -> bool:
 def _agree(tuned: Tuned, form: Form, folder: Path, config: Mapping[str, Any]) -> None:
     """Raises UserError where a configuration is of another adapter than the model's method."""
     file = folder / CONFIG
-    if config.get("peft_type") != form.kind:
+    if config.get("peft_type") not in (form.kind, *form.also):
         name = type(tuned.method).__name__.lower()
         raise UserError(
             f"{file} has peft_type={config.get('peft_type')!r}, and method.name={name} is stored "

@@ -55,6 +55,8 @@ class Form:
         fields: our hyperparameter → theirs.
         constants: what else the configuration says, of what tells methods of one kind apart.
         free: hyperparameters that do not change what the adapter computes.
+        table: the parameters are one table, see `ftjax.formats.peft_tables`.
+        also: other kinds that are stored alike and read as the method.
     """
 
     kind: str
@@ -62,6 +64,8 @@ class Form:
     fields: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     free: tuple[str, ...] = ("dropout",)
+    table: bool = False
+    also: tuple[str, ...] = ()
 
 
 LORA_LEAVES = {
@@ -109,6 +113,12 @@ NORM_LEAVES = {"scale": Leaf("ln_tuning_layers.weight"), "bias": Leaf("ln_tuning
 
 
 # Of forms that fit a folder the first is read: LoRA-FA and LoRA+ only train otherwise than LoRA.
+
+
+def _table(kind: str, *also: str) -> Form:
+    return Form(kind, {}, {"length": "num_virtual_tokens"}, table=True, also=also)
+
+
 FORMS: Mapping[str, Form] = {
     "pissa": _lora(init_lora_weights="pissa"),
     "olora": _lora(init_lora_weights="olora"),
@@ -137,4 +147,7 @@ FORMS: Mapping[str, Form] = {
     ),
     "ia3": Form("IA3", IA3_LEAVES),
     "layer_norm": Form("LN_TUNING", NORM_LEAVES),
+    "prompt_tuning": _table("PROMPT_TUNING", "P_TUNING"),
+    "p_tuning": _table("PROMPT_TUNING"),
+    "prefix_tuning": _table("PREFIX_TUNING"),
 }

@@ -82,6 +82,11 @@ class PrefixTuning(Method):
         )
         return {path: place for path, place in found.items() if place in wanted}
 
+    def in_order(self, base: Base) -> list[str]:
+        """Unrolled paths of the cores, from the input to the output."""
+        unrolled = [name for path in self.cores(base) for name in expand(path)]
+        return sorted(unrolled, key=lambda path: [int(n) for n in re.findall(r"\d+", path)])
+
     def interceptor(self, base: Base, gate: Callable[[], Array] | None = None) -> Interceptor:
         """See `Method.interceptor`.
 
@@ -146,7 +151,7 @@ class PrefixTuning(Method):
 
     def pairs(self, base: Base, params: Flat) -> dict[str, tuple[Array, Array]]:
         """Unrolled path of each core, from the input to the output → P_k and P_v, (k, d_kv)."""
-        found = {}
+        found = dict.fromkeys(self.in_order(base))
         for path, place in self.cores(base).items():
             hidden = self.hidden(lambda name, *_: params[name], base, place)
             width = base.projections()[path.removesuffix("core") + "key"][1]
@@ -156,8 +161,4 @@ class PrefixTuning(Method):
                     return params[f"{path}/{name}"][layer]
 
                 found[unrolled] = tuple(self.prefix(get, hidden, kind, width) for kind in KINDS)
-        return dict(sorted(found.items(), key=lambda item: _numbers(item[0])))
-
-
-def _numbers(path: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", path)]
+        return found

@@ -41,7 +41,8 @@ FAMILIES = {  # name → configuration, class, our head, peft's task
         transformers.LlamaForSequenceClassification,
     ),
     "t5": (
-        lambda: transformers.T5Config(**{**T5, "num_layers": 2}),
+        # With an odd number of layers, those under peft's prefix tuning share none.
+        lambda: transformers.T5Config(**{**T5, "num_decoder_layers": 3}),
         transformers.T5ForConditionalGeneration,
     ),
 }
@@ -95,6 +96,19 @@ NORMS = {
     "roberta": ({}, {"target_modules": ["LayerNorm"]}),
 }
 ROWS = {
+    # Beside virtual tokens, peft's decoders classify what stands in the last column, also padding.
+    "prompt_tuning": Row(
+        {"name": "prompt_tuning", "length": 4},
+        peft.PromptTuningConfig,
+        {"num_virtual_tokens": 4, "num_transformer_submodules": 1},
+        families=("bert", "roberta", "t5"),
+    ),
+    "prefix_tuning": Row(
+        {"name": "prefix_tuning", "length": 4},
+        peft.PrefixTuningConfig,
+        {"num_virtual_tokens": 4},
+        rates={"t5": 0.5},
+    ),
     "lora": Row(
         {"name": "lora", "rank": 4, "alpha": 6.0},
         peft.LoraConfig,
