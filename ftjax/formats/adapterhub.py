@@ -7,7 +7,6 @@ name is part of the tensors' names.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +14,16 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ftjax.errors import UserError, nearest, require
+from ftjax.errors import UserError, require
 from ftjax.formats.adapterhub_config import check_config, config_of, settings_of
+from ftjax.formats.adapterhub_names import family_of, from_tensors, to_tensors
 from ftjax.formats.folder import read_config, read_json
-from ftjax.formats.hf import Part
 from ftjax.formats.pickled import read_tensors
-from ftjax.paths import Flat, expand
+from ftjax.paths import Flat
 from ftjax.tuned import Tuned
 
 VERSION = "adapters.1.3.0"
 NAME = "ftjax"
-
-
-@dataclass(frozen=True)
-class Family:
-    """What AdapterHub calls the parts of a family.
-
-    Attributes:
-        model_class: with flexible heads.
-        prefix: of the base model's tensors in it.
-        attention, output: the modules within a layer that hold its bottleneck adapters; empty
-            where that is the module that holds the norm.
-    """
-
-    model_class: str
-    prefix: str
-    attention: str = ""
-    output: str = ""
-
-
-_APART = {"attention": ".attention_adapters", "output": ".output_adapters"}
-FAMILIES = {
-    "bert": Family("BertAdapterModel", "bert"),
-    "roberta": Family("RobertaAdapterModel", "roberta"),
-    "xlm-roberta": Family("XLMRobertaAdapterModel", "roberta"),
-    "gpt2": Family("GPT2AdapterModel", "transformer", **_APART),
-    "llama": Family("LlamaAdapterModel", "model", **_APART),
-    "mistral": Family("MistralAdapterModel", "model", **_APART),
-    "t5": Family("T5AdapterModel", "transformer"),
-    "mt5": Family("MT5AdapterModel", "transformer"),
-}
-PROJECTION = {"lora_a": "loras.{}.lora_A", "lora_b": "loras.{}.lora_B"}
 HEAD = {
     "activation_function": None,
     "bias": True,
@@ -66,120 +34,6 @@ HEAD = {
 }
 UNUSED = {"dropout_prob", "label2id"}  # fields that do not change what a head computes
 LEAVES = {"kernel": "weight", "bias": "bias"}
-BLOCK = {
-    "adapter/down_kernel": "adapters.{}.adapter_down.0.weight",
-    "adapter/down_bias": "adapters.{}.adapter_down.0.bias",
-    "adapter/up_kernel": "adapters.{}.adapter_up.weight",
-    "adapter/up_bias": "adapters.{}.adapter_up.bias",
-}
-
-
-def _family(model_type: str) -> Family:
-    require(
-        model_type in FAMILIES,
-        f"AdapterHub folders of {model_type!r} are not implemented{nearest(model_type, FAMILIES)}",
-    )
-    return FAMILIES[model_type]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Where a layer's parameter lies.
-
-    Attributes:
-        tensor: its name, without the model's prefix.
-        index: of these rows among those of the parameters that share the tensor.
-        turned: kernels are stored (out, in).
-    """
-
-    tensor: str
-    index: int
-    turned: bool
-
-
-def _piece(tuned: Tuned, family: Family, name: str, path: str) -> Piece:
-    """Where the parameter at an unrolled path lies.
-
-    Raises:
-        UserError: AdapterHub has none like it.
-    """
-    places, (module, leaf) = tuned.names.base, path.rsplit("/", 1)
-    if leaf in PROJECTION:
-        part = places[module]
-        part = Part(part) if isinstance(part, str) else part
-        return Piece(f"{part.name}.{PROJECTION[leaf].format(name)}", part.index, True)
-    module, kind, leaf = path.rsplit("/", 2)
-    leaf = f"{kind}/{leaf}"
-    require(leaf in BLOCK, f"AdapterHub has no parameter like {path!r}")
-    place = module.removesuffix("_norm")
-    block = places[f"{place}_norm"].rsplit(".", 1)[0]
-    block += family.output if place.endswith("/ffn") else family.attention
-    return Piece(f"{block}.{BLOCK[leaf].format(name)}", 0, leaf.endswith("kernel"))
-
-
-def _pieces(tuned: Tuned, family: Family, name: str) -> dict[str, list[Piece]]:
-    """Path of every parameter that the method adds → where its layers lie."""
-    return {
-        path: [_piece(tuned, family, name, unrolled) for unrolled in expand(path)]
-        for path in tuned.shapes
-        if path not in tuned.base.shapes
-    }
-
-
-def to_tensors(
-    tuned: Tuned, params: Mapping[str, Any], model_type: str, name: str
-) -> dict[str, np.ndarray]:
-    """The tensors of an adapter by AdapterHub's names."""
-    family, rows = _family(model_type), {}
-    for path, pieces in _pieces(tuned, family, name).items():
-        array = np.asarray(params[path], np.float32)
-        layers = array[None] if expand(path) == [path] else array
-        for piece, layer in zip(pieces, layers, strict=True):
-            rows.setdefault(f"{family.prefix}.{piece.tensor}", {})[piece.index] = (
-                layer.T if piece.turned else layer
-            )
-    return {
-        tensor: np.ascontiguousarray(np.concatenate([parts[i] for i in sorted(parts)]))
-        for tensor, parts in rows.items()
-    }
-
-
-def from_tensors(
-    tuned: Tuned, tensors: Mapping[str, np.ndarray], model_type: str, name: str
-) -> Flat:
-    """The inverse of `to_tensors`; a plain model's names have no prefix.
-
-    Raises:
-        UserError: a tensor is missing, unexpected or of another shape.
-    """
-    family = _family(model_type)
-    bare = {tensor.removeprefix(f"{family.prefix}."): array for tensor, array in tensors.items()}
-    found = _pieces(tuned, family, name)
-    shared: dict[str, set[int]] = {}
-    for piece in (piece for pieces in found.values() for piece in pieces):
-        shared.setdefault(piece.tensor, set()).add(piece.index)
-    for tensor in shared:
-        require(tensor in bare, f"the adapter lacks tensor {tensor!r}{nearest(tensor, bare)}")
-    for tensor in bare:
-        require(tensor in shared, f"the adapter has an unexpected tensor {tensor!r}")
-
-    def layer(piece: Piece, shape: tuple[int, ...]) -> np.ndarray:
-        indices, array = sorted(shared[piece.tensor]), bare[piece.tensor]
-        rows = len(array) // len(indices)
-        start = rows * indices.index(piece.index)
-        part = array[start : start + rows]
-        part = part.T if piece.turned else part
-        fits = part.shape == shape and rows * len(indices) == len(array)
-        require(fits, f"tensor {piece.tensor!r} has shape {array.shape}, not that of {shape}")
-        return np.ascontiguousarray(part, np.float32)
-
-    params = {}
-    for path, pieces in found.items():
-        shape = tuned.shapes[path].shape
-        single = expand(path) == [path]
-        layers = [layer(piece, shape if single else shape[1:]) for piece in pieces]
-        params[path] = layers[0] if single else np.stack(layers)
-    return params
 
 
 def _head(tuned: Tuned) -> tuple[dict[str, Any], dict[str, int]] | None:
@@ -207,11 +61,8 @@ def _read_head(folder: Path, tuned: Tuned) -> Flat:
     """
     read = read_json(folder / "head_config.json")
     if read["config"] is None:
-        heads = tuned.config.heads
-        same = (
-            tuned.model.head in heads
-            and read["model_class"] == heads[tuned.model.head].architecture
-        )
+        head = tuned.config.heads.get(tuned.model.head)
+        same = head is not None and read["model_class"] == head.architecture
         require(same, f"the head of {folder} is none of this model's: {read['model_class']}")
         places = tuned.names.head
     else:
@@ -307,7 +158,7 @@ def export_adapterhub(
         UserError: AdapterHub has no such method, or the family is not implemented.
     """
     model_type = read_config(source)["model_type"]
-    family = _family(model_type)
+    family = family_of(model_type)
     about = {
         "hidden_size": tuned.config.hidden_size,
         "model_class": family.model_class,

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ftjax.errors import UserError, require
-from ftjax.methods.bottleneck import Bottleneck, Houlsby, Pfeiffer
+from ftjax.methods.bottleneck import Houlsby, Pfeiffer
 from ftjax.methods.lora import Lora
+from ftjax.methods.prefix import PrefixTuning
 from ftjax.tuned import Tuned
 
 BOTTLENECK = {
@@ -62,6 +63,21 @@ LORA = {
     "vera_b": None,
     "vera_d": None,
 }
+PREFIX = {
+    "architecture": "prefix_tuning",
+    "bottleneck_size": 512,
+    "cross_prefix": True,
+    "dropout": 0.0,
+    "encoder_prefix": True,
+    "flat": False,
+    "init_weights_seed": None,
+    "leave_out": [],
+    "non_linearity": "tanh",
+    "prefix_length": 30,
+    "shared_gating": True,
+    "use_gating": False,
+}
+DEFAULTS = {None: BOTTLENECK, "lora": LORA, "prefix_tuning": PREFIX}
 # What says only how parameters start changes nothing that a folder holds.
 STARTS = {
     "dtype",
@@ -81,11 +97,9 @@ def config_of(tuned: Tuned, model_type: str) -> dict[str, Any]:
     Raises:
         UserError: AdapterHub has no such method, or not with these hyperparameters.
     """
-    for kind, write in WRITERS.items():
-        if isinstance(tuned.method, kind):
-            return write(tuned, model_type)
-    name = type(tuned.method).__name__.lower()
-    raise UserError(f"{name} has no AdapterHub form")
+    kind = type(tuned.method)
+    require(kind in WRITERS, f"{kind.__name__.lower()} has no AdapterHub form; use --format hf")
+    return WRITERS[kind](tuned, model_type)
 
 
 def settings_of(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
@@ -102,10 +116,12 @@ def settings_of(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
 def check_config(config: Mapping[str, Any], tuned: Tuned, model_type: str) -> None:
     """Raises UserError, naming the field, where a configuration is not that of `tuned`'s method."""
     wanted = config_of(tuned, model_type)
-    defaults = LORA if wanted.get("architecture") == "lora" else BOTTLENECK
+    defaults = DEFAULTS[wanted.get("architecture")]
     phm = wanted.get("phm_layer")
     for key in sorted({*config, *wanted} - STARTS):
         if "phm" in key and key != "phm_layer" and not phm:
+            continue
+        if wanted.get("flat") and key in ("bottleneck_size", "non_linearity"):
             continue
         given, ours = config.get(key, defaults.get(key)), wanted.get(key)
         require(
@@ -129,6 +145,33 @@ def _read_bottleneck(config: Mapping[str, Any], model_type: str) -> dict[str, An
     )
     name = "houlsby" if config["mh_adapter"] else "pfeiffer"
     return {"name": name, "reduction": int(factor), "activation": config["non_linearity"]}
+
+
+def _prefix(tuned: Tuned, model_type: str) -> dict[str, Any]:
+    method, config = tuned.method, {}
+    require(not method.shift, "AdapterHub's prefixes move no positions: set method.shift=False")
+    if tuned.base.two_sided:
+        places = method.places or ("decoder",)
+        require("decoder" in places, "AdapterHub's prefixes are always in the decoder")
+        config = {f"{place}_prefix": place in places for place in ("encoder", "cross")}
+    if method.projection:
+        config["bottleneck_size"] = method.projection
+    return PREFIX | config | {"flat": not method.projection, "prefix_length": method.length}
+
+
+def _read_prefix(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    config = PREFIX | dict(config)
+    places = []
+    if model_type in ("t5", "mt5"):
+        places = [place for place in ("encoder", "cross") if config[f"{place}_prefix"]]
+        places.append("decoder")
+    return {
+        "name": "prefix_tuning",
+        "length": config["prefix_length"],
+        "projection": 0 if config["flat"] else config["bottleneck_size"],
+        "shift": False,
+        "places": places,
+    }
 
 
 def _sites(model_type: str) -> dict[str, str]:
@@ -170,10 +213,13 @@ def _read_lora(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
 
 
 WRITERS: dict[type, Callable[[Tuned, str], dict[str, Any]]] = {
-    Bottleneck: _bottleneck,
+    Houlsby: _bottleneck,
+    Pfeiffer: _bottleneck,
+    PrefixTuning: _prefix,
     Lora: _lora,
 }
 READERS: dict[str | None, Callable[[Mapping[str, Any], str], dict[str, Any]]] = {
     None: _read_bottleneck,
+    "prefix_tuning": _read_prefix,
     "lora": _read_lora,
 }

@@ -1,6 +1,7 @@
 """AdapterHub folders: theirs give their outputs and gradients here, ours have their tensors."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from ftjax import methods, tuned
 from ftjax.errors import UserError
-from ftjax.formats.adapterhub import export_adapterhub, read_adapter, read_method, to_tensors
+from ftjax.formats.adapterhub import export_adapterhub, read_adapter, read_method
+from ftjax.formats.adapterhub_names import to_tensors
 from ftjax.formats.export import write_export
 from ftjax.formats.folder import read_config
 from ftjax.formats.pickled import read_tensors
@@ -21,12 +23,21 @@ from tests.models.made import difference, quick
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "adapterhub"
 LABELS = ("LABEL_0", "LABEL_1", "LABEL_2")
-CASES = [
-    *((family, "houlsby") for family in ("bert", "roberta", "gpt2", "llama", "t5")),
-    *((family, "pfeiffer") for family in ("bert", "roberta")),
-    *((family, "lora") for family in ("bert", "roberta", "gpt2", "llama", "t5")),
-]
+FAMILIES = ("bert", "roberta", "gpt2", "llama", "t5")
+METHODS = ("houlsby", "lora", "prefix_tuning", "prefix_tuning_flat")
+CASES = [(family, method) for method in METHODS for family in FAMILIES]
+CASES += [("bert", "pfeiffer"), ("roberta", "pfeiffer")]
 OTHER_HEADS = [("gpt2", "houlsby"), ("llama", "houlsby")]  # of two layers
+COMPUTED = [  # between them every family and method; what differs by both is named twice
+    *(("bert", method) for method in (*METHODS, "pfeiffer")),
+    ("roberta", "pfeiffer"),
+    ("gpt2", "lora"),
+    ("gpt2", "prefix_tuning"),
+    ("llama", "houlsby"),
+    ("llama", "prefix_tuning_flat"),
+    ("t5", "houlsby"),
+    ("t5", "prefix_tuning"),
+]
 NAMES = [f"{family}-{method}" for family, method in CASES]
 
 
@@ -49,12 +60,26 @@ def inputs(reference, prefix=""):
     return {n: reference[f"{prefix}{n}"] for n in names if f"{prefix}{n}" in reference}
 
 
+def own_name(tensor):
+    """The model's name of a tensor that each layer holds too, as prefixes."""
+    return re.sub(r"^(\w+)\..*\.pool\.", r"\1.prefix_tuning.", tensor)
+
+
+def stored(folder, part="adapter"):
+    """The tensors of an adapter or of its head, each once."""
+    safe = {"adapter": "adapter.safetensors", "head": "model_head.safetensors"}[part]
+    if (folder / safe).exists():
+        return load_file(folder / safe)
+    pickled = {"adapter": "pytorch_adapter.bin", "head": "pytorch_model_head.bin"}[part]
+    return {own_name(name): array for name, array in read_tensors(folder / pickled).items()}
+
+
 def theirs(model, params, family):
     """The method's parameters, or their gradients, by AdapterHub's names."""
     return to_tensors(model, params, family, "task")
 
 
-@pytest.mark.parametrize(("family", "method"), CASES, ids=NAMES)
+@pytest.mark.parametrize(("family", "method"), COMPUTED)
 def test_their_adapter_gives_their_outputs_and_gradients(family, method, one_device):
     folder = FOLDER / family / method
     reference = load_file(folder / "reference.safetensors")
@@ -78,7 +103,7 @@ def test_their_adapter_gives_their_outputs_and_gradients(family, method, one_dev
         count = int(file.metadata()["parameters"])
     assert model.partition.counts(model.shapes)[0] == count
     gradients = {
-        name.removeprefix("gradients/"): array
+        own_name(name.removeprefix("gradients/")): array
         for name, array in reference.items()
         if name.startswith("gradients/")
     }
@@ -122,11 +147,10 @@ def export(folder, output, params, model, **options):
 
 def assert_same_files(found, wanted, part):
     """Equal configurations, but for the base's path, and equal tensors."""
-    weights = {"adapter": "adapter.safetensors", "head": "model_head.safetensors"}[part]
     configs = [json.loads((f / f"{part}_config.json").read_text()) for f in (found, wanted)]
     assert all(config.pop("model_name").endswith("/base") for config in configs)
     assert configs[0] == configs[1]
-    ours, theirs = load_file(found / weights), load_file(wanted / weights)
+    ours, theirs = stored(found, part), stored(wanted, part)
     assert set(ours) == set(theirs)
     for name, array in theirs.items():
         np.testing.assert_array_equal(ours[name], array, name)
@@ -252,6 +276,7 @@ def test_options_that_are_not_implemented_are_refused(field, value, tmp_path):
     ("family", "settings", "message"),
     [
         ("bert", {"name": "bitfit"}, "bitfit has no AdapterHub form"),
+        ("t5", {"name": "prefix_tuning"}, "set method.shift=False"),
         ("bert", {"name": "lora", "targets": "all-linear"}, "does not adapt 'output'"),
         ("bert", {"name": "lora", "targets": r".*layer_1/.*query"}, "all layers or none"),
     ],
