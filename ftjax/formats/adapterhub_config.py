@@ -5,6 +5,8 @@ from typing import Any
 
 from ftjax.errors import UserError, require
 from ftjax.methods.bottleneck import Houlsby, Pfeiffer
+from ftjax.methods.ia3 import NONE as IA3_NONE
+from ftjax.methods.ia3 import Ia3
 from ftjax.methods.lora import Lora
 from ftjax.methods.prefix import PrefixTuning
 from ftjax.tuned import Tuned
@@ -63,6 +65,7 @@ LORA = {
     "vera_b": None,
     "vera_d": None,
 }
+IA3 = {"alpha": 1, "composition_mode": "scale", "init_weights": "ia3", "r": 1}
 PREFIX = {
     "architecture": "prefix_tuning",
     "bottleneck_size": 512,
@@ -183,31 +186,57 @@ def _sites(model_type: str) -> dict[str, str]:
     return dict(zip(("intermediate_lora", "output_lora"), names, strict=True))
 
 
-def _lora(tuned: Tuned, model_type: str) -> dict[str, Any]:
-    method, base, sites = tuned.method, tuned.base, _sites(model_type)
+def _selected(tuned: Tuned, model_type: str, matched: Mapping[str, Any]) -> dict[str, Any]:
+    """LoRA's fields that select projections.
+
+    Raises:
+        UserError: they cannot select those `matched`.
+    """
+    sites = _sites(model_type)
     known = {*MATRICES.values(), *sites.values()}
-    matched = base.match(method.targets or base.default_targets)
     ends = {path.rsplit("/", 1)[-1] for path in matched}
     for end in sorted(ends - known):
-        raise UserError(f"AdapterHub's LoRA does not adapt {end!r} (it adapts {sorted(known)})")
-    for path in base.projections():
+        raise UserError(f"AdapterHub does not adapt projections {end!r}, only {sorted(known)}")
+    for path in tuned.base.projections():
         whole = (path.rsplit("/", 1)[-1] in ends) == (path in matched)
-        require(whole, f"AdapterHub's LoRA is in all layers or none, but {path!r} has no like")
-    return LORA | {
-        "alpha": int(method.alpha) if float(method.alpha).is_integer() else method.alpha,
+        require(whole, f"AdapterHub adapts projections in all layers or none, unlike {path!r}")
+    return {
         "attn_matrices": [short for short, name in MATRICES.items() if name in ends],
-        "dropout": method.dropout,
-        "r": method.rank,
         "selfattn_lora": bool(ends & set(MATRICES.values())),
         **{field: name in ends for field, name in sites.items()},
     }
 
 
-def _read_lora(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
-    config = LORA | dict(config)
+def _targets(config: Mapping[str, Any], model_type: str) -> list[str]:
+    """Our names of the projections that LoRA's fields select."""
     attention = config["attn_matrices"] if config["selfattn_lora"] else []
     targets = [name for short, name in MATRICES.items() if short in attention]
-    targets += [name for field, name in _sites(model_type).items() if config[field]]
+    return targets + [name for field, name in _sites(model_type).items() if config[field]]
+
+
+def _lora(tuned: Tuned, model_type: str) -> dict[str, Any]:
+    method = tuned.method
+    alpha = int(method.alpha) if float(method.alpha).is_integer() else method.alpha
+    config = {"r": method.rank, "alpha": alpha, "dropout": method.dropout}
+    return LORA | config | _selected(tuned, model_type, method.matched(tuned.base))
+
+
+def _ia3(tuned: Tuned, model_type: str) -> dict[str, Any]:
+    method = tuned.method
+    require(
+        method.feedforward in IA3_NONE,
+        "AdapterHub's ia3 rescales outputs alone: set method.feedforward=none and name in "
+        "method.targets, beside keys and values, the projection before",
+    )
+    matched = tuned.base.match(method.targets or ("key", "value"))
+    return LORA | IA3 | _selected(tuned, model_type, matched)
+
+
+def _read_lora(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    config = LORA | dict(config)
+    targets = _targets(config, model_type)
+    if config["composition_mode"] == "scale":
+        return {"name": "ia3", "targets": targets, "feedforward": "none"}
     values = {ours: config[theirs] for ours, theirs in (("rank", "r"), ("alpha", "alpha"))}
     return {"name": "lora", "targets": targets, "dropout": config["dropout"], **values}
 
@@ -217,6 +246,7 @@ WRITERS: dict[type, Callable[[Tuned, str], dict[str, Any]]] = {
     Pfeiffer: _bottleneck,
     PrefixTuning: _prefix,
     Lora: _lora,
+    Ia3: _ia3,
 }
 READERS: dict[str | None, Callable[[Mapping[str, Any], str], dict[str, Any]]] = {
     None: _read_bottleneck,

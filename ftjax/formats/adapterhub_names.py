@@ -42,7 +42,11 @@ FAMILIES = {
     "mt5": Family("MT5AdapterModel", "transformer"),
 }
 # Our leaf → theirs, and its `Piece.form`: of a projection, and of a place for bottleneck adapters.
-PROJECTION = {"lora_a": ("lora_A", "turned"), "lora_b": ("lora_B", "turned")}
+PROJECTION = {
+    "lora_a": ("lora_A", "turned"),
+    "lora_b": ("lora_B", "turned"),
+    "ia3_out": ("lora_B", "column"),
+}
 BLOCK = {
     "adapter/down_kernel": ("adapter_down.0.weight", "turned"),
     "adapter/down_bias": ("adapter_down.0.bias", "plain"),
@@ -69,8 +73,8 @@ class Piece:
 
     Attributes:
         tensor: its name, without the model's prefix.
-        form: "plain"; "turned", as kernels, which are stored (out, in); "flat", where all rows
-            are turned back once they are together, and stored as one axis.
+        form: "plain"; "turned", as kernels, which are stored (out, in); "column", of a vector;
+            "flat", where all rows are turned back once they are together, and stored as one axis.
         index: of these rows among those of the parameters that share the tensor.
     """
 
@@ -78,9 +82,13 @@ class Piece:
     form: str
     index: int = 0
 
-    def turn(self, x: np.ndarray) -> np.ndarray:
-        """Ours as rows of theirs, or such rows as ours."""
-        return x if self.form == "plain" else x.T
+    def rows(self, ours: np.ndarray) -> np.ndarray:
+        """Ours as rows of theirs."""
+        return {"plain": ours, "column": ours[..., None]}.get(self.form, ours.T)
+
+    def ours(self, rows: np.ndarray) -> np.ndarray:
+        """The inverse."""
+        return {"plain": rows, "column": rows.reshape(-1)}.get(self.form, rows.T)
 
 
 def family_of(model_type: str) -> Family:
@@ -150,7 +158,7 @@ def to_tensors(
         layers = array[None] if expand(path) == [path] else array
         for piece, layer in zip(pieces, layers, strict=True):
             tensor = f"{family.prefix}.{piece.tensor}"
-            rows.setdefault(tensor, {})[piece.index] = piece.turn(layer)
+            rows.setdefault(tensor, {})[piece.index] = piece.rows(layer)
             if piece.form == "flat":
                 flat.add(tensor)
     joined = {t: np.concatenate([parts[i] for i in sorted(parts)]) for t, parts in rows.items()}
@@ -186,7 +194,7 @@ def from_tensors(
             array = array.reshape(shape[0], -1).T
         rows = len(array) // len(indices)
         start = rows * indices.index(piece.index)
-        part = piece.turn(array[start : start + rows])
+        part = piece.ours(array[start : start + rows])
         fits = fits and part.shape == shape
         require(fits, f"tensor {piece.tensor!r} has shape {array.shape}: the model wants {shape}")
         return np.ascontiguousarray(part, np.float32)

@@ -24,7 +24,7 @@ from tests.models.made import difference, quick
 FOLDER = Path(__file__).parents[1] / "fixtures" / "adapterhub"
 LABELS = ("LABEL_0", "LABEL_1", "LABEL_2")
 FAMILIES = ("bert", "roberta", "gpt2", "llama", "t5")
-METHODS = ("houlsby", "lora", "prefix_tuning", "prefix_tuning_flat")
+METHODS = ("houlsby", "lora", "ia3", "prefix_tuning", "prefix_tuning_flat")
 CASES = [(family, method) for method in METHODS for family in FAMILIES]
 CASES += [("bert", "pfeiffer"), ("roberta", "pfeiffer")]
 OTHER_HEADS = [("gpt2", "houlsby"), ("llama", "houlsby")]  # of two layers
@@ -32,8 +32,10 @@ COMPUTED = [  # between them every family and method; what differs by both is na
     *(("bert", method) for method in (*METHODS, "pfeiffer")),
     ("roberta", "pfeiffer"),
     ("gpt2", "lora"),
+    ("gpt2", "ia3"),
     ("gpt2", "prefix_tuning"),
     ("llama", "houlsby"),
+    ("llama", "ia3"),
     ("llama", "prefix_tuning_flat"),
     ("t5", "houlsby"),
     ("t5", "prefix_tuning"),
@@ -261,7 +263,7 @@ def test_damaged_weights_are_refused(change, message, tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("use_gating", True), ("leave_out", [0]), ("use_dora", True), ("composition_mode", "scale")],
+    [("use_gating", True), ("leave_out", [0]), ("use_dora", True), ("vera_d", 0.1)],
 )
 def test_options_that_are_not_implemented_are_refused(field, value, tmp_path):
     folder = shutil.copytree(FOLDER / "bert", tmp_path / "bert") / "lora"
@@ -276,8 +278,10 @@ def test_options_that_are_not_implemented_are_refused(field, value, tmp_path):
     ("family", "settings", "message"),
     [
         ("bert", {"name": "bitfit"}, "bitfit has no AdapterHub form"),
+        ("t5", {"name": "ia3"}, "method.feedforward=none"),
+        ("bert", {"name": "dora"}, "dora has no AdapterHub form"),
         ("t5", {"name": "prefix_tuning"}, "set method.shift=False"),
-        ("bert", {"name": "lora", "targets": "all-linear"}, "does not adapt 'output'"),
+        ("bert", {"name": "lora", "targets": "all-linear"}, "does not adapt projections 'output'"),
         ("bert", {"name": "lora", "targets": r".*layer_1/.*query"}, "all layers or none"),
     ],
 )
