@@ -66,36 +66,37 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("experiments/PROMPTING.md"))
     asked = parser.parse_args()
     sizes = {"test": asked.test, "validation": asked.validation}
+    for name in SHOTS:
+        sample(asked.data / name, asked.workdir / "data" / name, sizes)
     cells: dict[str, list[str]] = {}
-    for name, shots in SHOTS.items():
-        data = asked.workdir / "data" / name
-        sample(asked.data / name, data, sizes)
-        for number, (row, variant) in enumerate(variants(shots).items()):
-            folder = asked.workdir / name / str(number)
-            scores = run(name, variant, data, folder, asked.validation)["metrics"]["test"]
+    for number, row in enumerate(variants(0)):
+        for name, shots in SHOTS.items():
+            folder, data = asked.workdir / name / str(number), asked.workdir / "data" / name
+            result = run(name, variants(shots)[row], data, folder, asked.validation)
+            scores = result["metrics"]["test"]
             cells.setdefault(row, []).append(f"{scores['accuracy']:.3f} / {scores['f1']:.3f}")
-    heads = [f"{name} ({shots} shots)" for name, shots in SHOTS.items()]
-    lines = [
-        "# Prompting without training",
-        "",
-        "Accuracy / macro F1 on a sample of each test split; the template is chosen on a sample of",
-        f"the validation split. {asked.test} and {asked.validation} rows, seed 0; an accuracy's",
-        f"95% interval is at most ±{1.96 * 0.5 / asked.test**0.5:.2f}. MiniLM scores by",
-        "similarity to the label's words, SmolLM2-135M-Instruct (4 bits, read to float32) by their",
-        "likelihood. Written by:",
-        "",
-        "```bash",
-        f"python scripts/prompting.py --data DATA --test {asked.test} "
-        f"--validation {asked.validation}",
-        "```",
-        "",
-        f"| | {' | '.join(heads)} |",
-        f"|---|{'---|' * len(heads)}",
-        *(f"| {row} | {' | '.join(found)} |" for row, found in cells.items()),
-        "",
-    ]
-    asked.output.write_text("\n".join(lines), encoding="utf-8")
+        asked.output.write_text(report(cells, asked.test, asked.validation), encoding="utf-8")
     print(asked.output)
+
+
+def report(cells: dict[str, list[str]], test: int, validation: int) -> str:
+    """The file, of what has been measured so far."""
+    heads = [f"{name} ({shots} shots)" for name, shots in SHOTS.items()]
+    return f"""# Prompting without training
+
+Accuracy / macro F1 on a sample of each test split; the template is chosen on a sample of the
+validation split (of TREC's training split). {test} and {validation} rows, seed 0; an accuracy's 95%
+interval is at most ±{1.96 * 0.5 / test**0.5:.2f}. MiniLM scores by similarity to the labels' words,
+SmolLM2-135M-Instruct (4 bits, read to float32) by their likelihood. Demonstrations are balanced, or
+the nearest by MiniLM; calibration is by inputs without content. Written by:
+
+```bash
+python scripts/prompting.py --data DATA --test {test} --validation {validation}
+```
+
+| | {" | ".join(heads)} |
+|---|{"---|" * len(heads)}
+""" + "".join(f"| {row} | {' | '.join(found)} |\n" for row, found in cells.items())
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ METHODS: registry.Table = {
     "lokr": ("lokr", "Lokr", "Kronecker products as updates"),
     "oft": ("oft", "Oft", "rotations of the inputs of chosen projections"),
     "ia3": ("ia3", "Ia3", "vectors that rescale keys, values and inner activations"),
-    "prompting": ("prompting", "Prompting", "nothing: similarity to templates filled with labels"),
+    "prompting": ("prompting", "Prompting", "nothing: labels are scored by prompts"),
 }
 
 

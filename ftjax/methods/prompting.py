@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ftjax.errors import nearest, require
+from ftjax.errors import UserError, nearest, require
 from ftjax.methods.base import FREEZE_REST
 from ftjax.methods.selection import Selection
 from ftjax.partition import Rules
@@ -15,6 +15,7 @@ from ftjax.paths import Base
 
 SCALE = 20.0  # of cosines, as sentence-transformers scales them; it changes no decision
 CONTENT_FREE = ("N/A", "", "[MASK]")  # inputs of Zhao et al. 2021
+FIELDS = {"sentence": ("label",), "causal": ("text", "label"), "masked": ("text", "mask")}
 FIELD = re.compile(r"\{(\w*)\}")
 HEADS = {"sentence": "embedding", "causal": "causal_lm", "masked": "masked_lm"}  # of a kind
 TEMPLATES = {
@@ -74,21 +75,13 @@ class Prompting(Selection):
 
     def templates_of(self, kind: str, pairs: bool) -> tuple[str, ...]:
         """The templates, checked, for texts or pairs of them."""
-        text = "{text}\n{text_pair}" if pairs else "{text}"
-        usual = tuple(template.replace("{text}", text) for template in TEMPLATES[kind])
-        wanted = {"label"} if kind == "sentence" else {"text", *["text_pair"] * pairs}
-        wanted |= {"masked": {"mask"}, "causal": {"label"}}.get(kind, set())
+        pairs = pairs and kind != "sentence"  # an encoder takes them as they are
+        fields = {*FIELDS[kind], *["text_pair"] * pairs}
         for template in self.templates:
-            where, found = f"method.templates: {template!r}", FIELD.findall(template)
-            for name in [*sorted(wanted - set(found)), *sorted(set(found) - wanted)]:
-                lacks = f"{where} lacks '{{{name}}}', which a {kind} model needs"
-                require(name in found, lacks + " for pairs" * (name == "text_pair"))
-                use = nearest(name, wanted)
-                require(name in wanted, f"{where}: a {kind} model has no use for '{{{name}}}'{use}")
-            require(kind != "masked" or found.count("mask") == 1, f"{where} has several masks")
-            ends = template.endswith("{label}") and found.count("label") == 1
-            require(kind != "causal" or ends, f"{where} must end with its only '{{label}}'")
-        return self.templates or usual
+            _check(template, kind, fields)
+        text = "{text}\n{text_pair}" if pairs else "{text}"
+        usual = (template.replace("{text}", text) for template in TEMPLATES[kind])
+        return self.templates or tuple(usual)
 
     def words_of(self, names: Sequence[str]) -> list[list[str]]:
         """The words of each label."""
@@ -99,6 +92,20 @@ class Prompting(Selection):
         words = [words.split("|") for words in self.words] or [[name] for name in names]
         require(all(map(all, words)), f"method.words={tuple(self.words)} has an empty word")
         return words
+
+
+def _check(template: str, kind: str, fields: set[str]) -> None:
+    """Raises UserError where a template has not the fields that it should."""
+    where, found = f"method.templates: {template!r}", FIELD.findall(template)
+    for name in sorted(fields - set(found)):
+        raise UserError(f"{where} lacks '{{{name}}}', which {kind} prompts of such rows need")
+    for name in sorted(set(found) - fields):
+        known = nearest(name, fields)
+        raise UserError(f"{where}: {kind} prompts have no use for '{{{name}}}'{known}")
+    once = found.count("mask") + found.count("label") == 1
+    require(kind != "masked" or once, f"{where} has several masks")
+    ends = once and template.endswith("{label}")
+    require(kind != "causal" or ends, f"{where} must end with its only '{{label}}'")
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:

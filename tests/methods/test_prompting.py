@@ -38,7 +38,7 @@ def test_chooses_on_validation_and_scores_as_the_reference(tmp_path):
         "def get_config(method='prompting'):\n"
         "    config = default_config(method)\n"
         f"    config.data.path = {str(corpus)!r}\n"
-        "    config.data.prepare = ()\n"
+        "    config.data.prepare, config.data.batching = (), 'pack'\n"
         f"    config.method.templates = {TEMPLATES!r}\n"
         "    return config\n"
     )
