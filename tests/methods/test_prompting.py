@@ -7,7 +7,7 @@ import transformers
 from sklearn.metrics.pairwise import cosine_similarity
 
 from ftjax.formats.folder import locate
-from tests.conftest import ftjax, write_jsonl
+from tests.conftest import here, write_jsonl
 
 TEXTS = {
     "great": ["a wonderful, moving film", "i loved every minute of it", "superb acting"],
@@ -43,7 +43,7 @@ def test_chooses_on_validation_and_scores_as_the_reference(tmp_path):
         "    return config\n"
     )
     work = tmp_path / "work"
-    ftjax("train", "--config", config, "--workdir", work)
+    here("train", "--config", config, "--workdir", work)
     result = json.loads((work / "result.json").read_text())
     names, numbers = sorted(TEXTS), []
     texts = embed([row["text"] for row in rows])
@@ -58,7 +58,7 @@ def test_chooses_on_validation_and_scores_as_the_reference(tmp_path):
 
     write_jsonl(tmp_path / "in.jsonl", [{"text": t} for t in TEXTS["terrible"]])
     out = tmp_path / "out.jsonl"
-    ftjax("predict", "--workdir", work, "--input", tmp_path / "in.jsonl", "--output", out)
+    here("predict", "--workdir", work, "--input", tmp_path / "in.jsonl", "--output", out)
     labels = embed([result["template"].replace("{label}", name) for name in names])
     guess = cosine_similarity(embed(TEXTS["terrible"]), labels).argmax(-1)
     found = [json.loads(line)["label"] for line in out.read_text().splitlines()]
