@@ -6,15 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from ftjax import methods, tuned
 from ftjax.errors import UserError
-from ftjax.loss import Loss
 from ftjax.parallel.mesh import logical_axes, make_mesh, param_shardings, place_rows
 from ftjax.paths import Flat, expand
 from ftjax.training.checkpoints import Checkpoints
+from ftjax.training.cost import cross_entropy
 from ftjax.training.optimizers import make_optimizer
 from ftjax.training.step import compile_step, init_state, make_step
 from tests.methods.bases import BASES, HEAD, build, folder, make_batch
@@ -27,11 +26,6 @@ PAIRS = [(n, base) for n in TRAINING for base in BASES if (n, base) not in REFUS
 SMALL: dict[str, dict[str, Any]] = {"galore": {"rank": 8}}  # what fits small models
 OPTIMIZER = {"name": "adamw", "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
 ROWS, STEPS = 16, 3
-
-
-def cross_entropy(logits, batch):
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-    return Loss((losses * batch["weights"]).sum(), batch["weights"].sum())
 
 
 def adam(path: str, shape: tuple[int, ...]) -> int:

@@ -10,10 +10,10 @@ import transformers
 
 from ftjax import methods, tuned
 from ftjax.errors import UserError
+from ftjax.training.cost import compiled_step, cross_entropy
 from ftjax.training.optimizers import OPTIMIZERS, make_optimizer, schedule, warmup_steps
 from ftjax.training.step import State, gradients, init_state, make_step
 from tests.conftest import HEAD, build, make_batch
-from tests.methods.test_invariants import cross_entropy
 
 SETTINGS = {"weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "momentum": 0.0}
 
@@ -21,27 +21,7 @@ SETTINGS = {"weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, 
 def flops(name: str) -> float:
     """Of the compiled step of BERT-base, 8 rows of 128 tokens, gradient norm logged."""
     model = tuned.build({"model_type": "bert"}, methods.create({"name": name}), {}, HEAD)
-    trainable, frozen = model.partition.split(model.shapes)
-    labels = {path: model.partition.labels[path] for path in trainable}
-
-    def rate(step):
-        return 1e-4
-
-    def loss_fn(params, batch, key):
-        return cross_entropy(model.apply(params, batch, key), batch)
-
-    optimizer = make_optimizer({**SETTINGS, "name": "adamw"}, labels, rate)
-    step = make_step(loss_fn, optimizer, rate, clip_norm=1.0, accumulation=1)
-    state = jax.eval_shape(
-        lambda p: State(jnp.zeros((), jnp.int32), p, optimizer.init(p), jax.random.key(0)),
-        trainable,
-    )
-    names = {"input_ids": jnp.int32, "attention_mask": jnp.int32}
-    batch = {name: jax.ShapeDtypeStruct((8, 128), dtype) for name, dtype in names.items()}
-    batch |= {"labels": jax.ShapeDtypeStruct((8,), jnp.int32)}
-    batch |= {"weights": jax.ShapeDtypeStruct((8,), jnp.float32)}
-    compiled = jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile()
-    return compiled.cost_analysis()["flops"]
+    return compiled_step(model, 8, 128)[0].cost_analysis()["flops"]
 
 
 def test_a_frozen_base_costs_no_weight_gradients():
