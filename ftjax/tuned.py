@@ -38,6 +38,7 @@ INPUTS = (
     "column",
     "perm_mask",
 )
+SAMPLE = 8  # tokens of the row that parameters are made with
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,12 @@ class Tuned:
         return rates
 
     @property
+    def longest(self) -> int | None:
+        """How many positions a row's tokens may take; None where the model knows no limit."""
+        limit = _positions(self.config)
+        return None if limit is None else limit - self.method.columns
+
+    @property
     def only_head_trains(self) -> bool:
         """Whether all below the head is frozen and unchanged, so that it need run only once."""
         above = {"pooler", *self.base.head}
@@ -186,9 +193,15 @@ class _intercepted:
             self._context.__exit__(*error)
 
 
+def _positions(config: Any) -> int | None:
+    """How many positions a model has; None where it knows no limit."""
+    limit = getattr(config, "max_position_embeddings", None)
+    return None if limit is None else limit - getattr(config, "first_position", 0)
+
+
 def _init(model: nn.Module, interceptor: Any, key: jax.Array) -> Flat:
     """Flat parameters, each boxed with its logical axes."""
-    shape = (1, 2, 8) if model.head == "choice" else (1, 8)
+    shape = (1, 2, SAMPLE) if model.head == "choice" else (1, SAMPLE)
     with _intercepted(interceptor):
         return flatten(model.init({"params": key}, jnp.zeros(shape, jnp.int32))["params"])
 
@@ -254,6 +267,11 @@ def build(
         prefix=names.prefix,
         embedding_scale=getattr(config, "embedding_scale", 1.0),
     )
+    limit = _positions(config)
+    if limit is not None and limit < method.columns + SAMPLE:
+        raise UserError(
+            f"method.length={method.columns} leaves too few of the model's {limit} positions"
+        )
     interceptor = method.interceptor(base)
     if interceptor is not None:
         boxed = abstract(interceptor)

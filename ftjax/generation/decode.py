@@ -173,10 +173,10 @@ def check(tuned: Tuned, settings: Settings, length: int) -> None:
     """
     if tuned.model.head not in ("causal_lm", "seq2seq_lm"):
         raise UserError(f"generation needs a language-model head, not {tuned.model.head!r}")
-    config, count = tuned.config, settings.max_new_tokens
+    limit, count = tuned.longest, settings.max_new_tokens
     wanted = length + count if tuned.model.head == "causal_lm" else max(length, count)
-    limit = getattr(config, "max_position_embeddings", wanted)
-    if wanted > limit and not getattr(config, "rotaries", ()):  # positions are of a table
+    table = not getattr(tuned.config, "rotaries", ())
+    if table and limit is not None and wanted > limit:
         raise UserError(
             f"prompt and max_new_tokens need {wanted} positions, and the model has {limit}"
         )

@@ -121,7 +121,7 @@ class Generator:
     @property
     def _room(self) -> int:
         """The longest prompt that the model has positions for."""
-        longest = getattr(self._tuned.config, "max_position_embeddings", 1 << 30)
+        longest = 1 << 30 if self._tuned.longest is None else self._tuned.longest
         reads = self._tuned.model.head == "causal_lm"
         return longest - self.settings.max_new_tokens if reads else longest
 

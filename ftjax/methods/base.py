@@ -90,6 +90,11 @@ class Method:
     # Hyperparameters under which step 0 is not the base model; a method that adds nothing has none.
     non_identity: ClassVar[dict[str, Any]] = {}
 
+    @property
+    def columns(self) -> int:
+        """How many positions the method takes before a row's tokens."""
+        return 0
+
     def rules(self, base: Base) -> Rules:
         """(pattern, group) pairs over all parameters, the method's included; first match wins."""
         raise NotImplementedError

@@ -34,6 +34,10 @@ LAYER = 4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
           for name in ("rslora", "lora_plus", "pissa", "olora")],
         ({"name": "dora"}, 12 * 2 * (8 * (768 + 768) + 768) + HEAD),
         ({"name": "lora_fa"}, 12 * 2 * 8 * 768 + HEAD),
+        ({"name": "prompt_tuning", "length": 100}, 100 * 768 + HEAD),
+        ({"name": "p_tuning", "length": 20}, 20 * 768 + 3 * (768 * 768 + 768) + HEAD),
+        ({"name": "prefix_tuning", "length": 30}, 552_960 + HEAD),
+        ({"name": "prefix_tuning", "length": 30, "projection": 512}, 9_872_384 + HEAD),
     ],
 )  # fmt: skip
 def test_bert_base(settings, count, segments):
