@@ -150,4 +150,14 @@ FORMS: Mapping[str, Form] = {
     "prompt_tuning": _table("PROMPT_TUNING", "P_TUNING"),
     "p_tuning": _table("PROMPT_TUNING"),
     "prefix_tuning": _table("PREFIX_TUNING"),
+    "adalora": Form(
+        "ADALORA",
+        {
+            "lora_a": Leaf("lora_A", turned=True),
+            "lora_b": Leaf("lora_B", turned=True),
+            "lora_e": Leaf("lora_E", shape=(-1, 1)),
+        },
+        {**LORA_FIELDS, "rank": "init_r", "target_rank": "target_r"},
+        {"total_step": 1},  # it must be there, and says nothing of the adapter
+    ),
 }

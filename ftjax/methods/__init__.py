@@ -28,6 +28,7 @@ METHODS: registry.Table = {
     "prompt_tuning": ("prompt", "PromptTuning", "vectors before each example's embeddings"),
     "p_tuning": ("prompt", "PTuning", "an encoder of vectors before each example's embeddings"),
     "prefix_tuning": ("prefix", "PrefixTuning", "keys and values before each layer's own"),
+    "adalora": ("adalora", "AdaLora", "LoRA whose ranks move to where they matter"),
     "rslora": ("rslora", "RsLora", "LoRA scaled by α/√r"),
     "lora_plus": ("lora_plus", "LoraPlus", "LoRA whose B learns faster than A"),
     "lora_fa": ("lora_fa", "LoraFa", "LoRA whose A is frozen"),

@@ -215,6 +215,13 @@ ROWS = {
         },
     ),
     "layer_norm": Row({"name": "layer_norm"}, peft.LNTuningConfig, {}, special=NORMS),
+    "adalora": Row(
+        {"name": "adalora", "rank": 4, "alpha": 48.0, "target_rank": 2, "orthogonality": 0.0},
+        peft.AdaLoraConfig,
+        {"init_r": 4, "lora_alpha": 48.0, "target_r": 2, "total_step": 20, "orth_reg_weight": 0.0},
+        families=("bert", "llama", "t5"),
+        special={"t5": ({}, {"target_modules": ["q", "v"]})},
+    ),
 }
 
 

@@ -33,6 +33,7 @@ LAYER = 4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
         *[({"name": name}, 12 * 2 * 8 * (768 + 768) + HEAD)
           for name in ("rslora", "lora_plus", "pissa", "olora")],
         ({"name": "dora"}, 12 * 2 * (8 * (768 + 768) + 768) + HEAD),
+        ({"name": "adalora"}, 12 * 2 * 12 * (768 + 768 + 1) + HEAD),
         ({"name": "lora_fa"}, 12 * 2 * 8 * 768 + HEAD),
         ({"name": "prompt_tuning", "length": 100}, 100 * 768 + HEAD),
         ({"name": "p_tuning", "length": 20}, 20 * 768 + 3 * (768 * 768 + 768) + HEAD),

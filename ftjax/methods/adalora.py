@@ -1,0 +1,123 @@
+"""AdaLoRA (Zhang et al. 2023): a budget of ranks, moved to the layers where they matter."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ftjax.errors import require
+from ftjax.methods.allocation import Schedule, allocated, is_e
+from ftjax.methods.base import leaf
+from ftjax.methods.lora import Lora, adapters, product
+from ftjax.paths import Flat, expand
+
+
+@dataclass(frozen=True)
+class AdaLora(Lora):
+    """y = x W + b + α/(r + 1e-5) · dropout(x) A diag(E) B; E's least important entries become 0.
+
+    A penalty keeps A and B orthonormal, as in a singular value decomposition (eq. 3-4). After each
+    update an element's importance is |w g|, smoothed by β₁, times its deviation from that,
+    smoothed by β₂ (eqs. 9-11); a triplet's is E's plus the means of A's column and B's row. Of all
+    layers' triplets the best b(t) are kept, b falling from r to r' a layer by a cubic (eq. 12),
+    and after T − t_final the choice stands. r (in + out + 1) parameters a projection; `ranks`
+    says what is left. For small budgets. Equal to `peft`'s AdaLoraConfig and its order of
+    operations, whose r in the scale stays the first one.
+
+    Attributes:
+        rank: r, of each projection at first.
+        target_rank: r', on average in the end.
+        begin: t_init, steps before the budget falls; below 1 a share of all steps.
+        end: t_final, steps after the last choice; below 1 a share of all steps.
+        interval: ΔT, steps between two choices.
+        beta1: β₁.
+        beta2: β₂.
+        orthogonality: what the mean of ‖AᵀA − I‖ and ‖B Bᵀ − I‖ (Frobenius) is added with.
+        init: "normal" (A, B ~ N(0, 0.02), E zero: the identity) or "random" (E normal too).
+    """
+
+    rank: int = 12
+    init: str = "normal"
+    target_rank: int = 8
+    begin: float = 0.1
+    end: float = 0.5
+    interval: int = 1
+    beta1: float = 0.85
+    beta2: float = 0.85
+    orthogonality: float = 0.5
+
+    inits: ClassVar[tuple[str, ...]] = ("normal", "random")
+    trained: ClassVar[str] = "abe"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fits = 0 < self.target_rank <= self.rank
+        require(fits, f"method.target_rank={self.target_rank} is not in 1 to {self.rank}")
+        require(self.interval > 0, f"method.interval must be positive, got {self.interval}")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(0 < value < 1, f"method.{name}={value} must be in (0, 1)")
+        for name in ("begin", "end", "orthogonality"):
+            value = getattr(self, name)
+            require(value >= 0, f"method.{name}={value} must not be negative")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (self.rank + 1e-5)
+
+    def update(self, module: nn.Module, x: jax.Array, features: int) -> jax.Array:
+        normal, (into, out) = nn.initializers.normal(0.02), module.axes
+        init_e = nn.initializers.normal(1.0) if self.init == "random" else nn.initializers.zeros
+        a = leaf(module, "lora_a", normal, (x.shape[-1], self.rank), (into, "rank"))
+        b = leaf(module, "lora_b", normal, (self.rank, features), ("rank", out))
+        e = leaf(module, "lora_e", init_e, (self.rank,), ("rank",))
+        return product(self.dropped(module, x), a * e, b) * self.scale
+
+    def merged(
+        self, kernel: jax.Array, lora_a: jax.Array, lora_b: jax.Array, lora_e: jax.Array
+    ) -> jax.Array:
+        """W + s A diag(E) B."""
+        return super().merged(kernel, lora_a * lora_e[..., None, :], lora_b)
+
+    def penalty(self, params: Flat) -> jax.Array:
+        def distances(factor: jax.Array) -> jax.Array:
+            gram = factor @ jnp.swapaxes(factor, -1, -2)
+            return jnp.linalg.norm(gram - jnp.eye(self.rank), axis=(-2, -1)).reshape(-1)
+
+        found = [
+            distances(factor)
+            for leaves in adapters(params).values()
+            for factor in (jnp.swapaxes(leaves["lora_a"], -1, -2), leaves["lora_b"])
+        ]
+        return self.orthogonality * jnp.concatenate(found).mean()
+
+    def optimizer(
+        self,
+        group: str,
+        core: optax.GradientTransformation,
+        rest: optax.GradientTransformation,
+        steps: int,
+    ) -> optax.GradientTransformation:
+        whole = optax.chain(core, rest)
+        if group != "lora":
+            return whole
+        begin, end = (int(x * steps if x < 1 else x) for x in (self.begin, self.end))
+        fits = begin + end < steps
+        require(fits, f"method.begin={begin} and method.end={end} leave none of {steps} steps")
+        schedule = Schedule(begin, steps - end, self.interval, self.target_rank / self.rank)
+        return allocated(whole, schedule, self.beta1, self.beta2)
+
+
+def ranks(params: Mapping[str, Any]) -> dict[str, int]:
+    """Unrolled module path → how many triplets are left of each adapted projection."""
+    left = {}
+    for path in filter(is_e, params):
+        modules = expand(path.removesuffix("/lora_e"))
+        kept = np.count_nonzero(np.asarray(params[path]).reshape(len(modules), -1), axis=1)
+        left |= {module: int(n) for module, n in zip(modules, kept, strict=True)}
+    return left

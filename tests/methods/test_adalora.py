@@ -1,0 +1,161 @@
+"""AdaLoRA's training equals `peft`'s: losses, what is pruned and when, what is left."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import peft
+import pytest
+import torch
+
+from ftjax import tuned
+from ftjax.errors import UserError
+from ftjax.formats import peft as files
+from ftjax.methods.adalora import ranks
+from ftjax.methods.allocation import Schedule, best
+from ftjax.paths import expand
+from ftjax.training.optimizers import make_optimizer
+from tests.methods.peft_cases import base_of
+from tests.models.made import quick
+
+STEPS, RATE = 20, 0.1
+HYPER = {"rank": 6, "target_rank": 3, "alpha": 6.0, "begin": 3, "end": 5, "interval": 2}
+THEIRS = {"tinit": 3, "tfinal": 5, "deltaT": 2, "total_step": STEPS, "orth_reg_weight": 0.5}
+OPTIMIZER = {"name": "sgd", "weight_decay": 0.0, "momentum": 0.0}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Twenty steps of both: losses, and which triplets are left after each step."""
+    base, folder = (
+        base_of("bert", tmp_path_factory.getbasetemp()),
+        tmp_path_factory.mktemp("adalora"),
+    )
+    settings = {"name": "adalora", "targets": "all-linear", **HYPER}
+    model = base.under(settings, "scan")
+    params = base.moved(model)
+    files.write(folder, base.folder, model, params)
+    config = peft.PeftConfig.from_pretrained(folder)
+    for name, value in THEIRS.items():
+        setattr(config, name, value)
+    theirs = peft.PeftModel.from_pretrained(
+        base.copy(), folder, config=config, is_trainable=True
+    ).eval()
+    trainable, frozen = model.partition.split(params)
+    labels = {path: model.partition.labels[path] for path in trainable}
+    optimizer = make_optimizer(OPTIMIZER, labels, lambda step: RATE, model.method, {}, STEPS)
+    batch, wanted = base.batch, base.labels
+
+    def loss(trainable):
+        logits = model.apply({**frozen, **trainable}, batch)
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted[..., None], -1)
+        return -picked.mean() + model.method.penalty(trainable)
+
+    def step(trainable, state):
+        value, grads = jax.value_and_grad(loss)(trainable)
+        updates, state = optimizer.update(grads, state, trainable, frozen=frozen)
+        return optax.apply_updates(trainable, updates), state, value
+
+    step, state = quick(step), optimizer.init(trainable)
+    tensors = [tensor for tensor in theirs.parameters() if tensor.requires_grad]
+    theirs_optimizer = torch.optim.SGD(tensors, RATE)
+    losses, left = [], []
+    for number in range(STEPS):
+        trainable, state, value = step(trainable, state)
+        theirs_optimizer.zero_grad()
+        inputs = {name: torch.tensor(array) for name, array in batch.items()}
+        found = theirs(**inputs, labels=torch.tensor(wanted)).loss
+        found.backward()
+        theirs_optimizer.step()
+        theirs.base_model.update_and_allocate(number)
+        losses.append((float(value), found.item()))
+        left.append((pattern(model, trainable), their_pattern(theirs)))
+    return model, trainable, np.array(losses), left
+
+
+def pattern(model: tuned.Tuned, params) -> dict[str, list[bool]]:
+    found = {}
+    for path in (path for path in params if path.endswith("/lora_e")):
+        modules = expand(path.removesuffix("/lora_e"))
+        rows = np.asarray(params[path]).reshape(len(modules), -1)
+        found |= {
+            model.base.names[name]: (row != 0).tolist()
+            for name, row in zip(modules, rows, strict=True)
+        }
+    return found
+
+
+def their_pattern(model) -> dict[str, list[bool]]:
+    return {
+        name.split(".lora_E")[0].removeprefix("base_model.model.bert."): (tensor != 0)
+        .view(-1)
+        .tolist()
+        for name, tensor in model.named_parameters()
+        if "lora_E" in name
+    }
+
+
+def test_losses_follow_the_reference(run):
+    losses = run[2]
+    assert losses[-1, 0] < losses[0, 0] - 1e-2
+    np.testing.assert_allclose(losses[:, 0], losses[:, 1], rtol=1e-4)
+
+
+def test_the_same_triplets_are_left_after_every_step(run):
+    sizes = []
+    for ours, theirs in run[3]:
+        assert ours == theirs
+        sizes.append(sum(map(sum, ours.values())))
+    total = 6 * len(run[3][0][0])
+    assert sizes[3] == total and sizes[4] < total and sizes[-1] == total // 2
+
+
+def test_ranks_tells_what_each_layer_kept(run):
+    model, params, _, left = run
+    found = ranks(params)
+    assert {model.base.names[name]: n for name, n in found.items()} == {
+        name: sum(row) for name, row in left[-1][0].items()
+    }
+    assert len(set(found.values())) > 1  # they differ by layer
+
+
+def test_the_budget_is_the_papers_cubic():
+    schedule = Schedule(begin=10, last=60, interval=10, share=0.25)
+    wanted = [int(100 + 300 * (1 - (step - 10) / 50) ** 3) for step in range(10, 61)]
+    found = [int(schedule.budget(jnp.asarray(step), 400)) for step in range(10, 61)]
+    assert np.abs(np.subtract(found, wanted)).max() <= 1  # float32 beside float64
+    assert found[0] == 400 and found[-1] == 100
+    assert [step for step in range(100) if schedule.due(step)] == [20, 30, 40, 50, 60]
+
+
+def test_the_best_are_of_all_layers_together():
+    scores = {"a": jnp.array([5.0, 1.0]), "b": jnp.array([[4.0, 2.0], [3.0, 0.0]])}
+    kept = best(scores, jnp.asarray(3))
+    assert {path: x.tolist() for path, x in kept.items()} == {
+        "a": [True, False],
+        "b": [[True, False], [True, False]],
+    }
+    assert all(x.all() for x in best(scores, jnp.asarray(6)).values())
+
+
+@pytest.mark.parametrize(
+    ("hyper", "key"),
+    [
+        ({"target_rank": 13}, "target_rank"),
+        ({"interval": 0}, "interval"),
+        ({"beta1": 1.0}, "beta1"),
+    ],
+)
+def test_bad_hyperparameters(hyper, key):
+    from ftjax import methods
+
+    with pytest.raises(UserError, match=rf"method\.{key}"):
+        methods.create({"name": "adalora", **hyper})
+
+
+def test_a_schedule_longer_than_the_run_is_refused():
+    from ftjax import methods
+
+    method = methods.create({"name": "adalora", "begin": 10, "end": 10})
+    with pytest.raises(UserError, match=r"method\.begin=10 and method\.end=10"):
+        method.optimizer("lora", optax.identity(), optax.identity(), 20)
