@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--output", type=Path, required=True, help="the .jsonl to write")
     compare = command("compare", "train by several methods and report")
     compare.add_argument("--config", required=True, help="FILE, a file with get_config([method])")
-    compare.add_argument("--methods", required=True, help="names, with commas between")
+    compare.add_argument("--methods", default="", help="names, with commas between (the file's)")
     compare.add_argument("--seeds", type=int, default=1, help="runs a method (default 1)")
     export = command("export", "write the best checkpoint in another format", overrides=False)
     export.add_argument("--format", required=True, choices=("hf", "peft", "adapterhub"))

@@ -10,6 +10,7 @@ import inspect
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -93,17 +94,10 @@ def load_config(spec: str, overrides: Iterable[str] = (), method: str | None = N
         UserError: the file, a key or a value is wrong.
     """
     file, _, argument = spec.partition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise UserError(f"--config: {file} does not exist")
     changes = [parse_override(item) for item in overrides]
     named = dict(changes).get("method.name")
-    module_spec = importlib.util.spec_from_file_location(f"ftjax_config_{path.stem}", path)
-    module = importlib.util.module_from_spec(module_spec)
+    module = load_module(file)
     try:
-        module_spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise UserError(f"{file} has no get_config()")
         takes = bool(inspect.signature(module.get_config).parameters)
         argument = argument or method or (str(named) if named else "")
         config = module.get_config(argument) if takes and argument else module.get_config()
@@ -114,6 +108,26 @@ def load_config(spec: str, overrides: Iterable[str] = (), method: str | None = N
     for key, value in changes:
         override(config, key, value)
     return config
+
+
+def load_module(file: str) -> ModuleType:
+    """The configuration's file as a module.
+
+    Raises:
+        UserError: it does not exist, cannot be run, or has no `get_config`.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"--config: {file} does not exist")
+    spec = importlib.util.spec_from_file_location(f"ftjax_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: {str(error).strip() or repr(error)}") from error
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{file} has no get_config()")
+    return module
 
 
 def use_method(config: ConfigDict, name: str) -> None:

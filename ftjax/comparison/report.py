@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ftjax.comparison.statistics import wilson
@@ -17,6 +18,7 @@ HEADINGS = (
     "trainable parameters",
     "share",
     "test accuracy [95% interval]",
+    "rate",
     "seconds",
     "tokens/s",
     "peak memory",
@@ -33,6 +35,7 @@ class Row:
         accuracy: mean on the test split.
         low, high: Wilson's 95% interval for the test split's size.
         deviation: standard deviation over seeds, 0 for one.
+        rate: peak learning rate.
         seconds: of the training phase, without compilation and evaluation, mean.
         tokens_per_second: real tokens, mean.
         memory: peak bytes of the process, largest.
@@ -46,6 +49,7 @@ class Row:
     low: float
     high: float
     deviation: float
+    rate: float
     seconds: float
     tokens_per_second: float
     memory: int
@@ -61,6 +65,7 @@ class Row:
             f"{self.trainable:,}",
             f"{self.trainable / self.total:.2%}",
             f"{self.accuracy:.3f}{spread} [{self.low:.3f}, {self.high:.3f}]",
+            f"{self.rate:g}" if self.trainable else "",
             f"{self.seconds:.1f}",
             f"{self.tokens_per_second:,.0f}",
             f"{self.memory / 2**20:,.0f} MiB",
@@ -85,6 +90,7 @@ def summarize(results: Sequence[Mapping[str, Any]]) -> list[Row]:
                 low=low,
                 high=high,
                 deviation=statistics.stdev(scores) if len(scores) > 1 else 0.0,
+                rate=runs[0]["learning_rate"],
                 seconds=statistics.fmean(run["train_seconds"] for run in runs),
                 tokens_per_second=statistics.fmean(run["tokens_per_second"] for run in runs),
                 memory=max(run["peak_memory_bytes"] for run in runs),
@@ -140,8 +146,23 @@ def notes(rows: Sequence[Row]) -> list[str]:
     return found
 
 
+def grid_table(tried: Mapping[str, Mapping[float, float]]) -> list[str]:
+    """Lines that say what each learning rate of a grid came to on validation."""
+    if not tried:
+        return []
+    lines = ["## Learning rates", ""]
+    lines += ["Validation metric of each rate with the first seed; the best was kept.", ""]
+    for method, found in tried.items():
+        each = ", ".join(f"{rate:g}: {value:.3f}" for rate, value in found.items())
+        lines.append(f"- {method}: {each}")
+    return [*lines, ""]
+
+
 def write_report(
-    folder: Path, rows: Sequence[Row], curves: Mapping[str, Sequence[Mapping[str, Any]]]
+    folder: Path,
+    rows: Sequence[Row],
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    tried: Mapping[str, Mapping[float, float]] = MappingProxyType({}),
 ) -> None:
     """Writes report.md, report.html and the plots.
 
@@ -149,6 +170,7 @@ def write_report(
         folder: of the study.
         rows: one a method.
         curves: rows of metrics.jsonl of each method's first seed.
+        tried: validation metric of the learning rates that were tried for a method.
     """
     plots = draw(rows, curves)
     for name, image in plots.items():
@@ -157,6 +179,7 @@ def write_report(
     text = ["# Comparison of fine-tuning methods", "", markdown_table(rows), ""]
     text += [f"- {note}" for note in notes(rows)]
     text += ["", *(f"![{name.replace('_', ' ')}]({name}.png)" for name in plots), ""]
+    text += grid_table(tried)
     write_text(folder / "report.md", "\n".join(text))
     write_text(folder / "report.html", _html(rows, plots))
 
@@ -170,7 +193,11 @@ def draw(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    colours = {row.method: f"C{i}" for i, row in enumerate(rows)}
+    wheel = plt.get_cmap("tab10" if len(rows) <= 10 else "nipy_spectral", max(len(rows), 10))
+    colours = {row.method: wheel(i) for i, row in enumerate(rows)}
+    marks = {row.method: "osD^vP*X"[i % 8] for i, row in enumerate(rows)}
+    legend = {"fontsize": 8 if len(rows) <= 12 else 6, "bbox_to_anchor": (1, 0.5)}
+    legend |= {"loc": "center left", "ncols": 1 + len(rows) // 20}
     images = {}
 
     def finish(name: str, figure: Any) -> None:
@@ -197,7 +224,7 @@ def draw(
     for axis, title in zip(axes, ("training loss", "validation accuracy"), strict=True):
         axis.set(xlabel="step", title=title)
         axis.grid(alpha=0.3)
-    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes[1].legend(**legend)
     finish("learning_curves", figure)
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
@@ -208,14 +235,19 @@ def draw(
     for axis, (label, value) in zip(axes, panels, strict=True):
         for row in rows:
             error = [[row.accuracy - row.low], [row.high - row.accuracy]]
-            style = {"color": colours[row.method], "fmt": "o", "capsize": 3, "label": row.method}
+            style = {
+                "color": colours[row.method],
+                "fmt": marks[row.method],
+                "capsize": 3,
+                "label": row.method,
+            }
             axis.errorbar(value(row), row.accuracy, yerr=error, **style)
         axis.set(xlabel=label, title=f"test accuracy by {label}")
         axis.grid(alpha=0.3)
     axes[0].set_xscale("symlog", linthresh=100)  # logarithmic, with a place for none
     axes[0].set_xlim(-30, 5 * max(row.total for row in rows))
     axes[1].set_xlim(left=0)
-    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes[1].legend(**legend)
     finish("accuracy", figure)
     return images
 

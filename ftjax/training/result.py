@@ -8,7 +8,7 @@ import jax
 from ftjax.training.memory import peak_memory_bytes
 from ftjax.training.progress import Progress
 from ftjax.training.records import write_json
-from ftjax.training.run import Run
+from ftjax.training.run import Run, best_metric
 
 
 def write_result(
@@ -54,7 +54,9 @@ def write_result(
         "examples_per_second": round(progress.examples / seconds, 2),
         "tokens_per_second": round(progress.tokens / seconds, 2),
         "peak_memory_bytes": peak_memory_bytes(),
+        "learning_rate": config.optimizer.learning_rate,
         "best_step": progress.best_step,
+        "best_metric": best_metric(config, run.task),
         **more,
         "metrics": {split: found for split, found in scores.items() if found},
     }

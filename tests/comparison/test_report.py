@@ -25,6 +25,7 @@ def result(method, seed, accuracy, **more):
         "train_seconds": 2.0 + seed,
         "tokens_per_second": 100.0,
         "peak_memory_bytes": 2**20 * (seed + 1),
+        "learning_rate": 1e-3,
         "metrics": {
             "validation": {"accuracy": 0.1, "examples": 9},
             "test": {"accuracy": accuracy, "examples": 100},
