@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ftjax.errors import UserError, require
-from ftjax.methods.bottleneck import Houlsby, Pfeiffer
+from ftjax.methods.bottleneck import AdapterDrop, Houlsby, Parallel, Pfeiffer, ScaledParallel
 from ftjax.methods.ia3 import NONE as IA3_NONE
 from ftjax.methods.ia3 import Ia3
 from ftjax.methods.lora import Lora
@@ -91,7 +91,15 @@ STARTS = {
     "phm_init_range",
 }
 MATRICES = {"q": "query", "k": "key", "v": "value"}
-PLACEMENTS = {Houlsby: {"mh_adapter": True}, Pfeiffer: {"original_ln_before": True}}
+AFTER_FFN = {"original_ln_before": True}
+BESIDE_FFN = {"init_weights": "mam_adapter", "is_parallel": True}
+PLACEMENTS = {
+    Houlsby: {"mh_adapter": True},
+    Pfeiffer: AFTER_FFN,
+    AdapterDrop: AFTER_FFN,
+    Parallel: BESIDE_FFN,
+    ScaledParallel: BESIDE_FFN | {"scaling": "learned"},
+}
 
 
 def config_of(tuned: Tuned, model_type: str) -> dict[str, Any]:
@@ -136,6 +144,9 @@ def check_config(config: Mapping[str, Any], tuned: Tuned, model_type: str) -> No
 def _bottleneck(tuned: Tuned, model_type: str) -> dict[str, Any]:
     method = tuned.method
     config = {"reduction_factor": method.reduction, "non_linearity": method.activation}
+    config |= {"leave_out": sorted(method.leave_out)}
+    if type(method) is Parallel:
+        config |= {"scaling": float(method.scale)}
     return BOTTLENECK | PLACEMENTS[type(method)] | config
 
 
@@ -146,8 +157,13 @@ def _read_bottleneck(config: Mapping[str, Any], model_type: str) -> dict[str, An
         isinstance(factor, int | float) and float(factor).is_integer(),
         f"adapter_config.json: reduction_factor={factor!r} is not implemented",
     )
-    name = "houlsby" if config["mh_adapter"] else "pfeiffer"
-    return {"name": name, "reduction": int(factor), "activation": config["non_linearity"]}
+    found = {"reduction": int(factor), "activation": config["non_linearity"]}
+    found |= {"leave_out": sorted(config["leave_out"])}
+    if not config["is_parallel"]:
+        return {"name": "houlsby" if config["mh_adapter"] else "pfeiffer", **found}
+    if config["scaling"] == "learned":
+        return {"name": "scaled_parallel", **found}
+    return {"name": "parallel", "scale": config["scaling"], **found}
 
 
 def _prefix(tuned: Tuned, model_type: str) -> dict[str, Any]:
@@ -242,8 +258,7 @@ def _read_lora(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
 
 
 WRITERS: dict[type, Callable[[Tuned, str], dict[str, Any]]] = {
-    Houlsby: _bottleneck,
-    Pfeiffer: _bottleneck,
+    **dict.fromkeys(PLACEMENTS, _bottleneck),
     PrefixTuning: _prefix,
     Lora: _lora,
     Ia3: _ia3,

@@ -52,6 +52,7 @@ BLOCK = {
     "adapter/down_bias": ("adapter_down.0.bias", "plain"),
     "adapter/up_kernel": ("adapter_up.weight", "turned"),
     "adapter/up_bias": ("adapter_up.bias", "plain"),
+    "adapter_scale": ("scaling", "plain"),
 }
 # The same of prefixes: of the model, after the place, and of an attention core, after key or value.
 PREFIX = {

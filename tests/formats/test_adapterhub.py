@@ -24,20 +24,24 @@ from tests.models.made import difference, quick
 FOLDER = Path(__file__).parents[1] / "fixtures" / "adapterhub"
 LABELS = ("LABEL_0", "LABEL_1", "LABEL_2")
 FAMILIES = ("bert", "roberta", "gpt2", "llama", "t5")
-METHODS = ("houlsby", "lora", "ia3", "prefix_tuning", "prefix_tuning_flat")
+METHODS = ("houlsby", "pfeiffer", "parallel", "scaled_parallel", "lora", "ia3")
+METHODS += ("prefix_tuning", "prefix_tuning_flat")
 CASES = [(family, method) for method in METHODS for family in FAMILIES]
-CASES += [("bert", "pfeiffer"), ("roberta", "pfeiffer")]
+CASES += [("bert", "adapter_drop"), ("llama", "adapter_drop")]
 OTHER_HEADS = [("gpt2", "houlsby"), ("llama", "houlsby")]  # of two layers
 COMPUTED = [  # between them every family and method; what differs by both is named twice
-    *(("bert", method) for method in (*METHODS, "pfeiffer")),
+    *(("bert", method) for method in METHODS),
     ("roberta", "pfeiffer"),
+    ("gpt2", "pfeiffer"),
     ("gpt2", "lora"),
     ("gpt2", "ia3"),
     ("gpt2", "prefix_tuning"),
-    ("llama", "houlsby"),
+    ("llama", "scaled_parallel"),
+    ("llama", "adapter_drop"),
     ("llama", "ia3"),
     ("llama", "prefix_tuning_flat"),
     ("t5", "houlsby"),
+    ("t5", "parallel"),
     ("t5", "prefix_tuning"),
 ]
 NAMES = [f"{family}-{method}" for family, method in CASES]
