@@ -5,6 +5,7 @@ from typing import Any
 
 from ftjax.errors import UserError, require
 from ftjax.methods.bottleneck import AdapterDrop, Houlsby, Parallel, Pfeiffer, ScaledParallel
+from ftjax.methods.compacter import Compacter, CompacterPP, Hypercomplex
 from ftjax.methods.ia3 import NONE as IA3_NONE
 from ftjax.methods.ia3 import Ia3
 from ftjax.methods.lora import Lora
@@ -46,6 +47,7 @@ BOTTLENECK = {
     "stochastic_depth": 0.0,
     "use_gating": False,
 }
+PHM = {"phm_dim": "n", "phm_rank": "rank", "phm_init_range": "rule_std"}
 LORA = {
     "alpha": 8,
     "architecture": "lora",
@@ -99,6 +101,8 @@ PLACEMENTS = {
     AdapterDrop: AFTER_FFN,
     Parallel: BESIDE_FFN,
     ScaledParallel: BESIDE_FFN | {"scaling": "learned"},
+    Compacter: {"mh_adapter": True, "phm_layer": True},
+    CompacterPP: AFTER_FFN | {"phm_layer": True},
 }
 
 
@@ -147,6 +151,8 @@ def _bottleneck(tuned: Tuned, model_type: str) -> dict[str, Any]:
     config |= {"leave_out": sorted(method.leave_out)}
     if type(method) is Parallel:
         config |= {"scaling": float(method.scale)}
+    if isinstance(method, Hypercomplex):
+        config |= {field: getattr(method, ours) for field, ours in PHM.items()}
     return BOTTLENECK | PLACEMENTS[type(method)] | config
 
 
@@ -159,6 +165,9 @@ def _read_bottleneck(config: Mapping[str, Any], model_type: str) -> dict[str, An
     )
     found = {"reduction": int(factor), "activation": config["non_linearity"]}
     found |= {"leave_out": sorted(config["leave_out"])}
+    if config["phm_layer"]:
+        found |= {ours: config[field] for field, ours in PHM.items()}
+        return {"name": "compacter" if config["mh_adapter"] else "compacter_pp", **found}
     if not config["is_parallel"]:
         return {"name": "houlsby" if config["mh_adapter"] else "pfeiffer", **found}
     if config["scaling"] == "learned":

@@ -54,6 +54,11 @@ BLOCK = {
     "adapter/up_bias": ("adapter_up.bias", "plain"),
     "adapter_scale": ("scaling", "plain"),
 }
+BLOCK |= {
+    f"adapter/{ours}_{side}": (f"adapter_{theirs}.W_{side}", "plain")
+    for ours, theirs in (("down", "down.0"), ("up", "up"))
+    for side in ("left", "right")
+}
 # The same of prefixes: of the model, after the place, and of an attention core, after key or value.
 PREFIX = {
     "_embedding": ("wte.weight", "plain"),
@@ -116,12 +121,16 @@ def _piece(tuned: Tuned, family: Family, name: str, path: str) -> Piece:
         part, (theirs, form) = tuned.names.base[module], PROJECTION[leaf]
         part = Part(part) if isinstance(part, str) else part
         return Piece(f"{part.name}.loras.{name}.{theirs}", form, part.index)
+    if path == "phm_rule":
+        return Piece(f"shared_parameters.{name}.phm_rule", "plain")
     if leaf.startswith("prefix_"):
         return _prefix_piece(tuned, name, module, leaf)
     match = re.fullmatch(r"(.*layer_\d+)(/attention|/ffn|/ffn_norm|)/(adapter\W?\w+)", path)
     if not match or match[3] not in BLOCK:
         raise UserError(f"AdapterHub has no parameter like {path!r}")
     layer, site, (theirs, form) = match[1], match[2], BLOCK[match[3]]
+    if "phm_rule" in tuned.shapes:  # hypercomplex projections call their bias otherwise
+        theirs = re.sub("bias$", "b", theirs)
     norm, inside = f"{layer}/ffn_norm", family.output
     if site == "/attention":
         norm, inside = f"{layer}/attention_norm", family.attention

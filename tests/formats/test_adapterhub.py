@@ -25,7 +25,7 @@ FOLDER = Path(__file__).parents[1] / "fixtures" / "adapterhub"
 LABELS = ("LABEL_0", "LABEL_1", "LABEL_2")
 FAMILIES = ("bert", "roberta", "gpt2", "llama", "t5")
 METHODS = ("houlsby", "pfeiffer", "parallel", "scaled_parallel", "lora", "ia3")
-METHODS += ("prefix_tuning", "prefix_tuning_flat")
+METHODS += ("prefix_tuning", "prefix_tuning_flat", "compacter", "compacter_pp")
 CASES = [(family, method) for method in METHODS for family in FAMILIES]
 CASES += [("bert", "adapter_drop"), ("llama", "adapter_drop")]
 OTHER_HEADS = [("gpt2", "houlsby"), ("llama", "houlsby")]  # of two layers
@@ -42,6 +42,7 @@ COMPUTED = [  # between them every family and method; what differs by both is na
     ("llama", "prefix_tuning_flat"),
     ("t5", "houlsby"),
     ("t5", "parallel"),
+    ("t5", "compacter"),
     ("t5", "prefix_tuning"),
 ]
 NAMES = [f"{family}-{method}" for family, method in CASES]
