@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     source = generate.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, help="a work folder of a language model")
     source.add_argument("--model", help="a folder, a .gguf file, a nickname or a hub id")
+    generate.add_argument("--adapter", type=Path, help="a PEFT folder, over --model")
     asked = generate.add_mutually_exclusive_group()
     asked.add_argument("--prompt", action="append", help="a text to go on from; may be repeated")
     asked.add_argument("--input", type=Path, help="a .jsonl with prompt, or messages for --chat")

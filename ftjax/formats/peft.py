@@ -1,8 +1,7 @@
 """PEFT adapter folders, written and read: `adapter_config.json`, `adapter_model.safetensors`."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,63 +14,29 @@ from ftjax.errors import UserError, nearest
 from ftjax.formats import hf
 from ftjax.formats import peft_tables as tables
 from ftjax.formats.folder import read_json
-from ftjax.formats.peft_forms import FORMS, Form, Leaf
-from ftjax.methods import METHODS, hyperparameters
+from ftjax.formats.peft_forms import FORMS, Form
+from ftjax.formats.peft_places import (
+    TASKS,
+    Piece,
+    form_of,
+    join,
+    own_paths,
+    part_of,
+    pieces_of,
+    prefixed,
+    take,
+)
+from ftjax.methods import hyperparameters
 from ftjax.paths import Flat, expand
 from ftjax.tuned import Tuned
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 INSIDE = "base_model.model."
-TASKS = {
-    None: "FEATURE_EXTRACTION",
-    "embedding": "FEATURE_EXTRACTION",
-    "classification": "SEQ_CLS",
-    "tokens": "TOKEN_CLS",
-    "span": "QUESTION_ANS",
-    "causal_lm": "CAUSAL_LM",
-    "seq2seq_lm": "SEQ_2_SEQ_LM",
-}
 # What a configuration must not ask for, since no method here computes it.
 REFUSED = ("layer_replication", "target_parameters", "trainable_token_indices", "use_qalora")
 REFUSED += ("lora_bias", "coft", "block_share", "alora_invocation_tokens", "megatron_config")
 CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # inits that change base weights
-
-
 TURNING = ("LORA", "VERA", "IA3", "ADALORA")  # kinds that say whether kernels are (in, out)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Where a layer of one of our parameters lies in a folder.
-
-    Attributes:
-        module: its unrolled path; "" for the model.
-        key: of the tensor, without what comes before the base model's names.
-        part: how the module is stored in the base model's own folder.
-        leaf: how PEFT stores the parameter.
-        mates: those of the parts stored together that are adapted, by index.
-    """
-
-    module: str
-    key: str
-    part: hf.Part
-    leaf: Leaf
-    mates: tuple[int, ...]
-
-
-def form_of(tuned: Tuned) -> Form:
-    """How PEFT stores the model's method.
-
-    Raises:
-        UserError: PEFT has no such method, or no such task.
-    """
-    kind = type(tuned.method).__name__
-    name = next(name for name, (_, cls, _) in METHODS.items() if cls == kind)
-    if name not in FORMS:
-        raise UserError(f"PEFT has no form of {name}: it has {', '.join(FORMS)}; use --format hf")
-    if tuned.model.head not in TASKS:
-        raise UserError(f"PEFT has no task for a model with the head {tuned.model.head!r}")
-    return FORMS[name]
 
 
 def to_peft(tuned: Tuned, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -87,20 +52,22 @@ def to_peft(tuned: Tuned, params: Mapping[str, Any]) -> tuple[dict[str, Any], di
     Raises:
         UserError: PEFT has no such method, or the adapter has no form there.
     """
-    form, inside = form_of(tuned), INSIDE + _prefix(tuned)
-    own = {path: np.asarray(params[path]) for path in _own(tuned, form) if path in params}
+    form, inside = form_of(tuned), INSIDE
+    if prefixed(tuned) and tuned.names.prefix:
+        inside += f"{tuned.names.prefix}."
+    own = {path: np.asarray(params[path]) for path in own_paths(tuned, form) if path in params}
     held: dict[str, list[tuple[Piece, np.ndarray]]] = {}
     for path, array in own.items():
-        pieces = _pieces(tuned, form, path)
+        pieces = pieces_of(tuned, form, path)
         layers = array.reshape(len(pieces), *array.shape[path != expand(path)[0] :])
         for piece, layer in zip(pieces, layers, strict=True):
             key = inside + piece.key if piece.module else f"base_model.{piece.key}"
             held.setdefault(key, []).append((piece, piece.leaf.store(layer)))
-    tensors = {key: _join(key, parts) for key, parts in held.items()}
+    tensors = {key: join(key, parts) for key, parts in held.items()}
     if form.table:
         tensors[tables.TABLE] = tables.to_table(tuned, params)
-    head = {path: np.asarray(leaf) for path, leaf in params.items() if _in_head(tuned, path)}
-    if _prefixed(tuned):
+    head = {path: np.asarray(leaf) for path, leaf in params.items() if tuned.names.in_head(path)}
+    if prefixed(tuned):
         found = hf.to_tensors(head, tuned.names, True)
         tensors |= {_outside(form) + name: array for name, array in found.items()}
     return _config(tuned, form), tensors
@@ -181,9 +148,9 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
     prefixes = [f"{INSIDE}{prefix}." for prefix in known if prefix] + [INSIDE]
     inside = next(p for p in prefixes if p == INSIDE or any(k.startswith(p) for k in tensors))
     used, loaded, absent = set(), {}, []
-    for path in _own(tuned, form):
+    for path in own_paths(tuned, form):
         shape, layers = tuned.shapes[path].shape, []
-        pieces = _pieces(tuned, form, path)
+        pieces = pieces_of(tuned, form, path)
         for piece in pieces:
             key = inside + piece.key if piece.module else f"base_model.{piece.key}"
             if key not in tensors:
@@ -193,14 +160,14 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
                 )
             used.add(key)
             inner = shape[path != expand(path)[0] :]
-            layers.append(_take(f"{folder / WEIGHTS}: {key!r}", tensors[key], piece, inner))
+            layers.append(take(f"{folder / WEIGHTS}: {key!r}", tensors[key], piece, inner))
         loaded[path] = np.stack(layers).reshape(shape)
     if form.table:
         if tables.TABLE not in tensors:
             raise UserError(f"{folder / WEIGHTS} lacks {tables.TABLE!r}")
         used.add(tables.TABLE)
         loaded |= tables.from_table(tuned, tensors[tables.TABLE], str(folder / WEIGHTS))
-    for path in (path for path in tuned.shapes if _in_head(tuned, path)):
+    for path in (path for path in tuned.shapes if tuned.names.in_head(path)):
         stored = [(_outside(form) + name, part) for name, part in tuned.names.stored(path)]
         if any(key not in tensors for key, _ in stored):
             absent.append(path)
@@ -228,127 +195,17 @@ def _placed(array: np.ndarray, old: Any) -> Any:
     return jax.device_put(array, old.sharding) if isinstance(old, jax.Array) else array
 
 
-def _prefixed(tuned: Tuned) -> bool:
-    """Whether PEFT's model is a task's: `transformers` has none with mean pooling."""
-    return TASKS[tuned.model.head] != "FEATURE_EXTRACTION" and tuned.model.pooling != "mean"
-
-
-def _prefix(tuned: Tuned) -> str:
-    prefix = tuned.names.prefix if _prefixed(tuned) else ""
-    return f"{prefix}." if prefix else ""
-
-
 def _outside(form: Form) -> str:
     """What comes before the base model's names."""
     return "base_model." if form.table else INSIDE
 
 
-def _in_head(tuned: Tuned, path: str) -> bool:
-    return tuned.names.in_head(path)
-
-
-def _own(tuned: Tuned, form: Form) -> Iterator[str]:
-    """Paths of the method's parameters: those it added, or those of the base it trains."""
-    for path in tuned.shapes:
-        added = path not in tuned.base.shapes
-        chosen = tuned.partition.is_trainable(path) and not _in_head(tuned, path)
-        if (added or chosen) and path.rsplit("/", 1)[-1] in form.leaves:
-            yield path
-
-
-def _part(tuned: Tuned, module: str) -> hf.Part:
-    part = tuned.names.base[module]
-    return hf.Part(part) if isinstance(part, str) else part
-
-
-def _pieces(tuned: Tuned, form: Form, path: str) -> list[Piece]:
-    """Where a parameter lies, a layer each."""
-    pieces = []
-    for unrolled in expand(path):
-        module, _, name = unrolled.rpartition("/")
-        leaf, part, mates = form.leaves[name], hf.Part(""), (0,)
-        if module:
-            part = _part(tuned, module)
-            if part.stack:
-                raise UserError(f"PEFT has no form of the adapter of experts {part.name!r}")
-        if part.sizes:
-            beside = module.rpartition("/")[0]
-            added = {unrolled for own in tuned.shapes for unrolled in expand(own)}
-            mates = tuple(
-                sorted(
-                    _part(tuned, other).index
-                    for other, stored in tuned.names.base.items()
-                    if other.startswith(f"{beside}/")
-                    and isinstance(stored, hf.Part)
-                    and stored.name == part.name
-                    and f"{other}/{name}" in added
-                )
-            )
-        key = ".".join(filter(None, (part.name, leaf.suffix)))
-        pieces.append(Piece(module, key, part, leaf, mates))
-    return pieces
-
-
-def _join(key: str, pieces: Sequence[tuple[Piece, np.ndarray]]) -> np.ndarray:
-    """One tensor of PEFT's, from the parameters of the projections that it has as one."""
-    (piece, first), arrays = pieces[0], {piece.part.index: array for piece, array in pieces}
-    sizes, fused = piece.part.sizes, piece.leaf.fused
-    if not sizes:
-        return first
-    ordered = [arrays[i] for i in piece.mates]
-    if fused == "split":
-        tail, fill = first.shape[1:], piece.leaf.fill
-        if fill is None and len(ordered) < len(sizes):
-            raise UserError(
-                f"PEFT adapts {piece.part.name!r} as one projection: {key!r} cannot hold a part of "
-                "it; use --format hf"
-            )
-        rows = [arrays.get(i, np.full((n, *tail), fill)) for i, n in enumerate(sizes)]
-        return np.concatenate(rows)
-    if fused == "rank":
-        return np.concatenate(ordered)
-    if fused == "diagonal":
-        rank = first.shape[1]
-        out = np.zeros((sum(sizes), rank * len(ordered)), first.dtype)
-        for number, index in enumerate(piece.mates):
-            start = sum(sizes[:index])
-            out[start : start + sizes[index], number * rank : (number + 1) * rank] = arrays[index]
-        return out
-    if len(ordered) < len(sizes) or any(np.any(array != first) for array in ordered):
-        raise UserError(
-            f"PEFT adapts {piece.part.name!r} as one projection, and here its parts are adapted "
-            f"apart: {key!r} cannot hold them; use --format hf"
-        )
-    return first
-
-
-def _take(what: str, stored: np.ndarray, piece: Piece, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse of `_join`: one layer's parameter of a tensor."""
-    leaf, sizes, index = piece.leaf, piece.part.sizes, piece.part.index
-    wanted = leaf.store(np.empty(shape, np.uint8)).shape
-    if sizes and leaf.fused == "rank" and len(stored) == wanted[0] * len(piece.mates):
-        start = piece.mates.index(index) * wanted[0]
-        stored = stored[start : start + wanted[0]]
-    elif sizes and leaf.fused in ("split", "diagonal") and len(stored) == sum(sizes):
-        start = sum(sizes[:index])
-        stored = stored[start : start + sizes[index]]
-        if leaf.fused == "diagonal" and stored.shape[1] == wanted[1] * len(piece.mates):
-            start = piece.mates.index(index) * wanted[1]
-            block = slice(start, start + wanted[1])
-            if np.delete(stored, block, 1).any():
-                raise UserError(f"{what} has a rank that differs from method.rank={wanted[1]}")
-            stored = stored[:, block]
-    if stored.shape != wanted:
-        raise UserError(f"{what} has shape {stored.shape}, but the method's is {wanted}")
-    return leaf.restore(stored, shape)
-
-
 def _config(tuned: Tuned, form: Form) -> dict[str, Any]:
-    method, classes = tuned.method, _prefixed(tuned)
+    method, classes = tuned.method, prefixed(tuned)
     chosen: dict[str, set[str]] = {}
     turned = False
-    for path in _own(tuned, form):
-        for piece in _pieces(tuned, form, path):
+    for path in own_paths(tuned, form):
+        for piece in pieces_of(tuned, form, path):
             if piece.module:
                 chosen.setdefault(piece.leaf.selected, set()).add(piece.part.name)
                 turned |= piece.part.turned
@@ -371,8 +228,8 @@ def _config(tuned: Tuned, form: Form) -> dict[str, Any]:
         config["fan_in_fan_out"] = True
     ranks = {
         piece.part.name: len(piece.mates)
-        for path in _own(tuned, form)
-        for piece in _pieces(tuned, form, path)
+        for path in own_paths(tuned, form)
+        for piece in pieces_of(tuned, form, path)
         if piece.leaf.fused == "rank" and piece.part.sizes
     }
     if ranks:  # stacked along the rank, under the same scale
@@ -390,7 +247,7 @@ def _targets(tuned: Tuned, names: set[str]) -> list[str]:
     """Last parts of the modules' names, or whole names where those would select more."""
     short = {name.rsplit(".", 1)[-1] for name in names}
     others = {part.name for part in map(_head_part, tuned.names.head.values())}
-    others |= {_part(tuned, module).name for module in tuned.names.base}
+    others |= {part_of(tuned, module).name for module in tuned.names.base}
     chosen = {name for name in others if name.rsplit(".", 1)[-1] in short}
     return sorted(short if chosen == names else names)
 

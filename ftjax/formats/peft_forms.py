@@ -112,13 +112,11 @@ IA3_LEAVES = {
 NORM_LEAVES = {"scale": Leaf("ln_tuning_layers.weight"), "bias": Leaf("ln_tuning_layers.bias")}
 
 
-# Of forms that fit a folder the first is read: LoRA-FA and LoRA+ only train otherwise than LoRA.
-
-
 def _table(kind: str, *also: str) -> Form:
     return Form(kind, {}, {"length": "num_virtual_tokens"}, table=True, also=also)
 
 
+# Of forms that fit a folder the first is read: LoRA-FA and LoRA+ only train otherwise than LoRA.
 FORMS: Mapping[str, Form] = {
     "pissa": _lora(init_lora_weights="pissa"),
     "olora": _lora(init_lora_weights="olora"),

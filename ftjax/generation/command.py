@@ -12,6 +12,7 @@ import jax
 from ftjax import methods, tuned
 from ftjax.data.sources import READERS
 from ftjax.errors import UserError
+from ftjax.formats import peft
 from ftjax.formats.folder import load_tokenizer, locate, read_config, read_json
 from ftjax.generation import settings
 from ftjax.generation.text import Generator
@@ -33,6 +34,8 @@ def run(arguments: Namespace) -> None:
         raise UserError("--output is where the texts for --input go: give --input")
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size must be positive, got {arguments.batch_size}")
+    if arguments.adapter and not arguments.model:
+        raise UserError("--adapter goes over a pretrained model: give --model")
     opened = _open_workdir(arguments) if arguments.workdir else _open_model(arguments)
     model, params, folder = opened
     given = {name: getattr(arguments, name, None) for name in settings.SAME}
@@ -55,18 +58,21 @@ def run(arguments: Namespace) -> None:
 
 
 def _open_model(arguments: Namespace) -> tuple[tuned.Tuned, Flat, Path]:
-    """A pretrained model, all of it frozen, in the compute dtype."""
+    """A pretrained model, all of it frozen, in the compute dtype; or one under an adapter."""
     folder = locate(arguments.model)
     config = read_config(folder)
     head = HEADS.get(kind_of(config))
     if head is None:
         raise UserError(f"--model {arguments.model}: {config['model_type']} does not generate")
     options = {"dtype": arguments.dtype}
-    model = tuned.build(config, methods.create({"name": "prompting"}), options, {"head": head})
+    method = peft.read(arguments.adapter) if arguments.adapter else {"name": "prompting"}
+    model = tuned.build(config, methods.create(method), options, {"head": head})
     mesh = make_mesh(1, 1, arguments.tensor, jax.devices()[: arguments.tensor])
     params, absent = tuned.load(folder, model, mesh, jax.random.key(0))
     if absent:
         raise UserError(f"{folder} has no language-model head: it lacks {absent[0]!r}")
+    if arguments.adapter:
+        params, _ = peft.load_into(model, params, arguments.adapter)
     return model, params, folder
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf
+from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, low_rank
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat
 
@@ -50,12 +50,6 @@ class Loha(Method):
         return ((r".*/hada_w[12]_[ab]", "loha"), head_rule(base), FREEZE_REST)
 
     def interceptor(self, base: Base) -> Interceptor:
-        targets = base.match(self.targets or base.default_targets)
-        for path, shape in targets.items():
-            require(
-                self.rank <= min(shape),
-                f"method.rank={self.rank} exceeds the smaller side of {path!r} {shape}",
-            )
         last = UNIFORM if self.init == "random" else nn.initializers.zeros
 
         def adapted(module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
@@ -73,7 +67,7 @@ class Loha(Method):
             right = right.reshape(-1, y.shape[-1])
             return y + (x.astype(y.dtype) @ left) @ right * (self.alpha / self.rank)
 
-        return at(targets, adapted)
+        return at(low_rank(base, self.targets, self.rank), adapted)
 
     def merge(self, params: Flat) -> Flat:
         """W + (α/r) ΔW, layer by layer where layers are stacked."""

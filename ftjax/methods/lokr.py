@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf
+from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, low_rank
 from ftjax.methods.loha import UNIFORM
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat
@@ -65,12 +65,6 @@ class Lokr(Method):
         return ((r".*/lokr_w[12](_[ab])?", "lokr"), head_rule(base), FREEZE_REST)
 
     def interceptor(self, base: Base) -> Interceptor:
-        targets = base.match(self.targets or base.default_targets)
-        for path, shape in targets.items():
-            require(
-                self.rank <= min(shape),
-                f"method.rank={self.rank} exceeds the smaller side of {path!r} {shape}",
-            )
         first = UNIFORM if self.init == "random" else nn.initializers.zeros
 
         def adapted(module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
@@ -93,7 +87,7 @@ class Lokr(Method):
             z = multiply(z.swapaxes(-1, -2), "lokr_w1", outer, first)
             return y + z.swapaxes(-1, -2).reshape(y.shape) * (self.alpha / self.rank)
 
-        return at(targets, adapted)
+        return at(low_rank(base, self.targets, self.rank), adapted)
 
     def merge(self, params: Flat) -> Flat:
         """W + (α/r) w1 ⊗ w2, layer by layer where layers are stacked."""

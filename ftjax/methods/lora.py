@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ftjax.dropout import dropout
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf
+from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, low_rank
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat
 
@@ -65,13 +65,7 @@ class Lora(Method):
 
     def matched(self, base: Base) -> dict[str, tuple[int, int]]:
         """Module paths of the adapted projections → (in, out)."""
-        targets = base.match(self.targets or base.default_targets)
-        for path, shape in targets.items():
-            require(
-                self.rank <= min(shape),
-                f"method.rank={self.rank} exceeds the smaller side of {path!r} {shape}",
-            )
-        return targets
+        return low_rank(base, self.targets, self.rank)
 
     def interceptor(self, base: Base) -> Interceptor:
         return at(self.matched(base), self.adapted)

@@ -18,6 +18,7 @@ from ftjax.data.planning import Layout, bucket_layout, packed_layout
 from ftjax.data.prepare import Report, prepare
 from ftjax.data.sources import Split, load
 from ftjax.errors import UserError, nearest
+from ftjax.formats import peft
 from ftjax.formats.folder import locate, read_config
 from ftjax.methods.prompting import HEADS, Prompting
 from ftjax.models import kind_of
@@ -173,6 +174,9 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
             f"{folder} has no head of a language model that prompts could be scored by: it lacks "
             f"{absent[0]!r}; method.kind='sentence' needs none"
         )
+    if config.model.adapter:
+        params, lacking = peft.load_into(model, params, Path(config.model.adapter))
+        absent = [path for path in absent if path in lacking]
     trainable, frozen = model.partition.split(params)
     return Run(config, folder, task, model, mesh, trainable, frozen, absent)
 

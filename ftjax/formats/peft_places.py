@@ -1,0 +1,158 @@
+"""Where the parameters of an adapter lie in a PEFT folder."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ftjax.errors import UserError
+from ftjax.formats import hf
+from ftjax.formats.peft_forms import FORMS, Form, Leaf
+from ftjax.methods import METHODS
+from ftjax.paths import expand
+from ftjax.tuned import Tuned
+
+TASKS = {
+    None: "FEATURE_EXTRACTION",
+    "embedding": "FEATURE_EXTRACTION",
+    "classification": "SEQ_CLS",
+    "tokens": "TOKEN_CLS",
+    "span": "QUESTION_ANS",
+    "causal_lm": "CAUSAL_LM",
+    "seq2seq_lm": "SEQ_2_SEQ_LM",
+}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where a layer of one of our parameters lies in a folder.
+
+    Attributes:
+        module: its unrolled path; "" for the model.
+        key: of the tensor, without what comes before the base model's names.
+        part: how the module is stored in the base model's own folder.
+        leaf: how PEFT stores the parameter.
+        mates: those of the parts stored together that are adapted, by index.
+    """
+
+    module: str
+    key: str
+    part: hf.Part
+    leaf: Leaf
+    mates: tuple[int, ...]
+
+
+def form_of(tuned: Tuned) -> Form:
+    """How PEFT stores the model's method.
+
+    Raises:
+        UserError: PEFT has no such method, or no such task.
+    """
+    kind = type(tuned.method).__name__
+    name = next((name for name, (_, cls, _) in METHODS.items() if cls == kind), kind)
+    if name not in FORMS:
+        raise UserError(f"PEFT has no form of {name}: it has {', '.join(FORMS)}; use --format hf")
+    if tuned.model.head not in TASKS:
+        raise UserError(f"PEFT has no task for a model with the head {tuned.model.head!r}")
+    return FORMS[name]
+
+
+def prefixed(tuned: Tuned) -> bool:
+    """Whether PEFT's model is a task's: `transformers` has none with mean pooling."""
+    return TASKS[tuned.model.head] != "FEATURE_EXTRACTION" and tuned.model.pooling != "mean"
+
+
+def own_paths(tuned: Tuned, form: Form) -> Iterator[str]:
+    """Paths of the method's parameters: those it added, or those of the base it trains."""
+    for path in tuned.shapes:
+        added = path not in tuned.base.shapes
+        chosen = tuned.partition.is_trainable(path) and not tuned.names.in_head(path)
+        if (added or chosen) and path.rsplit("/", 1)[-1] in form.leaves:
+            yield path
+
+
+def part_of(tuned: Tuned, module: str) -> hf.Part:
+    part = tuned.names.base[module]
+    return hf.Part(part) if isinstance(part, str) else part
+
+
+def pieces_of(tuned: Tuned, form: Form, path: str) -> list[Piece]:
+    """Where a parameter lies, a layer each."""
+    pieces = []
+    for unrolled in expand(path):
+        module, _, name = unrolled.rpartition("/")
+        leaf, part, mates = form.leaves[name], hf.Part(""), (0,)
+        if module:
+            part = part_of(tuned, module)
+            if part.stack:
+                raise UserError(f"PEFT has no form of the adapter of experts {part.name!r}")
+        if part.sizes:
+            beside = module.rpartition("/")[0]
+            added = {unrolled for own in tuned.shapes for unrolled in expand(own)}
+            mates = tuple(
+                sorted(
+                    part_of(tuned, other).index
+                    for other, stored in tuned.names.base.items()
+                    if other.startswith(f"{beside}/")
+                    and isinstance(stored, hf.Part)
+                    and stored.name == part.name
+                    and f"{other}/{name}" in added
+                )
+            )
+        key = ".".join(filter(None, (part.name, leaf.suffix)))
+        pieces.append(Piece(module, key, part, leaf, mates))
+    return pieces
+
+
+def join(key: str, pieces: Sequence[tuple[Piece, np.ndarray]]) -> np.ndarray:
+    """One tensor of PEFT's, from the parameters of the projections that it has as one."""
+    (piece, first), arrays = pieces[0], {piece.part.index: array for piece, array in pieces}
+    sizes, fused = piece.part.sizes, piece.leaf.fused
+    if not sizes:
+        return first
+    ordered = [arrays[i] for i in piece.mates]
+    if fused == "split":
+        tail, fill = first.shape[1:], piece.leaf.fill
+        if fill is None and len(ordered) < len(sizes):
+            raise UserError(
+                f"PEFT adapts {piece.part.name!r} as one projection: {key!r} cannot hold a part of "
+                "it; use --format hf"
+            )
+        rows = [arrays.get(i, np.full((n, *tail), fill)) for i, n in enumerate(sizes)]
+        return np.concatenate(rows)
+    if fused == "rank":
+        return np.concatenate(ordered)
+    if fused == "diagonal":
+        rank = first.shape[1]
+        out = np.zeros((sum(sizes), rank * len(ordered)), first.dtype)
+        for number, index in enumerate(piece.mates):
+            start = sum(sizes[:index])
+            out[start : start + sizes[index], number * rank : (number + 1) * rank] = arrays[index]
+        return out
+    if len(ordered) < len(sizes) or any(np.any(array != first) for array in ordered):
+        raise UserError(
+            f"PEFT adapts {piece.part.name!r} as one projection, and here its parts are adapted "
+            f"apart: {key!r} cannot hold them; use --format hf"
+        )
+    return first
+
+
+def take(what: str, stored: np.ndarray, piece: Piece, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `_join`: one layer's parameter of a tensor."""
+    leaf, sizes, index = piece.leaf, piece.part.sizes, piece.part.index
+    wanted = leaf.store(np.empty(shape, np.uint8)).shape
+    if sizes and leaf.fused == "rank" and len(stored) == wanted[0] * len(piece.mates):
+        start = piece.mates.index(index) * wanted[0]
+        stored = stored[start : start + wanted[0]]
+    elif sizes and leaf.fused in ("split", "diagonal") and len(stored) == sum(sizes):
+        start = sum(sizes[:index])
+        stored = stored[start : start + sizes[index]]
+        if leaf.fused == "diagonal" and stored.shape[1] == wanted[1] * len(piece.mates):
+            start = piece.mates.index(index) * wanted[1]
+            block = slice(start, start + wanted[1])
+            if np.delete(stored, block, 1).any():
+                raise UserError(f"{what} has a rank that differs from method.rank={wanted[1]}")
+            stored = stored[:, block]
+    if stored.shape != wanted:
+        raise UserError(f"{what} has shape {stored.shape}, but the method's is {wanted}")
+    return leaf.restore(stored, shape)
