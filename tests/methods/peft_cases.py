@@ -152,7 +152,7 @@ ROWS = {
         peft.VeraConfig,
         {"r": 8},
         special=WHOLE,
-        rates={"t5": 5.0},
+        rates={"t5": 10.0},
     ),
     "vera-sizes": Row(
         {"name": "vera", "rank": 5, "targets": ("key", "up", "down")},
@@ -172,6 +172,7 @@ ROWS = {
         peft.LoKrConfig,
         {"r": 2, "alpha": 6.0},
         families=LINEAR,
+        rates={"t5": 0.1},
     ),
     "lokr-both": Row(
         {"name": "lokr", "rank": 1, "factor": 8, "decompose_both": True, "targets": ("key", "up")},
