@@ -24,7 +24,6 @@ def default_config(method: str = "full", task: str = "classification") -> Config
     Raises:
         UserError: an unknown method or task.
     """
-    from ftjax.methods import hyperparameters
     from ftjax.tasks import options
 
     sections = {
@@ -52,7 +51,7 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "buckets": 6,  # lengths compiled at most; packed, two are tried
             "prepare": ("drop_duplicates",),  # steps, in order
         },
-        "method": {"name": method, **hyperparameters(method)},
+        "method": method_section(method),
         "optimizer": {
             "name": "adamw",  # adamw | sgd | adafactor | lion
             "learning_rate": 5e-5,
@@ -86,6 +85,23 @@ def default_config(method: str = "full", task: str = "classification") -> Config
     return config
 
 
+def method_section(name: str, over: str = "") -> dict[str, Any]:
+    """The default `method` section: a method's hyperparameters, and those of the one it is over.
+
+    Args:
+        name: of the method.
+        over: of the method that it is over, where it is; empty for its default.
+    """
+    from ftjax.methods import hyperparameters
+
+    section = {"name": name, **hyperparameters(name)}
+    if "over" in section:
+        default = section["over"]
+        inner = method_section(over or default["name"])
+        section["over"] = {**inner, **(default if inner["name"] == default["name"] else {})}
+    return section
+
+
 def load_config(spec: str, overrides: Iterable[str] = (), method: str | None = None) -> ConfigDict:
     """The configuration of FILE[:ARG], with `--config.KEY=VALUE` overrides.
 
@@ -106,6 +122,8 @@ def load_config(spec: str, overrides: Iterable[str] = (), method: str | None = N
         raise UserError(f"{file}: {str(error).strip() or repr(error)}") from error
     if named or method:
         use_method(config, str(named or method))
+    if over := dict(changes).get("method.over.name"):
+        use_method(config, config.method.name, str(over))
     for key, value in changes:
         override(config, key, value)
     return config
@@ -131,13 +149,18 @@ def load_module(file: str) -> ModuleType:
     return module
 
 
-def use_method(config: ConfigDict, name: str) -> None:
-    """Gives `config` the default `method` section of another method."""
-    from ftjax.methods import hyperparameters
+def use_method(config: ConfigDict, name: str, over: str = "") -> None:
+    """Gives `config` the default `method` section of another method.
 
-    if config.method.name != name:
+    Args:
+        config: changed in place.
+        name: of the method.
+        over: of the method that it is over; empty to leave that.
+    """
+    now = config.method
+    if now.name != name or (over and "over" in now and now.over.name != over):
         with config.unlocked():
-            config.method = ConfigDict({"name": name, **hyperparameters(name)})
+            config.method = ConfigDict(method_section(name, over))
 
 
 def parse_override(item: str) -> tuple[str, Any]:
@@ -186,7 +209,9 @@ def coerce(key: str, old: Any, value: Any) -> Any:
     Sequences may be given as "a,b" where the default is a sequence; `method.targets`,
     `method.feedforward` and `model.segments` take a string or a sequence.
     """
-    flexible = key in ("method.targets", "method.feedforward", "model.segments")
+    flexible = key == "model.segments" or (
+        key.startswith("method.") and key.endswith((".targets", ".feedforward"))
+    )
     if flexible or isinstance(old, tuple | list):
         if isinstance(value, str) and "," in value:
             value = [part.strip() for part in value.split(",") if part.strip()]
@@ -219,7 +244,11 @@ def check(config: ConfigDict) -> ConfigDict:
     Raises:
         UserError: a key is missing or unknown, or a value out of range.
     """
-    known = flat_keys(default_config(config.method.name, config.task.name))
+    default, method = default_config(config.method.name, config.task.name), config.method
+    with default.unlocked():
+        over = method.over.name if "over" in method else ""
+        default.method = ConfigDict(method_section(method.name, over))
+    known = flat_keys(default)
     for key, value in flat_keys(config).items():
         if key not in known:
             raise UserError(f"unknown config key {key!r}{nearest(key, known)}")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -31,7 +32,7 @@ def export_hf(
     Raises:
         UserError: the method cannot be merged.
     """
-    plain = tuned.method.merge({path: np.asarray(leaf) for path, leaf in params.items()})
+    plain = tuned.method.merge(jax.tree.map(np.asarray, params))
     config = {**read_config(source), "dtype": "float32"}
     config.pop("torch_dtype", None)
     labels = {

@@ -59,9 +59,12 @@ class ExpertDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, sizes: Array) -> Array:
+        kernel = self.weight(x.shape[-1])
+        return jax.lax.ragged_dot(x.astype(self.dtype), kernel.astype(self.dtype), sizes)
+
+    def weight(self, size: int) -> Array:
+        """The kernel (experts, in, out) that `__call__` uses; methods intercept it."""
         init = nn.with_logical_partitioning(
             nn.initializers.normal(self.stddev), ("experts", *self.axes)
         )
-        shape = (self.experts, x.shape[-1], self.features)
-        kernel = self.param("kernel", init, shape, jnp.float32)
-        return jax.lax.ragged_dot(x.astype(self.dtype), kernel.astype(self.dtype), sizes)
+        return self.param("kernel", init, (self.experts, size, self.features), jnp.float32)

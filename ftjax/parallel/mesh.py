@@ -90,6 +90,19 @@ def param_shardings(
     return {path: NamedSharding(mesh, spec(path, leaf.shape)) for path, leaf in shapes.items()}
 
 
+def fitted(sharding: NamedSharding, ndim: int, shape: tuple[int, ...]) -> NamedSharding:
+    """The sharding of an array that stands for one of `ndim` dimensions, placed by `sharding`.
+
+    Dimensions that do not divide are whole on every device, and so are arrays of another rank.
+    """
+    spec = (*sharding.spec, *(None,) * (ndim - len(sharding.spec)))
+    if len(shape) != ndim:
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    ways = [sharding.mesh.shape[axis] if axis else 1 for axis in spec]
+    kept = [axis if n % k == 0 else None for axis, n, k in zip(spec, shape, ways, strict=True)]
+    return NamedSharding(sharding.mesh, PartitionSpec(*kept))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over the data and fsdp axes."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))

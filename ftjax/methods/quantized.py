@@ -1,0 +1,146 @@
+"""Methods over a quantized base (QLoRA, Dettmers et al. 2023): frozen kernels in 4 or 8 bits."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax.core import FrozenDict
+from jax.sharding import NamedSharding
+
+from ftjax import methods
+from ftjax.errors import require
+from ftjax.methods.base import Interceptor, Method, at, nested
+from ftjax.parallel.mesh import fitted
+from ftjax.partition import FROZEN, Rules
+from ftjax.paths import Base, Flat, expand
+from ftjax.quantization import BLOCK, FORMATS, Quantized
+
+
+@dataclass(frozen=True)
+class QLora(Method):
+    """Another method, over projections that are stored quantized and dequantized in use.
+
+    Kernels that the other method leaves frozen are quantized as they are loaded, and each is
+    dequantized inside its layer, in the forward and again in the backward pass; no gradient
+    reaches them. "nf4" takes 4.127 bits a parameter, "int8" 8 and a scale an output, see
+    `ftjax.quantization`. Embeddings, norms, biases, the head and what trains stay as they are. The
+    base model is then the quantized one: step 0 equals it, and merged it is dequantized. For
+    models that do not fit otherwise; steps are slower.
+
+    Attributes:
+        bits: "nf4" or "int8".
+        over: settings of the other method: its name and hyperparameters.
+    """
+
+    bits: str = "nf4"
+    over: Mapping[str, Any] = FrozenDict({"name": "lora", "targets": "all-linear"})
+
+    non_identity: ClassVar = {"over": {"name": "lora", "targets": "all-linear", "init": "random"}}
+
+    def __post_init__(self) -> None:
+        require(
+            self.bits in FORMATS,
+            f"method.bits={self.bits!r} must be one of {', '.join(FORMATS)}",
+        )
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in self.over.items()}
+        object.__setattr__(self, "over", FrozenDict(values))  # hashable
+        name = values.get("name")
+        require(name not in (None, "qlora"), f"method.over.name={name!r} must be another method")
+        require(self.inner.trains, f"method.over.name={name!r} trains nothing")
+
+    @cached_property
+    def inner(self) -> Method:
+        """The other method."""
+        return methods.create(self.over)
+
+    def kernels(self, base: Base) -> frozenset[str]:
+        """Module paths of the projections that are quantized."""
+        rules = self.inner.rules(base)
+        found = {
+            path: size
+            for path, (size, _) in base.projections().items()
+            if _frozen(rules, f"{path}/kernel")
+        }
+        require(bool(found), f"method.over={dict(self.over)} trains every projection: none is left")
+        for path, size in found.items():
+            fits = self.bits != "nf4" or size % BLOCK == 0
+            require(fits, f"method.bits=nf4: blocks of {BLOCK} do not divide {path!r}, of {size}")
+        return frozenset(found)
+
+    def rules(self, base: Base) -> Rules:
+        return self.inner.rules(base)
+
+    def interceptor(self, base: Base) -> Interceptor:
+        return nested(self._dequantizing(base), self.inner.interceptor(base))
+
+    def disabled(self, base: Base) -> Interceptor:
+        return nested(self._dequantizing(base), self.inner.disabled(base))
+
+    def _dequantizing(self, base: Base) -> Interceptor:
+        def dequantized(module: nn.Module, call: Callable, size: int) -> jax.Array:
+            if module.is_initializing():
+                return call(size)
+            return module.get_variable("params", "kernel").dequantized()
+
+        return at(self.kernels(base), dequantized, "weight")
+
+    def cuts(self, layers: int) -> tuple[int, ...]:
+        return self.inner.cuts(layers)
+
+    def stored(self, base: Base, path: str, array: jax.Array) -> Any:
+        if path.removesuffix("/kernel") not in self.kernels(base):
+            return self.inner.stored(base, path, array)
+        return _quantizer(self.bits, array.shape, array.sharding)(array)
+
+    def initialize(self, base: Base, params: Flat, key: jax.Array) -> Flat:
+        return self.inner.initialize(base, dequantized(params), key)
+
+    def at_step(self, step: int, base: Base) -> Method:
+        return self.inner.at_step(step, base)
+
+    def rate_of(self, base: Base, path: str) -> float:
+        return self.inner.rate_of(base, path)
+
+    def penalty(self, params: Flat) -> jax.Array | None:
+        return self.inner.penalty(params)
+
+    def optimizer(
+        self,
+        group: str,
+        core: optax.GradientTransformation,
+        rest: optax.GradientTransformation,
+        steps: int,
+    ) -> optax.GradientTransformation:
+        return self.inner.optimizer(group, core, rest, steps)
+
+    def merge(self, params: Flat) -> Flat:
+        return self.inner.merge(dequantized(params))
+
+
+@cache
+def _quantizer(bits: str, shape: tuple[int, ...], sharding: NamedSharding) -> Callable:
+    """Compiled once for kernels of a shape, whose parts come to lie as the kernel lay."""
+    quantize = FORMATS[bits].of
+    parts = jax.eval_shape(quantize, jax.ShapeDtypeStruct(shape, jnp.float32))
+    placed = jax.tree.map(lambda part: fitted(sharding, len(shape), part.shape), parts)
+    return jax.jit(quantize, out_shardings=placed)
+
+
+def _frozen(rules: Rules, path: str) -> bool:
+    """Whether no layer of a parameter trains."""
+
+    def group(name: str) -> str:
+        return next(group for pattern, group in rules if re.fullmatch(pattern, name))
+
+    return {group(name) for name in expand(path)} == {FROZEN}
+
+
+def dequantized(params: Mapping[str, Any]) -> Flat:
+    """Parameters with plain float32 arrays in the place of quantized ones."""
+    return {p: x.dequantized() if isinstance(x, Quantized) else x for p, x in params.items()}

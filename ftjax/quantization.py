@@ -1,0 +1,140 @@
+"""Kernels in few bits: NF4 with double quantization, and int8."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+BLOCK, GROUP = 64, 256
+# Quantiles of a normal distribution, scaled to [-1, 1], with an exact zero (Dettmers et al. 2023,
+# appendix E).
+NF4 = np.array(
+    [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ],
+    np.float32,
+)
+
+
+def dynamic_map() -> np.ndarray:
+    """The 256 values of signed 8-bit dynamic quantization (Dettmers 2015, §2.1), in order.
+
+    Decade i, from 1e-6 to 1, has 2^i values of each sign, midway between equal steps; besides
+    there are 0 and 1.
+    """
+    values = [np.array([0.0, 1.0])]
+    for i in range(7):
+        steps = np.linspace(0.1, 1, 2**i + 1)
+        middles = 10.0 ** (i - 6) * (steps[:-1] + steps[1:]) / 2
+        values += [middles, -middles]
+    return np.sort(np.concatenate(values)).astype(np.float32)
+
+
+DYNAMIC = dynamic_map()
+
+
+class Quantized:
+    """A kernel (..., in, out) in few bits: a pytree whose leaves keep the leading axes."""
+
+
+@struct.dataclass
+class Nf4(Quantized):
+    """W ≈ NF4[code] · absmax, a block of 64 inputs of an output (Dettmers et al. 2023, §3).
+
+    The absmax of 256 blocks at a time, less the mean of all, are of 8 bits themselves:
+    DYNAMIC[code] times their largest. Blocks are counted output by output. 4 + 8/64 + 32/(64 · 256)
+    bits a parameter, 4.127, and the mean.
+
+    Attributes:
+        codes: (..., in / 2, out), the earlier of two inputs in the high four bits.
+        scales: (..., in / 64, out), of 8 bits.
+        groups: (..., blocks / 256), float32.
+        mean: (...), float32.
+    """
+
+    codes: jax.Array
+    scales: jax.Array
+    groups: jax.Array
+    mean: jax.Array
+
+    @classmethod
+    def of(cls, kernel: jax.Array) -> "Nf4":
+        """Quantizes a matrix, or one matrix at a time; 64 must divide the inputs."""
+        if kernel.ndim > 2:
+            return jax.lax.map(cls.of, kernel)
+        size, out = kernel.shape
+        blocks = kernel.astype(jnp.float32).reshape(-1, BLOCK, out)
+        absmax = jnp.abs(blocks).max(1)
+        codes = nearest(NF4, blocks / _divisor(absmax)[:, None]).reshape(size // 2, 2, out)
+        mean = absmax.mean()
+        rest = (absmax - mean).T.reshape(-1)
+        groups = jnp.pad(rest, (0, -rest.size % GROUP)).reshape(-1, GROUP)
+        largest = jnp.abs(groups).max(1)
+        scales = nearest(DYNAMIC, groups / _divisor(largest)[:, None]).reshape(-1)[: rest.size]
+        scales = scales.reshape(out, -1).T
+        return cls(codes[:, 0] << 4 | codes[:, 1], scales, largest, mean)
+
+    def dequantized(self) -> jax.Array:
+        """(..., in, out) in float32."""
+        if self.mean.ndim:
+            return jax.vmap(Nf4.dequantized)(self)
+        blocks, out = self.scales.shape
+        largest = jnp.repeat(self.groups, GROUP)[: blocks * out].reshape(out, blocks).T
+        absmax = jnp.asarray(DYNAMIC)[self.scales] * largest + self.mean
+        codes = jnp.stack([self.codes >> 4, self.codes & 15], 1).reshape(blocks, BLOCK, out)
+        return (jnp.asarray(NF4)[codes] * absmax[:, None]).reshape(-1, out)
+
+
+@struct.dataclass
+class Int8(Quantized):
+    """W ≈ code · scale, with a scale an output: its largest weight is ±127.
+
+    Attributes:
+        codes: (..., in, out), int8.
+        scales: (..., out), float32.
+    """
+
+    codes: jax.Array
+    scales: jax.Array
+
+    @classmethod
+    def of(cls, kernel: jax.Array) -> "Int8":
+        """Quantizes a matrix, or one matrix at a time."""
+        if kernel.ndim > 2:
+            return jax.lax.map(cls.of, kernel)
+        wide = kernel.astype(jnp.float32)
+        scales = jnp.abs(wide).max(0) / 127
+        return cls(jnp.round(wide / _divisor(scales)).astype(jnp.int8), scales)
+
+    def dequantized(self) -> jax.Array:
+        """(..., in, out) in float32."""
+        return self.codes.astype(jnp.float32) * self.scales[..., None, :]
+
+
+FORMATS = {"nf4": Nf4, "int8": Int8}
+
+
+def nearest(table: np.ndarray, x: jax.Array) -> jax.Array:
+    """Index of the value of an ordered table that is nearest to each x."""
+    between = (table[1:] + table[:-1]) / 2
+    return jnp.searchsorted(between, x, method="compare_all").astype(jnp.uint8)
+
+
+def _divisor(scale: jax.Array) -> jax.Array:
+    """What is zero in all of a block stays zero."""
+    return jnp.where(scale > 0, scale, 1.0)
