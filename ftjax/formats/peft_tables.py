@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from ftjax.errors import UserError, require
-from ftjax.methods.prefix import KINDS, PrefixTuning
+from ftjax.methods.prefix import PrefixTuning
 from ftjax.methods.prompt import PTuning
 from ftjax.paths import Base, Flat, expand
 from ftjax.tuned import Tuned
 
 TABLE = "prompt_embeddings"
+KINDS = ("key", "value")
 
 
 def to_table(tuned: Tuned, params: Mapping[str, Any]) -> np.ndarray:
@@ -24,16 +25,34 @@ def to_table(tuned: Tuned, params: Mapping[str, Any]) -> np.ndarray:
     if not isinstance(method, PrefixTuning):
         return np.asarray(method.exported(base, params))
     _check(method, base)
-    pairs = np.asarray(list(method.pairs(base, params).values()))  # (layers, 2, k, width)
-    entries, layers = _entries(base, len(pairs))
+    found = pairs(method, base, params)
+    values = np.asarray([found[core] for core in method.in_order(base)])  # (layers, 2, k, width)
+    entries, layers = _entries(base, len(values))
     if len(set(entries)) < len(entries):
         raise UserError(
             f"in PEFT's prefix tuning an encoder-decoder of {layers} layers has prefixes that "
             "layers share, and here each has its own: a folder cannot hold them"
         )
-    table = np.zeros((layers, *pairs.shape[1:]), np.float32)
-    table[entries] = pairs
+    table = np.zeros((layers, *values.shape[1:]), np.float32)
+    table[entries] = values
     return table.transpose(2, 0, 1, 3).reshape(method.length, -1)
+
+
+def pairs(
+    method: PrefixTuning, base: Base, params: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Unrolled path of each attention core → its prefix of keys and of values, (k, width)."""
+    found = {}
+    for path, place in method.cores(base).items():
+        hidden = method.hidden(lambda name, *_: params[name], base, place)
+        width = base.projections()[path.removesuffix("core") + "key"][1]
+        for number, unrolled in enumerate(expand(path)):
+
+            def get(name: str, *_: Any, path=path, layer=number if unrolled != path else ...):
+                return params[f"{path}/{name}"][layer]
+
+            found[unrolled] = tuple(method.prefix(get, hidden, kind, width) for kind in KINDS)
+    return found
 
 
 def stacks_of(tuned: Tuned) -> int:
@@ -57,11 +76,11 @@ def from_table(tuned: Tuned, table: np.ndarray, file: str) -> Flat:
         return {"prompt_embedding": _shaped(table[: method.length], method, base, file, 1)}
     _check(method, base)
     require(not method.projection, f"{file} has no projection: use method.projection=0")
-    cores = list(method.in_order(base))
+    cores = method.in_order(base)
     entries, layers = _entries(base, len(cores))
     table = _shaped(table, method, base, file, 2 * layers)
-    pairs = table.reshape(method.length, layers, 2, -1).transpose(1, 2, 0, 3)[entries]
-    own = dict(zip(cores, pairs, strict=True))
+    values = table.reshape(method.length, layers, 2, -1).transpose(1, 2, 0, 3)[entries]
+    own = dict(zip(cores, values, strict=True))
     found = {}
     for path in method.cores(base):
         for number, kind in enumerate(KINDS):

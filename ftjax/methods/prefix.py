@@ -15,10 +15,9 @@ from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, 
 from ftjax.methods.encoders import Get, linear, normal
 from ftjax.methods.virtual import later, moved_sides, widened
 from ftjax.partition import Rules
-from ftjax.paths import Base, Flat, expand
+from ftjax.paths import Base, expand
 
 Array = jax.Array
-KINDS = ("key", "value")
 
 
 @dataclass(frozen=True)
@@ -148,17 +147,3 @@ class PrefixTuning(Method):
         if hidden is not None:
             return linear(get, f"prefix_{kind}", hidden, width, "kv")
         return get(f"prefix_{kind}", normal, (self.length, width), (None, "kv"))
-
-    def pairs(self, base: Base, params: Flat) -> dict[str, tuple[Array, Array]]:
-        """Unrolled path of each core, from the input to the output → P_k and P_v, (k, d_kv)."""
-        found = dict.fromkeys(self.in_order(base))
-        for path, place in self.cores(base).items():
-            hidden = self.hidden(lambda name, *_: params[name], base, place)
-            width = base.projections()[path.removesuffix("core") + "key"][1]
-            for number, unrolled in enumerate(expand(path)):
-
-                def get(name: str, *_: Any, path=path, layer=number if unrolled != path else ...):
-                    return params[f"{path}/{name}"][layer]
-
-                found[unrolled] = tuple(self.prefix(get, hidden, kind, width) for kind in KINDS)
-        return found

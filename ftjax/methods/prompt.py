@@ -23,12 +23,10 @@ Array = jax.Array
 class SoftPrompt(Method):
     """k learned vectors before the embeddings of each example; all else but the head is frozen.
 
-    They take positions 0 to k - 1, are seen by every token, and see what tokens see. What is
-    scaled or normalized of embeddings is of theirs too, but for a constant scale (Gemma's). As in
-    `peft`, a classifier that reads the first token (BERT's) reads the first vector instead, and
-    mean pooling includes them; outputs of each token are those of real tokens alone. Of
-    encoder-decoders, the encoder has them (`peft` trains as many more, unused). Packed examples
-    have each their own.
+    They take positions 0 to k - 1, and are not scaled where embeddings are (Gemma's). As in `peft`,
+    a classifier that reads the first token (BERT's) reads the first vector instead, and mean
+    pooling includes them; outputs of each token are those of real tokens alone. The encoder of
+    encoder-decoders has them (`peft` trains as many more, unused). Packed examples have each k.
 
     Attributes:
         length: k.

@@ -7,6 +7,7 @@ import torch
 
 from ftjax import methods, tuned
 from ftjax.formats.folder import read_config
+from ftjax.formats.peft_tables import pairs
 from tests.generation.test_equal import Pair
 
 LENGTH = 5
@@ -34,11 +35,11 @@ class Prompted(Pair):
             if name == "prompt_tuning":  # of an encoder-decoder's rows, half are not used
                 table[:LENGTH] = torch.tensor(self.params["prompt_embedding"])
                 return
-            pairs = method.pairs(self.ours.base, self.params).values()
+            found = pairs(method, self.ours.base, self.params)
             layers = table.view(LENGTH, config.num_layers, 2, -1)
-            for number, pair in enumerate(pairs):
+            for number, core in enumerate(method.in_order(self.ours.base)):
                 place = 2 * number % config.num_layers if self.sequences else number
-                layers[:, place] = torch.tensor(np.stack(pair, 1))
+                layers[:, place] = torch.tensor(np.stack(found[core], 1))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
