@@ -164,14 +164,16 @@ def use_method(config: ConfigDict, name: str, over: str = "") -> None:
 
 
 def parse_override(item: str) -> tuple[str, Any]:
-    """ "--config.a.b=value" → ("a.b", value), the value read as a Python literal if it is one."""
+    """ "--config.a.b=value" → ("a.b", value), read as a Python literal or as JSON if it is one."""
     key, equals, text = item.removeprefix("--config.").partition("=")
     if not item.startswith("--config.") or not equals:
         raise UserError(f"{item!r} is not understood; overrides are --config.KEY=VALUE")
-    try:
-        return key, ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return key, {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    for read in (ast.literal_eval, json.loads):
+        try:
+            return key, read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return key, {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
 def flat_keys(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

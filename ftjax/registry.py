@@ -46,4 +46,9 @@ def create(section: str, table: Table, settings: Mapping[str, Any]) -> Any:
             raise UserError(
                 f"{section}.{key} is not an option of {settings['name']!r}{nearest(key, known)}"
             )
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return cls(**{key: _tuples(value) for key, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """Sequences within sequences as tuples, whatever a file made of them."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

@@ -42,6 +42,7 @@ METHODS: registry.Table = {
     "ia3": ("ia3", "Ia3", "vectors that rescale keys, values and inner activations"),
     "qlora": ("quantized", "QLora", "what another method trains, over a base in 4 or 8 bits"),
     "prompting": ("prompting", "Prompting", "nothing: labels are scored by prompts"),
+    "combination": ("combination", "Combination", "what several methods do"),
 }
 
 

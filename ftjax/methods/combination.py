@@ -1,0 +1,160 @@
+"""Several methods at once, as any two that touch different parameters may be."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import optax
+from flax.errors import NameInUseError
+
+from ftjax import methods
+from ftjax.errors import UserError, require
+from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, nested
+from ftjax.methods.selection import Selection
+from ftjax.partition import FROZEN, Rules
+from ftjax.paths import Base, Flat, expand
+
+Part = Method | Mapping[str, Any] | str
+HEAD = "head"  # the group that every part may train
+
+
+def created(part: Part) -> Method:
+    """A part from {"name": ..., hyperparameter: value, ...} or from a name alone."""
+    if isinstance(part, Method):
+        return part
+    part = {"name": part} if isinstance(part, str) else part
+    named = isinstance(part, Mapping) and "name" in part
+    require(named, f"method.parts: {part!r} is neither a method's name nor has one")
+    return methods.create(part)
+
+
+def name_of(part: Method) -> str:
+    """What a part is registered as, or its class."""
+    cls = type(part).__name__
+    return next((name for name, (_, its, _) in methods.METHODS.items() if its == cls), cls)
+
+
+def selecting(rules: Rules) -> Rules:
+    """The rules that train something, so that each matches what it gets where all are tried."""
+    found, before = [], ""
+    for pattern, group in rules:
+        if group != FROZEN:
+            found.append((f"{before}(?:{pattern})", group))
+        before += rf"(?!(?:{pattern})\Z)"
+    return found
+
+
+@dataclass(frozen=True)
+class Combination(Method):
+    """What trains is the union of what the parts train; each part adds what it adds.
+
+    Interceptors are nested, the first part innermost; merges are done in turn. Groups of a part
+    are named by its number, "0_lora", but the head's, which is every part's. The head is trained
+    as the first part has it.
+
+    Attributes:
+        parts: settings of methods, {"name": ..., hyperparameter: value, ...}, or names alone.
+    """
+
+    parts: tuple[Part, ...] = ("lora", "layer_norm")
+
+    non_identity: ClassVar = {"parts": ({"name": "lora", "init": "random"}, "layer_norm")}
+
+    def __post_init__(self) -> None:
+        listed = isinstance(self.parts, tuple | list) and len(self.parts) > 1
+        require(listed, f"method.parts={self.parts!r} must be two methods or more")
+        object.__setattr__(self, "parts", tuple(map(created, self.parts)))
+        for part in self.parts:
+            require(part.trains, f"method.parts: {name_of(part)} trains nothing")
+
+    @property
+    def identity(self) -> bool:
+        return all(part.identity for part in self.parts)
+
+    @property
+    def names(self) -> str:
+        return " and ".join(map(name_of, self.parts))
+
+    def rules(self, base: Base) -> Rules:
+        """The parts' own in turn, then what freezes the rest.
+
+        Raises:
+            UserError: two parts select a parameter of the base, for different groups.
+        """
+        paths = [name for path in base.shapes for name in expand(path)]
+        taken: dict[str, tuple[str, str]] = {}  # path → the group and the part that have it
+        added: dict[str, str] = {}  # pattern → group, of what parts add
+        union: dict[str, str] = {}
+        for number, part in enumerate(self.parts):
+            for pattern, group in selecting(part.rules(base)):
+                found = [path for path in paths if re.fullmatch(pattern, path)]
+                for path in found:
+                    other, owner = taken.get(path, (group, ""))
+                    clash = f"method.parts: {owner} and {name_of(part)} both train {path!r}"
+                    require(other == group, clash)
+                new = {path: (group, name_of(part)) for path in found if path not in taken}
+                taken |= new
+                if new or not found:  # else all it selects is an earlier part's
+                    name = group if group == HEAD else f"{number}_{group}"
+                    (union if new else added).setdefault(pattern, name)
+        return (*added.items(), *union.items(), FREEZE_REST)
+
+    def interceptor(self, base: Base) -> Interceptor | None:
+        """See `Method.interceptor`.
+
+        Raises:
+            UserError: two parts add the same parameter.
+        """
+
+        def guarded(module: nn.Module, call: Callable, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return call(*args, **kwargs)
+            except NameInUseError as error:
+                same = f"method.parts: {self.names} add the same parameter: {error}"
+                raise UserError(same) from error
+
+        return nested(*(part.interceptor(base) for part in self.parts), at({""}, guarded))
+
+    def disabled(self, base: Base) -> Interceptor | None:
+        return nested(*(part.disabled(base) for part in self.parts))
+
+    def cuts(self, layers: int) -> tuple[int, ...]:
+        return tuple(sorted({cut for part in self.parts for cut in part.cuts(layers)}))
+
+    def stored(self, base: Base, path: str, array: jax.Array) -> Any:
+        for part in self.parts:
+            array = part.stored(base, path, array)
+        return array
+
+    def initialize(self, base: Base, params: Flat, key: jax.Array) -> Flat:
+        found: Flat = {}
+        for number, part in enumerate(self.parts):
+            found |= part.initialize(base, params | found, jax.random.fold_in(key, number))
+        return found
+
+    def at_step(self, step: int, base: Base) -> Method:
+        return replace(self, parts=tuple(part.at_step(step, base) for part in self.parts))
+
+    def rate_of(self, base: Base, path: str) -> float:
+        return math.prod(part.rate_of(base, path) for part in self.parts)
+
+    def penalty(self, params: Flat) -> jax.Array | None:
+        found = [x for part in self.parts if (x := part.penalty(params)) is not None]
+        return sum(found) if found else None
+
+    def optimizer(self, group: str, *others: Any) -> optax.GradientTransformation:
+        number, _, name = ("0", "", HEAD) if group == HEAD else group.partition("_")
+        return self.parts[int(number)].optimizer(name, *others)
+
+    def merge(self, params: Flat) -> Flat:
+        merges = [type(part).merge for part in self.parts if not isinstance(part, Selection)]
+        own = [merge for merge in merges if merge is not Method.merge]
+        alike = f"{self.names} name parameters alike: they cannot be merged one by one"
+        require(len(set(own)) == len(own), alike)
+        for part in self.parts:
+            params = part.merge(params)
+        return params
