@@ -40,8 +40,8 @@ def variants(shots: int) -> dict[str, tuple[str, ...]]:
         "MiniLM, 0 shots": (":minilm",),
         "SmolLM2, 0 shots": ("",),
         "SmolLM2, balanced": ("", few),
-        "SmolLM2, balanced, calibrated": ("", few, "--config.method.calibrate=True"),
         "SmolLM2, 0 shots, calibrated": ("", "--config.method.calibrate=True"),
+        "SmolLM2, balanced, calibrated": ("", few, "--config.method.calibrate=True"),
         "SmolLM2, nearest": ("", few, "--config.method.demonstrations=nearest"),
     }
 
