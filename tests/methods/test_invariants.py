@@ -10,7 +10,8 @@ import pytest
 
 from ftjax import methods, tuned
 from ftjax.errors import UserError
-from ftjax.parallel.mesh import logical_axes, make_mesh, param_shardings, place_rows
+from ftjax.methods.quantized import dequantized
+from ftjax.parallel.mesh import fitted, logical_axes, make_mesh, param_shardings, place_rows
 from ftjax.paths import Flat, expand
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.cost import cross_entropy
@@ -40,8 +41,14 @@ def galore(path: str, shape: tuple[int, ...]) -> int:
     return adam(path, shape)
 
 
+def adalora(path: str, shape: tuple[int, ...]) -> int:
+    """Zhang et al. 2023, eqs. 9-10: importance and its uncertainty besides, and what is kept."""
+    kept = int(np.prod(shape)) if path.endswith("/lora_e") else 0
+    return adam(path, shape) * (2 if "/lora_" in path else 1) + kept
+
+
 # Numbers of optimizer state, of a leaf.
-MOMENTS = {"galore": galore}
+MOMENTS = {"galore": galore, "adalora": adalora}
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -81,7 +88,8 @@ class Case:
     def plain(self, params: Flat) -> np.ndarray:
         """Of the base model, which is compiled once for all methods."""
         model, apply = plain(self.base)
-        return np.asarray(apply({path: params[path] for path in model.shapes}, self.batch))
+        base = dequantized({path: params[path] for path in model.shapes})
+        return np.asarray(apply(base, self.batch))
 
     @cached_property
     def trained(self) -> "Trained":
@@ -110,7 +118,10 @@ class Trained:
         for path, leaf in params.items():
             dtype = model.dtype(path)
             leaf = leaf.astype(dtype) if isinstance(leaf, np.ndarray) else leaf
-            placed[path] = jax.device_put(leaf, shardings[path])
+            ndim = model.shapes[path].ndim
+            placed[path] = jax.tree.map(
+                lambda x, s=shardings[path], n=ndim: jax.device_put(x, fitted(s, n, x.shape)), leaf
+            )
         trainable, self.frozen = model.partition.split(placed)
         phase = model.phase(0)
         self.active = {path for path in trainable if phase.is_trainable(path)}
