@@ -5,11 +5,13 @@ from typing import Any
 
 from ftjax.errors import UserError
 from ftjax.formats.hf import Part
-from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked
+from ftjax.models.decoder import Config, Model, checked
 from ftjax.models.heads import Head
 from ftjax.models.layers import Options
 
-__all__ = ["DEFAULT_TARGETS", "Model"]
+__all__ = ["Model"]
+
+DEFAULT_TARGETS = ("c_attn",)  # query, key and value, which are stored as one
 
 MODEL = "GPT2Model"
 HF_PREFIX = "transformer"
