@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,16 @@ CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # inits that cha
 TURNING = ("LORA", "VERA", "IA3", "ADALORA")  # kinds that say whether kernels are (in, out)
 
 
+def _adapter(tuned: Tuned) -> Tuned:
+    """The model as of the method that is over a quantized base, where it is: as PEFT names it."""
+    inner = getattr(tuned.method, "inner", tuned.method)
+    whole = replace(tuned, method=inner)
+    if inner is not tuned.method and "init_lora_weights" in form_of(whole).constants:
+        name = type(inner).__name__
+        raise UserError(f"PEFT starts {name} from a base that is not quantized; use --format hf")
+    return whole
+
+
 def to_peft(tuned: Tuned, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """An adapter as PEFT has it.
 
@@ -52,6 +63,7 @@ def to_peft(tuned: Tuned, params: Mapping[str, Any]) -> tuple[dict[str, Any], di
     Raises:
         UserError: PEFT has no such method, or the adapter has no form there.
     """
+    tuned = _adapter(tuned)
     form, inside = form_of(tuned), INSIDE
     if prefixed(tuned) and tuned.names.prefix:
         inside += f"{tuned.names.prefix}."
@@ -142,6 +154,7 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
     Raises:
         UserError: a hyperparameter, a target or a tensor of the folder is not the method's.
     """
+    tuned = _adapter(tuned)
     form, config, tensors = form_of(tuned), read_json(folder / CONFIG), _open(folder)
     _agree(tuned, form, folder, config)
     known = (tuned.names.prefix, tuned.names.usual)

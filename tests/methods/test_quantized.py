@@ -10,6 +10,7 @@ from scipy.stats import norm
 from ftjax import config as configs
 from ftjax import methods, tuned
 from ftjax.errors import UserError
+from ftjax.formats import peft
 from ftjax.loss import Loss
 from ftjax.methods.quantized import dequantized
 from ftjax.parallel.mesh import logical_axes, make_mesh, place_rows
@@ -181,6 +182,18 @@ def test_it_trains_on_a_mesh():
     path = next(p for p in params if p.endswith("up/kernel"))  # one block of inputs: kept whole
     scales = params[path].scales
     assert scales.sharding.shard_shape(scales.shape)[1:] == (1, scales.shape[2] // 2)
+
+
+def test_its_peft_folder_is_the_other_methods():
+    over = {"name": "lora", "targets": "all-linear"}
+    models = [bases.build("bert", m) for m in (over, {"name": "qlora", "over": over})]
+    written = [peft.to_peft(model, load(model, "bert")) for model in models]
+    assert written[0][0] == written[1][0] and written[0][1].keys() == written[1][1].keys()
+    for key, tensor in written[0][1].items():
+        np.testing.assert_array_equal(written[1][1][key], tensor)
+    model = bases.build("bert", {"name": "qlora", "over": {"name": "pissa"}})
+    with pytest.raises(UserError, match="Pissa from a base that is not quantized"):
+        peft.to_peft(model, load(model, "bert"))
 
 
 def test_what_trains_is_not_quantized():
