@@ -30,7 +30,7 @@ def ours(model, base, params, **settings):
     optimizer = make_optimizer(
         settings, labels, lambda step: RATE, model.method, model.rates(), STEPS
     )
-    losses, state, grad = [], optimizer.init(trainable), stepper(model, base)
+    losses, state, grad = [], optimizer.init(trainable), stepper(model, base, RATE)
 
     def update(grads, state, trainable):
         updates, state = optimizer.update(grads, state, trainable, frozen=frozen)
