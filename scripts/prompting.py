@@ -39,10 +39,9 @@ def variants(shots: int) -> dict[str, tuple[str, ...]]:
     return {
         "MiniLM, 0 shots": (":minilm",),
         "SmolLM2, 0 shots": ("",),
-        "SmolLM2, balanced": ("", few),
+        "SmolLM2, few shots": ("", few),
         "SmolLM2, 0 shots, calibrated": ("", "--config.method.calibrate=True"),
-        "SmolLM2, balanced, calibrated": ("", few, "--config.method.calibrate=True"),
-        "SmolLM2, nearest": ("", few, "--config.method.demonstrations=nearest"),
+        "SmolLM2, few shots, calibrated": ("", few, "--config.method.calibrate=True"),
     }
 
 
@@ -81,14 +80,14 @@ def main() -> None:
 
 def report(cells: dict[str, list[str]], test: int, validation: int) -> str:
     """The file, of what has been measured so far."""
-    heads = [f"{name} ({shots} shots)" for name, shots in SHOTS.items()]
+    heads = [f"{name} (few: {shots})" for name, shots in SHOTS.items()]
     return f"""# Prompting without training
 
 Accuracy / macro F1 on a sample of each test split; the template is chosen on a sample of the
 validation split (of TREC's training split). {test} and {validation} rows, seed 0; an accuracy's 95%
 interval is at most ±{1.96 * 0.5 / test**0.5:.2f}. MiniLM scores by similarity to the labels' words,
-SmolLM2-135M-Instruct (4 bits, read to float32) by their likelihood. Demonstrations are balanced, or
-the nearest by MiniLM; calibration is by inputs without content. Written by:
+SmolLM2-135M-Instruct (4 bits, read to float32) by their likelihood. Demonstrations are balanced;
+calibration is by inputs without content. Written by:
 
 ```bash
 python scripts/prompting.py --data DATA --test {test} --validation {validation}
