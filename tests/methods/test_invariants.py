@@ -24,7 +24,12 @@ TRAINING = [name for name in methods.METHODS if methods.find(name).trains]
 # Where a method does not fit a kind of model, and what it then says.
 REFUSED = {("bitfit", "llama"): "bias", ("bitfit", "t5"): "bias"}
 PAIRS = [(n, base) for n in TRAINING for base in BASES if (n, base) not in REFUSED]
-SMALL: dict[str, dict[str, Any]] = {"galore": {"rank": 8}}  # what fits small models
+# What fits small models.
+SMALL: dict[str, dict[str, Any]] = {
+    "galore": {"rank": 8},
+    "compacter": {"reduction": 8},
+    "compacter_pp": {"reduction": 8},
+}
 OPTIMIZER = {"name": "adamw", "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
 ROWS, STEPS = 16, 3
 
