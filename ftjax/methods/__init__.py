@@ -43,6 +43,8 @@ METHODS: registry.Table = {
     "qlora": ("quantized", "QLora", "what another method trains, over a base in 4 or 8 bits"),
     "prompting": ("prompting", "Prompting", "nothing: labels are scored by prompts"),
     "combination": ("combination", "Combination", "what several methods do"),
+    "reft": ("reft", "Reft", "interventions on a few tokens' hidden states"),
+    "mam": ("mam", "Mam", "prefixes and adapters beside feed-forward"),
 }
 
 

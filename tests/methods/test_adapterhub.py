@@ -4,50 +4,52 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from ftjax import tuned
+from ftjax.paths import Flat
 from tests.conftest import build
 from tests.models.made import difference, quick
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapterhub"
-NAMES = ("houlsby", "pfeiffer", "parallel", "scaled_parallel", "compacter", "compacter_pp")
-SETTINGS = {
-    "adapter_drop": {"name": "adapter_drop", "leave_out": (0,)},
-}
-LAYERS = {  # their layers → ours, by the number of the one and, in T5, the other part
-    "bert": (r"bert\.encoder\.layer\.(\d+)", r"encoder/layer_\1"),
-    "roberta": (r"roberta\.encoder\.layer\.(\d+)", r"encoder/layer_\1"),
-    "gpt2": (r"transformer\.h\.(\d+)", r"decoder/layer_\1"),
-    "llama": (r"model\.layers\.(\d+)", r"decoder/layer_\1"),
-    "t5": (r"transformer\.(\w+)\.block\.(\d+)", r"\1/layers/layer_\2"),
+SMALL = {"reduction": 4}
+REFT = {"name": "reft", "rank": 2, "last": 2}
+PREFIX = {"name": "prefix_tuning", "length": 5, "projection": 16, "shift": False}
+SIDES = {"encoder_prefix": "encoder", "self_prefix": "decoder", "cross_prefix": "cross"}
+LAYERS = {  # their layers → ours
+    "bert": (r"bert\.encoder\.layer\.(\d+)\.", r"encoder/layer_\1/"),
+    "roberta": (r"roberta\.encoder\.layer\.(\d+)\.", r"encoder/layer_\1/"),
+    "gpt2": (r"transformer\.h\.(\d+)\.", r"decoder/layer_\1/"),
+    "llama": (r"model\.layers\.(\d+)\.", r"decoder/layer_\1/"),
+    "t5": (r"transformer\.(\w+)\.block\.(\d+)\.", r"\1/layers/layer_\2/"),
 }
 PARTS = {
-    r"\.(attention\.output|attention_adapters)(?=\.)": "/attention",
-    r"\.(output|output_adapters)(?=\.)": "/ffn",
-    r"(?<=encoder)(/.*)\.layer\.0": r"\1/attention",
-    r"(?<=encoder)(/.*)\.layer\.1": r"\1/ffn",
-    r"(?<=decoder)(/.*)\.layer\.0": r"\1/attention",
-    r"(?<=decoder)(/.*)\.layer\.2": r"\1/ffn",
-    r"\.adapters\.\w+\.scaling": "/adapter_scale",
-    r"\.adapters\.\w+\.adapter_(down\.0|up)\.": r"/adapter/\1_",
+    r"/(attention\.output|attention_adapters)\.": "/attention/",
+    r"/(output|output_adapters)\.": "/ffn/",
+    r"/layer\.0\.": "/attention/",
+    r"(encoder.*)/layer\.1\.": r"\1/ffn/",
+    r"/layer\.2\.": "/ffn/",
+    r"adapters\.\w+\.scaling": "adapter_scale",
+    r"adapters\.\w+\.adapter_(down\.0|up)\.": r"adapter/\1_",
     r"down\.0_": "down_",
     r"_W_(left|right)$": r"_\1",
     r"_b$": "_bias",
     r".*\.phm_rule$": "phm_rule",
+    r"reft_layer\.refts\.\w+\.units\.0\.": "reft_first_",
+    r"reft_layer\.refts\.\w+\.units\.1\.": "reft_last_",
+    r"learned_source\.": "",
+    r"projection\.(parametrizations\.weight\.original|weight)": "rotation",
     "weight$": "kernel",
 }
-AFTER_FFN = (
-    "pfeiffer",
-    "adapter_drop",
-    "compacter_pp",
-)  # whose adapters are around the norm, or the layer
+AFTER_FFN = ("pfeiffer", "adapter_drop", "compacter_pp")  # at the norm, or the layer
 
 
-def our_name(family: str, method: str, tensor: str) -> str:
+def named(family: str, method: str, tensor: str) -> str:
     """Our path of a parameter of theirs."""
     path = re.sub(*LAYERS[family], tensor)
     for pattern, ours in PARTS.items():
@@ -57,59 +59,131 @@ def our_name(family: str, method: str, tensor: str) -> str:
     return path
 
 
-def turned(path: str, array: np.ndarray) -> np.ndarray:
-    return array.T if path.endswith("kernel") else array
+def orthogonal(original: jax.Array, base: jax.Array) -> jax.Array:
+    """R (r, d) of torch's orthogonal parametrization by Householder reflections."""
+    x, rank = original.T, len(original)
+    vectors = jnp.tril(x, -1)
+    scales = 2 / (1 + (vectors**2).sum(0))
+    vectors, q = vectors + jnp.eye(*x.shape), jnp.eye(*x.shape)
+    for j in reversed(range(rank)):
+        q = q - scales[j] * jnp.outer(vectors[:, j], vectors[:, j] @ q)
+    return (base @ (q * jnp.trunc(jnp.diag(x)))).T
+
+
+def prefixes(family: str, theirs: Flat) -> Flat:
+    """Our leaves of a prefix, which they compute for all layers and for keys and values at once."""
+    found = {}
+    for tensor, array in theirs.items():
+        place, _, leaf = tensor.partition("prefix_tunings.task.")[2].partition(".")
+        if not place:
+            continue
+        side = SIDES[place] if family == "t5" else LAYERS[family][1].split("/")[0]
+        if leaf == "wte.weight":
+            found[f"prefix_{side}_embedding"] = array
+        elif leaf.startswith("control_trans.0"):
+            name = "kernel" if leaf.endswith("weight") else "bias"
+            found[f"prefix_{side}_{name}"] = array.T
+        else:
+            name = "kernel" if leaf.endswith("weight") else "bias"
+            core = "cross" if side == "cross" else "attention"
+            stack = f"{'decoder' if side == 'cross' else side}{'/layers' * (family == 't5')}"
+            parts = jnp.split(array, 4)  # of two layers: key, value, key, value
+            for number, part in enumerate(parts):
+                kind = ("key", "value")[number % 2]
+                path = f"{stack}/layer_{number // 2}/{core}/core/prefix_{kind}_{name}"
+                found[path] = part.T
+    return found
+
+
+def converted(family: str, method: str, theirs: Flat, buffers: Flat) -> Flat:
+    """Our parameters of theirs, differentiably."""
+    found = prefixes(family, theirs)
+    for tensor, array in theirs.items():
+        if "prefix_tunings" in tensor:
+            continue
+        path = named(family, method, tensor)
+        if tensor.endswith(".original"):
+            array = orthogonal(array, buffers[tensor.replace("original", "0.base")])
+        turned = path.endswith(("kernel", "rotation"))
+        found[path] = array.T if turned else array
+    return found
 
 
 class Reference:
-    """A folder of fixtures: parameters and gradients by our names."""
+    """A folder of fixtures."""
 
     def __init__(self, family: str, method: str) -> None:
         folder = FIXTURES / family / method
+        self.family, self.method = family, method
         self.tensors = load_file(folder / "reference.safetensors")
         with safe_open(folder / "reference.safetensors", "np") as file:
             self.count = int(file.metadata()["parameters"])
-        self.adapter, self.gradients = {}, {}
-        for tensor, array in load_file(folder / "adapter.safetensors").items():
-            path = our_name(family, method, tensor)
-            self.adapter[path] = turned(path, array)
-        for key, array in self.tensors.items():
-            if key.startswith("gradients/"):
-                path = our_name(family, method, key.removeprefix("gradients/"))
-                self.gradients[path] = turned(path, array)
+        if (folder / "adapter.safetensors").exists():
+            stored = load_file(folder / "adapter.safetensors")
+        else:
+            pickled = torch.load(folder / "pytorch_adapter.bin", weights_only=True)
+            stored = {name: tensor.numpy() for name, tensor in pickled.items()}
+        self.gradients = {
+            key.removeprefix("gradients/"): array
+            for key, array in self.tensors.items()
+            if key.startswith("gradients/")
+        }
+        self.theirs = {name: stored[name] for name in self.gradients}
+        self.buffers = {name: array for name, array in stored.items() if name not in self.theirs}
 
     def batch(self) -> dict[str, np.ndarray]:
         names = ("input_ids", "attention_mask", "decoder_input_ids")
-        return {name: self.tensors[name] for name in names if name in self.tensors}
+        batch = {name: self.tensors[name] for name in names if name in self.tensors}
+        if self.family == "t5" and "reft" in self.method:  # where theirs has the encoder's padding
+            batch["decoder_attention_mask"] = batch["attention_mask"]
+        return batch
+
+    def ours(self, theirs: Flat) -> Flat:
+        return converted(self.family, self.method, theirs, self.buffers)
+
+    def compare(self, model: tuned.Tuned, params: Flat) -> None:
+        """Outputs at real tokens agree, and gradients of each of their parameters."""
+
+        def total(theirs, weight):
+            hidden = model.apply({**params, **self.ours(theirs)}, self.batch())
+            return (hidden * weight).sum(), hidden
+
+        weight = self.tensors["weight"]
+        gradients, hidden = quick(jax.grad(total, has_aux=True))(self.theirs, weight)
+        real = np.any(weight != 0, -1)
+        assert difference(hidden[real], self.tensors["last_hidden_state"][real]) < 1e-4
+        for name, wanted in self.gradients.items():
+            assert difference(gradients[name], wanted) < 1e-4, name
 
 
-def compare(reference: Reference, model: tuned.Tuned, params: dict, adapter: dict) -> None:
-    """Outputs at real tokens, and gradients, agree."""
-
-    def total(adapter, batch, weight):
-        hidden = model.apply({**params, **adapter}, batch)
-        return (hidden * weight).sum(), hidden
-
-    tensors, batch = reference.tensors, reference.batch()
-    gradients, hidden = quick(jax.grad(total, has_aux=True))(adapter, batch, tensors["weight"])
-    real = np.any(tensors["weight"] != 0, -1)
-    assert difference(hidden[real], tensors["last_hidden_state"][real]) < 1e-4
-    assert set(gradients) == set(reference.gradients)
-    for path, wanted in reference.gradients.items():
-        assert difference(gradients[path], wanted) < 1e-4, path
-
-
-CASES = [(family, method) for method in NAMES for family in ("bert", "llama", "t5")]
-CASES += [("roberta", "pfeiffer"), ("gpt2", "pfeiffer"), ("llama", "adapter_drop")]
+SETTINGS = {
+    "houlsby": SMALL,
+    "pfeiffer": SMALL,
+    "adapter_drop": {**SMALL, "leave_out": (0,)},
+    "parallel": SMALL,
+    "scaled_parallel": SMALL,
+    "compacter": SMALL,
+    "compacter_pp": SMALL,
+    "loreft": {**REFT, "kind": "loreft"},
+    "noreft": {**REFT, "kind": "noreft"},
+    "direft": {**REFT, "kind": "direft"},
+    "mam": {"parts": (PREFIX, {"name": "parallel", **SMALL})},
+}
+CASES = [(family, method) for method in SETTINGS for family in ("bert", "llama", "t5")]
+CASES += [("roberta", "pfeiffer"), ("gpt2", "pfeiffer")]
+CASES.remove(("t5", "adapter_drop"))
 
 
 @pytest.mark.parametrize(("family", "method"), CASES)
 def test_outputs_and_gradients(family, method, one_device):
     folder, reference = FIXTURES / family / "base", Reference(family, method)
-    settings = SETTINGS.get(method, {"name": method}) | {"reduction": 4}
+    settings = {"name": method, **SETTINGS[method]}
+    if (family, method) == ("t5", "mam"):
+        prefix, adapter = settings["parts"]
+        settings["parts"] = ({**prefix, "places": tuple(SIDES.values())}, adapter)
     model = build(folder, settings, {}, {})
     params, _ = tuned.load(folder, model, one_device, jax.random.key(0))
-    added = {path for path in model.shapes if path not in model.base.shapes}
-    assert added == set(reference.adapter)
-    assert model.partition.counts(model.shapes)[0] == reference.count
-    compare(reference, model, params, reference.adapter)
+    added = {path: leaf for path, leaf in model.shapes.items() if path not in model.base.shapes}
+    assert set(added) == set(reference.ours(reference.theirs))
+    assert sum(leaf.size for leaf in added.values()) == reference.count
+    reference.compare(model, params)

@@ -23,6 +23,7 @@ LAYER = 4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
         ({"name": "houlsby"}, 1_789_056 + HEAD),
         ({"name": "pfeiffer"}, 894_528 + HEAD),
         ({"name": "adapter_drop", "leave_out": (0, 1, 2)}, 894_528 * 9 // 12 + HEAD),
+        ({"name": "mam"}, 22_493_984 + HEAD),
         ({"name": "compacter"}, 57_088 + HEAD),
         ({"name": "compacter_pp"}, 28_576 + HEAD),
         ({"name": "parallel"}, 7_091_712 + HEAD),
