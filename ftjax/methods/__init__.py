@@ -22,6 +22,7 @@ METHODS: registry.Table = {
     "adapter_drop": ("bottleneck", "AdapterDrop", "adapters after feed-forward of upper layers"),
     "parallel": ("bottleneck", "Parallel", "adapters beside feed-forward"),
     "scaled_parallel": ("bottleneck", "ScaledParallel", "the same with a learned scale"),
+    "adapter_fusion": ("fusion", "AdapterFusion", "attention over several adapters"),
     "compacter": ("compacter", "Compacter", "hypercomplex adapters placed as houlsby's"),
     "compacter_pp": ("compacter", "CompacterPP", "hypercomplex adapters placed as pfeiffer's"),
     "lora": ("lora", "Lora", "low-rank updates of chosen projections"),
