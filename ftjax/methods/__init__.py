@@ -46,6 +46,7 @@ METHODS: registry.Table = {
     "combination": ("combination", "Combination", "what several methods do"),
     "reft": ("reft", "Reft", "interventions on a few tokens' hidden states"),
     "mam": ("mam", "Mam", "prefixes and adapters beside feed-forward"),
+    "unipelt": ("unipelt", "Unipelt", "gated prefixes, adapters and low-rank updates"),
 }
 
 

@@ -27,6 +27,7 @@ LAYER = 4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
         ({"name": "adapter_fusion"}, 21_252_096 + 2 * 894_528 + HEAD),
         ({"name": "reft"}, 36_888 // 2 + HEAD),
         ({"name": "reft", "last": 1}, 36_888 + HEAD),
+        ({"name": "unipelt"}, 11_083_376 + HEAD),
         ({"name": "mam"}, 22_493_984 + HEAD),
         ({"name": "compacter"}, 57_088 + HEAD),
         ({"name": "compacter_pp"}, 28_576 + HEAD),
