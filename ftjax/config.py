@@ -34,7 +34,7 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "remat": "none",  # none | full | dots | dots_no_batch
             "segments": "auto",  # auto | unrolled | scan | lengths of segments, as "4,2"
             "attention": "xla",  # xla | cudnn
-            "adapter": "",  # a PEFT folder to start from, of the method and its hyperparameters
+            "adapter": "",  # a PEFT or AdapterHub folder of the method, to start from
             "new_head": False,  # start a new head even where the folder has one
         },
         "task": {"name": task, **options(task)},

@@ -66,7 +66,7 @@ class Tuned:
     partition: Partition
     shapes: Flat
     axes: Mapping[str, tuple[str | None, ...]]
-    _phases: dict[Method, Partition] = field(default_factory=dict, compare=False, repr=False)
+    _phases: dict[Method, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def apply(
         self,
@@ -110,14 +110,15 @@ class Tuned:
             logits, kept = self.model.apply(variables, **inputs, mutable=["cache"])
         return logits, kept["cache"]
 
-    def phase(self, step: int) -> Partition:
-        """What trains at a step, of what `partition` says trains at all.
+    def at_step(self, step: int) -> "Tuned":
+        """What trains at a step and by which optimizer, of what this says trains at all.
 
-        The same object for all steps at which the same trains.
+        The same object for all steps at which the same is done.
         """
         method = self.method.at_step(step, self.base)
         if method not in self._phases:
-            self._phases[method] = Partition.of(list(self.shapes), method.rules(self.base))
+            partition = Partition.of(list(self.shapes), method.rules(self.base))
+            self._phases[method] = replace(self, method=method, partition=partition)
         return self._phases[method]
 
     def rates(self) -> dict[str, Any]:
@@ -278,8 +279,9 @@ def build(
         shapes = {path: leaf.value for path, leaf in boxed.items()}
     axes = {path: tuple(leaf.names) for path, leaf in boxed.items()}
     partition = Partition.of(list(shapes), method.rules(base), method.trains)
-    phases = {method: partition}
-    return Tuned(family, names, config, model, method, base, partition, shapes, axes, phases)
+    tuned = Tuned(family, names, config, model, method, base, partition, shapes, axes)
+    tuned._phases[method] = tuned
+    return tuned
 
 
 def names_of(family: ModuleType, config: Any, head: str | None) -> hf.Names:
@@ -340,3 +342,9 @@ def load(
     missing = [path for path in tuned.shapes if path not in loaded]
     params = merge(loaded, tuned.init(key, missing, shardings))
     return params | tuned.started(params, key, shardings, folder), absent
+
+
+def placed(array: Any, old: Any) -> Any:
+    """An array in the place of another: of its dtype, and where it lies."""
+    array = array.astype(old.dtype)
+    return jax.device_put(array, old.sharding) if isinstance(old, jax.Array) else array

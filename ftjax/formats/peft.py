@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -29,7 +28,7 @@ from ftjax.formats.peft_places import (
 )
 from ftjax.methods import hyperparameters
 from ftjax.paths import Flat, expand
-from ftjax.tuned import Tuned
+from ftjax.tuned import Tuned, placed
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 INSIDE = "base_model.model."
@@ -200,12 +199,7 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
             f"{folder / WEIGHTS} has {strange[0]!r}, which method.targets does not adapt and the "
             "head does not have"
         )
-    return {**params, **{path: _placed(x, params[path]) for path, x in loaded.items()}}, absent
-
-
-def _placed(array: np.ndarray, old: Any) -> Any:
-    array = array.astype(old.dtype)
-    return jax.device_put(array, old.sharding) if isinstance(old, jax.Array) else array
+    return {**params, **{path: placed(x, params[path]) for path, x in loaded.items()}}, absent
 
 
 def _outside(form: Form) -> str:

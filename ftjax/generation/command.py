@@ -12,7 +12,7 @@ import jax
 from ftjax import methods, tuned
 from ftjax.data.sources import READERS
 from ftjax.errors import UserError
-from ftjax.formats import peft
+from ftjax.formats import adapter
 from ftjax.formats.folder import load_tokenizer, locate, read_config, read_json
 from ftjax.generation import settings
 from ftjax.generation.text import Generator
@@ -65,14 +65,14 @@ def _open_model(arguments: Namespace) -> tuple[tuned.Tuned, Flat, Path]:
     if head is None:
         raise UserError(f"--model {arguments.model}: {config['model_type']} does not generate")
     options = {"dtype": arguments.dtype}
-    method = peft.read(arguments.adapter) if arguments.adapter else {"name": "prompting"}
+    method = adapter.read_method(arguments.adapter) if arguments.adapter else {"name": "prompting"}
     model = tuned.build(config, methods.create(method), options, {"head": head})
     mesh = make_mesh(1, 1, arguments.tensor, jax.devices()[: arguments.tensor])
     params, absent = tuned.load(folder, model, mesh, jax.random.key(0))
     if absent:
         raise UserError(f"{folder} has no language-model head: it lacks {absent[0]!r}")
     if arguments.adapter:
-        params, _ = peft.load_into(model, params, arguments.adapter)
+        params, _ = adapter.load_into(model, params, arguments.adapter)
     return model, params, folder
 
 

@@ -9,16 +9,15 @@ import jax.numpy as jnp
 import optax
 
 from ftjax.errors import require
-from ftjax.methods.base import present
+from ftjax.methods.base import Method, present
 from ftjax.methods.selection import TOP, Full
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat, expand
 
 
 class Projected(NamedTuple):
-    """Optimizer state: steps done, the projections, and the moments in their spaces."""
+    """Optimizer state: the projections, and the moments in their spaces."""
 
-    count: jax.Array
     bases: Flat
     core: Any
 
@@ -54,6 +53,9 @@ class Galore(Full):
         names = "|".join(re.escape(name) for path in wide for name in expand(path))
         return ((rf"({names})/kernel", "projected"), (r".*", "backbone"))
 
+    def at_step(self, step: int, base: Base) -> Method:
+        return Step(self.rank, self.every, self.scale, step % self.every == 0)
+
     def optimizer(
         self,
         group: str,
@@ -62,8 +64,20 @@ class Galore(Full):
         steps: int,
     ) -> optax.GradientTransformation:
         if group == "projected":
-            core = projected(core, self.rank, self.every, self.scale)
+            core = projected(core, self.rank, self.scale, self.refresh)
         return optax.chain(core, rest)
+
+    @property
+    def refresh(self) -> bool:
+        """Whether directions are found anew: a program of its own, for it costs an SVD a matrix."""
+        return True
+
+
+@dataclass(frozen=True)
+class Step(Galore):
+    """GaLore at a step."""
+
+    refresh: bool = True
 
 
 def leading(grad: jax.Array, rank: int) -> jax.Array:
@@ -74,7 +88,11 @@ def leading(grad: jax.Array, rank: int) -> jax.Array:
     """
     tall = grad.shape[-2] > grad.shape[-1]
     wide = jnp.swapaxes(grad, -1, -2) if tall else grad
-    found = jnp.linalg.svd(wide, full_matrices=False)[0][..., :rank]
+    # One after the other: a batch's factorizations wait for threads that, on a mesh of virtual
+    # devices, wait for them.
+    flat = wide.reshape(-1, *wide.shape[-2:])
+    each = jax.lax.map(lambda one: jnp.linalg.svd(one, full_matrices=False)[0][..., :rank], flat)
+    found = each.reshape(*wide.shape[:-2], *each.shape[-2:])
     largest = jnp.take_along_axis(found, jnp.abs(found).argmax(-2, keepdims=True), -2)
     return found * jnp.sign(largest)
 
@@ -94,28 +112,26 @@ def up(low: jax.Array, basis: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def projected(
-    core: optax.GradientTransformation, rank: int, every: int, scale: float
+    core: optax.GradientTransformation, rank: int, scale: float, refresh: bool
 ) -> optax.GradientTransformation:
-    """`core` in the leading directions of each leaf's gradient."""
+    """`core` in the leading directions of each leaf's gradient, this one's or an earlier one's."""
 
     def init(params: Flat) -> Projected:
         found = present(params)
         bases = {
             path: jnp.zeros((*x.shape[:-2], min(x.shape[-2:]), rank)) for path, x in found.items()
         }
-        lows = {path: down(x, bases[path]) for path, x in found.items()}
-        return Projected(jnp.zeros((), jnp.int32), bases, core.init(lows))
+        return Projected(
+            bases, core.init({path: down(x, bases[path]) for path, x in found.items()})
+        )
 
     def update(grads: Flat, state: Projected, params: Any = None) -> tuple[Flat, Projected]:
-        found = present(grads)
-
-        def fresh() -> Flat:
-            return {path: leading(grad, rank) for path, grad in found.items()}
-
-        bases = jax.lax.cond(state.count % every == 0, fresh, lambda: state.bases)
+        found, bases = present(grads), state.bases
+        if refresh:
+            bases = {path: leading(grad, rank) for path, grad in found.items()}
         lows = {path: down(grad, bases[path]) for path, grad in found.items()}
         steps, moments = core.update(lows, state.core, None)
         whole = {path: scale * up(s, bases[path], found[path].shape) for path, s in steps.items()}
-        return {**grads, **whole}, Projected(state.count + 1, bases, moments)
+        return {**grads, **whole}, Projected(bases, moments)
 
     return optax.GradientTransformation(init, update)

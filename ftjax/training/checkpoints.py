@@ -111,9 +111,9 @@ class Checkpoints:
             key=jax.random.wrap_key_data(tree["key"]),
         )
 
-    def params(self, step: int, like: Flat) -> Flat:
-        """The trainable leaves of a step, in the shardings of `like`."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, unflatten(like))
+    def params(self, step: int, like: Flat | None) -> Flat:
+        """The trainable leaves of a step, in the shardings of `like`; None: as they were saved."""
+        abstract = like and jax.tree.map(ocp.utils.to_shape_dtype_struct, unflatten(like))
         items = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
         return flatten(self._restore(step, items)["params"])
 

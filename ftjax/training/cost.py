@@ -50,7 +50,7 @@ def compiled_step(
         steps: of the whole run.
         options: of the compiler.
     """
-    phase = tuned.phase(0)
+    phase = tuned.at_step(0).partition
     trainable, frozen = tuned.partition.split(abstract_params(tuned))
     labels = {path: group for path, group in phase.labels.items() if group != FROZEN}
 

@@ -23,7 +23,7 @@ from ftjax.errors import UserError
 from ftjax.formats.folder import fingerprint, locate
 from ftjax.loss import Loss
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
-from ftjax.partition import FROZEN, Partition
+from ftjax.partition import FROZEN
 from ftjax.paths import Flat
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.evaluate import Forward, cache_features, score
@@ -43,6 +43,7 @@ from ftjax.training.run import (
     write_labels,
 )
 from ftjax.training.step import State, compile_step, init_moments, init_state, make_step
+from ftjax.tuned import Tuned
 
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
@@ -120,7 +121,7 @@ class _Training:
         latest = checkpoints.latest()
         phase = self._phase(latest or 0)
         optimizer, seed = self._optimizer(phase), self.config.seed
-        state = init_state(run.trainable, optimizer, seed, self.mesh, phase)
+        state = init_state(run.trainable, optimizer, seed, self.mesh, phase.partition)
         if latest is not None:
             state = self._resume(checkpoints, latest, state, iterator)
         elif self.cached:
@@ -167,16 +168,16 @@ class _Training:
         if step:
             records.say(f"resumed at step {step}")
 
-    def _phase(self, done: int) -> Partition:
-        """What the last of `done` steps trained, which the optimizer state is of."""
-        return self.run_.tuned.phase(max(done - 1, 0))
+    def _phase(self, done: int) -> Tuned:
+        """What the last of `done` steps was made by, which the optimizer state is of."""
+        return self.run_.tuned.at_step(max(done - 1, 0))
 
-    def _optimizer(self, phase: Partition) -> optax.GradientTransformationExtraArgs:
-        labels = {path: group for path, group in phase.labels.items() if group != FROZEN}
-        method, settings = self.run_.tuned.method, self.config.optimizer
-        return make_optimizer(settings, labels, self.rate, method, self.rates, self.total)
+    def _optimizer(self, phase: Tuned) -> optax.GradientTransformationExtraArgs:
+        labels = {path: g for path, g in phase.partition.labels.items() if g != FROZEN}
+        settings = self.config.optimizer
+        return make_optimizer(settings, labels, self.rate, phase.method, self.rates, self.total)
 
-    def _step(self, phase: Partition) -> Callable:
+    def _step(self, phase: Tuned) -> Callable:
         """The step of a phase as a pure function, not yet compiled."""
         run = self.run_
 
@@ -190,7 +191,7 @@ class _Training:
             clip_norm=self.config.optimizer.clip_norm,
             accumulation=self.config.train.accumulation,
             penalty=run.tuned.method.penalty,
-            active=phase,
+            active=phase.partition,
         )
 
     def _compile(self, step: Callable, state: State, batch: Mapping[str, Any]) -> Any:
@@ -247,11 +248,10 @@ class _Training:
         while step < self.total and not done:
             planned = loader.planned(step)
             batch = place_rows(self.mesh, next(iterator), len(planned.places))
-            if (now := self.run_.tuned.phase(step)) is not phase:
-                phase = now
-                fresh = init_moments(
-                    phase.split(state.params)[0], self._optimizer(phase), self.mesh
-                )
+            before, phase = phase, self.run_.tuned.at_step(step)
+            if phase.partition.labels != before.partition.labels:
+                active = phase.partition.split(state.params)[0]
+                fresh = init_moments(active, self._optimizer(phase), self.mesh)
                 state = replace(state, opt_state=carry(state.opt_state, fresh, state.step))
             program = (*planned.places.shape, planned.length, id(phase))
             if program not in programs:

@@ -9,10 +9,8 @@ import numpy as np
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
-from ftjax.formats.folder import fingerprint
 from ftjax.partition import merge
 from ftjax.paths import Flat
-from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.evaluate import Forward
 from ftjax.training.run import (
     Run,
@@ -22,6 +20,7 @@ from ftjax.training.run import (
     read_labels,
     read_workdir,
 )
+from ftjax.training.trained import best_params
 from ftjax.training.zero_shot import score_chosen
 
 
@@ -76,20 +75,6 @@ def open_predictor(workdir: Path, config: Any = None) -> Predictor:
         if not (workdir / "result.json").exists():
             raise UserError(f"{workdir} has no result.json: the run has not finished")
         return Predictor(run, names, 0, workdir)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep)
-    latest = checkpoints.latest()
-    if latest is None:
-        raise UserError(f"{workdir} has no checkpoint yet")
-    meta = checkpoints.meta(latest)
-    base = fingerprint(run.folder)
-    if meta["base"] != base:
-        raise UserError(
-            f"{workdir} was trained on another base model: its fingerprint is "
-            f"{meta['base'][:12]}, that of {run.folder} is {base[:12]}"
-        )
-    best = meta["progress"]["best_step"]
-    step = latest if best < 0 else best
-    params = checkpoints.params(step, run.trainable)
-    checkpoints.close()
+    params, step = best_params(workdir, run.folder, run.trainable)
     values = {**vars(run), "trainable": params}
     return Predictor(Run(**values), names, step, workdir)

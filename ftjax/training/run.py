@@ -18,13 +18,15 @@ from ftjax.data.planning import Layout, bucket_layout, packed_layout
 from ftjax.data.prepare import Report, prepare
 from ftjax.data.sources import Split, load
 from ftjax.errors import UserError, nearest
-from ftjax.formats import peft
+from ftjax.formats.adapter import load_into
 from ftjax.formats.folder import locate, read_config
+from ftjax.methods.fusion import AdapterFusion
 from ftjax.methods.prompting import HEADS, Prompting
 from ftjax.models import kind_of
 from ftjax.parallel.mesh import batch_ways, make_mesh
 from ftjax.paths import Flat
 from ftjax.training.records import write_json, write_text
+from ftjax.training.trained import fused
 
 # What may differ when a run is resumed: it changes speed and records, not results.
 FREE = ("mesh.", "train.log_every", "train.keep", "train.eval_batch_size", "model.remat")
@@ -175,8 +177,10 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
             f"{absent[0]!r}; method.kind='sentence' needs none"
         )
     if config.model.adapter:
-        params, lacking = peft.load_into(model, params, Path(config.model.adapter))
+        params, lacking = load_into(model, params, Path(config.model.adapter))
         absent = [path for path in absent if path in lacking]
+    if isinstance(method, AdapterFusion) and method.adapters:
+        params = fused(hf_config, config.model, head, method, params, folder)
     trainable, frozen = model.partition.split(params)
     return Run(config, folder, task, model, mesh, trainable, frozen, absent)
 

@@ -121,7 +121,7 @@ def test_optimizers_rates_steps_and_penalties_are_the_parts():
     assert both.penalty({"x": 3.0}) == 9.0
     assert methods.create({"name": "combination"}).penalty({}) is None
     model = combined(frozen, {"name": "lora"}, base="bert")
-    first, last = model.phase(0), model.phase(9)
+    first, last = model.at_step(0).partition, model.at_step(9).partition
     assert first.labels["encoder/layer_1/ffn/up/kernel"] == "frozen"
     assert last.labels["encoder/layer_1/ffn/up/kernel"].startswith("0_layer")
     assert first.labels["encoder/layer_1/attention/query/lora_a"] == "1_lora"

@@ -37,12 +37,11 @@ def test_updates_equal_the_papers(shape):
     core = optax.scale_by_adam(B1, B2, EPSILON)
     rest = optax.chain(optax.add_decayed_weights(DECAY), optax.scale_by_learning_rate(RATE))
     method = Galore(rank=RANK, every=EVERY, scale=SCALE)
-    optimizer = method.optimizer("projected", core, rest, len(grads))
-    params = {"x/kernel": weights}
-    state = optimizer.init(params)
-    update = jax.jit(optimizer.update)
-    for grad in grads:
-        updates, state = update({"x/kernel": grad}, state, params)
+    params, state = {"x/kernel": weights}, None
+    for step, grad in enumerate(grads):
+        optimizer = method.at_step(step, None).optimizer("projected", core, rest, len(grads))
+        state = optimizer.init(params) if state is None else state
+        updates, state = jax.jit(optimizer.update)({"x/kernel": grad}, state, params)
         params = optax.apply_updates(params, updates)
     for layer in range(2):
         wanted = numpy_galore(weights[layer].astype(np.float64), list(grads[:, layer]))

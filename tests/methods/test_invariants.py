@@ -24,11 +24,15 @@ TRAINING = [name for name in methods.METHODS if methods.find(name).trains]
 # Where a method does not fit a kind of model, and what it then says.
 REFUSED = {("bitfit", "llama"): "bias", ("bitfit", "t5"): "bias"}
 PAIRS = [(n, base) for n in TRAINING for base in BASES if (n, base) not in REFUSED]
+UNPACKED = {"unipelt": "cannot tell packed examples"}  # and what such methods say of packed rows
+ROUNDING = {"reft": 2e-6}  # adds an exact zero, beside which the rest is compiled otherwise
 # What fits small models.
 SMALL: dict[str, dict[str, Any]] = {
     "galore": {"rank": 8},
     "compacter": {"reduction": 8},
     "compacter_pp": {"reduction": 8},
+    "adapter_fusion": {"reduction": 4},  # all relus of a narrower one may be dead
+    "reft": {"last": 1, "tied": True},  # llama's classifier reads the last token alone
 }
 OPTIMIZER = {"name": "adamw", "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
 ROWS, STEPS = 16, 3
@@ -128,7 +132,7 @@ class Trained:
                 lambda x, s=shardings[path], n=ndim: jax.device_put(x, fitted(s, n, x.shape)), leaf
             )
         trainable, self.frozen = model.partition.split(placed)
-        phase = model.phase(0)
+        phase = model.at_step(0).partition
         self.active = {path for path in trainable if phase.is_trainable(path)}
         labels = {path: phase.labels[path] for path in self.active}
 
@@ -165,7 +169,7 @@ def test_1_step_0_is_the_base_model(it):
     """Exactly, unless no hyperparameters of the method are the identity."""
     difference = np.abs(it.outputs(it.params) - it.plain(it.params)).max()
     if it.model.method.identity:
-        assert difference == 0
+        assert difference <= ROUNDING.get(it.name, 0)
     else:
         assert difference > 1e-4
 
@@ -263,7 +267,7 @@ BAD_CASES = [
 @pytest.mark.parametrize(("name", "key", "value"), BAD_CASES)
 def test_7_bad_hyperparameters_are_named(name, key, value):
     with pytest.raises(UserError, match=rf"method\.{key}"):
-        build("bert", {**settings(name), key: value}).phase(0)
+        build("bert", {**settings(name), key: value}).at_step(0)
 
 
 @pytest.mark.parametrize(("name", "base"), list(REFUSED))
@@ -315,5 +319,9 @@ def test_9_packed_equals_apart(it):
         "starts": np.array([[0, sizes[0]]]),
     }
     apply = quick(lambda params, batch: model.apply(params, batch))
+    if it.name in UNPACKED:
+        with pytest.raises(UserError, match=UNPACKED[it.name]):
+            apply(params, packed)
+        return
     apart = apply(params, {"input_ids": ids * mask, "attention_mask": mask})
     np.testing.assert_allclose(apply(params, packed)[0], apart, atol=1e-5)

@@ -36,9 +36,9 @@ def test_layers_thaw_from_the_top():
     model = build("bert", {"name": "gradual_unfreezing", "every": 10})
 
     def active(step):
-        phase = model.phase(step)
-        assert phase is model.phase(step)
-        paths = [path for path in model.shapes if phase.is_trainable(path)]
+        phase = model.at_step(step)
+        assert phase is model.at_step(step)
+        paths = [path for path in model.shapes if phase.partition.is_trainable(path)]
         return {"/".join(path.split("/")[:2]) for path in paths}
 
     top = {"classifier/kernel", "classifier/bias", "pooler/kernel", "pooler/bias"}
@@ -53,10 +53,11 @@ def test_lisa_draws_layers_and_keeps_the_ends():
     model = build("t5", {"name": "lisa", "layers": 2, "every": 5})
     drawn = set()
     for step in range(0, 200, 5):
-        phase = model.phase(step)
-        assert phase is model.phase(step + 4)
-        layers = {g for g in phase.groups if g.startswith("layer_")}
-        assert len(layers) == 2 and set(phase.groups) - layers == {"embeddings", "head"}
+        phase = model.at_step(step)
+        assert phase is model.at_step(step + 4)
+        groups = set(phase.partition.groups)
+        layers = {g for g in groups if g.startswith("layer_")}
+        assert len(layers) == 2 and groups - layers == {"embeddings", "head"}
         drawn.add(frozenset(layers))
     assert len(drawn) == 6  # of four layers, every pair
 
@@ -80,7 +81,7 @@ def test_what_trains_already_keeps_its_moments():
     grads = {path: random.normal(size=(steps, *x.shape)) for path, x in params.items()}
     state, before = None, None
     for step in range(steps):
-        phase = model.phase(step)
+        phase = model.at_step(step).partition
         active = phase.split(params)[0]
         labels = {path: phase.labels[path] for path in active}
         optimizer = make_optimizer(ADAM, labels, rate, model.method, model.rates(), steps)

@@ -1,0 +1,43 @@
+"""Adapter folders of PEFT and of AdapterHub, whichever a folder is."""
+
+from pathlib import Path
+from typing import Any
+
+from ftjax.formats import adapterhub, peft
+from ftjax.formats.folder import read_json
+from ftjax.paths import Flat
+from ftjax.tuned import Tuned, placed
+
+
+def _of_peft(folder: Path) -> bool:
+    return "peft_type" in read_json(folder / "adapter_config.json")
+
+
+def read_method(folder: Path) -> dict[str, Any]:
+    """`method.*` of an adapter folder: {"name": ..., hyperparameter: value, ...}.
+
+    Raises:
+        UserError: the folder is none, or of a method that is not implemented.
+    """
+    return peft.read(folder) if _of_peft(folder) else adapterhub.read_method(folder)
+
+
+def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]]:
+    """Parameters with an adapter's in the place of the method's, and of the head's.
+
+    Args:
+        tuned: the model under the folder's method.
+        params: flat parameters, whose shardings are kept.
+        folder: of the adapter.
+
+    Returns:
+        The parameters, and the paths of the head's parameters that the folder lacks.
+
+    Raises:
+        UserError: a hyperparameter, a target or a tensor of the folder is not the method's.
+    """
+    if _of_peft(folder):
+        return peft.load_into(tuned, params, folder)
+    found = adapterhub.read_adapter(folder, tuned)
+    absent = [p for p in tuned.shapes if tuned.names.in_head(p) and p not in found]
+    return params | {path: placed(array, params[path]) for path, array in found.items()}, absent

@@ -1,0 +1,84 @@
+"""What earlier runs trained: the best parameters of a work folder, and adapters to be fused."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ftjax import methods, tuned
+from ftjax.errors import UserError
+from ftjax.formats.adapter import load_into
+from ftjax.formats.folder import fingerprint, read_json
+from ftjax.methods.fusion import placed_as
+from ftjax.paths import Flat
+from ftjax.training.checkpoints import Checkpoints
+
+
+def best_params(workdir: Path, base: Path, like: Flat | None = None) -> tuple[Flat, int]:
+    """The trainable leaves of a work folder's best step, and its number.
+
+    Args:
+        workdir: of a run that has at least one checkpoint.
+        base: folder of the base model.
+        like: in whose shardings they come; None for the host's memory.
+
+    Raises:
+        UserError: nothing was saved there, or the base model has changed.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    latest = checkpoints.latest()
+    if latest is None:
+        raise UserError(f"{workdir} has no checkpoint yet")
+    meta, now = checkpoints.meta(latest), fingerprint(base)
+    if meta["base"] != now:
+        raise UserError(
+            f"{workdir} was trained on another base model: its fingerprint is "
+            f"{meta['base'][:12]}, that of {base} is {now[:12]}"
+        )
+    best = meta["progress"]["best_step"]
+    step = latest if best < 0 else best
+    params = checkpoints.params(step, like)
+    checkpoints.close()
+    return params, step
+
+
+def fused(
+    hf_config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    head: Mapping[str, Any],
+    method: Any,
+    params: Flat,
+    base: Path,
+) -> Flat:
+    """Parameters of an AdapterFusion with its trained adapters in place.
+
+    Args:
+        hf_config: config.json's mapping.
+        settings: the `model` section of the configuration.
+        head: the task's arguments to the family's `Model`.
+        method: the fusion; its `adapters` are work folders, or folders of AdapterHub.
+        params: flat parameters of the model under it.
+        base: folder of the base model.
+
+    Raises:
+        UserError: a folder holds no adapter of these hyperparameters for this model.
+    """
+    wanted = {name: getattr(method, name) for name in methods.hyperparameters("pfeiffer")}
+    single = methods.create({"name": "pfeiffer", **wanted})
+    model = tuned.build(hf_config, single, settings, head)
+    result = dict(params)
+    for number, folder in enumerate(map(Path, method.adapters)):
+        if (folder / "config.json").exists():
+            saved = json.dumps(read_json(folder / "config.json")["method"], sort_keys=True)
+            needed = json.dumps({"name": "pfeiffer", **wanted}, sort_keys=True)
+            if saved != needed:
+                raise UserError(f"method.adapters: {folder} is of {saved}, not {needed}")
+            found = best_params(folder, base)[0]
+        else:
+            own = {p: params[q] for p in model.shapes for q in placed_as({p: p}, number)}
+            found, _ = load_into(model, own, folder)
+        for path, array in placed_as(found, number).items():
+            if path not in params or array.shape != params[path].shape:
+                raise UserError(f"method.adapters: {path!r} of {folder} does not fit the model")
+            result[path] = tuned.placed(array, params[path])
+    return result

@@ -1,0 +1,58 @@
+"""AdapterFusion over adapters that earlier runs trained."""
+
+import jax
+import numpy as np
+import pytest
+
+from ftjax.config import check, load_config
+from ftjax.errors import UserError
+from ftjax.training.run import place_model
+from ftjax.training.trained import best_params
+from tests.conftest import ftjax
+
+SETTINGS = ["--config.method.reduction=8", "--config.train.epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def runs(config_file, tmp_path_factory):
+    """Two adapters trained on one base."""
+    folder, found = tmp_path_factory.mktemp("fused"), []
+    for seed in range(2):
+        found.append(folder / str(seed))
+        command = ["train", "--config", config_file, "--workdir", found[-1]]
+        ftjax(*command, "--config.method.name=pfeiffer", f"--config.seed={seed}", *SETTINGS)
+    return found
+
+
+def settings(config_file, folders, *more):
+    chosen = [f"--config.method.adapters={','.join(map(str, folders))}", *SETTINGS, *more]
+    return ["--config.method.name=adapter_fusion", *chosen]
+
+
+def test_trained_adapters_are_in_place_and_stay(config_file, runs, tiny, tmp_path):
+    arguments = settings(config_file, runs)
+    run = place_model(check(load_config(str(config_file), arguments)), ("a", "b"))
+    for number, folder in enumerate(runs):
+        trained, _ = best_params(folder, tiny)
+        paths = [path for path in trained if "/adapter/" in path]
+        assert len(paths) == 4 * 4  # layers, and two kernels and biases
+        for path in paths:
+            there = run.frozen[path.replace("/adapter/", f"/adapter_{number}/")]
+            np.testing.assert_array_equal(there, trained[path])
+    assert {path.split("/")[-2] for path in run.trainable} == {"fusion", "classifier"}
+    ftjax("train", "--config", config_file, "--workdir", tmp_path / "run", *arguments)
+    params, _ = best_params(tmp_path / "run", tiny)
+    assert set(params) == set(run.trainable)
+    moved = [np.any(np.asarray(params[path]) != run.trainable[path]) for path in params]
+    assert jax.tree.all(moved)
+
+
+def test_adapters_that_do_not_fit_are_refused(config_file, runs, tmp_path):
+    def placed(folders, *more):
+        arguments = settings(config_file, folders, *more)
+        return place_model(check(load_config(str(config_file), arguments)), ("a", "b"))
+
+    with pytest.raises(UserError, match=r'method\.adapters: .* is of .*"reduction": 8'):
+        placed(runs, "--config.method.reduction=4")
+    with pytest.raises(UserError, match=r"adapter_config\.json does not exist"):
+        placed([runs[0], tmp_path])
