@@ -89,3 +89,13 @@ class Partition:
 def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> Flat:
     """The inverse of `Partition.split`."""
     return {**frozen, **trainable}
+
+
+def selecting(rules: Rules) -> Rules:
+    """The rules that train something, so that each matches what it gets where all are tried."""
+    found, before = [], ""
+    for pattern, group in rules:
+        if group != FROZEN:
+            found.append((f"{before}(?:{pattern})", group))
+        before += rf"(?!(?:{pattern})\Z)"
+    return found

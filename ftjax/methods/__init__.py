@@ -63,3 +63,9 @@ def hyperparameters(name: str) -> dict[str, Any]:
 def create(settings: Mapping[str, Any]) -> Any:
     """A method from {"name": ..., hyperparameter: value, ...}."""
     return registry.create("method", METHODS, settings)
+
+
+def name_of(method: Any) -> str:
+    """What a method is registered as, or its class."""
+    cls = type(method).__name__
+    return next((name for name, (_, its, _) in METHODS.items() if its == cls), cls)

@@ -15,7 +15,7 @@ from ftjax import methods
 from ftjax.errors import UserError, require
 from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, nested
 from ftjax.methods.selection import Selection
-from ftjax.partition import FROZEN, Rules
+from ftjax.partition import Rules, selecting
 from ftjax.paths import Base, Flat, expand
 
 Part = Method | Mapping[str, Any] | str
@@ -30,22 +30,6 @@ def created(part: Part) -> Method:
     named = isinstance(part, Mapping) and "name" in part
     require(named, f"method.parts: {part!r} is neither a method's name nor has one")
     return methods.create(part)
-
-
-def name_of(part: Method) -> str:
-    """What a part is registered as, or its class."""
-    cls = type(part).__name__
-    return next((name for name, (_, its, _) in methods.METHODS.items() if its == cls), cls)
-
-
-def selecting(rules: Rules) -> Rules:
-    """The rules that train something, so that each matches what it gets where all are tried."""
-    found, before = [], ""
-    for pattern, group in rules:
-        if group != FROZEN:
-            found.append((f"{before}(?:{pattern})", group))
-        before += rf"(?!(?:{pattern})\Z)"
-    return found
 
 
 @dataclass(frozen=True)
@@ -69,7 +53,7 @@ class Combination(Method):
         require(listed, f"method.parts={self.parts!r} must be two methods or more")
         object.__setattr__(self, "parts", tuple(map(created, self.parts)))
         for part in self.parts:
-            require(part.trains, f"method.parts: {name_of(part)} trains nothing")
+            require(part.trains, f"method.parts: {methods.name_of(part)} trains nothing")
 
     @property
     def identity(self) -> bool:
@@ -77,7 +61,7 @@ class Combination(Method):
 
     @property
     def names(self) -> str:
-        return " and ".join(map(name_of, self.parts))
+        return " and ".join(map(methods.name_of, self.parts))
 
     def rules(self, base: Base) -> Rules:
         """The parts' own in turn, then what freezes the rest.
@@ -94,9 +78,9 @@ class Combination(Method):
                 found = [path for path in paths if re.fullmatch(pattern, path)]
                 for path in found:
                     other, owner = taken.get(path, (group, ""))
-                    clash = f"method.parts: {owner} and {name_of(part)} both train {path!r}"
+                    clash = f"method.parts: {owner} and {methods.name_of(part)} both train {path!r}"
                     require(other == group, clash)
-                new = {path: (group, name_of(part)) for path in found if path not in taken}
+                new = {path: (group, methods.name_of(part)) for path in found if path not in taken}
                 taken |= new
                 if new or not found:  # else all it selects is an earlier part's
                     name = group if group == HEAD else f"{number}_{group}"

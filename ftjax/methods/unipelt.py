@@ -8,11 +8,12 @@ import flax.linen as nn
 import jax
 import optax
 
+from ftjax import methods
 from ftjax.errors import require
 from ftjax.methods.adapter import NORMAL, ZERO, Bottleneck
 from ftjax.methods.base import Interceptor, at, leaf, nested
 from ftjax.methods.bottleneck import Houlsby, Parallel, Pfeiffer
-from ftjax.methods.combination import Combination, Part, name_of
+from ftjax.methods.combination import Combination, Part
 from ftjax.methods.examples import segments_of, side_of
 from ftjax.methods.lora import Lora
 from ftjax.methods.prefix import PrefixTuning
@@ -50,7 +51,7 @@ class Unipelt(Combination):
         super().__post_init__()
         for part in self.parts:
             known = type(part) in GATED
-            require(known, f"method.parts: unipelt has no gate for {name_of(part)}")
+            require(known, f"method.parts: unipelt has no gate for {methods.name_of(part)}")
 
     def rules(self, base: Base) -> Rules:
         return ((r".*/gate_.*", "gate"), *super().rules(base))
