@@ -180,3 +180,13 @@ class Method:
 def present(tree: Mapping[str, Any]) -> Flat:
     """The leaves that a group's optimizer sees, without the places of other groups' leaves."""
     return {path: x for path, x in tree.items() if not isinstance(x, optax.MaskedNode)}
+
+
+def each_matrix(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
+    """What `function` gives of each matrix of x (..., m, n), stacked as they were.
+
+    One after the other: a batch's factorization waits for threads which, on a mesh of virtual
+    devices, wait for it.
+    """
+    found = jax.lax.map(function, x.reshape(-1, *x.shape[-2:]))
+    return jax.tree.map(lambda y: y.reshape(*x.shape[:-2], *y.shape[1:]), found)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ftjax.errors import require
-from ftjax.methods.base import Method, present
+from ftjax.methods.base import Method, each_matrix, present
 from ftjax.methods.selection import TOP, Full
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat, expand
@@ -88,11 +88,7 @@ def leading(grad: jax.Array, rank: int) -> jax.Array:
     """
     tall = grad.shape[-2] > grad.shape[-1]
     wide = jnp.swapaxes(grad, -1, -2) if tall else grad
-    # One after the other: a batch's factorizations wait for threads that, on a mesh of virtual
-    # devices, wait for them.
-    flat = wide.reshape(-1, *wide.shape[-2:])
-    each = jax.lax.map(lambda one: jnp.linalg.svd(one, full_matrices=False)[0][..., :rank], flat)
-    found = each.reshape(*wide.shape[:-2], *each.shape[-2:])
+    found = each_matrix(lambda x: jnp.linalg.svd(x, full_matrices=False)[0][:, :rank], wide)
     largest = jnp.take_along_axis(found, jnp.abs(found).argmax(-2, keepdims=True), -2)
     return found * jnp.sign(largest)
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ftjax.methods.base import leaf
+from ftjax.methods.base import each_matrix, leaf
 from ftjax.methods.lora import Lora, product
 from ftjax.paths import Base, Flat
 
@@ -42,14 +42,15 @@ class Residual(Lora):
             return {}
         first = {}
         for path in self.matched(base):
-            a, b = self.split(params[f"{path}/kernel"].astype(jnp.float32))
+            kernel = params[f"{path}/kernel"].astype(jnp.float32)
+            a, b = each_matrix(self.split, kernel)
             for name, value in (("lora_a", a), ("lora_b", b)):
                 kept = value.astype(params[f"{path}/{name}0"].dtype)
                 first |= {f"{path}/{name}0": kept, f"{path}/{name}": kept.astype(jnp.float32)}
         return first
 
     def split(self, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """A₀ (..., in, r) and B₀ (..., r, out) of W (..., in, out)."""
+        """A₀ (in, r) and B₀ (r, out) of W (in, out)."""
         raise NotImplementedError
 
     def merged(self, kernel: jax.Array, **leaves: jax.Array) -> jax.Array:
@@ -73,8 +74,8 @@ class Pissa(Residual):
 
     def split(self, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
         u, sigma, vt = jnp.linalg.svd(kernel, full_matrices=False)
-        root = jnp.sqrt(sigma[..., : self.rank] / self.scale)
-        return u[..., : self.rank] * root[..., None, :], root[..., None] * vt[..., : self.rank, :]
+        root = jnp.sqrt(sigma[: self.rank] / self.scale)
+        return u[:, : self.rank] * root, root[:, None] * vt[: self.rank]
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,5 @@ class Olora(Residual):
     inits: ClassVar[tuple[str, ...]] = ("qr", "random")
 
     def split(self, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-        q, r = jnp.linalg.qr(jnp.swapaxes(kernel, -1, -2))
-        a, b = r[..., : self.rank, :], q[..., : self.rank]
-        return jnp.swapaxes(a, -1, -2), jnp.swapaxes(b, -1, -2)
+        q, r = jnp.linalg.qr(kernel.T)
+        return r[: self.rank].T, q[:, : self.rank].T
