@@ -7,6 +7,7 @@ array: a selection is then a set of keys, and a pattern is matched against what 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from flax import traverse_util
@@ -78,7 +79,7 @@ class Base:
         """Whether the model is an encoder-decoder."""
         return bool(self.modules("cross"))
 
-    @property
+    @cached_property
     def layers(self) -> tuple[str, ...]:
         """Unrolled paths of the layers from the input to the output, all stacks in turn.
 

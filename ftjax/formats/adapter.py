@@ -23,19 +23,7 @@ def read_method(folder: Path) -> dict[str, Any]:
 
 
 def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]]:
-    """Parameters with an adapter's in the place of the method's, and of the head's.
-
-    Args:
-        tuned: the model under the folder's method.
-        params: flat parameters, whose shardings are kept.
-        folder: of the adapter.
-
-    Returns:
-        The parameters, and the paths of the head's parameters that the folder lacks.
-
-    Raises:
-        UserError: a hyperparameter, a target or a tensor of the folder is not the method's.
-    """
+    """Parameters with an adapter's, and the head's paths that it lacks: see `peft.load_into`."""
     if _of_peft(folder):
         return peft.load_into(tuned, params, folder)
     found = adapterhub.read_adapter(folder, tuned)

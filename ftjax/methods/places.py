@@ -11,15 +11,26 @@ def layer_modules(base: Base) -> frozenset[str]:
     return frozenset(path.rpartition("/")[0] for path in base.modules("ffn_norm"))
 
 
+def layers_of(base: Base, key: str = "") -> tuple[str, ...]:
+    """Paths of the layers, from the input to the output.
+
+    Raises:
+        UserError: layers share their parameters, so that none can be chosen; names `key`.
+    """
+    where = f"{key}: " if key else ""
+    shared = f"{where}layers of this model share parameters: none can be chosen"
+    require(bool(base.layers), shared)
+    return base.layers
+
+
 def numbers_in(base: Base, numbers: Iterable[int], key: str) -> frozenset[int]:
     """`numbers`, checked to be those of layers, counted through all stacks.
 
     Raises:
         UserError: there is no such layer, or layers share their parameters; names `key`.
     """
-    count = len(base.layers)
     for number in numbers:
-        require(bool(count), f"{key}: layers of this model share parameters: none can be chosen")
+        count = len(layers_of(base, key))
         require(0 <= number < count, f"{key}: there is no layer {number}, of {count} from 0")
     return frozenset(numbers)
 

@@ -94,7 +94,8 @@ class QLora(Method):
         return self.inner.cuts(layers)
 
     def stored(self, base: Base, path: str, array: jax.Array) -> Any:
-        if path.removesuffix("/kernel") not in self.kernels(base):
+        kernel = path.removesuffix("/kernel") in base.projections()
+        if not kernel or not _frozen(self.inner.rules(base), path):
             return self.inner.stored(base, path, array)
         return _quantizer(self.bits, array.shape, array.sharding)(array)
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from ftjax.errors import require
 from ftjax.methods.base import FREEZE_REST, Method, head_rule
-from ftjax.methods.selection import TOP, Selection, layers_of
+from ftjax.methods.places import layers_of
+from ftjax.methods.selection import TOP, Selection
 from ftjax.partition import Rules
 from ftjax.paths import Base
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ftjax.errors import UserError, require
 from ftjax.methods.base import FREEZE_REST, Method, head_rule
+from ftjax.methods.places import layers_of
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat
 
@@ -15,16 +16,6 @@ class Selection(Method):
 
     def merge(self, params: Flat) -> Flat:
         return dict(params)
-
-
-def layers_of(base: Base) -> tuple[str, ...]:
-    """Paths of the layers, from the input to the output.
-
-    Raises:
-        UserError: layers share their parameters, so that none can be chosen.
-    """
-    require(bool(base.layers), "layers of this model share parameters: none can be chosen")
-    return base.layers
 
 
 def layer_rule(layers: Iterable[str], group: str = "backbone") -> tuple[str, str]:

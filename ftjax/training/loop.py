@@ -249,7 +249,7 @@ class _Training:
             planned = loader.planned(step)
             batch = place_rows(self.mesh, next(iterator), len(planned.places))
             before, phase = phase, self.run_.tuned.at_step(step)
-            if phase.partition.labels != before.partition.labels:
+            if phase is not before and phase.partition.labels != before.partition.labels:
                 active = phase.partition.split(state.params)[0]
                 fresh = init_moments(active, self._optimizer(phase), self.mesh)
                 state = replace(state, opt_state=carry(state.opt_state, fresh, state.step))
