@@ -1,8 +1,9 @@
 """Every method that trains an encoder, on 2,000 sentences of SST-2, with MiniLM.
 
-ftjax compare --config configs/compare_sst2.py --seeds 3 --workdir runs/compare_sst2
-data.path: a folder with train, validation and test .jsonl (text, label). A run that is finished
-is not run again, so that the study can be left and gone on with by the same command.
+ftjax compare --config configs/compare_sst2.py --seeds 3 --jobs 2 --workdir runs/compare_sst2
+data.path: a folder with train, validation and test .jsonl (text, label). Two runs go side by
+side, each on half of the cores. A run that is finished is not run again, so that the study can be
+left and gone on with by the same command.
 """
 
 from ml_collections import ConfigDict

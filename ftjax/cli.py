@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--config", required=True, help="FILE, a file with get_config([method])")
     compare.add_argument("--methods", default="", help="names, with commas between (the file's)")
     compare.add_argument("--seeds", type=int, default=1, help="runs a method (default 1)")
+    compare.add_argument("--jobs", type=int, default=1, help="runs at once (default 1)")
     export = command("export", "write the best checkpoint in another format", overrides=False)
     export.add_argument("--format", required=True, choices=("hf", "peft", "adapterhub"))
     export.add_argument("--output", type=Path, required=True, help="a new folder")
@@ -211,7 +212,8 @@ def _compare(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ftjax.comparison.study import compare
 
     methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
-    compare(arguments.config, methods, arguments.seeds, arguments.workdir, rest)
+    folder, jobs = arguments.workdir, arguments.jobs
+    compare(arguments.config, methods, arguments.seeds, folder, rest, jobs)
 
 
 def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> None:

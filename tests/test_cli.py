@@ -85,7 +85,7 @@ def result_rows(work):
 def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
     work = tmp_path / "study"
     arguments = ["compare", "--config", config_file, "--methods", METHODS, "--workdir", work]
-    out = ftjax(*arguments, "--config.train.epochs=1")
+    out = ftjax(*arguments, "--jobs=2", "--config.train.epochs=1")
     results = json.loads((work / "results.json").read_text())["methods"]
     assert [row["method"] for row in results] == METHODS.split(",")
     for row in results:

@@ -1,103 +1,15 @@
-"""The report of a comparison: a table and three plots, as Markdown and as one HTML file."""
+"""The report of a comparison: a table and two plots, as Markdown and as one HTML file."""
 
 import base64
 import html
-import io
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ftjax.comparison.statistics import wilson
+from ftjax.comparison.plots import draw
+from ftjax.comparison.row import HEADINGS, Row
 from ftjax.training.records import write_text
-
-HEADINGS = (
-    "method",
-    "trainable parameters",
-    "share",
-    "test accuracy [95% interval]",
-    "rate",
-    "seconds",
-    "tokens/s",
-    "peak memory",
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method, over its seeds.
-
-    Attributes:
-        trainable: parameters that train.
-        total: parameters in all.
-        accuracy: mean on the test split.
-        low, high: Wilson's 95% interval for the test split's size.
-        deviation: standard deviation over seeds, 0 for one.
-        rate: peak learning rate.
-        seconds: of the training phase, without compilation and evaluation, mean.
-        tokens_per_second: real tokens, mean.
-        memory: peak bytes of the process, largest.
-        results: each seed's result.json.
-    """
-
-    method: str
-    trainable: int
-    total: int
-    accuracy: float
-    low: float
-    high: float
-    deviation: float
-    rate: float
-    seconds: float
-    tokens_per_second: float
-    memory: int
-    results: list[dict[str, Any]]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def cells(self) -> tuple[str, ...]:
-        spread = f" ± {self.deviation:.3f}" if len(self.results) > 1 else ""
-        return (
-            self.method,
-            f"{self.trainable:,}",
-            f"{self.trainable / self.total:.2%}",
-            f"{self.accuracy:.3f}{spread} [{self.low:.3f}, {self.high:.3f}]",
-            f"{self.rate:g}" if self.trainable else "",
-            f"{self.seconds:.1f}",
-            f"{self.tokens_per_second:,.0f}",
-            f"{self.memory / 2**20:,.0f} MiB",
-        )
-
-
-def summarize(results: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Results of runs → a row a method, in the order they were run."""
-    rows = []
-    for method in dict.fromkeys(result["method"] for result in results):
-        runs = [dict(result) for result in results if result["method"] == method]
-        split = "test" if "test" in runs[0]["metrics"] else "validation"
-        scores = [run["metrics"][split]["accuracy"] for run in runs]
-        accuracy = statistics.fmean(scores)
-        low, high = wilson(accuracy, runs[0]["metrics"][split]["examples"])
-        rows.append(
-            Row(
-                method=method,
-                trainable=runs[0]["trainable_params"],
-                total=runs[0]["total_params"],
-                accuracy=accuracy,
-                low=low,
-                high=high,
-                deviation=statistics.stdev(scores) if len(scores) > 1 else 0.0,
-                rate=runs[0]["learning_rate"],
-                seconds=statistics.fmean(run["train_seconds"] for run in runs),
-                tokens_per_second=statistics.fmean(run["tokens_per_second"] for run in runs),
-                memory=max(run["peak_memory_bytes"] for run in runs),
-                results=runs,
-            )
-        )
-    return rows
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -121,7 +33,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
 def notes(rows: Sequence[Row]) -> list[str]:
     """What a reader must know to read the table."""
     run = rows[0].results[0]
-    split = "test" if "test" in run["metrics"] else "validation"
+    split = rows[0].split
     count = run["metrics"][split]["examples"]
     found = [
         f"Model `{run['model']}`, task {run['task']}, data `{run['data']}`, "
@@ -182,74 +94,6 @@ def write_report(
     text += grid_table(tried)
     write_text(folder / "report.md", "\n".join(text))
     write_text(folder / "report.html", _html(rows, plots))
-
-
-def draw(
-    rows: Sequence[Row], curves: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, bytes]:
-    """PNG images by name: learning curves, accuracy by parameters and by time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    wheel = plt.get_cmap("tab10" if len(rows) <= 10 else "nipy_spectral", max(len(rows), 10))
-    colours = {row.method: wheel(i) for i, row in enumerate(rows)}
-    marks = {row.method: "osD^vP*X"[i % 8] for i, row in enumerate(rows)}
-    legend = {"fontsize": 8 if len(rows) <= 12 else 6, "bbox_to_anchor": (1, 0.5)}
-    legend |= {"loc": "center left", "ncols": 1 + len(rows) // 20}
-    images = {}
-
-    def finish(name: str, figure: Any) -> None:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
-        plt.close(figure)
-        images[name] = buffer.getvalue()
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
-    for method, found in curves.items():
-        colour = colours[method]
-        losses = [(r["step"], r["loss"]) for r in found if "loss" in r]
-        scores = [
-            (r["step"], r["validation/accuracy"]) for r in found if "validation/accuracy" in r
-        ]
-        if losses:
-            axes[0].plot(*zip(*losses, strict=True), color=colour, label=method)
-        if scores:
-            axes[1].plot(*zip(*scores, strict=True), "o-", color=colour, label=method, ms=4)
-    for row in rows:
-        if not curves.get(row.method):
-            score = row.results[0]["metrics"]["validation"]["accuracy"]
-            axes[1].axhline(score, color=colours[row.method], ls="--", label=row.method)
-    for axis, title in zip(axes, ("training loss", "validation accuracy"), strict=True):
-        axis.set(xlabel="step", title=title)
-        axis.grid(alpha=0.3)
-    axes[1].legend(**legend)
-    finish("learning_curves", figure)
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
-    panels = (
-        ("trainable parameters", lambda row: row.trainable),
-        ("seconds of training", lambda row: row.seconds),
-    )
-    for axis, (label, value) in zip(axes, panels, strict=True):
-        for row in rows:
-            error = [[row.accuracy - row.low], [row.high - row.accuracy]]
-            style = {
-                "color": colours[row.method],
-                "fmt": marks[row.method],
-                "capsize": 3,
-                "label": row.method,
-            }
-            axis.errorbar(value(row), row.accuracy, yerr=error, **style)
-        axis.set(xlabel=label, title=f"test accuracy by {label}")
-        axis.grid(alpha=0.3)
-    axes[0].set_xscale("symlog", linthresh=100)  # logarithmic, with a place for none
-    axes[0].set_xlim(-30, 5 * max(row.total for row in rows))
-    axes[1].set_xlim(left=0)
-    axes[1].legend(**legend)
-    finish("accuracy", figure)
-    return images
 
 
 def _html(rows: Sequence[Row], plots: Mapping[str, bytes]) -> str:

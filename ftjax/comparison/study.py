@@ -1,14 +1,18 @@
 """Trains by several methods, each in a process of its own, and gathers the results."""
 
 import json
+import os
+import queue
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftjax.comparison.report import Row, markdown_table, summarize, write_report
+from ftjax.comparison.report import markdown_table, write_report
+from ftjax.comparison.row import Row, summarize
 from ftjax.config import check, load_config, load_module
 from ftjax.errors import UserError
 from ftjax.training.records import read_rows, write_json
@@ -23,11 +27,13 @@ class Study:
         config: FILE.
         workdir: of the study.
         overrides: "--config.KEY=VALUE", for all runs.
+        jobs: runs at once.
     """
 
     config: str
     workdir: Path
     overrides: Sequence[str]
+    jobs: int = 1
 
     def folder(self, method: str, seed: int, rate: float | None) -> Path:
         place = self.workdir / method
@@ -52,7 +58,7 @@ class Study:
             print(f"  finished already: {result}", flush=True)
         else:
             command = [sys.executable, "-m", "ftjax", "train", "--config", self.config]
-            code = subprocess.run([*command, "--workdir", str(folder), *changes]).returncode
+            code = self._start([*command, "--workdir", str(folder), *changes], folder)
             if code or not result.exists():
                 raise UserError(
                     f"{method}, seed {seed} did not finish (exit code {code}); the same command "
@@ -60,9 +66,54 @@ class Study:
                 )
         return json.loads(result.read_text(encoding="utf-8"))
 
+    def run_all(self, runs: Sequence[tuple[str, int, float | None]]) -> list[dict[str, Any]]:
+        """The results of runs (method, seed, rate), `jobs` at once, each with its share of cores.
+
+        Raises:
+            UserError: the first failure; runs that had begun are finished before.
+        """
+        with ThreadPoolExecutor(
+            self.jobs, initializer=_take_cores, initargs=(self._cores(),)
+        ) as pool:
+            futures = [pool.submit(self.run, *run) for run in runs]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _cores(self) -> "queue.Queue[set[int]]":
+        shares: queue.Queue[set[int]] = queue.Queue()
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        for job in range(self.jobs):
+            shares.put(set(cores[job :: self.jobs] or cores))
+        return shares
+
+    def _start(self, command: Sequence[str], folder: Path) -> int:
+        """Exit code; what runs print side by side goes to files."""
+        if self.jobs == 1:
+            return subprocess.run(command).returncode
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder.with_suffix(".txt").open("ab") as output:
+            code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+        done = "finished" if code == 0 else f"failed, see {output.name}"
+        print(f"  {folder}: {done}", flush=True)
+        return code
+
+
+def _take_cores(shares: "queue.Queue[set[int]]") -> None:
+    """Binds this thread, and with it the processes that it starts, to a share of the cores."""
+    if cores := shares.get():
+        os.sched_setaffinity(0, cores)
+
 
 def compare(
-    config: str, methods: Sequence[str], seeds: int, workdir: Path, overrides: Sequence[str]
+    config: str,
+    methods: Sequence[str],
+    seeds: int,
+    workdir: Path,
+    overrides: Sequence[str],
+    jobs: int = 1,
 ) -> list[Row]:
     """Runs methods × seeds, prints the table and writes the report.
 
@@ -77,29 +128,32 @@ def compare(
         seeds: runs a method.
         workdir: runs are in `METHOD/seed_N`, or in `METHOD/RATE/seed_N`.
         overrides: "--config.KEY=VALUE", for all runs.
+        jobs: runs at once, each with its share of the cores (not on accelerators).
 
     Raises:
         UserError: bad input, or a run that failed.
     """
     module = load_module(config)
     methods, grid = methods or getattr(module, "METHODS", ()), getattr(module, "GRID", {})
-    if not methods or seeds < 1:
-        raise UserError("--methods must name at least one method, and --seeds be positive")
+    if not methods or min(seeds, jobs) < 1:
+        raise UserError("--methods must name at least one method; --seeds and --jobs be positive")
     for method in methods:  # all are checked before any is run
         check(load_config(config, [f"--config.method.name={method}", *overrides]))
-    study, results, curves, tried = Study(config, workdir, overrides), [], {}, {}
-    for number, method in enumerate(methods, 1):
-        print(f"[{number}/{len(methods)}] {method}", flush=True)
-        first = {rate: study.run(method, 0, rate) for rate in grid.get(method, (None,))}
-        rate = max(first, key=lambda rate: score(first[rate]))
-        results += [first[rate], *(study.run(method, seed, rate) for seed in range(1, seeds))]
-        curves[method] = read_rows(study.folder(method, 0, rate) / "metrics.jsonl")
-        if method in grid:
-            tried[method] = {rate: score(result) for rate, result in first.items()}
+    study = Study(config, workdir, overrides, jobs)
+    rates = {method: grid.get(method, (None,)) for method in methods}
+    first = [(method, 0, rate) for method in methods for rate in rates[method]]
+    tried = {name: {} for name in methods}
+    for (method, _, rate), result in zip(first, study.run_all(first), strict=True):
+        tried[method][rate] = result
+    chosen = {m: max(found, key=lambda rate: score(found[rate])) for m, found in tried.items()}
+    rest = [(method, seed, chosen[method]) for method in methods for seed in range(1, seeds)]
+    results = [tried[method][rate] for method, rate in chosen.items()] + study.run_all(rest)
+    curves = {m: read_rows(study.folder(m, 0, r) / "metrics.jsonl") for m, r in chosen.items()}
+    scores = {m: {r: score(x) for r, x in tried[m].items()} for m in methods if m in grid}
     rows = summarize(results)
-    found = {"methods": [row.to_json() for row in rows], "learning_rates": tried}
+    found = {"methods": [row.to_json() for row in rows], "learning_rates": scores}
     write_json(workdir / "results.json", found)
-    write_report(workdir, rows, curves, tried)
+    write_report(workdir, rows, curves, scores)
     print(f"\n{markdown_table(rows)}\n")
     for name in ("report.html", "report.md", "results.json"):
         print(workdir / name)

@@ -3,7 +3,8 @@
 import pytest
 from scipy.stats import binomtest
 
-from ftjax.comparison.report import markdown_table, summarize, write_report
+from ftjax.comparison.report import markdown_table, write_report
+from ftjax.comparison.row import summarize
 from ftjax.comparison.statistics import wilson
 
 

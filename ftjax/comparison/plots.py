@@ -1,0 +1,107 @@
+"""The plots of a comparison, legible for three methods and for forty."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ftjax.comparison.row import Row
+
+PANEL = 8  # learning curves that share a panel
+
+
+def draw(
+    rows: Sequence[Row], curves: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, bytes]:
+    """PNG images by name.
+
+    Args:
+        rows: one a method.
+        curves: rows of metrics.jsonl by method.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    return {"accuracy": _accuracy(rows), "learning_curves": _curves(rows, curves)}
+
+
+def _png(figure: Any) -> bytes:
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _accuracy(rows: Sequence[Row]) -> bytes:
+    """Methods from best to worst: accuracy with its interval, parameters, time, memory."""
+    import matplotlib.pyplot as plt
+
+    ranked = sorted(rows, key=lambda row: row.accuracy)
+    height = 1.2 + 0.24 * len(rows)
+    figure, axes = plt.subplots(
+        1, 4, figsize=(12, height), sharey=True, width_ratios=(3, 2, 1.5, 1.5), layout="constrained"
+    )
+    places = range(len(ranked))
+    scores = [row.accuracy for row in ranked]
+    error = [
+        [row.accuracy - row.low for row in ranked],
+        [row.high - row.accuracy for row in ranked],
+    ]
+    axes[0].errorbar(scores, places, xerr=error, fmt="o", ms=5, capsize=3, label="mean, interval")
+    for place, row in zip(places, ranked, strict=True):
+        seeds = [run["metrics"][row.split]["accuracy"] for run in row.results]
+        axes[0].plot(seeds, [place] * len(seeds), "|", color="black", ms=7)
+    axes[0].set(title=f"{rows[0].split} accuracy, 95% interval; | a seed")
+    axes[0].set_yticks(places, [row.method for row in ranked])
+    axes[0].set_ylim(-0.7, len(rows) - 0.3)
+    axes[1].plot([row.trainable for row in ranked], places, "o", color="tab:orange")
+    axes[1].set(title="trainable parameters")
+    axes[1].set_xscale("symlog", linthresh=100)  # logarithmic, with a place for none
+    axes[1].set_xlim(-30, 5 * max(row.total for row in rows))
+    axes[2].barh(places, [row.seconds for row in ranked], color="tab:green")
+    axes[2].set(title="seconds of training")
+    axes[3].barh(places, [row.memory / 2**20 for row in ranked], color="tab:red")
+    axes[3].set(title="peak memory, MiB")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    return _png(figure)
+
+
+def _curves(rows: Sequence[Row], curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+    """Loss and validation accuracy, a few methods a row; the others in grey behind them."""
+    import matplotlib.pyplot as plt
+
+    groups = [rows[i : i + PANEL] for i in range(0, len(rows), PANEL)]
+    figure, grid = plt.subplots(
+        len(groups),
+        2,
+        figsize=(12, 3.4 * len(groups)),
+        sharex="col",
+        sharey="col",
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, group in zip(grid, groups, strict=True):
+        shown = {row.method: f"C{i}" for i, row in enumerate(group)}
+        for axis, key, style in zip(
+            axes, ("loss", "validation/accuracy"), ("-", "o-"), strict=True
+        ):
+            for row in sorted(rows, key=lambda row: row.method in shown):
+                points = [(r["step"], r[key]) for r in curves.get(row.method, ()) if key in r]
+                colour, own = shown.get(row.method, "0.88"), row.method in shown
+                label = row.method if own else None
+                if points:
+                    axis.plot(
+                        *zip(*points, strict=True), style, color=colour, label=label, ms=3, lw=1.3
+                    )
+                elif own and key != "loss":  # nothing was trained
+                    score = row.results[0]["metrics"]["validation"]["accuracy"]
+                    axis.axhline(score, color=colour, ls="--", label=label)
+            axis.grid(alpha=0.3)
+        axes[1].legend(fontsize=8, bbox_to_anchor=(1, 0.5), loc="center left")
+    for axis, title in zip(grid[0], ("training loss", "validation accuracy"), strict=True):
+        axis.set(title=title)
+    for axis in grid[-1]:
+        axis.set(xlabel="step")
+    return _png(figure)
