@@ -88,7 +88,17 @@ class QLora(Method):
                 return call(size)
             return module.get_variable("params", "kernel").dequantized()
 
-        return at(self.kernels(base), dequantized, "weight")
+        @jax.checkpoint  # the backward pass dequantizes again: no kernel is kept for it
+        def product(x: jax.Array, kernel: Quantized) -> jax.Array:
+            return x @ kernel.dequantized().astype(x.dtype)
+
+        def recomputed(module: nn.Module, call: Callable, x: jax.Array, kernel: Any) -> jax.Array:
+            if module.is_initializing():
+                return call(x, kernel)
+            return product(x, module.get_variable("params", "kernel"))
+
+        kernels = self.kernels(base)
+        return nested(at(kernels, dequantized, "weight"), at(kernels, recomputed, "product"))
 
     def cuts(self, layers: int) -> tuple[int, ...]:
         return self.inner.cuts(layers)
@@ -97,7 +107,9 @@ class QLora(Method):
         kernel = path.removesuffix("/kernel") in base.projections()
         if not kernel or not _frozen(self.inner.rules(base), path):
             return self.inner.stored(base, path, array)
-        return _quantizer(self.bits, array.shape, array.sharding)(array)
+        quantize = _quantizer(self.bits, array.shape, array.sharding)
+        abstract = isinstance(array, jax.ShapeDtypeStruct)
+        return jax.eval_shape(quantize, array) if abstract else quantize(array)
 
     def initialize(self, base: Base, params: Flat, key: jax.Array) -> Flat:
         return self.inner.initialize(base, dequantized(params), key)
@@ -125,9 +137,11 @@ class QLora(Method):
 
 
 @cache
-def _quantizer(bits: str, shape: tuple[int, ...], sharding: NamedSharding) -> Callable:
+def _quantizer(bits: str, shape: tuple[int, ...], sharding: NamedSharding | None) -> Callable:
     """Compiled once for kernels of a shape, whose parts come to lie as the kernel lay."""
     quantize = FORMATS[bits].of
+    if sharding is None:  # of an abstract array
+        return jax.jit(quantize)
     parts = jax.eval_shape(quantize, jax.ShapeDtypeStruct(shape, jnp.float32))
     placed = jax.tree.map(lambda part: fitted(sharding, len(shape), part.shape), parts)
     return jax.jit(quantize, out_shardings=placed)

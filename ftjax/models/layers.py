@@ -72,7 +72,7 @@ class Dense(nn.Module):
         kernel = self.weight(x.shape[-1])
         # One matrix, not a batch of them: XLA transposes batched operands of the kernel's gradient.
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        y = (rows @ kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
+        y = self.product(rows, kernel).reshape(*x.shape[:-1], self.features)
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             bias = self.param("bias", init, (self.features,), jnp.float32)
@@ -83,6 +83,10 @@ class Dense(nn.Module):
         """The kernel (in, out) that `__call__` uses; methods intercept it."""
         init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
         return self.param("kernel", init, (size, self.features), jnp.float32)
+
+    def product(self, x: Array, kernel: Array) -> Array:
+        """x W, of rows; methods intercept it."""
+        return x @ kernel.astype(x.dtype)
 
 
 class LayerNorm(nn.Module):

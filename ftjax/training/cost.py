@@ -28,9 +28,7 @@ def abstract_params(tuned: Tuned) -> dict[str, Any]:
 
     def stored(path: str) -> Any:
         leaf = jax.ShapeDtypeStruct(tuned.shapes[path].shape, tuned.dtype(path))
-        if path not in tuned.base.shapes:
-            return leaf
-        return jax.eval_shape(lambda x: tuned.method.stored(tuned.base, path, x), leaf)
+        return tuned.method.stored(tuned.base, path, leaf) if path in tuned.base.shapes else leaf
 
     return {path: stored(path) for path in tuned.shapes}
 

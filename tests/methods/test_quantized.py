@@ -144,6 +144,21 @@ def test_it_is_the_other_method_over_the_dequantized_base(bits, name):
     np.testing.assert_allclose(apply(merged), logits, atol=1e-4)
 
 
+def test_no_kernel_is_kept_for_the_backward_pass():
+    model = bases.build("bert", {"name": "qlora", "over": {"name": "dora"}})
+    trainable, frozen = model.partition.split(load(model, "bert"))
+    batch = bases.make_batch("bert")
+
+    def kept(trainable):
+        return jax.vjp(lambda x: model.apply({**frozen, **x}, batch), trainable)[1]
+
+    kernels = {model.base.shapes[f"{path}/kernel"].shape for path in model.base.projections()}
+    residuals = jax.tree.leaves(jax.eval_shape(kept, trainable))
+    assert residuals and not [
+        leaf for leaf in residuals if leaf.shape in kernels and leaf.dtype == jnp.float32
+    ]
+
+
 def test_it_trains_on_a_mesh():
     """As on one device; codes are sharded as the kernel was, where blocks divide."""
     settings = {"name": "qlora", "over": {"name": "lora_fa", "targets": "all-linear"}}
