@@ -88,13 +88,14 @@ class QLora(Method):
                 return call(size)
             return module.get_variable("params", "kernel").dequantized()
 
-        @jax.checkpoint  # the backward pass dequantizes again: no kernel is kept for it
-        def product(x: jax.Array, kernel: Quantized) -> jax.Array:
-            return x @ kernel.dequantized().astype(x.dtype)
-
-        def recomputed(module: nn.Module, call: Callable, x: jax.Array, kernel: Any) -> jax.Array:
+        def recomputed(module: nn.Module, call: Callable, x: jax.Array, kernel: Any, *rest: Any):
             if module.is_initializing():
-                return call(x, kernel)
+                return call(x, kernel, *rest)
+
+            @jax.checkpoint  # the backward pass dequantizes again: no kernel is kept for it
+            def product(x: jax.Array, kernel: Quantized) -> jax.Array:
+                return call(x, kernel.dequantized(), *rest)
+
             return product(x, module.get_variable("params", "kernel"))
 
         kernels = self.kernels(base)

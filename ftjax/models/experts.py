@@ -60,7 +60,11 @@ class ExpertDense(nn.Module):
     @nn.compact
     def __call__(self, x: Array, sizes: Array) -> Array:
         kernel = self.weight(x.shape[-1])
-        return jax.lax.ragged_dot(x.astype(self.dtype), kernel.astype(self.dtype), sizes)
+        return self.product(x.astype(self.dtype), kernel, sizes)
+
+    def product(self, x: Array, kernel: Array, sizes: Array) -> Array:
+        """x W, each row by its expert; methods intercept it."""
+        return jax.lax.ragged_dot(x, kernel.astype(x.dtype), sizes)
 
     def weight(self, size: int) -> Array:
         """The kernel (experts, in, out) that `__call__` uses; methods intercept it."""
