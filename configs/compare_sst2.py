@@ -18,8 +18,9 @@ LOW, MIDDLE, HIGH, HIGHEST = (
     (1e-2, 3e-2, 1e-1),
 )
 GRID = {
-    **dict.fromkeys(("full", "galore", "layerwise_lr_decay", "lisa", "gradual_unfreezing"), LOW),
-    **dict.fromkeys(("top_k",), (1e-4, 3e-4, 1e-3)),
+    **dict.fromkeys(("full", "gradual_unfreezing"), LOW),
+    # GaLore scales its updates by a quarter, the others train a part of the layers, or less.
+    **dict.fromkeys(("galore", "layerwise_lr_decay", "lisa", "top_k"), (1e-4, 3e-4, 1e-3)),
     **dict.fromkeys(("bitfit", "layer_norm"), MIDDLE),
     **dict.fromkeys(("lora", "rslora", "lora_fa", "dora", "pissa", "olora", "qlora"), MIDDLE),
     **dict.fromkeys(("lora_plus",), (1e-4, 3e-4, 1e-3)),  # of A; B's is 16 times that
