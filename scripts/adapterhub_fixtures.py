@@ -7,7 +7,7 @@ Needs an environment of its own, since `adapters` wants an older transformers th
     adapterhub/bin/python scripts/adapterhub_fixtures.py [FAMILY ...]
 
 For each family there is a small random model, `FAMILY/base`, and a folder for each method with
-what `save_adapter` writes and `reference.safetensors`:
+what `save_adapter`, of a fusion `save_adapter_setup`, writes and `reference.safetensors`:
 
     input_ids, attention_mask, decoder_input_ids     the inputs, padded on the right
     last_hidden_state, logits                        the outputs
@@ -111,6 +111,9 @@ METHODS = {
         adapters.LoRAConfig(r=4, alpha=6),
     ),
     "adapter_drop": lambda: adapters.SeqBnConfig(reduction_factor=4, leave_out=[0]),
+    "lora_upper": lambda: adapters.LoRAConfig(r=4, alpha=6, leave_out=[0]),
+    "lora_inner": lambda: adapters.LoRAConfig(r=4, alpha=6, leave_out=[0, 3]),
+    "dora": lambda: adapters.DoRAConfig(r=4, alpha=4),
 }
 DEFAULTS = {  # our name → the library's default configuration
     "houlsby": "double_seq_bn",
@@ -134,7 +137,13 @@ STATIC = {
     "roberta": transformers.RobertaForSequenceClassification,
     "llama": transformers.LlamaForSequenceClassification,
 }
-ONLY = {"adapter_drop": ("bert", "llama"), "adapter_fusion": ("bert", "gpt2", "t5")}
+ONLY = {
+    "adapter_drop": ("bert", "llama"),
+    "adapter_fusion": ("bert", "gpt2", "t5"),
+    "lora_upper": ("bert", "gpt2"),
+    "lora_inner": ("t5",),
+    "dora": ("llama", "t5"),
+}
 
 
 def seed(*words: str) -> None:
@@ -269,10 +278,7 @@ def write_method(family: str, method: str, folder: Path) -> int:
     tensors = reference(model, family, method, names)
     folder.mkdir(parents=True)
     if method == "adapter_fusion":
-        model.save_adapter_fusion(folder, fused, use_safetensors=True)
-        for name in fused:
-            model.save_adapter(folder / name, name, with_head=False, use_safetensors=True)
-        model.save_head(folder, NAME, use_safetensors=True)
+        model.save_adapter_setup(folder, fused, head_setup=NAME, use_safetensors=True)
     else:
         # The library cannot write its prefixes as safetensors: it holds them more than once.
         safe = not any("prefix" in name for name in names)

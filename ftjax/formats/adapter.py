@@ -10,6 +10,8 @@ from ftjax.tuned import Tuned, placed
 
 
 def _of_peft(folder: Path) -> bool:
+    if adapterhub.is_fusion(folder):
+        return False
     return "peft_type" in read_json(folder / "adapter_config.json")
 
 

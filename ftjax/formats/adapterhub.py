@@ -3,10 +3,15 @@
 A folder has `adapter_config.json`, `adapter.safetensors` (or `pytorch_adapter.bin`) and, with a
 head, `head_config.json` and `model_head.safetensors` (or `pytorch_model_head.bin`). The adapter's
 name is part of the tensors' names.
+
+An AdapterFusion has what `save_adapter_setup` writes, and `load_adapter_setup` loads in one call:
+`adapter_setup.json`; a folder of each adapter; one named by all of them, with commas, for
+`adapter_fusion_config.json` and `model_adapter_fusion.safetensors`; and one of the head.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +24,19 @@ from ftjax.formats.adapterhub_config import check_config, config_of, settings_of
 from ftjax.formats.adapterhub_names import family_of, from_tensors, to_tensors
 from ftjax.formats.folder import read_config, read_json
 from ftjax.formats.pickled import read_tensors
+from ftjax.methods.fusion import AdapterFusion, alone, placed_as
 from ftjax.paths import Flat
 from ftjax.tuned import Tuned
 
 VERSION = "adapters.1.3.0"
 NAME = "ftjax"
-HEAD = {
+SETUP = "adapter_setup.json"
+# Of an adapter, of a fusion, of a head: its configuration, its tensors, and how these were before.
+ADAPTER = ("adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin")
+FUSION = ("adapter_fusion_config.json", "model_adapter_fusion.safetensors")
+FUSION += ("pytorch_model_adapter_fusion.bin",)
+HEAD = ("head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
+HEAD_CONFIG = {
     "activation_function": None,
     "bias": True,
     "dropout_prob": None,
@@ -46,7 +58,10 @@ def _head(tuned: Tuned) -> tuple[dict[str, Any], dict[str, int]] | None:
     """
     if tuned.model.head != "classification" or tuned.model.pooling == "mean":
         return None
-    head, config = tuned.config.heads["classification"], HEAD | {"num_labels": tuned.model.labels}
+    head, config = (
+        tuned.config.heads["classification"],
+        HEAD_CONFIG | {"num_labels": tuned.model.labels},
+    )
     if head.activation is None:
         return config | {"bias": False}, {"classifier": 1}
     config |= {"activation_function": head.activation, "layers": 2}
@@ -59,16 +74,16 @@ def _read_head(folder: Path, tuned: Tuned) -> Flat:
     Raises:
         UserError: ours computes otherwise.
     """
-    read = read_json(folder / "head_config.json")
+    read = read_json(folder / HEAD[0])
     if read["config"] is None:
         head = tuned.config.heads.get(tuned.model.head)
         same = head is not None and read["model_class"] == head.architecture
         require(same, f"the head of {folder} is none of this model's: {read['model_class']}")
         places = tuned.names.head
     else:
-        modules = _numbers_of(folder, HEAD | read["config"], tuned)
+        modules = _numbers_of(folder, HEAD_CONFIG | read["config"], tuned)
         places = {module: f"heads.{read['name']}.{n}" for module, n in modules.items()}
-    tensors = _tensors(folder, "model_head.safetensors", "pytorch_model_head.bin")
+    tensors = _tensors(folder, HEAD)
     params = {}
     for module, place in places.items():
         for leaf, end in LEAVES.items():
@@ -93,7 +108,8 @@ def _numbers_of(folder: Path, config: Mapping[str, Any], tuned: Tuned) -> dict[s
     return modules
 
 
-def _tensors(folder: Path, safe: str, pickled: str) -> dict[str, np.ndarray]:
+def _tensors(folder: Path, files: tuple[str, str, str]) -> dict[str, np.ndarray]:
+    _, safe, pickled = files
     if not (folder / safe).exists():
         return read_tensors(folder / pickled)
     try:
@@ -102,35 +118,86 @@ def _tensors(folder: Path, safe: str, pickled: str) -> dict[str, np.ndarray]:
         raise UserError(f"{folder / safe} is corrupt: {error}") from error
 
 
+def is_fusion(folder: Path) -> bool:
+    """Whether a folder is of several adapters and what fuses them."""
+    return (folder / SETUP).exists()
+
+
+def _fused(folder: Path) -> list[str]:
+    """Names of the adapters that a setup fuses."""
+    setup = read_json(folder / SETUP)["adapter_setup"]
+    single = all(child["type"] == "single" for child in setup["children"])
+    require(setup["type"] == "Fuse" and single, f"{folder / SETUP} is no Fuse of single adapters")
+    return [child["children"][0] for child in setup["children"]]
+
+
 def read_method(folder: Path) -> dict[str, Any]:
     """`method.*` of an adapter folder: {"name": ..., hyperparameter: value, ...}.
 
     Raises:
         UserError: the method is not implemented.
     """
-    read = read_json(folder / "adapter_config.json")
-    return settings_of(read["config"], read["model_type"])
+    if is_fusion(folder):
+        folders = [folder / name for name in _fused(folder)]
+        first, *others = (read_method(inside) for inside in folders)
+        alike = first["name"] == "pfeiffer" and all(other == first for other in others)
+        require(alike, f"{folder}: a fusion of other adapters than pfeiffer's, all of one kind")
+        return {**first, "name": "adapter_fusion", "adapters": tuple(map(str, folders))}
+    read = read_json(folder / ADAPTER[0])
+    return settings_of(read["config"], read["model_type"], _tensors(folder, ADAPTER))
 
 
 def read_adapter(folder: Path, tuned: Tuned, head: bool = True) -> Flat:
     """The parameters that a folder has: those that the method adds and, if any, the head's.
 
     Args:
-        folder: of an adapter.
+        folder: of an adapter, or of a fusion, whose adapters' parameters are among them.
         tuned: a model under the method that `read_method` tells.
         head: whether the head is wanted.
 
     Raises:
         UserError: the folder is of another method, model or head.
     """
-    read = read_json(folder / "adapter_config.json")
-    name, model_type = read["name"], read["model_type"]
-    check_config(read["config"], tuned, model_type)
-    tensors = _tensors(folder, "adapter.safetensors", "pytorch_adapter.bin")
-    params = from_tensors(tuned, tensors, model_type, name)
-    if head and (folder / "head_config.json").exists():
-        params |= _read_head(folder, tuned)
+    fusion, place = is_fusion(folder), folder
+    same = fusion == isinstance(tuned.method, AdapterFusion)
+    require(same, f"{folder} is {'a' if fusion else 'no'} fusion of adapters, unlike the method")
+    if fusion:
+        params = _read_fusion(folder, tuned)
+        place = folder / str(read_json(folder / SETUP)["head_setup"])
+    else:
+        params = _read_one(folder, tuned, ADAPTER)
+    if head and (place / HEAD[0]).exists():
+        params |= _read_head(place, tuned)
     return params
+
+
+def _read_one(folder: Path, tuned: Tuned, files: tuple[str, str, str]) -> Flat:
+    read = read_json(folder / files[0])
+    check_config(read["config"], tuned, read["model_type"])
+    return from_tensors(tuned, _tensors(folder, files), read["model_type"], read["name"])
+
+
+def _read_fusion(folder: Path, tuned: Tuned) -> Flat:
+    names = _fused(folder)
+    number = tuned.method.number
+    require(len(names) == number, f"{folder} fuses {len(names)} adapters, the method {number}")
+    params = _read_one(folder / ",".join(names), _fusion_alone(tuned), FUSION)
+    for number, name in enumerate(names):
+        found = _read_one(folder / name, _adapter_alone(tuned, number), ADAPTER)
+        params |= placed_as(found, number)
+    return params
+
+
+def _adapter_alone(tuned: Tuned, number: int) -> Tuned:
+    """A fusion's model as of one of its adapters."""
+    shapes = {**tuned.base.shapes, **alone(tuned.shapes, number)}
+    return replace(tuned, method=tuned.method.single, shapes=shapes)
+
+
+def _fusion_alone(tuned: Tuned) -> Tuned:
+    """A fusion's model without its adapters."""
+    own = {path: leaf for path, leaf in tuned.shapes.items() if "/fusion/" in path}
+    return replace(tuned, shapes={**tuned.base.shapes, **own})
 
 
 def export_adapterhub(
@@ -149,7 +216,7 @@ def export_adapterhub(
         tuned: the model under its method.
         params: flat parameters.
         names: of the labels.
-        name: of the adapter and of its head.
+        name: of the adapter and of its head; adapters of a fusion are numbered after it.
 
     Returns:
         What is left out; empty where all is written.
@@ -158,43 +225,83 @@ def export_adapterhub(
         UserError: AdapterHub has no such method, or the family is not implemented.
     """
     model_type = read_config(source)["model_type"]
-    family = family_of(model_type)
     about = {
         "hidden_size": tuned.config.hidden_size,
-        "model_class": family.model_class,
+        "model_class": family_of(model_type).model_class,
         "model_name": str(source),
         "model_type": model_type,
         "name": name,
         "version": VERSION,
     }
-    config = config_of(tuned, model_type)
-    tensors = to_tensors(tuned, params, model_type, name)
-    head = _head(tuned)
-    output.mkdir(parents=True, exist_ok=True)
-    _write(output / "adapter_config.json", {"config": config, **about})
-    save_file(tensors, output / "adapter.safetensors", metadata={"format": "pt"})
-    note = ""
-    if head is None:
+    place, call, note = output, "load_adapter(..., use_safetensors=True)", ""
+    if isinstance(tuned.method, AdapterFusion):
+        place = output / name
+        call = "load_adapter_setup(..., set_active=True, use_safetensors=True)"
+        _write_fusion(output, tuned, params, about)
+    else:
+        _write_one(output, tuned, params, about, ADAPTER)
+    if _head(tuned) is None:
         note = "AdapterHub has no head that computes as this model's does: it is left out."
     else:
-        config, modules = head
-        config["label2id"] = {label: i for i, label in enumerate(names)}
-        tensors = {}
-        for module, number in modules.items():
-            for leaf, end in LEAVES.items():
-                if f"{module}/{leaf}" in params:
-                    array = np.asarray(params[f"{module}/{leaf}"], np.float32)
-                    array = np.ascontiguousarray(array.T if leaf == "kernel" else array)
-                    tensors[f"heads.{name}.{number}.{end}"] = array
-        _write(output / "head_config.json", {"config": config, **about})
-        save_file(tensors, output / "model_head.safetensors", metadata={"format": "pt"})
+        _write_head(place, tuned, params, about, names)
     (output / "README.md").write_text(
         f"---\nlibrary_name: adapters\n---\n\nAn adapter trained with ftjax, for "
-        f"`load_adapter(..., use_safetensors=True)`. Labels: {', '.join(names)}.\n{note}\n",
+        f"`{call}`. Labels: {', '.join(names)}.\n{note}\n",
         encoding="utf-8",
     )
     return note
 
 
-def _write(file: Path, content: Mapping[str, Any]) -> None:
+def _write_one(
+    folder: Path,
+    tuned: Tuned,
+    params: Flat,
+    about: Mapping[str, Any],
+    files: tuple[str, str, str],
+) -> None:
+    config = config_of(tuned, about["model_type"])
+    tensors = to_tensors(tuned, params, about["model_type"], about["name"])
+    _write(folder, files, {"config": config, **about}, tensors)
+
+
+def _write_fusion(output: Path, tuned: Tuned, params: Flat, about: Mapping[str, Any]) -> None:
+    names = [f"{about['name']}_{number}" for number in range(tuned.method.number)]
+    for number, name in enumerate(names):
+        single, own = _adapter_alone(tuned, number), alone(params, number)
+        _write_one(output / name, single, own, {**about, "name": name}, ADAPTER)
+    whole = {**about, "name": ",".join(names), "adapter_names": names}
+    _write_one(output / whole["name"], _fusion_alone(tuned), params, whole, FUSION)
+    children = [{"type": "single", "children": [name]} for name in names]
+    setup = {"adapter_setup": {"type": "Fuse", "children": children}, "version": VERSION}
+    setup["head_setup"] = None if _head(tuned) is None else about["name"]
+    _write_json(output / SETUP, setup)
+
+
+def _write_head(
+    folder: Path, tuned: Tuned, params: Flat, about: Mapping[str, Any], names: tuple[str, ...]
+) -> None:
+    config, modules = _head(tuned)
+    config["label2id"] = {label: i for i, label in enumerate(names)}
+    tensors = {}
+    for module, number in modules.items():
+        for leaf, end in LEAVES.items():
+            if f"{module}/{leaf}" in params:
+                array = np.asarray(params[f"{module}/{leaf}"], np.float32)
+                array = np.ascontiguousarray(array.T if leaf == "kernel" else array)
+                tensors[f"heads.{about['name']}.{number}.{end}"] = array
+    _write(folder, HEAD, {"config": config, **about}, tensors)
+
+
+def _write(
+    folder: Path,
+    files: tuple[str, str, str],
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / files[0], config)
+    save_file(dict(tensors), folder / files[1], metadata={"format": "pt"})
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")

@@ -1,15 +1,22 @@
 """Methods as AdapterHub's `adapter_config.json` has them, with all of its fields."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
-from ftjax.errors import UserError, require
+from ftjax.errors import require
+from ftjax.formats.adapterhub_lora import LORA, read_lora, write_dora, write_ia3, write_lora
 from ftjax.methods.bottleneck import AdapterDrop, Houlsby, Parallel, Pfeiffer, ScaledParallel
+from ftjax.methods.combination import Combination
 from ftjax.methods.compacter import Compacter, CompacterPP, Hypercomplex
-from ftjax.methods.ia3 import NONE as IA3_NONE
+from ftjax.methods.dora import Dora
+from ftjax.methods.fusion import AdapterFusion
 from ftjax.methods.ia3 import Ia3
 from ftjax.methods.lora import Lora
+from ftjax.methods.mam import Mam
 from ftjax.methods.prefix import PrefixTuning
+from ftjax.methods.reft import Reft
+from ftjax.methods.unipelt import Unipelt
 from ftjax.tuned import Tuned
 
 BOTTLENECK = {
@@ -48,26 +55,6 @@ BOTTLENECK = {
     "use_gating": False,
 }
 PHM = {"phm_dim": "n", "phm_rank": "rank", "phm_init_range": "rule_std"}
-LORA = {
-    "alpha": 8,
-    "architecture": "lora",
-    "attn_matrices": ["q", "v"],
-    "composition_mode": "add",
-    "dropout": 0.0,
-    "dtype": None,
-    "init_weights": "lora",
-    "init_weights_seed": None,
-    "intermediate_lora": False,
-    "leave_out": [],
-    "output_lora": False,
-    "r": 8,
-    "selfattn_lora": True,
-    "use_dora": False,
-    "use_gating": False,
-    "vera_b": None,
-    "vera_d": None,
-}
-IA3 = {"alpha": 1, "composition_mode": "scale", "init_weights": "ia3", "r": 1}
 PREFIX = {
     "architecture": "prefix_tuning",
     "bottleneck_size": 512,
@@ -82,8 +69,42 @@ PREFIX = {
     "shared_gating": True,
     "use_gating": False,
 }
-DEFAULTS = {None: BOTTLENECK, "lora": LORA, "prefix_tuning": PREFIX}
-# What says only how parameters start changes nothing that a folder holds.
+REFT = {
+    "architecture": "reft",
+    "dropout": 0.05,
+    "dtype": None,
+    "init_weights_seed": None,
+    "layers": "all",
+    "non_linearity": None,
+    "orthogonality": True,
+    "output_reft": True,
+    "prefix_positions": 3,
+    "r": 1,
+    "suffix_positions": 0,
+    "tied_weights": False,
+}
+FUSION = {
+    "dropout_prob": None,
+    "key": True,
+    "query": True,
+    "query_before_ln": False,
+    "regularization": True,
+    "residual_before": False,
+    "temperature": False,
+    "value": True,
+    "value_before_softmax": True,
+    "value_initialized": True,
+}
+FIELDS = {  # of ReFT, theirs → ours
+    "dropout": "dropout",
+    "prefix_positions": "first",
+    "r": "rank",
+    "suffix_positions": "last",
+    "tied_weights": "tied",
+}
+DEFAULTS = {None: BOTTLENECK, "lora": LORA, "prefix_tuning": PREFIX, "reft": REFT}
+UNION = {"architecture": "union"}
+# What says only how parameters start, or train, changes nothing that a folder holds.
 STARTS = {
     "dtype",
     "hypercomplex_nonlinearity",
@@ -91,8 +112,9 @@ STARTS = {
     "init_weights_seed",
     "phm_c_init",
     "phm_init_range",
+    "regularization",
+    "value_initialized",
 }
-MATRICES = {"q": "query", "k": "key", "v": "value"}
 AFTER_FFN = {"original_ln_before": True}
 BESIDE_FFN = {"init_weights": "mam_adapter", "is_parallel": True}
 PLACEMENTS = {
@@ -117,30 +139,45 @@ def config_of(tuned: Tuned, model_type: str) -> dict[str, Any]:
     return WRITERS[kind](tuned, model_type)
 
 
-def settings_of(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+def settings_of(
+    config: Mapping[str, Any], model_type: str, tensors: Collection[str]
+) -> dict[str, Any]:
     """`method.*` for a configuration of AdapterHub's; the inverse of `config_of`.
+
+    Args:
+        config: of the adapter.
+        model_type: of the base model.
+        tensors: names of the adapter's, which tell what layers it is in.
 
     Raises:
         UserError: the method is not implemented.
     """
     kind = config.get("architecture")
     require(kind in READERS, f"AdapterHub's architecture {kind!r} is not implemented")
-    return READERS[kind](config, model_type)
+    return READERS[kind](config, model_type, tensors)
 
 
 def check_config(config: Mapping[str, Any], tuned: Tuned, model_type: str) -> None:
     """Raises UserError, naming the field, where a configuration is not that of `tuned`'s method."""
-    wanted = config_of(tuned, model_type)
-    defaults = DEFAULTS[wanted.get("architecture")]
-    phm = wanted.get("phm_layer")
-    for key in sorted({*config, *wanted} - STARTS):
-        if "phm" in key and key != "phm_layer" and not phm:
-            continue
-        if wanted.get("flat") and key in ("bottleneck_size", "non_linearity"):
-            continue
-        given, ours = config.get(key, defaults.get(key)), wanted.get(key)
+    _check(config, config_of(tuned, model_type))
+
+
+def _check(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    kind, ignored = wanted.get("architecture"), set(STARTS)
+    if kind == config.get("architecture") == UNION["architecture"]:
+        for part, ours in zip(config["configs"], wanted["configs"], strict=True):
+            _check(part, ours)
+        return
+    if not wanted.get("phm_layer"):
+        ignored |= {key for key in config if "phm" in key and key != "phm_layer"}
+    if wanted.get("flat"):
+        ignored |= {"bottleneck_size", "non_linearity"}
+    if kind == "lora" and config.get("use_gating"):
+        ignored |= {"alpha"}  # which the library then leaves out
+    for key in sorted({*config, *wanted} - ignored):
+        given, ours = config.get(key, DEFAULTS.get(kind, {}).get(key)), wanted.get(key)
         require(
-            given == ours,
+            (sorted(given) if key == "leave_out" else given) == ours,
             f"adapter_config.json has {key}={given!r}, but the method here has {ours!r}",
         )
 
@@ -156,7 +193,7 @@ def _bottleneck(tuned: Tuned, model_type: str) -> dict[str, Any]:
     return BOTTLENECK | PLACEMENTS[type(method)] | config
 
 
-def _read_bottleneck(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+def _read_bottleneck(config: Mapping[str, Any], *_: Any) -> dict[str, Any]:
     config = BOTTLENECK | dict(config)
     factor = config["reduction_factor"]
     require(
@@ -187,7 +224,7 @@ def _prefix(tuned: Tuned, model_type: str) -> dict[str, Any]:
     return PREFIX | config | {"flat": not method.projection, "prefix_length": method.length}
 
 
-def _read_prefix(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+def _read_prefix(config: Mapping[str, Any], model_type: str, *_: Any) -> dict[str, Any]:
     config = PREFIX | dict(config)
     places = []
     if model_type in ("t5", "mt5"):
@@ -202,78 +239,68 @@ def _read_prefix(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
     }
 
 
-def _sites(model_type: str) -> dict[str, str]:
-    """Fields of LoRA's configuration that select a projection of feed-forward → ours.
-
-    For Llama and its kin the library has the two the other way round.
-    """
-    names = ("down", "up") if model_type in ("llama", "mistral") else ("up", "down")
-    return dict(zip(("intermediate_lora", "output_lora"), names, strict=True))
-
-
-def _selected(tuned: Tuned, model_type: str, matched: Mapping[str, Any]) -> dict[str, Any]:
-    """LoRA's fields that select projections.
-
-    Raises:
-        UserError: they cannot select those `matched`.
-    """
-    sites = _sites(model_type)
-    known = {*MATRICES.values(), *sites.values()}
-    ends = {path.rsplit("/", 1)[-1] for path in matched}
-    for end in sorted(ends - known):
-        raise UserError(f"AdapterHub does not adapt projections {end!r}, only {sorted(known)}")
-    for path in tuned.base.projections():
-        whole = (path.rsplit("/", 1)[-1] in ends) == (path in matched)
-        require(whole, f"AdapterHub adapts projections in all layers or none, unlike {path!r}")
-    return {
-        "attn_matrices": [short for short, name in MATRICES.items() if name in ends],
-        "selfattn_lora": bool(ends & set(MATRICES.values())),
-        **{field: name in ends for field, name in sites.items()},
-    }
-
-
-def _targets(config: Mapping[str, Any], model_type: str) -> list[str]:
-    """Our names of the projections that LoRA's fields select."""
-    attention = config["attn_matrices"] if config["selfattn_lora"] else []
-    targets = [name for short, name in MATRICES.items() if short in attention]
-    return targets + [name for field, name in _sites(model_type).items() if config[field]]
-
-
-def _lora(tuned: Tuned, model_type: str) -> dict[str, Any]:
+def _reft(tuned: Tuned, model_type: str) -> dict[str, Any]:
     method = tuned.method
-    alpha = int(method.alpha) if float(method.alpha).is_integer() else method.alpha
-    config = {"r": method.rank, "alpha": alpha, "dropout": method.dropout}
-    return LORA | config | _selected(tuned, model_type, method.matched(tuned.base))
+    said = method.kind != "direft"
+    require(said, "AdapterHub's folders cannot say method.kind=direft: they are read as noreft")
+    config = {theirs: getattr(method, ours) for theirs, ours in FIELDS.items()}
+    config |= {"layers": list(method.layers) or "all", "orthogonality": method.kind == "loreft"}
+    return REFT | config
 
 
-def _ia3(tuned: Tuned, model_type: str) -> dict[str, Any]:
-    method = tuned.method
-    require(
-        method.feedforward in IA3_NONE,
-        "AdapterHub's ia3 rescales outputs alone: set method.feedforward=none and name in "
-        "method.targets, beside keys and values, the projection before",
-    )
-    matched = tuned.base.match(method.targets or ("key", "value"))
-    return LORA | IA3 | _selected(tuned, model_type, matched)
+def _read_reft(config: Mapping[str, Any], *_: Any) -> dict[str, Any]:
+    config = REFT | dict(config)
+    found = {ours: config[theirs] for theirs, ours in FIELDS.items()}
+    layers = () if config["layers"] == "all" else tuple(config["layers"])
+    kind = "loreft" if config["orthogonality"] else "noreft"
+    return {"name": "reft", "kind": kind, "layers": layers, **found}
 
 
-def _read_lora(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
-    config = LORA | dict(config)
-    targets = _targets(config, model_type)
-    if config["composition_mode"] == "scale":
-        return {"name": "ia3", "targets": targets, "feedforward": "none"}
-    values = {ours: config[theirs] for ours, theirs in (("rank", "r"), ("alpha", "alpha"))}
-    return {"name": "lora", "targets": targets, "dropout": config["dropout"], **values}
+def _fusion(tuned: Tuned, model_type: str) -> dict[str, Any]:
+    """Of the fusion alone; λ itself is not in it."""
+    return FUSION | {"regularization": tuned.method.regularization > 0}
 
 
+def _union(tuned: Tuned, model_type: str) -> dict[str, Any]:
+    """Of methods in different places within layers, in which their order makes no difference."""
+    configs = []
+    for part in tuned.method.parts:
+        require(type(part) in UNITED, f"AdapterHub's unions have no {type(part).__name__.lower()}")
+        configs.append(config_of(replace(tuned, method=part), model_type))
+    kinds = [config.get("architecture") for config in configs]
+    apart = len(set(kinds)) == len(kinds)
+    require(apart, f"AdapterHub's unions have one part of an architecture: {tuned.method.names}")
+    if isinstance(tuned.method, Unipelt):
+        gated = {"use_gating": True}
+        configs = [c | gated | ({"alpha": c["r"]} if "alpha" in c else {}) for c in configs]
+    return UNION | {"configs": configs}
+
+
+def _read_union(
+    config: Mapping[str, Any], model_type: str, tensors: Collection[str]
+) -> dict[str, Any]:
+    parts = [settings_of(part, model_type, tensors) for part in config["configs"]]
+    gated = {bool(part.get("use_gating")) for part in config["configs"]}
+    require(len(gated) == 1, "adapter_config.json: use_gating is of all parts or of none")
+    mam = [part["name"] for part in parts] == ["prefix_tuning", "parallel"]
+    return {"name": "unipelt" if True in gated else "mam" if mam else "combination", "parts": parts}
+
+
+UNITED = (*PLACEMENTS, PrefixTuning, Lora, Dora, Ia3)
 WRITERS: dict[type, Callable[[Tuned, str], dict[str, Any]]] = {
     **dict.fromkeys(PLACEMENTS, _bottleneck),
+    **dict.fromkeys((Combination, Mam, Unipelt), _union),
     PrefixTuning: _prefix,
-    Lora: _lora,
-    Ia3: _ia3,
+    Lora: write_lora,
+    Dora: write_dora,
+    Ia3: write_ia3,
+    Reft: _reft,
+    AdapterFusion: _fusion,
 }
-READERS: dict[str | None, Callable[[Mapping[str, Any], str], dict[str, Any]]] = {
+READERS: dict[str | None, Callable[[Mapping[str, Any], str, Collection[str]], dict[str, Any]]] = {
     None: _read_bottleneck,
     "prefix_tuning": _read_prefix,
-    "lora": _read_lora,
+    "lora": read_lora,
+    "reft": _read_reft,
+    "union": _read_union,
 }

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from ftjax.errors import UserError, nearest, require
+from ftjax.formats import adapterhub_reft
 from ftjax.formats.hf import Part
+from ftjax.methods.base import Method
+from ftjax.methods.dora import Dora
+from ftjax.methods.examples import ENDS
+from ftjax.methods.lora import Lora
+from ftjax.methods.reft import Reft
+from ftjax.methods.unipelt import Unipelt
 from ftjax.paths import Flat, expand
 from ftjax.tuned import Tuned
 
@@ -45,20 +52,35 @@ FAMILIES = {
 PROJECTION = {
     "lora_a": ("lora_A", "turned"),
     "lora_b": ("lora_B", "turned"),
+    "lora_m": ("m.weight", "column"),
     "ia3_out": ("lora_B", "column"),
+    "gate_lora_kernel": ("gate.weight", "turned"),
+    "gate_lora_bias": ("gate.bias", "plain"),
 }
 BLOCK = {
-    "adapter/down_kernel": ("adapter_down.0.weight", "turned"),
-    "adapter/down_bias": ("adapter_down.0.bias", "plain"),
-    "adapter/up_kernel": ("adapter_up.weight", "turned"),
-    "adapter/up_bias": ("adapter_up.bias", "plain"),
-    "adapter_scale": ("scaling", "plain"),
+    f"adapter/{ours}": (f"adapters.{{}}.adapter_{theirs}", form)
+    for ours, theirs, form in (
+        ("down_kernel", "down.0.weight", "turned"),
+        ("down_bias", "down.0.bias", "plain"),
+        ("down_left", "down.0.W_left", "plain"),
+        ("down_right", "down.0.W_right", "plain"),
+        ("up_kernel", "up.weight", "turned"),
+        ("up_bias", "up.bias", "plain"),
+        ("up_left", "up.W_left", "plain"),
+        ("up_right", "up.W_right", "plain"),
+    )
 }
 BLOCK |= {
-    f"adapter/{ours}_{side}": (f"adapter_{theirs}.W_{side}", "plain")
-    for ours, theirs in (("down", "down.0"), ("up", "up"))
-    for side in ("left", "right")
+    "adapter_scale": ("adapters.{}.scaling", "plain"),
+    "gate_adapter_kernel": ("adapters.{}.gate.weight", "turned"),
+    "gate_adapter_bias": ("adapters.{}.gate.bias", "plain"),
+    "fusion/query_kernel": ("adapter_fusion_layer.{}.query.weight", "turned"),
+    "fusion/query_bias": ("adapter_fusion_layer.{}.query.bias", "plain"),
+    "fusion/key_kernel": ("adapter_fusion_layer.{}.key.weight", "turned"),
+    "fusion/key_bias": ("adapter_fusion_layer.{}.key.bias", "plain"),
+    "fusion/value_kernel": ("adapter_fusion_layer.{}.value.weight", "turned"),
 }
+OF_BASE = "/lora_n0"  # which DoRA computes of the base's weights
 # The same of prefixes: of the model, after the place, and of an attention core, after key or value.
 PREFIX = {
     "_embedding": ("wte.weight", "plain"),
@@ -69,6 +91,12 @@ CORE = {
     "": ("control_trans", "flat"),
     "_kernel": ("control_trans.2.weight", "turned"),
     "_bias": ("control_trans.2.bias", "plain"),
+}
+GATE = {"kernel": ("weight", "turned"), "bias": ("bias", "plain")}  # of an attention's prefix
+REFT = {
+    "kernel": ("learned_source.weight", "turned"),
+    "bias": ("learned_source.bias", "plain"),
+    "rotation": ("projection.weight", "turned"),
 }
 LOCATIONS = {"encoder": "encoder_prefix", "decoder": "self_prefix", "cross": "cross_prefix"}
 
@@ -82,18 +110,22 @@ class Piece:
         form: "plain"; "turned", as kernels, which are stored (out, in); "column", of a vector;
             "flat", where all rows are turned back once they are together, and stored as one axis.
         index: of these rows among those of the parameters that share the tensor.
+        factor: of theirs to ours.
     """
 
     tensor: str
     form: str
     index: int = 0
+    factor: float = 1.0
 
     def rows(self, ours: np.ndarray) -> np.ndarray:
         """Ours as rows of theirs."""
+        ours = ours * np.float32(self.factor)
         return {"plain": ours, "column": ours[..., None]}.get(self.form, ours.T)
 
     def ours(self, rows: np.ndarray) -> np.ndarray:
         """The inverse."""
+        rows = rows / np.float32(self.factor)
         return {"plain": rows, "column": rows.reshape(-1)}.get(self.form, rows.T)
 
 
@@ -117,25 +149,43 @@ def _piece(tuned: Tuned, family: Family, name: str, path: str) -> Piece:
         UserError: AdapterHub has none like it.
     """
     module, _, leaf = path.rpartition("/")
+    names = tuned.names.plain()
     if leaf in PROJECTION:
         part, (theirs, form) = tuned.names.base[module], PROJECTION[leaf]
-        part = Part(part) if isinstance(part, str) else part
-        return Piece(f"{part.name}.loras.{name}.{theirs}", form, part.index)
+        index = part.index if isinstance(part, Part) else 0
+        factor = _scale_left_out(tuned.method) if leaf == "lora_b" else 1.0
+        return Piece(f"{names[module]}.loras.{name}.{theirs}", form, index, factor)
     if path == "phm_rule":
         return Piece(f"shared_parameters.{name}.phm_rule", "plain")
     if leaf.startswith("prefix_"):
         return _prefix_piece(tuned, name, module, leaf)
-    match = re.fullmatch(r"(.*layer_\d+)(/attention|/ffn|/ffn_norm|)/(adapter\W?\w+)", path)
+    if leaf.startswith("gate_prefix_"):
+        attention = names[f"{module}/query"].rpartition(".")[0]
+        theirs, form = GATE[leaf.removeprefix("gate_prefix_")]
+        return Piece(f"{attention}.prefix_tuning.prefix_gates.{name}.{theirs}", form)
+    if leaf.startswith("reft_"):
+        layer = re.match(r".*?\.\d+", names[f"{module}/ffn_norm"])[0]
+        _, end, kind = leaf.split("_")
+        theirs, form = REFT[kind]
+        return Piece(f"{layer}.reft_layer.refts.{name}.units.{ENDS[end] - 1}.{theirs}", form)
+    match = re.fullmatch(r"(.*layer_\d+)(?:/(attention|ffn|ffn_norm))?/(\w+(?:/\w+)?)", path)
     if not match or match[3] not in BLOCK:
         raise UserError(f"AdapterHub has no parameter like {path!r}")
     layer, site, (theirs, form) = match[1], match[2], BLOCK[match[3]]
     if "phm_rule" in tuned.shapes:  # hypercomplex projections call their bias otherwise
         theirs = re.sub("bias$", "b", theirs)
-    norm, inside = f"{layer}/ffn_norm", family.output
-    if site == "/attention":
-        norm, inside = f"{layer}/attention_norm", family.attention
-    block = tuned.names.plain()[norm].rpartition(".")[0]
-    return Piece(f"{block}{inside}.adapters.{name}.{theirs}", form)
+    norm, inside = "ffn_norm", family.output
+    if site == "attention":
+        norm, inside = "attention_norm", family.attention
+    block = names[f"{layer}/{norm}"].rpartition(".")[0]
+    return Piece(f"{block}{inside}.{theirs.format(name)}", form)
+
+
+def _scale_left_out(method: Method) -> float:
+    """α/r where the library leaves it out: of DoRA's norms, and under gates."""
+    parts = getattr(method, "parts", (method,))
+    lora = next(part for part in parts if isinstance(part, Lora))
+    return lora.scale if isinstance(lora, Dora) or isinstance(method, Unipelt) else 1.0
 
 
 def _prefix_piece(tuned: Tuned, name: str, module: str, leaf: str) -> Piece:
@@ -150,11 +200,11 @@ def _prefix_piece(tuned: Tuned, name: str, module: str, leaf: str) -> Piece:
 
 
 def _pieces(tuned: Tuned, family: Family, name: str) -> dict[str, list[Piece]]:
-    """Path of every parameter that the method adds → where its layers lie."""
+    """Path of every parameter that the method adds to the base → where its layers lie."""
     return {
         path: [_piece(tuned, family, name, unrolled) for unrolled in expand(path)]
         for path in tuned.shapes
-        if path not in tuned.base.shapes
+        if path not in tuned.base.shapes and not path.endswith(OF_BASE)
     }
 
 
@@ -172,7 +222,10 @@ def to_tensors(
             if piece.form == "flat":
                 flat.add(tensor)
     joined = {t: np.concatenate([parts[i] for i in sorted(parts)]) for t, parts in rows.items()}
-    return {t: np.ascontiguousarray(x.T.ravel() if t in flat else x) for t, x in joined.items()}
+    tensors = {t: x.T.ravel() if t in flat else x for t, x in joined.items()}
+    if isinstance(tuned.method, Reft):
+        tensors = adapterhub_reft.written(tensors, tuned.method)
+    return {tensor: np.ascontiguousarray(x) for tensor, x in tensors.items()}
 
 
 def from_tensors(
@@ -189,6 +242,8 @@ def from_tensors(
         for tensor, array in tensors.items()
         if ".pool." not in tensor  # where the library holds prefixes once more
     }
+    if isinstance(tuned.method, Reft):
+        bare = adapterhub_reft.read(bare, tuned.method)
     found, shared = _pieces(tuned, family, name), {}
     for piece in (piece for pieces in found.values() for piece in pieces):
         shared.setdefault(piece.tensor, set()).add(piece.index)

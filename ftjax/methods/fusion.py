@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import flax.linen as nn
@@ -52,6 +52,11 @@ class AdapterFusion(Pfeiffer):
     def number(self) -> int:
         """Of adapters."""
         return len(self.adapters) or self.count
+
+    @property
+    def single(self) -> Pfeiffer:
+        """The method of each of the adapters alone."""
+        return Pfeiffer(**{field.name: getattr(self, field.name) for field in fields(Pfeiffer)})
 
     def rules(self, base: Base) -> Rules:
         group = FROZEN if self.adapters else "adapter"
@@ -107,4 +112,14 @@ def placed_as(params: Mapping[str, Any], number: int) -> Flat:
         re.sub(r"(^|/)adapter/", rf"\1adapter_{number}/", path): value
         for path, value in params.items()
         if re.search(r"(^|/)adapter/", path)
+    }
+
+
+def alone(params: Mapping[str, Any], number: int) -> Flat:
+    """The inverse: the parameters of the fusion's adapter of that number, as `pfeiffer`'s."""
+    inside = rf"(^|/)adapter_{number}/"
+    return {
+        re.sub(inside, r"\1adapter/", path): value
+        for path, value in params.items()
+        if re.search(inside, path)
     }

@@ -9,7 +9,7 @@ from ftjax import methods, tuned
 from ftjax.errors import UserError
 from ftjax.formats.adapter import load_into
 from ftjax.formats.folder import fingerprint, read_json
-from ftjax.methods.fusion import placed_as
+from ftjax.methods.fusion import alone, placed_as
 from ftjax.paths import Flat
 from ftjax.training.checkpoints import Checkpoints
 
@@ -64,8 +64,7 @@ def fused(
         UserError: a folder holds no adapter of these hyperparameters for this model.
     """
     wanted = {name: getattr(method, name) for name in methods.hyperparameters("pfeiffer")}
-    single = methods.create({"name": "pfeiffer", **wanted})
-    model = tuned.build(hf_config, single, settings, head)
+    model = tuned.build(hf_config, method.single, settings, head)
     result = dict(params)
     for number, folder in enumerate(map(Path, method.adapters)):
         if (folder / "config.json").exists():
@@ -75,8 +74,7 @@ def fused(
                 raise UserError(f"method.adapters: {folder} is of {saved}, not {needed}")
             found = best_params(folder, base)[0]
         else:
-            own = {p: params[q] for p in model.shapes for q in placed_as({p: p}, number)}
-            found, _ = load_into(model, own, folder)
+            found, _ = load_into(model, alone(params, number), folder)
         for path, array in placed_as(found, number).items():
             if path not in params or array.shape != params[path].shape:
                 raise UserError(f"method.adapters: {path!r} of {folder} does not fit the model")

@@ -1,98 +1,103 @@
 """AdapterHub folders: theirs give their outputs and gradients here, ours have their tensors."""
 
 import json
-import re
-import shutil
-from pathlib import Path
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from ftjax import methods, tuned
-from ftjax.errors import UserError
-from ftjax.formats.adapterhub import export_adapterhub, read_adapter, read_method
-from ftjax.formats.adapterhub_names import to_tensors
+from ftjax.formats import adapter
+from ftjax.formats.adapterhub import is_fusion, read_adapter, read_method
 from ftjax.formats.export import write_export
 from ftjax.formats.folder import read_config
-from ftjax.formats.pickled import read_tensors
+from ftjax.methods.reft import Reft, orthonormal
+from tests.formats.adapterhub_cases import (
+    FOLDER,
+    LABELS,
+    build,
+    export,
+    inputs,
+    load,
+    own_name,
+    renamed,
+    stored,
+)
 from tests.models.made import difference, quick
 
-FOLDER = Path(__file__).parents[1] / "fixtures" / "adapterhub"
-LABELS = ("LABEL_0", "LABEL_1", "LABEL_2")
 FAMILIES = ("bert", "roberta", "gpt2", "llama", "t5")
 METHODS = ("houlsby", "pfeiffer", "parallel", "scaled_parallel", "lora", "ia3")
 METHODS += ("prefix_tuning", "prefix_tuning_flat", "compacter", "compacter_pp")
 CASES = [(family, method) for method in METHODS for family in FAMILIES]
-CASES += [("bert", "adapter_drop"), ("llama", "adapter_drop")]
+CASES += [(family, method) for method in ("loreft", "mam") for family in ("bert", "llama", "t5")]
+CASES += [("bert", "noreft"), ("bert", "unipelt"), ("gpt2", "unipelt"), ("t5", "unipelt")]
+CASES += [("bert", "adapter_drop"), ("llama", "adapter_drop"), ("llama", "dora"), ("t5", "dora")]
+CASES += [("bert", "lora_upper"), ("gpt2", "lora_upper"), ("t5", "lora_inner")]
+FUSIONS = [("bert", "adapter_fusion"), ("gpt2", "adapter_fusion"), ("t5", "adapter_fusion")]
 OTHER_HEADS = [("gpt2", "houlsby"), ("llama", "houlsby")]  # of two layers
 COMPUTED = [  # between them every family and method; what differs by both is named twice
     *(("bert", method) for method in METHODS),
+    *(("bert", method) for method in ("loreft", "noreft", "direft", "mam", "unipelt")),
     ("roberta", "pfeiffer"),
-    ("gpt2", "pfeiffer"),
-    ("gpt2", "lora"),
-    ("gpt2", "ia3"),
-    ("gpt2", "prefix_tuning"),
-    ("llama", "scaled_parallel"),
-    ("llama", "adapter_drop"),
-    ("llama", "ia3"),
-    ("llama", "prefix_tuning_flat"),
-    ("t5", "houlsby"),
-    ("t5", "parallel"),
-    ("t5", "compacter"),
-    ("t5", "prefix_tuning"),
+    *(("gpt2", method) for method in ("pfeiffer", "ia3", "prefix_tuning", "unipelt", "lora_upper")),
+    *(("llama", method) for method in ("scaled_parallel", "adapter_drop", "ia3", "loreft")),
+    *(("llama", method) for method in ("prefix_tuning_flat", "dora")),
+    *(("t5", method) for method in ("houlsby", "compacter_pp", "mam", "unipelt", "loreft")),
+    *(("t5", method) for method in ("lora_inner", "dora")),
+    *FUSIONS,
 ]
 NAMES = [f"{family}-{method}" for family, method in CASES]
 
 
-def build(folder, head="classification", method=None, **settings):
-    """The base of a fixture under the method that its folder tells."""
-    task = {"head": head, "labels": len(LABELS), "pooling": "cls"}
-    method = methods.create(method or read_method(folder))
-    return tuned.build(read_config(folder.parent / "base"), method, settings, task)
+def theirs(folder, output, model, params):
+    """What trains of the method, or its gradients, by AdapterHub's names."""
+    if isinstance(model.method, Reft):  # projections as they are
+        model = replace(model, method=replace(model.method, kind="noreft"))
+    export(folder, output, params, model, name="task")
+    if is_fusion(output):
+        return stored(output / "task_0,task_1", "adapter_fusion")
+    return stored(output)
 
 
-def load(folder, model, mesh, head=True):
-    """The base's parameters and the adapter's."""
-    key = jax.random.key(0)
-    params, _ = tuned.load(folder.parent / "base", model, mesh, key)
-    return {**params, **read_adapter(folder, model, head)}
+def parametrized(tensors, place):
+    """Orthonormal rows as torch has them."""
+    original = torch.tensor(tensors[f"{place}.parametrizations.weight.original"])
+    linear = torch.nn.Linear(*original.T.shape, bias=False)
+    torch.nn.utils.parametrizations.orthogonal(linear)
+    base = torch.tensor(tensors[f"{place}.parametrizations.weight.0.base"])
+    state = {"parametrizations.weight.original": original, "parametrizations.weight.0.base": base}
+    linear.load_state_dict(state)
+    return linear
 
 
-def inputs(reference, prefix=""):
-    names = ("input_ids", "attention_mask", "decoder_input_ids")
-    return {n: reference[f"{prefix}{n}"] for n in names if f"{prefix}{n}" in reference}
-
-
-def own_name(tensor):
-    """The model's name of a tensor that each layer holds too, as prefixes."""
-    return re.sub(r"^(\w+)\..*\.pool\.", r"\1.prefix_tuning.", tensor)
-
-
-def stored(folder, part="adapter"):
-    """The tensors of an adapter or of its head, each once."""
-    safe = {"adapter": "adapter.safetensors", "head": "model_head.safetensors"}[part]
-    if (folder / safe).exists():
-        return load_file(folder / safe)
-    pickled = {"adapter": "pytorch_adapter.bin", "head": "pytorch_model_head.bin"}[part]
-    return {own_name(name): array for name, array in read_tensors(folder / pickled).items()}
-
-
-def theirs(model, params, family):
-    """The method's parameters, or their gradients, by AdapterHub's names."""
-    return to_tensors(model, params, family, "task")
+def rotated(name, gradient, tensors):
+    """Their name of a gradient of ours, and what it is of their parameter."""
+    place = name.removesuffix(".weight")
+    if f"{place}.parametrizations.weight.original" not in tensors:
+        return name, gradient
+    linear = parametrized(tensors, place)
+    linear.weight.backward(torch.tensor(gradient))
+    weight = linear.parametrizations.weight
+    return f"{place}.parametrizations.weight.original", weight.original.grad.numpy()
 
 
 @pytest.mark.parametrize(("family", "method"), COMPUTED)
-def test_their_adapter_gives_their_outputs_and_gradients(family, method, one_device):
+def test_their_adapter_gives_their_outputs_and_gradients(family, method, one_device, tmp_path):
     folder = FOLDER / family / method
     reference = load_file(folder / "reference.safetensors")
     model = build(folder, head=None)
     params = load(folder, model, one_device, head=False)
+    if method == "direft":  # which folders cannot say
+        model = build(folder, head=None, method={**read_method(folder), "kind": "direft"})
     trainable, frozen = model.partition.split(params)
+    prefix = "full/" if method == "unipelt" else ""  # their gates see padding, ours do not
+    batch = inputs(reference, prefix)
+    if family == "t5" and method == "loreft":  # where theirs has the encoder's padding
+        batch["decoder_attention_mask"] = batch["attention_mask"]
 
     @quick
     def run(trainable, batch, weight):
@@ -102,22 +107,29 @@ def test_their_adapter_gives_their_outputs_and_gradients(family, method, one_dev
 
         return jax.grad(loss, has_aux=True)(trainable)
 
-    found, hidden = run(trainable, inputs(reference), reference["weight"])
-    real = reference["attention_mask"] > 0
-    wanted = reference["last_hidden_state"]
+    weight = reference[f"{prefix}weight"]
+    found, hidden = run(trainable, batch, weight)
+    real, wanted = np.any(weight != 0, -1), reference[f"{prefix}last_hidden_state"]
     assert difference(np.asarray(hidden)[real], wanted[real]) < 1e-4
     with safe_open(folder / "reference.safetensors", "numpy") as file:
         count = int(file.metadata()["parameters"])
     assert model.partition.counts(model.shapes)[0] == count
+    mark = f"{prefix}gradients/"
     gradients = {
-        own_name(name.removeprefix("gradients/")): array
+        own_name(name.removeprefix(mark)): array
         for name, array in reference.items()
-        if name.startswith("gradients/")
+        if name.startswith(mark)
     }
-    assert set(gradients) == set(theirs(model, params, family))
+    tensors = {} if is_fusion(folder) else stored(folder)
+    ours = theirs(folder, tmp_path, model, {**params, **found})
+    ours = dict(rotated(name, array, tensors) for name, array in ours.items())
+    assert set(ours) == set(gradients)
     largest = max(np.abs(array).max() for array in gradients.values())
-    for name, array in theirs(model, found, family).items():
-        assert difference(array, gradients[name], largest) < 1e-4, name
+    for name, array in gradients.items():
+        if "fusion" in name and name.endswith("key.bias"):  # which moves all scores alike
+            assert max(np.abs(array).max(), np.abs(ours[name]).max()) < 1e-3
+        elif method != "dora" or name.endswith("m.weight"):  # through the norms, in theirs
+            assert difference(ours[name], array, largest) < 1e-4, name
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "llama", "t5"])
@@ -136,6 +148,7 @@ def test_without_padding_in_scanned_layers(family, one_device):
         ("bert", "houlsby"),
         *((family, "lora") for family in ("bert", "roberta", "gpt2", "llama", "t5")),
         *((family, "static") for family in ("bert", "roberta", "llama")),
+        ("gpt2", "adapter_fusion"),
     ],
 )
 def test_their_heads_give_their_logits(family, method, one_device):
@@ -147,40 +160,121 @@ def test_their_heads_give_their_logits(family, method, one_device):
     assert difference(logits, reference["logits"]) < 1e-4
 
 
-def export(folder, output, params, model, **options):
-    base = folder.parent / "base"
-    export_adapterhub(output, base, model, params, LABELS, **options)
-
-
 def assert_same_files(found, wanted, part):
-    """Equal configurations, but for the base's path, and equal tensors."""
-    configs = [json.loads((f / f"{part}_config.json").read_text()) for f in (found, wanted)]
+    """Equal configurations, but for what is not read, and equal tensors."""
+    texts = [(f / f"{part}_config.json").read_text() for f in (found, wanted)]
+    configs = [json.loads(renamed(text)) for text in texts]
     assert all(config.pop("model_name").endswith("/base") for config in configs)
+    for whole in (config["config"] for config in configs):
+        for one in whole.get("configs", ()):
+            if one.get("use_gating") and "alpha" in one:
+                del one["alpha"]
     assert configs[0] == configs[1]
     ours, theirs = stored(found, part), stored(wanted, part)
     assert set(ours) == set(theirs)
     for name, array in theirs.items():
-        np.testing.assert_array_equal(ours[name], array, name)
+        if "parametrizations" not in name:
+            np.testing.assert_array_equal(ours[name], array, name)
+        elif name.endswith("original"):
+            place = name.removesuffix(".parametrizations.weight.original")
+            rows = [parametrized(x, place).weight.detach().numpy() for x in (ours, theirs)]
+            np.testing.assert_allclose(*rows, atol=1e-6, err_msg=name)
+
+
+def written(family, method, output, head=True):
+    """Their folder, and ours of what was read from it; by T5 with scanned layers."""
+    folder = FOLDER / family / method
+    scanned = family == "t5" and method != "lora_inner"  # which is in some layers
+    model = build(folder, segments="scan" if scanned else "auto")
+    params = {path: np.zeros(leaf.shape) for path, leaf in model.shapes.items()}
+    params |= read_adapter(folder, model, head=head)
+    export(folder, output, params, model, name="task")
+    return folder
 
 
 @pytest.mark.parametrize(("family", "method"), CASES, ids=NAMES)
 def test_what_is_written_is_what_was_read(family, method, tmp_path):
-    folder = FOLDER / family / method
-    model = build(folder)
-    params = {path: np.zeros(leaf.shape) for path, leaf in model.shapes.items()}
-    params |= read_adapter(folder, model, head=(family, method) not in OTHER_HEADS)
-    export(folder, tmp_path, params, model, name="task")
+    other = (family, method) in OTHER_HEADS
+    folder = written(family, method, tmp_path, head=not other)
     assert_same_files(tmp_path, folder, "adapter")
     # Of BERT we write a head of two layers, where theirs may read the base's pooler.
-    if (family, method) not in OTHER_HEADS and (family != "bert" or method == "houlsby"):
+    if not other and (family != "bert" or method == "houlsby"):
         assert_same_files(tmp_path, folder, "head")
 
 
-@pytest.mark.parametrize(("family", "method"), OTHER_HEADS)
-def test_a_head_that_computes_otherwise_is_refused(family, method):
-    folder = FOLDER / family / method
-    with pytest.raises(UserError, match="none of this model's"):
-        read_adapter(folder, build(folder))
+@pytest.mark.parametrize(("family", "method"), FUSIONS)
+def test_a_fusion_is_written_as_it_was_read(family, method, tmp_path):
+    folder = written(family, method, tmp_path)
+    setups = [(f / "adapter_setup.json").read_text() for f in (tmp_path, folder)]
+    assert json.loads(renamed(setups[0])) == json.loads(setups[1])
+    for number, name in enumerate(("first", "second")):
+        assert_same_files(tmp_path / f"task_{number}", folder / name, "adapter")
+    assert_same_files(tmp_path / "task_0,task_1", folder / "first,second", "adapter_fusion")
+    if family != "bert":
+        assert_same_files(tmp_path / "task", folder / "task", "head")
+
+
+@pytest.mark.parametrize("method", ["loreft", "noreft", "direft"])
+def test_rows_of_reft_are_read_as_torch_computes_them(method):
+    folder = FOLDER / "bert" / method
+    assert read_method(folder)["kind"] == ("loreft" if method == "loreft" else "noreft")
+    params, tensors = read_adapter(folder, build(folder), head=False), stored(folder)
+    for layer in range(2):
+        for number, end in enumerate(("first", "last")):
+            found = params[f"encoder/layer_{layer}/reft_{end}_rotation"].T
+            place = f"bert.encoder.layer.{layer}.reft_layer.refts.task.units.{number}.projection"
+            if method == "loreft":
+                wanted = parametrized(tensors, place).weight.detach().numpy()
+            else:
+                wanted = tensors[f"{place}.weight"]
+            np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "units"),
+    [({}, "01"), ({"first": 0, "last": 2}, "01"), ({"last": 2, "tied": True}, "0")],
+)
+def test_reft_has_a_unit_for_each_end(settings, units, tmp_path):
+    """The library makes both, also where one has no tokens."""
+    model = build(FOLDER / "bert" / "loreft", method={"name": "reft", "rank": 3, **settings})
+    random = np.random.default_rng(0)
+    params = {p: random.normal(size=x.shape).astype("f") for p, x in model.shapes.items()}
+    export(FOLDER / "bert" / "loreft", tmp_path, params, model)
+    tensors, end = stored(tmp_path), "last" if settings.get("first") == 0 else "first"
+    assert {name.split(".units.")[1][0] for name in tensors} == set(units)
+    for unit in units:
+        place = f"bert.encoder.layer.1.reft_layer.refts.ftjax.units.{unit}.projection"
+        wanted = orthonormal(params[f"encoder/layer_1/reft_{end}_rotation"])
+        found = parametrized(tensors, place).weight.detach().numpy()
+        np.testing.assert_allclose(found, wanted.T, atol=1e-6)
+    back = read_adapter(tmp_path, build(FOLDER / "bert" / "x", method=read_method(tmp_path)))
+    assert {path for path in back if "reft" in path} == {path for path in params if "reft" in path}
+
+
+def test_scales_that_the_library_leaves_out_are_in_the_tensors(tmp_path):
+    """α/r of DoRA's norms, and of LoRA under gates."""
+    lora = {"rank": 2, "alpha": 8.0}
+    unipelt = {"name": "unipelt", "parts": ({"name": "lora", **lora}, "pfeiffer")}
+    for settings in ({"name": "dora", **lora}, unipelt):
+        folder, output = FOLDER / "llama" / "dora", tmp_path / settings["name"]
+        model = build(folder, method=settings)
+        params = {p: np.ones(x.shape, "f") for p, x in model.shapes.items()}
+        export(folder, output, params, model)
+        found = stored(output)
+        assert {x.max() for name, x in found.items() if name.endswith("lora_B")} == {4.0}
+        assert {x.max() for name, x in found.items() if name.endswith("lora_A")} == {1.0}
+        for path, array in read_adapter(output, model).items():
+            np.testing.assert_array_equal(array, params[path], path)
+
+
+def test_a_fusions_folder_is_loaded_into_a_model(one_device):
+    folder = FOLDER / "bert" / "adapter_fusion"
+    model = build(folder, method=adapter.read_method(folder))
+    params, _ = tuned.load(folder.parent / "base", model, one_device, jax.random.key(0))
+    params, absent = adapter.load_into(model, params, folder)
+    assert not absent and model.method.number == 2
+    for path, array in read_adapter(folder, model).items():
+        np.testing.assert_array_equal(params[path], array, path)
 
 
 def test_mean_pooling_has_no_head_there(tmp_path):
@@ -194,104 +288,3 @@ def test_mean_pooling_has_no_head_there(tmp_path):
     assert not list(output.glob("*head*"))
     tensors = load_file(output / "adapter.safetensors")
     assert all(".loras.ftjax.lora_" in name for name in tensors) and len(tensors) == 8
-
-
-def test_pickled_tensors_equal_those_in_safetensors():
-    wanted, folder = FOLDER / "bert" / "houlsby", FOLDER / "bert" / "houlsby_pickled"
-    model = build(wanted)
-    found = read_adapter(folder, model)
-    for path, array in read_adapter(wanted, model).items():
-        np.testing.assert_array_equal(found.pop(path), array, path)
-    assert not found
-
-
-def test_strided_and_half_tensors_of_a_pickle(tmp_path):
-    shared = torch.arange(24.0).reshape(4, 6)
-    tensors = {"turned": shared.T, "part": shared[1:3, ::2], "whole": shared}
-    tensors |= {"half": shared.half(), "bfloat16": shared.bfloat16(), "long": shared.long()}
-    tensors |= {"scalar": torch.tensor(3.0), "none": torch.zeros(0, 3)}
-    torch.save(tensors, tmp_path / "x.bin")
-    found = read_tensors(tmp_path / "x.bin")
-    assert set(found) == set(tensors)
-    for name, tensor in tensors.items():
-        np.testing.assert_array_equal(found[name].astype(np.float32), tensor.float().numpy(), name)
-
-
-def test_a_pickle_that_runs_code_is_refused(tmp_path):
-    class Run:
-        def __reduce__(self):
-            return (Path.touch, (tmp_path / "ran",))
-
-    torch.save({"x": Run()}, tmp_path / "x.bin")
-    with pytest.raises(UserError, match="not read"):
-        read_tensors(tmp_path / "x.bin")
-    assert not (tmp_path / "ran").exists()
-    (tmp_path / "x.bin").write_bytes(b"no archive")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_tensors(tmp_path / "x.bin")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"rank": 2}, "r=4"),
-        ({"alpha": 3.0}, "alpha=6"),
-        ({"targets": ("query",)}, "attn_matrices"),
-        ({"name": "houlsby"}, "r=4|alpha|architecture"),
-    ],
-)
-def test_another_method_than_the_folders_is_refused(changes, message):
-    folder = FOLDER / "bert" / "lora"
-    settings = {**read_method(folder), **changes}
-    if "name" in changes:
-        settings = changes
-    with pytest.raises(UserError, match=message):
-        read_adapter(folder, build(folder, method=settings))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda tensors: tensors.popitem(), "lacks tensor"),
-        (lambda tensors: tensors.update(more=np.zeros(1)), "unexpected tensor 'more'"),
-        (lambda tensors: tensors.update({k: v[:2] for k, v in tensors.items()}), "has shape"),
-    ],
-)
-def test_damaged_weights_are_refused(change, message, tmp_path):
-    folder = shutil.copytree(FOLDER / "bert", tmp_path / "bert") / "lora"
-    tensors = load_file(folder / "adapter.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "adapter.safetensors")
-    with pytest.raises(UserError, match=message):
-        read_adapter(folder, build(folder))
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("use_gating", True), ("leave_out", [0]), ("use_dora", True), ("vera_d", 0.1)],
-)
-def test_options_that_are_not_implemented_are_refused(field, value, tmp_path):
-    folder = shutil.copytree(FOLDER / "bert", tmp_path / "bert") / "lora"
-    config = json.loads((folder / "adapter_config.json").read_text())
-    config["config"][field] = value
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=field):
-        read_adapter(folder, build(folder))
-
-
-@pytest.mark.parametrize(
-    ("family", "settings", "message"),
-    [
-        ("bert", {"name": "bitfit"}, "bitfit has no AdapterHub form"),
-        ("t5", {"name": "ia3"}, "method.feedforward=none"),
-        ("bert", {"name": "dora"}, "dora has no AdapterHub form"),
-        ("t5", {"name": "prefix_tuning"}, "set method.shift=False"),
-        ("bert", {"name": "lora", "targets": "all-linear"}, "does not adapt projections 'output'"),
-        ("bert", {"name": "lora", "targets": r".*layer_1/.*query"}, "all layers or none"),
-    ],
-)
-def test_methods_that_it_cannot_say_are_refused(family, settings, message, tmp_path):
-    folder = FOLDER / family / "lora"
-    model = build(folder, method=settings)
-    with pytest.raises(UserError, match=message):
-        export(folder, tmp_path, {}, model)

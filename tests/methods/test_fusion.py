@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from ftjax import methods
 from ftjax.config import check, load_config
 from ftjax.errors import UserError
 from ftjax.training.run import place_model
@@ -45,6 +46,16 @@ def test_trained_adapters_are_in_place_and_stay(config_file, runs, tiny, tmp_pat
     assert set(params) == set(run.trainable)
     moved = [np.any(np.asarray(params[path]) != run.trainable[path]) for path in params]
     assert jax.tree.all(moved)
+
+
+def test_values_are_kept_near_the_identity():
+    """λ Σ ‖I − V‖² over layers, stacked or not."""
+    values = np.random.default_rng(0).normal(size=(3, 4, 4)).astype("f")
+    params = {f"layers/ffn/fusion/{name}_kernel": values for name in ("value", "query")}
+    params["top/ffn/fusion/value_kernel"] = 2 * values[0]
+    wanted = sum(((np.eye(4) - v) ** 2).sum() for v in (*values, 2 * values[0]))
+    method = methods.create({"name": "adapter_fusion", "regularization": 0.5})
+    np.testing.assert_allclose(method.penalty(params), 0.5 * wanted, rtol=1e-5)
 
 
 def test_adapters_that_do_not_fit_are_refused(config_file, runs, tmp_path):
