@@ -164,8 +164,14 @@ def check_config(config: Mapping[str, Any], tuned: Tuned, model_type: str) -> No
 
 def _check(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     kind, ignored = wanted.get("architecture"), set(STARTS)
-    if kind == config.get("architecture") == UNION["architecture"]:
-        for part, ours in zip(config["configs"], wanted["configs"], strict=True):
+    differs = "adapter_config.json has {}={!r}, but the method here has {!r}"
+    given = config.get("architecture")
+    require(given == kind, differs.format("architecture", given, kind))
+    if kind == UNION["architecture"]:
+        parts = config["configs"], wanted["configs"]
+        numbers = [len(configs) for configs in parts]
+        require(len(set(numbers)) == 1, differs.format("a number of configs", *numbers))
+        for part, ours in zip(*parts, strict=True):
             _check(part, ours)
         return
     if not wanted.get("phm_layer"):
@@ -176,10 +182,8 @@ def _check(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         ignored |= {"alpha"}  # which the library then leaves out
     for key in sorted({*config, *wanted} - ignored):
         given, ours = config.get(key, DEFAULTS.get(kind, {}).get(key)), wanted.get(key)
-        require(
-            (sorted(given) if key == "leave_out" else given) == ours,
-            f"adapter_config.json has {key}={given!r}, but the method here has {ours!r}",
-        )
+        same = (sorted(given) if key == "leave_out" else given) == ours
+        require(same, differs.format(key, given, ours))
 
 
 def _bottleneck(tuned: Tuned, model_type: str) -> dict[str, Any]:

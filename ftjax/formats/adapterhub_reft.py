@@ -30,11 +30,12 @@ def written(tensors: Mapping[str, np.ndarray], method: Reft) -> Tensors:
             found[place + ORIGINAL], found[place + BASE] = parametrized(array)
         else:
             found[name] = array
-    numbers = range(1 if method.tied else len(ENDS))
+    if method.tied or len(method.units) == len(ENDS):
+        return found
     return {
         re.sub(UNIT, f".units.{number}.", name): array
+        for number in range(len(ENDS))
         for name, array in found.items()
-        for number in (numbers if len(method.units) == 1 else (int(re.search(UNIT, name)[1]),))
     }
 
 
@@ -55,7 +56,7 @@ def read(tensors: Mapping[str, np.ndarray], method: Reft) -> Tensors:
 
 
 def parametrized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """R (r, d) as "original", by which Q has the first unit vectors, and "base", first of it Rᵀ."""
+    """R (r, d) as "original", which makes Q the first unit vectors, and "base", Rᵀ first."""
     q, t = np.linalg.qr(np.asarray(orthonormal(rows.T), np.float64), mode="complete")
     base = q * np.append(np.sign(np.diag(t)), np.ones(len(q) - len(rows)))
     original = -np.eye(*rows.shape)

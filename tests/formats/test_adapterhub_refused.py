@@ -65,7 +65,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
         ({"rank": 2}, "r=4"),
         ({"alpha": 3.0}, "alpha=6"),
         ({"targets": ("query",)}, "attn_matrices"),
-        ({"name": "houlsby"}, "r=4|alpha|architecture"),
+        ({"name": "houlsby"}, "architecture='lora', but the method here has None"),
     ],
 )
 def test_another_method_than_the_folders_is_refused(changes, message):
@@ -117,6 +117,18 @@ def test_unions_of_gates_and_none_are_refused(tmp_path):
     edit(folder / "adapter_config.json", change)
     with pytest.raises(UserError, match="use_gating is of all parts or of none"):
         read_method(folder)
+
+
+def test_a_union_of_other_parts_is_refused():
+    folder = FOLDER / "bert" / "mam"
+    first, second = read_method(folder)["parts"]
+    for parts, message in (
+        ((second, first), "architecture='prefix_tuning', but the method here has None"),
+        ((first, second, "lora"), "a number of configs=2, but the method here has 3"),
+        ((first, {**second, "scale": 2.0}), "scaling=4.0, but the method here has 2.0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_adapter(folder, build(folder, method={"name": "combination", "parts": parts}))
 
 
 def test_other_setups_than_fusions_are_refused(tmp_path):
