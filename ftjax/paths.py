@@ -99,6 +99,13 @@ class Base:
             if path.endswith("/kernel") and path.split("/")[0] not in self.head
         }
 
+    def experts(self) -> frozenset[str]:
+        """Paths of the projections that hold a kernel of each expert, (experts, in, out)."""
+        axes = {
+            path: len(leaf.shape) - (expand(path) != [path]) for path, leaf in self.shapes.items()
+        }
+        return frozenset(path for path in self.projections() if axes[f"{path}/kernel"] == 3)
+
     def modules(self, pattern: str) -> frozenset[str]:
         """Paths of the modules whose last name matches `pattern` in full."""
         parents = {
@@ -116,15 +123,16 @@ class Base:
         """Projections that `targets` selects, by our names or Hugging Face's → (in, out).
 
         Args:
-            targets: "all-linear" (all but the head), a regular expression that must match a name
-                in full, or a list of names, each equal to a name or to its last dotted parts.
+            targets: "all-linear" (all but the head and experts, which `peft` adapts, too), a
+                regular expression that must match a name in full, or a list of names, each equal
+                to a name or to its last dotted parts.
 
         Raises:
-            UserError: a target matches nothing, or only some layers of a scanned segment.
+            UserError: a target matches nothing, only some layers of a scanned segment, or experts.
         """
-        projections = self.projections()
+        projections, experts = self.projections(), self.experts()
         if targets == "all-linear":
-            return projections
+            return {path: shape for path, shape in projections.items() if path not in experts}
         wanted = [targets] if isinstance(targets, str) else list(targets)
         regex = isinstance(targets, str)
         if regex:
@@ -154,6 +162,11 @@ class Base:
                         f"segment {path!r}; set model.segments so that it does not cross them"
                     )
                 matched[path] = shape
+        for path in sorted(experts.intersection(matched)):
+            raise UserError(
+                f"method.targets={targets!r} selects {path!r}, which has a kernel of each expert: "
+                "experts cannot be adapted"
+            )
         missed = [t for t in wanted if t not in used]
         if missed or not matched:
             known = {n.split(".")[-1] for p in projections for n in self._names_of(expand(p)[0])}

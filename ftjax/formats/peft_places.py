@@ -84,8 +84,6 @@ def pieces_of(tuned: Tuned, form: Form, path: str) -> list[Piece]:
         leaf, part, mates = form.leaves[name], hf.Part(""), (0,)
         if module:
             part = part_of(tuned, module)
-            if part.stack:
-                raise UserError(f"PEFT has no form of the adapter of experts {part.name!r}")
         if part.sizes:
             beside = module.rpartition("/")[0]
             added = {unrolled for own in tuned.shapes for unrolled in expand(own)}

@@ -6,10 +6,13 @@ import peft
 import pytest
 import torch
 
-from ftjax import tuned
+from ftjax import methods, tuned
+from ftjax.formats import peft as files
 from ftjax.formats.folder import read_config
 from ftjax.paths import expand
 from tests.conftest import build, make_batch, perturbed
+from tests.methods.peft_cases import base_of, their_logits
+from tests.models import made
 from tests.models.test_bert import reference_classifier, torch_inputs
 
 
@@ -82,8 +85,6 @@ def test_initialization_is_the_reference_distribution(tiny, one_device):
 
 def test_dropout_is_of_the_updates_input_alone(tiny, one_device):
     quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    from ftjax import methods
-
     method = methods.create({"name": "lora", "dropout": 0.5, "init": "random"})
     head = {"head": "classification", "labels": 2, "pooling": "cls"}
     model = tuned.build({**read_config(tiny), **quiet}, method, {}, head)
@@ -92,6 +93,33 @@ def test_dropout_is_of_the_updates_input_alone(tiny, one_device):
     assert np.abs(model.apply(params, batch, key) - model.apply(params, batch)).max() > 1e-4
     off = model.apply(params, batch, key, adapted=False)
     np.testing.assert_array_equal(off, model.apply(params, batch, adapted=False))
+
+
+def test_all_linear_leaves_experts_out(tmp_path):
+    """The router is among the targets, which in transformers is no linear module."""
+    base = base_of("mixtral", tmp_path)
+    model = base.under({"name": "lora", "rank": 3, "alpha": 6.0, "targets": "all-linear"})
+    params = base.moved(model)
+    files.write(tmp_path, base.folder, model, params)
+    theirs = peft.PeftModel.from_pretrained(base.copy(), tmp_path, is_trainable=True).eval()
+    with torch.no_grad():
+        wanted = their_logits(theirs, base.batch).numpy()
+    found = made.quick(model.apply)(params, base.batch)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    count = sum(p.numel() for p in theirs.parameters() if p.requires_grad)
+    assert count == model.partition.counts(model.shapes)[0]
+    adapted = {path.rsplit("/", 2)[1] for path in params if path.endswith("lora_a")}
+    assert adapted == {"query", "key", "value", "output", "router"}
+
+
+@pytest.mark.parametrize("segments", ["unrolled", "scan"])
+@pytest.mark.parametrize("targets", [("q_proj", "up"), r".*ffn/up", "decoder.*"])
+def test_experts_are_no_targets(targets, segments):
+    from ftjax.errors import UserError
+
+    config, method = made.config_of("mixtral"), methods.create({"name": "lora", "targets": targets})
+    with pytest.raises(UserError, match=r"method\.targets=.*'decoder/.*/ffn/\w+'.* each expert"):
+        tuned.build(config, method, {"segments": segments}, {"head": "causal_lm"})
 
 
 def test_a_target_within_a_scanned_segment_is_refused(tiny):
