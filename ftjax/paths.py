@@ -119,13 +119,16 @@ class Base:
         theirs = self.names.get(unrolled, "")
         return (unrolled.replace("/", "."), unrolled, theirs, f"{self.prefix}.{theirs}")
 
-    def match(self, targets: str | Iterable[str]) -> dict[str, tuple[int, int]]:
+    def match(
+        self, targets: str | Iterable[str], words: bool = False
+    ) -> dict[str, tuple[int, int]]:
         """Projections that `targets` selects, by our names or Hugging Face's → (in, out).
 
         Args:
             targets: "all-linear" (all but the head and experts, which `peft` adapts, too), a
                 regular expression that must match a name in full, or a list of names, each equal
                 to a name or to its last dotted parts.
+            words: the table of words, (vocabulary, features), may be selected by name, too.
 
         Raises:
             UserError: a target matches nothing, only some layers of a scanned segment, or experts.
@@ -133,6 +136,8 @@ class Base:
         projections, experts = self.projections(), self.experts()
         if targets == "all-linear":
             return {path: shape for path, shape in projections.items() if path not in experts}
+        if words:
+            projections[self.words] = self.words_shape
         wanted = [targets] if isinstance(targets, str) else list(targets)
         regex = isinstance(targets, str)
         if regex:

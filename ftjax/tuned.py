@@ -131,6 +131,21 @@ class Tuned:
                 rates[path] = found[0] if len(set(found)) == 1 else each
         return rates
 
+    def merged(self, params: Flat) -> Flat:
+        """Parameters of the plain model that computes the same.
+
+        Raises:
+            UserError: the method cannot be merged.
+        """
+        merged, table = self.method.merge(params), f"{self.base.words}/embedding"
+        tied = str(self.model.head).endswith("_lm") and getattr(self.config, "tied", True)
+        if tied and merged[table] is not params[table]:
+            raise UserError(
+                "the head reads words off by their embeddings, of which the method adapts the "
+                "look-up alone: that cannot be merged into one table"
+            )
+        return merged
+
     @property
     def longest(self) -> int | None:
         """How many positions a row's tokens may take; None where the model knows no limit."""

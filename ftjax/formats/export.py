@@ -32,7 +32,7 @@ def export_hf(
     Raises:
         UserError: the method cannot be merged.
     """
-    plain = tuned.method.merge(jax.tree.map(np.asarray, params))
+    plain = tuned.merged(jax.tree.map(np.asarray, params))
     config = {**read_config(source), "dtype": "float32"}
     config.pop("torch_dtype", None)
     labels = {

@@ -35,6 +35,7 @@ INSIDE = "base_model.model."
 # What a configuration must not ask for, since no method here computes it.
 REFUSED = ("layer_replication", "target_parameters", "trainable_token_indices", "use_qalora")
 REFUSED += ("lora_bias", "coft", "block_share", "alora_invocation_tokens", "megatron_config")
+REFUSED += ("ensure_weight_tying",)
 CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # inits that change base weights
 TURNING = ("LORA", "VERA", "IA3", "ADALORA")  # kinds that say whether kernels are (in, out)
 
@@ -174,6 +175,7 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
             inner = shape[path != expand(path)[0] :]
             layers.append(take(f"{folder / WEIGHTS}: {key!r}", tensors[key], piece, inner))
         loaded[path] = np.stack(layers).reshape(shape)
+    loaded |= _words(tuned, folder, tensors, inside, used)
     if form.table:
         if tables.TABLE not in tensors:
             raise UserError(f"{folder / WEIGHTS} lacks {tables.TABLE!r}")
@@ -200,6 +202,22 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
             "head does not have"
         )
     return {**params, **{path: placed(x, params[path]) for path, x in loaded.items()}}, absent
+
+
+def _words(
+    tuned: Tuned, folder: Path, tensors: Mapping[str, Any], inside: str, used: set[str]
+) -> Flat:
+    """The base's table of words, which PEFT saves besides where it is adapted."""
+    key = f"{inside}{part_of(tuned, tuned.base.words).name}.base_layer.weight"
+    if key not in tensors:
+        return {}
+    if tensors[key].shape != tuned.base.words_shape:
+        raise UserError(
+            f"{folder / WEIGHTS}: {key!r} has shape {tensors[key].shape}, but the model's table of "
+            f"words is {tuned.base.words_shape}"
+        )
+    used.add(key)
+    return {f"{tuned.base.words}/embedding": tensors[key]}
 
 
 def _outside(form: Form) -> str:

@@ -13,7 +13,8 @@ import optax
 from ftjax.errors import require
 from ftjax.methods.allocation import Schedule, allocated, is_e
 from ftjax.methods.base import leaf
-from ftjax.methods.lora import Lora, adapters, product
+from ftjax.methods.factors import adapters, product
+from ftjax.methods.lora import Lora
 from ftjax.paths import Flat, expand
 
 
@@ -53,6 +54,7 @@ class AdaLora(Lora):
 
     inits: ClassVar[tuple[str, ...]] = ("normal", "random")
     trained: ClassVar[str] = "abe"
+    embeddings: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ftjax.methods.base import present
-from ftjax.methods.lora import adapters
+from ftjax.methods.factors import adapters
 from ftjax.paths import Flat
 
 

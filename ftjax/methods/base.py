@@ -78,19 +78,6 @@ def leaf(
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 
-def low_rank(base: Base, targets: Any, rank: int) -> dict[str, tuple[int, int]]:
-    """Projections that `targets`, or else the family's default, selects → (in, out).
-
-    Raises:
-        UserError: the rank exceeds a side of one.
-    """
-    matched = base.match(targets or base.default_targets)
-    for path, shape in matched.items():
-        if rank > min(shape):
-            raise UserError(f"method.rank={rank} exceeds the smaller side of {path!r} {shape}")
-    return matched
-
-
 @dataclass(frozen=True)
 class Method:
     """A fine-tuning method. Subclasses are frozen dataclasses of its hyperparameters.

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.methods.base import Interceptor, at, leaf, nested
-from ftjax.methods.lora import Lora, product
+from ftjax.methods.factors import held, product, weight_of
+from ftjax.methods.lora import Lora
 from ftjax.paths import Base, Flat
 
 
@@ -17,10 +18,11 @@ from ftjax.paths import Base, Flat
 class Dora(Lora):
     """y = (m/n) · (x W + s · dropout(x) A B) + b, n the norms of W + s A B (Liu et al. 2024, (5)).
 
-    n has a number an output, taken over the inputs, and no gradient passes through it (§4.3). m
-    starts at n₀, the norms of W, so that step 0 is the identity. r (in + out) + out parameters a
-    projection. Equal to `peft`'s use_dora, except that with dropout `peft` also drops
-    (m/n − 1) · x W. Closer to full fine-tuning than LoRA of the same rank, for some more time.
+    n has a number an output, taken over the inputs (of the table of words, over the vocabulary),
+    and no gradient passes through it (§4.3). m starts at n₀, the norms of W, so that step 0 is the
+    identity. r (in + out) + out parameters a projection. Equal to `peft`'s use_dora, except that
+    with dropout `peft` also drops (m/n − 1) · x W. Closer to full fine-tuning than LoRA of the
+    same rank, for some more time.
     """
 
     trained: ClassVar[str] = "abm"
@@ -37,20 +39,40 @@ class Dora(Lora):
             return self.scaled(module, kernels.pop(), x.astype(y.dtype), y)
 
         targets = self.matched(base)
-        return nested(at(targets, kept, "weight"), at(targets, adapted))
+        words = {base.words} & targets.keys()
+        rest = targets.keys() - words
+        return nested(
+            at(rest, kept, "weight"),
+            at(rest, adapted),
+            at(words, self.prepared, "setup"),
+            at(words, self.looked_up),
+        )
 
     def scaled(self, module: nn.Module, kernel: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
         """The adapted output, from y = x W + b."""
         a, b = self.factors(module, *kernel.shape)
-        ones = nn.initializers.ones
-        m = leaf(module, "lora_m", ones, y.shape[-1:], module.axes[1:])
-        n0 = leaf(module, "lora_n0", ones, y.shape[-1:], module.axes[1:])
-        growth = jax.lax.stop_gradient(self.growth(kernel.astype(jnp.float32), a, b, n0))
-        ratio = m / n0 / growth
+        ratio = self.ratio(kernel, a, b, *magnitudes(module, y.shape[-1])).astype(y.dtype)
         bias = jnp.asarray(nn.unbox(module.get_variable("params", "bias", 0.0)), y.dtype)
         update = self.scale * product(self.dropped(module, x), a, b)
         # Added to y, so that a ratio of one leaves it as it is, to the bit.
-        return y + (ratio - 1).astype(y.dtype) * (y - bias) + ratio.astype(y.dtype) * update
+        return y + (ratio - 1) * (y - bias) + ratio * update
+
+    def prepared(self, module: nn.Module, call: Callable) -> None:
+        super().prepared(module, call)
+        magnitudes(module, module.features)
+
+    def looked_up(self, module: nn.Module, call: Callable, ids: jax.Array) -> jax.Array:
+        y = call(ids)
+        leaves = (held(module, f"lora_{name}") for name in ("a", "b", "m", "n0"))
+        ratio = self.ratio(module.embedding, *leaves).astype(y.dtype)
+        return y + (ratio - 1) * y + ratio * self.update_of(module, ids, y.dtype)
+
+    def ratio(
+        self, kernel: jax.Array, a: jax.Array, b: jax.Array, m: jax.Array, n0: jax.Array
+    ) -> jax.Array:
+        """m / n."""
+        growth = self.growth(kernel.astype(jnp.float32), a, b, n0)
+        return m / n0 / jax.lax.stop_gradient(growth)
 
     def growth(self, kernel: jax.Array, a: jax.Array, b: jax.Array, n0: jax.Array) -> jax.Array:
         """n / n₀ without forming W + s A B: n² = n₀² + 2s Σ (AᵀW) ∘ B + s² Σ (AᵀA B) ∘ B.
@@ -62,7 +84,7 @@ class Dora(Lora):
         return jnp.sqrt(jnp.maximum(squared, 1e-12))
 
     def initialize(self, base: Base, params: Flat, key: jax.Array) -> Flat:
-        found = {path: norms(params[f"{path}/kernel"]) for path in self.matched(base)}
+        found = {path: norms(params[weight_of(path, params)]) for path in self.matched(base)}
         return {f"{path}/lora_{name}": n for path, n in found.items() for name in ("m", "n0")}
 
     def merged(
@@ -71,6 +93,13 @@ class Dora(Lora):
         """(W + s A B) · m/n."""
         whole = super().merged(kernel, lora_a, lora_b)
         return whole * (lora_m / norms(whole))[..., None, :]
+
+
+def magnitudes(module: nn.Module, size: int) -> tuple[jax.Array, jax.Array]:
+    """m and n₀ of a module."""
+    ones, axes = nn.initializers.ones, module.axes[1:]
+    m = leaf(module, "lora_m", ones, (size,), axes)
+    return m, leaf(module, "lora_n0", ones, (size,), axes)
 
 
 def norms(kernel: jax.Array) -> jax.Array:

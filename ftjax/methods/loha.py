@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, low_rank
+from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf
+from ftjax.methods.factors import low_rank
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat
 

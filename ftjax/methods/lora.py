@@ -1,7 +1,6 @@
 """LoRA (Hu et al. 2022): a low-rank update beside chosen projections."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,15 +10,10 @@ import jax.numpy as jnp
 
 from ftjax.dropout import dropout
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, low_rank
+from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, nested
+from ftjax.methods.factors import adapters, held, low_rank, pair, product, uniform, weight_of
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat
-
-
-def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """U(−1/√in, 1/√in), which is kaiming_uniform(a=√5) for a kernel of shape (in, rank)."""
-    bound = 1.0 / math.sqrt(shape[-2])
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 @dataclass(frozen=True)
@@ -30,13 +24,18 @@ class Lora(Method):
     LoraConfig. The head is trained too; BERT's pooler is not, as in `peft`. Variants change the
     scale, the update, or what is merged; names of all their leaves begin with "lora_".
 
+    The table of words may be a target, too: W[x] + (α/r) · A[x] B, A (vocabulary, r) zero and
+    B ~ N(0, 1) at first, without dropout. A head that reads words off by the same table reads
+    them off the unadapted one, as in `peft`; such a model cannot be merged.
+
     Attributes:
         rank: r.
         alpha: α.
         dropout: on the update's input, in training.
-        targets: projections to adapt, see `Base.match`; empty for the family's default.
-        init: "kaiming" (A uniform, B zero: the identity), "gaussian" (A ~ N(0, 1/r), B zero: the
-            identity), or "random" (both uniform: changes the model at step 0).
+        targets: what to adapt, see `Base.match`; empty for the family's default.
+        init: of projections, "kaiming" (A uniform, B zero: the identity), "gaussian" (A ~
+            N(0, 1/r), B zero: the identity), or "random" (A and B uniform, also where A is zero
+            otherwise: changes the model at step 0).
     """
 
     rank: int = 8
@@ -47,6 +46,7 @@ class Lora(Method):
 
     inits: ClassVar[tuple[str, ...]] = ("kaiming", "gaussian", "random")
     trained: ClassVar[str] = "ab"  # which of the leaves lora_* train
+    embeddings: ClassVar[bool] = True  # whether the table of words may be a target
     non_identity: ClassVar[dict[str, Any]] = {"init": "random"}
 
     def __post_init__(self) -> None:
@@ -64,16 +64,39 @@ class Lora(Method):
         return ((rf".*/lora_[{self.trained}]", "lora"), head_rule(base), FREEZE_REST)
 
     def matched(self, base: Base) -> dict[str, tuple[int, int]]:
-        """Module paths of the adapted projections → (in, out)."""
-        return low_rank(base, self.targets, self.rank)
+        """Module paths of what is adapted → (in, out)."""
+        return low_rank(base, self.targets, self.rank, self.embeddings)
 
     def interceptor(self, base: Base) -> Interceptor:
-        return at(self.matched(base), self.adapted)
+        matched = self.matched(base)
+        words = {base.words} & matched.keys()
+        return nested(
+            at(matched.keys() - words, self.adapted),
+            at(words, self.prepared, "setup"),
+            at(words, self.looked_up),
+        )
 
     def adapted(self, module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
         """What an adapted projection gives."""
         y = call(x)
         return y + self.update(module, x.astype(y.dtype), y.shape[-1])
+
+    def prepared(self, module: nn.Module, call: Callable) -> None:
+        """Gives a table of words its parameters, for which there is time in its setup alone."""
+        call()
+        init_a = uniform if self.init == "random" else nn.initializers.zeros
+        init_b = nn.initializers.normal(1.0)
+        pair(module, (module.size, self.rank, module.features), init_a, init_b)
+
+    def looked_up(self, module: nn.Module, call: Callable, ids: jax.Array) -> jax.Array:
+        """What an adapted table of words gives."""
+        y = call(ids)
+        return y + self.update_of(module, ids, y.dtype)
+
+    def update_of(self, module: nn.Module, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """s · A[x] B, in a dtype."""
+        rows = jnp.take(held(module, "lora_a"), ids, axis=0).astype(dtype)
+        return self.scale * (rows @ held(module, "lora_b").astype(dtype))
 
     def update(self, module: nn.Module, x: jax.Array, features: int) -> jax.Array:
         """s · dropout(x) A B, in x's dtype."""
@@ -82,11 +105,9 @@ class Lora(Method):
 
     def factors(self, module: nn.Module, size: int, features: int) -> tuple[jax.Array, jax.Array]:
         """A and B of a projection."""
-        init_a = nn.initializers.normal(1 / self.rank) if self.init == "gaussian" else _uniform
-        init_b = _uniform if self.init == "random" else nn.initializers.zeros
-        into, out = module.axes
-        a = leaf(module, "lora_a", init_a, (size, self.rank), (into, "rank"))
-        return a, leaf(module, "lora_b", init_b, (self.rank, features), ("rank", out))
+        init_a = nn.initializers.normal(1 / self.rank) if self.init == "gaussian" else uniform
+        init_b = uniform if self.init == "random" else nn.initializers.zeros
+        return pair(module, (size, self.rank, features), init_a, init_b)
 
     def dropped(self, module: nn.Module, x: jax.Array) -> jax.Array:
         """The update's input, after dropout in training."""
@@ -98,25 +119,10 @@ class Lora(Method):
         """Layer by layer where layers are stacked."""
         merged = {path: leaf for path, leaf in params.items() if "/lora_" not in path}
         for module, leaves in adapters(params).items():
-            kernel = merged[f"{module}/kernel"]
-            merged[f"{module}/kernel"] = self.merged(kernel, **leaves).astype(kernel.dtype)
+            path = weight_of(module, merged)
+            merged[path] = self.merged(merged[path], **leaves).astype(merged[path].dtype)
         return merged
 
     def merged(self, kernel: jax.Array, lora_a: jax.Array, lora_b: jax.Array) -> jax.Array:
         """W + s A B."""
         return kernel + self.scale * (lora_a @ lora_b)
-
-
-def product(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    """x A B in x's dtype, through the low rank."""
-    return (x @ a.astype(x.dtype)) @ b.astype(x.dtype)
-
-
-def adapters(params: Mapping[str, Any]) -> dict[str, Flat]:
-    """Module path → its leaves lora_*, by name."""
-    found: dict[str, Flat] = {}
-    for path, value in params.items():
-        module, _, name = path.rpartition("/")
-        if name.startswith("lora_"):
-            found.setdefault(module, {})[name] = value
-    return found

@@ -23,6 +23,7 @@ class LoraFa(Lora):
     """
 
     trained: ClassVar[str] = "b"
+    embeddings: ClassVar[bool] = False  # whose A is zero
 
     def optimizer(
         self,

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.methods.base import each_matrix, leaf
-from ftjax.methods.lora import Lora, product
+from ftjax.methods.factors import product
+from ftjax.methods.lora import Lora
 from ftjax.paths import Base, Flat
 
 
@@ -26,6 +27,8 @@ class Residual(Lora):
     Attributes:
         init: how A₀ and B₀ are made; "random" starts at A B with A₀ B₀ = 0 (changes the model).
     """
+
+    embeddings: ClassVar[bool] = False
 
     def update(self, module: nn.Module, x: jax.Array, features: int) -> jax.Array:
         a, b = self.factors(module, x.shape[-1], features)

@@ -123,14 +123,17 @@ class Gate:
         return part.placed(self.base, adapter)
 
     def lora(self, part: Lora) -> Interceptor:
-        part.interceptor(self.base)  # refuses a rank that does not fit
+        matched = part.matched(self.base)
+        require(
+            self.base.words not in matched, "method.parts: lora's targets must be projections here"
+        )
 
         def adapted(module: nn.Module, call: Callable, x: Array) -> Array:
             y = call(x)
             gate = self(module, x, "lora")[..., 0].astype(y.dtype)
             return y + gate * part.update(module, x.astype(y.dtype), y.shape[-1])
 
-        return at(part.matched(self.base), adapted)
+        return at(matched, adapted)
 
     def prefix(self, part: PrefixTuning) -> Interceptor:
         current: dict[str, Array] = {}

@@ -128,6 +128,32 @@ ROWS = {
         {"r": 3, "lora_alpha": 8, "target_modules": "all-linear"},
         families=("bert", "llama", "t5"),
     ),
+    "lora-words": Row(
+        {"name": "lora", "rank": 4, "alpha": 6.0, "targets": ("query", "embeddings/word")},
+        peft.LoraConfig,
+        {"r": 4, "lora_alpha": 6.0, "target_modules": ["query", "word_embeddings"]},
+        families=("bert", "llama", "gpt2"),
+        special={
+            "llama": (
+                {"targets": ("embed_tokens",)},
+                {"target_modules": ["embed_tokens"]},
+            ),
+            "gpt2": ({"targets": ("wte",)}, {"target_modules": ["wte"]}),
+        },
+    ),
+    "dora-words": Row(
+        {"name": "dora", "rank": 4, "alpha": 6.0, "targets": ("word_embeddings",)},
+        peft.LoraConfig,
+        {"r": 4, "lora_alpha": 6.0, "use_dora": True, "target_modules": ["word_embeddings"]},
+        families=("bert", "llama"),
+        special={"llama": ({"targets": ("words",)}, {"target_modules": ["embed_tokens"]})},
+    ),
+    "rslora-words": Row(
+        {"name": "rslora", "rank": 4, "alpha": 6.0, "targets": ("words",)},
+        peft.LoraConfig,
+        {"r": 4, "lora_alpha": 6.0, "use_rslora": True, "target_modules": ["embed_tokens"]},
+        families=("llama",),
+    ),
     "rslora": Row(
         {"name": "rslora", "rank": 4, "alpha": 6.0},
         peft.LoraConfig,
@@ -341,7 +367,7 @@ def adapted(base: Base, row: Row, stacked: bool = False) -> torch.nn.Module:
 
 def written(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     """Keys and shapes of what peft would save."""
-    state = peft.get_peft_model_state_dict(model)
+    state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 

@@ -5,10 +5,13 @@ import numpy as np
 import peft
 import pytest
 import torch
+import transformers
 
 from ftjax import methods, tuned
+from ftjax.errors import UserError
 from ftjax.formats import peft as files
 from ftjax.formats.folder import read_config
+from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import expand
 from tests.conftest import build, make_batch, perturbed
 from tests.methods.peft_cases import base_of, their_logits
@@ -95,6 +98,57 @@ def test_dropout_is_of_the_updates_input_alone(tiny, one_device):
     np.testing.assert_array_equal(off, model.apply(params, batch, adapted=False))
 
 
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_a_table_of_words_is_adapted(name, tmp_path):
+    """It starts as the base, with B as torch's embeddings; merged it computes the same."""
+    base = base_of("bert", tmp_path)
+    model = base.under({"name": name, "rank": 8, "targets": ("query", "word_embeddings")})
+    mesh = make_mesh(devices=jax.devices()[:1])
+    params, _ = tuned.load(base.folder, model, mesh, jax.random.key(0))
+    assert not np.any(params["embeddings/word/lora_a"])
+    assert abs(np.std(params["embeddings/word/lora_b"]) - 1) < 0.1
+    apply = made.quick(lambda params: model.apply(params, base.batch))
+    plain = base.under({"name": "full"})
+    run = made.quick(lambda params: plain.apply(params, base.batch))
+    np.testing.assert_array_equal(apply(params), run({path: params[path] for path in plain.shapes}))
+    moved = base.moved(model)
+    found = apply(moved)
+    np.testing.assert_allclose(run(model.merged(moved)), found, rtol=1e-4, atol=1e-5)
+    without = {p: x * (not p.startswith("embeddings/word/lora_a")) for p, x in moved.items()}
+    assert np.abs(found - apply(without)).max() > 1e-3
+
+
+def test_a_tied_head_reads_the_unadapted_table(tmp_path):
+    base = base_of("gpt2", tmp_path)
+    method = methods.create({"name": "lora", "rank": 4, "alpha": 6.0, "targets": ("wte",)})
+    model = tuned.build(read_config(base.folder), method, {}, {"head": "causal_lm"})
+    params = base.moved(model)
+    files.write(tmp_path, base.folder, model, params)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(base.folder).eval()
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
+    with torch.no_grad():
+        wanted = their_logits(theirs, base.batch).numpy()
+    found = made.quick(model.apply)(params, base.batch)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="reads words off by their embeddings"):
+        model.merged(params)
+
+
+def test_words_that_two_sides_share_have_no_form_in_peft(tmp_path):
+    base = base_of("t5", tmp_path)
+    model = base.under({"name": "lora", "targets": ("shared",)})
+    with pytest.raises(UserError, match="an encoder's and a decoder's look-ups"):
+        files.to_peft(model, base.moved(model))
+
+
+@pytest.mark.parametrize("name", ["lora_fa", "pissa", "adalora"])
+def test_methods_of_projections_alone_refuse_words(tiny, name):
+    with pytest.raises(
+        UserError, match=r"method\.targets: 'word_embeddings' matches no projection"
+    ):
+        build(tiny, {"name": name, "targets": ("word_embeddings",)})
+
+
 def test_all_linear_leaves_experts_out(tmp_path):
     """The router is among the targets, which in transformers is no linear module."""
     base = base_of("mixtral", tmp_path)
@@ -115,16 +169,12 @@ def test_all_linear_leaves_experts_out(tmp_path):
 @pytest.mark.parametrize("segments", ["unrolled", "scan"])
 @pytest.mark.parametrize("targets", [("q_proj", "up"), r".*ffn/up", "decoder.*"])
 def test_experts_are_no_targets(targets, segments):
-    from ftjax.errors import UserError
-
     config, method = made.config_of("mixtral"), methods.create({"name": "lora", "targets": targets})
     with pytest.raises(UserError, match=r"method\.targets=.*'decoder/.*/ffn/\w+'.* each expert"):
         tuned.build(config, method, {"segments": segments}, {"head": "causal_lm"})
 
 
 def test_a_target_within_a_scanned_segment_is_refused(tiny):
-    from ftjax.errors import UserError
-
     settings = {"name": "lora", "targets": r"encoder\.layer\.1\..*query"}
     assert build(tiny, settings).partition.counts(build(tiny, settings).shapes)
     with pytest.raises(UserError, match="scanned segment"):

@@ -77,3 +77,6 @@ def test_what_is_refused():
         model.apply(parameters(model), packed)
     with pytest.raises(UserError, match=r"method\.parts: unipelt has no gate for ia3"):
         build("bert", {"name": "unipelt", "parts": ("pfeiffer", "ia3")})
+    words = {"name": "lora", "targets": ("word_embeddings",)}
+    with pytest.raises(UserError, match=r"method\.parts: lora's targets must be projections"):
+        build("bert", {"name": "unipelt", "parts": ("pfeiffer", words)})
