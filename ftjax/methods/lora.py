@@ -24,6 +24,11 @@ class Lora(Method):
     LoraConfig. The head is trained too; BERT's pooler is not, as in `peft`. Variants change the
     scale, the update, or what is merged; names of all their leaves begin with "lora_".
 
+    What `transformers` stores as one projection (GPT-2's c_attn, Phi 3's qkv_proj and
+    gate_up_proj) is several here, each with an A of its own: r (in + out) parameters each, where
+    `peft` has one A for all and trains otherwise. An exported folder holds them side by side, of
+    a rank that is as many times higher, and computes exactly the same.
+
     The table of words may be a target, too: W[x] + (α/r) · A[x] B, A (vocabulary, r) zero and
     B ~ N(0, 1) at first, without dropout. A head that reads words off by the same table reads
     them off the unadapted one, as in `peft`; such a model cannot be merged.

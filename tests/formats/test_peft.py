@@ -44,6 +44,37 @@ def test_keys_and_shapes(name, family, parent):
     assert listed(written(adapted(base, row, stacked=True))) == golden
 
 
+@pytest.mark.parametrize("targets", [("c_attn",), ("query", "value")])
+def test_adapters_of_parts_are_exact_in_one_of_the_whole(parent, targets, tmp_path):
+    """PEFT's update of GPT-2's c_attn, by its formula, is ours of the parts side by side."""
+    base = base_of("gpt2", parent)
+    model = base.under({"name": "lora", "rank": 2, "alpha": 6.0, "targets": targets})
+    params = base.moved(model)
+    peft.write(tmp_path, base.folder, model, params)
+    config = json.loads((tmp_path / peft.CONFIG).read_text())
+    tensors = load_file(tmp_path / peft.WEIGHTS)
+    for layer in range(2):
+        name = f"h.{layer}.attn.c_attn"
+        scale = config["alpha_pattern"][name] / config["rank_pattern"][name]
+        key = f"base_model.model.transformer.{name}.lora_{{}}.weight"
+        found = scale * tensors[key.format("A")].T @ tensors[key.format("B")].T
+        place, zeros = (
+            f"decoder/layer_{layer}/attention",
+            np.zeros((32, 2)),
+        )
+        wanted = [
+            params.get(f"{place}/{part}/lora_a", zeros)
+            @ params.get(f"{place}/{part}/lora_b", zeros.T)
+            for part in ("query", "key", "value")
+        ]
+        np.testing.assert_allclose(found, 3 * np.concatenate(wanted, 1), atol=1e-6)
+    whole = reference.PeftModel.from_pretrained(base.copy(), tmp_path, is_trainable=True)
+    theirs = sum(p.numel() for name, p in whole.named_parameters() if "lora_" in name)
+    ours = sum(leaf.size for path, leaf in params.items() if "/lora_" in path)
+    parts = 3 if targets == ("c_attn",) else 2
+    assert ours == 2 * parts * 2 * (32 + 32) and theirs == 2 * parts * 2 * (32 + 96)
+
+
 @pytest.fixture(scope="module")
 def lora(parent, tmp_path_factory):
     """A base, its method's settings, and an adapter of them in a folder."""
