@@ -25,6 +25,7 @@ from ftjax.formats.peft_places import (
     pieces_of,
     prefixed,
     take,
+    uncut,
 )
 from ftjax.methods import hyperparameters
 from ftjax.paths import Flat, expand
@@ -157,6 +158,8 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
     tuned = _adapter(tuned)
     form, config, tensors = form_of(tuned), read_json(folder / CONFIG), _open(folder)
     _agree(tuned, form, folder, config)
+    if form.kind == "ADALORA":
+        tensors = uncut(str(folder / WEIGHTS), tensors, config.get("rank_pattern") or {})
     known = (tuned.names.prefix, tuned.names.usual)
     prefixes = [f"{INSIDE}{prefix}." for prefix in known if prefix] + [INSIDE]
     inside = next(p for p in prefixes if p == INSIDE or any(k.startswith(p) for k in tensors))
@@ -339,7 +342,7 @@ def _agree(tuned: Tuned, form: Form, folder: Path, config: Mapping[str, Any]) ->
             "does not hold; convert it to plain LoRA with peft"
         )
     fused = {part.name for part in tuned.names.base.values() if isinstance(part, hf.Part)}
-    for key in ("rank_pattern", "alpha_pattern"):
+    for key in ("rank_pattern", "alpha_pattern")[form.kind == "ADALORA" :]:
         for name in config.get(key) or {}:
             if not any(theirs.endswith(name) for theirs in fused):
                 raise UserError(f"{file}: {key} of {name!r} is not implemented: one rank for all")

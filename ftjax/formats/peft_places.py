@@ -1,6 +1,6 @@
 """Where the parameters of an adapter lie in a PEFT folder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,6 +140,34 @@ def join(key: str, pieces: Sequence[tuple[Piece, np.ndarray]]) -> np.ndarray:
             f"apart: {key!r} cannot hold them; use --format hf"
         )
     return first
+
+
+def uncut(
+    file: str, tensors: Mapping[str, np.ndarray], patterns: Mapping[str, Sequence[bool]]
+) -> dict[str, np.ndarray]:
+    """AdaLoRA's tensors with zeros where PEFT has cut out triplets.
+
+    Args:
+        file: that has them, for messages.
+        tensors: by name.
+        patterns: module's name, and "lora_E" after it → which triplets are left.
+    """
+    whole = dict(tensors)
+    for pattern, kept in patterns.items():
+        mask = np.asarray(kept, bool)
+        for key in tensors:
+            module, _, side = key.rpartition(".lora_")
+            if side not in ("A", "B", "E") or not module.endswith(pattern.split(".lora_E")[0]):
+                continue
+            rows = tensors[key].T if side == "B" else tensors[key]
+            if len(rows) != mask.sum():
+                raise UserError(
+                    f"{file}: {key!r} has {len(rows)} triplets, and its rank_pattern {mask.sum()}"
+                )
+            padded = np.zeros((len(mask), rows.shape[1]), rows.dtype)
+            padded[mask] = rows
+            whole[key] = padded.T if side == "B" else padded
+    return whole
 
 
 def take(what: str, stored: np.ndarray, piece: Piece, shape: tuple[int, ...]) -> np.ndarray:

@@ -27,8 +27,8 @@ class AdaLora(Lora):
     smoothed by β₂ (eqs. 9-11); a triplet's is E's plus the means of A's column and B's row. Of all
     layers' triplets the best b(t) are kept, b falling from r to r' a layer by a cubic (eq. 12),
     and after T − t_final the choice stands. r (in + out + 1) parameters a projection; `ranks`
-    says what is left. For small budgets. Equal to `peft`'s AdaLoraConfig and its order of
-    operations, whose r in the scale stays the first one.
+    in result.json says what is left. For small budgets. Equal to `peft`'s AdaLoraConfig and its
+    order of operations, whose r in the scale stays the first one.
 
     Attributes:
         rank: r, of each projection at first.
@@ -113,6 +113,10 @@ class AdaLora(Lora):
         require(fits, f"method.begin={begin} and method.end={end} leave none of {steps} steps")
         schedule = Schedule(begin, steps - end, self.interval, self.target_rank / self.rank)
         return allocated(whole, schedule, self.beta1, self.beta2)
+
+    def report(self, params: Flat) -> dict[str, Any]:
+        left = ranks(params)
+        return {"ranks": {"sum": sum(left.values()), "modules": left}}
 
 
 def ranks(params: Mapping[str, Any]) -> dict[str, int]:

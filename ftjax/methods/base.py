@@ -152,6 +152,10 @@ class Method:
         """
         return optax.chain(core, rest)
 
+    def report(self, params: Flat) -> dict[str, Any]:
+        """What `result.json` says of the trained parameters besides, by key."""
+        return {}
+
     def merge(self, params: Flat) -> Flat:
         """Parameters of the plain model that computes the same.
 

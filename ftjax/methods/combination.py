@@ -36,9 +36,8 @@ def created(part: Part) -> Method:
 class Combination(Method):
     """What trains is the union of what the parts train; each part adds what it adds.
 
-    Interceptors are nested, the first part innermost; merges are done in turn. Groups of a part
-    are named by its number, "0_lora", but the head's, which is every part's. The head is trained
-    as the first part has it.
+    Interceptors are nested, the first part innermost; merges are done in turn. A part's groups
+    have its number, "0_lora", but the head's, which is trained as the first part has it.
 
     Attributes:
         parts: settings of methods, {"name": ..., hyperparameter: value, ...}, or names alone.
@@ -106,6 +105,10 @@ class Combination(Method):
     def disabled(self, base: Base) -> Interceptor | None:
         return nested(*(part.disabled(base) for part in self.parts))
 
+    @property
+    def columns(self) -> int:
+        return sum(part.columns for part in self.parts)
+
     def cuts(self, layers: int) -> tuple[int, ...]:
         return tuple(sorted({cut for part in self.parts for cut in part.cuts(layers)}))
 
@@ -133,6 +136,9 @@ class Combination(Method):
     def optimizer(self, group: str, *others: Any) -> optax.GradientTransformation:
         number, _, name = ("0", "", HEAD) if group == HEAD else group.partition("_")
         return self.parts[int(number)].optimizer(name, *others)
+
+    def report(self, params: Flat) -> dict[str, Any]:
+        return {key: x for part in self.parts for key, x in part.report(params).items()}
 
     def merge(self, params: Flat) -> Flat:
         merges = [type(part).merge for part in self.parts if not isinstance(part, Selection)]

@@ -133,6 +133,9 @@ class QLora(Method):
     ) -> optax.GradientTransformation:
         return self.inner.optimizer(group, core, rest, steps)
 
+    def report(self, params: Flat) -> dict[str, Any]:
+        return self.inner.report(params)
+
     def merge(self, params: Flat) -> Flat:
         return self.inner.merge(dequantized(params))
 

@@ -334,12 +334,13 @@ class _Training:
 
     def _finish(self, checkpoints: Checkpoints, state: State) -> dict[str, Any]:
         """The test split once, on the best; and the result."""
-        progress, step, test = self.progress, int(state.step), None
+        progress, step, params = self.progress, int(state.step), state.params
         if progress.best_step < 0:  # no validation split: the last is all there is
             progress.best_step = step
-        if "test" in self.splits:
-            params = checkpoints.params(progress.best_step, state.params)
-            test = self._score(params, "test", self.test_layout)
+        if progress.best_step != step:
+            params = checkpoints.params(progress.best_step, params)
+        tested = "test" in self.splits
+        test = self._score(params, "test", self.test_layout) if tested else None
         return write_result(
             self.workdir,
             self.run_,
@@ -348,6 +349,7 @@ class _Training:
             steps=step,
             epochs=step / self.loader.steps_per_epoch,
             cached_frozen=self.cached,
+            **self.run_.tuned.method.report(params),
         )
 
 

@@ -1,5 +1,7 @@
 """AdaLoRA's training equals `peft`'s: losses, what is pruned and when, what is left."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,15 +9,18 @@ import optax
 import peft
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from ftjax import tuned
+from ftjax.config import check, load_config
 from ftjax.errors import UserError
 from ftjax.formats import peft as files
 from ftjax.methods.adalora import ranks
 from ftjax.methods.allocation import Schedule, best
 from ftjax.paths import expand
+from ftjax.training.loop import train
 from ftjax.training.optimizers import make_optimizer
-from tests.methods.peft_cases import base_of
+from tests.methods.peft_cases import base_of, their_logits
 from tests.models.made import quick
 
 STEPS, RATE = 20, 0.1
@@ -70,7 +75,7 @@ def run(tmp_path_factory):
         theirs.base_model.update_and_allocate(number)
         losses.append((float(value), found.item()))
         left.append((pattern(model, trainable), their_pattern(theirs)))
-    return model, trainable, np.array(losses), left
+    return model, trainable, np.array(losses), left, (base, theirs)
 
 
 def pattern(model: tuned.Tuned, params) -> dict[str, list[bool]]:
@@ -111,12 +116,53 @@ def test_the_same_triplets_are_left_after_every_step(run):
 
 
 def test_ranks_tells_what_each_layer_kept(run):
-    model, params, _, left = run
+    model, params, _, left, _ = run
     found = ranks(params)
+    assert model.method.report(params) == {"ranks": {"sum": sum(found.values()), "modules": found}}
     assert {model.base.names[name]: n for name, n in found.items()} == {
         name: sum(row) for name, row in left[-1][0].items()
     }
     assert len(set(found.values())) > 1  # they differ by layer
+
+
+def test_a_folder_that_peft_has_cut_is_read(run, tmp_path):
+    """Equal logits: of theirs here, with triplets cut out of tensors, and of ours there."""
+    params, left, (base, theirs) = run[1], *run[3:]
+    theirs.save_pretrained(tmp_path)
+    sizes = {
+        x.shape[0] for key, x in load_file(tmp_path / files.WEIGHTS).items() if "lora_E" in key
+    }
+    assert sizes == {sum(row) for row in left[-1][1].values()} and len(sizes) > 1
+    again = base.under(files.read(tmp_path))
+    assert again.method.rank == HYPER["rank"]
+    found, absent = files.load_into(again, base.moved(again, seed=5), tmp_path)
+    assert not absent and sum(ranks(found).values()) == sum(ranks(params).values())
+    with torch.no_grad():
+        wanted = their_logits(theirs, base.batch).numpy()
+    logits = quick(again.apply)(found, base.batch)
+    np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-5)
+    ours = tmp_path / "ours"
+    files.write(ours, base.folder, again, found)
+    back = peft.PeftModel.from_pretrained(base.copy(), ours, is_trainable=True).eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(their_logits(back, base.batch), wanted, rtol=1e-4, atol=1e-5)
+    config = json.loads((tmp_path / files.CONFIG).read_text())
+    cut = next(name for name, kept in config["rank_pattern"].items() if not all(kept))
+    config["rank_pattern"][cut] = [True] * 6
+    (tmp_path / files.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"has \d triplets, and its rank_pattern 6"):
+        files.load_into(again, found, tmp_path)
+
+
+def test_the_result_of_a_run_tells_the_ranks(config_file, tmp_path):
+    config = load_config(f"{config_file}:adalora", [])
+    config.method.update(rank=4, target_rank=2, begin=1.0, end=1.0)
+    config.train.update(steps=8, eval_every=8)
+    train(check(config), tmp_path)
+    found = json.loads((tmp_path / "result.json").read_text())["ranks"]
+    modules = found["modules"]
+    assert len(modules) == 8 and all(0 <= n <= 4 for n in modules.values())
+    assert found["sum"] == sum(modules.values()) == 2 * len(modules)
 
 
 def test_the_budget_is_the_papers_cubic():
