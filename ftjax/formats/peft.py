@@ -251,7 +251,7 @@ def _config(tuned: Tuned, form: Form) -> dict[str, Any]:
         config["feedforward_modules"] = _targets(tuned, chosen.get("feedforward", set()))
     if form.table:
         del config["target_modules"]
-        config["num_transformer_submodules"] = tables.stacks_of(tuned)
+        config |= tables.sizes_of(tuned)
     if turned and form.kind in TURNING:
         config["fan_in_fan_out"] = True
     ranks = {

@@ -68,10 +68,10 @@ class Form:
     also: tuple[str, ...] = ()
 
 
-TABLE = "table:"  # before the names of leaves of tables of words, where those are called otherwise
+WORDS = "words:"  # before the names of leaves of the table of words, where they differ
 LORA_LEAVES = {
-    f"{TABLE}lora_a": Leaf("lora_embedding_A", turned=True),
-    f"{TABLE}lora_b": Leaf("lora_embedding_B", turned=True),
+    f"{WORDS}lora_a": Leaf("lora_embedding_A", turned=True),
+    f"{WORDS}lora_b": Leaf("lora_embedding_B", turned=True),
     "lora_a": Leaf("lora_A.weight", turned=True, fused="rank"),
     "lora_b": Leaf("lora_B.weight", turned=True, fused="diagonal"),
 }

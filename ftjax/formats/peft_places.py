@@ -7,7 +7,7 @@ import numpy as np
 
 from ftjax.errors import UserError
 from ftjax.formats import hf
-from ftjax.formats.peft_forms import FORMS, TABLE, Form, Leaf
+from ftjax.formats.peft_forms import FORMS, WORDS, Form, Leaf
 from ftjax.methods import METHODS
 from ftjax.paths import expand
 from ftjax.tuned import Tuned
@@ -83,7 +83,7 @@ def pieces_of(tuned: Tuned, form: Form, path: str) -> list[Piece]:
         module, _, name = unrolled.rpartition("/")
         leaf, part, mates = form.leaves[name], hf.Part(""), (0,)
         if module == tuned.base.words:
-            leaf = form.leaves.get(f"{TABLE}{name}", leaf)
+            leaf = form.leaves.get(f"{WORDS}{name}", leaf)
             if tuned.base.two_sided:
                 raise UserError(
                     "in PEFT an encoder's and a decoder's look-ups of words are adapted apart: it "

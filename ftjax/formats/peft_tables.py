@@ -19,7 +19,7 @@ def to_table(tuned: Tuned, params: Mapping[str, Any]) -> np.ndarray:
     """(k, d) of vectors, or (k, 2 · layers · width) of keys and values.
 
     Raises:
-        UserError: PEFT computes something else with such a table.
+        UserError: PEFT has no such prefixes.
     """
     method, base = tuned.method, tuned.base
     if not isinstance(method, PrefixTuning):
@@ -27,14 +27,9 @@ def to_table(tuned: Tuned, params: Mapping[str, Any]) -> np.ndarray:
     _check(method, base)
     found = pairs(method, base, params)
     values = np.asarray([found[core] for core in method.in_order(base)])  # (layers, 2, k, width)
-    entries, layers = _entries(base, len(values))
-    if len(set(entries)) < len(entries):
-        raise UserError(
-            f"in PEFT's prefix tuning an encoder-decoder of {layers} layers has prefixes that "
-            "layers share, and here each has its own: a folder cannot hold them"
-        )
+    layers = _layers(base, len(values))
     table = np.zeros((layers, *values.shape[1:]), np.float32)
-    table[entries] = values
+    table[_entries(base, len(values), layers)] = values
     return table.transpose(2, 0, 1, 3).reshape(method.length, -1)
 
 
@@ -55,9 +50,13 @@ def pairs(
     return found
 
 
-def stacks_of(tuned: Tuned) -> int:
-    """For how many stacks of layers PEFT's model is told to use a table."""
-    return 2 if tuned.base.two_sided and isinstance(tuned.method, PrefixTuning) else 1
+def sizes_of(tuned: Tuned) -> dict[str, int]:
+    """What PEFT's model is told of a table's shape."""
+    method, base = tuned.method, tuned.base
+    if not (base.two_sided and isinstance(method, PrefixTuning)):
+        return {"num_transformer_submodules": 1}
+    layers = _layers(base, len(method.in_order(base)))
+    return {"num_transformer_submodules": 2, "num_layers": layers}
 
 
 def from_table(tuned: Tuned, table: np.ndarray, file: str) -> Flat:
@@ -77,9 +76,10 @@ def from_table(tuned: Tuned, table: np.ndarray, file: str) -> Flat:
     _check(method, base)
     require(not method.projection, f"{file} has no projection: use method.projection=0")
     cores = method.in_order(base)
-    entries, layers = _entries(base, len(cores))
+    layers = _layers(base, len(cores), table.shape[-1])
     table = _shaped(table, method, base, file, 2 * layers)
-    values = table.reshape(method.length, layers, 2, -1).transpose(1, 2, 0, 3)[entries]
+    values = table.reshape(method.length, layers, 2, -1).transpose(1, 2, 0, 3)
+    values = values[_entries(base, len(cores), layers)]
     own = dict(zip(cores, values, strict=True))
     found = {}
     for path in method.cores(base):
@@ -90,13 +90,32 @@ def from_table(tuned: Tuned, table: np.ndarray, file: str) -> Flat:
     return found
 
 
-def _entries(base: Base, count: int) -> tuple[list[int], int]:
-    """Which entries of PEFT's table `count` layers read, and how many it has."""
+def _entries(base: Base, count: int, layers: int) -> list[int]:
+    """Which entries of PEFT's table, of so many layers, are read by `count` layers."""
     if not base.two_sided:
-        return list(range(count)), count
-    # Its table is as long as the encoder, doubled, and cut in fours, of which two are read.
+        return list(range(count))
+    # Keys and values of all entries come twice in turn and are cut in fours, of which a layer
+    # reads the first two.
+    return [2 * layer % layers for layer in range(count)]
+
+
+def _layers(base: Base, count: int, width: int = 0) -> int:
+    """How many layers' prefixes PEFT's table has, for `count` layers.
+
+    Of an encoder-decoder, as many as the encoder has; where layers would then share a prefix,
+    which they do not here, twice as many as read it.
+
+    Args:
+        base: the model.
+        count: the layers that have prefixes.
+        width: of a table that is there already.
+    """
+    if not base.two_sided:
+        return count
     layers = sum(layer.startswith("encoder/") for layer in base.layers)
-    return [2 * layer % layers for layer in range(count)], layers
+    shared = len(set(_entries(base, count, layers))) < count
+    wide = width == 2 * layers * _width(base)
+    return 2 * count if shared and not wide else layers
 
 
 def _check(method: PrefixTuning, base: Base) -> None:
@@ -107,11 +126,13 @@ def _check(method: PrefixTuning, base: Base) -> None:
     )
 
 
+def _width(base: Base) -> int:
+    """Of a layer's keys."""
+    return next(n for path, (_, n) in base.projections().items() if path.endswith("/key"))
+
+
 def _shaped(table: np.ndarray, method: Any, base: Base, file: str, entries: int) -> np.ndarray:
-    if isinstance(method, PrefixTuning):
-        width = next(n for path, (_, n) in base.projections().items() if path.endswith("/key"))
-    else:
-        width = base.words_shape[1]
+    width = _width(base) if isinstance(method, PrefixTuning) else base.words_shape[1]
     wanted = (method.length, entries * width)
     require(
         table.shape == wanted,

@@ -31,10 +31,11 @@ class PrefixTuning(Method):
 
     Equal to `peft`'s PrefixTuningConfig; its `prompt_embeddings` (k, 2 L d_kv) hold layer l's P_k
     at 2l and its P_v at 2l + 1. Of encoder-decoders it has prefixes in the decoder's own attention
-    alone, and because it halves its table twice, layer l reads the 2l-th layer's, modulo L: with
-    an even L layers share prefixes and half of the table is unused. Here every layer has its own.
-    A prefix is visible from everywhere, also through a sliding window, which in `peft` loses sight
-    of it. Layers that share parameters (ALBERT's) share prefixes.
+    alone, and of a table for L layers, the encoder's, layer l reads the 2l-th layer's, modulo L:
+    with an even L layers share prefixes and half of the table is unused. Here every layer has its
+    own, and the table exported has 2 L, half of them unused. A prefix is visible from everywhere,
+    also through a sliding window, which in `peft` loses sight of it. Layers that share parameters
+    (ALBERT's) share prefixes.
 
     Attributes:
         length: k.
