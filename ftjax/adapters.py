@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError, require
+from ftjax.methods.factors import weight_of
+from ftjax.methods.quantized import dequantized
 from ftjax.partition import merge
 from ftjax.paths import Flat
 from ftjax.tuned import Tuned
@@ -66,38 +68,37 @@ def apply_mixed(
     return jax.vmap(row)(index, dict(batch))
 
 
-def update(tuned: Tuned, params: Flat) -> Flat:
+def update(tuned: Tuned, params: Flat, base: Flat | None = None) -> Flat:
     """ΔW of every base parameter that the method changes, the head's left out (task vector).
 
+    Args:
+        tuned: the model under the method.
+        params: flat parameters; a quantized base is dequantized.
+        base: the base model's, where the method trains those themselves, as `full` does.
+
     Raises:
-        UserError: the method cannot be merged.
+        UserError: the method cannot be merged, or `base` is needed.
     """
-    merged = tuned.method.merge(params)
-    changed = {}
-    for path, leaf in merged.items():
+    params = dequantized(params)
+    merged, base, changed = tuned.merged(params), base and dequantized(base), {}
+    for path in tuned.base.shapes:
         trained = tuned.partition.is_trainable(path)
-        if path.split("/")[0] in tuned.base.head or (leaf is params[path] and not trained):
+        if path.split("/")[0] in tuned.base.head or (merged[path] is params[path] and not trained):
             continue
-        require(not trained, f"{path!r} itself was trained: give the base model's to `difference`")
-        changed[path] = leaf.astype(jnp.float32) - params[path].astype(jnp.float32)
+        require(bool(base) or not trained, f"{path!r} itself was trained: `base` is needed")
+        before = (base or params)[path]
+        changed[path] = merged[path].astype(jnp.float32) - before.astype(jnp.float32)
     return changed
 
 
-def difference(tuned: Tuned, params: Flat, base: Flat) -> Flat:
-    """`update` where the method trains the base's own parameters, as `full` does."""
-    merged = tuned.method.merge(params)
-    return {
-        path: merged[path].astype(jnp.float32) - base[path].astype(jnp.float32)
-        for path in tuned.base.shapes
-        if path.split("/")[0] not in tuned.base.head
-    }
-
-
 def added(base: Flat, update: Flat, factor: float = 1.0) -> Flat:
-    """The base with an update: merged for factor 1, unmerged again for −1."""
+    """The base with an update: merged for factor 1, unmerged again for −1.
+
+    A quantized base is dequantized: codes would lose a small update.
+    """
     return {
         path: (leaf + factor * update[path]).astype(leaf.dtype) if path in update else leaf
-        for path, leaf in base.items()
+        for path, leaf in dequantized(base).items()
     }
 
 
@@ -162,12 +163,12 @@ def to_lora(tuned: Tuned, update: Flat) -> tuple[Flat, dict[str, float]]:
     leaves, lost = {}, {}
     rank, scale = tuned.method.rank, tuned.method.scale
     modules = [p.removesuffix("/lora_a") for p in tuned.shapes if p.endswith("/lora_a")]
-    strange = sorted(set(update) - {f"{module}/kernel" for module in modules})
+    weights = {module: weight_of(module, tuned.shapes) for module in modules}
+    strange = sorted(set(update) - set(weights.values()))
     if strange:
         raise UserError(f"{strange[0]!r} is changed, and method.targets does not adapt it")
-    for module in modules:
-        shape = tuned.shapes[f"{module}/kernel"].shape
-        delta = update.get(f"{module}/kernel", jnp.zeros(shape)) / scale
+    for module, path in weights.items():
+        delta = update.get(path, jnp.zeros(tuned.shapes[path].shape)) / scale
         u, s, vt = jnp.linalg.svd(delta, full_matrices=False)
         root = jnp.sqrt(s[..., :rank])
         leaves[f"{module}/lora_a"] = u[..., :rank] * root[..., None, :]

@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 import transformers
+from flax.core import FrozenDict
 
 from ftjax import adapters, tuned
 from ftjax.errors import UserError
@@ -134,12 +135,49 @@ def test_dare_keeps_the_expectation():
 
 def test_what_full_training_changed():
     model, params, found = trained("full")
-    whole = adapters.difference(model, found[0], params)
+    whole = adapters.update(model, found[0], params)
+    assert set(whole) == {path for path in params if not path.startswith("classifier")}
     plain = adapters.added(params, whole)
     for path in whole:
         np.testing.assert_allclose(plain[path], found[0][path], atol=1e-6)
     with pytest.raises(UserError, match="itself was trained"):
         adapters.update(model, found[0])
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_updates_over_a_quantized_base(base):
+    """They are s A B, and what they are added to is the dequantized base."""
+    over = FrozenDict({"name": "lora", "rank": 3, "alpha": 6.0, "targets": "all-linear"})
+    model, params, found = trained("qlora", over=over)
+    whole = adapters.update(model, found[0], params if base else None)
+    modules = model.method.inner.matched(model.base)
+    assert set(whole) == {f"{module}/kernel" for module in modules}
+    for module in modules:
+        a, b = (np.asarray(found[0][f"{module}/lora_{side}"], np.float64) for side in "ab")
+        np.testing.assert_allclose(whole[f"{module}/kernel"], 2 * a @ b, atol=1e-5)
+    plain, batch = build("bert", {"name": "full"}), make_batch("bert")
+    own = {path: x for path, x in found[0].items() if path in plain.shapes}
+    merged = adapters.added(own, whole)
+    assert all(isinstance(x, jax.Array) for x in merged.values())
+    adapted = apply(model)(found[0], batch)
+    np.testing.assert_allclose(apply(plain)(merged, batch), adapted, atol=1e-4)
+    back = adapters.added(merged, whole, -1.0)
+    without = apply(plain)(back, batch)
+    assert np.abs(without - adapted).max() > 1e-2
+    zero = {p: x * ("lora_" not in p) if hasattr(x, "dtype") else x for p, x in found[0].items()}
+    np.testing.assert_allclose(without, apply(model)(zero, batch), atol=1e-4)
+
+
+def test_a_table_of_words_is_an_update_too():
+    """Of rank 3, which LoRA of that rank gives back."""
+    targets = ("query", "word_embeddings")
+    model, _, found = trained("lora", rank=3, targets=targets)
+    whole = adapters.update(model, found[0])
+    leaves, lost = adapters.to_lora(model, whole)
+    table = found[0]["embeddings/word/lora_a"] @ found[0]["embeddings/word/lora_b"]
+    again = leaves["embeddings/word/lora_a"] @ leaves["embeddings/word/lora_b"]
+    np.testing.assert_allclose(again, table, atol=1e-4)
+    assert max(lost.values()) < 1e-10
 
 
 def test_adapters_that_differ_are_named():
