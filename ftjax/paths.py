@@ -138,6 +138,35 @@ class Base:
             return {path: shape for path, shape in projections.items() if path not in experts}
         if words:
             projections[self.words] = self.words_shape
+        matched = self.select(targets, projections, "projection")
+        for path in sorted(experts.intersection(matched)):
+            raise UserError(
+                f"method.targets={targets!r} selects {path!r}, which has a kernel of each expert: "
+                "experts cannot be adapted"
+            )
+        return matched
+
+    def norms(self) -> dict[str, tuple[int, ...]]:
+        """Module path of every norm → its shape."""
+        return {
+            path.removesuffix("/scale"): leaf.shape
+            for path, leaf in self.shapes.items()
+            if path.endswith("norm/scale")
+        }
+
+    def select(
+        self, targets: str | Iterable[str], modules: Mapping[str, Any], kind: str
+    ) -> dict[str, Any]:
+        """Those of `modules` that `targets` selects.
+
+        Args:
+            targets: a regular expression, or names, as in `match`.
+            modules: path → anything.
+            kind: what they are, for messages.
+
+        Raises:
+            UserError: a target matches nothing, or only some layers of a scanned segment.
+        """
         wanted = [targets] if isinstance(targets, str) else list(targets)
         regex = isinstance(targets, str)
         if regex:
@@ -156,7 +185,7 @@ class Base:
 
         used: set[str] = set()
         matched = {}
-        for path, shape in projections.items():
+        for path, value in modules.items():
             unrolled = expand(path)
             hits = {name: [t for t in wanted if hit(t, name)] for name in unrolled}
             used.update(t for found in hits.values() for t in found)
@@ -166,18 +195,13 @@ class Base:
                         f"method.targets={targets!r} selects only some layers of the scanned "
                         f"segment {path!r}; set model.segments so that it does not cross them"
                     )
-                matched[path] = shape
-        for path in sorted(experts.intersection(matched)):
-            raise UserError(
-                f"method.targets={targets!r} selects {path!r}, which has a kernel of each expert: "
-                "experts cannot be adapted"
-            )
+                matched[path] = value
         missed = [t for t in wanted if t not in used]
         if missed or not matched:
-            known = {n.split(".")[-1] for p in projections for n in self._names_of(expand(p)[0])}
+            known = {n.split(".")[-1] for p in modules for n in self._names_of(expand(p)[0])}
             missed = missed or [str(targets)]
             raise UserError(
-                f"method.targets: {missed[0]!r} matches no projection"
+                f"method.targets: {missed[0]!r} matches no {kind}"
                 + nearest(missed[0], {n.split("/")[-1] for n in known if n})
             )
         return matched

@@ -8,7 +8,7 @@ from ftjax.errors import UserError, require
 from ftjax.methods.base import FREEZE_REST, Method, head_rule
 from ftjax.methods.places import layers_of
 from ftjax.partition import Rules
-from ftjax.paths import Base, Flat
+from ftjax.paths import Base, Flat, expand
 
 
 class Selection(Method):
@@ -87,13 +87,21 @@ class BitFit(Selection):
 
 @dataclass(frozen=True)
 class LayerNorm(Selection):
-    """Trains the scales and biases of all norms, and the head (Zhao et al. 2023).
+    """Trains the scales and biases of norms, and the head (Zhao et al. 2023).
 
-    BERT-base: 38,400, without the head. Equal to `peft`'s LNTuningConfig over all norms.
+    BERT-base: 38,400, without the head. Equal to `peft`'s LNTuningConfig over the same norms.
+
+    Attributes:
+        targets: which norms, by name or pattern as in `Base.match`; empty for all.
     """
 
+    targets: str | tuple[str, ...] = ()
+
     def rules(self, base: Base) -> Rules:
-        return (head_rule(base), (r".*norm/(scale|bias)", "norm"), FREEZE_REST)
+        norms = base.norms()
+        chosen = base.select(self.targets, norms, "norm") if self.targets else norms
+        paths = "|".join(re.escape(name) for path in chosen for name in expand(path))
+        return (head_rule(base), (rf"({paths})/(scale|bias)", "norm"), FREEZE_REST)
 
 
 @dataclass(frozen=True)

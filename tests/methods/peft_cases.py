@@ -248,6 +248,18 @@ ROWS = {
         },
     ),
     "layer_norm": Row({"name": "layer_norm"}, peft.LNTuningConfig, {}, special=NORMS),
+    "layer_norm-part": Row(
+        {"name": "layer_norm", "targets": ("output.LayerNorm",)},
+        peft.LNTuningConfig,
+        {"target_modules": ["output.LayerNorm"]},
+        families=("bert", "llama"),
+        special={
+            "llama": (
+                {"targets": ("ffn_norm", "model.norm")},
+                {"target_modules": ["post_attention_layernorm", "model.norm"]},
+            )
+        },
+    ),
     "adalora": Row(
         {"name": "adalora", "rank": 4, "alpha": 48.0, "target_rank": 2, "orthogonality": 0.0},
         peft.AdaLoraConfig,
