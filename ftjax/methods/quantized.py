@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from flax.core import FrozenDict
 from jax.sharding import NamedSharding
 
@@ -20,6 +19,11 @@ from ftjax.parallel.mesh import fitted
 from ftjax.partition import FROZEN, Rules
 from ftjax.paths import Base, Flat, expand
 from ftjax.quantization import BLOCK, FORMATS, Quantized
+
+
+def _inner(name: str) -> property:
+    """An attribute that is the other method's."""
+    return property(lambda self: getattr(self.inner, name))
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,11 @@ class QLora(Method):
             require(fits, f"method.bits=nf4: blocks of {BLOCK} do not divide {path!r}, of {size}")
         return frozenset(found)
 
-    def rules(self, base: Base) -> Rules:
-        return self.inner.rules(base)
+    # What quantization does not change.
+    columns, identity = _inner("columns"), _inner("identity")
+    rules, cuts, at_step = _inner("rules"), _inner("cuts"), _inner("at_step")
+    rate_of, optimizer, penalty = _inner("rate_of"), _inner("optimizer"), _inner("penalty")
+    report = _inner("report")
 
     def interceptor(self, base: Base) -> Interceptor:
         return nested(self._dequantizing(base), self.inner.interceptor(base))
@@ -101,9 +108,6 @@ class QLora(Method):
         kernels = self.kernels(base)
         return nested(at(kernels, dequantized, "weight"), at(kernels, recomputed, "product"))
 
-    def cuts(self, layers: int) -> tuple[int, ...]:
-        return self.inner.cuts(layers)
-
     def stored(self, base: Base, path: str, array: jax.Array) -> Any:
         kernel = path.removesuffix("/kernel") in base.projections()
         if not kernel or not _frozen(self.inner.rules(base), path):
@@ -114,27 +118,6 @@ class QLora(Method):
 
     def initialize(self, base: Base, params: Flat, key: jax.Array) -> Flat:
         return self.inner.initialize(base, dequantized(params), key)
-
-    def at_step(self, step: int, base: Base) -> Method:
-        return self.inner.at_step(step, base)
-
-    def rate_of(self, base: Base, path: str) -> float:
-        return self.inner.rate_of(base, path)
-
-    def penalty(self, params: Flat) -> jax.Array | None:
-        return self.inner.penalty(params)
-
-    def optimizer(
-        self,
-        group: str,
-        core: optax.GradientTransformation,
-        rest: optax.GradientTransformation,
-        steps: int,
-    ) -> optax.GradientTransformation:
-        return self.inner.optimizer(group, core, rest, steps)
-
-    def report(self, params: Flat) -> dict[str, Any]:
-        return self.inner.report(params)
 
     def merge(self, params: Flat) -> Flat:
         return self.inner.merge(dequantized(params))

@@ -12,7 +12,8 @@ from ftjax import methods, tuned
 from ftjax.errors import UserError
 from ftjax.formats import peft
 from ftjax.loss import Loss
-from ftjax.methods.quantized import dequantized
+from ftjax.methods.base import Method
+from ftjax.methods.quantized import QLora, dequantized
 from ftjax.parallel.mesh import logical_axes, make_mesh, place_rows
 from ftjax.quantization import DYNAMIC, NF4, Int8, Nf4, Quantized
 from ftjax.training.optimizers import make_optimizer
@@ -209,6 +210,20 @@ def test_its_peft_folder_is_the_other_methods():
     model = bases.build("bert", {"name": "qlora", "over": {"name": "pissa"}})
     with pytest.raises(UserError, match="Pissa from a base that is not quantized"):
         peft.to_peft(model, load(model, "bert"))
+
+
+def test_what_quantization_does_not_change_is_the_other_methods():
+    """A default of `Method` would be silent: every hook is the other's, or QLora's own."""
+    hooks = {name for name in vars(Method) if not name.startswith("_")}
+    assert hooks - {"trains"} <= vars(QLora).keys()
+    longest = bases.SIZES["max_position_embeddings"]
+    over = {"name": "prompt_tuning", "length": 9}
+    model = bases.build("bert", {"name": "qlora", "over": over})
+    assert model.longest == longest - 9 and not model.method.identity
+    with pytest.raises(UserError, match=r"leaves too few of the model's 64 positions"):
+        bases.build("bert", {"name": "qlora", "over": {**over, "length": 60}})
+    both = {"name": "combination", "parts": (over, "lora")}
+    assert bases.build("bert", both).longest == longest - 9
 
 
 def test_what_trains_is_not_quantized():
