@@ -48,6 +48,7 @@ class Base:
         shapes: flat abstract parameters of the model without any method.
         names: our unrolled module path → Hugging Face's module name.
         head: names of the top-level modules that make up the task head.
+        buffers: names of top-level modules that no method trains.
         default_targets: which projections low-rank methods adapt unless told otherwise.
         pre_norm: norms stand before the sub-layers, not after.
         tokenize: text → token ids without special tokens; None before a folder is open.
@@ -63,6 +64,7 @@ class Base:
     tokenize: Callable[[str], Sequence[int]] | None = None
     prefix: str = ""
     embedding_scale: float = 1.0
+    buffers: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:

@@ -22,7 +22,7 @@ from ftjax.models import kind_of
 from ftjax.models.layers import ATTENTION, Options
 from ftjax.models.stack import POLICIES, resolve_segments
 from ftjax.parallel.mesh import param_shardings
-from ftjax.partition import Partition, merge
+from ftjax.partition import FROZEN, Partition, merge
 from ftjax.paths import Base, Flat, expand, flatten, unflatten
 
 INPUTS = (
@@ -117,7 +117,7 @@ class Tuned:
         """
         method = self.method.at_step(step, self.base)
         if method not in self._phases:
-            partition = Partition.of(list(self.shapes), method.rules(self.base))
+            partition = _partition(self.shapes, method, self.base)
             self._phases[method] = replace(self, method=method, partition=partition)
         return self._phases[method]
 
@@ -274,14 +274,16 @@ def build(
     boxed = abstract(None)
     shapes = {path: leaf.value for path, leaf in boxed.items()}
     names = names_of(family, config, model.head)
+    buffers = tuple(path for path, part in names.head.items() if getattr(part, "buffer", False))
     base = Base(
         shapes,
         names.plain(),
-        tuple(dict.fromkeys(path.split("/")[0] for path in names.head)),
+        tuple(dict.fromkeys(path.split("/")[0] for path in names.head if path not in buffers)),
         family.DEFAULT_TARGETS,
         config.pre_norm,
         prefix=names.prefix,
         embedding_scale=getattr(config, "embedding_scale", 1.0),
+        buffers=buffers,
     )
     limit = _positions(config)
     if limit is not None and limit < method.columns + SAMPLE:
@@ -293,10 +295,15 @@ def build(
         boxed = abstract(interceptor)
         shapes = {path: leaf.value for path, leaf in boxed.items()}
     axes = {path: tuple(leaf.names) for path, leaf in boxed.items()}
-    partition = Partition.of(list(shapes), method.rules(base), method.trains)
+    partition = _partition(shapes, method, base, method.trains)
     tuned = Tuned(family, names, config, model, method, base, partition, shapes, axes)
     tuned._phases[method] = tuned
     return tuned
+
+
+def _partition(shapes: Flat, method: Method, base: Base, trains: bool = True) -> Partition:
+    buffers = [(rf"{re.escape(path)}/.*", FROZEN) for path in base.buffers]
+    return Partition.of(list(shapes), (*buffers, *method.rules(base)), trains)
 
 
 def names_of(family: ModuleType, config: Any, head: str | None) -> hf.Names:

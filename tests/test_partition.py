@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from ftjax import methods, tuned
 from ftjax.errors import UserError
 from ftjax.partition import FROZEN, Partition, merge
+from tests.models import made
 
 PATHS = ["embeddings/word/embedding", "encoder/layers_0_3/ffn/up/kernel", "classifier/kernel"]
 REST = (".*", FROZEN)
@@ -38,3 +40,12 @@ def test_bad_rules_are_named(rules, message):
 def test_patterns_see_unrolled_names():
     partition = Partition.of(PATHS, [("encoder/layer_[012]/.*", "body"), REST])
     assert partition.labels[PATHS[1]] == "body"
+
+
+def test_a_buffer_is_trained_by_no_method():
+    """As `final_logits_bias`, which transformers registers as a buffer."""
+    for method in ("full", "lora"):
+        model = tuned.build(
+            made.config_of("bart"), methods.create({"name": method}), {}, {"head": "seq2seq_lm"}
+        )
+        assert "logits/bias" in model.shapes and not model.partition.is_trainable("logits/bias")

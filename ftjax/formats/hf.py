@@ -45,6 +45,7 @@ class Part:
             leading axis more, as experts do; 0 for none.
         raw: the module is itself a tensor.
         shape: as stored, where axes after the first are one of the matrix; empty for a matrix.
+        buffer: never trained, by any method.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Part:
     stack: int = 0
     raw: bool = False
     shape: tuple[int, ...] = ()
+    buffer: bool = False
 
     def tensors(self, leaf: str) -> list[str]:
         """Names of the tensors that hold a leaf."""

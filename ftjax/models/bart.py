@@ -82,7 +82,7 @@ class Config:
         )
 
 
-BIAS = {"logits": Part("final_logits_bias", raw=True)}
+BIAS = {"logits": Part("final_logits_bias", raw=True, buffer=True)}
 
 
 def heads_of(name: str) -> dict[str, Head]:
