@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from ftjax.config import default_config
 
 # Learning rates tried on validation: a default rate is what misleads most in such tables.
-LOW, MIDDLE, HIGH, HIGHEST = (
+LOW, MIDDLE, UPPER, HIGH, HIGHEST = (
     (3e-5, 1e-4, 3e-4),
     (5e-4, 1.5e-3, 5e-3),
+    (1.5e-3, 5e-3, 1.5e-2),
     (3e-3, 1e-2, 3e-2),
     (1e-2, 3e-2, 1e-1),
 )
@@ -21,8 +22,8 @@ GRID = {
     **dict.fromkeys(("full", "gradual_unfreezing"), LOW),
     # GaLore scales its updates by a quarter, the others train a part of the layers, or less.
     **dict.fromkeys(("galore", "layerwise_lr_decay", "lisa", "top_k"), (1e-4, 3e-4, 1e-3)),
-    **dict.fromkeys(("bitfit", "layer_norm"), MIDDLE),
-    **dict.fromkeys(("lora", "rslora", "lora_fa", "dora", "pissa", "olora", "qlora"), MIDDLE),
+    **dict.fromkeys(("bitfit", "layer_norm", "lora_fa"), UPPER),
+    **dict.fromkeys(("lora", "rslora", "dora", "pissa", "olora", "qlora"), MIDDLE),
     **dict.fromkeys(("lora_plus",), (1e-4, 3e-4, 1e-3)),  # of A; B's is 16 times that
     **dict.fromkeys(("adalora", "loha", "lokr", "oft"), MIDDLE),
     **dict.fromkeys(("houlsby", "pfeiffer", "parallel", "scaled_parallel"), MIDDLE),
