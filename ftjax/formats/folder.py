@@ -226,3 +226,20 @@ def fingerprint(path: Path) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def require_same(workdir: Path, saved: str, base: Path, now: str = "") -> None:
+    """Raises UserError where a work folder's base model has changed.
+
+    Args:
+        workdir: the work folder.
+        saved: the fingerprint that it holds.
+        base: folder of the model.
+        now: its fingerprint, where it is known.
+    """
+    now = now or fingerprint(base)
+    if saved != now:
+        raise UserError(
+            f"{workdir} is of another base model: its fingerprint is {saved[:12]}, "
+            f"that of {base} is {now[:12]}"
+        )

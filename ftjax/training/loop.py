@@ -20,7 +20,7 @@ from ftjax.config import from_json, to_json
 from ftjax.data.loading import Loader
 from ftjax.data.planning import Layout
 from ftjax.errors import UserError
-from ftjax.formats.folder import fingerprint, locate
+from ftjax.formats.folder import fingerprint, locate, require_same
 from ftjax.loss import Loss
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
 from ftjax.partition import FROZEN
@@ -323,11 +323,7 @@ class _Training:
     def _resume(self, checkpoints: Checkpoints, step: int, state: State, iterator: Any) -> State:
         meta = checkpoints.meta(step)
         refuse_differences(str(self.workdir), from_json(meta["config"]), self.config)
-        if meta["base"] != self.base:
-            raise UserError(
-                f"{self.workdir} was trained on another base model: its fingerprint is "
-                f"{meta['base'][:12]}, that of {self.run_.folder} is {self.base[:12]}"
-            )
+        require_same(self.workdir, meta["base"], self.run_.folder, self.base)
         self.progress = Progress(**meta["progress"])
         iterator.set_state(meta["data"])
         return checkpoints.restore(step, state)

@@ -8,7 +8,7 @@ from typing import Any
 from ftjax import methods, tuned
 from ftjax.errors import UserError
 from ftjax.formats.adapter import load_into
-from ftjax.formats.folder import fingerprint, read_json
+from ftjax.formats.folder import read_json, require_same
 from ftjax.methods.fusion import alone, placed_as
 from ftjax.paths import Flat
 from ftjax.training.checkpoints import Checkpoints
@@ -29,12 +29,8 @@ def best_params(workdir: Path, base: Path, like: Flat | None = None) -> tuple[Fl
     latest = checkpoints.latest()
     if latest is None:
         raise UserError(f"{workdir} has no checkpoint yet")
-    meta, now = checkpoints.meta(latest), fingerprint(base)
-    if meta["base"] != now:
-        raise UserError(
-            f"{workdir} was trained on another base model: its fingerprint is "
-            f"{meta['base'][:12]}, that of {base} is {now[:12]}"
-        )
+    meta = checkpoints.meta(latest)
+    require_same(workdir, meta["base"], base)
     best = meta["progress"]["best_step"]
     step = latest if best < 0 else best
     params = checkpoints.params(step, like)

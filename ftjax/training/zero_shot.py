@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from ftjax import methods, tasks
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
-from ftjax.formats.folder import read_json
+from ftjax.formats.folder import fingerprint, read_json, require_same
 from ftjax.methods.prompting import HEADS
 from ftjax.training.evaluate import score
 from ftjax.training.progress import Progress
@@ -93,6 +93,7 @@ def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         templates=tried,
         demonstrations=fixed or f"{method.shots} nearest of {len(pool)}" if pool else [],
         calibrated=method.calibrate,
+        base=fingerprint(run.folder),
     )
 
 
@@ -108,7 +109,9 @@ def announce(split: str, template: str, scored: Scored) -> None:
 
 def score_chosen(run: Run, names: tuple[str, ...], workdir: Path, split: Split) -> Scored:
     """What the template chosen in a work folder gives of another split."""
-    template = read_json(workdir / "result.json")["template"]
+    result = read_json(workdir / "result.json")
+    require_same(workdir, result["base"], run.folder)
+    template = result["template"]
     (scored,) = Scorer(run, names, read_rows(workdir / POOL))(split, [template])
     announce(split.file, template, scored)
     return scored

@@ -134,7 +134,7 @@ def test_a_changed_base_method_or_rank_is_refused(uninterrupted, config_file, tm
     }.items():
         assert message in ftjax(*common, *changes, expect=2).stderr
     write_tiny(base, seed=5)  # other weights under the same name
-    assert "another base model" in ftjax(*common, *lora, expect=2).stderr
+    assert "of another base model" in ftjax(*common, *lora, expect=2).stderr
     split = ["--split", "validation"]
     assert "another base" in ftjax("evaluate", "--workdir", workdir, *split, expect=2).stderr
     write_tiny(base)

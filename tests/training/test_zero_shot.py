@@ -1,6 +1,7 @@
 """Prompted causal and masked models score labels as transformers' models do."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -156,8 +157,10 @@ def test_zero_shot_commands_agree(causal, corpus, tmp_path):
 
 
 def test_masked_scores_equal_the_reference(masked, corpus, tmp_path):
-    config = settings(masked, corpus, templates=MASKED, words=("bad|awful|poor", "good"))
-    result = choose_template(config, tmp_path)
+    model, work = tmp_path / "model", tmp_path / "work"
+    shutil.copytree(masked, model)
+    config = settings(model, corpus, templates=MASKED, words=("bad|awful|poor", "good"))
+    result = choose_template(config, work)
     assert result["kind"] == "masked"
     theirs, test = Theirs(masked, "masked"), load(config.data)["test"]
     words = ["bad", "awful", "poor", "good"]
@@ -166,8 +169,12 @@ def test_masked_scores_equal_the_reference(masked, corpus, tmp_path):
         prompt = result["template"].replace("{text}", text).replace("{mask}", "[MASK]")
         bad, awful, poor, good = theirs.at_mask(prompt, words)
         wanted.append([(bad + awful + poor) / 3, good])
-    found, _ = open_predictor(tmp_path).logits(test)
+    found, _ = open_predictor(work).logits(test)
     np.testing.assert_allclose(found, wanted, atol=1e-4)
+    changed = json.loads((model / "config.json").read_text()) | {"layer_norm_eps": 1e-3}
+    (model / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="is of another base model"):
+        open_predictor(work).logits(test)
 
 
 def test_nearest_demonstrations_are_found_again(causal, tiny, corpus, tmp_path):
