@@ -35,8 +35,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
     run = rows[0].results[0]
     split = rows[0].split
     count = run["metrics"][split]["examples"]
+    data = Path(run["data"].partition(":")[2]).name
     found = [
-        f"Model `{run['model']}`, task {run['task']}, data `{run['data']}`, "
+        f"Model `{run['model']}`, task {run['task']}, data `{data}`, "
         f"{len(rows[0].results)} seed(s), {count:,} {split} examples.",
         f"Accuracy is that of the {split} split, run once on the checkpoint with the best "
         "validation metric; the interval is Wilson's, for the size of the split.",
