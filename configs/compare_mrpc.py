@@ -1,6 +1,6 @@
-"""Eight methods on MRPC: are two sentences paraphrases? With MiniLM.
+"""Eight methods on 2,000 pairs of MRPC: are two sentences paraphrases? With MiniLM.
 
-ftjax compare --config configs/compare_mrpc.py --seeds 3 --workdir runs/compare_mrpc
+ftjax compare --config configs/compare_mrpc.py --seeds 3 --jobs 2 --workdir runs/compare_mrpc
 data.path: a folder with train, validation and test .jsonl (text, text_pair, label).
 """
 
@@ -24,6 +24,7 @@ METHODS = (*GRID, "prompting")
 def get_config(method: str = "full") -> ConfigDict:
     config = default_config(method)
     config.data.path = "data/mrpc"
+    config.data.splits.train = 2000
     config.data.max_length = 128
     config.data.batching = "pack"
     config.data.buckets = 1

@@ -1,6 +1,6 @@
 """Eight methods on TREC: what does a question ask for? With MiniLM.
 
-ftjax compare --config configs/compare_trec.py --seeds 3 --workdir runs/compare_trec
+ftjax compare --config configs/compare_trec.py --seeds 3 --jobs 2 --workdir runs/compare_trec
 data.path: a folder with train and test .jsonl (text, label).
 """
 
