@@ -22,11 +22,10 @@ GRID = {
     **dict.fromkeys(("full", "gradual_unfreezing"), LOW),
     # GaLore scales its updates by a quarter, the others train a part of the layers, or less.
     **dict.fromkeys(("galore", "layerwise_lr_decay", "lisa", "top_k"), (1e-4, 3e-4, 1e-3)),
-    **dict.fromkeys(("bitfit", "layer_norm", "lora_fa"), UPPER),
+    **dict.fromkeys(("bitfit", "layer_norm", "lora_fa", "adalora", "loha", "lokr"), UPPER),
     **dict.fromkeys(("lora", "rslora", "dora", "pissa", "olora", "qlora"), MIDDLE),
     **dict.fromkeys(("lora_plus",), (1e-4, 3e-4, 1e-3)),  # of A; B's is 16 times that
-    **dict.fromkeys(("adalora", "loha", "lokr", "oft"), MIDDLE),
-    **dict.fromkeys(("houlsby", "pfeiffer", "parallel", "scaled_parallel"), MIDDLE),
+    **dict.fromkeys(("oft", "houlsby", "pfeiffer", "parallel", "scaled_parallel"), MIDDLE),
     **dict.fromkeys(("compacter", "compacter_pp", "adapter_drop", "adapter_fusion"), MIDDLE),
     **dict.fromkeys(("reft", "mam", "unipelt"), MIDDLE),
     **dict.fromkeys(("head", "vera", "ia3", "prefix_tuning"), HIGH),
