@@ -7,7 +7,7 @@ from ftjax import methods, tuned
 from ftjax.errors import UserError
 from ftjax.generation.decode import next_logits, read_prompt
 from tests.methods.bases import BASES, build, make_batch
-from tests.models.made import parameters, quick
+from tests.models.made import config_of, parameters, quick
 
 PREFIX = {"name": "prefix_tuning", "length": 3, "shift": False}
 PARTS = (PREFIX, {"name": "pfeiffer"}, {"name": "lora", "rank": 2})
@@ -80,3 +80,5 @@ def test_what_is_refused():
     words = {"name": "lora", "targets": ("word_embeddings",)}
     with pytest.raises(UserError, match=r"method\.parts: lora's targets must be projections"):
         build("bert", {"name": "unipelt", "parts": ("pfeiffer", words)})
+    with pytest.raises(UserError, match="which relative positions pass, too"):
+        tuned.build(config_of("deberta-v3"), methods.create({"name": "unipelt"}))
