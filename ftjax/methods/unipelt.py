@@ -103,8 +103,8 @@ class Gate:
         path = "/".join(module.path)
         of_memory = path.endswith(("cross/key", "cross/value"))
         real = self.segments["rows" if of_memory else side_of(self.base, path)][..., None] > 0
-        alike = x.shape[:2] == real.shape[:2]
-        require(alike, f"unipelt has no gate for {path!r}, which relative positions pass, too")
+        rows = x.ndim == real.ndim
+        require(rows, f"unipelt has no gate for {path!r}, which relative positions pass, too")
         gates = nn.sigmoid(x.astype(kernel.dtype) @ kernel + bias)
         gate = ((gates * real).sum(1) / real.sum(1))[:, None, None]
         if module.is_mutable_collection("cache") and not module.is_initializing():
