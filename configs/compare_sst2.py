@@ -20,7 +20,7 @@ LOW, MIDDLE, UPPER, HIGH, HIGHEST = (
 )
 GRID = {
     **dict.fromkeys(("full", "gradual_unfreezing"), LOW),
-    # GaLore scales its updates by a quarter, the others train a part of the layers, or less.
+    # GaLore quarters its updates; the others train some layers only, or lower ones more slowly.
     **dict.fromkeys(("galore", "layerwise_lr_decay", "lisa", "top_k"), (1e-4, 3e-4, 1e-3)),
     **dict.fromkeys(("bitfit", "layer_norm", "lora_fa", "adalora", "loha", "lokr"), UPPER),
     **dict.fromkeys(("lora", "rslora", "dora", "pissa", "olora", "qlora"), MIDDLE),

@@ -48,7 +48,7 @@ def _accuracy(rows: Sequence[Row]) -> bytes:
         [row.accuracy - row.low for row in ranked],
         [row.high - row.accuracy for row in ranked],
     ]
-    axes[0].errorbar(scores, places, xerr=error, fmt="o", ms=5, capsize=3, label="mean, interval")
+    axes[0].errorbar(scores, places, xerr=error, fmt="o", ms=5, capsize=3)
     for place, row in zip(places, ranked, strict=True):
         seeds = [run["metrics"][row.split]["accuracy"] for run in row.results]
         axes[0].plot(seeds, [place] * len(seeds), "|", color="black", ms=7)
