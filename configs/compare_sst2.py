@@ -26,8 +26,8 @@ GRID = {
     **dict.fromkeys(("lora", "rslora", "dora", "pissa", "olora", "qlora"), MIDDLE),
     **dict.fromkeys(("lora_plus",), (1e-4, 3e-4, 1e-3)),  # of A; B's is 16 times that
     **dict.fromkeys(("oft", "houlsby", "pfeiffer", "parallel", "scaled_parallel"), MIDDLE),
-    **dict.fromkeys(("compacter", "compacter_pp"), UPPER),
-    **dict.fromkeys(("adapter_drop", "adapter_fusion", "reft", "mam", "unipelt"), MIDDLE),
+    **dict.fromkeys(("compacter", "compacter_pp", "reft"), UPPER),
+    **dict.fromkeys(("adapter_drop", "adapter_fusion", "mam", "unipelt"), MIDDLE),
     **dict.fromkeys(("head", "vera", "ia3", "prefix_tuning"), HIGH),
     **dict.fromkeys(("prompt_tuning", "p_tuning"), HIGHEST),
 }

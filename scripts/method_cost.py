@@ -103,7 +103,7 @@ def main() -> None:
     ]
     for model in arguments.models.split(","):
         lines += table(model, arguments.methods.split(","))
-    OUTPUT.write_text("\n".join(lines), encoding="utf-8")
+        OUTPUT.write_text("\n".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
