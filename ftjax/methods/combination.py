@@ -143,8 +143,7 @@ class Combination(Method):
     def merge(self, params: Flat) -> Flat:
         merges = [type(part).merge for part in self.parts if not isinstance(part, Selection)]
         own = [merge for merge in merges if merge is not Method.merge]
-        alike = f"{self.names} name parameters alike: they cannot be merged one by one"
-        require(len(set(own)) == len(own), alike)
+        require(len(set(own)) == len(own), f"{self.names} name parameters alike: no merging them")
         for part in self.parts:
             params = part.merge(params)
         return params

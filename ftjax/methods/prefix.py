@@ -130,9 +130,8 @@ class PrefixTuning(Method):
             return call(query, join("key", key), join("value", value), mask, bias)
 
         sides = [place for place in places if base.two_sided and place != "cross"]
-        return nested(
-            at({""}, root), at(cores, joined), moved_sides(sides, self.columns, self.length)
-        )
+        beside = moved_sides(sides, self.columns, self.length)
+        return nested(at({""}, root), at(cores, joined), beside)
 
     def hidden(self, get: Get, base: Base, place: str) -> Array | None:
         """tanh(Linear(Embedding)) for a place (k, p), from the model's parameters; or None."""
