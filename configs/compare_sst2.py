@@ -46,6 +46,8 @@ def get_config(method: str = "full") -> ConfigDict:
     config.train.batch_size = 32
     if method == "gradual_unfreezing":
         config.method.every = 20
+    if method == "unipelt":
+        config.data.batching = "pad"  # its gates take a row for one example
     if method == "galore":
         config.method.every = 50
     return config

@@ -203,10 +203,15 @@ def open_workdir(workdir: Path, config: ConfigDict) -> None:
 def refuse_differences(where: str, saved: ConfigDict, config: ConfigDict) -> None:
     """Raises UserError where two configurations differ in what changes results."""
     old, new = flat_keys(saved), flat_keys(config)
+
+    def differs(key: str) -> bool:
+        there, now = (json.dumps(keys.get(key), sort_keys=True) for keys in (old, new))
+        return there != now and not key.startswith(FREE)
+
     differences = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted({*old, *new})
-        if json.dumps(old.get(key)) != json.dumps(new.get(key)) and not key.startswith(FREE)
+        if differs(key)
     ]
     if differences:
         raise UserError(

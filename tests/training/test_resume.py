@@ -12,8 +12,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from ftjax import methods
+from ftjax.config import default_config, from_json, to_json
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.records import read_rows
+from ftjax.training.run import refuse_differences
 from tests.conftest import environment, ftjax, write_tiny
 
 OVERRIDES = [
@@ -115,6 +118,12 @@ def test_sigterm_saves_and_ends_cleanly(uninterrupted, config_file, tmp_path):
     process.communicate(timeout=300)
     assert process.returncode == 0
     same(uninterrupted, workdir)
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_a_saved_configuration_is_its_own(method):
+    config = default_config(method)
+    refuse_differences("a folder", from_json(to_json(config)), config)
 
 
 def test_a_changed_base_method_or_rank_is_refused(uninterrupted, config_file, tmp_path):
