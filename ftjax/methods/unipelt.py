@@ -106,7 +106,7 @@ class Gate:
         rows = x.ndim == real.ndim
         require(rows, f"unipelt has no gate for {path!r}, which relative positions pass, too")
         gates = nn.sigmoid(x.astype(kernel.dtype) @ kernel + bias)
-        gate = ((gates * real).sum(1) / real.sum(1))[:, None, None]
+        gate = ((gates * real).sum(1) / real.sum(1).clip(1))[:, None, None]
         if module.is_mutable_collection("cache") and not module.is_initializing():
             module.put_variable("cache", f"gate_{name}", gate)
         return gate

@@ -117,11 +117,18 @@ def plain(base: str) -> tuple[tuned.Tuned, Any]:
     return model, quick(lambda params, batch: model.apply(params, batch))
 
 
-class Trained:
-    """A few steps, from given parameters."""
+def pad_rows(x: np.ndarray, count: int) -> np.ndarray:
+    return np.pad(x, ((0, count), *((0, 0),) * (x.ndim - 1)))
 
-    def __init__(self, case: Case, model: tuned.Tuned, params: Flat, mesh: Any) -> None:
+
+class Trained:
+    """A few steps, from given parameters; `empty` rows without an example are in each batch."""
+
+    def __init__(
+        self, case: Case, model: tuned.Tuned, params: Flat, mesh: Any, empty: int = 0
+    ) -> None:
         self.model, batch = model, make_batch(case.base, ROWS)
+        batch = {name: pad_rows(x, empty) for name, x in batch.items()}
         shardings = param_shardings(model.shapes, model.axes, mesh)
         placed = {}
         for path, leaf in params.items():
@@ -155,7 +162,7 @@ class Trained:
             penalty=method.penalty,
             active=phase,
         )
-        batch = place_rows(mesh, batch, ROWS)
+        batch = place_rows(mesh, batch, ROWS + empty)
         with logical_axes(mesh):
             program = compile_step(step, state, self.frozen, batch, mesh)
         self.losses = []
@@ -288,11 +295,12 @@ def test_8_bfloat16_base_under_float32_adapters(it):
 
 
 def test_9_scanned_remat_and_sharded_give_the_same_losses(it):
-    """All at once: scanned layers, rematerialization, eight devices on three axes."""
+    """All at once: scanned layers, rematerialization, eight devices on three axes, and batches
+    half of whose rows are empty."""
     assert len(set(it.trained.losses)) == STEPS  # the steps do something
     model = build(it.base, settings(it.name), {"segments": "scan", "remat": "full"})
     params = {path: stacked(it.params, path) for path in model.shapes}
-    run = Trained(it, model, params, make_mesh(2, 2, 2))
+    run = Trained(it, model, params, make_mesh(2, 2, 2), empty=ROWS)
     np.testing.assert_allclose(run.losses, it.trained.losses, atol=1e-5)
 
 
