@@ -143,7 +143,7 @@ class Combination(Method):
     def merge(self, params: Flat) -> Flat:
         merges = [type(part).merge for part in self.parts if not isinstance(part, Selection)]
         own = [merge for merge in merges if merge is not Method.merge]
-        require(len(set(own)) == len(own), f"{self.names} name parameters alike: no merging them")
+        require(len(set(own)) == len(own), f"{self.names} name parameters alike: cannot be merged")
         for part in self.parts:
             params = part.merge(params)
         return params
