@@ -1,4 +1,4 @@
-"""Eight methods on TREC: what does a question ask for? With MiniLM.
+"""Eight methods on 2,000 questions of TREC: what do they ask for? With MiniLM.
 
 ftjax compare --config configs/compare_trec.py --seeds 3 --jobs 2 --workdir runs/compare_trec
 data.path: a folder with train and test .jsonl (text, label).
@@ -24,14 +24,13 @@ METHODS = (*GRID, "prompting")
 def get_config(method: str = "full") -> ConfigDict:
     config = default_config(method)
     config.data.path = "data/trec"
-    config.data.splits.validation = 500
+    config.data.splits.validation, config.data.splits.train = 500, 2000
     config.data.max_length = 48
     config.data.batching = "pack"
     config.data.buckets = 1
     config.optimizer.learning_rate = GRID.get(method, (1e-4,) * 2)[1]
     config.train.epochs = 3
     config.train.batch_size = 32
-
     if method == "prompting":
         config.method.words = (
             "an abbreviation",
