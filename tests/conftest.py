@@ -1,15 +1,10 @@
 """A tiny pretrained BERT, made here, and tiny corpora; eight virtual devices."""
 
 import os
-from importlib.metadata import version
 
-# Small models are compiled longer than run: the compiler is told to hurry, by a flag of which
-# later ones know nothing.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
-    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
-)
+from tests.compiler import FLAGS
+
+os.environ.setdefault("XLA_FLAGS", f"{FLAGS} --xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import json

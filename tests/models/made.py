@@ -13,12 +13,11 @@ from ftjax.models import FAMILIES
 from ftjax.models import family as family_of
 from ftjax.models.layers import Options
 from ftjax.paths import Flat, expand
+from tests.compiler import OPTIONS
 from tests.models.cases import CASES
 
 LABELS = 3
 LANGUAGE_MODELS = ("masked_lm", "causal_lm", "seq2seq_lm")
-# Small models are compiled longer than run.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def config_of(case: str) -> dict[str, Any]:
@@ -94,7 +93,7 @@ def inputs(case: str, rows: int = 2, length: int = 10) -> dict[str, np.ndarray]:
 
 def quick(function: Callable) -> Callable:
     """`jax.jit` that compiles quickly."""
-    return jax.jit(function, compiler_options=QUICK)
+    return jax.jit(function, compiler_options=OPTIONS)
 
 
 def difference(found: Any, wanted: Any, largest: float = 0.0) -> float:

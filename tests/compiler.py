@@ -1,0 +1,8 @@
+"""How tests compile: in a hurry, since small models are compiled longer than run."""
+
+from importlib.metadata import version
+
+OPTIONS: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
+if version("jaxlib").startswith("0.10."):  # later ones refuse what they do not know
+    OPTIONS["xla_cpu_use_fusion_emitters"] = False
+FLAGS = " ".join(f"--{name}={int(value)}" for name, value in OPTIONS.items())
