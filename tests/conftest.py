@@ -10,17 +10,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from ftjax import cli, methods, tuned
 from ftjax.formats import hf
 from ftjax.formats.folder import read_config
+from ftjax.loss import Loss
 from ftjax.parallel.mesh import make_mesh
+from tests.forked import Forked
 
 pytest_plugins = ["tests.parity"]
 WORDS = [
@@ -175,17 +177,14 @@ def get_config(method="full"):
     return file
 
 
-def ftjax(*arguments, devices: int = 1, expect: int = 0, **popen) -> subprocess.CompletedProcess:
+def ftjax(
+    *arguments, devices: int = 1, expect: int = 0, input: str = ""
+) -> subprocess.CompletedProcess:
     """Runs the command in a process of its own and checks its exit code."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "ftjax", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment(devices),
-        **popen,
-    )
-    assert finished.returncode == expect, finished.stdout + finished.stderr
-    return finished
+    process = Forked(arguments, environment(devices), input=input)
+    out, err = process.communicate()
+    assert process.returncode == expect, out + err
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def here(*arguments) -> None:
@@ -197,6 +196,12 @@ def here(*arguments) -> None:
 def environment(devices: int = 1) -> dict[str, str]:
     flags = re.sub(r"(?<=device_count=)\d+", str(devices), os.environ["XLA_FLAGS"])
     return {**os.environ, "XLA_FLAGS": flags, "GLIBC_TUNABLES": ""}
+
+
+def cross_entropy(logits: jax.Array, batch: dict) -> Loss:
+    """A classifier's loss, by optax."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+    return Loss((losses * batch["weights"]).sum(), batch["weights"].sum())
 
 
 def build(folder: Path, method: dict, model: dict | None = None, head: dict | None = None):
