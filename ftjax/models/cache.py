@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.models.layers import encoder_mask
+from ftjax.models.splash import Pattern
 
 Array = jax.Array
 
@@ -23,10 +24,12 @@ class View(NamedTuple):
         mask: boolean, to (batch, heads, queries, keys); None for all.
         slots: None where nothing is kept; (slots,) the column that each slot takes of a prompt's
             keys; () the slot that one more token's key takes.
+        pattern: the mask of whole rows, as kernels take it; None for one more token.
     """
 
     mask: Array | None
     slots: Array | None = None
+    pattern: Pattern | None = None
 
 
 class Cache(nn.Module):

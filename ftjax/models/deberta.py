@@ -11,11 +11,11 @@ import jax.numpy as jnp
 
 from ftjax.errors import UserError
 from ftjax.models import encoder
+from ftjax.models.attention import AttentionCore
 from ftjax.models.bert import LAYER
 from ftjax.models.encoder import DEFAULT_TARGETS, Embeddings, Inputs, Layer, checked
 from ftjax.models.heads import Head
 from ftjax.models.layers import (
-    AttentionCore,
     Dropout,
     Embedding,
     LayerNorm,

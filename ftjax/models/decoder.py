@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError
+from ftjax.models.attention import AttentionCore
 from ftjax.models.cache import Cache, View, prompt_view, token_view
 from ftjax.models.experts import Experts
 from ftjax.models.heads import Head
 from ftjax.models.layers import (
     ACTIVATIONS,
-    AttentionCore,
     Dense,
     Dropout,
     Embedding,
@@ -30,7 +30,10 @@ from ftjax.models.layers import (
     at_starts,
 )
 from ftjax.models.rotary import Rotary, rotate
+from ftjax.models.splash import Pattern
 from ftjax.models.stack import Stack
+from ftjax.models.vocabulary import LanguageHead, Scores, capped, score
+from ftjax.parallel.product import gated, in_turn
 
 Array = jax.Array
 DEFAULT_TARGETS = ("query", "value")
@@ -151,7 +154,8 @@ class Attention(nn.Module):
         core = AttentionCore(
             c.attention_dropout, c.options.attention, c.scale, c.attention_softcap, name="core"
         )
-        context = core(query, key, value, view.mask).reshape(*x.shape[:-1], -1)
+        context = core(query, key, value, view.mask, pattern=view.pattern)
+        context = context.reshape(*x.shape[:-1], -1)
         out = c.dense(c.hidden_size, ("heads", "embed"), "output", "output")(context)
         return Dropout(c.residual_dropout, name="dropout")(out)
 
@@ -166,7 +170,9 @@ class FeedForward(nn.Module):
         c, act = self.config, ACTIVATIONS[self.config.hidden_act]
         wide = c.dense(c.intermediate_size, ("embed", "mlp"), "up", "ffn")(x)
         if c.gated:
-            wide = act(c.dense(c.intermediate_size, ("embed", "mlp"), "gate", "ffn")(x)) * wide
+            x, wide = in_turn(x, wide)
+            gate = c.dense(c.intermediate_size, ("embed", "mlp"), "gate", "ffn")(x)
+            wide = gated(act, gate, wide)
         else:
             wide = act(wide)
         x = c.dense(c.hidden_size, ("mlp", "embed"), "down", "ffn")(wide)
@@ -190,6 +196,7 @@ class Layer(nn.Module):
         c = self.config
         x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
         view, rotary = (pick(by_kind, kind) for by_kind in (views, rotaries))
+        view = view._replace(pattern=view.pattern and view.pattern.of(kind))
         y = Attention(c, name="attention")(c.normalize("attention_norm")(x), view, rotary)
         x = x + (c.normalize("attention_post_norm")(y) if c.post_norms else y)
         block = Experts if c.experts else FeedForward
@@ -218,7 +225,8 @@ class Model(nn.Module):
     `column` is where the one token of `input_ids` (batch, 1) stands. Logits are then of the last
     column alone (batch, 1, vocabulary).
 
-    `features_only` and `features` are as those of `ftjax.models.encoder.Model`.
+    `features_only` and `features` are as those of `ftjax.models.encoder.Model`. With `targets`
+    and `target_weights` (batch, length) a language model gives `Scores` instead of logits.
 
     Attributes:
         config: the architecture.
@@ -245,7 +253,9 @@ class Model(nn.Module):
         column: Array | None = None,
         features: Array | None = None,
         features_only: bool = False,
-    ) -> Array:
+        targets: Array | None = None,
+        target_weights: Array | None = None,
+    ) -> Array | Scores:
         if features is not None:
             return self.classify(features)
         c, length = self.config, input_ids.shape[1]
@@ -282,6 +292,8 @@ class Model(nn.Module):
             return x
         if keep:  # rows end in the same column
             x = x[:, -1:]
+        if targets is not None:  # in the compute dtype
+            return self.language(x, words, targets, target_weights)
         x = x.astype(jnp.float32)
         if self.head != "classification":
             return self.each_token(x, words)
@@ -304,9 +316,12 @@ class Model(nn.Module):
         ring = all(len(set(c.kinds[a:b])) == 1 for a, b in pairwise(ends))
         if column is not None:
             return tuple(token_view(column, attention_mask, w, ring) for w in c.windows)
-        return tuple(
-            prompt_view(length, attention_mask, segment_ids, w, keep, ring) for w in c.windows
-        )
+        views = [prompt_view(length, attention_mask, segment_ids, w, keep, ring) for w in c.windows]
+        numbers = segment_ids
+        if segment_ids is None and attention_mask is not None:
+            numbers = attention_mask[:, :length] > 0
+        pattern = Pattern(numbers, 0, c.windows, segment_ids is not None)
+        return tuple(view._replace(pattern=pattern) for view in views)
 
     def classify(self, x: Array) -> Array:
         dense = partial(Dense, stddev=self.config.initializer_range)
@@ -315,16 +330,23 @@ class Model(nn.Module):
     def each_token(self, x: Array, words: Embedding) -> Array:
         """What heads say of every position, from float32 hidden states."""
         c = self.config
-        dense = partial(Dense, stddev=c.initializer_range)
         if self.head == "causal_lm":
-            if c.tied:
-                logits = x @ words.embedding.T.astype(x.dtype)
-            else:
-                logits = dense(c.vocab_size, ("embed", "vocab"), False, name="lm_head")(x)
-            cap = c.logit_softcap
-            return cap * jnp.tanh(logits / cap) if cap else logits
+            return self.language(x, words)
+        dense = partial(Dense, stddev=c.initializer_range)
         count, rate = (2, 0.0) if self.head == "span" else (self.labels, c.classifier_dropout)
         return dense(count, ("embed", None), name="classifier")(Dropout(rate, name="dropout")(x))
+
+    def language(self, x: Array, words: Embedding, *targets: Array) -> Array | Scores:
+        """Logits, or the scores of targets and their weights."""
+        c = self.config
+        if not c.tied:
+            head = partial(LanguageHead, c.vocab_size, ("embed", "vocab"), False)
+            head = head(stddev=c.initializer_range, softcap=c.logit_softcap, name="lm_head")
+            return head(x, *targets)
+        kernel, cap = words.embedding.T, c.logit_softcap
+        return (
+            score(x, kernel, *targets, cap) if targets else capped(x @ kernel.astype(x.dtype), cap)
+        )
 
 
 def last_tokens(

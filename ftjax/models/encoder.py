@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError
+from ftjax.models.attention import AttentionCore
 from ftjax.models.heads import Head, MaskedLM, classify
 from ftjax.models.layers import (
     ACTIVATIONS,
-    AttentionCore,
     Dense,
     Dropout,
     Embedding,

@@ -1,14 +1,20 @@
 """A mixture of experts in place of a decoder's feed-forward block."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from ftjax.models.layers import ACTIVATIONS, Dense, Dropout
+from ftjax.parallel.collectives import gather
+from ftjax.parallel.mesh import RULES, fitting
 
 Array = jax.Array
+IN, OUT = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")  # axes of the kernels
 
 
 class Experts(nn.Module):
@@ -16,6 +22,8 @@ class Experts(nn.Module):
 
     Shazeer et al. (2017); weights are softmax over all experts, normalized over the chosen, as
     Mixtral's. No token is dropped: tokens are sorted by expert and multiplied in ragged groups.
+    Over a mesh every device does so with its own tokens; over the axis expert, with those of all
+    for its own experts.
 
     Attributes:
         config: of a decoder, with experts.
@@ -26,26 +34,92 @@ class Experts(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c, act = self.config, ACTIVATIONS[self.config.hidden_act]
-        rows = x.reshape(-1, x.shape[-1])
         router = Dense(c.experts, ("embed", None), False, stddev=c.initializer_range, name="router")
-        weights, chosen = jax.lax.top_k(jax.nn.softmax(router(rows.astype(jnp.float32))), c.active)
+        weights, chosen = jax.lax.top_k(jax.nn.softmax(router(x.astype(jnp.float32))), c.active)
         weights = weights / weights.sum(-1, keepdims=True)
-        order = jnp.argsort(chosen.reshape(-1), stable=True)
-        sizes = jnp.bincount(chosen.reshape(-1), length=c.experts)
 
-        def project(x: Array, features: int, axes: tuple[str, str], name: str) -> Array:
-            make = ExpertDense(
-                c.experts, features, axes, c.options.dtype, c.initializer_range, name=name
+        def dense(features: int, axes: tuple[str, ...], name: str) -> ExpertDense:
+            make = partial(ExpertDense, dtype=c.options.dtype, stddev=c.initializer_range)
+            return make(c.experts, features, axes, name=name)
+
+        up, gate = (dense(c.intermediate_size, IN, name) for name in ("up", "gate"))
+        down = dense(c.hidden_size, OUT, "down")
+        x = x.astype(c.options.dtype)
+        mesh, spread = jax.sharding.get_abstract_mesh(), (RULES["batch"], RULES["length"], None)
+        rows = PartitionSpec(None) if mesh.empty else fitting(mesh.shape, spread, x.shape)
+        if rows[0] is None or mesh.size == 1:
+            out = _mix(x, weights, chosen, act, up, gate, down, c.experts)
+        else:
+            wide, narrow = (PartitionSpec(*(RULES[axis] for axis in axes)) for axes in (IN, OUT))
+            size = x.shape[-1]
+            kernels = up.weight(size), gate.weight(size), down.weight(c.intermediate_size)
+            others = ("data", "sequence") if rows[1] else ("data",)
+            run = jax.shard_map(
+                partial(_local, act=act, others=others),
+                in_specs=(rows, rows, rows, wide, wide, narrow),
+                out_specs=rows,
             )
-            return make(x, sizes)
-
-        sorted_rows = rows[order // c.active]
-        wide = project(sorted_rows, c.intermediate_size, ("embed", "mlp"), "up")
-        gate = project(sorted_rows, c.intermediate_size, ("embed", "mlp"), "gate")
-        out = project(act(gate) * wide, c.hidden_size, ("mlp", "embed"), "down")
-        out = jnp.zeros_like(out).at[order].set(out).reshape(-1, c.active, x.shape[-1])
-        out = (out * weights[..., None].astype(out.dtype)).sum(1).reshape(x.shape)
+            run = jax.checkpoint(run, prevent_cse=False)
+            out = run(x, weights, chosen, *(kernel.astype(x.dtype) for kernel in kernels))
         return Dropout(c.residual_dropout, name="dropout")(out)
+
+
+Product = Callable[[Array, Array], Array]  # (rows sorted by expert, rows of each) → products
+
+
+def _mix(
+    x: Array,
+    weights: Array,
+    chosen: Array,
+    act: Callable[[Array], Array],
+    up: Product,
+    gate: Product,
+    down: Product,
+    experts: int,
+) -> Array:
+    """Σ weight · expert(token) over a token's experts: (batch, length, d) in and out.
+
+    Args:
+        weights, chosen: (batch, length, active); numbers from `experts` on are of none that is
+            here.
+    """
+    active = chosen.shape[-1]
+    numbers = chosen.reshape(-1)
+    order = jnp.argsort(numbers, stable=True)
+    sizes = jnp.bincount(numbers, length=experts + 1)[:experts]
+    rows = x.reshape(-1, x.shape[-1])[order // active]
+    out = down(act(gate(rows, sizes)) * up(rows, sizes), sizes)
+    out = jnp.where((jnp.arange(len(rows)) < sizes.sum())[:, None], out, 0)
+    out = jnp.zeros_like(out).at[order].set(out).reshape(*chosen.shape, -1)
+    return (out * weights[..., None].astype(out.dtype)).sum(-2)
+
+
+def _local(
+    x: Array,
+    weights: Array,
+    chosen: Array,
+    *kernels: Array,
+    act: Callable[[Array], Array],
+    others: tuple[str, ...],
+) -> Array:
+    """What one device computes of it, for its tokens of all experts."""
+    kernels = tuple(jax.lax.pcast(kernel, others, to="varying") for kernel in kernels)
+    up, gate, down = (
+        gather(kernel, "fsdp", dimension)
+        for kernel, dimension in zip(kernels, (1, 1, 2), strict=True)
+    )
+    x, weights, chosen = (
+        jax.lax.all_gather(y, "expert", axis=0, tiled=True) for y in (x, weights, chosen)
+    )
+    here = chosen - jax.lax.axis_index("expert") * len(up)
+    here = jnp.where((here >= 0) & (here < len(up)), here, len(up))
+    up, gate, down = (partial(_ragged, kernel) for kernel in (up, gate, down))
+    out = jax.lax.psum(_mix(x, weights, here, act, up, gate, down, len(kernels[0])), "tensor")
+    return jax.lax.psum_scatter(out, "expert", scatter_dimension=0, tiled=True)
+
+
+def _ragged(kernel: Array, x: Array, sizes: Array) -> Array:
+    return jax.lax.ragged_dot(x, kernel, sizes)
 
 
 class ExpertDense(nn.Module):
@@ -53,22 +127,19 @@ class ExpertDense(nn.Module):
 
     experts: int
     features: int
-    axes: tuple[str, str]
+    axes: tuple[str, ...]
     dtype: Any
     stddev: float
 
-    @nn.compact
     def __call__(self, x: Array, sizes: Array) -> Array:
-        kernel = self.weight(x.shape[-1])
-        return self.product(x.astype(self.dtype), kernel, sizes)
+        return self.product(x.astype(self.dtype), self.weight(x.shape[-1]), sizes)
 
     def product(self, x: Array, kernel: Array, sizes: Array) -> Array:
         """x W, each row by its expert; methods intercept it."""
         return jax.lax.ragged_dot(x, kernel.astype(x.dtype), sizes)
 
+    @nn.compact
     def weight(self, size: int) -> Array:
         """The kernel (experts, in, out) that `__call__` uses; methods intercept it."""
-        init = nn.with_logical_partitioning(
-            nn.initializers.normal(self.stddev), ("experts", *self.axes)
-        )
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
         return self.param("kernel", init, (self.experts, size, self.features), jnp.float32)

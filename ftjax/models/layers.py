@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.dropout import dropout
-from ftjax.errors import UserError
+from ftjax.parallel.product import matmul
 
 Array = jax.Array
 
@@ -70,9 +70,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.weight(x.shape[-1])
-        # One matrix, not a batch of them: XLA transposes batched operands of the kernel's gradient.
-        rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        y = self.product(rows, kernel).reshape(*x.shape[:-1], self.features)
+        y = self.product(x.astype(self.dtype), kernel)
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             bias = self.param("bias", init, (self.features,), jnp.float32)
@@ -85,8 +83,8 @@ class Dense(nn.Module):
         return self.param("kernel", init, (size, self.features), jnp.float32)
 
     def product(self, x: Array, kernel: Array) -> Array:
-        """x W, of rows; methods intercept it."""
-        return x @ kernel.astype(x.dtype)
+        """x W; methods intercept it."""
+        return matmul(x, kernel, self.axes)
 
 
 class LayerNorm(nn.Module):
@@ -181,97 +179,6 @@ class Dropout(nn.Module):
         if self.rate == 0.0 or not self.has_rng("dropout"):
             return x
         return dropout(self.make_rng("dropout"), x, self.rate)
-
-
-def _xla_attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Array | None,
-    bias: Array | None,
-    scale: float,
-    softcap: float | None,
-    drop: Callable[[Array], Array],
-) -> Array:
-    batch, length, heads, size = query.shape
-    groups = key.shape[2]  # whose query heads share a head of keys and values
-    # Matrices of (queries, d), (d, keys) and (keys, d): for one query they are read as they lie.
-    query = (query * scale).reshape(batch, length, groups, -1, size).transpose(0, 2, 3, 1, 4)
-    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-    scores = query.reshape(batch, groups, -1, size) @ key.swapaxes(2, 3)
-    scores = scores.reshape(batch, heads, length, -1).astype(jnp.float32)
-    if bias is not None:
-        scores = scores + bias
-    if softcap:
-        scores = softcap * jnp.tanh(scores / softcap)
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = drop(jax.nn.softmax(scores, axis=-1).astype(value.dtype))
-    context = weights.reshape(batch, groups, -1, value.shape[2]) @ value
-    context = context.reshape(batch, heads, length, -1)
-    return context.swapaxes(1, 2)
-
-
-def _cudnn_attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Array | None,
-    bias: Array | None,
-    scale: float,
-    softcap: float | None,
-    drop: Callable[[Array], Array],
-) -> Array:
-    del drop  # `AttentionCore` refuses dropout with this back end
-    if softcap:
-        raise UserError("model.attention=cudnn has no soft-capping; use attention=xla")
-    try:
-        return jax.nn.dot_product_attention(
-            query, key, value, bias, mask, scale=scale, implementation="cudnn"
-        )
-    except RuntimeError as error:  # no cuDNN, or not for this dtype
-        raise UserError(f"model.attention=cudnn: {error} Use attention=xla.") from error
-
-
-ATTENTION = {"xla": _xla_attention, "cudnn": _cudnn_attention}
-
-
-class AttentionCore(nn.Module):
-    """softmax(scale · q kᵀ + bias, masked) v, without parameters: prefixes join keys and values.
-
-    Takes query (batch, q, heads, d), key and value (batch, k, heads or a divisor of it, d), and
-    a boolean mask and a bias that broadcast to (batch, heads, q, k); returns the context (batch,
-    q, heads, d).
-
-    Attributes:
-        dropout: on the weights.
-        backend: a key of `ATTENTION`.
-        scale: None for 1 / √d.
-        softcap: c in c · tanh(scores / c), before the mask; None for none.
-    """
-
-    dropout: float = 0.0
-    backend: str = "xla"
-    scale: float | None = None
-    softcap: float | None = None
-
-    @nn.compact
-    def __call__(
-        self,
-        query: Array,
-        key: Array,
-        value: Array,
-        mask: Array | None,
-        bias: Array | None = None,
-    ) -> Array:
-        drop = Dropout(self.dropout, name="dropout")
-        if self.backend == "cudnn" and self.dropout and self.has_rng("dropout"):
-            raise UserError(
-                "model.attention=cudnn has no attention dropout here; use attention=xla"
-            )
-        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        attend = ATTENTION[self.backend]
-        return attend(query, key, value, mask, bias, scale, self.softcap, drop)
 
 
 def encoder_mask(

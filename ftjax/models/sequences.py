@@ -7,11 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.models.attention import AttentionCore
 from ftjax.models.cache import Cache, View, prompt_view, token_view
 from ftjax.models.decoder import last_tokens
 from ftjax.models.heads import classify
 from ftjax.models.layers import (
-    AttentionCore,
     Dense,
     Dropout,
     Embedding,

@@ -8,12 +8,20 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError, nearest
+from ftjax.parallel.product import NAME
+
+
+def _products(dots: Callable) -> Callable:
+    """A policy for products of matrices, of those that are gathered for it too."""
+    names = jax.checkpoint_policies.save_only_these_names(NAME)
+    return jax.checkpoint_policies.save_from_both_policies(dots, names)
+
 
 POLICIES = {  # what the forward pass keeps for the backward pass
     "none": None,  # everything, without nn.remat
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": _products(jax.checkpoint_policies.dots_saveable),
+    "dots_no_batch": _products(jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
 }
 
 

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from ftjax.errors import UserError
 from ftjax.formats.hf import Part
 from ftjax.models import encoder
+from ftjax.models.attention import AttentionCore
 from ftjax.models.decoder import last_tokens
 from ftjax.models.encoder import DEFAULT_TARGETS, Inputs, Layer, checked
 from ftjax.models.heads import Head
 from ftjax.models.layers import (
     ACTIVATIONS,
-    AttentionCore,
     Bias,
     Dense,
     Dropout,

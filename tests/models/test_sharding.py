@@ -53,6 +53,27 @@ def test_sharded_equals_whole(case, parity):
     parity.record(case, natural(case), "mesh", difference(found, wanted), limit=1e-5)
 
 
+@pytest.mark.parametrize("axes", [{"sequence": 2}, {"expert": 2}], ids=str)
+@pytest.mark.parametrize("case", ["bert", "llama", "mixtral", "t5"])
+def test_gradients_over_every_axis_equal_whole(case, axes):
+    """Positions, and the experts of a mixture, spread beside rows, parameters and features."""
+    mesh = make_mesh(1, 2, 2, **axes)
+    model, batch = build(case, natural(case)), inputs(case, ROWS, length=8)
+    params = parameters(model)
+
+    def loss(params, batch):
+        return (model.apply(params, batch) ** 2).mean()
+
+    wanted = quick(jax.grad(loss))(params, batch)
+    shardings = param_shardings(model.shapes, model.axes, mesh)
+    with logical_axes(mesh):
+        placed = {path: jax.device_put(leaf, shardings[path]) for path, leaf in params.items()}
+        found = quick(jax.grad(loss))(placed, place_rows(mesh, batch, ROWS))
+    largest = max(np.abs(grad).max() for grad in wanted.values())
+    for path, grad in wanted.items():
+        assert difference(found[path], grad, 100 * largest) < 1e-5, path
+
+
 @pytest.mark.parametrize("segments", ["unrolled", "scan"])
 @pytest.mark.parametrize("case", CASES)
 def test_no_large_parameter_stays_whole(case, segments):

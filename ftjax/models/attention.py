@@ -1,0 +1,159 @@
+"""Attention as one function with interchangeable back ends."""
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ftjax.errors import UserError
+from ftjax.models import splash
+from ftjax.models.layers import Dropout
+from ftjax.models.splash import Pattern
+
+Array = jax.Array
+
+
+class Asked(NamedTuple):
+    """What a back end is asked for; shapes are those of `AttentionCore`.
+
+    Attributes:
+        drop: dropout of the weights.
+        pattern: the mask as kernels take it.
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    mask: Array | None
+    bias: Array | None
+    scale: float
+    softcap: float | None
+    drop: Callable[[Array], Array]
+    pattern: Pattern | None
+
+
+def _xla_attention(asked: Asked) -> Array:
+    query, key, value = asked.query, asked.key, asked.value
+    batch, length, heads, size = query.shape
+    groups = key.shape[2]  # whose query heads share a head of keys and values
+    if _length_is_spread():  # positions stay a dimension of their own
+        query = (query * asked.scale).reshape(batch, length, groups, -1, size)
+        scores = jnp.einsum("blgrd,bkgd->bgrlk", query, key).reshape(batch, heads, length, -1)
+        weights = _weights(scores, asked)
+        weights = weights.reshape(batch, groups, -1, length, value.shape[1])
+        return jnp.einsum("bgrlk,bkgd->blgrd", weights, value).reshape(batch, length, heads, -1)
+    # Matrices of (queries, d), (d, keys) and (keys, d): for one query they are read as they lie.
+    query = (query * asked.scale).reshape(batch, length, groups, -1, size).transpose(0, 2, 3, 1, 4)
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    scores = query.reshape(batch, groups, -1, size) @ key.swapaxes(2, 3)
+    scores = scores.reshape(batch, heads, length, -1)
+    weights = _weights(scores, asked)
+    context = weights.reshape(batch, groups, -1, value.shape[2]) @ value
+    context = context.reshape(batch, heads, length, -1)
+    return context.swapaxes(1, 2)
+
+
+def _weights(scores: Array, asked: Asked) -> Array:
+    scores, softcap = scores.astype(jnp.float32), asked.softcap
+    if asked.bias is not None:
+        scores = scores + asked.bias
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
+    if asked.mask is not None:
+        scores = jnp.where(asked.mask, scores, jnp.finfo(jnp.float32).min)
+    return asked.drop(jax.nn.softmax(scores, axis=-1).astype(asked.value.dtype))
+
+
+def _length_is_spread() -> bool:
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape["sequence"] > 1
+
+
+def _cudnn_attention(asked: Asked) -> Array:
+    # Of dropout nothing: `AttentionCore` refuses it with this back end.
+    if asked.softcap:
+        raise UserError("model.attention=cudnn has no soft-capping; use attention=xla")
+    try:
+        return jax.nn.dot_product_attention(
+            *asked[:3], asked.bias, asked.mask, scale=asked.scale, implementation="cudnn"
+        )
+    except RuntimeError as error:  # no cuDNN, or not for this dtype
+        raise UserError(f"model.attention=cudnn: {error} Use attention=xla.") from error
+
+
+def _splash_attention(asked: Asked) -> Array:
+    if asked.pattern is None:  # a token that goes on from what is kept
+        return _xla_attention(asked)
+    return splash.attend(*asked[:3], asked.pattern, asked.scale, asked.softcap)
+
+
+def _gpu_attention(asked: Asked) -> Array:
+    """cuDNN's where it is there and has what is asked, else XLA's; what is missing is said."""
+    if asked.query.dtype in (jnp.bfloat16, jnp.float16) and not asked.softcap:
+        try:
+            return _cudnn_attention(asked)
+        except (UserError, NotImplementedError, ValueError) as error:
+            _say_once(str(error))
+    return _xla_attention(asked)
+
+
+@cache
+def _say_once(reason: str) -> None:
+    logging.getLogger(__name__).warning("attention without cuDNN, by XLA: %s", reason)
+
+
+ATTENTION = {
+    "xla": _xla_attention,
+    "cudnn": _cudnn_attention,
+    "gpu": _gpu_attention,
+    "splash": _splash_attention,
+}
+
+
+class AttentionCore(nn.Module):
+    """softmax(scale · q kᵀ + bias, masked) v, without parameters: prefixes join keys and values.
+
+    Takes query (batch, q, heads, d), key and value (batch, k, heads or a divisor of it, d), and
+    a boolean mask and a bias that broadcast to (batch, heads, q, k); returns the context (batch,
+    q, heads, d).
+
+    Attributes:
+        dropout: on the weights.
+        backend: a key of `ATTENTION`.
+        scale: None for 1 / √d.
+        softcap: c in c · tanh(scores / c), before the mask; None for none.
+
+    `pattern` is the mask as kernels take it.
+    """
+
+    dropout: float = 0.0
+    backend: str = "xla"
+    scale: float | None = None
+    softcap: float | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        mask: Array | None,
+        bias: Array | None = None,
+        pattern: Pattern | None = None,
+    ) -> Array:
+        drop = Dropout(self.dropout, name="dropout")
+        backend = self.backend
+        if backend != "xla" and self.dropout and self.has_rng("dropout"):
+            if backend != "gpu":
+                raise UserError(
+                    f"model.attention={backend} has no attention dropout here; use attention=xla"
+                )
+            backend = "xla"
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        pattern = None if self.is_initializing() else pattern
+        asked = Asked(query, key, value, mask, bias, scale, self.softcap, drop, pattern)
+        return ATTENTION[backend](asked)

@@ -1,0 +1,185 @@
+"""Causal attention by the splash kernel of JAX for TPUs: no scores are kept, blocks are skipped."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+
+from ftjax.errors import UserError
+from ftjax.parallel.mesh import RULES
+
+Array = jax.Array
+LANES, BLOCK = 128, 512  # lengths are padded to the first; scores are computed in the second
+
+
+@struct.dataclass
+class Pattern:
+    """Which keys a query of causal self-attention sees, as a kernel takes it: not as a mask.
+
+    Attributes:
+        segments: (batch, length), tokens see those of their own number; None where all may.
+        kind: of the layer, in `windows`.
+        windows: how many positions back a token sees, itself included; None for all.
+        packed: rows hold several examples.
+        prefix: keys before the tokens' own that every query sees.
+    """
+
+    segments: Array | None = None
+    kind: int | Array = 0
+    windows: tuple[int | None, ...] = struct.field(pytree_node=False, default=(None,))
+    packed: bool = struct.field(pytree_node=False, default=False)
+    prefix: int = struct.field(pytree_node=False, default=0)
+
+    def of(self, kind: int | Array) -> "Pattern":
+        """That of a kind of layer; a number that is known chooses the window at once."""
+        if isinstance(kind, int):
+            return self.replace(windows=self.windows[kind : kind + 1])
+        return self.replace(kind=kind)
+
+    def after(self, prefix: int) -> "Pattern":
+        """With `prefix` more keys in front."""
+        return self.replace(prefix=self.prefix + prefix)
+
+
+def attend(
+    query: Array, key: Array, value: Array, pattern: Pattern, scale: float, softcap: float | None
+) -> Array:
+    """softmax(scale · q kᵀ, masked) v, over the mesh: rows by batch, heads by tensor.
+
+    Args:
+        query: (batch, length, heads, d).
+        key, value: (batch, prefix + length, heads or a divisor of it, d).
+        pattern: which keys a query sees.
+        scale: of scores.
+        softcap: c in c · tanh(scores / c); None for none.
+    """
+    if pattern.prefix and (pattern.packed or pattern.windows != (None,)):
+        raise UserError(
+            "model.attention=splash has no prefixes for packed rows or sliding windows; "
+            "use attention=xla"
+        )
+    length = query.shape[1]
+    query = _padded((query * scale).swapaxes(1, 2), 2)
+    key, value = (_padded(x.swapaxes(1, 2), 2) for x in (key, value))
+    numbers = _numbers(pattern, query.shape[2], key.shape[2])
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = 1 if mesh.empty else mesh.shape["sequence"]
+    parts = parts if query.shape[2] % (parts * LANES) == 0 else 1
+    heads, keys = query.shape[1], key.shape[2]
+    kernels = [
+        _kernel(window, heads, query.shape[2], keys, pattern, softcap, mesh, parts)
+        for window in pattern.windows
+    ]
+    run = _local
+    if not mesh.empty:
+        batch, along = RULES["batch"], RULES["length"] if parts > 1 else None
+        ours, theirs = PartitionSpec(batch, "tensor", along), PartitionSpec(batch, "tensor")
+        ids = (PartitionSpec(batch, along), PartitionSpec(batch)) if numbers else None
+        spread = NamedSharding(mesh, PartitionSpec("tensor", along))
+        specs = [kernel.manual_sharding_spec(spread) for kernel in kernels]
+        run = jax.shard_map(
+            run,
+            in_specs=(specs, ours, theirs, theirs, PartitionSpec(), ids),
+            out_specs=ours,
+            check_vma=False,
+        )
+    context = run(kernels, query, key, value, jnp.asarray(pattern.kind), numbers)
+    return context[:, :, :length].swapaxes(1, 2)
+
+
+def kernel_flops(name: str, read: Sequence[tuple[str, tuple[int, ...]]]) -> float:
+    """FLOPs of one run of a kernel of this attention, every position before a token seen.
+
+    Args:
+        name: of the kernel, as the compiled program has it.
+        read: dtype and shape of what it reads: query (..., heads, length, d) and key come first
+            of what has d features.
+    """
+    products = {"fwd": 2, "dq": 3, "dkv": 4}
+    kind = next((kind for kind in products if f"_{kind}_" in name), None)
+    if not name.startswith("splash") or kind is None:
+        return 0.0
+    (*rows, queries, size), (*_, keys, _) = [
+        shape for dtype, shape in read if dtype in ("bf16", "f32") and len(shape) > 2
+    ][:2]
+    pairs = queries * (keys - queries) + queries * (queries + 1) / 2
+    return 2.0 * products[kind] * math.prod(rows) * pairs * size
+
+
+def _padded(x: Array, axis: int, value: int = 0) -> Array:
+    """Lengthened at the end to a multiple of the lanes."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, -x.shape[axis] % LANES)
+    return jnp.pad(x, widths, constant_values=value)
+
+
+def _numbers(pattern: Pattern, queries: int, keys: int) -> tuple[Array, Array] | None:
+    """Segments of queries and keys (batch, length); a prefix is of the real tokens' segment."""
+    if pattern.segments is None:
+        return None
+    ours = pattern.segments.astype(jnp.int32)
+    theirs = jnp.pad(ours, ((0, 0), (pattern.prefix, 0)), constant_values=1)
+    return _padded(ours, 1, -1), _padded(theirs, 1, -1)
+
+
+def _kernel(
+    window: int | None,
+    heads: int,
+    queries: int,
+    keys: int,
+    pattern: Pattern,
+    softcap: float | None,
+    mesh: AbstractMesh,
+    parts: int,
+) -> Any:
+    """The kernel of a kind of layer, for heads over the tensor axis and queries in `parts`."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    sizes = queries // parts, keys
+    q, k = (next(n for n in (BLOCK, 2 * LANES, LANES) if size % n == 0) for size in sizes)
+    blocks = splash.BlockSizes(
+        block_q=q,
+        block_kv=k,
+        block_kv_compute=k,
+        block_q_dkv=q,
+        block_kv_dkv=k,
+        block_kv_dkv_compute=k,
+        block_q_dq=q,
+        block_kv_dq=k,
+    )
+    if window is None:
+        mask = splash.CausalMask((queries, keys), offset=pattern.prefix)
+    else:
+        mask = splash.LocalMask((queries, keys), (window - 1, 0), offset=pattern.prefix)
+    return splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * heads),
+        block_sizes=blocks,
+        head_shards=1 if mesh.empty else mesh.shape["tensor"],
+        q_seq_shards=parts,
+        attn_logits_soft_cap=softcap,
+    )
+
+
+def _local(
+    kernels: Sequence[Any],
+    query: Array,
+    key: Array,
+    value: Array,
+    kind: Array,
+    numbers: tuple[Array, Array] | None,
+) -> Array:
+    """What one device computes of it: (batch, heads, length, d) in and out."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    def run(kernel: Any, query: Array, key: Array, value: Array, numbers: Any) -> Array:
+        return jax.vmap(kernel)(query, key, value, numbers and splash.SegmentIds(*numbers))
+
+    if len(kernels) == 1:
+        return run(kernels[0], query, key, value, numbers)
+    each = [partial(run, kernel) for kernel in kernels]
+    return jax.lax.switch(kind, each, query, key, value, numbers)

@@ -1,0 +1,186 @@
+"""Cross-entropy of a language model without its logits: the projection and the loss in one."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import PartitionSpec
+
+from ftjax.models.layers import Dense
+from ftjax.parallel.collectives import scatter_sum
+from ftjax.parallel.mesh import RULES, fitting
+
+Array = jax.Array
+CHUNK = 2**25  # logits that exist at a time on a device
+
+
+class Scores(NamedTuple):
+    """What is left of the logits of all tokens.
+
+    Attributes:
+        loss: Σ weight · cross-entropy.
+        weight: Σ weight.
+        tokens: (batch, length, 2) of each token: weight · cross-entropy, and weight where the
+            target is the most probable; no gradient goes through it.
+    """
+
+    loss: Array
+    weight: Array
+    tokens: Array
+
+
+def capped(logits: Array, softcap: float | None) -> Array:
+    """c · tanh(logits / c); None for no cap."""
+    return softcap * jnp.tanh(logits / softcap) if softcap else logits
+
+
+class LanguageHead(Dense):
+    """A projection to the vocabulary: logits, or the scores of targets in their stead."""
+
+    softcap: float | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *targets: Array) -> Array | Scores:
+        """Logits (batch, length, vocabulary), or `score` of targets and weights."""
+        if targets:
+            return score(x, self.weight(x.shape[-1]), *targets, self.softcap)
+        return capped(super().__call__(x), self.softcap)
+
+
+def score(
+    x: Array, kernel: Array, targets: Array, weights: Array, softcap: float | None = None
+) -> Scores:
+    """Scores of softmax(x W) for targets, and by differentiation the gradients of the loss.
+
+    Of (batch, length, vocabulary) logits only a chunk of positions exists at a time. Gradients
+    are computed with the loss, so that no logits are computed twice. Over a mesh every device
+    holds its part of the vocabulary and sees the tokens of all in turn: the kernel is never
+    gathered, its gradient never reduced.
+
+    Args:
+        x: (batch, length, features).
+        kernel: (features, vocabulary).
+        targets: (batch, length) token ids.
+        weights: (batch, length), 0 for what does not count.
+        softcap: c in c · tanh(z / c).
+    """
+    loss, tokens = _score(x, kernel, targets, weights.astype(jnp.float32), softcap)
+    return Scores(loss, weights.sum(dtype=jnp.float32), tokens)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _score(x, kernel, targets, weights, softcap):
+    return _chunks(x, kernel, targets, weights, softcap, False, False)[0]
+
+
+def _forward(x, kernel, targets, weights, softcap):
+    found, *grads = _chunks(
+        x.value, kernel.value, targets.value, weights.value, softcap, x.perturbed, kernel.perturbed
+    )
+    dx, dkernel = grads
+    if dkernel is not None:  # rounded before anything goes on, since it is kept to the end
+        dx, dkernel = jax.lax.optimization_barrier((dx, dkernel.astype(kernel.value.dtype)))
+    return found, (dx, dkernel)
+
+
+def _backward(softcap, grads, cotangent):
+    loss, _ = cotangent
+    dx, dkernel = (None if g is None else (g * loss).astype(g.dtype) for g in grads)
+    return dx, dkernel, None, None
+
+
+_score.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+COLUMNS = PartitionSpec(None, ("fsdp", "tensor"))
+
+
+def _chunks(x, kernel, targets, weights, softcap, of_x: bool, of_kernel: bool):
+    """(Σ loss, what it is of each token), and the gradients asked for by x and by the kernel."""
+    mesh, size = jax.sharding.get_abstract_mesh(), kernel.shape[1]
+    run = partial(_local, size=size, softcap=softcap, of_x=of_x, of_kernel=of_kernel)
+    kernel = kernel.astype(x.dtype)
+    if mesh.empty:
+        return run(x, kernel, targets, weights, alone=True)
+    ways = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    rows = fitting(mesh.shape, (RULES["batch"], RULES["length"]), targets.shape)
+    if rows[0] is None:
+        raise ValueError(f"{targets.shape[0]} rows do not divide over the mesh {mesh.shape}")
+    run = partial(run, others=("data", "expert", *([rows[1]] if rows[1] else [])))
+    grads = rows if of_x else None, COLUMNS if of_kernel else None
+    found, dx, dkernel = jax.shard_map(
+        partial(run, alone=False),
+        in_specs=(rows, COLUMNS, rows, rows),
+        out_specs=((PartitionSpec(), rows), *grads),
+        check_vma=False,
+    )(x, jnp.pad(kernel, ((0, 0), (0, -size % ways))), targets, weights)
+    return found, dx, dkernel if dkernel is None else dkernel[:, :size]
+
+
+def _local(x, kernel, targets, weights, *, size, softcap, of_x, of_kernel, alone, others=()):
+    """What a device computes: all rows of the fsdp axis, its part of the vocabulary.
+
+    Args:
+        x, targets, weights: of this device's rows.
+        kernel: (features, columns), this device's; those past `size` in all are padding.
+        alone: there are no other devices.
+        others: mesh axes over which tokens are spread, besides fsdp.
+    """
+
+    def among(function, y, *axes, **named):
+        return y if alone else function(y, axes, **named)
+
+    def shared(function, y):
+        return among(function, y, "fsdp", "tensor")
+
+    gather = partial(among, partial(jax.lax.all_gather, axis=0, tiled=True))
+    part = 0 if alone else jax.lax.axis_index(("fsdp", "tensor"))
+    columns = part * kernel.shape[1] + jnp.arange(kernel.shape[1])
+    batch, length, _ = x.shape
+    rows = batch * (1 if alone else jax.lax.axis_size("fsdp"))
+    count = -(-length // max(1, CHUNK // (rows * kernel.shape[1])))
+    chunk = -(-length // count)  # nearly no padding
+
+    def split(y: Array) -> Array:
+        y = jnp.pad(y, ((0, 0), (0, count * chunk - length), *((0, 0),) * (y.ndim - 2)))
+        return y.reshape(batch, count, chunk, *y.shape[2:]).swapaxes(0, 1)
+
+    def joined(y: Array) -> Array:
+        return y.swapaxes(0, 1).reshape(batch, count * chunk, *y.shape[3:])[:, :length]
+
+    def one(carry, parts):
+        loss, dkernel = carry
+        x, targets, weights = (gather(y, "fsdp") for y in parts)
+        z = jnp.einsum("ble,ev->blv", x, kernel, preferred_element_type=jnp.float32)
+        slope = 1.0
+        if softcap:
+            z = jnp.tanh(z / softcap)
+            slope, z = 1 - z**2, softcap * z
+        z = jnp.where(columns < size, z, -jnp.inf)
+        largest = shared(jax.lax.pmax, z.max(-1, keepdims=True))
+        shifted = jnp.exp(z - largest)
+        is_target = columns == targets[..., None]
+        mine = shifted.sum(-1), jnp.where(is_target, z, 0).sum(-1)
+        total, wanted = shared(jax.lax.psum, mine)
+        largest = largest[..., 0]
+        losses = weights * (largest + jnp.log(total) - wanted)
+        loss += losses.sum()
+        tokens = jnp.stack([losses, weights * (wanted >= largest)], -1)
+        first = 0 if alone else jax.lax.axis_index("fsdp") * batch
+        tokens = jax.lax.dynamic_slice_in_dim(tokens, first, batch)
+        dz = (shifted / total[..., None] - is_target) * slope * weights[..., None]
+        dz, dx = dz.astype(x.dtype), None
+        if of_x:
+            dx = among(jax.lax.psum, jnp.einsum("blv,ev->ble", dz, kernel), "tensor")
+            dx = dx if alone else scatter_sum(dx, "fsdp", 0)
+        if of_kernel:
+            dkernel += jnp.einsum("ble,blv->ev", x, dz, preferred_element_type=jnp.float32)
+        return (loss, dkernel), (tokens, dx)
+
+    start = (0.0, jnp.zeros(kernel.shape, jnp.float32) if of_kernel else None)
+    parts = tuple(map(split, (x, targets, weights)))
+    (loss, dkernel), (tokens, dx) = jax.lax.scan(one, start, parts)
+    loss, dkernel = among(jax.lax.psum, (loss, dkernel), *others)
+    return (loss, joined(tokens)), joined(dx) if of_x else None, dkernel

@@ -1,0 +1,86 @@
+"""A language model's loss without logits, against the loss of its logits."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ftjax.models import vocabulary
+from ftjax.parallel.mesh import logical_axes, make_mesh
+from tests.models import made
+
+LENGTH = 11
+
+
+@pytest.fixture(autouse=True)
+def several_chunks(monkeypatch):
+    monkeypatch.setattr(vocabulary, "CHUNK", 4 * 64 * 3)  # of which the last is not full
+
+
+def make_batch(case):
+    random = np.random.default_rng(0)
+    batch = made.inputs(case, rows=4, length=LENGTH)
+    batch["targets"] = random.integers(0, 64, (4, LENGTH)).astype(np.int32)
+    batch["target_weights"] = random.integers(0, 3, (4, LENGTH)).astype(np.float32)
+    return batch
+
+
+def found(model, params, batch):
+    def loss(params):
+        scores = model.apply(params, batch)
+        return scores.loss, scores
+
+    return made.quick(jax.grad(loss, has_aux=True))(params)
+
+
+def wanted(model, params, batch):
+    targets, weights = batch["targets"], batch["target_weights"]
+    inputs = {name: x for name, x in batch.items() if not name.startswith("target")}
+
+    def loss(params):
+        logits = model.apply(params, inputs)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        hits = (logits.argmax(-1) == targets) * weights
+        losses = losses * weights
+        return losses.sum(), (losses.sum(), weights.sum(), jnp.stack([losses, hits], -1))
+
+    return made.quick(jax.grad(loss, has_aux=True))(params)
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma2"])  # with a head; tied and capped
+def test_equals_the_loss_of_logits(case):
+    model, batch = made.build(case, "causal_lm"), make_batch(case)
+    params = made.parameters(model)
+    (grads, scores), (expected, values) = found(model, params, batch), wanted(model, params, batch)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), tuple(scores), values)
+    largest = max(np.abs(grad).max() for grad in expected.values())
+    for path, grad in expected.items():
+        assert made.difference(grads[path], grad, largest) < 1e-4, path
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1), (1, 2, 2), (2, 2, 1)])
+def test_over_a_mesh_it_equals_one_device(shape):
+    model, batch = made.build("llama", "causal_lm"), make_batch("llama")
+    params = made.parameters(model)
+    expected, values = wanted(model, params, batch)
+    with logical_axes(make_mesh(*shape, jax.devices()[:4])):
+        grads, scores = found(model, params, batch)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), tuple(scores), values)
+    for path, grad in expected.items():
+        assert made.difference(grads[path], grad, 1.0) < 1e-4, path
+
+
+def test_logits_exist_in_chunks_only():
+    """Of positions; and a frozen kernel's gradient not at all."""
+    x, kernel = jnp.ones((4, LENGTH, 8)), jnp.ones((8, 64))
+    targets = jnp.zeros((4, LENGTH), jnp.int32)
+
+    def loss(x):
+        return vocabulary.score(x, kernel, targets, targets).loss
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(x))
+    assert "f32[4,3,64]" in text  # a chunk of three positions
+    assert f"f32[4,{LENGTH},64]" not in text and "f32[8,64] = add" not in text
