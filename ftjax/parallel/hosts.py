@@ -1,8 +1,12 @@
-"""Starting on several hosts."""
+"""Starting on several hosts, and stopping with them."""
 
 import os
+import sys
 
 import jax
+
+HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
+LOST = 3  # exit code where another process was lost
 
 
 def join() -> None:
@@ -18,6 +22,25 @@ def join() -> None:
             os.environ["JAX_COORDINATOR_ADDRESS"],
             int(os.environ["JAX_NUM_PROCESSES"]),
             int(os.environ["JAX_PROCESS_ID"]),
+            heartbeat_timeout_seconds=HEARTBEAT,
         )
     elif several or "," in hosts:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+
+
+def leave(error: BaseException) -> None:
+    """Stops this process at once where another of the run is lost; returns where it is alone.
+
+    A usual exit would wait for the one that is lost.
+    """
+    if jax.process_count() == 1:
+        return
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    print(
+        f"error: process {jax.process_index()} of {jax.process_count()}: another process of the "
+        f"run was lost ({reason}); the same command, on as many processes or on others, goes on "
+        "from the last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(LOST)

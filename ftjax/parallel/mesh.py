@@ -4,19 +4,22 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ftjax.errors import UserError
+from ftjax.parallel.collectives import rings
 from ftjax.paths import Flat
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "expert", "sequence", "tensor")  # from where least is sent to where most
 RULES: dict[str, str | tuple[str, ...] | None] = {  # logical axis → mesh axis
-    "batch": ("data", "fsdp"),
-    "length": None,
+    "batch": ("data", "fsdp", "expert"),
+    "length": "sequence",
     "hidden": None,  # features of activations; "embed" is the same size in parameters
     "embed": "fsdp",
     "mlp": "tensor",
@@ -24,21 +27,31 @@ RULES: dict[str, str | tuple[str, ...] | None] = {  # logical axis → mesh axis
     "kv": "tensor",
     "vocab": "tensor",
     "layers": None,
-    "experts": None,
+    "experts": "expert",
     "rank": None,
 }
 
 
 def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    expert: int = 1,
+    sequence: int = 1,
 ) -> Mesh:
     """A mesh over all devices; one size may be -1, for what the others leave.
 
+    Devices of several slices lie along the data axis, which sends least; those of one slice in
+    the order in which their links are used best.
+
     Raises:
-        UserError: the sizes do not multiply to the number of devices.
+        UserError: the sizes do not multiply to the number of devices, or the data axis is no
+            multiple of the slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes, count = [data, fsdp, tensor], len(devices)
+    sizes, count = [data, fsdp, expert, sequence, tensor], len(devices)
     wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise UserError(f"{wanted}: sizes must be positive, and at most one of them -1")
@@ -46,14 +59,46 @@ def make_mesh(
     sizes = [count // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != count:
         raise UserError(f"{wanted} needs {known} devices or a divisor; there are {count}")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes[0] % slices:
+        raise UserError(f"mesh.data={sizes[0]} must be a multiple of the {slices} slices")
+    if slices > 1:
+        within, between = (sizes[0] // slices, *sizes[1:]), (slices, *(1,) * (len(AXES) - 1))
+        laid = mesh_utils.create_hybrid_device_mesh(within, between, devices=devices)
+    else:
+        laid = mesh_utils.create_device_mesh(sizes, devices=devices)
+    return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 @contextmanager
 def logical_axes(mesh: Mesh) -> Iterator[None]:
     """Where the models' logical constraints take effect on `mesh`."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())):
+    with jax.set_mesh(mesh), rings(mesh), nn.logical_axis_rules(tuple(RULES.items())):
         yield
+
+
+def place(
+    axes: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str, int]
+) -> tuple[Any, ...]:
+    """The mesh axis, or axes, of each dimension of a parameter.
+
+    Factors of low rank with no dimension on fsdp are spread over it along their other side, where
+    that divides.
+
+    Args:
+        axes: logical axes.
+        shape: of the parameter.
+        sizes: of the mesh's axes.
+    """
+    placed = tuple(RULES[axis] if axis else None for axis in axes)
+    if "rank" not in axes or "fsdp" in placed:
+        return placed
+    ways = sizes["tensor"] * sizes["fsdp"]
+    spread = ("tensor", "fsdp")
+    return tuple(
+        spread if axis == "tensor" and size % ways == 0 else axis
+        for axis, size in zip(placed, shape, strict=True)
+    )
 
 
 def param_shardings(
@@ -77,9 +122,9 @@ def param_shardings(
     def spec(path: str, shape: tuple[int, ...]) -> PartitionSpec:
         if any(re.fullmatch(pattern, path) for pattern in replicate):
             return PartitionSpec()
-        placed = [RULES[axis] if axis else None for axis in axes[path]]
+        placed = place(axes[path], shape, mesh.shape)
         for size, axis, name in zip(shape, placed, axes[path], strict=True):
-            if axis and size % mesh.shape[axis]:
+            if isinstance(axis, str) and size % mesh.shape[axis]:
                 raise UserError(
                     f"parameter {path!r}: its axis {name!r} of size {size} does not divide over "
                     f"mesh.{axis}={mesh.shape[axis]}; choose another mesh, or keep it whole with "
@@ -98,19 +143,28 @@ def fitted(sharding: NamedSharding, ndim: int, shape: tuple[int, ...]) -> NamedS
     spec = (*sharding.spec, *(None,) * (ndim - len(sharding.spec)))
     if len(shape) != ndim:
         return NamedSharding(sharding.mesh, PartitionSpec())
-    ways = [sharding.mesh.shape[axis] if axis else 1 for axis in spec]
-    kept = [axis if n % k == 0 else None for axis, n, k in zip(spec, shape, ways, strict=True)]
-    return NamedSharding(sharding.mesh, PartitionSpec(*kept))
+    return NamedSharding(sharding.mesh, fitting(sharding.mesh.shape, spec, shape))
+
+
+def ways_of(sizes: Mapping[str, int], axes: str | Sequence[str] | None) -> int:
+    """Over how many devices a dimension on a mesh axis, or on several, is spread."""
+    return math.prod(sizes[axis] for axis in ([axes] if isinstance(axes, str) else axes or ()))
+
+
+def fitting(sizes: Mapping[str, int], spec: Sequence[Any], shape: Sequence[int]) -> PartitionSpec:
+    """A sharding's axes where they divide an array's dimensions; elsewhere none."""
+    pairs = zip(spec, shape, strict=True)
+    return PartitionSpec(*(axes if n % ways_of(sizes, axes) == 0 else None for axes, n in pairs))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over the data and fsdp axes."""
+    """Rows over the axes that a batch is spread over."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def batch_ways(mesh: Mesh) -> int:
     """Over how many parts of the mesh the rows of a batch are spread."""
-    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    return ways_of(mesh.shape, RULES["batch"])
 
 
 def local_rows(mesh: Mesh, rows: int) -> np.ndarray:

@@ -1,0 +1,89 @@
+"""Chips, their published figures, and meshes of chips that are not there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from ftjax.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip, as its maker publishes it.
+
+    Attributes:
+        memory: bytes of high-bandwidth memory.
+        bandwidth: of that memory, bytes a second.
+        flops: of bfloat16, a second.
+        links: bytes a second to all neighbours together, one way.
+        clock: cycles a second, by which the compiler's own estimates are turned to time: the
+            peak over what the multipliers do in a cycle.
+    """
+
+    memory: float
+    bandwidth: float
+    flops: float
+    links: float
+    clock: float
+
+
+GIB = 2**30
+# As on https://cloud.google.com/tpu/docs; links are half of the published interconnect, which
+# counts both ways.
+CHIPS = {
+    "v4": Chip(32 * GIB, 1.228e12, 275e12, 150e9, 1.05e9),
+    "v5e": Chip(16 * GIB, 0.819e12, 197e12, 100e9, 1.5e9),
+    "v5p": Chip(95 * GIB, 2.765e12, 459e12, 300e9, 1.75e9),
+    "v6e": Chip(32 * GIB, 1.64e12, 918e12, 224e9, 1.75e9),
+    "tpu7x": Chip(96 * GIB, 3.69e12, 1153.5e12, 300e9, 2.2e9),  # half: a chip is two devices
+}
+SLICES = 25e9 / 8  # bytes a second of one chip's share of the network between slices
+
+
+KINDS = {  # how a device calls itself → FLOPs a second in bfloat16, without sparsity
+    "TPU v4": CHIPS["v4"].flops,
+    "TPU v5 lite": CHIPS["v5e"].flops,
+    "TPU v5": CHIPS["v5p"].flops,
+    "TPU v5p": CHIPS["v5p"].flops,
+    "TPU v6 lite": CHIPS["v6e"].flops,
+    "TPU7x": CHIPS["tpu7x"].flops,
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+}
+
+
+def peak_flops(devices: Sequence[jax.Device]) -> float | None:
+    """FLOPs a second of all devices together; None where their kind is not known."""
+    kind = devices[0].device_kind
+    found = KINDS.get(kind) or next((KINDS[name] for name in KINDS if name in kind), None)
+    return found and found * len(devices)
+
+
+def topology_devices(name: str, slices: int = 1) -> tuple[Chip, list[jax.Device]]:
+    """The chip of a topology such as "v5e:8x8", and devices to compile for, without any TPU.
+
+    Raises:
+        UserError: libtpu is not installed, or knows no such topology.
+    """
+    from jax.experimental import topologies
+
+    kind = name.partition(":")[0]
+    if kind not in CHIPS:
+        raise UserError(f"--topology {name}: {kind!r} is not a chip{nearest(kind, CHIPS)}")
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    sizes = name.partition(":")[2].split("x")
+    if len(sizes) == 3 and all(size.isdigit() and int(size) % 4 == 0 for size in sizes):
+        options["wrap"] = (True,) * 3  # whole cubes are closed to rings by optical switches
+    if kind == "v4":
+        options["chip_config_name"] = "megacore"
+    try:
+        found = topologies.get_topology_desc(topology_name=name, platform="tpu", **options)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        mend = " Try pip install 'ftjax[tpu]'." if "not installed" in reason else ""
+        raise UserError(f"--topology {name}: {reason}{mend}") from error
+    return CHIPS[kind], list(found.devices)

@@ -1,0 +1,232 @@
+"""What a compiled program computes and sends, with loops counted as often as they run.
+
+XLA's own analysis counts the body of a loop once.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "f32": 4, "f64": 8}
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+)\[([\d,]*)\](\{[^{}]*\})?")
+ALONE = re.compile(r"replica_groups=(\{\{\d+\}(,\{\d+\})*\}|\[\d+,1\]<=)")  # nothing is sent
+HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
+LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+        name: its own.
+        shapes: (dtype, dimensions) of each array it gives.
+        near: of each array, whether it lies in a memory on the chip itself.
+        opcode: what it does.
+        operands: names of what it reads.
+        text: the line from its operands on.
+    """
+
+    name: str
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    near: tuple[bool, ...]
+    opcode: str
+    operands: tuple[str, ...]
+    text: str
+
+    def called(self, key: str) -> str | None:
+        """The computation it names, as `body=%...`."""
+        found = re.search(rf"\b{key}=\{{?%?([\w.\-]+)", self.text)
+        return found and found[1]
+
+
+@dataclass
+class Summary:
+    """One device's work in one run of a program.
+
+    Attributes:
+        flops: of products of matrices and convolutions.
+        sent: bytes of the results of collectives, by kind.
+        counts: how often each kind runs.
+        kernels: how often each custom kernel runs: (name, shapes that it reads) → times.
+        moved: bytes read from and written to the main memory.
+        cycles: the compiler's own estimate of what is not a kernel.
+    """
+
+    flops: float = 0.0
+    sent: Counter = field(default_factory=Counter)
+    counts: Counter = field(default_factory=Counter)
+    kernels: Counter = field(default_factory=Counter)
+    moved: float = 0.0
+    cycles: float = 0.0
+
+
+def summarize(text: str) -> Summary:
+    """Counts a program's work; `text` is that of the optimized module."""
+    computations, entry = parse(text)
+    found, seen = Summary(), set()
+    for body, times, fused in _runs(computations, entry, 1):
+        lines = {line.name: line for line in computations[body]}
+        shapes = {line.name: line.shapes for line in computations[body]}
+        for line in computations[body]:
+            if not fused:
+                found.moved += times * _moved(line, lines, computations)
+                cycles = re.search(r'"estimated_cycles":"(\d+)"', line.text)
+                found.cycles += times * int(cycles[1]) if cycles else 0
+            kind = line.opcode.removesuffix("-start")
+            if line.opcode in ("dot", "convolution"):
+                found.flops += times * _product_flops(line, shapes)
+            elif kind in COLLECTIVES and not ALONE.search(line.text):
+                # Cut up to run beside other work, the parts of one collective share a channel.
+                channel = re.search(r"channel_id=(\d+)", line.text)
+                part = fused and channel and (channel[1], kind, line.shapes)
+                if part and part in seen:
+                    continue
+                seen.add(part)
+                started = line.opcode != kind  # gives what it reads, too
+                arrays = line.shapes[len(line.shapes) // 2 :] if started else line.shapes
+                if body.startswith("all-reduce-scatter"):  # how TPUs write it: a slice of the sum
+                    kind, arrays = "reduce-scatter", computations[body][-1].shapes
+                found.sent[kind] += times * sum(map(nbytes, arrays))
+                found.counts[kind] += times
+            elif line.opcode == "custom-call" and '"tpu_custom_call"' in line.text:
+                read = tuple(shape for name in line.operands for shape in shapes[name])
+                found.kernels[re.sub(r"[.\d]+$", "", line.name), read] += times
+    return found
+
+
+def nbytes(shape: tuple[str, tuple[int, ...]]) -> float:
+    """Bytes of an array."""
+    dtype, dimensions = shape
+    size = SIZES.get(dtype) or int(re.sub(r"\D", "", dtype) or 0) / 8
+    return size * math.prod(dimensions)
+
+
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """The computations of a module by name, and the name of the first to run."""
+    computations: dict[str, list[Instruction]] = {}
+    entry, current = "", None
+    for raw in text.splitlines():
+        if head := HEAD.match(raw):
+            current = computations.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif current is not None and (line := LINE.match(raw)):
+            name, shape, opcode, rest = line.groups()
+            arrays = ARRAY.findall(shape)
+            shapes = tuple((dtype, _numbers(sizes)) for dtype, sizes, _ in arrays)
+            near = tuple("S(1)" in layout for _, _, layout in arrays)
+            read = rest.split(")")[0]
+            operands = re.findall(r"%([\w.\-]+)", read) or read.split(", ")
+            current.append(Instruction(name, shapes, near, opcode, tuple(operands), rest))
+    return computations, entry
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(",") if n)
+
+
+def _runs(
+    computations: Mapping[str, list[Instruction]], name: str, times: int, fused: bool = False
+) -> Iterator[tuple[str, int, bool]]:
+    """Every computation that runs, how often, and whether as a part of a fusion."""
+    yield name, times, fused
+    for line in computations[name]:
+        if line.opcode == "while":
+            trips = _trips(computations[line.called("condition")], line)
+            yield from _runs(computations, line.called("body"), times * trips)
+        elif line.opcode in ("fusion", "call", "async-start"):
+            called = line.called("calls") or line.called("to_apply")
+            yield from _runs(computations, called, times, line.opcode == "fusion")
+        elif line.opcode == "conditional":  # the first branch stands for all
+            branch = line.called("true_computation") or line.called("branch_computations")
+            yield from _runs(computations, branch, times)
+
+
+FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional"}
+
+
+def _moved(
+    line: Instruction,
+    lines: Mapping[str, Instruction],
+    computations: Mapping[str, list[Instruction]],
+) -> float:
+    """Bytes that an instruction reads from and writes to the main memory.
+
+    Of an array of which a fusion takes or writes a slice, the slice counts.
+    """
+    if line.opcode in FREE or line.opcode.endswith("-done"):
+        return 0.0
+    total = sum(nbytes(s) for s, near in zip(line.shapes, line.near, strict=True) if not near)
+    inside = computations[line.called("calls")] if line.opcode == "fusion" else []
+    numbers = {part.name: part.operands[0] for part in inside if part.opcode == "parameter"}
+    users: dict[str, list[Instruction]] = {}
+    for part in inside:
+        for name in part.operands:
+            users.setdefault(numbers.get(name, ""), []).append(part)
+    for number, name in enumerate(line.operands):
+        for shape, near in zip(*_arrays(lines.get(name)), strict=True):
+            uses = users.get(str(number), [])
+            slices = [part for part in uses if part.opcode in ("dynamic-slice", "gather")]
+            if near:
+                continue
+            if uses and len(slices) == len(uses):
+                total += sum(nbytes(part.shapes[0]) for part in slices)
+            elif any(part.opcode == "dynamic-update-slice" for part in uses):
+                total -= nbytes(shape)  # written in place: all but the slice stays where it is
+            else:
+                total += nbytes(shape)
+    return max(total, 0.0)
+
+
+def _arrays(line: Instruction | None) -> tuple[tuple, tuple[bool, ...]]:
+    return (line.shapes, line.near) if line else ((), ())
+
+
+def _trips(condition: list[Instruction], loop: Instruction) -> int:
+    """How often a loop runs: as it says, or by what its counter is compared with."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
+        return int(known[1])
+    limits = [re.match(r"(\d+)\)", line.text) for line in condition if line.opcode == "constant"]
+    return max((int(limit[1]) for limit in limits if limit), default=1)
+
+
+def _product_flops(line: Instruction, shapes: Mapping[str, tuple]) -> float:
+    """2 · outputs · what is summed for each."""
+    (_, out), *_ = line.shapes
+    left, right = (shapes[name][0][1] for name in line.operands[:2])
+    if line.opcode == "dot":
+        summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.text)
+        return 2.0 * math.prod(out) * math.prod(left[i] for i in _numbers(summed[1]))
+    lhs, rhs, output = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.text).groups()
+    flops = 2.0 * out[output.index("b")] * out[output.index("f")] * right[rhs.index("i")]
+    window = re.search(r"window=\{([^}]*)\}", line.text)
+    settings = dict(item.split("=") for item in window[1].split()) if window else {}
+    for axis in (label for label in output if label.isdigit()):
+        sizes = left[lhs.index(axis)], right[rhs.index(axis)], out[output.index(axis)]
+        flops *= _taps(sizes, {key: value.split("x")[int(axis)] for key, value in settings.items()})
+    return flops
+
+
+def _taps(sizes: tuple[int, int, int], settings: Mapping[str, str]) -> int:
+    """How many pairs of an output and a tap of the window meet an input, along one axis.
+
+    Args:
+        sizes: of the input, the window and the output.
+        settings: of the axis; what is not there is 1, and padding 0.
+    """
+    inputs, window, outputs = sizes
+    low = int(settings.get("pad", "0_0").split("_")[0])
+    step, spread, apart = (
+        int(settings.get(key, 1)) for key in ("stride", "lhs_dilate", "rhs_dilate")
+    )
+    places = (o * step + t * apart - low for o in range(outputs) for t in range(window))
+    return sum(0 <= place <= (inputs - 1) * spread and place % spread == 0 for place in places)

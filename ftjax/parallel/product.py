@@ -1,0 +1,118 @@
+"""Products with kernels of which every device holds a part."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from ftjax.parallel.collectives import gather
+from ftjax.parallel.mesh import RULES, place, ways_of
+
+Array = jax.Array
+LARGE = 2**26  # bytes of a kernel that is not kept gathered from a layer's forward pass on
+NAME = "product"  # of what it gives, for `jax.checkpoint`
+
+
+def matmul(x: Array, kernel: Array, axes: Sequence[str | None]) -> Array:
+    """x W, in x's dtype.
+
+    Over the axis fsdp a kernel is gathered, and its gradient is summed and scattered, in x's
+    dtype; the gathered kernel is not kept for the backward pass but gathered anew.
+
+    Args:
+        x: (batch, ..., in), or (batch, length, ..., in).
+        kernel: (in, out).
+        axes: logical axes of the kernel.
+    """
+    mesh, kernel = jax.sharding.get_abstract_mesh(), kernel.astype(x.dtype)
+    if mesh.empty or mesh.shape["fsdp"] == 1 or x.ndim == 1:
+        return _rows(x, kernel)
+    placed = place(axes, kernel.shape, mesh.shape)
+    into, out = (_without_fsdp(axis) for axis in placed)
+    leading = (RULES["batch"], RULES["length"], *(None,) * x.ndim)[: x.ndim - 1]
+    specs = PartitionSpec(*leading, into), PartitionSpec(*placed)
+    gathered = [i for i, axis in enumerate(placed) if "fsdp" in _names(axis)]
+    if not (gathered and _divides(mesh, specs[0], x) and _divides(mesh, specs[1], kernel)):
+        return _rows(x, kernel)
+    others = tuple(name for axes in leading for name in _names(axes) if name != "fsdp")
+    run = jax.shard_map(
+        partial(_local, dimension=gathered[0], summed=into, others=others),
+        in_specs=specs,
+        out_specs=PartitionSpec(*leading, out),
+    )
+    x, kernel = in_turn(x, kernel)
+    again = kernel.nbytes > LARGE  # without which the compiler keeps what is gathered
+    return checkpoint_name(jax.checkpoint(run, prevent_cse=again)(x, kernel), NAME)
+
+
+@jax.custom_vjp
+def in_turn(x: Array, y: Array) -> tuple[Array, Array]:
+    """Both as they are. Backward, nothing goes on from either before both gradients are there.
+
+    For a kernel y: else the compiler puts scatters off, and holds the gradients of a whole layer
+    at once.
+    """
+    return x, y
+
+
+def _apart(x: CustomVJPPrimal, y: CustomVJPPrimal) -> tuple[tuple[Array, Array], None]:
+    return (x.value, y.value), None
+
+
+def _joined(_: None, grads: tuple[Any, Any]) -> tuple[Any, Any]:
+    if any(isinstance(grad, SymbolicZero) for grad in grads):
+        return grads
+    return tuple(jax.lax.optimization_barrier(grads))
+
+
+in_turn.defvjp(_apart, _joined, symbolic_zeros=True)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def gated(act: Callable[[Array], Array], gate: Array, x: Array) -> Array:
+    """act(gate) · x. Backward, one gradient after the other, so that they take no new memory."""
+    return act(gate) * x
+
+
+def _gated(act: Callable[[Array], Array], gate: Array, x: Array) -> tuple[Array, Any]:
+    return act(gate) * x, (gate, x)
+
+
+def _ungated(act: Callable[[Array], Array], kept: Any, grad: Array) -> tuple[Array, Array]:
+    gate, x = kept
+    (dgate,) = jax.vjp(act, gate)[1](grad * x)
+    dgate, grad, gate = jax.lax.optimization_barrier((dgate, grad, gate))
+    return tuple(jax.lax.optimization_barrier((dgate, grad * act(gate))))
+
+
+gated.defvjp(_gated, _ungated)
+
+
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
+def _without_fsdp(axes: Any) -> str | None:
+    return next((name for name in _names(axes) if name != "fsdp"), None)
+
+
+def _divides(mesh: AbstractMesh, spec: PartitionSpec, x: Array) -> bool:
+    return all(n % ways_of(mesh.shape, axes) == 0 for axes, n in zip(spec, x.shape, strict=True))
+
+
+def _rows(x: Array, kernel: Array) -> Array:
+    """One matrix, not a batch of them: XLA transposes batched operands of the kernel's gradient."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
+
+
+def _local(
+    x: Array, kernel: Array, *, dimension: int, summed: str | None, others: tuple[str, ...]
+) -> Array:
+    # Said here, so that the gradient is summed over other axes once it is scattered over fsdp.
+    kernel = jax.lax.pcast(kernel, others, to="varying") if others else kernel
+    y = _rows(x, gather(kernel, "fsdp", dimension))
+    return jax.lax.psum(y, summed) if summed else y

@@ -1,0 +1,103 @@
+"""Four processes of two devices, over loopback, against one of eight; and when one is lost."""
+
+import os
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from ftjax.training.checkpoints import Checkpoints
+from ftjax.training.records import read_rows
+from tests.conftest import environment
+from tests.forked import Forked
+
+OVERRIDES = [
+    "--config.train.steps=12",
+    "--config.train.eval_every=6",
+    "--config.train.checkpoint_every=2",
+    "--config.train.log_every=1",
+    "--config.data.batching=pack",
+    "--config.mesh.data=2",
+    "--config.mesh.fsdp=4",
+]
+
+
+def start(config_file, workdir, processes):
+    """A run of eight devices in as many processes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = ["train", "--config", config_file, "--workdir", workdir, *OVERRIDES]
+    started = []
+    for number in range(processes):
+        hosts = {
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": str(processes),
+            "JAX_PROCESS_ID": str(number),
+        }
+        env = environment(8 // processes) | (hosts if processes > 1 else {})
+        started.append(Forked(command, env, together=True))
+    return started
+
+
+def ended(processes):
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    return outputs
+
+
+def final(workdir):
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    params = checkpoints.params(12, None)
+    checkpoints.close()
+    rows = read_rows(workdir / "metrics.jsonl")
+    numbers = [
+        {k: v for k, v in row.items() if not k.endswith(("per_second", "input_wait"))}
+        for row in rows
+    ]
+    return numbers, params
+
+
+def same(found, wanted):
+    (rows, params), (wanted_rows, wanted_params) = found, wanted
+    assert [row.keys() for row in rows] == [row.keys() for row in wanted_rows]
+    for row, other in zip(rows, wanted_rows, strict=True):
+        np.testing.assert_allclose(list(row.values()), list(other.values()), rtol=1e-5, atol=1e-5)
+    for path, leaf in wanted_params.items():
+        if not path.endswith("key/bias"):  # of gradient 0, whose rounding Adam makes steps of
+            np.testing.assert_allclose(params[path], leaf, rtol=1e-5, atol=1e-5, err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def alone(config_file, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    ended(start(config_file, workdir, 1))
+    return final(workdir)
+
+
+def test_four_processes_equal_one(alone, config_file, tmp_path):
+    outputs = ended(start(config_file, tmp_path / "run", 4))
+    same(final(tmp_path / "run"), alone)
+    assert all("step" not in output for output in outputs[1:])  # one of them speaks
+
+
+@pytest.mark.parametrize("after", [2, 1])
+def test_one_is_lost_and_fewer_go_on(after, alone, config_file, tmp_path):
+    workdir = tmp_path / "run"
+    processes = start(config_file, workdir, 4)
+    deadline = time.time() + 200
+    while not any(row["step"] >= 5 for row in read_rows(workdir / "metrics.jsonl")):
+        assert time.time() < deadline and all(p.poll() is None for p in processes)
+        time.sleep(0.01)
+    os.kill(processes[2].pid, signal.SIGKILL)
+    lost = time.time()
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert time.time() - lost < 60
+    for number in (0, 1, 3):
+        assert processes[number].returncode not in (0, None)
+        assert "was lost" in outputs[number] or "heartbeat" in outputs[number], outputs[number]
+    said = "".join(ended(start(config_file, workdir, after)))
+    assert "resumed at step" in said
+    same(final(workdir), alone)

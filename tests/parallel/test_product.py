@@ -1,0 +1,96 @@
+"""Products with spread kernels, against the same on one device; and what is sent for them."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ftjax.parallel import collectives, product
+from ftjax.parallel.collectives import factors
+from ftjax.parallel.hlo import summarize
+from ftjax.parallel.mesh import logical_axes, make_mesh
+from ftjax.parallel.product import gated, in_turn, matmul
+
+PAIRS = [("embed", "mlp"), ("mlp", "embed"), ("embed", "rank"), ("rank", "heads")]
+
+
+def torus(order):
+    devices = np.empty(len(order), object)
+    for i, place in enumerate(order):
+        devices[i] = SimpleNamespace(id=i, coords=place, slice_index=0)
+    return SimpleNamespace(axis_names=("x",), devices=devices, shape={"x": len(order)})
+
+
+def test_the_torus_is_found_in_the_order_of_devices():
+    grid = [tuple(place) for place in np.ndindex(2, 3, 4)]
+    assert factors(torus(grid), "x") == (2, 3, 4)
+    turned = [(z, y, x) for x, y, z in grid]  # the last coordinate changes slowest
+    assert factors(torus(turned), "x") == (2, 3, 4)
+    assert factors(torus([(*place[:2], 0) for place in grid[::4]]), "x") == (2, 3)
+    assert factors(torus([(i, 0, 0) for i in range(6)]), "x") == (6,)
+    snake = [(i, j if i % 2 == 0 else 3 - j, 0) for i in range(2) for j in range(4)]
+    assert factors(torus(snake), "x") == (8,)
+
+
+@pytest.fixture(params=["one ring", "large kernels", "two rings", "two rings, small arrays too"])
+def rings(request, monkeypatch):
+    monkeypatch.setattr(product, "LARGE", 0 if "large" in request.param else 2**26)
+    if "two" in request.param:
+        sizes = {"fsdp": (2, 2)}
+        monkeypatch.setattr(collectives, "factors", lambda mesh, axis: sizes.get(axis, (1,)))
+    monkeypatch.setattr(collectives, "SMALL", 2**25 if "small" in request.param else 0)
+
+
+@pytest.mark.parametrize("axes", PAIRS)
+def test_products_and_gradients_equal_one_device(axes, rings):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(8, 3, 16)).astype(np.float32)
+    kernel = random.normal(size=(16, 24)).astype(np.float32)
+
+    def loss(x, kernel):
+        return jnp.sin(matmul(x, kernel, axes)).sum()
+
+    wanted = jax.value_and_grad(loss, (0, 1))(x, kernel)
+    with logical_axes(make_mesh(1, 4, 2)):
+        found = jax.jit(jax.value_and_grad(loss, (0, 1)))(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, wanted)
+
+
+def test_gradients_are_scattered_and_kernels_gathered_twice(rings):
+    x, kernel = jnp.ones((8, 32, 64)), jnp.ones((64, 128))
+
+    def loss(x, kernel):
+        return jnp.sin(matmul(jnp.cos(x), kernel, ("embed", "mlp"))).sum()
+
+    with logical_axes(make_mesh(2, 4, 1)) as _:
+        text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile().as_text()
+    found, size = summarize(text), 64 * 128 * 4
+    assert found.sent["reduce-scatter"] in (size / 4, size / 2 + size / 4)
+    assert found.sent["all-reduce"] <= size / 4 + 8  # over data, of what is scattered; the loss
+    assert found.sent["all-gather"] <= 2 * (size + size / 2)
+
+
+def test_gradients_one_after_the_other_are_the_same():
+    random = np.random.default_rng(0)
+    x, gate = (random.normal(size=(8, 24)).astype(np.float32) for _ in range(2))
+
+    def loss(x, gate):
+        first, second = in_turn(gate, x)
+        return jnp.sin(gated(jax.nn.silu, first, second)).sum()
+
+    def plain(x, gate):
+        return jnp.sin(jax.nn.silu(gate) * x).sum()
+
+    for of in (0, 1, (0, 1)):
+        wanted = jax.grad(plain, of)(x, gate)
+        found = jax.jit(jax.grad(loss, of))(x, gate)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, wanted)
+
+
+def test_rows_that_do_not_divide_are_multiplied_all_the_same():
+    x, kernel = np.ones((3, 16), np.float32), np.ones((16, 24), np.float32)
+    with logical_axes(make_mesh(1, 4, 2)):
+        found = jax.jit(lambda x, kernel: matmul(x, kernel, ("embed", "mlp")))(x, kernel)
+    np.testing.assert_array_equal(found, x @ kernel)
