@@ -49,6 +49,7 @@ class Base:
         names: our unrolled module path → Hugging Face's module name.
         head: names of the top-level modules that make up the task head.
         buffers: names of top-level modules that no method trains.
+        of_words: the head says words: it is the base model's own, not a task's.
         default_targets: which projections low-rank methods adapt unless told otherwise.
         pre_norm: norms stand before the sub-layers, not after.
         tokenize: text → token ids without special tokens; None before a folder is open.
@@ -65,6 +66,7 @@ class Base:
     prefix: str = ""
     embedding_scale: float = 1.0
     buffers: tuple[str, ...] = ()
+    of_words: bool = False
 
     @property
     def words(self) -> str:

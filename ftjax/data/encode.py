@@ -1,19 +1,20 @@
 """Texts to token ids, cached on disk by content."""
 
 import hashlib
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
 
 from ftjax.data.sources import Split
 from ftjax.formats import gguf
 from ftjax.formats.folder import load_tokenizer
 from ftjax.formats.hf import TOKENIZER_FILES
+from ftjax.remote import cache_folder
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,6 @@ class Examples:
         return np.diff(self.offsets)
 
 
-def cache_folder() -> Path:
-    """Where tokens and compiled programs are kept: $FTJAX_CACHE, or ~/.cache/ftjax."""
-    return Path(os.environ.get("FTJAX_CACHE") or Path.home() / ".cache" / "ftjax")
-
-
 def _key(folder: Path, split: Split, max_length: int) -> str:
     digest = hashlib.sha256(f"1 {max_length}".encode())
     if gguf.is_gguf(folder):
@@ -75,32 +71,53 @@ def encode(split: Split, folder: Path, max_length: int) -> Examples:
         folder: of the model, with its tokenizer; read only where no tokens are kept.
         max_length: in tokens, special ones included.
     """
-    texts = _texts(split)
-    loaded: list[Any] = []
-
-    def tokenize(rows: Mapping[str, list[str]]) -> dict[str, list]:
-        if not loaded:
-            loaded.append(load_tokenizer(folder))
-        tokenizer, columns = loaded[0], [rows[name] for name in texts]
-        whole = tokenizer(*columns, verbose=False)["input_ids"]
-        out = tokenizer(*columns, truncation=True, max_length=max_length)
-        found = {"ids": out["input_ids"], "length": [len(ids) for ids in whole]}
-        if len(texts) == 2 and "token_type_ids" in out:
-            found["type_ids"] = out["token_type_ids"]
-        return found
-
     key = _key(folder, split, max_length)
     file = cache_folder() / "tokens" / f"{key}.arrow"
     file.parent.mkdir(parents=True, exist_ok=True)
     with _quiet():
         rows = split.rows.map(
-            tokenize,
+            _tokenizer(folder, max_length, _texts(split)),
             batched=True,
             remove_columns=split.rows.column_names,
             cache_file_name=str(file),
             new_fingerprint=key,
         )
-    columns = {name: rows.data.column(name).combine_chunks() for name in rows.column_names}
+    return _examples(rows.data, max_length)
+
+
+def encoder(folder: Path, max_length: int) -> Callable[[Split], Examples]:
+    """As `encode`, but nothing is kept: for windows of a stream."""
+    tokenize = _tokenizer(folder, max_length)
+
+    def encode(split: Split) -> Examples:
+        columns = {name: split.column(name) for name in _texts(split)}
+        return _examples(pyarrow.table(tokenize(columns)), max_length)
+
+    return encode
+
+
+def _tokenizer(
+    folder: Path, max_length: int, texts: Sequence[str] | None = None
+) -> Callable[[Mapping[str, list]], dict[str, list]]:
+    """Texts by column → "ids", "length" before truncation, and for pairs "type_ids"."""
+    loaded: list[Any] = []
+
+    def tokenize(rows: Mapping[str, list[str]]) -> dict[str, list]:
+        if not loaded:
+            loaded.append(load_tokenizer(folder))
+        columns = [rows[name] for name in texts or rows]
+        whole = loaded[0](*columns, verbose=False)["input_ids"]
+        out = loaded[0](*columns, truncation=True, max_length=max_length)
+        found = {"ids": out["input_ids"], "length": [len(ids) for ids in whole]}
+        if len(columns) == 2 and "token_type_ids" in out:
+            found["type_ids"] = out["token_type_ids"]
+        return found
+
+    return tokenize
+
+
+def _examples(table: Any, max_length: int) -> Examples:
+    columns = {name: table.column(name).combine_chunks() for name in table.column_names}
     ids = columns["ids"]
     offsets = ids.offsets.to_numpy().astype(np.int64)
     type_ids = columns["type_ids"].values.to_numpy() if "type_ids" in columns else None

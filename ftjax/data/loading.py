@@ -61,15 +61,22 @@ class Loader:
             return batch | _packed(self.examples, places, planned.length)
         return batch | _padded(self.examples, places, planned.length)
 
+    def at(self, step: int) -> dict[str, np.ndarray]:
+        """This host's part of the batch of a step."""
+        return self.batch(self.planned(step))
+
     def tokens(self, planned: Planned) -> int:
         """Real tokens of a global batch."""
         return int(self.examples.lengths[planned.examples].sum())
 
+    def counts(self, step: int) -> tuple[int, int]:
+        """Real tokens and examples of the global batch of a step."""
+        planned = self.planned(step)
+        return self.tokens(planned), len(planned.examples)
+
     def iterate(self, steps: int) -> grain.DatasetIterator:
         """Batches of steps 0 to `steps` - 1, prefetched; its state can be got and set."""
-        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-        plan = grain.MapDataset.range(steps).map(self.planned)
-        return iter(plan.map(self.batch).to_iter_dataset(options))
+        return prefetched(self.at, steps)
 
     def __iter__(self) -> Iterator[tuple[Planned, Mapping[str, np.ndarray]]]:
         """One epoch in plan order, with the plan: for evaluation."""
@@ -81,6 +88,12 @@ class Loader:
 
     def __eq__(self, other: object) -> bool:
         return self is other
+
+
+def prefetched(at: Callable[[int], Mapping[str, np.ndarray]], steps: int) -> grain.DatasetIterator:
+    """`at` of steps 0 to `steps` - 1, ahead of their use; its state can be got and set."""
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+    return iter(grain.MapDataset.range(steps).map(at).to_iter_dataset(options))
 
 
 @lru_cache(maxsize=8)

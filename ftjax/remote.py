@@ -1,0 +1,70 @@
+"""Folders in object stores, gs://, s3:// and az://, beside those of this machine."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from etils import epath
+
+from ftjax.errors import UserError
+
+DRIVERS: Mapping[str, str] = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # scheme → package
+
+
+def cache_folder() -> Path:
+    """Where tokens, compiled programs and copies are kept: $FTJAX_CACHE, or ~/.cache/ftjax."""
+    return Path(os.environ.get("FTJAX_CACHE") or Path.home() / ".cache" / "ftjax")
+
+
+def located(text: str | Path) -> Path:
+    """A path of this machine, or one of an object store, which has the same methods.
+
+    Raises:
+        UserError: an unknown scheme, or one whose package is not installed.
+    """
+    scheme, colon, _ = str(text).partition("://")
+    if not colon:
+        return Path(text).expanduser()
+    if scheme not in DRIVERS:
+        raise UserError(f"{text}: the scheme must be one of {', '.join(DRIVERS)}")
+    try:
+        __import__(DRIVERS[scheme])
+    except ImportError as error:
+        raise UserError(f"{text} needs a package: pip install {DRIVERS[scheme]}") from error
+    return epath.Path(str(text))
+
+
+def is_remote(path: Path) -> bool:
+    return not isinstance(path, Path)
+
+
+def copied(folder: Path) -> Path:
+    """A folder of this machine with the files of one in an object store; copied once.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not is_remote(folder):
+        return folder
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist")
+    name = hashlib.sha256(str(folder).encode()).hexdigest()[:32]
+    copy = cache_folder() / "copies" / name / folder.name
+    for file in _files(folder):
+        target = copy / file.relative_to(folder)
+        if target.exists() and target.stat().st_mtime >= file.stat().mtime:
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.{os.getpid()}")
+        part.write_bytes(file.read_bytes())
+        part.replace(target)
+    return copy
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path

@@ -1,0 +1,103 @@
+"""Data, model and work folder in an object store, as an emulator of it serves them."""
+
+import json
+import signal
+import socket
+import time
+
+import pytest
+from etils import epath
+
+from ftjax.errors import UserError
+from ftjax.remote import located
+from ftjax.training.records import read_rows
+from tests.conftest import environment, ftjax
+from tests.forked import Forked
+
+OVERRIDES = [
+    "--config.train.steps=12",
+    "--config.train.eval_every=4",
+    "--config.train.checkpoint_every=2",
+    "--config.train.log_every=1",
+]
+
+
+def _patch(monkeypatch):
+    """What the emulator lacks: the generation of an object in its answer, and a newer method."""
+    from gcp_storage_emulator import server
+    from gcp_storage_emulator.handlers import objects
+
+    plain = objects.download
+
+    def download(request, response, storage, *_):
+        plain(request, response, storage)
+        if response.status in (200, 206):
+            name = (request.params["bucket_name"], request.params["object_id"])
+            response["x-goog-generation"] = storage.get_file_obj(*name)["generation"]
+
+    def move(request, response, storage, *_):
+        request.params["dest_bucket_name"] = request.params["bucket_name"]
+        objects.copy(request, response, storage)
+        storage.delete_file(request.params["bucket_name"], request.params["object_id"])
+
+    monkeypatch.setattr(objects, "download", download)
+    path = r"^/storage/v1/b/(?P<bucket_name>[-.\w]+)/o/(?P<object_id>.+)/moveTo/o/"
+    routes = [(path + "(?P<dest_object_id>.+)$", {"POST": move})]
+    for path, handlers in server.HANDLERS:
+        handlers = {k: download if v is plain else v for k, v in handlers.items()}
+        routes.append((path, handlers))
+    monkeypatch.setattr(server, "HANDLERS", tuple(routes))
+    return server
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    server = _patch(monkeypatch)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = server.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    running.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{port}")
+    yield epath.Path("gs://bucket")
+    running.stop()
+
+
+def upload(folder, target):
+    for file in folder.rglob("*"):
+        if file.is_file():
+            (target / file.relative_to(folder)).write_bytes(file.read_bytes())
+
+
+def test_a_killed_run_in_a_bucket_equals_a_local_one(bucket, tiny, corpus, config_file, tmp_path):
+    local = tmp_path / "local"
+    ftjax("train", "--config", config_file, "--workdir", local, *OVERRIDES)
+    upload(tiny, bucket / "tiny")
+    upload(corpus, bucket / "corpus")
+    workdir = bucket / "run"
+    remote = [
+        *("--workdir", str(workdir), *OVERRIDES),
+        *(f"--config.model.path={bucket}/tiny", f"--config.data.path={bucket}/corpus"),
+    ]
+    process = Forked(["train", "--config", config_file, *remote], environment())
+    while process.poll() is None and not (workdir / "checkpoints" / "4").exists():
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, process.communicate()
+    out = ftjax("train", "--config", config_file, *remote).stdout
+    assert "resumed at step" in out
+    results = [json.loads((folder / "result.json").read_text()) for folder in (local, workdir)]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    rows = [[row.get("loss") for row in read_rows(f / "metrics.jsonl")] for f in (local, workdir)]
+    assert rows[0] == rows[1]
+    scores = ftjax("evaluate", "--workdir", workdir, "--split", "test").stdout
+    assert f"{results[0]['metrics']['test']['accuracy']:.4f}" in scores
+
+
+def test_what_is_not_there(bucket, monkeypatch):
+    with pytest.raises(UserError, match="scheme must be one of gs, s3, az"):
+        located("ftp://bucket/run")
+    with pytest.raises(UserError, match="pip install adlfs"):
+        located("az://bucket/run")
+    assert not located("gs://bucket/absent").exists()
