@@ -78,7 +78,7 @@ class AdaLora(Lora):
         a = leaf(module, "lora_a", normal, (x.shape[-1], self.rank), (into, "rank"))
         b = leaf(module, "lora_b", normal, (self.rank, features), ("rank", out))
         e = leaf(module, "lora_e", init_e, (self.rank,), ("rank",))
-        return product(self.dropped(module, x), a * e, b) * self.scale
+        return product(module, self.dropped(module, x), a * e, b) * self.scale
 
     def merged(
         self, kernel: jax.Array, lora_a: jax.Array, lora_b: jax.Array, lora_e: jax.Array

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from ftjax.errors import require
 from ftjax.methods.base import FREEZE_REST, Interceptor, Method, head_rule, leaf
 from ftjax.methods.places import around, in_layers, numbers_in
+from ftjax.parallel.product import matmul
 from ftjax.partition import Rules
 from ftjax.paths import Base
 
@@ -53,7 +54,7 @@ class Adapter(nn.Module):
         axes = ("embed", "rank") if name == "down" else ("rank", "embed")
         kernel = leaf(self, f"{name}_kernel", init, (x.shape[-1], features), axes)
         bias = leaf(self, f"{name}_bias", ZERO, (features,), axes[1:])
-        return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+        return matmul(x, kernel, axes) + bias.astype(x.dtype)
 
 
 @dataclass(frozen=True)

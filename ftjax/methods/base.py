@@ -21,9 +21,11 @@ FREEZE_REST = (r".*", FROZEN)
 def head_rule(base: Base, *more: str) -> tuple[str, str]:
     """The rule that trains the task head, and the other top-level modules named.
 
-    A head may have no parameters, as where words are read off by their embeddings.
+    A head of words is no task's but the base model's own. A head may have no parameters, as where
+    words are read off by their embeddings.
     """
-    names = "|".join(re.escape(name) for name in (*base.head, *more))
+    heads = () if base.of_words else base.head
+    names = "|".join(re.escape(name) for name in (*heads, *more))
     return (rf"({names})/.*", "head") if names else (r"(?!)", FROZEN)
 
 

@@ -53,7 +53,7 @@ class Dora(Lora):
         a, b = self.factors(module, *kernel.shape)
         ratio = self.ratio(kernel, a, b, *magnitudes(module, y.shape[-1])).astype(y.dtype)
         bias = jnp.asarray(nn.unbox(module.get_variable("params", "bias", 0.0)), y.dtype)
-        update = self.scale * product(self.dropped(module, x), a, b)
+        update = self.scale * product(module, self.dropped(module, x), a, b)
         # Added to y, so that a ratio of one leaves it as it is, to the bit.
         return y + (ratio - 1) * (y - bias) + ratio * update
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ftjax.errors import UserError
 from ftjax.methods.base import leaf
+from ftjax.parallel.product import matmul
 from ftjax.paths import Base, Flat
 
 
@@ -46,9 +47,10 @@ def pair(
     return a, leaf(module, "lora_b", init_b, (rank, features), ("rank", out))
 
 
-def product(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+def product(module: nn.Module, x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     """x A B in x's dtype, through the low rank."""
-    return (x @ a.astype(x.dtype)) @ b.astype(x.dtype)
+    into, out = module.axes
+    return matmul(matmul(x, a, (into, "rank")), b, ("rank", out))
 
 
 def held(module: nn.Module, name: str) -> jax.Array:

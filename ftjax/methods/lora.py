@@ -106,7 +106,7 @@ class Lora(Method):
     def update(self, module: nn.Module, x: jax.Array, features: int) -> jax.Array:
         """s · dropout(x) A B, in x's dtype."""
         a, b = self.factors(module, x.shape[-1], features)
-        return product(self.dropped(module, x), a, b) * self.scale
+        return product(module, self.dropped(module, x), a, b) * self.scale
 
     def factors(self, module: nn.Module, size: int, features: int) -> tuple[jax.Array, jax.Array]:
         """A and B of a projection."""

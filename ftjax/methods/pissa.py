@@ -38,7 +38,7 @@ class Residual(Lora):
         b0 = leaf(module, "lora_b0", zeros, b.shape, ("rank", out))
         x = self.dropped(module, x)
         # A B − A₀ B₀ as (A − A₀) B + A₀ (B − B₀): no two large products that cancel.
-        return self.scale * (product(x, a - a0, b) + product(x, a0, b - b0))
+        return self.scale * (product(module, x, a - a0, b) + product(module, x, a0, b - b0))
 
     def initialize(self, base: Base, params: Flat, key: jax.Array) -> Flat:
         if self.init == "random":

@@ -14,6 +14,7 @@ from ftjax.errors import require
 from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, nested
 from ftjax.methods.encoders import Get, linear, normal
 from ftjax.methods.virtual import later, moved_sides, widened
+from ftjax.models.splash import Pattern
 from ftjax.partition import Rules
 from ftjax.paths import Base, expand
 
@@ -112,6 +113,7 @@ class PrefixTuning(Method):
             value: Array,
             mask: Array | None,
             bias: Array | None = None,
+            pattern: Pattern | None = None,
         ) -> Array:
             h = hidden[cores["/".join(module.path)]]
 
@@ -127,7 +129,8 @@ class PrefixTuning(Method):
                 mask = widened(mask, self.length, True)
             if bias is not None and bias.shape[-1] == key.shape[1]:
                 bias = widened(bias, self.length, 0)
-            return call(query, join("key", key), join("value", value), mask, bias)
+            pattern = pattern and pattern.after(self.length)
+            return call(query, join("key", key), join("value", value), mask, bias, pattern)
 
         sides = [place for place in places if base.two_sided and place != "cross"]
         beside = moved_sides(sides, self.columns, self.length)

@@ -112,9 +112,11 @@ class QLora(Method):
         kernel = path.removesuffix("/kernel") in base.projections()
         if not kernel or not _frozen(self.inner.rules(base), path):
             return self.inner.stored(base, path, array)
-        quantize = _quantizer(self.bits, array.shape, array.sharding)
-        abstract = isinstance(array, jax.ShapeDtypeStruct)
-        return jax.eval_shape(quantize, array) if abstract else quantize(array)
+        quantize, placed = _quantizer(self.bits, array.shape, array.sharding)
+        if isinstance(array, jax.Array):
+            return quantize(array)
+        parts = jax.eval_shape(quantize, array)
+        return jax.tree.map(lambda part, at: part.update(sharding=at), parts, placed)
 
     def initialize(self, base: Base, params: Flat, key: jax.Array) -> Flat:
         return self.inner.initialize(base, dequantized(params), key)
@@ -124,14 +126,19 @@ class QLora(Method):
 
 
 @cache
-def _quantizer(bits: str, shape: tuple[int, ...], sharding: NamedSharding | None) -> Callable:
-    """Compiled once for kernels of a shape, whose parts come to lie as the kernel lay."""
+def _quantizer(
+    bits: str, shape: tuple[int, ...], sharding: NamedSharding | None
+) -> tuple[Callable, Quantized]:
+    """Compiled once for kernels of a shape, whose parts come to lie as the kernel lay; and where
+    that is."""
     quantize = FORMATS[bits].of
-    if sharding is None:  # of an abstract array
-        return jax.jit(quantize)
     parts = jax.eval_shape(quantize, jax.ShapeDtypeStruct(shape, jnp.float32))
-    placed = jax.tree.map(lambda part: fitted(sharding, len(shape), part.shape), parts)
-    return jax.jit(quantize, out_shardings=placed)
+
+    def at(part: jax.ShapeDtypeStruct) -> NamedSharding | None:
+        return sharding and fitted(sharding, len(shape), part.shape)
+
+    placed = jax.tree.map(at, parts)
+    return jax.jit(quantize, out_shardings=placed if sharding else None), placed
 
 
 def _frozen(rules: Rules, path: str) -> bool:

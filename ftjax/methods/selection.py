@@ -45,7 +45,8 @@ class Head(Selection):
     train_pooler: bool = True
 
     def rules(self, base: Base) -> Rules:
-        return (head_rule(base, *(["pooler"] if self.train_pooler else [])), FREEZE_REST)
+        more = ("pooler",) if self.train_pooler else ()
+        return (head_rule(base, *base.head, *more), FREEZE_REST)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from ftjax.methods.quantized import dequantized
 from ftjax.parallel.mesh import fitted, logical_axes, make_mesh, param_shardings, place_rows
 from ftjax.paths import Flat, expand
 from ftjax.training.checkpoints import Checkpoints
-from ftjax.training.cost import cross_entropy
 from ftjax.training.optimizers import make_optimizer
-from ftjax.training.step import compile_step, init_state, make_step
+from ftjax.training.step import init_state, lower_step, make_step
+from tests.conftest import cross_entropy
 from tests.methods.bases import BASES, HEAD, build, folder, make_batch
 from tests.models.made import quick
 
@@ -164,7 +164,7 @@ class Trained:
         )
         batch = place_rows(mesh, batch, ROWS + empty)
         with logical_axes(mesh):
-            program = compile_step(step, state, self.frozen, batch, mesh)
+            program = lower_step(step, state, self.frozen, batch, mesh).compile()
         self.losses = []
         for _ in range(STEPS):
             state, metrics = program(state, self.frozen, batch)

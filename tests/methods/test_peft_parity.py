@@ -104,7 +104,8 @@ def test_outputs_gradients_counts_and_training(case):
         ours.append(float(loss))
         curve.append(theirs.item())
     assert ours[-1] < ours[0] - 1e-2
-    np.testing.assert_allclose(ours, curve, rtol=1e-4)
+    # Rounding of the first, large losses stays in the parameters while the loss falls.
+    np.testing.assert_allclose(ours, curve, rtol=1e-4, atol=1e-5 * curve[0])
 
 
 def test_reads_what_peft_writes(case, tmp_path):

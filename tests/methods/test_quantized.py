@@ -17,7 +17,7 @@ from ftjax.methods.quantized import QLora, dequantized
 from ftjax.parallel.mesh import logical_axes, make_mesh, place_rows
 from ftjax.quantization import DYNAMIC, NF4, Int8, Nf4, Quantized
 from ftjax.training.optimizers import make_optimizer
-from ftjax.training.step import compile_step, init_state, make_step
+from ftjax.training.step import init_state, lower_step, make_step
 from tests.methods import bases
 from tests.models import made
 from tests.models.made import quick
@@ -184,7 +184,7 @@ def test_it_trains_on_a_mesh():
         step = make_step(loss, optimizer, rate, clip_norm=1.0, accumulation=1)
         placed = place_rows(mesh, batch, 8)
         with logical_axes(mesh):
-            program = compile_step(step, state, frozen, placed, mesh)
+            program = lower_step(step, state, frozen, placed, mesh).compile()
         for _ in range(3):
             state, metrics = program(state, frozen, placed)
             found.append(float(metrics["loss"]))
