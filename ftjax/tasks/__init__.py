@@ -8,6 +8,7 @@ from ftjax import registry
 # name → (module, class, what it is)
 TASKS: registry.Table = {
     "classification": ("classification", "Classification", "one label for a text or a pair"),
+    "causal_lm": ("causal_lm", "CausalLM", "each token from those before it"),
 }
 
 

@@ -1,6 +1,6 @@
 """Classification of a text or a pair of texts into one of several labels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.formats import folder as folders
 from ftjax.loss import Loss
+
+Batch = Mapping[str, jax.Array]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Classification:
     labels: tuple[str, ...] = ()
 
     best_metric = "accuracy"
+    labelled = True
 
     def __post_init__(self) -> None:
         if self.pooling not in ("auto", "cls", "mean"):
@@ -78,18 +81,34 @@ class Classification:
                 )
         return np.array([number[label] for label in labels], np.int32)
 
-    def head(self, names: Sequence[str], folder: Path) -> dict[str, Any]:
-        """Arguments of the family's `Model`."""
-        pooling = folders.pooling(folder) if self.pooling == "auto" else self.pooling
+    def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
+        """Arguments of the family's `Model`; `folder` is where the model is, if anywhere."""
+        pooling = self.pooling
+        if pooling == "auto":
+            pooling = folders.pooling(folder) if folder else "cls"
         return {"head": "classification", "labels": len(names), "pooling": pooling}
 
-    def loss(self, logits: jax.Array, batch: Mapping[str, jax.Array], train: bool) -> Loss:
+    def loss(self, apply: Callable[[Batch], jax.Array], batch: Batch, train: bool) -> Loss:
         """Σ weighted cross-entropies and Σ weights; smoothed in training only."""
+        logits = apply(batch)
         targets = jax.nn.one_hot(batch["labels"], logits.shape[-1])
         if train and self.label_smoothing:
             targets = optax.smooth_labels(targets, self.label_smoothing)
         losses = optax.softmax_cross_entropy(logits, targets)
         return Loss(jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"]))
+
+    def outputs(self, apply: Callable[[Batch], jax.Array], batch: Batch) -> jax.Array:
+        """Logits."""
+        return apply(batch)
+
+    def score(
+        self, logits: np.ndarray, arrays: Mapping[str, np.ndarray], names: Sequence[str]
+    ) -> dict[str, Any]:
+        """The metrics, and the mean loss without smoothing."""
+        labels = arrays["labels"]
+        batch = {"labels": jnp.asarray(labels), "weights": jnp.ones(len(labels))}
+        loss = self.loss(lambda _: jnp.asarray(logits), batch, train=False)
+        return {"loss": float(loss.total / loss.weight), **self.metrics(logits, labels, names)}
 
     def metrics(
         self, logits: np.ndarray, targets: np.ndarray, names: Sequence[str]
