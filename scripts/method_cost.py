@@ -8,48 +8,40 @@ loaded, nothing run), so that the table is the same on every machine with this c
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from ftjax import methods, tuned
+import jax
+
+from ftjax import methods
+from ftjax.config import default_config
 from ftjax.errors import UserError
-from ftjax.training.cost import abstract_params, compiled_step, nbytes
+from ftjax.parallel.mesh import make_mesh
+from ftjax.training.ahead import abstract_params, abstract_recipe, abstract_state, compiled, nbytes
 
 OUTPUT = Path(__file__).parents[1] / "experiments" / "METHOD_COST.md"
 ROWS, LENGTH = 8, 128
-MODELS: dict[str, dict[str, Any]] = {
-    "bert-base": {"model_type": "bert"},
-    "llama-1b": {
-        "model_type": "llama",
-        "vocab_size": 128256,
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 8192,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": True,
-    },
-}
-HEAD = {"head": "classification", "labels": 2, "pooling": "cls"}
+MODELS = ("bert-base", "llama-3.2-1b")
 # Small programs are what is measured, not their speed.
 QUICK = {"xla_backend_optimization_level": 0}
 COLUMNS = ("method", "trainable", "optimizer", "FLOPs", "temporaries", "base", "on disk")
 
 
-def cost(name: str, config: dict[str, Any]) -> dict[str, float]:
+def cost(name: str, model: str) -> dict[str, float]:
     """Figures of one method's step."""
-    model = tuned.build(config, methods.create({"name": name}), {"segments": "unrolled"}, HEAD)
-    compiled, state = compiled_step(model, ROWS, LENGTH, options=QUICK)
-    params = abstract_params(model)
-    trainable, frozen = model.partition.split(params)
+    config = default_config(name)
+    config.model.path, config.model.segments = model, "unrolled"
+    config.train.batch_size, config.data.max_length = ROWS, LENGTH
+    config.data.batching = "pad"
+    recipe, mesh = abstract_recipe(config), make_mesh(devices=jax.devices()[:1])
+    program, _ = compiled(recipe, mesh, QUICK)
+    state, _ = abstract_state(recipe, mesh)
+    tuned = recipe.tuned
+    trainable, frozen = tuned.partition.split(abstract_params(tuned))
     return {
-        "trainable": model.partition.counts(model.shapes)[0],
+        "trainable": tuned.partition.counts(tuned.shapes)[0],
         "optimizer": nbytes(state.opt_state),
-        "FLOPs": compiled.cost_analysis()["flops"],
-        "temporaries": compiled.memory_analysis().temp_size_in_bytes,
-        "base": nbytes({path: leaf for path, leaf in frozen.items() if path in model.base.shapes}),
+        "FLOPs": program.cost_analysis()["flops"],
+        "temporaries": program.memory_analysis().temp_size_in_bytes,
+        "base": nbytes({path: leaf for path, leaf in frozen.items() if path in tuned.base.shapes}),
         "on disk": nbytes(trainable),
     }
 
@@ -67,12 +59,12 @@ def row(name: str, found: dict[str, float], full: dict[str, float]) -> str:
 
 def table(model: str, names: list[str]) -> list[str]:
     """The section of one model."""
-    full = cost("full", MODELS[model])
+    full = cost("full", model)
     lines = [f"## {model}", "", f"| {' | '.join(COLUMNS)} |", "|---|" + "---:|" * 6]
     refused = []
     for name in names:
         try:
-            found = full if name == "full" else cost(name, MODELS[model])
+            found = full if name == "full" else cost(name, model)
         except UserError as error:
             refused.append(f"- `{name}`: {error}")
             continue

@@ -141,6 +141,8 @@ def _read(file: Path, field: str) -> list[dict[str, Any]]:
     """
     rows = []
     for number, row in READERS["json"](file):
+        if isinstance(row, UserError):
+            raise row
         wanted = list if field == "messages" else str
         if not isinstance(row, dict) or not isinstance(row.get(field), wanted):
             raise UserError(f"{file}, row {number}: needs {field!r}, a {wanted.__name__}")

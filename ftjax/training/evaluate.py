@@ -1,4 +1,4 @@
-"""Forward passes over a split, and the task's metrics on what they give."""
+"""Forward passes over a split."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -17,32 +17,26 @@ from ftjax.data.planning import EMPTY, Layout
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
 from ftjax.partition import merge
 from ftjax.paths import Flat
-from ftjax.tuned import Tuned
 
 
 class Forward:
-    """The compiled forward pass of a model under a method, over whole splits.
+    """A compiled forward pass over whole splits.
 
     Args:
-        tuned: the model under its method.
         mesh: where it runs.
         batch_size: examples of a global batch.
-        features_only: what the head reads, instead of logits.
-        apply: what to compute of parameters and a batch, instead of the model's outputs.
+        apply: what to compute of parameters and a batch.
     """
 
     def __init__(
         self,
-        tuned: Tuned,
         mesh: Mesh,
         batch_size: int,
-        features_only: bool = False,
-        apply: Callable[[Flat, Mapping[str, jax.Array]], jax.Array] | None = None,
+        apply: Callable[[Flat, Mapping[str, jax.Array]], jax.Array],
     ) -> None:
         self._mesh, self._batch_size = mesh, batch_size
         self.compile_seconds = 0.0
         self._programs: dict[tuple, Any] = {}
-        apply = apply or partial(tuned.apply, features_only=features_only)
 
         def forward(params: Flat, frozen: Flat, batch: Mapping[str, jax.Array]) -> jax.Array:
             return apply(merge(params, frozen), batch).astype(jnp.float32)
@@ -89,16 +83,3 @@ def cache_features(
         type_ids=None,
         arrays={**examples.arrays, "features": features},
     )
-
-
-def score(
-    task: Any, logits: np.ndarray, examples: Examples, names: tuple[str, ...]
-) -> dict[str, Any]:
-    """The task's metrics, and the mean loss without smoothing."""
-    labels = examples.arrays["labels"]
-    batch = {"labels": jnp.asarray(labels), "weights": jnp.ones(len(labels))}
-    loss = task.loss(jnp.asarray(logits), batch, train=False)
-    return {
-        "loss": float(loss.total / loss.weight),
-        **task.metrics(logits, labels, names),
-    }

@@ -12,23 +12,26 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from ftjax import tasks
 from ftjax.config import from_json, to_json
 from ftjax.data.loading import Loader
 from ftjax.data.planning import Layout
+from ftjax.data.streaming import StreamLoader
 from ftjax.errors import UserError
 from ftjax.formats.folder import fingerprint, locate, require_same
-from ftjax.loss import Loss
+from ftjax.parallel.chips import peak_flops
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
-from ftjax.partition import FROZEN
 from ftjax.paths import Flat
-from ftjax.training.checkpoints import Checkpoints
-from ftjax.training.evaluate import Forward, cache_features, score
-from ftjax.training.optimizers import carry, make_optimizer, schedule
+from ftjax.training.checkpoints import Checkpoints, Unreadable
+from ftjax.training.evaluate import Forward, cache_features
+from ftjax.training.memory import memory_in_use
+from ftjax.training.minimum import least_flops
+from ftjax.training.optimizers import carry
+from ftjax.training.profile import Profiler, dump
 from ftjax.training.progress import Progress
+from ftjax.training.recipe import Recipe
 from ftjax.training.records import Records, write_json
 from ftjax.training.result import write_result
 from ftjax.training.run import (
@@ -42,8 +45,7 @@ from ftjax.training.run import (
     refuse_differences,
     write_labels,
 )
-from ftjax.training.step import State, compile_step, init_moments, init_state, make_step
-from ftjax.tuned import Tuned
+from ftjax.training.step import State, init_moments, init_state, lower_step
 
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
@@ -72,40 +74,43 @@ class _Training:
         self.run_, self.workdir, self.names = run, workdir, data.names
         self.config, self.mesh, self.splits = run.config, run.mesh, data.splits
         settings, self.progress = self.config.train, Progress()
-        lengths = np.concatenate([examples.lengths for examples in self.splits.values()])
-        layout = choose_layout(self.config, self.mesh, lengths, settings.batch_size)
+        self.stream = data.stream
+        layout = self._layout()
         self.eval_layout = layout.scaled(settings.eval_batch_size / settings.batch_size)
-        self.forward = Forward(run.tuned, self.mesh, settings.eval_batch_size)
+        self.forward = Forward(self.mesh, settings.eval_batch_size, run.outputs)
         self.test_layout = self.eval_layout
         start = time.perf_counter()
-        self.cached = bool(settings.cache_frozen and run.tuned.only_head_trains)
+        only_head = settings.cache_frozen and run.tuned.only_head_trains
+        self.cached = bool(only_head and self.stream is None)
         if self.cached:
             self._cache_features()
-            layout = self.eval_layout = Layout((int(lengths.max()),))
+            layout = self.eval_layout = Layout(self.eval_layout.lengths[-1:])
         self.feature_seconds = time.perf_counter() - start - self.progress.compile_seconds
-        self.loader = Loader(
-            self.splits["train"],
-            settings.batch_size,
-            layout,
-            self.config.seed,
-            partial(local_rows, self.mesh),
-        )
+        kind = Loader if self.stream is None else StreamLoader
+        rows = self.splits["train"] if self.stream is None else self.stream
+        local = partial(local_rows, self.mesh)
+        self.loader = kind(rows, settings.batch_size, layout, self.config.seed, local)
         per_epoch = self.loader.steps_per_epoch
         self.total = settings.steps or settings.epochs * per_epoch
-        self.eval_every = settings.eval_every or per_epoch
+        self.eval_every = settings.eval_every or per_epoch or self.total
         self.save_every = settings.checkpoint_every or self.eval_every
+        self.peak = None if self.cached else peak_flops(jax.devices())
+        self.profiler = Profiler(settings.profile_steps, workdir / "profile")
         self.metric = best_metric(self.config, run.task)
-        self.rate = schedule(
-            self.config.optimizer.schedule,
-            self.config.optimizer.learning_rate,
-            self.config.optimizer.warmup,
-            self.total,
-        )
-        self.rates = run.tuned.rates()
+        self.recipe = Recipe(self.config, run.task, run.tuned, self.total)
+
+    def _layout(self) -> Layout:
+        """The shapes of batches; a stream's by its first window, with room for any length."""
+        lengths = [examples.lengths for examples in self.splits.values()]
+        if self.stream is not None:
+            lengths += [self.stream[0].lengths, np.array([self.config.data.max_length])]
+        rows = self.config.train.batch_size
+        return choose_layout(self.config, self.mesh, np.concatenate(lengths), rows)
 
     def _cache_features(self) -> None:
         run = self.run_
-        forward = Forward(run.tuned, self.mesh, self.config.train.eval_batch_size, True)
+        features = partial(run.tuned.apply, features_only=True)
+        forward = Forward(self.mesh, self.config.train.eval_batch_size, features)
         for name, examples in self.splits.items():
             if name != "test":  # the test split is run once, at the end, in full
                 self.splits[name] = cache_features(
@@ -118,18 +123,13 @@ class _Training:
         checkpoints = Checkpoints(self.workdir / "checkpoints", settings.keep)
         self.base = fingerprint(run.folder)
         iterator = self.loader.iterate(self.total)
-        latest = checkpoints.latest()
-        phase = self._phase(latest or 0)
-        optimizer, seed = self._optimizer(phase), self.config.seed
-        state = init_state(run.trainable, optimizer, seed, self.mesh, phase.partition)
-        if latest is not None:
-            state = self._resume(checkpoints, latest, state, iterator)
-        elif self.cached:
-            self.progress.seconds += self.feature_seconds
+        state, notes = self._started(checkpoints, iterator)
         step = int(state.step)
         main = jax.process_index() == 0
         records = Records(self.workdir, step, self.total, main)
         try:
+            for note in notes:
+                records.say(note)
             self._announce(records, step)
             with _stop_signal() as stop:
                 state, stopped = self._loop(state, iterator, checkpoints, records, stop)
@@ -146,15 +146,41 @@ class _Training:
                 )
             return self._finish(checkpoints, state)
         finally:
+            self.profiler.end()
             records.close()
             checkpoints.close()
+
+    def _started(self, checkpoints: Checkpoints, iterator: Any) -> tuple[State, list[str]]:
+        """The newest checkpoint that can be read, or the first state; and what there is to say."""
+        notes: list[str] = []
+        while (latest := checkpoints.latest()) is not None:
+            try:
+                state = self._resume(checkpoints, latest, self._first(latest), iterator)
+                return state, notes
+            except Unreadable as error:
+                notes.append(f"{error}; it is set aside as {checkpoints.set_aside(latest)}")
+        self.progress.seconds += self.feature_seconds if self.cached else 0.0
+        return self._first(0), notes
+
+    def _first(self, done: int) -> State:
+        """A state as it is after `done` steps, but for its values."""
+        phase = self.recipe.phase(done)
+        optimizer = self.recipe.optimizer(phase)
+        return init_state(
+            self.run_.trainable,
+            optimizer,
+            self.config.seed,
+            self.mesh,
+            phase.partition,
+            averaged=self.config.train.average > 0,
+        )
 
     def _announce(self, records: Records, step: int) -> None:
         run = self.run_
         trainable, total = run.tuned.partition.counts(run.tuned.shapes)
         records.say(
             f"{self.config.method.name}: {trainable:,} of {total:,} parameters train "
-            f"({trainable / total:.2%}); {len(self.splits['train']):,} examples, "
+            f"({trainable / total:.2%}); {self._size()}, "
             f"{self.total:,} steps, lengths {', '.join(map(str, self.loader.layout.lengths))}"
         )
         if run.absent:
@@ -168,39 +194,24 @@ class _Training:
         if step:
             records.say(f"resumed at step {step}")
 
-    def _phase(self, done: int) -> Tuned:
-        """What the last of `done` steps was made by, which the optimizer state is of."""
-        return self.run_.tuned.at_step(max(done - 1, 0))
+    def _size(self) -> str:
+        if self.stream is None:
+            return f"{len(self.splits['train']):,} examples"
+        return f"a stream in windows of {self.stream.size:,} rows"
 
-    def _optimizer(self, phase: Tuned) -> optax.GradientTransformationExtraArgs:
-        labels = {path: g for path, g in phase.partition.labels.items() if g != FROZEN}
-        settings = self.config.optimizer
-        return make_optimizer(settings, labels, self.rate, phase.method, self.rates, self.total)
-
-    def _step(self, phase: Tuned) -> Callable:
-        """The step of a phase as a pure function, not yet compiled."""
-        run = self.run_
-
-        def loss_fn(params: Flat, batch: Mapping[str, jax.Array], key: Any) -> Loss:
-            return run.task.loss(run.tuned.apply(params, batch, key), batch, train=True)
-
-        return make_step(
-            loss_fn,
-            self._optimizer(phase),
-            self.rate,
-            clip_norm=self.config.optimizer.clip_norm,
-            accumulation=self.config.train.accumulation,
-            penalty=run.tuned.method.penalty,
-            active=phase.partition,
-        )
-
-    def _compile(self, step: Callable, state: State, batch: Mapping[str, Any]) -> Any:
-        """The program for a batch's shapes, made when they first come."""
+    def _compile(
+        self, step: Callable, state: State, batch: Mapping[str, Any]
+    ) -> tuple[jax.stages.Compiled, float]:
+        """The program for a batch's shapes, made when they first come, and its least FLOPs."""
         start = time.perf_counter()
         with logical_axes(self.mesh):
-            program = compile_step(step, state, self.run_.frozen, batch, self.mesh)
+            program = lower_step(step, state, self.run_.frozen, batch, self.mesh).compile()
+        if self.config.train.dump_programs and jax.process_index() == 0:
+            shape = "x".join(map(str, next(iter(batch.values())).shape))
+            dump(program, self.workdir / "programs" / shape)
+        least = sum(least_flops(self.config, batch).values()) if self.peak else 0.0
         self.progress.compile_seconds += time.perf_counter() - start
-        return program
+        return program, least
 
     def _loop(
         self,
@@ -214,7 +225,7 @@ class _Training:
         step, loader = int(state.step), self.loader
         pending: list[tuple[int, Any]] = []
         programs: dict[tuple, Any] = {}
-        phase = self._phase(step)
+        phase = self.recipe.phase(step)
         mark = time.perf_counter()
 
         def flush(log: bool = False) -> None:
@@ -224,22 +235,21 @@ class _Training:
                 return
             rows = [(at, {k: float(v) for k, v in m.items()}) for at, m in pending]
             elapsed = time.perf_counter() - mark
+            good = []
             for at, row in rows:
-                if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
-                    kept = checkpoints.latest()
-                    raise UserError(
-                        f"loss is {row['loss']}, gradient norm {row['grad_norm']} at step {at}: "
-                        f"stopped; the last good checkpoint is "
-                        f"{'none' if kept is None else f'step {kept}'}. A lower "
-                        "optimizer.learning_rate or clip_norm may help"
-                    )
+                if math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]):
+                    good.append(row["loss"])
+                else:
+                    self._skipped(at, row, checkpoints, records)
             progress.seconds += elapsed
-            planned = [loader.planned(at - 1) for at, _ in rows]
-            progress.tokens += sum(map(loader.tokens, planned))
-            progress.examples += sum(len(batch.examples) for batch in planned)
-            progress.losses += [row["loss"] for _, row in rows]
+            for tokens, examples in (loader.counts(at - 1) for at, _ in rows):
+                progress.tokens += tokens
+                progress.examples += examples
+            progress.losses += good
             if log:
-                records.log(self._row(*rows[-1]))
+                at, last = rows[-1]
+                row = progress.row(at, self._epochs(at), last, self.peak)
+                records.log(row | memory_in_use())
             records.advance(len(rows))
             pending.clear()
             mark = time.perf_counter()
@@ -247,18 +257,24 @@ class _Training:
         done = settings.early_stopping and progress.worse >= settings.early_stopping
         while step < self.total and not done:
             planned = loader.planned(step)
-            batch = place_rows(self.mesh, next(iterator), len(planned.places))
+            self.profiler.at(step)
+            before_input = time.perf_counter()
+            rows = next(iterator)
+            progress.waited += time.perf_counter() - before_input
+            batch = place_rows(self.mesh, rows, len(planned.places))
             before, phase = phase, self.run_.tuned.at_step(step)
             if phase is not before and phase.partition.labels != before.partition.labels:
                 active = phase.partition.split(state.params)[0]
-                fresh = init_moments(active, self._optimizer(phase), self.mesh)
+                fresh = init_moments(active, self.recipe.optimizer(phase), self.mesh)
                 state = replace(state, opt_state=carry(state.opt_state, fresh, state.step))
             program = (*planned.places.shape, planned.length, id(phase))
             if program not in programs:
                 flush()
-                programs[program] = self._compile(self._step(phase), state, batch)
+                programs[program] = self._compile(self.recipe.step(phase), state, batch)
                 mark = time.perf_counter()
-            state, metrics = programs[program](state, frozen, batch)
+            compiled, flops = programs[program]
+            state, metrics = compiled(state, frozen, batch)
+            progress.flops += flops
             step += 1
             pending.append((step, metrics))
             due = step % self.eval_every == 0 or step == self.total
@@ -269,6 +285,7 @@ class _Training:
                 self._evaluate(state, step, records)
                 done = settings.early_stopping and progress.worse >= settings.early_stopping
             if due or step % self.save_every == 0 or stop:
+                records.keep()
                 checkpoints.save(state, self._meta(iterator), progress.best_step)
             if stop:
                 checkpoints.wait()
@@ -278,26 +295,35 @@ class _Training:
         checkpoints.wait()
         return state, False
 
-    def _row(self, step: int, last: Mapping[str, float]) -> dict[str, float]:
-        """A row of the log, over the steps since the last one."""
-        progress = self.progress
-        seconds = max(progress.seconds - progress.logged_seconds, 1e-9)
-        row = {
-            "step": step,
-            "epoch": round(step / self.loader.steps_per_epoch, 4),
-            "loss": float(np.mean(progress.losses)),
-            "learning_rate": last["learning_rate"],
-            "grad_norm": last["grad_norm"],
-            "tokens_per_second": (progress.tokens - progress.logged_tokens) / seconds,
-            "examples_per_second": (progress.examples - progress.logged_examples) / seconds,
-        }
-        progress.logged_seconds, progress.losses = progress.seconds, []
-        progress.logged_tokens, progress.logged_examples = progress.tokens, progress.examples
-        return row
+    def _epochs(self, step: int) -> float | None:
+        """Passes over the data by a step; a stream has none."""
+        per_epoch = self.loader.steps_per_epoch
+        return round(step / per_epoch, 4) if per_epoch else None
+
+    def _skipped(
+        self, step: int, row: Mapping[str, float], checkpoints: Checkpoints, records: Records
+    ) -> None:
+        """Counts a step that changed nothing.
+
+        Raises:
+            UserError: there have been more than `train.skip_limit`.
+        """
+        what = f"loss is {row['loss']}, gradient norm {row['grad_norm']} at step {step}"
+        self.progress.skipped += 1
+        limit = self.config.train.skip_limit
+        if self.progress.skipped <= limit:
+            records.say(f"{what}: skipped ({self.progress.skipped} of at most {limit})")
+            return
+        kept = checkpoints.latest()
+        raise UserError(
+            f"{what}: stopped, after {limit} that were skipped; the last good checkpoint is "
+            f"{'none' if kept is None else f'step {kept}'}. A lower optimizer.learning_rate or "
+            "clip_norm may help"
+        )
 
     def _evaluate(self, state: State, step: int, records: Records) -> None:
         """Validates, and notes whether this is the best so far."""
-        found = self._score(state.params, "validation", self.eval_layout)
+        found = self._score(state.best_params, "validation", self.eval_layout)
         best_metric(self.config, self.run_.task, found)
         self.progress.judge(found, self.metric, step)
         numbers = {f"validation/{k}": v for k, v in found.items() if isinstance(v, float)}
@@ -309,7 +335,7 @@ class _Training:
         examples, before = self.splits[split], self.forward.compile_seconds
         outputs = self.forward(params, self.run_.frozen, examples, layout)
         self.progress.compile_seconds += self.forward.compile_seconds - before
-        return score(self.run_.task, outputs, examples, self.names)
+        return self.run_.task.score(outputs, examples.arrays, self.names)
 
     def _meta(self, iterator: Any) -> dict[str, Any]:
         state = iterator.get_state()
@@ -330,7 +356,7 @@ class _Training:
 
     def _finish(self, checkpoints: Checkpoints, state: State) -> dict[str, Any]:
         """The test split once, on the best; and the result."""
-        progress, step, params = self.progress, int(state.step), state.params
+        progress, step, params = self.progress, int(state.step), state.best_params
         if progress.best_step < 0:  # no validation split: the last is all there is
             progress.best_step = step
         if progress.best_step != step:
@@ -343,8 +369,9 @@ class _Training:
             progress,
             test,
             steps=step,
-            epochs=step / self.loader.steps_per_epoch,
+            epochs=self._epochs(step),
             cached_frozen=self.cached,
+            **({} if self.stream is None else {"rows_skipped": len(self.stream.skipped)}),
             **self.run_.tuned.method.report(params),
         )
 

@@ -140,4 +140,4 @@ def clip(grads: Flat, norm: jax.Array, limit: float) -> Flat:
     if not limit:
         return grads
     factor = jnp.minimum(1.0, limit / (norm + 1e-6))
-    return {path: grad * factor for path, grad in grads.items()}
+    return {path: (grad * factor).astype(grad.dtype) for path, grad in grads.items()}

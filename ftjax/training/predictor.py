@@ -54,7 +54,7 @@ class Predictor:
         examples = encode_split(config, run.task, split, self.names, run.folder)
         batch_size = config.train.eval_batch_size
         layout = choose_layout(config, run.mesh, examples.lengths, batch_size)
-        forward = Forward(run.tuned, run.mesh, batch_size)
+        forward = Forward(run.mesh, batch_size, run.outputs)
         return forward(run.trainable, run.frozen, examples, layout), examples
 
 

@@ -1,7 +1,11 @@
 """What a run has come to, saved with its state."""
 
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+COUNTED = ("seconds", "tokens", "examples", "waited", "flops")
 
 
 @dataclass
@@ -17,8 +21,11 @@ class Progress:
             evaluation and saving.
         tokens: real tokens trained on.
         examples: rows trained on.
+        skipped: steps that changed nothing, their loss or gradient being not finite.
         compile_seconds: of this and earlier parts of the run.
-        logged_seconds, logged_tokens, logged_examples: of these, what is in a row of the log.
+        waited: of `seconds`, waiting for data.
+        flops: that the method needs at least, where the chip's peak is known.
+        logged: of what is counted, what is in a row of the log.
         losses: of the steps since the last row.
     """
 
@@ -29,11 +36,41 @@ class Progress:
     seconds: float = 0.0
     tokens: int = 0
     examples: int = 0
+    skipped: int = 0
     compile_seconds: float = 0.0
-    logged_seconds: float = 0.0
-    logged_tokens: int = 0
-    logged_examples: int = 0
+    waited: float = 0.0
+    flops: float = 0.0
+    logged: dict[str, float] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+
+    def row(
+        self, step: int, epoch: float | None, last: Mapping[str, float], peak: float | None
+    ) -> dict[str, Any]:
+        """A row of the log, over the steps since the last one.
+
+        Args:
+            step: the last.
+            epoch: passes over the data so far; None for a stream.
+            last: metrics of the last step.
+            peak: FLOPs a second of all devices together; None where that is not known.
+        """
+        now = {name: getattr(self, name) for name in COUNTED}
+        since = {name: value - self.logged.get(name, 0) for name, value in now.items()}
+        seconds = max(since["seconds"], 1e-9)
+        row = {
+            "step": step,
+            **({} if epoch is None else {"epoch": epoch}),
+            **({"loss": statistics.fmean(self.losses)} if self.losses else {}),
+            "learning_rate": last["learning_rate"],
+            "grad_norm": last["grad_norm"],
+            "skipped": self.skipped,
+            "tokens_per_second": since["tokens"] / seconds,
+            "examples_per_second": since["examples"] / seconds,
+            "input_wait": since["waited"] / seconds,
+            **({"mfu": since["flops"] / seconds / peak} if peak else {}),
+        }
+        self.logged, self.losses = now, []
+        return row
 
     def judge(self, found: dict[str, Any], metric: str, step: int) -> None:
         """Notes whether an evaluation's `metric` is the best so far; a loss is best when least."""

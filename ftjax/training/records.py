@@ -2,15 +2,23 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from ftjax.remote import is_remote
+
+SECONDS = 30.0  # between writes of rows to an object store
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all: to a temporary name, then renamed."""
+    if is_remote(path):  # where a file appears once it is whole
+        path.write_text(text)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
@@ -32,6 +40,35 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+class _Rows:
+    """A growing file; in an object store, which has none, it is written anew now and then."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        write_text(path, text)
+        self._path, self._text, self._written = path, text, time.monotonic()
+        self._file = None if is_remote(path) else path.open("a", encoding="utf-8")
+
+    def add(self, line: str) -> None:
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+            return
+        self._text += line
+        if time.monotonic() - self._written > SECONDS:
+            self.keep()
+
+    def keep(self) -> None:
+        """Nothing added so far is lost when the process dies."""
+        if self._file is None:
+            write_text(self._path, self._text)
+            self._written = time.monotonic()
+
+    def close(self) -> None:
+        self.keep()
+        if self._file is not None:
+            self._file.close()
+
+
 class Records:
     """`metrics.jsonl`, `tensorboard/` and the progress line of a run.
 
@@ -49,9 +86,9 @@ class Records:
             return
         path = workdir / "metrics.jsonl"
         rows = [row for row in read_rows(path) if row["step"] <= step]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._file = path.open("a", encoding="utf-8")
-        self._folder, self._start, self._board = workdir / "tensorboard", step, None
+        self._rows = _Rows(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._folder = None if is_remote(workdir) else workdir / "tensorboard"
+        self._start, self._board = step, None
         self._bar = tqdm(
             total=total,
             initial=step,
@@ -69,8 +106,16 @@ class Records:
         """One row of numbers; "step" is among them."""
         if not self._shown:
             return
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        self._rows.add(json.dumps(row) + "\n")
+        if self._folder is not None:
+            self._draw(row)
+        if "loss" in row:
+            self._bar.set_postfix_str(
+                f"loss {row['loss']:.4f}, lr {row['learning_rate']:.2e}, "
+                f"{row['tokens_per_second']:,.0f} tok/s"
+            )
+
+    def _draw(self, row: Mapping[str, Any]) -> None:
         if self._board is None:  # not before there is something to log: it is slow to import
             from tensorboardX import SummaryWriter
 
@@ -78,11 +123,11 @@ class Records:
         for name, value in row.items():
             if name != "step":
                 self._board.add_scalar(name, value, row["step"])
-        if "loss" in row:
-            self._bar.set_postfix_str(
-                f"loss {row['loss']:.4f}, lr {row['learning_rate']:.2e}, "
-                f"{row['tokens_per_second']:,.0f} tok/s"
-            )
+
+    def keep(self) -> None:
+        """To be called before a checkpoint: a resumed run goes on after the rows before it."""
+        if self._shown:
+            self._rows.keep()
 
     def say(self, text: str) -> None:
         """A line above the progress line."""
@@ -94,4 +139,4 @@ class Records:
             self._bar.close()
             if self._board is not None:
                 self._board.close()
-            self._file.close()
+            self._rows.close()

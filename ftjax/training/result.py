@@ -18,7 +18,7 @@ def write_result(
     test: dict[str, Any] | None,
     *,
     steps: int,
-    epochs: float,
+    epochs: float | None,
     **more: Any,
 ) -> dict[str, Any]:
     """Writes `result.json`.
@@ -29,7 +29,7 @@ def write_result(
         progress: what the run has come to; its validation metrics are those of the best step.
         test: metrics of the test split, where there is one.
         steps: updates done.
-        epochs: passes over the training split.
+        epochs: passes over the training split; None for a stream.
         more: what this kind of run adds.
 
     Returns:
@@ -46,7 +46,7 @@ def write_result(
         "data": f"{config.data.source}:{config.data.path}",
         "seed": config.seed,
         "steps": steps,
-        "epochs": round(epochs, 4),
+        "epochs": epochs,
         "trainable_params": trainable,
         "total_params": total,
         "train_seconds": round(progress.seconds, 3),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,35 @@ from ml_collections import ConfigDict
 
 from ftjax import methods, tasks, tuned
 from ftjax.config import flat_keys, from_json, to_json
-from ftjax.data.encode import Examples, encode
+from ftjax.data.encode import Examples, encode, encoder
 from ftjax.data.planning import Layout, bucket_layout, packed_layout
 from ftjax.data.prepare import Report, prepare
-from ftjax.data.sources import Split, load
+from ftjax.data.sources import Split, is_stream, load, open_parts
+from ftjax.data.streaming import Source, Windows
 from ftjax.errors import UserError, nearest
 from ftjax.formats.adapter import load_into
 from ftjax.formats.folder import locate, read_config
 from ftjax.methods.fusion import AdapterFusion
 from ftjax.methods.prompting import HEADS, Prompting
 from ftjax.models import kind_of
-from ftjax.parallel.mesh import batch_ways, make_mesh
+from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
 from ftjax.paths import Flat
+from ftjax.remote import copied, located
 from ftjax.training.records import write_json, write_text
 from ftjax.training.trained import fused
 
 # What may differ when a run is resumed: it changes speed and records, not results.
-FREE = ("mesh.", "train.log_every", "train.keep", "train.eval_batch_size", "model.remat")
+FREE = (
+    "mesh.",
+    "model.remat",
+    "model.attention",
+    "train.log_every",
+    "train.keep",
+    "train.eval_batch_size",
+    "train.skip_limit",
+    "train.profile_steps",
+    "train.dump_programs",
+)
 
 
 @dataclass(frozen=True)
@@ -40,11 +53,13 @@ class Data:
         splits: name → examples, with labels.
         names: of the labels.
         report: rows in and out of every preparation step, and truncated texts.
+        stream: rows to train on, where they are read while training.
     """
 
     splits: dict[str, Examples]
     names: tuple[str, ...]
     report: Report
+    stream: Windows | None = None
 
 
 @dataclass(frozen=True)
@@ -64,10 +79,14 @@ class Run:
     frozen: Flat
     absent: list[str]
 
+    def outputs(self, params: Flat, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """What the task is scored by, of each example of a batch."""
+        return self.task.outputs(partial(self.tuned.apply, params), batch)
 
-def read_splits(config: ConfigDict) -> tuple[dict[str, Split], Report]:
+
+def read_splits(config: ConfigDict, labelled: bool) -> tuple[dict[str, Split], Report]:
     """Prepared splits of the configured source."""
-    return prepare(load(config.data), config.data)
+    return prepare(load(config.data, labelled), config.data)
 
 
 def encode_split(config: ConfigDict, task: Any, split: Split, names: Any, folder: Path) -> Examples:
@@ -112,11 +131,17 @@ def best_metric(config: ConfigDict, task: Any, found: Mapping[str, Any] | None =
 def read_labelled(
     config: ConfigDict, task: Any
 ) -> tuple[dict[str, Split], tuple[str, ...], Report]:
-    """Prepared splits with one to train on, the labels' names, and what the steps dropped."""
-    raw, report = read_splits(config)
-    if "train" not in raw:
+    """Prepared splits with one to train on, the labels' names, and what the steps dropped.
+
+    The labels of a stream are those of the validation split.
+    """
+    raw, report = read_splits(config, task.labelled)
+    stream = is_stream(config.data)
+    if not stream and "train" not in raw:
         raise UserError(f"data.path={config.data.path!r} has no training split")
-    return raw, task.label_names(raw["train"]), report
+    if stream and task.labelled and "validation" not in raw:
+        raise UserError("the labels of a stream are those of a validation split; there is none")
+    return raw, task.label_names(raw.get("validation" if stream else "train")), report
 
 
 def read_data(config: ConfigDict, task: Any, folder: Path) -> Data:
@@ -126,7 +151,25 @@ def read_data(config: ConfigDict, task: Any, folder: Path) -> Data:
     for name, examples in splits.items():
         counts = {"rows_in": len(examples), "rows_out": len(examples)}
         report.append({"step": "truncate", "split": name, **counts, "cut": examples.truncated})
-    return Data(splits, names, report)
+    stream = open_stream(config, task, names, folder) if is_stream(config.data) else None
+    return Data(splits, names, report, stream)
+
+
+def open_stream(config: ConfigDict, task: Any, names: tuple[str, ...], folder: Path) -> Windows:
+    """The rows to train on, read while training."""
+    settings, sources = config.data, []
+    for weight, part in open_parts(settings):
+        if "train" not in part:
+            raise UserError(f"{next(iter(part.values())).file}: there is no training split")
+        skip = settings.on_error == "skip"
+        sources.append(Source(part["train"], weight, task.labelled, skip))
+
+    encoded = encoder(folder, settings.max_length)
+
+    def targeted(split: Split) -> Examples:
+        return with_targets(encoded(split), task, split, names)
+
+    return Windows(sources, settings.window, targeted)
 
 
 def prompt_kind(method: Prompting, folder: Path, hf_config: Mapping[str, Any]) -> str:
@@ -144,20 +187,20 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
     """The model under its method, with its parameters on the mesh."""
     folder = locate(config.model.path)
     task = tasks.create(config.task)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh = make_mesh(**{axis: config.mesh[axis] for axis in AXES})
     for key in ("batch_size", "eval_batch_size"):
         rows = config.train[key] // (config.train.accumulation if key == "batch_size" else 1)
         ways = batch_ways(mesh)
         if rows % ways:
             raise UserError(
                 f"train.{key}={config.train[key]} (a microbatch of {rows} rows) does not divide "
-                f"over mesh.data × mesh.fsdp = {ways}"
+                f"over mesh.data × mesh.fsdp × mesh.expert = {ways}"
             )
     method = methods.create(config.method)
     head, hf_config = task.head(names, folder), read_config(folder)
     if not method.trains:
         head["head"] = HEADS[prompt_kind(method, folder, hf_config)]
-    model = tuned.build(hf_config, method, config.model, head)
+    model = tuned.build(hf_config, method, config.model, head, jax.default_backend())
     longest, taken = model.longest, method.columns
     if longest is not None and config.data.max_length > longest:
         less = f", less {taken} that the method takes" if taken else ""
@@ -177,7 +220,7 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
             f"{absent[0]!r}; method.kind='sentence' needs none"
         )
     if config.model.adapter:
-        params, lacking = load_into(model, params, Path(config.model.adapter))
+        params, lacking = load_into(model, params, copied(located(config.model.adapter)))
         absent = [path for path in absent if path in lacking]
     if isinstance(method, AdapterFusion) and method.adapters:
         params = fused(hf_config, config.model, head, method, params, folder)

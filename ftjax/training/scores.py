@@ -114,7 +114,7 @@ class Embedder:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self.forward = Forward(run.tuned, run.mesh, run.config.train.eval_batch_size)
+        self.forward = Forward(run.mesh, run.config.train.eval_batch_size, run.tuned.apply)
 
     def __call__(self, split: Split) -> tuple[np.ndarray, Examples]:
         """Embeddings (rows, features), and the tokens they are of."""
@@ -221,7 +221,7 @@ class Scorer:
         if key not in self._forwards:
             apply = partial(mask_scores if writer.masked else likelihoods, run.tuned, key)
             batch_size = run.config.train.eval_batch_size
-            self._forwards[key] = Forward(run.tuned, run.mesh, batch_size, apply=apply)
+            self._forwards[key] = Forward(run.mesh, batch_size, apply)
         layout = bucket_layout(examples.lengths, run.config.data.buckets, MULTIPLE)
         scores = self._forwards[key](run.trainable, run.frozen, examples, layout)
         return label_means(scores, self._counts)

@@ -1,6 +1,7 @@
 """The train step: gradients of the trainable leaves only, and their update."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,27 +31,42 @@ class State:
         params: trainable leaves, flat, float32.
         opt_state: of the trainable leaves.
         key: of the run; each step folds its number in.
+        average: exponential moving average of `params`, where one is kept.
     """
 
     step: jax.Array
     params: Flat
     opt_state: Any
     key: jax.Array
+    average: Flat | None = None
+
+    @property
+    def best_params(self) -> Flat:
+        """What is evaluated: the average, where one is kept."""
+        return self.params if self.average is None else self.average
+
+
+def abstract_moments(
+    trainable: Flat, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> optax.OptState:
+    """Shapes of the optimizer state, in its parameters' shardings; the rest is replicated."""
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def placed(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        name = next((name for name in names if name in trainable), None)
+        same = name and leaf.shape == trainable[name].shape
+        return leaf.update(sharding=trainable[name].sharding if same else whole)
+
+    return jax.tree_util.tree_map_with_path(placed, jax.eval_shape(optimizer.init, trainable))
 
 
 def init_moments(
     trainable: Flat, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> optax.OptState:
-    """Optimizer state before the first step, in its parameters' shardings; the rest replicated."""
-    whole = NamedSharding(mesh, PartitionSpec())
-
-    def of(path: tuple, leaf: Any) -> NamedSharding:
-        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        name = next((name for name in names if name in trainable), None)
-        same = name and leaf.shape == trainable[name].shape
-        return trainable[name].sharding if same else whole  # factors are small: replicated
-
-    placed = jax.tree_util.tree_map_with_path(of, jax.eval_shape(optimizer.init, trainable))
+    """Optimizer state before the first step."""
+    abstract = abstract_moments(trainable, optimizer, mesh)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(optimizer.init, out_shardings=placed)(trainable)
 
 
@@ -60,6 +76,7 @@ def init_state(
     seed: int,
     mesh: Mesh,
     active: Partition | None = None,
+    averaged: bool = False,
 ) -> State:
     """The state before the first step, each array in its sharding.
 
@@ -69,11 +86,14 @@ def init_state(
         seed: of the run's key.
         mesh: for what is on every device.
         active: what of `trainable` trains at first; None for all.
+        averaged: whether an average is kept.
     """
     whole = NamedSharding(mesh, PartitionSpec())
-    step, key = jax.device_put((jnp.zeros((), jnp.int32), jax.random.key(seed)), whole)
+    first = jax.jit(lambda: (jnp.zeros((), jnp.int32), jax.random.key(seed)), out_shardings=whole)
+    step, key = first()
     moments = init_moments(active.split(trainable)[0] if active else trainable, optimizer, mesh)
-    return State(step, jax.tree.map(jnp.copy, trainable), moments, key)
+    average = jax.tree.map(jnp.copy, trainable) if averaged else None
+    return State(step, jax.tree.map(jnp.copy, trainable), moments, key, average)
 
 
 def gradients(
@@ -100,10 +120,11 @@ def gradients(
             grads, loss = grad(params, part[1], jax.random.fold_in(key, part[0]))
             return jax.tree.map(jnp.add, carry, (grads, loss)), None
 
-        zero = jax.tree.map(jnp.zeros_like, params), Loss(jnp.zeros(()), jnp.zeros(()))
+        wide = partial(jnp.zeros_like, dtype=jnp.float32)  # sums of many parts
+        zero = jax.tree.map(wide, params), Loss(jnp.zeros(()), jnp.zeros(()))
         (grads, loss), _ = jax.lax.scan(add, zero, (jnp.arange(parts), dealt))
     inverse = 1.0 / jnp.maximum(loss.weight, 1e-9)
-    return loss, {path: grad * inverse for path, grad in grads.items()}
+    return loss, {p: (grad * inverse).astype(params[p].dtype) for p, grad in grads.items()}
 
 
 def make_step(
@@ -115,6 +136,7 @@ def make_step(
     accumulation: int,
     penalty: Callable[[Flat], jax.Array | None] = lambda params: None,
     active: Partition | None = None,
+    decay: float = 0.0,
 ) -> Callable[[State, Flat, Batch], tuple[State, dict[str, jax.Array]]]:
     """The pure step (state, frozen, batch) → (state, metrics).
 
@@ -126,9 +148,11 @@ def make_step(
         accumulation: parts a batch is computed in.
         penalty: added to the mean loss, from the trainable leaves.
         active: what of the state's parameters trains at this step; None for all.
+        decay: of the average, average ← decay · average + (1 − decay) · params.
 
     The gradient norm is that of the trainable leaves: a norm over all leaves would make the
-    compiler compute the frozen ones' gradients.
+    compiler compute the frozen ones' gradients. A step whose loss or norm is not finite changes
+    nothing but its number.
     """
 
     def step(state: State, frozen: Flat, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
@@ -146,16 +170,27 @@ def make_step(
             "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
             "grad_norm": norm,
         }
-        params = merge(optax.apply_updates(params, updates), rest)
-        return State(state.step + 1, params, opt_state, state.key), metrics
+        finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
+
+        def chosen(new: Any, old: Any) -> Any:
+            return jax.tree.map(partial(jnp.where, finite), new, old)
+
+        params = merge(chosen(optax.apply_updates(params, updates), params), rest)
+        opt_state = chosen(opt_state, state.opt_state)
+        average = state.average
+        if average is not None:
+            average = optax.incremental_update(params, average, 1.0 - decay)
+        return State(state.step + 1, params, opt_state, state.key, average), metrics
 
     return step
 
 
-def compile_step(
+def lower_step(
     step: Callable, state: State, frozen: Flat, batch: Batch, mesh: Mesh
-) -> jax.stages.Compiled:
-    """Compiles a step for a batch's shapes; the state is donated, the frozen leaves never.
+) -> jax.stages.Lowered:
+    """A step ready to be compiled for a batch's shapes.
+
+    The state is donated; the frozen leaves never are, nor are they returned.
 
     Args:
         batch: abstract or concrete, global shapes.
@@ -167,4 +202,4 @@ def compile_step(
         for name, x in batch.items()
     }
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(placed, whole))
-    return jitted.lower(state, frozen, shapes).compile()
+    return jitted.lower(state, frozen, shapes)

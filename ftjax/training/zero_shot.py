@@ -13,7 +13,6 @@ from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.formats.folder import fingerprint, read_json, require_same
 from ftjax.methods.prompting import HEADS
-from ftjax.training.evaluate import score
 from ftjax.training.progress import Progress
 from ftjax.training.prompts import draw, rows_of
 from ftjax.training.records import read_rows, write_json, write_text
@@ -59,7 +58,7 @@ def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         counts = {"rows_in": rows, "rows_out": rows, "fewer_shots": scored.fewer, "cut": cut}
         report.append({"step": "prompt", "split": split, "template": template, **counts})
         announce(split, template, scored)
-        found = score(task, scored.logits, scored.examples, names)
+        found = task.score(scored.logits, scored.examples.arrays, names)
         best_metric(config, task, found)
         return found
 

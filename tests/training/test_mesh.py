@@ -9,7 +9,7 @@ import pytest
 
 from ftjax.errors import UserError
 from ftjax.formats.folder import read_config
-from ftjax.parallel.mesh import batch_sharding, local_rows, make_mesh, param_shardings
+from ftjax.parallel.mesh import AXES, batch_sharding, local_rows, make_mesh, param_shardings
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.records import read_rows
 from tests.conftest import build, ftjax, write_tiny
@@ -36,13 +36,19 @@ def single(request, config_file, tmp_path_factory):
     return method, run(config_file, workdir, 1, method, "--config.optimizer.name=sgd")
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"data": 8},
+        {"data": 2, "fsdp": 4},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        {"data": 1, "fsdp": 2, "sequence": 2, "tensor": 2},
+    ],
+    ids=str,
+)
 def test_equals_the_single_device_run(single, config_file, tmp_path, shape):
     method, (losses, params, metrics) = single
-    mesh = [
-        f"--config.mesh.{axis}={n}"
-        for axis, n in zip(("data", "fsdp", "tensor"), shape, strict=True)
-    ]
+    mesh = [f"--config.mesh.{axis}={n}" for axis, n in shape.items()]
     sgd = "--config.optimizer.name=sgd"
     found_losses, found, found_metrics = run(config_file, tmp_path / "run", 8, method, sgd, *mesh)
     np.testing.assert_allclose(found_losses, losses, atol=1e-5)
@@ -99,7 +105,12 @@ def test_a_mesh_that_does_not_match_the_devices_is_named():
     for sizes in ((3, 1, 1), (2, 2, 4), (-1, -1, 1), (0, 1, 1)):
         with pytest.raises(UserError, match="mesh.data"):
             make_mesh(*sizes)
-    assert make_mesh(-1, 2, 2).shape == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert make_mesh(-1, 2, 2).shape == {
+        **dict.fromkeys(AXES, 1),
+        "data": 2,
+        "fsdp": 2,
+        "tensor": 2,
+    }
 
 
 def test_rows_of_a_batch_lie_on_data_and_fsdp():

@@ -2,9 +2,8 @@
 
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -17,7 +16,8 @@ from ftjax.config import default_config, from_json, to_json
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.records import read_rows
 from ftjax.training.run import refuse_differences
-from tests.conftest import environment, ftjax, write_tiny
+from tests.conftest import environment, ftjax, make_rows, write_jsonl, write_tiny
+from tests.forked import Forked
 
 OVERRIDES = [
     "--config.data.batching=pack",
@@ -26,25 +26,21 @@ OVERRIDES = [
     "--config.train.checkpoint_every=3",
     "--config.train.log_every=1",
     "--config.train.keep=2",
+    "--config.train.average=0.9",
 ]
 
 
 def start(config_file, workdir, *overrides):
-    command = [sys.executable, "-m", "ftjax", "train", "--config", str(config_file)]
-    return subprocess.Popen(
-        [*command, "--workdir", str(workdir), *OVERRIDES, *overrides],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command = ["train", "--config", config_file, "--workdir", workdir, *OVERRIDES, *overrides]
+    return Forked(command, environment(), together=True)
 
 
-def stop_at(process, workdir, step, sent):
-    """Sends a signal once the run has logged `step`."""
+def stop_at(process, workdir, step, sent, wait=0.0):
+    """Sends a signal `wait` seconds after the run has logged `step`."""
     deadline = time.time() + 120
     while time.time() < deadline and process.poll() is None:
         if any(row["step"] >= step for row in read_rows(workdir / "metrics.jsonl")):
+            time.sleep(wait)
             process.send_signal(sent)
             break
         time.sleep(0.005)
@@ -77,7 +73,7 @@ def same(a, b):
         np.testing.assert_array_equal(state_b[path], leaf, err_msg=path)
     rows_a, rows_b = (
         [
-            {k: v for k, v in row.items() if not k.endswith("per_second")}
+            {k: v for k, v in row.items() if not k.endswith(("per_second", "input_wait"))}
             for row in read_rows(folder / "metrics.jsonl")
         ]
         for folder in (a, b)
@@ -88,20 +84,41 @@ def same(a, b):
     assert results[0]["best_step"] == results[1]["best_step"]
 
 
-def test_killed_three_times(uninterrupted, config_file, tmp_path):
-    workdir = tmp_path / "killed"
+def test_killed_twenty_times(config_file, tmp_path):
+    """At random moments, also in the middle of a save, on a mixed stream with a bad row."""
+    paths = []
+    for number in range(2):
+        paths.append(tmp_path / f"part{number}")
+        write_jsonl(paths[-1] / "train.jsonl", make_rows(70 + 30 * number, number))
+        write_jsonl(paths[-1] / "validation.jsonl", make_rows(20, 10 + number))
+    with (paths[1] / "train.jsonl").open("a") as file:
+        file.write('{"text": "cut\n')
+    parts = [{"path": str(path), "weight": 3 - 2 * i} for i, path in enumerate(paths)]
+    stream = (
+        f"--config.data.mixture={parts!r}",
+        "--config.data.prepare=()",
+        "--config.data.window=64",
+        "--config.data.on_error=skip",
+        "--config.train.accumulation=2",
+        "--config.train.checkpoint_every=1",
+    )
+    whole, workdir = tmp_path / "whole", tmp_path / "killed"
+    ftjax("train", "--config", config_file, "--workdir", whole, *OVERRIDES, *stream)
+    assert json.loads((whole / "result.json").read_text())["rows_skipped"] == 1
     random = np.random.default_rng(time.time_ns())
-    points = [int(random.integers(low, low + 10)) for low in (2, 14, 27)]
-    print("killed at", points)
-    for point in points:
-        process = start(config_file, workdir)
-        stop_at(process, workdir, point, signal.SIGKILL)
+    for number in range(20):
+        rows = read_rows(workdir / "metrics.jsonl")
+        done = rows[-1]["step"] if rows else 0
+        process = start(config_file, workdir, *stream)
+        wait, step = random.uniform(0, 0.05), done + int(random.integers(1, 3))
+        print(f"kill {number}: step {step} and {wait:.3f} s")
+        stop_at(process, workdir, min(step, 39), signal.SIGKILL, wait)
         assert process.returncode == -signal.SIGKILL
-    process = start(config_file, workdir)
+    process = start(config_file, workdir, *stream)
     out = process.communicate(timeout=300)[0]
     assert process.returncode == 0, out
     assert "resumed at step" in out
-    same(uninterrupted, workdir)
+    same(whole, workdir)
 
 
 def test_sigterm_saves_and_ends_cleanly(uninterrupted, config_file, tmp_path):
@@ -124,6 +141,22 @@ def test_sigterm_saves_and_ends_cleanly(uninterrupted, config_file, tmp_path):
 def test_a_saved_configuration_is_its_own(method):
     config = default_config(method)
     refuse_differences("a folder", from_json(to_json(config)), config)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_set_aside(uninterrupted, config_file, tmp_path):
+    """The newest one's largest file is cut short, as by a disk that failed."""
+    workdir = tmp_path / "spoilt"
+    shutil.copytree(uninterrupted, workdir)
+    (workdir / "result.json").unlink()
+    files = [path for path in (workdir / "checkpoints" / "40").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    process = start(config_file, workdir)
+    out = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, out
+    assert "checkpoints/40 cannot be read" in out and "resumed at step" in out
+    assert (workdir / "checkpoints" / "40.unreadable").is_dir()
+    same(uninterrupted, workdir)
 
 
 def test_a_changed_base_method_or_rank_is_refused(uninterrupted, config_file, tmp_path):

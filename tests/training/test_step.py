@@ -9,19 +9,23 @@ import torch
 import transformers
 
 from ftjax import methods, tuned
+from ftjax.config import default_config
 from ftjax.errors import UserError
-from ftjax.training.cost import compiled_step, cross_entropy
+from ftjax.parallel.mesh import make_mesh
+from ftjax.training.ahead import abstract_recipe, compiled
 from ftjax.training.optimizers import OPTIMIZERS, make_optimizer, schedule, warmup_steps
 from ftjax.training.step import State, gradients, init_state, make_step
-from tests.conftest import HEAD, build, make_batch
+from tests.conftest import HEAD, build, cross_entropy, make_batch
 
 SETTINGS = {"weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "momentum": 0.0}
 
 
 def flops(name: str) -> float:
     """Of the compiled step of BERT-base, 8 rows of 128 tokens, gradient norm logged."""
-    model = tuned.build({"model_type": "bert"}, methods.create({"name": name}), {}, HEAD)
-    return compiled_step(model, 8, 128)[0].cost_analysis()["flops"]
+    config = default_config(name)
+    config.model.path, config.train.batch_size = "bert-base", 8
+    program, _ = compiled(abstract_recipe(config), make_mesh(devices=jax.devices()[:1]))
+    return program.cost_analysis()["flops"]
 
 
 def test_a_frozen_base_costs_no_weight_gradients():
@@ -43,6 +47,36 @@ def quiet(tiny, one_device):
         return cross_entropy(model.apply(params, batch), batch)
 
     return params, loss_fn
+
+
+def test_the_average_by_hand(quiet, one_device):
+    """After three steps of gradient descent with a decay of 0.5."""
+    params, loss_fn = quiet
+    batch = {name: jnp.asarray(x) for name, x in make_batch(8).items()}
+    optimizer = optax.with_extra_args_support(optax.sgd(0.1))
+    step = make_step(loss_fn, optimizer, lambda _: 0.1, clip_norm=0.0, accumulation=1, decay=0.5)
+    state = init_state(params, optimizer, 0, one_device, averaged=True)
+    wanted = params
+    for _ in range(3):
+        state, _ = step(state, {}, batch)
+        wanted = {path: 0.5 * leaf + 0.5 * state.params[path] for path, leaf in wanted.items()}
+    for path, leaf in wanted.items():
+        np.testing.assert_allclose(state.average[path], leaf, rtol=1e-6, atol=1e-7)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(quiet, one_device):
+    params, loss_fn = quiet
+    batch = {name: jnp.asarray(x) for name, x in make_batch(8).items()}
+    optimizer = optax.with_extra_args_support(optax.adam(0.1))
+    step = make_step(loss_fn, optimizer, lambda _: 0.1, clip_norm=1.0, accumulation=1)
+    state = init_state(params, optimizer, 0, one_device)
+    after, metrics = step(state, {}, batch | {"weights": jnp.full(8, jnp.inf)})
+    assert not np.isfinite(metrics["grad_norm"]) and int(after.step) == 1
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (after.params, after.opt_state),
+        (state.params, state.opt_state),
+    )
 
 
 @pytest.mark.parametrize("parts", [2, 4, 16])

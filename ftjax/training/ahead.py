@@ -1,0 +1,107 @@
+"""The train step compiled ahead of time, for chips that are not there."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from ftjax import methods, tasks, tuned
+from ftjax.formats.folder import locate, read_config
+from ftjax.models.presets import PRESETS
+from ftjax.parallel.mesh import logical_axes, param_shardings
+from ftjax.paths import Flat
+from ftjax.training.recipe import Recipe
+from ftjax.training.step import State, abstract_moments, lower_step
+
+PLACES = 8  # examples that a packed row is taken to hold
+
+
+def architecture(path: str) -> Mapping[str, Any]:
+    """config.json's mapping, of a preset or of a folder; weights are not needed."""
+    return PRESETS[path] if path in PRESETS else read_config(locate(path))
+
+
+def abstract_recipe(config: ConfigDict, platform: str = "cpu") -> Recipe:
+    """What `train` would do with a configuration, without any data or weights."""
+    task, method = tasks.create(config.task), methods.create(config.method)
+    names = ("0", "1")  # labels come with data; two stand for them
+    hf_config = architecture(config.model.path)
+    head = task.head(names, None)
+    model = tuned.build(hf_config, method, config.model, head, platform)
+    return Recipe(config, task, model, max(config.train.steps, 1000))
+
+
+def abstract_params(
+    model: tuned.Tuned, mesh: Mesh | None = None, replicate: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Every parameter as it is stored, and where on a mesh."""
+    placed: Mapping[str, Any] = {}
+    if mesh is not None:
+        placed = param_shardings(model.shapes, model.axes, mesh, replicate)
+
+    def stored(path: str) -> Any:
+        shape, dtype = model.shapes[path].shape, model.dtype(path)
+        leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=placed.get(path))
+        return model.method.stored(model.base, path, leaf) if path in model.base.shapes else leaf
+
+    return {path: stored(path) for path in model.shapes}
+
+
+def abstract_state(recipe: Recipe, mesh: Mesh) -> tuple[State, Flat]:
+    """The state before the first step and the frozen parameters, as shapes in their places."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    params = abstract_params(recipe.tuned, mesh, recipe.config.mesh.replicate)
+    trainable, frozen = recipe.tuned.partition.split(params)
+    phase = recipe.phase(0)
+    active = phase.partition.split(trainable)[0]
+    moments = abstract_moments(active, recipe.optimizer(phase), mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=whole)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    average = dict(trainable) if recipe.config.train.average else None
+    return State(step, trainable, moments, key, average), frozen
+
+
+def abstract_batch(config: ConfigDict, labelled: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch as the loader makes them, at the longest length."""
+    rows, length = config.train.batch_size, config.data.max_length
+    packed = config.data.batching == "pack"
+    tokens = ("input_ids", *(("segment_ids", "position_ids") if packed else ("attention_mask",)))
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        n: ((rows, length), jnp.int32) for n in tokens
+    }
+    each = (rows, PLACES) if packed else (rows,)
+    shapes["weights"] = each, jnp.float32
+    if packed:
+        shapes["starts"] = each, jnp.int32
+    if labelled:
+        shapes["labels"] = each, jnp.int32
+    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+
+
+def compiled(
+    recipe: Recipe, mesh: Mesh, options: Mapping[str, Any] | None = None
+) -> tuple[jax.stages.Compiled, float]:
+    """The first step's program for a mesh, and the seconds that the compiler took."""
+    config = recipe.config
+    state, frozen = abstract_state(recipe, mesh)
+    batch = abstract_batch(config, recipe.task.labelled)
+    step = recipe.step(recipe.tuned.at_step(0))
+    with logical_axes(mesh):
+        lowered = lower_step(step, state, frozen, batch, mesh)
+        start = time.perf_counter()
+        program = lowered.compile(compiler_options=dict(options or {}))
+    return program, time.perf_counter() - start
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of the arrays of a tree, also of an abstract one; keys are not counted."""
+    return sum(
+        int(np.prod(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    )

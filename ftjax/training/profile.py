@@ -1,0 +1,52 @@
+"""Traces of some steps, and the text of compiled programs."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from ftjax.errors import require
+from ftjax.training.records import write_text
+
+
+class Profiler:
+    """Traces a run from one step to another, for TensorBoard or Perfetto.
+
+    Args:
+        steps: (first, last), or nothing.
+        folder: where the trace goes.
+    """
+
+    def __init__(self, steps: Sequence[int], folder: Path) -> None:
+        good = not steps or (len(steps) == 2 and 0 <= steps[0] <= steps[1])
+        require(good, f"train.profile_steps={tuple(steps)} must be two steps, first and last")
+        self._steps, self._folder, self._on = tuple(steps), folder, False
+
+    def at(self, step: int) -> None:
+        """Before a step: starts or ends the trace, if it is time."""
+        if not self._steps:
+            return
+        first, last = self._steps
+        if not self._on and step == first:
+            jax.profiler.start_trace(str(self._folder))
+            self._on = True
+        elif self._on and step > last:
+            self.end()
+
+    def end(self) -> None:
+        """Ends a trace that is still on."""
+        if self._on:
+            jax.profiler.stop_trace()
+            self._on = False
+
+
+def dump(program: jax.stages.Compiled, path: Path) -> None:
+    """Writes a program's optimized text, and beside it what the compiler says of its cost."""
+    write_text(path.with_suffix(".hlo.txt"), program.as_text())
+    costs = {key: value for key, value in program.cost_analysis().items() if "{" not in key}
+    sizes = program.memory_analysis()
+    names = [name for name in dir(sizes) if name.endswith("_in_bytes")]
+    memory = {name: getattr(sizes, name) for name in names}
+    text = json.dumps({"cost": costs, "memory": memory}, indent=2)
+    write_text(path.with_suffix(".cost.json"), text + "\n")

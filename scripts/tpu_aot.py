@@ -1,0 +1,219 @@
+"""Writes experiments/TPU_AOT.md: what methods take on TPU pods, compiled with no TPU there.
+
+    python scripts/tpu_aot.py --workdir runs/tpu_aot
+
+Each case is one `ftjax compile`, whose forecast is kept in the work folder; a case that is there
+is not compiled again. Peers' figures were measured by their own step functions in the same way.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+OUTPUT = ROOT / "experiments" / "TPU_AOT.md"
+GIB = 2**30
+RANK = ("method.rank=16", "method.alpha=16.0")
+METHODS = {  # name in the table → method, overrides
+    "full": ("full", ()),
+    "full, bfloat16 weights": ("full", ("model.trainable_dtype=bfloat16",)),
+    "lora q, v": ("lora", RANK),
+    "lora all-linear": ("lora", (*RANK, "method.targets=all-linear")),
+    "qlora q, v": ("qlora", ("method.over.rank=16", "method.over.alpha=16.0")),
+    "houlsby": ("houlsby", ()),
+    "prompt_tuning": ("prompt_tuning", ()),
+    "prefix_tuning": ("prefix_tuning", ()),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A model on a topology.
+
+    Attributes:
+        batch, length: of a step, over all chips.
+        methods: keys of `METHODS`.
+    """
+
+    model: str
+    topology: str
+    batch: int
+    length: int
+    methods: tuple[str, ...] = tuple(METHODS)
+    task: str = "causal_lm"
+
+
+PLACES = (
+    Place("llama-3.1-8b", "v5e:8x8", 64, 4096),
+    Place("llama-3.1-8b", "v5p:2x2x4", 16, 4096),
+    Place("llama-3.1-70b", "v5p:4x4x4", 128, 4096),
+    Place("llama-3.1-405b", "v5p:8x8x8", 512, 4096, ("lora q, v",)),
+    Place("qwen3-0.6b", "v5e:2x2", 16, 2048),
+    Place("bert-large", "v5e:2x2", 64, 512, task="classification"),
+    Place("t5-11b", "v5e:4x8", 64, 512, task="classification"),
+)
+# Sum of arguments, outputs less aliases, and temporaries in GiB; compile seconds; dense TFLOP;
+# all-gather and all-reduce in GB; all a chip and a step.
+PEERS = {
+    ("llama-3.1-8b", "v5e:8x8", "lora q, v"): {
+        "MaxText 0.2.5": (3.53, 43, 165, 27.9, 1.09),
+        "Tunix 0.1.7": (6.65, 237, None, None, None),
+    },
+    ("llama-3.1-8b", "v5e:8x8", "lora all-linear"): {"MaxText 0.2.5": (3.80, 64, 166, 27.9, 1.16)},
+    ("llama-3.1-8b", "v5e:8x8", "full, bfloat16 weights"): {
+        "MaxText 0.2.5": (4.71, 78, 226, 27.9, 16.1),
+        "Tunix 0.1.7": (8.16, 306, None, None, None),
+    },
+    ("llama-3.1-8b", "v5e:8x8", "full"): {"MaxText 0.2.5": (5.60, 70, 226, 27.9, 16.1)},
+    ("llama-3.1-70b", "v5p:4x4x4", "lora q, v"): {
+        "MaxText 0.2.5": (18.7, 45, 3093, 276, 0.07),
+        "Tunix 0.1.7": (36, None, None, None, None),
+    },
+    ("qwen3-0.6b", "v5e:2x2", "lora q, v"): {
+        "MaxText 0.2.5": (3.73, 38, 25.5, 1.0, 0.005),
+        "Tunix 0.1.7": (9.6, None, None, None, None),
+    },
+}
+WEAK = {  # chips: rows are as many
+    "v5e": ("v5e:4x4", "v5e:8x8", "v5e:16x16", "v5e:16x32"),
+    "v5p": ("v5p:2x2x4", "v5p:4x4x4", "v5p:4x8x8", "v5p:8x8x8"),
+}
+HEADER = ("", "GiB a chip", "peak", "TFLOP", "needed", "all-gather GB", "all-reduce GB")
+HEADER = (*HEADER, "reduce-scatter GB", "bound by", "MFU at most", "compiled in")
+
+
+def chips(topology: str) -> int:
+    count = 1
+    for size in topology.partition(":")[2].split("x"):
+        count *= int(size)
+    return count
+
+
+def compiled(workdir: Path, place: Place, name: str) -> dict[str, Any]:
+    """The forecast of a case, from the work folder or made now."""
+    method, overrides = METHODS[name]
+    slug = f"{place.model} {place.topology} {place.batch}x{place.length} {name}"
+    file = workdir / (slug.replace(" ", "_").replace(":", "_").replace(",", "") + ".json")
+    if not file.exists():
+        settings = {
+            "model.path": place.model,
+            "train.batch_size": place.batch,
+            "data.max_length": place.length,
+        }
+        changes = [f"{key}={value}" for key, value in settings.items()]
+        command = [sys.executable, "-m", "ftjax", "compile", "--topology", place.topology]
+        command += ["--config", f"{ROOT / 'configs' / 'ahead.py'}:{method}/{place.task}"]
+        command += [f"--config.{c}" for c in (*changes, *overrides)]
+        print(slug, flush=True)
+        done = subprocess.run([*command, "--output", str(file)], capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            file.write_text(json.dumps({"refused": reason.removeprefix("error: ")}))
+    return json.loads(file.read_text())
+
+
+def row(name: str, found: dict[str, Any]) -> str:
+    if "refused" in found or "memory" not in found:
+        return f"| {name} | {found.get('refused', found.get('reason'))} |" + " |" * 9
+    flops, sent = found["flops"], found["collectives"]["bytes"]
+    least, times = found["least_flops"], found["seconds"]
+    cells = [
+        name + ("" if found["fits"] else " (does not fit)"),
+        f"{found['memory']['sum'] / GIB:.2f}",
+        f"{found['memory']['peak'] / GIB:.2f}",
+        f"{flops['dense'] / 1e12:.1f} + {flops['kernels'] / 1e12:.1f}",
+        f"{least['dense'] / 1e12:.1f} + {least['attention'] / 1e12:.1f}",
+        *(f"{sent.get(k, 0) / 1e9:.3f}" for k in ("all-gather", "all-reduce", "reduce-scatter")),
+        max(times, key=times.get),
+        f"{found['mfu_bound']:.0%}",
+        f"{found['compile_seconds']:.0f} s",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def peer_row(name: str, figures: tuple) -> str:
+    memory, took, flops, gather, reduce = ("–" if x is None else f"{x:g}" for x in figures)
+    cells = (f"*{name}*", memory, "–", flops, "–", gather, reduce, "–", "–", "–", f"{took} s")
+    return f"| {' | '.join(cells)} |"
+
+
+def section(workdir: Path, place: Place) -> Iterator[str]:
+    """The table of a model on a topology."""
+    count = chips(place.topology)
+    yield f"## {place.model} on {place.topology} ({count} chips)"
+    yield ""
+    yield f"Batch {place.batch} of {place.length} tokens, all parameters over fsdp."
+    yield ""
+    yield f"| {' | '.join(HEADER)} |"
+    yield "|---|" + "---:|" * 7 + "---|---:|---:|"
+    for name in place.methods:
+        yield row(name, compiled(workdir, place, name))
+        for peer, figures in PEERS.get((place.model, place.topology, name), {}).items():
+            yield peer_row(peer, figures)
+    yield ""
+
+
+def weak_scaling(workdir: Path) -> Iterator[str]:
+    """Bytes a chip where rows grow with chips, as a table and a plot."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    yield "## As pods grow"
+    yield ""
+    yield "llama-3.1-8b with lora on q and v, one row of 4,096 tokens a chip."
+    yield ""
+    yield "| chip | chips | GiB a chip | received GB a step | TFLOP |"
+    yield "|---|---:|---:|---:|---:|"
+    figure, axes = plt.subplots(figsize=(6, 3.6))
+    for kind, topologies in WEAK.items():
+        points = []
+        for topology in topologies:
+            count = chips(topology)
+            found = compiled(workdir, Place("llama-3.1-8b", topology, count, 4096), "lora q, v")
+            memory = found["memory"]["sum"] / GIB
+            sent = sum(found["collectives"]["bytes"].values()) / 1e9
+            points.append((count, memory))
+            work = found["flops"]["dense"] / 1e12
+            yield f"| {kind} | {count} | {memory:.2f} | {sent:.1f} | {work:.1f} |"
+        axes.plot(*zip(*points, strict=True), marker="o", label=kind)
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="chips", ylabel="GiB a chip", ylim=(0, None))
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(OUTPUT.with_name("tpu_aot_scaling.png"), dpi=150)
+    yield ""
+    yield "![memory a chip by chips](tpu_aot_scaling.png)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, required=True)
+    workdir = parser.parse_args().workdir
+    workdir.mkdir(parents=True, exist_ok=True)
+    lines = [
+        "# On TPU pods, compiled ahead of time",
+        "",
+        "Written by `python scripts/tpu_aot.py --workdir DIR`: the step that `ftjax train` runs,",
+        "as `ftjax compile` finds it (bfloat16, layers scanned, all computed again in the",
+        "backward pass). GiB are arguments, outputs less aliases, and temporaries; peak is the",
+        "compiler's own figure. TFLOP are of products and of attention kernels; what the method",
+        "needs computes nothing twice, and no gradient of frozen weights. Collectives are",
+        "counted by what they give a chip in a step. Bounds are by least times: the slowest of",
+        "compute, memory, interconnect and the compiler's own estimate. No step was run.",
+        "",
+    ]
+    for place in PLACES:
+        lines += section(workdir, place)
+    lines += weak_scaling(workdir)
+    OUTPUT.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
