@@ -8,8 +8,16 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ftjax/__init__.py").read_text()).group(1)
 
-REFERENCES = [  # only ever imported by tests and by the benchmark's peer
-    "torch==2.13.0",
+TPU = ["jax[tpu]>=0.10"]
+REMOTE = ["gcsfs>=2026.1"]
+TEST = [
+    "pytest>=8.0",
+    "pytest-xdist>=3.6",
+    "ruff==0.17.6",
+    "gcp-storage-emulator>=2026.1",
+    *REMOTE,
+    *TPU,  # steps are compiled for chips that are not there
+    "torch==2.13.0",  # references: only ever imported by tests and by the benchmark's peer
     "peft>=0.21",
     "accelerate>=1.0",
     "sentence-transformers>=5.0",
@@ -42,10 +50,10 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff==0.17.6", *REFERENCES],
-        "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff==0.17.6", *REFERENCES],
-        "tpu": ["jax[tpu]>=0.10"],
+        "test": TEST,
+        "tpu": TPU,
         "gpu": ["jax[cuda12]>=0.10"],
+        "gcs": REMOTE,
     },
     entry_points={"console_scripts": ["ftjax=ftjax.cli:main"]},
     classifiers=[
