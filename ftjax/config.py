@@ -35,6 +35,7 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "remat": "none",  # none | full | dots | dots_no_batch
             "segments": "auto",  # auto | unrolled | scan | lengths of segments, as "4,2"
             "attention": "auto",  # xla | cudnn | gpu (cudnn or xla) | splash (TPUs, decoders)
+            "parts": 1,  # of feed-forward blocks, computed in turn in less memory
             "adapter": "",  # a PEFT or AdapterHub folder of the method, to start from
             "new_head": False,  # start a new head even where the folder has one
         },

@@ -240,7 +240,8 @@ def build(
     Args:
         hf_config: config.json's mapping.
         method: the method.
-        settings: `model.dtype`, `model.remat`, `model.segments`, `model.attention`.
+        settings: `model.dtype`, `model.remat`, `model.segments`, `model.attention`,
+            `model.parts`.
         head: the task's arguments to the family's `Model` (head, labels, pooling).
         platform: that it is to run on, "cpu", "gpu" or "tpu".
 
@@ -265,6 +266,12 @@ def build(
         config = family.from_hf(hf_config, options)
     except KeyError as error:
         raise UserError(f"config.json of this {hf_config['model_type']} lacks {error}") from error
+    parts = settings.get("parts", 1)
+    divisible = kind_of(hf_config) == "decoder" and config.divisible
+    if parts != 1 and not (divisible and 1 < parts <= config.intermediate_size):
+        raise UserError(
+            f"model.parts={parts} must be 1, or for decoders with gated feed-forward blocks more"
+        )
     if options.attention == "auto":
         drops = getattr(config, "attention_dropout", 0.0)
         splash = platform == "tpu" and kind_of(hf_config) == "decoder" and not drops
@@ -301,12 +308,16 @@ def build(
         buffers=buffers,
         of_words=str(model.head).endswith("_lm") or model.head == "pretraining",
     )
+    interceptor = method.interceptor(base)
+    inside = ".*/ffn/(up|gate|down)", "__call__", "product"
+    if parts > 1 and not (interceptor and interceptor.changes(*inside)):
+        options = replace(config.options, parts=parts)
+        model = model.clone(config=replace(config, options=options))
     limit = _positions(config)
     if limit is not None and limit < method.columns + SAMPLE:
         raise UserError(
             f"method.length={method.columns} leaves too few of the model's {limit} positions"
         )
-    interceptor = method.interceptor(base)
     if interceptor is not None:
         boxed = abstract(interceptor)
         shapes = {path: leaf.value for path, leaf in boxed.items()}

@@ -104,6 +104,7 @@ def compiled(workdir: Path, place: Place, name: str) -> dict[str, Any]:
             "model.path": place.model,
             "train.batch_size": place.batch,
             "data.max_length": place.length,
+            "model.parts": 4 if place.task == "causal_lm" else 1,
         }
         changes = [f"{key}={value}" for key, value in settings.items()]
         command = [sys.executable, "-m", "ftjax", "compile", "--topology", place.topology]

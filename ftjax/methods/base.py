@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -14,7 +15,6 @@ from ftjax.errors import UserError
 from ftjax.partition import FROZEN, Rules
 from ftjax.paths import Base, Flat
 
-Interceptor = Callable[..., Any]
 FREEZE_REST = (r".*", FROZEN)
 
 
@@ -29,6 +29,32 @@ def head_rule(base: Base, *more: str) -> tuple[str, str]:
     return (rf"({names})/.*", "head") if names else (r"(?!)", FROZEN)
 
 
+@dataclass(frozen=True)
+class Interceptor:
+    """For `flax.linen.intercept_methods`: what is called instead of methods of some modules.
+
+    Attributes:
+        wraps: (paths of modules, method, wrap), the innermost first.
+    """
+
+    wraps: tuple[tuple[Collection[str], str, Callable[..., Any]], ...]
+
+    def __call__(self, call: Callable[..., Any], args: tuple, kwargs: dict, context: Any) -> Any:
+        path = "/".join(context.module.path)
+        for places, method, wrap in self.wraps:
+            if context.method_name == method and path in places:
+                call = partial(wrap, context.module, call)
+        return call(*args, **kwargs)
+
+    def changes(self, pattern: str, *methods: str) -> bool:
+        """Whether any of these methods of a module whose path matches is called differently."""
+        return any(
+            method in methods and re.fullmatch(pattern, path)
+            for places, method, _ in self.wraps
+            for path in places
+        )
+
+
 def at(places: Collection[str], wrap: Callable[..., Any], method: str = "__call__") -> Interceptor:
     """An interceptor that calls `wrap(module, call, *args, **kwargs)` instead of `call`.
 
@@ -37,32 +63,13 @@ def at(places: Collection[str], wrap: Callable[..., Any], method: str = "__call_
         wrap: gives what the module's method then returns; `call` is that method.
         method: the one that is wrapped.
     """
-
-    def intercept(call: Callable[..., Any], args: tuple, kwargs: dict, context: Any) -> Any:
-        if context.method_name != method or "/".join(context.module.path) not in places:
-            return call(*args, **kwargs)
-        return wrap(context.module, call, *args, **kwargs)
-
-    return intercept
+    return Interceptor(((places, method, wrap),))
 
 
 def nested(*interceptors: Interceptor | None) -> Interceptor | None:
     """One interceptor from several, the first innermost; None adds nothing."""
-
-    def around(outer: Interceptor, inner: Interceptor) -> Interceptor:
-        def intercept(call: Callable[..., Any], args: tuple, kwargs: dict, context: Any) -> Any:
-            def within(*args: Any, **kwargs: Any) -> Any:
-                return inner(call, args, kwargs, context)
-
-            return outer(within, args, kwargs, context)
-
-        return intercept
-
-    whole = None
-    for interceptor in interceptors:
-        if interceptor is not None:
-            whole = interceptor if whole is None else around(interceptor, whole)
-    return whole
+    wraps = [wrap for interceptor in interceptors if interceptor for wrap in interceptor.wraps]
+    return Interceptor(tuple(wraps)) if wraps else None
 
 
 def leaf(

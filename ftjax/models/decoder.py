@@ -18,6 +18,7 @@ from ftjax.errors import UserError
 from ftjax.models.attention import AttentionCore
 from ftjax.models.cache import Cache, View, prompt_view, token_view
 from ftjax.models.experts import Experts
+from ftjax.models.feed_forward import FeedForward
 from ftjax.models.heads import Head
 from ftjax.models.layers import (
     ACTIVATIONS,
@@ -33,7 +34,6 @@ from ftjax.models.rotary import Rotary, rotate
 from ftjax.models.splash import Pattern
 from ftjax.models.stack import Stack
 from ftjax.models.vocabulary import LanguageHead, Scores, capped, score
-from ftjax.parallel.product import gated, in_turn
 
 Array = jax.Array
 DEFAULT_TARGETS = ("query", "value")
@@ -96,10 +96,20 @@ class Config:
 
     pre_norm: ClassVar[bool] = True
 
+    @property
+    def divisible(self) -> bool:
+        """Whether feed-forward blocks can be computed in parts."""
+        return self.gated and not self.experts and "ffn" not in self.biases
+
     def dense(
-        self, features: int, axes: tuple[str | None, str | None], name: str, bias: str = ""
+        self,
+        features: int,
+        axes: tuple[str | None, str | None],
+        name: str,
+        bias: str = "",
+        cls: type[Dense] = Dense,
     ) -> Dense:
-        return Dense(
+        return cls(
             features,
             axes,
             bias in self.biases,
@@ -158,25 +168,6 @@ class Attention(nn.Module):
         context = context.reshape(*x.shape[:-1], -1)
         out = c.dense(c.hidden_size, ("heads", "embed"), "output", "output")(context)
         return Dropout(c.residual_dropout, name="dropout")(out)
-
-
-class FeedForward(nn.Module):
-    """down(act(gate(x)) · up(x)), or down(act(up(x)))."""
-
-    config: Config
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        c, act = self.config, ACTIVATIONS[self.config.hidden_act]
-        wide = c.dense(c.intermediate_size, ("embed", "mlp"), "up", "ffn")(x)
-        if c.gated:
-            x, wide = in_turn(x, wide)
-            gate = c.dense(c.intermediate_size, ("embed", "mlp"), "gate", "ffn")(x)
-            wide = gated(act, gate, wide)
-        else:
-            wide = act(wide)
-        x = c.dense(c.hidden_size, ("mlp", "embed"), "down", "ffn")(wide)
-        return Dropout(c.residual_dropout, name="dropout")(x)
 
 
 class Layer(nn.Module):

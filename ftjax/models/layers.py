@@ -44,12 +44,15 @@ class Options:
         remat: a key of `ftjax.models.stack.POLICIES`.
         segments: lengths of the runs of layers; a run longer than one layer is scanned.
         attention: a key of `ATTENTION`.
+        parts: how many parts of its features a feed-forward block is computed in, of decoders
+            with gated ones.
     """
 
     dtype: Any = jnp.float32
     remat: str = "none"
     segments: tuple[int, ...] | None = None
     attention: str = "xla"
+    parts: int = 1
 
 
 class Dense(nn.Module):
@@ -85,6 +88,14 @@ class Dense(nn.Module):
     def product(self, x: Array, kernel: Array) -> Array:
         """x W; methods intercept it."""
         return matmul(x, kernel, self.axes)
+
+
+class Kernel(Dense):
+    """The kernel (in, out) of a `Dense` without bias, for products with parts of it."""
+
+    @nn.compact
+    def __call__(self, size: int) -> Array:
+        return self.weight(size)
 
 
 class LayerNorm(nn.Module):

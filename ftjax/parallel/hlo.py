@@ -73,7 +73,7 @@ class Summary:
 def summarize(text: str) -> Summary:
     """Counts a program's work; `text` is that of the optimized module."""
     computations, entry = parse(text)
-    found, seen = Summary(), set()
+    found, later = Summary(), _later(computations)
     for body, times, fused in _runs(computations, entry, 1):
         lines = {line.name: line for line in computations[body]}
         shapes = {line.name: line.shapes for line in computations[body]}
@@ -85,13 +85,7 @@ def summarize(text: str) -> Summary:
             kind = line.opcode.removesuffix("-start")
             if line.opcode in ("dot", "convolution"):
                 found.flops += times * _product_flops(line, shapes)
-            elif kind in COLLECTIVES and not ALONE.search(line.text):
-                # Cut up to run beside other work, the parts of one collective share a channel.
-                channel = re.search(r"channel_id=(\d+)", line.text)
-                part = fused and channel and (channel[1], kind, line.shapes)
-                if part and part in seen:
-                    continue
-                seen.add(part)
+            elif kind in COLLECTIVES and not ALONE.search(line.text) and body not in later:
                 started = line.opcode != kind  # gives what it reads, too
                 arrays = line.shapes[len(line.shapes) // 2 :] if started else line.shapes
                 if body.startswith("all-reduce-scatter"):  # how TPUs write it: a slice of the sum
@@ -128,6 +122,20 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
             operands = re.findall(r"%([\w.\-]+)", read) or read.split(", ")
             current.append(Instruction(name, shapes, near, opcode, tuple(operands), rest))
     return computations, entry
+
+
+def _later(computations: Mapping[str, list[Instruction]]) -> set[str]:
+    """Bodies of fusions in which a collective goes on that was started in another.
+
+    TPUs' compiler cuts a collective up to run beside other work, and names it in every piece.
+    """
+    calls = [line for lines in computations.values() for line in lines if line.opcode == "fusion"]
+    bodies = {line.called("calls"): line.name for line in calls}
+    return {
+        body
+        for body, caller in bodies.items()
+        if body.startswith("async_collective_fusion") or caller.startswith("async-collective-done")
+    }
 
 
 def _numbers(text: str) -> tuple[int, ...]:

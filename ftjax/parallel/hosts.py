@@ -2,11 +2,13 @@
 
 import os
 import sys
+import time
 
 import jax
 
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
 LOST = 3  # exit code where another process was lost
+LINGER = 10  # seconds that the leader, whose end ends all, leaves the others to say why they stop
 
 
 def join() -> None:
@@ -43,4 +45,6 @@ def leave(error: BaseException) -> None:
         file=sys.stderr,
         flush=True,
     )
+    if jax.process_index() == 0:
+        time.sleep(LINGER)
     os._exit(LOST)

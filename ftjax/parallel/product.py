@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import AbstractMesh, PartitionSpec
@@ -28,7 +29,9 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None]) -> Array:
         kernel: (in, out).
         axes: logical axes of the kernel.
     """
-    mesh, kernel = jax.sharding.get_abstract_mesh(), kernel.astype(x.dtype)
+    mesh = jax.sharding.get_abstract_mesh()
+    kernel = rounded(kernel) if (kernel.dtype, x.dtype) == (jnp.float32, jnp.bfloat16) else kernel
+    kernel = kernel.astype(x.dtype)
     if mesh.empty or mesh.shape["fsdp"] == 1 or x.ndim == 1:
         return _rows(x, kernel)
     placed = place(axes, kernel.shape, mesh.shape)
@@ -47,6 +50,19 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None]) -> Array:
     x, kernel = in_turn(x, kernel)
     again = kernel.nbytes > LARGE  # without which the compiler keeps what is gathered
     return checkpoint_name(jax.checkpoint(run, prevent_cse=again)(x, kernel), NAME)
+
+
+@jax.custom_vjp
+def rounded(kernel: Array) -> Array:
+    """float32 as bfloat16, not before it is asked for.
+
+    TPUs' compiler would else round the kernels of all scanned layers beforehand, and keep both.
+    """
+    bits = jax.lax.optimization_barrier(jax.lax.bitcast_convert_type(kernel, jnp.uint32))
+    return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(jnp.bfloat16)
+
+
+rounded.defvjp(lambda kernel: (rounded(kernel), None), lambda _, g: (g.astype(jnp.float32),))
 
 
 @jax.custom_vjp

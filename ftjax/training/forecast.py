@@ -86,17 +86,20 @@ def mended(
     Returns:
         Overrides for the command line, and the forecast under them.
     """
-    for changes in _mends(config):
+    changes: dict[str, Any] = {}
+    for more in _mends(config):
+        attempt = changes | more
         tried = config.copy_and_resolve_references()
-        for key, value in changes.items():
+        for key, value in attempt.items():
             section, name = key.split(".")
             tried[section][name] = value
-        words = " ".join(f"--config.{key}={value}" for key, value in changes.items())
+        words = " ".join(f"--config.{key}={value}" for key, value in attempt.items())
         say(f"trying {words}")
         try:
             found = forecast(tried, topology, slices)
-        except UserError:  # the batch or a dimension does not divide so
+        except UserError:  # the batch does not divide so, or the model has no such parts
             continue
+        changes = attempt
         if found["fits"]:
             return words, found
     return None
@@ -104,17 +107,16 @@ def mended(
 
 def _mends(config: ConfigDict) -> Iterator[dict[str, Any]]:
     """From what costs least: spreading parameters, computing again, smaller microbatches."""
-    changes: dict[str, Any] = {}
     if config.mesh.fsdp != -1 and config.mesh.data != 1:
-        changes |= {"mesh.data": 1, "mesh.fsdp": -1}
-        yield dict(changes)
+        yield {"mesh.data": 1, "mesh.fsdp": -1}
     if config.model.remat != "full":
-        changes |= {"model.remat": "full"}
-        yield dict(changes)
+        yield {"model.remat": "full"}
+    if config.model.parts == 1:
+        yield {"model.parts": 4}
     parts = config.train.accumulation
     while parts * 2 <= min(config.train.batch_size, 64):
         parts *= 2
-        yield {**changes, "train.accumulation": parts}
+        yield {"train.accumulation": parts}
 
 
 def lines(found: dict[str, Any]) -> list[str]:

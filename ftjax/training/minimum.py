@@ -27,7 +27,7 @@ def least_flops(config: ConfigDict, batch: Mapping[str, Any] | None = None) -> d
         "dense": of tokens with kernels; "attention": of tokens with tokens.
     """
     config = config.copy_and_resolve_references()
-    config.model.update({"remat": "none", "attention": "xla"})
+    config.model.update({"remat": "none", "attention": "xla", "parts": 1})
     recipe = abstract_recipe(config)
     phase = recipe.tuned.at_step(0)
     trainable, frozen = phase.partition.split(abstract_params(recipe.tuned))

@@ -93,3 +93,36 @@ ENTRY %main (x: bf16[64,16]) -> bf16[16,16] {
 def test_a_fused_scatter_of_tpus_is_no_all_reduce():
     found = summarize(FUSED)
     assert found.sent == {"reduce-scatter": 16 * 16 * 2} and found.counts == {"reduce-scatter": 1}
+
+
+IN_PIECES = """
+%started (a: bf16[8,16]) -> (bf16[8,16], bf16[64,16]) {
+  %a = bf16[8,16]{1,0} parameter(0)
+  %all-gather.1 = bf16[64,16]{1,0} all-gather(%a), channel_id=1, dimensions={0}
+  ROOT %state = (bf16[8,16]{1,0}, bf16[64,16]{1,0}) custom-call(%all-gather.1)
+}
+
+%async_collective_fusion.7 (b: bf16[8,16]) -> bf16[64,16] {
+  %b = bf16[8,16]{1,0} parameter(0)
+  ROOT %all-gather.2 = bf16[64,16]{1,0} all-gather(%b), channel_id=1, dimensions={0}
+}
+
+%ended (c: bf16[8,16]) -> bf16[64,16] {
+  %c = bf16[8,16]{1,0} parameter(0)
+  ROOT %all-gather.3 = bf16[64,16]{1,0} all-gather(%c), channel_id=1, dimensions={0}
+}
+
+ENTRY %main (x: bf16[8,16]) -> bf16[64,16] {
+  %x = bf16[8,16]{1,0} parameter(0)
+  %async-collective-start = (bf16[8,16]{1,0}, bf16[64,16]{1,0}) fusion(%x), kind=kCustom, calls=%started
+  %fusion.1 = bf16[64,16]{1,0} fusion(%x), kind=kOutput, calls=%async_collective_fusion.7
+  %async-collective-done = bf16[64,16]{1,0} fusion(%x), kind=kCustom, calls=%ended
+  ROOT %all-gather.4 = bf16[64,16]{1,0} all-gather(%x), channel_id=1, dimensions={0}
+}
+"""
+
+
+def test_a_collective_in_pieces_counts_once():
+    """Beside another of the same channel and shape."""
+    found = summarize(IN_PIECES)
+    assert found.sent == {"all-gather": 2 * 64 * 16 * 2} and found.counts == {"all-gather": 2}

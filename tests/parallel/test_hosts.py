@@ -97,7 +97,9 @@ def test_one_is_lost_and_fewer_go_on(after, alone, config_file, tmp_path):
     assert time.time() - lost < 60
     for number in (0, 1, 3):
         assert processes[number].returncode not in (0, None)
-        assert "was lost" in outputs[number] or "heartbeat" in outputs[number], outputs[number]
+        # Ours, or JAX's, where its own thread hears of it first
+        said = outputs[number]
+        assert "was lost" in said or "another task died" in said or "heartbeat" in said, said
     said = "".join(ended(start(config_file, workdir, after)))
     assert "resumed at step" in said
     same(final(workdir), alone)

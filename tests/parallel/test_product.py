@@ -11,7 +11,7 @@ from ftjax.parallel import collectives, product
 from ftjax.parallel.collectives import factors
 from ftjax.parallel.hlo import summarize
 from ftjax.parallel.mesh import logical_axes, make_mesh
-from ftjax.parallel.product import gated, in_turn, matmul
+from ftjax.parallel.product import gated, in_turn, matmul, rounded
 
 PAIRS = [("embed", "mlp"), ("mlp", "embed"), ("embed", "rank"), ("rank", "heads")]
 
@@ -94,3 +94,16 @@ def test_rows_that_do_not_divide_are_multiplied_all_the_same():
     with logical_axes(make_mesh(1, 4, 2)):
         found = jax.jit(lambda x, kernel: matmul(x, kernel, ("embed", "mlp")))(x, kernel)
     np.testing.assert_array_equal(found, x @ kernel)
+
+
+def test_rounding_is_that_of_a_conversion():
+    """Also of what is not finite; the gradient is the product's, in float32."""
+    kernel = jnp.asarray(np.random.default_rng(0).normal(0, 1, (16, 8)), jnp.float32)
+    kernel = kernel.at[0, :3].set(jnp.array([jnp.nan, jnp.inf, -0.0]))
+    np.testing.assert_array_equal(rounded(kernel), kernel.astype(jnp.bfloat16))
+    grads = [
+        jax.grad(lambda w, f=f: (f(w[1:]).astype(jnp.float32) ** 2).sum())(kernel)
+        for f in (rounded, lambda w: w.astype(jnp.bfloat16))
+    ]
+    assert grads[0].dtype == jnp.float32
+    np.testing.assert_array_equal(*grads)

@@ -1,0 +1,79 @@
+"""Feed-forward blocks in parts, against whole ones."""
+
+import jax
+import numpy as np
+import pytest
+
+from ftjax import methods
+from ftjax.errors import UserError
+from ftjax.parallel.mesh import logical_axes, make_mesh
+from ftjax.tuned import build
+from tests.models import made
+from tests.training.abstract import LLAMA
+
+METHODS = {
+    "full": {},
+    "lora": {"rank": 4, "targets": "all-linear"},  # changes products inside: computed whole
+    "dora": {"rank": 4, "targets": "all-linear"},
+    "houlsby": {"reduction": 8},
+    "ia3": {},
+}
+
+
+def tuned(method, parts, **changes):
+    made_of = methods.find(method)(**METHODS.get(method, {}))
+    return build(LLAMA | changes, made_of, {"parts": parts}, {"head": "causal_lm"})
+
+
+def found(model, mesh=None):
+    """Logits of two rows, and gradients of their squares' sum."""
+    random = np.random.default_rng(0)
+    params = {
+        path: random.normal(path.endswith(("scale", "magnitude")), 0.1, leaf.shape).astype(
+            np.float32
+        )
+        for path, leaf in model.shapes.items()
+    }
+    ids = random.integers(0, 256, (4, 9)).astype(np.int32)
+
+    def loss(params):
+        logits = model.apply(params, {"input_ids": ids})
+        return (logits**2).sum(), logits
+
+    return made.quick(jax.grad(loss, has_aux=True))(params)
+
+
+@pytest.mark.parametrize("shape", [None, (1, 4, 1), (1, 2, 2)], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_parts_equal_the_whole(method, shape):
+    grads, logits = found(tuned(method, 1))
+    model = tuned(method, 3)  # of 128 features: not equally many
+    if shape is None:
+        parted, outputs = found(model)
+    else:
+        with logical_axes(make_mesh(*shape, jax.devices()[:4])):
+            parted, outputs = found(model)
+    np.testing.assert_allclose(outputs, logits, rtol=1e-5, atol=1e-5 * np.abs(logits).max())
+    largest = max(np.abs(grad).max() for grad in grads.values())
+    for path, grad in grads.items():
+        assert made.difference(parted[path], grad, largest) < 1e-4, path
+
+
+def test_what_is_computed_at_a_time_is_a_part():
+    """No array of the program is as wide as the whole block, but the kernels themselves."""
+
+    def shapes(parts):
+        model = tuned("full", parts)
+        params = {p: jax.ShapeDtypeStruct(x.shape, np.float32) for p, x in model.shapes.items()}
+        ids = jax.ShapeDtypeStruct((4, 9), np.int32)
+        jaxpr = jax.make_jaxpr(lambda p, i: model.apply(p, {"input_ids": i}))(params, ids)
+        return str(jaxpr)
+
+    wide = "f32[4,9,128]"
+    assert wide in shapes(1) and wide not in shapes(2)
+
+
+@pytest.mark.parametrize(("parts", "changes"), [(0, {}), (200, {}), (2, {"model_type": "gpt2"})])
+def test_what_has_no_parts_says_so(parts, changes):
+    with pytest.raises(UserError, match=f"model.parts={parts}"):
+        tuned("full", parts, **changes)
