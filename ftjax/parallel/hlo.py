@@ -57,6 +57,7 @@ class Summary:
         flops: of products of matrices and convolutions.
         sent: bytes of the results of collectives, by kind.
         counts: how often each kind runs.
+        across: bytes received from other slices, over the network between hosts.
         kernels: how often each custom kernel runs: (name, shapes that it reads) → times.
         moved: bytes read from and written to the main memory.
         cycles: the compiler's own estimate of what is not a kernel.
@@ -65,6 +66,7 @@ class Summary:
     flops: float = 0.0
     sent: Counter = field(default_factory=Counter)
     counts: Counter = field(default_factory=Counter)
+    across: float = 0.0
     kernels: Counter = field(default_factory=Counter)
     moved: float = 0.0
     cycles: float = 0.0
@@ -92,6 +94,8 @@ def summarize(text: str) -> Summary:
                     kind, arrays = "reduce-scatter", computations[body][-1].shapes
                 found.sent[kind] += times * sum(map(nbytes, arrays))
                 found.counts[kind] += times
+            elif line.opcode == "recv" and "is_host_transfer=true" in line.text:
+                found.across += times * nbytes(line.shapes[0])
             elif line.opcode == "custom-call" and '"tpu_custom_call"' in line.text:
                 read = tuple(shape for name in line.operands for shape in shapes[name])
                 found.kernels[re.sub(r"[.\d]+$", "", line.name), read] += times

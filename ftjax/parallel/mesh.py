@@ -62,11 +62,13 @@ def make_mesh(
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if sizes[0] % slices:
         raise UserError(f"mesh.data={sizes[0]} must be a multiple of the {slices} slices")
+    # An axis may take a part of a dimension of the torus, where none has its size.
+    split = {"devices": devices, "allow_split_physical_axes": True}
     if slices > 1:
         within, between = (sizes[0] // slices, *sizes[1:]), (slices, *(1,) * (len(AXES) - 1))
-        laid = mesh_utils.create_hybrid_device_mesh(within, between, devices=devices)
+        laid = mesh_utils.create_hybrid_device_mesh(within, between, **split)
     else:
-        laid = mesh_utils.create_device_mesh(sizes, devices=devices)
+        laid = mesh_utils.create_device_mesh(sizes, **split)
     return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

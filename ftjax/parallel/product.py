@@ -32,18 +32,19 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None]) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     kernel = rounded(kernel) if (kernel.dtype, x.dtype) == (jnp.float32, jnp.bfloat16) else kernel
     kernel = kernel.astype(x.dtype)
-    if mesh.empty or mesh.shape["fsdp"] == 1 or x.ndim == 1:
+    if mesh.empty or mesh.shape["fsdp"] * mesh.shape["sequence"] == 1 or x.ndim == 1:
         return _rows(x, kernel)
     placed = place(axes, kernel.shape, mesh.shape)
     into, out = (_without_fsdp(axis) for axis in placed)
     leading = (RULES["batch"], RULES["length"], *(None,) * x.ndim)[: x.ndim - 1]
     specs = PartitionSpec(*leading, into), PartitionSpec(*placed)
     gathered = [i for i, axis in enumerate(placed) if "fsdp" in _names(axis)]
-    if not (gathered and _divides(mesh, specs[0], x) and _divides(mesh, specs[1], kernel)):
+    apart = gathered or mesh.shape["sequence"] > 1
+    if not (apart and _divides(mesh, specs[0], x) and _divides(mesh, specs[1], kernel)):
         return _rows(x, kernel)
     others = tuple(name for axes in leading for name in _names(axes) if name != "fsdp")
     run = jax.shard_map(
-        partial(_local, dimension=gathered[0], summed=into, others=others),
+        partial(_local, dimension=gathered[0] if gathered else None, summed=into, others=others),
         in_specs=specs,
         out_specs=PartitionSpec(*leading, out),
     )
@@ -126,9 +127,9 @@ def _rows(x: Array, kernel: Array) -> Array:
 
 
 def _local(
-    x: Array, kernel: Array, *, dimension: int, summed: str | None, others: tuple[str, ...]
+    x: Array, kernel: Array, *, dimension: int | None, summed: str | None, others: tuple[str, ...]
 ) -> Array:
     # Said here, so that the gradient is summed over other axes once it is scattered over fsdp.
     kernel = jax.lax.pcast(kernel, others, to="varying") if others else kernel
-    y = _rows(x, gather(kernel, "fsdp", dimension))
+    y = _rows(x, kernel if dimension is None else gather(kernel, "fsdp", dimension))
     return jax.lax.psum(y, summed) if summed else y

@@ -9,7 +9,7 @@ PASSED = {"all-reduce": 2.0}
 
 
 def seconds(
-    chip: Chip, flops: float, moved: float, sent: Mapping[str, float], across: float = 0.0
+    chip: Chip, flops: float, moved: float, sent: Mapping[str, float], across: float
 ) -> dict[str, float]:
     """The least time of each kind of work, all others being free.
 

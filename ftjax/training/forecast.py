@@ -68,12 +68,16 @@ def _read(program: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:
     }
     memory |= {"sum": sum(memory.values()), "peak": sizes.peak_memory_in_bytes}
     kernels = sum(times * kernel_flops(*kernel) for kernel, times in work.kernels.items())
-    times = seconds(chip, work.flops + kernels, work.moved, work.sent)
+    times = seconds(chip, work.flops + kernels, work.moved, work.sent, work.across)
     return {
         "fits": memory["sum"] <= chip.memory,
         "memory": memory,
         "flops": {"dense": work.flops, "kernels": kernels},
-        "collectives": {"bytes": dict(work.sent), "runs": dict(work.counts)},
+        "collectives": {
+            "bytes": dict(work.sent),
+            "runs": dict(work.counts),
+            "between_slices": work.across,
+        },
         "seconds": {**times, "compiler": work.cycles / chip.clock + kernels / chip.flops},
     }
 
@@ -133,7 +137,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         return [*text, f"does not fit: {found['reason']}"]
     memory, flops = found["memory"], found["flops"]
     least, times = found["least_flops"], found["seconds"]
-    of = found["chip_memory"] / GIB
+    of, across = found["chip_memory"] / GIB, found["collectives"]["between_slices"]
     bound = max(times, key=times.get)
     return [
         *text,
@@ -148,7 +152,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         + ", ".join(
             f"{kind} {count / 1e9:.3f} GB in {found['collectives']['runs'][kind]:,}"
             for kind, count in sorted(found["collectives"]["bytes"].items())
-        ),
+        )
+        + (f"; between slices {across / 1e9:.3f} GB" if across else ""),
         "least time: " + ", ".join(f"{kind} {1e3 * t:,.1f} ms" for kind, t in times.items() if t),
         f"bound by {bound}: MFU at most {found['mfu_bound']:.0%}",
         f"compiled in {found['compile_seconds']:.1f} s",

@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import math
 import re
 
 import jax
 import pytest
 
 from ftjax import methods
+from ftjax.parallel.hlo import summarize
 from ftjax.parallel.mesh import make_mesh
 from ftjax.training.ahead import abstract_batch, abstract_state, compiled
 from ftjax.training.ahead import abstract_recipe as recipe_of
@@ -108,8 +110,6 @@ def test_a_mesh_sends_what_it_must(llama, method, mesh):
     config = config_of(llama, method, **changes)
     recipe = recipe_of(config)
     program, _ = compiled(recipe, make_mesh(**{"data": 1, **mesh}))
-    from ftjax.parallel.hlo import summarize
-
     sent = summarize(program.as_text()).sent
     trainable, total = recipe.tuned.partition.counts(recipe.tuned.shapes)
     if "data" in mesh:
@@ -120,6 +120,73 @@ def test_a_mesh_sends_what_it_must(llama, method, mesh):
         assert sent["all-reduce"] < 0.05 * kernels  # norms and sums
         assert sent["all-gather"] < 2.2 * kernels + 4 * ROWS * LENGTH * 64 * 2
         assert sent["reduce-scatter"] >= 0.8 * 4 * trainable / 8 * (method == "full")
+
+
+LAYERS, X = 3, 4 * ROWS * LENGTH * 64  # bytes of one activation of all rows
+FEW = 128  # bytes of sums of scalars and of masks
+
+
+def sent_by(folder, method, **mesh):
+    """Bytes by kind of collective, and bytes of what trains."""
+    config = config_of(folder, method, **{f"mesh_{axis}": size for axis, size in mesh.items()})
+    recipe, count = recipe_of(config), math.prod(mesh.values())
+    program, _ = compiled(recipe, make_mesh(**mesh, devices=jax.devices()[:count]))
+    return summarize(program.as_text()).sent, 4 * recipe.tuned.partition.counts(
+        recipe.tuned.shapes
+    )[0]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_sequence_mesh_sends_keys_and_values(llama, method):
+    """Gathered for every query, their gradients summed; and gradients of weights."""
+    sent, trainable = sent_by(llama, method, data=1, sequence=4)
+    keys_and_values = LAYERS * 2 * X / 2  # half as many heads
+    assert keys_and_values <= sent["all-gather"] < keys_and_values + FEW
+    # LoRA's factors A of a row's tokens give no gradient that is summed with anything else.
+    least = trainable + keys_and_values * (method == "full")
+    assert least <= sent["all-reduce"] < trainable + keys_and_values + FEW
+    assert sent.keys() <= {"all-gather", "all-reduce", "collective-permute"}
+    assert sent["collective-permute"] < FEW  # targets of the tokens before
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_tensor_mesh_sends_activations_only(llama, method):
+    """Sums of what heads and wide features give, and no kernel."""
+    sent, trainable = sent_by(llama, method, data=1, tensor=2)
+    assert sent.keys() == {"all-reduce"}
+    # Attention's and feed-forward's outputs, and gradients of the inputs of five products; below
+    # the first layer's none where the words are frozen; the words' and the head's.
+    assert 4 * LAYERS * X < sent["all-reduce"] < (7 * LAYERS + 2) * X + trainable / 10 + FEW
+
+
+def test_an_expert_mesh_sends_tokens(tmp_path):
+    """To all experts and back, in both passes; experts' kernels and gradients stay."""
+    mixture = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+    folder = write_config(tmp_path, **mixture, sliding_window=None)
+    sent, trainable = sent_by(folder, "full", data=1, expert=4)
+    choices = 2 * 4 * ROWS * LENGTH  # bytes of weights, and as many of experts' numbers
+    assert sent["all-gather"] == 2 * LAYERS * (X + 2 * choices)
+    assert sent["reduce-scatter"] == LAYERS * (2 * X + choices) / 4
+    others = trainable - 4 * LAYERS * 4 * 3 * 64 * 128
+    assert others <= sent["all-reduce"] < others + FEW
+
+
+@needs_libtpu
+def test_slices_send_gradients_once(tmp_path):
+    """Each chip what it holds of them after they are scattered in its slice, in bfloat16."""
+    wide = {"hidden_size": 512, "intermediate_size": 1024, "vocab_size": 1024}
+    model, output = write_config(tmp_path, **wide), tmp_path / "found.json"
+    arguments = ["compile", "--config", "configs/ahead.py:full", f"--config.model.path={model}"]
+    arguments += ["--config.data.max_length=128", "--config.train.batch_size=8", "--quick"]
+    arguments += ["--topology", "v5e:2x2", "--slices", "2"]
+    ftjax(*arguments, "--config.mesh.data=2", "--output", output)
+    found = json.loads(output.read_text())
+    assert found["chips"] == 8 and found["mesh"]["fsdp"] == 4
+    between = found["collectives"]["between_slices"]
+    assert 2 * found["trainable"] / 4 <= between < 1.3 * 2 * found["trainable"] / 4
+    assert found["seconds"]["network"] > 0
+    split = ftjax(*arguments, "--config.mesh.data=1", expect=2).stderr
+    assert "mesh.data=1 must be a multiple of the 2 slices" in split
 
 
 @needs_libtpu
