@@ -231,6 +231,8 @@ def coerce(key: str, old: Any, value: Any) -> Any:
     flexible = key == "model.segments" or (
         key.startswith("method.") and key.endswith((".targets", ".feedforward"))
     )
+    if value is None and (flexible or isinstance(old, str)):
+        value = "none"  # the name of a choice, as of model.remat
     if flexible or isinstance(old, tuple | list):
         if isinstance(value, str) and "," in value:
             value = [part.strip() for part in value.split(",") if part.strip()]

@@ -1,5 +1,6 @@
 """The command line, from end to end, as a user would run it."""
 
+import ctypes
 import json
 import resource
 import shutil
@@ -104,6 +105,7 @@ def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
         (["--config.method.name=lora", "--config.method.rnk=2"], "did you mean 'method.rank'"),
         (["--config.train.epochs=many"], "train.epochs='many' has the wrong type: int"),
         (["--config.train.epochs=1.5"], "wrong type"),
+        (["--config.model.remat=none", "--config.data.path=nowhere"], "nowhere"),
         (["--config.optimizer.learning_rate=fast"], "wrong type: float"),
         (["--config.optimizer.learning_rate=-1"], "must be positive"),
         (["--config.train.accumulation=3"], "does not divide"),
@@ -196,6 +198,31 @@ def test_a_disk_that_is_full_while_saving(config_file, tmp_path):
     assert not [p for p in (work / "checkpoints").iterdir() if p.name.isdigit()]
     ftjax(*arguments, "--config.train.eval_every=4")  # with room again, the run goes on
     assert (work / "result.json").exists()
+
+
+def test_a_folder_that_cannot_be_written(config_file, tmp_path):
+    """Nothing of the run that it holds is lost."""
+    work = tmp_path / "work"
+    arguments = ["train", "--config", config_file, "--workdir", work, "--config.train.steps=4"]
+    arguments += ["--config.train.checkpoint_every=2", "--config.train.keep=2"]
+    ftjax(*arguments)
+    (work / "result.json").unlink()
+    shutil.rmtree(work / "checkpoints" / "4")
+    (work / "checkpoints").chmod(0o555)
+
+    def without_privilege():  # root writes everywhere unless it gives up CAP_DAC_OVERRIDE
+        ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+
+    failed = subprocess.run(
+        [sys.executable, "-m", "ftjax", *map(str, arguments)],
+        capture_output=True, text=True, env=environment(), preexec_fn=without_privilege,
+    )  # fmt: skip
+    (work / "checkpoints").chmod(0o755)
+    assert failed.returncode == 2, failed.stderr
+    assert "checkpoints" in failed.stderr and "Permission denied" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert [p.name for p in (work / "checkpoints").iterdir()] == ["2"]
+    assert "resumed at step 2" in ftjax(*arguments).stdout
 
 
 def test_a_disk_without_room_is_told_before_the_attempt(config_file, tmp_path, monkeypatch, capsys):
