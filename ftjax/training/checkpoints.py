@@ -6,6 +6,7 @@ configuration and the base model's fingerprint; never the frozen base.
 
 import logging
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,7 +82,9 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
-        # Told before the attempt: a failed write is told at great length.
+        # Told before the attempt: a failed write is told at great length, and waited for.
+        if not (self._remote or os.access(self.folder, os.W_OK)):
+            raise self._failed(step, PermissionError("no permission to write there"))
         free = math.inf if self._remote else shutil.disk_usage(self.folder).free
         if free < 1.1 * needed:
             raise self._failed(step, OSError(f"{needed:,} bytes are needed, {free:,} are free"))
@@ -183,9 +186,10 @@ class Checkpoints:
         what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
         kept = [s for s in self._manager.all_steps(read=True) if s != step]
         last = f"step {max(kept)} is kept" if kept else "there is no earlier one"
+        doubt = "" if isinstance(error, PermissionError) else " Is the disk full?"
         return UserError(
             f"{what} could not be written to {self.folder} ({type(error).__name__}: "
-            f"{_first_line(error)}); {last}. Is the disk full?"
+            f"{_first_line(error)}); {last}.{doubt}"
         )
 
 
