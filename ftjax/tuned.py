@@ -309,8 +309,9 @@ def build(
         of_words=str(model.head).endswith("_lm") or model.head == "pretraining",
     )
     interceptor = method.interceptor(base)
-    inside = ".*/ffn/(up|gate|down)", "__call__", "product"
-    if parts > 1 and not (interceptor and interceptor.changes(*inside)):
+    # What comes after a block needs its output, which parts would have to compute once more.
+    around = r".*layers?_[\d_]+(/ffn(/(up|gate|down))?)?", "__call__", "product"
+    if parts > 1 and not (interceptor and interceptor.changes(*around)):
         options = replace(config.options, parts=parts)
         model = model.clone(config=replace(config, options=options))
     limit = _positions(config)

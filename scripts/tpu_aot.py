@@ -24,7 +24,7 @@ METHODS = {  # name in the table → method, overrides
     "full, bfloat16 weights": ("full", ("model.trainable_dtype=bfloat16",)),
     "lora q, v": ("lora", RANK),
     "lora all-linear": ("lora", (*RANK, "method.targets=all-linear")),
-    "qlora q, v": ("qlora", ("method.over.rank=16", "method.over.alpha=16.0")),
+    "qlora all-linear": ("qlora", ("method.over.rank=16", "method.over.alpha=16.0")),
     "houlsby": ("houlsby", ()),
     "prompt_tuning": ("prompt_tuning", ()),
     "prefix_tuning": ("prefix_tuning", ()),
@@ -37,6 +37,7 @@ class Place:
 
     Attributes:
         batch, length: of a step, over all chips.
+        slices: over which the data axis goes.
         methods: keys of `METHODS`.
     """
 
@@ -46,6 +47,7 @@ class Place:
     length: int
     methods: tuple[str, ...] = tuple(METHODS)
     task: str = "causal_lm"
+    slices: int = 1
 
 
 PLACES = (
@@ -80,7 +82,7 @@ PEERS = {
     },
 }
 WEAK = {  # chips: rows are as many
-    "v5e": ("v5e:4x4", "v5e:8x8", "v5e:16x16", "v5e:16x32"),
+    "v5e": ("v5e:4x4", "v5e:8x8", "v5e:16x16", "v5e:16x16 x 2"),
     "v5p": ("v5p:2x2x4", "v5p:4x4x4", "v5p:4x8x8", "v5p:8x8x8"),
 }
 HEADER = ("", "GiB a chip", "peak", "TFLOP", "needed", "all-gather GB", "all-reduce GB")
@@ -104,10 +106,12 @@ def compiled(workdir: Path, place: Place, name: str) -> dict[str, Any]:
             "model.path": place.model,
             "train.batch_size": place.batch,
             "data.max_length": place.length,
+            "mesh.data": place.slices,
             "model.parts": 4 if place.task == "causal_lm" else 1,
         }
         changes = [f"{key}={value}" for key, value in settings.items()]
         command = [sys.executable, "-m", "ftjax", "compile", "--topology", place.topology]
+        command += ["--slices", str(place.slices)]
         command += ["--config", f"{ROOT / 'configs' / 'ahead.py'}:{method}/{place.task}"]
         command += [f"--config.{c}" for c in (*changes, *overrides)]
         print(slug, flush=True)
@@ -170,19 +174,24 @@ def weak_scaling(workdir: Path) -> Iterator[str]:
     yield ""
     yield "llama-3.1-8b with lora on q and v, one row of 4,096 tokens a chip."
     yield ""
-    yield "| chip | chips | GiB a chip | received GB a step | TFLOP |"
-    yield "|---|---:|---:|---:|---:|"
+    yield "| chip | topology | chips | GiB a chip | GB in a slice | GB between slices | TFLOP |"
+    yield "|---|---|---:|---:|---:|---:|---:|"
     figure, axes = plt.subplots(figsize=(6, 3.6))
     for kind, topologies in WEAK.items():
         points = []
         for topology in topologies:
-            count = chips(topology)
-            found = compiled(workdir, Place("llama-3.1-8b", topology, count, 4096), "lora q, v")
+            shape, _, slices = topology.partition(" x ")
+            slices = int(slices or 1)
+            count = slices * chips(shape)
+            place = Place("llama-3.1-8b", shape, count, 4096, slices=slices)
+            found = compiled(workdir, place, "lora q, v")
             memory = found["memory"]["sum"] / GIB
             sent = sum(found["collectives"]["bytes"].values()) / 1e9
+            between = found["collectives"]["between_slices"] / 1e9
             points.append((count, memory))
             work = found["flops"]["dense"] / 1e12
-            yield f"| {kind} | {count} | {memory:.2f} | {sent:.1f} | {work:.1f} |"
+            cells = kind, topology, count, f"{memory:.2f}", f"{sent:.1f}", f"{between:.3f}"
+            yield f"| {' | '.join(map(str, cells))} | {work:.1f} |"
         axes.plot(*zip(*points, strict=True), marker="o", label=kind)
     axes.set_xscale("log", base=2)
     axes.set(xlabel="chips", ylabel="GiB a chip", ylim=(0, None))

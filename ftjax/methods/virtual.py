@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ftjax.errors import require
 from ftjax.methods.base import Interceptor, at, nested
+from ftjax.models.vocabulary import Scores
 from ftjax.paths import Base
 
 Array = jax.Array
@@ -16,6 +17,7 @@ Inputs = dict[str, Any]
 # Heads whose outputs have a row a token; of an encoder-decoder, a row a token that is read.
 EACH_TOKEN = (None, "tokens", "span", "masked_lm", "causal_lm", "pretraining")
 EACH_TOKEN_READ = ("tokens",)
+BLANK = dict.fromkeys(("input_ids", "token_type_ids", "targets", "target_weights"), 0)
 
 
 class Places(NamedTuple):
@@ -77,7 +79,7 @@ def next_token(base: Base, inputs: Inputs, count: int) -> Inputs:
 def longer(inputs: Inputs, count: int) -> Inputs:
     """Inputs whose rows begin with `count` virtual tokens, of id 0 and type 0, which all see."""
     grown = dict(inputs)
-    for name, value in (("input_ids", 0), ("attention_mask", 1), ("token_type_ids", 0)):
+    for name, value in {"attention_mask": 1, **BLANK}.items():
         if inputs.get(name) is not None:
             grown[name] = widened(inputs[name], count, value)
     if inputs.get("position_ids") is not None:
@@ -113,7 +115,7 @@ def longer_packed(inputs: Inputs, count: int) -> tuple[Inputs, Places]:
         return jnp.where(virtual < 0, spread, there)
 
     own = blank.at[row[..., None], ahead].set(segments[..., None], mode="drop")
-    fill = {"input_ids": 0, "attention_mask": 1, "token_type_ids": 0, "segment_ids": own}
+    fill = {"attention_mask": 1, "segment_ids": own, **BLANK}
     moved = inputs.get("position_ids") is not None
     found = later(inputs, count) if moved else inputs
     fill |= {"position_ids": virtual} if moved else {}
@@ -140,6 +142,8 @@ def removed(module: nn.Module, base: Base, out: Any, count: int, places: Places 
         return out
     if module.is_mutable_collection("cache") and not module.is_initializing():
         return out  # of the last column alone
+    if isinstance(out, Scores):
+        return out._replace(tokens=removed_of(out.tokens, count, places))
     if module.head == "pretraining":
         words, follows = out
         return (removed_of(words, count, places), follows)

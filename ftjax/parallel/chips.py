@@ -39,6 +39,7 @@ CHIPS = {
     "v6e": Chip(32 * GIB, 1.64e12, 918e12, 224e9, 1.75e9),
     "tpu7x": Chip(96 * GIB, 3.69e12, 1153.5e12, 300e9, 2.2e9),  # half: a chip is two devices
 }
+SIDE = 16  # chips along a side of a slice of two dimensions
 SLICES = 25e9 / 8  # bytes a second of one chip's share of the network between slices
 
 
@@ -76,6 +77,11 @@ def topology_devices(name: str, slices: int = 1) -> tuple[Chip, list[jax.Device]
         raise UserError(f"--topology {name}: {kind!r} is not a chip{nearest(kind, CHIPS)}")
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     sizes = name.partition(":")[2].split("x")
+    if len(sizes) == 2 and any(size.isdigit() and int(size) > SIDE for size in sizes):
+        raise UserError(
+            f"--topology {name}: a slice of {kind} has at most {SIDE}x{SIDE} chips; "
+            "add --slices for more"
+        )
     if len(sizes) == 3 and all(size.isdigit() and int(size) % 4 == 0 for size in sizes):
         options["wrap"] = (True,) * 3  # whole cubes are closed to rings by optical switches
     if kind == "v4":

@@ -8,9 +8,13 @@ import numpy as np
 import optax
 import pytest
 
+from ftjax import methods
+from ftjax.errors import UserError
 from ftjax.models import vocabulary
 from ftjax.parallel.mesh import logical_axes, make_mesh
+from ftjax.tuned import build
 from tests.models import made
+from tests.training.abstract import LLAMA
 
 LENGTH = 11
 
@@ -59,6 +63,37 @@ def test_equals_the_loss_of_logits(case):
     largest = max(np.abs(grad).max() for grad in expected.values())
     for path, grad in expected.items():
         assert made.difference(grads[path], grad, largest) < 1e-4, path
+
+
+# Selections compute what the model does; the first needs a pattern, the second biases; the last
+# has kernels that no gradient is of.
+OTHERS = ("regex", "bitfit", "qlora")
+TRAINS = [m for m in methods.METHODS if methods.find(m).trains and m not in OTHERS]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("method", TRAINS)
+def test_under_every_method(method, packed):
+    small = {"galore": {"rank": 8}, "compacter": {"reduction": 8}, "compacter_pp": {"reduction": 8}}
+    made_of = methods.create({"name": method, **small.get(method, {})})
+    model = build(LLAMA, made_of, {}, {"head": "causal_lm"})
+    random = np.random.default_rng(0)
+    params = model.init(jax.random.key(0), list(model.shapes), dict.fromkeys(model.shapes))
+    rows = np.sort(random.integers(1, 3, (4, LENGTH)))
+    batch = {"segment_ids": rows} if packed else {"attention_mask": (rows < 2).astype(np.int32)}
+    batch["input_ids"] = random.integers(0, 256, (4, LENGTH)).astype(np.int32)
+    if packed:  # examples begin where their number does
+        batch["position_ids"] = np.arange(LENGTH) - (rows > 1) * (rows == 1).sum(1, keepdims=True)
+        batch["starts"] = np.stack([0 * rows[:, 0], (rows == 1).sum(1) % LENGTH], 1)
+    batch["targets"] = random.integers(0, 256, (4, LENGTH)).astype(np.int32)
+    batch["target_weights"] = random.integers(0, 3, (4, LENGTH)).astype(np.float32)
+    try:
+        values = wanted(model, params, batch)[1]
+    except UserError as error:
+        assert packed and "packed" in str(error)
+        return
+    scores = found(model, params, batch)[1]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), tuple(scores), values)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1), (1, 2, 2), (2, 2, 1)])

@@ -205,6 +205,8 @@ def test_a_step_for_chips_that_are_not_there(tmp_path):
     assert found["flops"]["dense"] >= found["least_flops"]["dense"]
     wrong = ftjax(*arguments, "--topology", "v5e:3x5", expect=2).stderr
     assert "--topology v5e:3x5" in wrong
+    wide = ftjax(*arguments, "--topology", "v5e:16x32", expect=2).stderr
+    assert "--topology v5e:16x32" in wide and "--slices" in wide
     uneven = ftjax(*arguments, "--topology", "v5e:2x2", "--config.train.batch_size=6", expect=2)
     assert "train.batch_size=6" in uneven.stderr
 
