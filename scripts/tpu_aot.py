@@ -3,11 +3,16 @@
     python scripts/tpu_aot.py --workdir runs/tpu_aot
 
 Each case is one `ftjax compile`, whose forecast is kept in the work folder; a case that is there
-is not compiled again. Peers' figures were measured by their own step functions in the same way.
+is not compiled again. Peers' figures were measured by their own step functions in the same way;
+the cases they have are compiled by another version of JAX too, where its forecasts are there:
+
+    python3.12 scripts/tpu_aot.py --workdir runs/tpu_aot_new --peers
+    python scripts/tpu_aot.py --workdir runs/tpu_aot --beside runs/tpu_aot_new
 """
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,7 +105,7 @@ def compiled(workdir: Path, place: Place, name: str) -> dict[str, Any]:
     """The forecast of a case, from the work folder or made now."""
     method, overrides = METHODS[name]
     slug = f"{place.model} {place.topology} {place.batch}x{place.length} {name}"
-    file = workdir / (slug.replace(" ", "_").replace(":", "_").replace(",", "") + ".json")
+    file = workdir / (re.sub("[ :,]+", "_", slug) + ".json")
     if not file.exists():
         settings = {
             "model.path": place.model,
@@ -147,7 +152,11 @@ def peer_row(name: str, figures: tuple) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def section(workdir: Path, place: Place) -> Iterator[str]:
+def version_of(found: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+
+
+def section(workdir: Path, beside: Path | None, place: Place) -> Iterator[str]:
     """The table of a model on a topology."""
     count = chips(place.topology)
     yield f"## {place.model} on {place.topology} ({count} chips)"
@@ -158,7 +167,11 @@ def section(workdir: Path, place: Place) -> Iterator[str]:
     yield "|---|" + "---:|" * 7 + "---|---:|---:|"
     for name in place.methods:
         yield row(name, compiled(workdir, place, name))
-        for peer, figures in PEERS.get((place.model, place.topology, name), {}).items():
+        peers = PEERS.get((place.model, place.topology, name), {})
+        if peers and beside:
+            other = compiled(beside, place, name)
+            yield row(f"{name}, by {version_of(other)}", other)
+        for peer, figures in peers.items():
             yield peer_row(peer, figures)
     yield ""
 
@@ -205,23 +218,35 @@ def weak_scaling(workdir: Path) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True)
-    workdir = parser.parse_args().workdir
-    workdir.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--beside", type=Path, help="a work folder of another version of JAX")
+    parser.add_argument("--peers", action="store_true", help="only compile what peers have, too")
+    asked = parser.parse_args()
+    asked.workdir.mkdir(parents=True, exist_ok=True)
+    if asked.peers:
+        for place in PLACES:
+            for name in place.methods:
+                if (place.model, place.topology, name) in PEERS:
+                    compiled(asked.workdir, place, name)
+        return
+    tables = [line for place in PLACES for line in section(asked.workdir, asked.beside, place)]
     lines = [
         "# On TPU pods, compiled ahead of time",
         "",
         "Written by `python scripts/tpu_aot.py --workdir DIR`: the step that `ftjax train` runs,",
         "as `ftjax compile` finds it (bfloat16, layers scanned, all computed again in the",
-        "backward pass). GiB are arguments, outputs less aliases, and temporaries; peak is the",
-        "compiler's own figure. TFLOP are of products and of attention kernels; what the method",
-        "needs computes nothing twice, and no gradient of frozen weights. Collectives are",
-        "counted by what they give a chip in a step. Bounds are by least times: the slowest of",
-        "compute, memory, interconnect and the compiler's own estimate. No step was run.",
+        "backward pass, feed-forward blocks of decoders in four parts where the method leaves",
+        f"them whole), by {version_of(compiled(asked.workdir, PLACES[0], 'full'))}. GiB are",
+        "arguments, outputs less aliases, and temporaries; peak is the compiler's own figure.",
+        "TFLOP are of products and of attention kernels; what the method needs computes nothing",
+        "twice, and no gradient of frozen weights. Collectives are counted by what they give a",
+        "chip in a step. Bounds are by least times: the slowest of compute, memory, interconnect",
+        "and the compiler's own estimate. No step was run. Peers: full remat, fsdp alone, LoRA of",
+        "rank 16 on bfloat16 weights; MaxText 0.2.5 by JAX 0.12 and libtpu 0.0.52, Tunix 0.1.7 by",
+        "JAX 0.10.2 and libtpu 0.0.42.1.",
         "",
+        *tables,
+        *weak_scaling(asked.workdir),
     ]
-    for place in PLACES:
-        lines += section(workdir, place)
-    lines += weak_scaling(workdir)
     OUTPUT.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 

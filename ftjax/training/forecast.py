@@ -1,6 +1,7 @@
 """What a program compiled ahead of time says of a run: memory, work, traffic, time."""
 
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -35,6 +36,7 @@ def forecast(config: ConfigDict, topology: str, slices: int = 1) -> dict[str, An
     recipe = abstract_recipe(config, "tpu")
     trainable, total = recipe.tuned.partition.counts(recipe.tuned.shapes)
     found = {
+        "versions": {name: version(name) for name in ("jax", "libtpu")},
         "topology": topology,
         "slices": slices,
         "chips": len(devices),
