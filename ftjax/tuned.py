@@ -157,6 +157,19 @@ class Tuned:
         limit = _positions(self.config)
         return None if limit is None else limit - self.method.columns
 
+    def check_length(self, length: int) -> None:
+        """Whether the model has positions for rows of `data.max_length` tokens.
+
+        Raises:
+            UserError: it has not.
+        """
+        longest, taken = self.longest, self.method.columns
+        if longest is not None and length > longest:
+            less = f", less {taken} that the method takes" if taken else ""
+            raise UserError(
+                f"data.max_length={length} exceeds the model's {longest + taken} positions{less}"
+            )
+
     @property
     def only_head_trains(self) -> bool:
         """Whether all below the head is frozen and unchanged, so that it need run only once."""

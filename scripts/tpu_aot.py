@@ -86,6 +86,7 @@ PEERS = {
         "Tunix 0.1.7": (9.6, None, None, None, None),
     },
 }
+LESS = {("bert-large", "prompt_tuning"): 20}  # of the model's positions, that the method takes
 WEAK = {  # chips: rows are as many
     "v5e": ("v5e:4x4", "v5e:8x8", "v5e:16x16", "v5e:16x16 x 2"),
     "v5p": ("v5p:2x2x4", "v5p:4x4x4", "v5p:4x8x8", "v5p:8x8x8"),
@@ -110,7 +111,7 @@ def compiled(workdir: Path, place: Place, name: str) -> dict[str, Any]:
         settings = {
             "model.path": place.model,
             "train.batch_size": place.batch,
-            "data.max_length": place.length,
+            "data.max_length": place.length - LESS.get((place.model, name), 0),
             "mesh.data": place.slices,
             "model.parts": 4 if place.task == "causal_lm" else 1,
         }
@@ -166,7 +167,9 @@ def section(workdir: Path, beside: Path | None, place: Place) -> Iterator[str]:
     yield f"| {' | '.join(HEADER)} |"
     yield "|---|" + "---:|" * 7 + "---|---:|---:|"
     for name in place.methods:
-        yield row(name, compiled(workdir, place, name))
+        less = LESS.get((place.model, name))
+        words = f"{name} ({place.length - less} tokens)" if less else name
+        yield row(words, compiled(workdir, place, name))
         peers = PEERS.get((place.model, place.topology, name), {})
         if peers and beside:
             other = compiled(beside, place, name)

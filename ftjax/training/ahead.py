@@ -33,6 +33,7 @@ def abstract_recipe(config: ConfigDict, platform: str = "cpu") -> Recipe:
     hf_config = architecture(config.model.path)
     head = task.head(names, None)
     model = tuned.build(hf_config, method, config.model, head, platform)
+    model.check_length(config.data.max_length)
     return Recipe(config, task, model, max(config.train.steps, 1000))
 
 

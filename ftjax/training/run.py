@@ -201,13 +201,7 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
     if not method.trains:
         head["head"] = HEADS[prompt_kind(method, folder, hf_config)]
     model = tuned.build(hf_config, method, config.model, head, jax.default_backend())
-    longest, taken = model.longest, method.columns
-    if longest is not None and config.data.max_length > longest:
-        less = f", less {taken} that the method takes" if taken else ""
-        raise UserError(
-            f"data.max_length={config.data.max_length} exceeds the model's {longest + taken} "
-            f"positions{less}"
-        )
+    model.check_length(config.data.max_length)
     if config.data.batching == "pack" and kind_of(hf_config) == "encoder-decoder":
         raise UserError("data.batching=pack is not for encoder-decoders; use bucket")
     key = jax.random.key(config.seed)

@@ -175,6 +175,7 @@ def test_an_expert_mesh_sends_tokens(tmp_path):
 def test_slices_send_gradients_once(tmp_path):
     """Each chip what it holds of them after they are scattered in its slice, in bfloat16."""
     wide = {"hidden_size": 512, "intermediate_size": 1024, "vocab_size": 1024}
+    wide["max_position_embeddings"] = 128
     model, output = write_config(tmp_path, **wide), tmp_path / "found.json"
     arguments = ["compile", "--config", "configs/ahead.py:full", f"--config.model.path={model}"]
     arguments += ["--config.data.max_length=128", "--config.train.batch_size=8", "--quick"]
@@ -194,7 +195,7 @@ def test_a_step_for_chips_that_are_not_there(tmp_path):
     wide = {"hidden_size": 512, "intermediate_size": 1024, "vocab_size": 1024}  # chips pad to 128
     model, output = write_config(tmp_path, **wide), tmp_path / "found.json"
     arguments = ["compile", "--config", "configs/ahead.py:full", f"--config.model.path={model}"]
-    arguments += ["--config.data.max_length=128", "--config.train.batch_size=8"]
+    arguments += ["--config.data.max_length=64", "--config.train.batch_size=8"]
     said = ftjax(*arguments, "--topology", "v5e:2x2", "--output", output).stdout
     found = json.loads(output.read_text())
     assert found["chips"] == 4 and found["fits"] and "fits: " in said
@@ -209,6 +210,8 @@ def test_a_step_for_chips_that_are_not_there(tmp_path):
     assert "--topology v5e:16x32" in wide and "--slices" in wide
     uneven = ftjax(*arguments, "--topology", "v5e:2x2", "--config.train.batch_size=6", expect=2)
     assert "train.batch_size=6" in uneven.stderr
+    long = ftjax(*arguments, "--topology", "v5e:2x2", "--config.data.max_length=65", expect=2)
+    assert "data.max_length=65 exceeds the model's 64 positions" in long.stderr
 
 
 @needs_libtpu
