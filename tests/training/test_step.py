@@ -91,7 +91,8 @@ def test_microbatches_equal_one_batch(quiet, parts):
     np.testing.assert_allclose(parted_loss.total, loss.total, rtol=1e-6)
     np.testing.assert_allclose(parted_loss.weight, loss.weight, rtol=1e-6)
     for path, grad in grads.items():
-        np.testing.assert_allclose(parted[path], grad, rtol=1e-5, atol=1e-6, err_msg=path)
+        rounding = 1e-5 * np.abs(grad).max()  # of sums in another order
+        np.testing.assert_allclose(parted[path], grad, rtol=1e-5, atol=rounding, err_msg=path)
 
 
 def test_rows_of_weight_0_change_nothing(quiet):
