@@ -237,9 +237,9 @@ def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         override(config, key, value)
     config.data.update({"streaming": False, "mixture": changes.get("data.mixture", ())})
     if "data.path" in changes and located(str(changes["data.path"])).is_file():
-        splits = {arguments.split: load(config.data, task.labelled)["train"]}
+        splits = {arguments.split: load(config.data, task.label)["train"]}
     else:
-        splits, _ = read_splits(config, task.labelled)
+        splits, _ = read_splits(config, task.label)
     if arguments.split not in splits:
         raise UserError(f"--split {arguments.split}: the data has {', '.join(splits)}")
     predictor = open_predictor(arguments.workdir, config)
@@ -292,7 +292,8 @@ def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         run.folder,
         run.tuned,
         predictor.params,
-        predictor.names,
+        run.task.output_names(predictor.names),
+        run.task.problem_type,
     )
     print(f"step {predictor.step} exported as {arguments.format}: {arguments.output}")
     if note:

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,8 +35,8 @@ class Split:
 
     Attributes:
         file: where they come from, for messages.
-        rows: columns `text`, `text_pair` (for pairs), `label` (as a string, where there is one)
-            and `row` (its number in the file, from 1).
+        rows: columns `text`, `text_pair` (for pairs), `label` (as `LABELS` makes it, where there
+            is one) and `row` (its number in the file, from 1).
         label_names: in order, where the source names them.
     """
 
@@ -70,12 +71,12 @@ def is_stream(settings: Mapping[str, Any]) -> bool:
     return bool(settings["streaming"] or settings["mixture"])
 
 
-def load(settings: Mapping[str, Any], labelled: bool = True) -> dict[str, Split]:
+def load(settings: Mapping[str, Any], label: str | None = "name") -> dict[str, Split]:
     """The splits that the sources have, but for one to train on that is a stream.
 
     Args:
         settings: the `data` section of the configuration.
-        labelled: rows must have labels.
+        label: what labels are, a key of `LABELS`; None where rows need none.
 
     Raises:
         UserError: the source is unknown, absent, empty, or a row is bad (file and row named).
@@ -83,7 +84,7 @@ def load(settings: Mapping[str, Any], labelled: bool = True) -> dict[str, Split]
     parts = [found for _, found in open_parts(settings)]
     skipped = ("train",) if is_stream(settings) else ()
     return {
-        split: _split([part[split] for part in parts if split in part], labelled)
+        split: _split([part[split] for part in parts if split in part], label)
         for split in SPLITS
         if split not in skipped and any(split in part for part in parts)
     }
@@ -134,7 +135,7 @@ def read_file(file: Path, columns: Mapping[str, str]) -> Split:
             if not file.exists():
                 raise UserError(f"{file} does not exist")
             opened = Opened(str(file), partial(READERS[source], file), columns)
-            return _split([opened], labelled=False)
+            return _split([opened], None)
     raise UserError(f"{file}: the suffix must be one of {sum(SUFFIXES.values(), ())}")
 
 
@@ -265,7 +266,7 @@ def _sound(row: Any) -> Any:
     return row
 
 
-def checked(opened: Opened, labelled: bool) -> Iterator[Any]:
+def checked(opened: Opened, label: str | None) -> Iterator[Any]:
     """Rows with the mapped columns, as `Split` has them; a UserError in place of a bad one."""
     pairs = None
     for number, row in opened.read():
@@ -273,7 +274,7 @@ def checked(opened: Opened, labelled: bool) -> Iterator[Any]:
             pairs = opened.columns["text_pair"] in row
         try:
             named = opened.file, number, _sound(row), opened.columns
-            yield _checked(*named, bool(pairs), labelled)
+            yield _checked(*named, bool(pairs), label)
         except UserError as error:
             yield error
 
@@ -284,7 +285,7 @@ def _checked(
     row: Any,
     columns: Mapping[str, str],
     pairs: bool,
-    labelled: bool,
+    label: str | None,
 ) -> dict[str, Any]:
     if not isinstance(row, Mapping):
         raise UserError(f"{file}: row {number} is not an object with fields")
@@ -312,19 +313,51 @@ def _checked(
     kept: dict[str, Any] = {"text": text("text"), "row": number}
     if pairs:
         kept["text_pair"] = text("text_pair")
-    if labelled:
-        label = value("label")
-        if not isinstance(label, str | int) or label == "":
-            raise UserError(f"{file}: row {number}: label {label!r} must be a string or an integer")
-        kept["label"] = str(int(label) if isinstance(label, bool) else label)
+    if label:
+        found = value("label")
+        try:
+            kept["label"] = LABELS[label](found)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{file}: row {number}: label {found!r} must be {error}") from None
     return kept
 
 
-def _split(parts: Sequence[Opened], labelled: bool) -> Split:
+def _name(found: Any) -> str:
+    if not isinstance(found, str | int) or found == "":
+        raise TypeError("a string or an integer")
+    return str(int(found) if isinstance(found, bool) else found)
+
+
+def _number(found: Any) -> float:
+    text = found.strip() if isinstance(found, str) else found
+    if isinstance(text, bool) or not isinstance(text, str | int | float):
+        raise TypeError("a number")
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError("a number") from None
+    if not math.isfinite(number):
+        raise ValueError("a finite number")
+    return number
+
+
+def _names(found: Any) -> list[str]:
+    """A list, or text with commas between; there may be none."""
+    if isinstance(found, str):
+        found = [name.strip() for name in found.split(",") if name.strip()]
+    if not isinstance(found, list | tuple):
+        raise TypeError("a list of names, or names with commas between")
+    return sorted({_name(name) for name in found})
+
+
+LABELS: dict[str, Callable[[Any], Any]] = {"name": _name, "number": _number, "names": _names}
+
+
+def _split(parts: Sequence[Opened], label: str | None) -> Split:
     """Checks every row and keeps the mapped columns."""
     kept, file = [], ", ".join(part.file for part in parts)
     for part in parts:
-        kept += map(_sound, checked(part, labelled))
+        kept += map(_sound, checked(part, label))
     if not kept:
         raise UserError(f"{file} has no rows")
     return Split(file, datasets.Dataset.from_list(kept), parts[0].label_names)

@@ -33,14 +33,14 @@ class Source:
     Attributes:
         opened: the source.
         weight: share of a window, before the shares are made to sum to 1.
-        labelled: rows must have labels.
+        label: what labels are, a key of `LABELS`; None where rows need none.
         skip: leave out and count bad rows, instead of stopping.
         skipped: messages of the first pass's bad rows.
     """
 
     opened: Opened
     weight: float = 1.0
-    labelled: bool = True
+    label: str | None = "name"
     skip: bool = False
     skipped: list[str] = field(default_factory=list)
 
@@ -50,7 +50,7 @@ class Source:
     def _passes(self) -> Iterator[dict[str, Any]]:
         for number in itertools.count():
             good = 0
-            for row in checked(self.opened, self.labelled):
+            for row in checked(self.opened, self.label):
                 if not isinstance(row, UserError):
                     good += 1
                     yield row

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,21 @@ POOLING, HEAD = "1_Pooling", "2_Dense"
 
 
 def export_hf(
-    output: Path, source: Path, tuned: Tuned, params: Flat, names: tuple[str, ...]
+    output: Path,
+    source: Path,
+    tuned: Tuned,
+    params: Flat,
+    names: tuple[str, ...],
+    problem: str | None = "single_label_classification",
 ) -> None:
-    """Writes the merged model.
+    """Writes the merged model, as `transformers` calls the family's model with this head.
 
-    With pooling "cls" the folder is what `transformers` calls the family's sequence classifier.
-    `transformers` has no mean-pooling BERT classifier, so with "mean" the folder is the plain
-    encoder, and sentence-transformers' modules add pooling and head.
+    `transformers` has no mean-pooling BERT classifier, so with pooling "mean" the folder is the
+    plain encoder, and sentence-transformers' modules add pooling and head.
+
+    Args:
+        names: of the outputs of a classifier.
+        problem: a classifier's `problem_type`; None for other heads.
 
     Raises:
         UserError: the method cannot be merged.
@@ -39,10 +48,10 @@ def export_hf(
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
     }
-    if tuned.model.pooling == "cls":
+    if tuned.model.pooling != "mean":
         head = tuned.config.heads[tuned.model.head]
-        config |= {"architectures": [head.architecture], **labels}
-        config["problem_type"] = "single_label_classification"
+        config |= {"architectures": [head.architecture]}
+        config |= {**labels, "problem_type": problem} if problem else {}
         tensors = hf.to_tensors(plain, tuned.names, prefix=True)
         hf.write_folder(output, source, config, _float32(tensors))
         return
@@ -97,7 +106,7 @@ def export_peft(
     Raises:
         UserError: PEFT has no such method.
     """
-    text = f"Labels: {', '.join(names)}."
+    text = f"Labels: {', '.join(names)}." if names else ""
     if tuned.model.pooling == "mean":
         text += f" Mean pooling; the head is the Dense module in `{HEAD}`."
     peft.write(output, source, tuned, params, text)
@@ -117,9 +126,17 @@ def _float32(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def write_export(
-    kind: str, output: Path, source: Path, tuned: Tuned, params: Flat, names: tuple[str, ...]
+    kind: str,
+    output: Path,
+    source: Path,
+    tuned: Tuned,
+    params: Flat,
+    names: tuple[str, ...],
+    problem: str | None = "single_label_classification",
 ) -> str:
     """Writes `kind` ("hf", "peft" or "adapterhub") to a new folder: whole, or not at all.
+
+    See `export_hf` for `names` and `problem`.
 
     Returns:
         What is left out; empty where all is written.
@@ -128,10 +145,11 @@ def write_export(
         raise UserError("prompting trains nothing: there is nothing to export")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists and is not empty")
-    partial = output.with_name(f".{output.name}.partial")
-    writers = {"hf": export_hf, "peft": export_peft, "adapterhub": export_adapterhub}
-    note = writers[kind](partial, source, tuned, params, names)
+    unfinished = output.with_name(f".{output.name}.partial")
+    hf_writer = partial(export_hf, problem=problem)
+    writers = {"hf": hf_writer, "peft": export_peft, "adapterhub": export_adapterhub}
+    note = writers[kind](unfinished, source, tuned, params, names)
     if output.exists():
         output.rmdir()
-    partial.rename(output)
+    unfinished.rename(output)
     return note or ""

@@ -8,6 +8,9 @@ from ftjax import registry
 # name → (module, class, what it is)
 TASKS: registry.Table = {
     "classification": ("classification", "Classification", "one label for a text or a pair"),
+    "multilabel": ("multilabel", "Multilabel", "any number of labels for a text or a pair"),
+    "ordinal": ("ordinal", "Ordinal", "one of several labels that have an order"),
+    "regression": ("regression", "Regression", "a number for a text or a pair"),
     "causal_lm": ("causal_lm", "CausalLM", "each token from those before it"),
 }
 

@@ -20,9 +20,13 @@ class CausalLM:
     """Cross-entropy of every token but an example's first; the logits never exist at once."""
 
     best_metric = "loss"
-    labelled = False
+    label = None
+    problem_type = None
 
     def label_names(self, train: Split) -> tuple[str, ...]:
+        return ()
+
+    def output_names(self, names: Sequence[str]) -> tuple[str, ...]:
         return ()
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,58 +11,36 @@ import optax
 
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
-from ftjax.formats import folder as folders
 from ftjax.loss import Loss
+from ftjax.tasks.texts import Texts, label_names, numbers
 
 Batch = Mapping[str, jax.Array]
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(Texts):
     """Softmax over label logits, cross-entropy loss.
 
     Attributes:
-        pooling: "cls" (BERT's pooler), "mean", or "auto": what the folder's sentence-transformers
-            configuration says, else "cls".
         label_smoothing: ε of Szegedy et al. (2016): targets are (1 − ε) one-hot + ε / labels.
         labels: names of the labels in order; empty: those of the training split.
     """
 
-    pooling: str = "auto"
     label_smoothing: float = 0.0
     labels: tuple[str, ...] = ()
 
     best_metric = "accuracy"
-    labelled = True
+    label = "name"
+    problem_type = "single_label_classification"
 
     def __post_init__(self) -> None:
-        if self.pooling not in ("auto", "cls", "mean"):
-            raise UserError(f"task.pooling={self.pooling!r} must be auto, cls or mean")
+        super().__post_init__()
         if not 0.0 <= self.label_smoothing < 1.0:
             raise UserError(f"task.label_smoothing={self.label_smoothing} must be in [0, 1)")
 
     def label_names(self, train: Split) -> tuple[str, ...]:
-        """The labels' names: those given, or those of the training split, integers in order.
-
-        Raises:
-            UserError: fewer than two labels, or one without an example.
-        """
-        found = set(train.column("label"))
-        names = tuple(str(name) for name in (self.labels or train.label_names))
-        if not names:
-            integers = all(name.lstrip("-").isdigit() for name in found)
-            names = tuple(sorted(found, key=int if integers else str))
-            if integers and names and names[0] == "0":
-                names = tuple(str(i) for i in range(int(names[-1]) + 1))
-        for name in names:
-            if name not in found:
-                raise UserError(
-                    f"{train.file}: label {name!r} has no example in the training split; "
-                    "leave it out of task.labels, or renumber the labels"
-                )
-        if len(names) < 2:
-            raise UserError(f"{train.file}: classification needs two labels, found {list(names)}")
-        return names
+        """See `ftjax.tasks.texts.label_names`."""
+        return label_names(train, train.column("label"), self.labels)
 
     def targets(self, split: Split, names: Sequence[str]) -> np.ndarray:
         """Label numbers (rows,).
@@ -71,22 +48,8 @@ class Classification:
         Raises:
             UserError: a row with a label that training does not have.
         """
-        number = {name: i for i, name in enumerate(names)}
-        labels = split.column("label")
-        for label, row in zip(labels, split.column("row"), strict=True):
-            if label not in number:
-                raise UserError(
-                    f"{split.file}: row {row} has label {label!r}, which training does not have "
-                    f"(labels: {', '.join(names)})"
-                )
-        return np.array([number[label] for label in labels], np.int32)
-
-    def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
-        """Arguments of the family's `Model`; `folder` is where the model is, if anywhere."""
-        pooling = self.pooling
-        if pooling == "auto":
-            pooling = folders.pooling(folder) if folder else "cls"
-        return {"head": "classification", "labels": len(names), "pooling": pooling}
+        each = numbers(split, [[label] for label in split.column("label")], names)
+        return np.array([number for (number,) in each], np.int32)
 
     def loss(self, apply: Callable[[Batch], jax.Array], batch: Batch, train: bool) -> Loss:
         """Σ weighted cross-entropies and Σ weights; smoothed in training only."""
@@ -96,10 +59,6 @@ class Classification:
             targets = optax.smooth_labels(targets, self.label_smoothing)
         losses = optax.softmax_cross_entropy(logits, targets)
         return Loss(jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"]))
-
-    def outputs(self, apply: Callable[[Batch], jax.Array], batch: Batch) -> jax.Array:
-        """Logits."""
-        return apply(batch)
 
     def score(
         self, logits: np.ndarray, arrays: Mapping[str, np.ndarray], names: Sequence[str]

@@ -18,6 +18,12 @@ from ftjax.paths import Flat
 from ftjax.training.recipe import Recipe
 from ftjax.training.step import State, abstract_moments, lower_step
 
+# A label's target: what each adds to the shape, and dtype; with two names, that stand for any.
+TARGETS: dict[str, tuple[tuple[int, ...], Any]] = {
+    "name": ((), jnp.int32),
+    "number": ((), jnp.float32),
+    "names": ((2,), jnp.float32),
+}
 PLACES = 8  # examples that a packed row is taken to hold
 
 
@@ -67,7 +73,7 @@ def abstract_state(recipe: Recipe, mesh: Mesh) -> tuple[State, Flat]:
     return State(step, trainable, moments, key, average), frozen
 
 
-def abstract_batch(config: ConfigDict, labelled: bool) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(config: ConfigDict, label: str | None) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a batch as the loader makes them, at the longest length."""
     rows, length = config.train.batch_size, config.data.max_length
     packed = config.data.batching == "pack"
@@ -79,8 +85,9 @@ def abstract_batch(config: ConfigDict, labelled: bool) -> dict[str, jax.ShapeDty
     shapes["weights"] = each, jnp.float32
     if packed:
         shapes["starts"] = each, jnp.int32
-    if labelled:
-        shapes["labels"] = each, jnp.int32
+    if label:
+        more, dtype = TARGETS[label]
+        shapes["labels"] = (*each, *more), dtype
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 
@@ -90,7 +97,7 @@ def compiled(
     """The first step's program for a mesh, and the seconds that the compiler took."""
     config = recipe.config
     state, frozen = abstract_state(recipe, mesh)
-    batch = abstract_batch(config, recipe.task.labelled)
+    batch = abstract_batch(config, recipe.task.label)
     step = recipe.step(recipe.tuned.at_step(0))
     with logical_axes(mesh):
         lowered = lower_step(step, state, frozen, batch, mesh)

@@ -84,9 +84,9 @@ class Run:
         return self.task.outputs(partial(self.tuned.apply, params), batch)
 
 
-def read_splits(config: ConfigDict, labelled: bool) -> tuple[dict[str, Split], Report]:
+def read_splits(config: ConfigDict, label: str | None) -> tuple[dict[str, Split], Report]:
     """Prepared splits of the configured source."""
-    return prepare(load(config.data, labelled), config.data)
+    return prepare(load(config.data, label), config.data)
 
 
 def encode_split(config: ConfigDict, task: Any, split: Split, names: Any, folder: Path) -> Examples:
@@ -135,11 +135,11 @@ def read_labelled(
 
     The labels of a stream are those of the validation split.
     """
-    raw, report = read_splits(config, task.labelled)
+    raw, report = read_splits(config, task.label)
     stream = is_stream(config.data)
     if not stream and "train" not in raw:
         raise UserError(f"data.path={config.data.path!r} has no training split")
-    if stream and task.labelled and "validation" not in raw:
+    if stream and task.label and "validation" not in raw:
         raise UserError("the labels of a stream are those of a validation split; there is none")
     return raw, task.label_names(raw.get("validation" if stream else "train")), report
 
@@ -162,7 +162,7 @@ def open_stream(config: ConfigDict, task: Any, names: tuple[str, ...], folder: P
         if "train" not in part:
             raise UserError(f"{next(iter(part.values())).file}: there is no training split")
         skip = settings.on_error == "skip"
-        sources.append(Source(part["train"], weight, task.labelled, skip))
+        sources.append(Source(part["train"], weight, task.label, skip))
 
     encoded = encoder(folder, settings.max_length)
 
@@ -197,6 +197,8 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
                 f"over mesh.data × mesh.fsdp × mesh.expert = {ways}"
             )
     method = methods.create(config.method)
+    if not method.trains and config.task.name != "classification":
+        raise UserError(f"method.name={config.method.name} is for task.name=classification")
     head, hf_config = task.head(names, folder), read_config(folder)
     if not method.trains:
         head["head"] = HEADS[prompt_kind(method, folder, hf_config)]

@@ -64,7 +64,7 @@ def test_batches_are_those_of_the_loader(config_file, tmp_path, batching):
           "--config.train.dump_programs=True")  # fmt: skip
     saved = json.loads((work / "config.json").read_text())
     config = config_of(saved["model"]["path"], "full", "classification", data_batching=batching)
-    said = abstract_batch(config, labelled=True)
+    said = abstract_batch(config, label="name")
     text = next((work / "programs").glob("*.hlo.txt")).read_text()
     found = re.findall(r"%batch__(\w+?)__\S* = (\w+)\[([\d,]*)\]\S* parameter", text)
     kinds = {"int32": "s32", "float32": "f32"}

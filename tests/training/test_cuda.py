@@ -16,7 +16,7 @@ def test_the_step_lowers_for_cuda(tmp_path, method, dtype):
     recipe = abstract_recipe(config, "gpu")
     mesh = make_mesh(1, 8, 1)
     state, frozen = abstract_state(recipe, mesh)
-    batch = abstract_batch(config, labelled=False)
+    batch = abstract_batch(config, label=None)
     step = jax.jit(recipe.step(recipe.tuned.at_step(0)))
     with logical_axes(mesh):
         text = jax.export.export(step, platforms=["cuda"])(state, frozen, batch).mlir_module()

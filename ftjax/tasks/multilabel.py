@@ -1,0 +1,105 @@
+"""Any number of labels for a text or a pair of texts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ftjax.data.sources import Split
+from ftjax.errors import UserError
+from ftjax.loss import Loss
+from ftjax.tasks.texts import Batch, Texts, label_names, numbers
+
+
+@dataclass(frozen=True)
+class Multilabel(Texts):
+    """A sigmoid a label, binary cross-entropy.
+
+    Attributes:
+        labels: names of the labels in order; empty: those of the training split.
+        threshold: a label is given where its probability is above.
+    """
+
+    labels: tuple[str, ...] = ()
+    threshold: float = 0.5
+
+    best_metric = "f1_micro"
+    label = "names"
+    problem_type = "multi_label_classification"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.threshold < 1.0:
+            raise UserError(f"task.threshold={self.threshold} must be in (0, 1)")
+
+    def label_names(self, train: Split) -> tuple[str, ...]:
+        """See `ftjax.tasks.texts.label_names`."""
+        found = [name for labels in train.column("label") for name in labels]
+        return label_names(train, found, self.labels)
+
+    def targets(self, split: Split, names: Sequence[str]) -> np.ndarray:
+        """1 for each label that a row has (rows, labels).
+
+        Raises:
+            UserError: a row with a label that training does not have.
+        """
+        each = numbers(split, split.column("label"), names)
+        targets = np.zeros((len(each), len(names)), np.float32)
+        for row, found in zip(targets, each, strict=True):
+            row[found] = 1
+        return targets
+
+    def loss(self, apply: Callable[[Batch], jax.Array], batch: Batch, train: bool) -> Loss:
+        """Σ of weighted means over labels, and Σ weights."""
+        losses = optax.sigmoid_binary_cross_entropy(apply(batch), batch["labels"]).mean(-1)
+        return Loss(jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"]))
+
+    def score(
+        self, logits: np.ndarray, arrays: Mapping[str, np.ndarray], names: Sequence[str]
+    ) -> dict[str, Any]:
+        """F1 over all decisions and as a mean over labels, rows that are all right, and the loss.
+
+        By scikit-learn; an F1 of nothing there and nothing found is 0.
+        """
+        from sklearn import metrics as sk
+
+        targets = arrays["labels"]
+        batch = {"labels": jnp.asarray(targets), "weights": jnp.ones(len(targets))}
+        loss = self.loss(lambda _: jnp.asarray(logits), batch, train=False)
+        truth, guess = targets > 0.5, self._chosen(logits)
+        each = sk.f1_score(truth, guess, average=None, zero_division=0.0)
+        return {
+            "loss": float(loss.total / loss.weight),
+            "f1_micro": float(sk.f1_score(truth, guess, average="micro", zero_division=0.0)),
+            "f1_macro": float(np.mean(each)),
+            "accuracy": float(sk.accuracy_score(truth, guess)),
+            "hamming": float(sk.hamming_loss(truth, guess)),
+            "per_class": {
+                name: {"f1": float(f1), "examples": int(count)}
+                for name, f1, count in zip(names, each, truth.sum(0), strict=True)
+            },
+            "examples": len(targets),
+        }
+
+    def predictions(self, logits: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+        """One {"labels", "probabilities"} a row."""
+        return [
+            {
+                "labels": [name for name, chosen in zip(names, row, strict=True) if chosen],
+                "probabilities": {
+                    name: round(float(p), 6) for name, p in zip(names, each, strict=True)
+                },
+            }
+            for row, each in zip(self._chosen(logits), _sigmoid(logits), strict=True)
+        ]
+
+    def _chosen(self, logits: np.ndarray) -> np.ndarray:
+        return _sigmoid(logits) > self.threshold
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))

@@ -1,0 +1,91 @@
+"""One of several labels that have an order, as stars of reviews."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ftjax.data.sources import Split
+from ftjax.loss import Loss
+from ftjax.tasks.texts import Batch, Texts, label_names, numbers
+
+
+@dataclass(frozen=True)
+class Ordinal(Texts):
+    """A binary output for each step of the order: is the label above it?
+
+    Cheng et al. (2008): a label k of K has the targets 1 (k times), 0 (K − 1 − k times). The label
+    found is the number of steps more probable than not.
+
+    Attributes:
+        labels: names of the labels, the lowest first; empty: integers of the training split in
+            order, or names by the alphabet.
+    """
+
+    labels: tuple[str, ...] = ()
+
+    best_metric = "kappa"
+    label = "name"
+    problem_type = "multi_label_classification"
+
+    def label_names(self, train: Split) -> tuple[str, ...]:
+        """See `ftjax.tasks.texts.label_names`."""
+        return label_names(train, train.column("label"), self.labels)
+
+    def output_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(f"> {name}" for name in names[:-1])
+
+    def targets(self, split: Split, names: Sequence[str]) -> np.ndarray:
+        """Label numbers (rows,).
+
+        Raises:
+            UserError: a row with a label that training does not have.
+        """
+        each = numbers(split, [[label] for label in split.column("label")], names)
+        return np.array([number for (number,) in each], np.int32)
+
+    def loss(self, apply: Callable[[Batch], jax.Array], batch: Batch, train: bool) -> Loss:
+        """Σ of weighted means over steps of binary cross-entropy, and Σ weights."""
+        logits = apply(batch)
+        above = batch["labels"][..., None] > jnp.arange(logits.shape[-1])
+        losses = optax.sigmoid_binary_cross_entropy(logits, above.astype(jnp.float32)).mean(-1)
+        return Loss(jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"]))
+
+    def score(
+        self, logits: np.ndarray, arrays: Mapping[str, np.ndarray], names: Sequence[str]
+    ) -> dict[str, Any]:
+        """Accuracy, error in steps, and Cohen's kappa with squared weights, by scikit-learn."""
+        from sklearn import metrics as sk
+
+        targets, guess = arrays["labels"], (logits > 0).sum(-1)
+        batch = {"labels": jnp.asarray(targets), "weights": jnp.ones(len(targets))}
+        loss = self.loss(lambda _: jnp.asarray(logits), batch, train=False)
+        each = np.arange(len(names))
+        kappa = 1.0  # where all are of one label, and it would be 0 / 0
+        if len(np.union1d(targets, guess)) > 1:
+            kappa = sk.cohen_kappa_score(targets, guess, labels=each, weights="quadratic")
+        return {
+            "loss": float(loss.total / loss.weight),
+            "accuracy": float(sk.accuracy_score(targets, guess)),
+            "mean_absolute_error": float(np.abs(targets - guess).mean()),
+            "kappa": float(kappa),
+            "confusion": sk.confusion_matrix(targets, guess, labels=each).tolist(),
+            "examples": len(targets),
+        }
+
+    def predictions(self, logits: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+        """One {"label", "above"} a row: the probability that the label is above each step."""
+        above = 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))
+        return [
+            {
+                "label": names[int((row > 0.5).sum())],
+                "above": {
+                    name: round(float(p), 6) for name, p in zip(names[:-1], row, strict=True)
+                },
+            }
+            for row in above
+        ]

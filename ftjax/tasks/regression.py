@@ -1,0 +1,60 @@
+"""A number for a text or a pair of texts, as their similarity."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftjax.data.sources import Split
+from ftjax.loss import Loss
+from ftjax.tasks.texts import Batch, Texts
+
+
+@dataclass(frozen=True)
+class Regression(Texts):
+    """One output, squared error."""
+
+    best_metric = "pearson"
+    label = "number"
+    problem_type = "regression"
+
+    def label_names(self, train: Split) -> tuple[str, ...]:
+        return ("value",)
+
+    def targets(self, split: Split, names: Sequence[str]) -> np.ndarray:
+        """The numbers (rows,), in their own units."""
+        return np.array(split.column("label"), np.float32)
+
+    def loss(self, apply: Callable[[Batch], jax.Array], batch: Batch, train: bool) -> Loss:
+        """Σ weighted squared errors and Σ weights."""
+        errors = (apply(batch)[..., 0] - batch["labels"]) ** 2
+        return Loss(jnp.sum(errors * batch["weights"]), jnp.sum(batch["weights"]))
+
+    def score(
+        self, outputs: np.ndarray, arrays: Mapping[str, np.ndarray], names: Sequence[str]
+    ) -> dict[str, Any]:
+        """Mean squared and absolute error, and the correlations of Pearson and Spearman.
+
+        By scipy; 0 where either side is constant.
+        """
+        from scipy import stats
+
+        found = outputs[:, 0].astype(np.float64)
+        wanted = arrays["labels"].astype(np.float64)
+        varied = np.ptp(found) > 0 and np.ptp(wanted) > 0
+        error = float(((found - wanted) ** 2).mean())
+        return {
+            "loss": error,
+            "mean_squared_error": error,
+            "mean_absolute_error": float(np.abs(found - wanted).mean()),
+            "pearson": float(stats.pearsonr(found, wanted)[0]) if varied else 0.0,
+            "spearman": float(stats.spearmanr(found, wanted)[0]) if varied else 0.0,
+            "examples": len(wanted),
+        }
+
+    def predictions(self, outputs: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+        """One {"value"} a row."""
+        return [{"value": round(float(value), 6)} for value in outputs[:, 0]]

@@ -1,0 +1,182 @@
+"""Numbers, label sets and ordered labels: against torch, formulas by hand and transformers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from ftjax.data.sources import load
+from ftjax.errors import UserError
+from ftjax.tasks.multilabel import Multilabel
+from ftjax.tasks.ordinal import Ordinal
+from ftjax.tasks.regression import Regression
+from tests.conftest import ftjax, make_rows, write_jsonl
+from tests.data.test_sources import settings
+
+NAMES = ("a", "b", "c")
+
+
+def batch_of(labels):
+    random = np.random.default_rng(1)
+    return {"labels": labels, "weights": random.random(len(labels)).astype(np.float32)}
+
+
+def weighted(losses, batch):
+    """Σ weight · loss, from torch's loss a row."""
+    return (losses.numpy() * batch["weights"]).sum()
+
+
+def test_losses_equal_torch():
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 2, (9, 3)).astype(np.float32)
+    tensor = torch.tensor(logits)
+    binary = torch.nn.functional.binary_cross_entropy_with_logits
+
+    numbers = batch_of(random.normal(2, 1, 9).astype(np.float32))
+    found = Regression().loss(lambda _: logits[:, :1], numbers, True)
+    wanted = (tensor[:, 0] - torch.tensor(numbers["labels"])) ** 2
+    np.testing.assert_allclose(found.total, weighted(wanted, numbers), rtol=1e-5)
+
+    sets = batch_of(random.integers(0, 2, (9, 3)).astype(np.float32))
+    found = Multilabel().loss(lambda _: logits, sets, True)
+    wanted = binary(tensor, torch.tensor(sets["labels"]), reduction="none").mean(1)
+    np.testing.assert_allclose(found.total, weighted(wanted, sets), rtol=1e-5)
+    np.testing.assert_allclose(found.weight, sets["weights"].sum(), rtol=1e-6)
+
+    order = batch_of(random.integers(0, 4, 9))
+    found = Ordinal().loss(lambda _: logits, order, True)
+    codes = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]], np.float32)
+    wanted = binary(tensor, torch.tensor(codes[order["labels"]]), reduction="none").mean(1)
+    np.testing.assert_allclose(found.total, weighted(wanted, order), rtol=1e-5)
+
+
+def test_regression_by_hand():
+    found = np.array([[1.0], [2.0], [4.0], [3.0]])
+    arrays = {"labels": np.array([1.0, 3.0, 4.0, 2.0], np.float32)}
+    scores = Regression().score(found, arrays, ("value",))
+    assert scores["mean_squared_error"] == 2 / 4 and scores["mean_absolute_error"] == 2 / 4
+    np.testing.assert_allclose([scores["pearson"], scores["spearman"]], 0.8)  # 1 − 6·2 / (4·15)
+    constant = Regression().score(np.ones((4, 1)), arrays, ("value",))
+    assert constant["pearson"] == constant["spearman"] == 0.0
+
+
+def test_label_sets_by_hand():
+    truth = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0]], np.float32)
+    logits = np.array([[1.0, -1, -1], [2, -3, -1], [-1, -1, 4], [-1, 1, -2]])
+    scores = Multilabel().score(logits, {"labels": truth}, NAMES)
+    # a: all right; b: one of two found; c: never there, found once
+    assert scores["f1_micro"] == 2 * 3 / (2 * 3 + 1 + 1)
+    np.testing.assert_allclose(scores["f1_macro"], (1 + 2 / 3 + 0) / 3)
+    assert scores["accuracy"] == 2 / 4 and scores["hamming"] == 2 / 12
+    low = Multilabel(threshold=0.2).predictions(np.array([[-1.0, -2, 0]]), NAMES)[0]
+    assert low["labels"] == ["a", "c"] and low["probabilities"]["c"] == 0.5
+
+
+def test_ordered_labels_by_hand():
+    logits = np.array([[1.0, -1, -1], [1, 1, -1], [-1, -1, -1], [1, 1, 1]])
+    arrays = {"labels": np.array([1, 3, 0, 3])}  # found: 1, 2, 0, 3
+    names = ("0", "1", "2", "3")
+    scores = Ordinal().score(logits, arrays, names)
+    assert scores["accuracy"] == 3 / 4 and scores["mean_absolute_error"] == 1 / 4
+    # 1 − Σ (i − j)² observed / Σ (i − j)² expected by chance, both over 4 rows
+    expected = sum((i - j) ** 2 for i in (1, 3, 0, 3) for j in (1, 2, 0, 3)) / 4
+    np.testing.assert_allclose(scores["kappa"], 1 - 1 / expected)
+    same = Ordinal().score(logits[2:3], {"labels": np.array([0])}, names)
+    assert same["kappa"] == 1.0
+    assert Ordinal().predictions(logits, names)[1]["label"] == "2"
+    assert Ordinal().output_names(names) == ("> 0", "> 1", "> 2")
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "wanted"),
+    [
+        ("number", 2, 2.0),
+        ("number", " 2.5 ", 2.5),
+        ("names", ["b", "a", "b"], ["a", "b"]),
+        ("names", "b, a", ["a", "b"]),
+        ("names", [3], ["3"]),
+        ("name", True, "1"),
+    ],
+)
+def test_labels_of_each_kind(tmp_path, kind, label, wanted):
+    file = write_jsonl(tmp_path / "train.jsonl", [{"text": "good", "label": label}])
+    assert load(settings(path=str(file)), kind)["train"].rows[0]["label"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "message"),
+    [
+        ("number", "high", "row 2: label 'high' must be a number"),
+        ("number", float("inf"), "row 2: label inf must be a finite number"),
+        ("number", True, "row 2: label True must be a number"),
+        ("names", 3, "row 2: label 3 must be a list of names"),
+        ("names", [0.5], "must be a string or an integer"),
+        ("name", 0.5, "row 2: label 0.5 must be a string or an integer"),
+    ],
+)
+def test_labels_of_another_kind_are_named(tmp_path, kind, label, message):
+    good = {"number": 1.0, "names": ["a"], "name": "a"}[kind]
+    rows = [{"text": "good", "label": good}, {"text": "bad", "label": label}]
+    file = write_jsonl(tmp_path / "train.jsonl", rows)
+    with pytest.raises(UserError, match=message) as error:
+        load(settings(path=str(file)), kind)
+    assert str(file) in str(error.value)
+
+
+def labelled(task, row, number):
+    """A row with a label that its words tell."""
+    positive = row["label"] == "positive"
+    label = {
+        "regression": 4.0 if positive else 1.0,
+        "multilabel": ["good"] * positive + ["odd"] * (number % 2) or ["bad"],
+        "ordinal": str(number % 2 + 2 * positive),
+    }[task]
+    return {**row, "label": label}
+
+
+@pytest.mark.parametrize(
+    ("task", "batching"), [("regression", "bucket"), ("multilabel", "pack"), ("ordinal", "bucket")]
+)
+def test_from_rows_to_predictions(config_file, tmp_path, task, batching):
+    """Trained, evaluated, predicted; what is exported gives transformers' outputs and loss."""
+    for seed, (split, count) in enumerate({"train": 150, "validation": 40, "test": 40}.items()):
+        rows = [labelled(task, row, i) for i, row in enumerate(make_rows(count, seed))]
+        write_jsonl(tmp_path / "data" / f"{split}.jsonl", rows)
+    file, work = tmp_path / "config.py", tmp_path / "work"
+    text = config_file.read_text().replace(
+        "default_config(method)", f"default_config(method, {task!r})"
+    )
+    file.write_text(text)
+    changes = [f"--config.data.path={tmp_path / 'data'}", f"--config.data.batching={batching}"]
+    ftjax("train", "--config", file, "--workdir", work, *changes)
+    rows = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < losses[0]
+    result = json.loads((work / "result.json").read_text())
+    assert result["task"] == task and result["best_metric"] in result["metrics"]["test"]
+    ftjax("predict", "--workdir", work, "--input", tmp_path / "data" / "test.jsonl",
+          "--output", tmp_path / "found.jsonl")  # fmt: skip
+    found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    ftjax("export", "--workdir", work, "--format", "hf", "--output", tmp_path / "hf")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    split = load(
+        settings(path=str(tmp_path / "data")),
+        {"regression": "number", "multilabel": "names"}.get(task, "name"),
+    )["test"]
+    inputs = tokenizer(
+        split.column("text"), padding=True, truncation=True, max_length=32, return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = model(**inputs).logits.numpy()
+    first = found[0]
+    if task == "regression":
+        np.testing.assert_allclose([row["value"] for row in found], logits[:, 0], atol=1e-4)
+        return
+    said = first["probabilities"] if task == "multilabel" else first["above"]
+    np.testing.assert_allclose(list(said.values()), 1 / (1 + np.exp(-logits[0])), atol=1e-4)
+    names = list(model.config.id2label.values())
+    assert names == [f"> {name}" for name in said] if task == "ordinal" else names == list(said)
+    assert model.config.problem_type == "multi_label_classification"
