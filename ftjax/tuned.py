@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -213,19 +214,8 @@ def _tokenize(folder: Path, text: str) -> list[int]:
     return load_tokenizer(folder)(text, add_special_tokens=False)["input_ids"]
 
 
-class _intercepted:
-    """`nn.intercept_methods`, or nothing."""
-
-    def __init__(self, interceptor: Any) -> None:
-        self._context = interceptor and nn.intercept_methods(interceptor)
-
-    def __enter__(self) -> None:
-        if self._context:
-            self._context.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        if self._context:
-            self._context.__exit__(*error)
+def _intercepted(interceptor: Any) -> Any:
+    return nn.intercept_methods(interceptor) if interceptor else nullcontext()
 
 
 def _positions(config: Any) -> int | None:

@@ -12,7 +12,7 @@ import optax
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
-from ftjax.tasks.texts import Texts, label_names, numbers
+from ftjax.tasks.texts import Texts, label_names, one_number
 
 Batch = Mapping[str, jax.Array]
 
@@ -43,13 +43,8 @@ class Classification(Texts):
         return label_names(train, train.column("label"), self.labels)
 
     def targets(self, split: Split, names: Sequence[str]) -> np.ndarray:
-        """Label numbers (rows,).
-
-        Raises:
-            UserError: a row with a label that training does not have.
-        """
-        each = numbers(split, [[label] for label in split.column("label")], names)
-        return np.array([number for (number,) in each], np.int32)
+        """See `ftjax.tasks.texts.one_number`."""
+        return one_number(split, names)
 
     def loss(self, apply: Callable[[Batch], jax.Array], batch: Batch, train: bool) -> Loss:
         """Σ weighted cross-entropies and Σ weights; smoothed in training only."""

@@ -11,7 +11,7 @@ import optax
 
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
-from ftjax.tasks.texts import Batch, Texts, label_names, numbers
+from ftjax.tasks.texts import Batch, Texts, label_names, one_number
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,8 @@ class Ordinal(Texts):
         return tuple(f"> {name}" for name in names[:-1])
 
     def targets(self, split: Split, names: Sequence[str]) -> np.ndarray:
-        """Label numbers (rows,).
-
-        Raises:
-            UserError: a row with a label that training does not have.
-        """
-        each = numbers(split, [[label] for label in split.column("label")], names)
-        return np.array([number for (number,) in each], np.int32)
+        """See `ftjax.tasks.texts.one_number`."""
+        return one_number(split, names)
 
     def loss(self, apply: Callable[[Batch], jax.Array], batch: Batch, train: bool) -> Loss:
         """Σ of weighted means over steps of binary cross-entropy, and Σ weights."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
@@ -73,6 +74,12 @@ def label_names(train: Split, labels: Sequence[str], given: Sequence[str]) -> tu
     if len(names) < 2:
         raise UserError(f"{train.file}: classification needs two labels, found {list(names)}")
     return names
+
+
+def one_number(split: Split, names: Sequence[str]) -> np.ndarray:
+    """The number of each row's one label (rows,); raises as `numbers`."""
+    each = numbers(split, [[label] for label in split.column("label")], names)
+    return np.array([number for (number,) in each], np.int32)
 
 
 def numbers(split: Split, labels: Sequence[Sequence[str]], names: Sequence[str]) -> list[list[int]]:
