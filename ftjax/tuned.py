@@ -298,7 +298,7 @@ def build(
 
     boxed = abstract(None)
     shapes = {path: leaf.value for path, leaf in boxed.items()}
-    names = names_of(family, config, model.head)
+    names = hf.names_of(family, config, model.head)
     buffers = tuple(path for path, part in names.head.items() if getattr(part, "buffer", False))
     base = Base(
         shapes,
@@ -336,27 +336,6 @@ def build(
 def _partition(shapes: Flat, method: Method, base: Base, trains: bool = True) -> Partition:
     buffers = [(rf"{re.escape(path)}/.*", FROZEN) for path in base.buffers]
     return Partition.of(list(shapes), (*buffers, *method.rules(base)), trains)
-
-
-def names_of(family: ModuleType, config: Any, head: str | None) -> hf.Names:
-    """What Hugging Face calls the modules of a model with this head.
-
-    Raises:
-        UserError: the family has no such head.
-    """
-    if head not in (None, "embedding", *config.heads):
-        known = ", ".join(sorted(config.heads))
-        raise UserError(f"{family.HF_PREFIX} has no head for {head!r} (it has {known})")
-    modules = config.heads[head].modules if head in config.heads else {}
-    # A folder may hold other heads, copies of tied tensors, and buffers.
-    others = [part for other in config.heads.values() for part in other.modules.values()]
-    theirs = {part if isinstance(part, str) else part.name for part in others}
-    copies = r"(.*\.)?(lm_head|(en|de)coder\.embed_tokens)\.weight"
-    buffers = (r".*position_ids", r".*\.(attn|attention)\.(masked_)?bias")  # of older folders
-    ignored = (copies, *buffers, *(rf"{re.escape(name)}(\..*)?" for name in sorted(theirs)))
-    prefix = config.heads[head].prefix if head in config.heads else None
-    usual = family.HF_PREFIX
-    return hf.Names(prefix or usual, usual, family.hf_modules(config), modules, ignored)
 
 
 def _known(key: str, value: str, known: Collection[str]) -> str:

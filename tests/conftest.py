@@ -18,6 +18,7 @@ import optax
 import pytest
 
 from ftjax import cli, methods, tuned
+from ftjax.config import default_config
 from ftjax.formats import hf
 from ftjax.formats.folder import read_config
 from ftjax.loss import Loss
@@ -136,6 +137,11 @@ def make_rows(count: int, seed: int) -> list[dict]:
         )
         rows.append({"text": " ".join(words), "label": ("negative", "positive")[label]})
     return rows
+
+
+def data_settings(task: str = "classification", **changes) -> dict:
+    """The `data` section of the default configuration, changed."""
+    return {**default_config("full", task).data.to_dict(), **changes}
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:

@@ -1,7 +1,7 @@
-"""Texts to token ids, cached on disk by content."""
+"""Rows to token ids, cached on disk by content."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,117 +16,178 @@ from ftjax.formats.folder import load_tokenizer
 from ftjax.formats.hf import TOKENIZER_FILES
 from ftjax.remote import cache_folder
 
+Columns = Mapping[str, list]
+IDS, DECODER, ROW, CUT = "input_ids", "decoder_ids", "row", "cut"
+
 
 @dataclass(frozen=True)
-class Examples:
-    """Encoded rows of one split, as a few flat arrays.
+class Ragged:
+    """Sequences of different lengths, end to end.
 
     Attributes:
-        ids: token ids of all rows, end to end.
-        offsets: (rows + 1,) where each row starts.
-        type_ids: like `ids`, for pairs.
-        arrays: name → (rows, ...): labels, or cached features in place of `ids`.
-        truncated: rows that were longer than `max_length`.
+        values: all of them.
+        offsets: (sequences + 1,) where each starts.
     """
 
-    ids: np.ndarray
+    values: np.ndarray
     offsets: np.ndarray
-    type_ids: np.ndarray | None = None
-    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
-    truncated: int = 0
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self.values[self.offsets[number] : self.offsets[number + 1]]
+
+
+def ragged(sequences: list) -> Ragged:
+    """Sequences as one array of int32."""
+    ends = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
+    values = np.concatenate([np.zeros(0, np.int32), *sequences]).astype(np.int32)
+    return Ragged(values, ends)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is trained on or predicted, as a few flat arrays. A row may give several, or none.
+
+    Attributes:
+        ids: token ids; an example has `group` sequences of them, some perhaps empty.
+        tokens: name → an element a token, as "token_type_ids".
+        arrays: name → (examples, ...): labels, or cached features in place of `ids`.
+        decoder: token ids of a second sequence, which is written.
+        rows: (examples,) index of the row in its split; None where each row gives one.
+        group: sequences of an example, as of multiple choice.
+        truncated: examples that were longer than `data.max_length`.
+    """
+
+    ids: Ragged
+    tokens: Mapping[str, np.ndarray] = field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    decoder: Ragged | None = None
+    rows: np.ndarray | None = None
+    group: int = 1
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids) // self.group
+
     @property
     def lengths(self) -> np.ndarray:
-        """Real tokens of each row."""
-        return np.diff(self.offsets)
+        """Real tokens of each example's longest sequence."""
+        return self.ids.lengths.reshape(-1, self.group).max(1)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Real tokens of each example."""
+        written = 0 if self.decoder is None else self.decoder.lengths
+        return self.ids.lengths.reshape(-1, self.group).sum(1) + written
+
+    @property
+    def row_numbers(self) -> np.ndarray:
+        """(examples,) index of the row in its split."""
+        return np.arange(len(self)) if self.rows is None else self.rows
 
 
-def _key(folder: Path, split: Split, max_length: int) -> str:
-    digest = hashlib.sha256(f"1 {max_length}".encode())
-    if gguf.is_gguf(folder):
-        digest.update(gguf.tokenizer_bytes(folder))
-    for name in (*TOKENIZER_FILES, "config.json"):
-        digest.update((folder / name).read_bytes() if (folder / name).exists() else b"\2")
-    for column in _texts(split):
-        for text in split.column(column):
-            digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-        digest.update(b"\1")
-    return digest.hexdigest()[:32]
-
-
-def _texts(split: Split) -> list[str]:
-    return [name for name in ("text", "text_pair") if name in split.rows.column_names]
-
-
-def encode(split: Split, folder: Path, max_length: int) -> Examples:
+def encode(split: Split, task: Any, folder: Path, max_length: int) -> Examples:
     """Tokenizes a split, or reads the tokens that an earlier run kept.
-
-    Texts longer than `max_length` tokens are truncated and counted.
 
     Args:
         split: the rows.
+        task: see `ftjax.tasks.base.Task.encode`.
         folder: of the model, with its tokenizer; read only where no tokens are kept.
         max_length: in tokens, special ones included.
     """
-    key = _key(folder, split, max_length)
+    key = _key(folder, split, task, max_length)
     file = cache_folder() / "tokens" / f"{key}.arrow"
     file.parent.mkdir(parents=True, exist_ok=True)
     with _quiet():
         rows = split.rows.map(
-            _tokenizer(folder, max_length, _texts(split)),
+            _tokenizer(folder, task, max_length),
             batched=True,
+            with_indices=True,
             remove_columns=split.rows.column_names,
             cache_file_name=str(file),
             new_fingerprint=key,
         )
-    return _examples(rows.data, max_length)
+    return _examples(rows.data)
 
 
-def encoder(folder: Path, max_length: int) -> Callable[[Split], Examples]:
+def encoder(task: Any, folder: Path, max_length: int) -> Callable[[Split], Examples]:
     """As `encode`, but nothing is kept: for windows of a stream."""
-    tokenize = _tokenizer(folder, max_length)
+    tokenize = _tokenizer(folder, task, max_length)
 
     def encode(split: Split) -> Examples:
-        columns = {name: split.column(name) for name in _texts(split)}
-        return _examples(pyarrow.table(tokenize(columns)), max_length)
+        columns = {name: split.column(name) for name in split.rows.column_names}
+        return _examples(pyarrow.table(tokenize(columns, range(len(split.rows)))))
 
     return encode
 
 
-def _tokenizer(
-    folder: Path, max_length: int, texts: Sequence[str] | None = None
-) -> Callable[[Mapping[str, list]], dict[str, list]]:
-    """Texts by column → "ids", "length" before truncation, and for pairs "type_ids"."""
+def _key(folder: Path, split: Split, task: Any, max_length: int) -> str:
+    digest = hashlib.sha256(f"2 {max_length} {task!r}".encode())
+    if gguf.is_gguf(folder):
+        digest.update(gguf.tokenizer_bytes(folder))
+    for name in (*TOKENIZER_FILES, "config.json"):
+        digest.update((folder / name).read_bytes() if (folder / name).exists() else b"\2")
+    for column in (name for name in split.rows.column_names if name != ROW):
+        digest.update(column.encode() + b"\1")
+        for value in split.column(column):
+            text = value if isinstance(value, str) else repr(value)
+            digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def _tokenizer(folder: Path, task: Any, max_length: int) -> Callable[..., dict[str, list]]:
+    """Columns and the numbers of their rows → columns of examples, "row" among them."""
     loaded: list[Any] = []
 
-    def tokenize(rows: Mapping[str, list[str]]) -> dict[str, list]:
+    def tokenize(columns: Columns, numbers: Any) -> dict[str, list]:
         if not loaded:
             loaded.append(load_tokenizer(folder))
-        columns = [rows[name] for name in texts or rows]
-        whole = loaded[0](*columns, verbose=False)["input_ids"]
-        out = loaded[0](*columns, truncation=True, max_length=max_length)
-        found = {"ids": out["input_ids"], "length": [len(ids) for ids in whole]}
-        if len(columns) == 2 and "token_type_ids" in out:
-            found["type_ids"] = out["token_type_ids"]
-        return found
+        found = task.encode(loaded[0], columns, max_length)
+        within = found.pop(ROW, range(len(found[IDS])))
+        return {**found, ROW: [numbers[i] for i in within]}
 
     return tokenize
 
 
-def _examples(table: Any, max_length: int) -> Examples:
+def _examples(table: Any) -> Examples:
+    """Columns of lists are of tokens, nested ones of groups of sequences, others of examples."""
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
-    ids = columns["ids"]
-    offsets = ids.offsets.to_numpy().astype(np.int64)
-    type_ids = columns["type_ids"].values.to_numpy() if "type_ids" in columns else None
+    nested = pyarrow.types.is_list(columns[IDS].type.value_type)
+    group = int(np.diff(columns[IDS].offsets).max(initial=1)) if nested else 1
+    tokens, arrays = {}, {}
+    for name in columns.keys() - {IDS, DECODER, ROW, CUT}:
+        if pyarrow.types.is_list(columns[name].type):
+            tokens[name] = _sequences(columns[name], group).values
+        else:
+            arrays[name] = columns[name].to_numpy(zero_copy_only=False)
+    rows = columns[ROW].to_numpy()
     return Examples(
-        ids=ids.values.to_numpy().astype(np.int32),
-        offsets=offsets,
-        type_ids=None if type_ids is None else type_ids.astype(np.int32),
-        truncated=int((columns["length"].to_numpy() > max_length).sum()),
+        ids=_sequences(columns[IDS], group),
+        tokens=tokens,
+        arrays=arrays,
+        decoder=_sequences(columns[DECODER], 1) if DECODER in columns else None,
+        rows=None if np.array_equal(rows, np.arange(len(rows))) else rows,
+        group=group,
+        truncated=int(columns[CUT].to_numpy(zero_copy_only=False).sum()),
     )
+
+
+def _sequences(column: Any, group: int) -> Ragged:
+    """A column of lists, or of lists of lists; of the latter, `group` sequences an example."""
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    inner = column.values
+    if not pyarrow.types.is_list(inner.type):
+        return Ragged(inner.to_numpy().astype(np.int32), offsets)
+    found = inner.offsets.to_numpy().astype(np.int64)
+    number = np.minimum(offsets[:-1, None] + np.arange(group + 1), offsets[1:, None])
+    starts = found[number[:, :group]].ravel()  # past an example's own, where it ends
+    return Ragged(inner.values.to_numpy().astype(np.int32), np.append(starts, found[-1]))
 
 
 class _quiet:

@@ -9,8 +9,10 @@ from functools import lru_cache
 import grain
 import numpy as np
 
-from ftjax.data.encode import Examples
+from ftjax.data.encode import IDS, Examples, Ragged
 from ftjax.data.planning import EMPTY, Layout, Planned, plan_epoch
+
+Vary = Callable[[Examples, np.random.Generator], Examples]
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Loader:
         layout: the shapes of batches.
         seed: of the shuffle; None keeps the order.
         local: how many rows a global batch has → which of them this host holds.
+        vary: makes of the examples those of an epoch, as with other tokens masked; None where
+            they are the same in all.
     """
 
     examples: Examples
@@ -30,49 +34,34 @@ class Loader:
     layout: Layout
     seed: int | None
     local: Callable[[int], np.ndarray] = np.arange
+    vary: Vary | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         """Of a shuffled epoch."""
         return -(-len(self.examples) // self.batch_size)
 
-    def plan(self, epoch: int) -> list[Planned]:
-        return _plan(self, epoch)
+    def epoch(self, number: int) -> tuple[Examples, list[Planned]]:
+        """The examples of an epoch, and its plan."""
+        return _epoch(self, number)
 
     def planned(self, step: int) -> Planned:
         """The plan of a step, counted over epochs."""
-        epoch, number = divmod(step, self.steps_per_epoch)
-        return self.plan(epoch)[number]
-
-    def batch(self, planned: Planned) -> dict[str, np.ndarray]:
-        """This host's part of a batch.
-
-        Arrays, an element a place, (rows,) or packed (rows, places): the examples' arrays;
-        weights, 0 where no example lies; packed: starts, the position of its first token. An
-        element a token, (rows, length): input_ids; for pairs token_type_ids; attention_mask, or
-        packed segment_ids (1 is the first example of its row, 0 padding) and position_ids.
-        """
-        places = planned.places[self.local(len(planned.places))]
-        batch = {name: array[places] for name, array in self.examples.arrays.items()}
-        batch["weights"] = (places != EMPTY).astype(np.float32)
-        if not len(self.examples.ids):
-            return batch
-        if places.ndim == 2:
-            return batch | _packed(self.examples, places, planned.length)
-        return batch | _padded(self.examples, places, planned.length)
+        return self._find(step)[1]
 
     def at(self, step: int) -> dict[str, np.ndarray]:
-        """This host's part of the batch of a step."""
-        return self.batch(self.planned(step))
-
-    def tokens(self, planned: Planned) -> int:
-        """Real tokens of a global batch."""
-        return int(self.examples.lengths[planned.examples].sum())
+        """This host's part of the batch of a step; see `make_batch`."""
+        return make_batch(*self._find(step), self.local)
 
     def counts(self, step: int) -> tuple[int, int]:
         """Real tokens and examples of the global batch of a step."""
-        planned = self.planned(step)
-        return self.tokens(planned), len(planned.examples)
+        examples, planned = self._find(step)
+        return int(examples.sizes[planned.examples].sum()), len(planned.examples)
+
+    def _find(self, step: int) -> tuple[Examples, Planned]:
+        epoch, number = divmod(step, self.steps_per_epoch)
+        examples, plan = self.epoch(epoch)
+        return examples, plan[number]
 
     def iterate(self, steps: int) -> grain.DatasetIterator:
         """Batches of steps 0 to `steps` - 1, prefetched; its state can be got and set."""
@@ -80,8 +69,9 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Planned, Mapping[str, np.ndarray]]]:
         """One epoch in plan order, with the plan: for evaluation."""
-        for planned in self.plan(0):
-            yield planned, self.batch(planned)
+        examples, plan = self.epoch(0)
+        for planned in plan:
+            yield planned, make_batch(examples, planned, self.local)
 
     def __hash__(self) -> int:
         return id(self)
@@ -96,22 +86,68 @@ def prefetched(at: Callable[[int], Mapping[str, np.ndarray]], steps: int) -> gra
     return iter(grain.MapDataset.range(steps).map(at).to_iter_dataset(options))
 
 
-@lru_cache(maxsize=8)
-def _plan(loader: Loader, epoch: int) -> list[Planned]:
-    lengths = loader.examples.lengths
-    return plan_epoch(lengths, loader.layout, loader.batch_size, loader.seed, epoch)
+@lru_cache(maxsize=4)
+def _epoch(loader: Loader, number: int) -> tuple[Examples, list[Planned]]:
+    examples, seed = loader.examples, loader.seed
+    if loader.vary is not None:
+        examples = loader.vary(examples, np.random.default_rng((seed or 0, number, 1)))
+    written = None if examples.decoder is None else examples.decoder.lengths
+    plan = plan_epoch(examples.lengths, loader.layout, loader.batch_size, seed, number, written)
+    return examples, plan
 
 
-def _padded(examples: Examples, places: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    starts = examples.offsets[places]
-    sizes = np.where(places == EMPTY, 0, examples.lengths[places])
-    inside = np.arange(length) < sizes[:, None]
-    index = np.where(inside, starts[:, None] + np.arange(length), 0)
-    return {**_gather(examples, inside, index), "attention_mask": inside.astype(np.int32)}
+def make_batch(
+    examples: Examples, planned: Planned, local: Callable[[int], np.ndarray] = np.arange
+) -> dict[str, np.ndarray]:
+    """This host's part of a batch.
+
+    Arrays, an element a place, (rows,) or packed (rows, places): the examples' arrays; weights, 0
+    where no example lies; packed: starts, the position of its first token. An element a token,
+    (rows, length), or (rows, group, length): input_ids; the examples' others; attention_mask, or
+    packed segment_ids (1 is the first example of its row, 0 padding) and position_ids. Of second
+    sequences (rows, written): targets and target_weights.
+    """
+    places = planned.places[local(len(planned.places))]
+    batch = {name: array[places] for name, array in examples.arrays.items()}
+    batch["weights"] = (places != EMPTY).astype(np.float32)
+    if not len(examples.ids.values):
+        return batch
+    if places.ndim == 2:
+        return batch | _packed(examples, places, planned.length)
+    if examples.decoder is not None:
+        index, inside = _index(examples.decoder, places, planned.written)
+        batch["targets"] = _gather(examples.decoder.values, inside, index)
+        batch["target_weights"] = inside.astype(np.float32)
+    if examples.group > 1:
+        numbers = places[:, None] * examples.group + np.arange(examples.group)
+        places = np.where(places[:, None] == EMPTY, EMPTY, numbers)
+    index, inside = _index(examples.ids, places, planned.length)
+    each = _each(examples, inside, index)
+    return {**batch, **each, "attention_mask": inside.astype(np.int32)}
+
+
+def _index(sequences: Ragged, places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the values of padded sequences are, and which are real: (*places, length)."""
+    sizes = np.where(places == EMPTY, 0, sequences.lengths[places])
+    inside = np.arange(length) < sizes[..., None]
+    starts = sequences.offsets[:-1][places]
+    return np.where(inside, starts[..., None] + np.arange(length), 0), inside
 
 
 def _packed(examples: Examples, places: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    sizes = np.where(places == EMPTY, 0, examples.lengths[places])
+    index, inside, segment, position, starts = packed_index(examples.ids, places, length)
+    return {
+        **_each(examples, inside, index),
+        "segment_ids": np.where(inside, segment + 1, 0).astype(np.int32),
+        "position_ids": position.astype(np.int32),
+        "starts": np.minimum(starts, length - 1).astype(np.int32),
+    }
+
+
+def packed_index(sequences: Ragged, places: np.ndarray, length: int) -> tuple[np.ndarray, ...]:
+    """Where the values of packed sequences are, which are real, whose each is, and its position in
+    it: (rows, length); and where each starts (rows, places)."""
+    sizes = np.where(places == EMPTY, 0, sequences.lengths[places])
     ends = np.cumsum(sizes, 1)
     starts = ends - sizes
     token = np.arange(length)
@@ -120,20 +156,22 @@ def _packed(examples: Examples, places: np.ndarray, length: int) -> dict[str, np
     segment = np.minimum(segment, places.shape[1] - 1)
     position = np.where(inside, token - np.take_along_axis(starts, segment, 1), 0)
     example = np.take_along_axis(places, segment, 1)
-    index = np.where(inside, examples.offsets[example] + position, 0)
-    return {
-        **_gather(examples, inside, index),
-        "segment_ids": np.where(inside, segment + 1, 0).astype(np.int32),
-        "position_ids": position.astype(np.int32),
-        "starts": np.minimum(starts, length - 1).astype(np.int32),
-    }
+    index = np.where(inside, sequences.offsets[:-1][example] + position, 0)
+    return index, inside, segment, position, starts
 
 
-def _gather(examples: Examples, inside: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
-    def gather(values: np.ndarray) -> np.ndarray:
-        return np.where(inside, values[index], 0).astype(np.int32)
+def token_index(examples: Examples, planned: Planned) -> tuple[np.ndarray, np.ndarray]:
+    """Of a global batch's tokens (rows, length): where they are in `examples.ids`, and which are
+    real."""
+    if planned.places.ndim == 2:
+        return packed_index(examples.ids, planned.places, planned.length)[:2]
+    return _index(examples.ids, planned.places, planned.length)
 
-    batch = {"input_ids": gather(examples.ids)}
-    if examples.type_ids is not None:
-        batch["token_type_ids"] = gather(examples.type_ids)
-    return batch
+
+def _each(examples: Examples, inside: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
+    named = {IDS: examples.ids.values, **examples.tokens}
+    return {name: _gather(values, inside, index) for name, values in named.items()}
+
+
+def _gather(values: np.ndarray, inside: np.ndarray, index: np.ndarray) -> np.ndarray:
+    return np.where(inside, values[index], 0).astype(np.int32)

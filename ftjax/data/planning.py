@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 EMPTY = -1  # in `Planned.places`, where no example lies
+SHARE = 0.98  # of second sequences that fit where the first do
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Layout:
 
     Attributes:
         lengths: a batch's rows are padded to one of these; the last takes the longest example.
+        written: of each length, that of the second sequence; empty where there is none.
         rows: of a packed batch of each length, a row holding several examples; None where it
             holds one.
         places: examples that a packed row can hold.
@@ -27,6 +29,7 @@ class Layout:
     """
 
     lengths: tuple[int, ...]
+    written: tuple[int, ...] = ()
     rows: tuple[int, ...] | None = None
     places: int = 1
     multiple: int = 1
@@ -45,10 +48,12 @@ class Planned(NamedTuple):
     Attributes:
         places: example numbers, `EMPTY` where there is none: (rows,), or packed (rows, places).
         length: that rows are padded to.
+        written: that second sequences are padded to; 0 where there are none.
     """
 
     places: np.ndarray
     length: int
+    written: int = 0
 
     @property
     def examples(self) -> np.ndarray:
@@ -82,6 +87,23 @@ def bucket_layout(lengths: np.ndarray, count: int, multiple: int = 8) -> Layout:
             for j in range(1, len(sizes) + 1)
         ]
     return Layout(tuple(int(sizes[i]) for i in best[-1][1]))
+
+
+def paired_layout(
+    layout: Layout, read: np.ndarray, written: np.ndarray, multiple: int = 8
+) -> Layout:
+    """Buckets with room for second sequences: for nearly all of those whose first ones fit.
+
+    Lengths of the second grow with those of the first, so that an example that is long in either
+    goes where both fit.
+    """
+    bucket, longest = np.searchsorted(layout.lengths, read), []
+    for number in range(len(layout.lengths)):
+        among = written[bucket <= number]
+        most = np.quantile(among, SHARE) if len(among) else 1
+        longest.append(max(_round_up(int(most), multiple), longest[-1] if longest else 0))
+    longest[-1] = _round_up(int(written.max(initial=1)), multiple)
+    return replace(layout, written=tuple(longest))
 
 
 def packed_layout(
@@ -120,7 +142,8 @@ def packed_layout(
         if mixed < least:
             chosen, least = (short, full), mixed
     most = places(chosen[-1])
-    return Layout(chosen, tuple(rows(length, most) for length in chosen), most, multiple)
+    counts = tuple(rows(length, most) for length in chosen)
+    return Layout(chosen, rows=counts, places=most, multiple=multiple)
 
 
 def pack(lengths: Sequence[int], capacity: int, places: int) -> list[list[int]]:
@@ -168,7 +191,12 @@ def compose(lengths: np.ndarray, batch_size: int, random: np.random.Generator) -
 
 
 def plan_epoch(
-    lengths: np.ndarray, layout: Layout, batch_size: int, seed: int | None, epoch: int
+    lengths: np.ndarray,
+    layout: Layout,
+    batch_size: int,
+    seed: int | None,
+    epoch: int,
+    written: np.ndarray | None = None,
 ) -> list[Planned]:
     """Every example once.
 
@@ -178,34 +206,37 @@ def plan_epoch(
         batch_size: examples of a batch; packed without a seed, roughly.
         seed: of the shuffle; without one the order depends on the lengths alone.
         epoch: each has an order of its own.
+        written: tokens of each example's second sequence.
     """
     random = None if seed is None else np.random.default_rng((seed, epoch))
     if layout.rows is None:
-        return _plan_buckets(lengths, layout, batch_size, random)
+        bucket = np.searchsorted(layout.lengths, lengths)
+        if written is not None:
+            bucket = np.maximum(bucket, np.searchsorted(layout.written, written))
+        return _plan_buckets(bucket, layout, batch_size, random)
     return _plan_packed(lengths, layout, batch_size, random)
 
 
 def _plan_buckets(
-    lengths: np.ndarray, layout: Layout, batch_size: int, random: np.random.Generator | None
+    bucket: np.ndarray, layout: Layout, batch_size: int, random: np.random.Generator | None
 ) -> list[Planned]:
     """Full batches of one length each, then one partial batch.
 
     What a bucket leaves over joins the next longer one, so that only the last batch of the
     longest is partial.
     """
-    order = np.arange(len(lengths)) if random is None else random.permutation(len(lengths))
-    bucket = np.searchsorted(layout.lengths, lengths[order])
+    order = np.arange(len(bucket)) if random is None else random.permutation(len(bucket))
+    shapes = list(zip(layout.lengths, layout.written or (0,) * len(layout.lengths), strict=True))
     batches, left = [], np.zeros(0, order.dtype)
-    for number, length in enumerate(layout.lengths):
-        rows = np.concatenate([left, order[bucket == number]])
+    for number, shape in enumerate(shapes):
+        rows = np.concatenate([left, order[bucket[order] == number]])
         full = len(rows) // batch_size * batch_size
-        batches += [Planned(part, length) for part in rows[:full].reshape(-1, batch_size)]
+        batches += [Planned(part, *shape) for part in rows[:full].reshape(-1, batch_size)]
         left = rows[full:]
     if len(left):
-        fits = int(np.searchsorted(layout.lengths, lengths[left].max()))
         places = np.full(batch_size, EMPTY)
         places[: len(left)] = left
-        batches.append(Planned(places, layout.lengths[fits]))
+        batches.append(Planned(places, *shapes[bucket[left].max()]))
     return batches if random is None else [batches[i] for i in random.permutation(len(batches))]
 
 

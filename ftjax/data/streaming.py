@@ -1,12 +1,13 @@
 """Training data larger than memory, and of several sources at once: window after window.
 
 A window is a fixed number of rows, of each source its share, planned as if it were an epoch. So
-which rows a step has is a function of its number, the configuration and the sources alone, and a
-position in the data is one number, also on another mesh or number of hosts.
+which examples a step has is a function of its number, the configuration and the sources alone, and
+a position in the data is one number, also on another mesh or number of hosts.
 """
 
 import itertools
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +18,11 @@ import datasets
 import grain
 import numpy as np
 
-from ftjax.data.encode import Examples
-from ftjax.data.loading import Loader, prefetched
+from ftjax.data.encode import Examples, Ragged
+from ftjax.data.fields import Schema
+from ftjax.data.loading import Loader, Vary, make_batch, prefetched
 from ftjax.data.planning import Layout, Planned
-from ftjax.data.sources import Opened, Split, checked
+from ftjax.data.sources import Opened, Split
 from ftjax.errors import UserError, require
 
 KEPT = 4  # windows in memory
@@ -32,15 +34,15 @@ class Source:
 
     Attributes:
         opened: the source.
+        schema: what rows must be.
         weight: share of a window, before the shares are made to sum to 1.
-        label: what labels are, a key of `LABELS`; None where rows need none.
         skip: leave out and count bad rows, instead of stopping.
         skipped: messages of the first pass's bad rows.
     """
 
     opened: Opened
+    schema: Schema
     weight: float = 1.0
-    label: str | None = "name"
     skip: bool = False
     skipped: list[str] = field(default_factory=list)
 
@@ -50,7 +52,7 @@ class Source:
     def _passes(self) -> Iterator[dict[str, Any]]:
         for number in itertools.count():
             good = 0
-            for row in checked(self.opened, self.label):
+            for row in self.opened.checked(self.schema):
                 if not isinstance(row, UserError):
                     good += 1
                     yield row
@@ -139,29 +141,50 @@ def joined(parts: Sequence[Examples]) -> Examples:
     Raises:
         UserError: some have pairs and some have not.
     """
-    same = {part.type_ids is None for part in parts}
+    same = {(part.group, *sorted([*part.tokens, *part.arrays])) for part in parts}
     require(len(same) == 1, "data.mixture: rows of pairs and of single texts are mixed")
-    ends = np.cumsum([0, *(len(part.ids) for part in parts)])
-    offsets = [part.offsets[:-1] + end for part, end in zip(parts, ends, strict=False)]
-    names = parts[0].arrays
+    rows = np.cumsum([0, *(1 + part.row_numbers.max(initial=-1) for part in parts)])
+    numbers = [part.row_numbers + first for part, first in zip(parts, rows, strict=False)]
+
+    def each(get: Callable[[Examples], Any], join: Callable) -> dict[str, Any]:
+        return {name: join([get(part)[name] for part in parts]) for name in get(parts[0])}
+
     return Examples(
-        ids=np.concatenate([part.ids for part in parts]),
-        offsets=np.concatenate([*offsets, ends[-1:]]),
-        type_ids=None if same == {True} else np.concatenate([part.type_ids for part in parts]),
-        arrays={name: np.concatenate([part.arrays[name] for part in parts]) for name in names},
+        ids=_end_to_end([part.ids for part in parts]),
+        tokens=each(lambda part: part.tokens, np.concatenate),
+        arrays=each(lambda part: part.arrays, np.concatenate),
+        decoder=None if parts[0].decoder is None else _end_to_end([p.decoder for p in parts]),
+        rows=np.concatenate(numbers),
+        group=parts[0].group,
         truncated=sum(part.truncated for part in parts),
+    )
+
+
+def _end_to_end(parts: Sequence[Ragged]) -> Ragged:
+    ends = np.cumsum([0, *(len(part.values) for part in parts)])
+    offsets = [part.offsets[:-1] + end for part, end in zip(parts, ends, strict=False)]
+    return Ragged(
+        np.concatenate([part.values for part in parts]), np.concatenate([*offsets, ends[-1:]])
     )
 
 
 @dataclass(frozen=True, eq=False)  # itself alone: loaders are kept by it
 class StreamLoader:
-    """Batches of windows, one after another; see `Loader`, whose interface it has."""
+    """Batches of windows, one after another; see `Loader`, whose interface it has.
+
+    Attributes:
+        starts: the first step of each window that was read, and of the next. A checkpoint has
+            them, so that no window before its position is tokenized again.
+    """
 
     windows: Windows
     batch_size: int
     layout: Layout
     seed: int
     local: Callable[[int], np.ndarray] = np.arange
+    vary: Vary | None = None
+    starts: list[int] = field(default_factory=lambda: [0])
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     steps_per_epoch = None  # a stream has no end
 
@@ -169,23 +192,28 @@ class StreamLoader:
         return self._find(step)[1]
 
     def at(self, step: int) -> dict[str, np.ndarray]:
-        loader, planned = self._find(step)
-        return loader.batch(planned)
+        return make_batch(*self._find(step), self.local)
 
     def counts(self, step: int) -> tuple[int, int]:
-        loader, planned = self._find(step)
-        return loader.tokens(planned), self.batch_size
+        examples, planned = self._find(step)
+        return int(examples.sizes[planned.examples].sum()), len(planned.examples)
 
     def iterate(self, steps: int) -> grain.DatasetIterator:
         return prefetched(self.at, steps)
 
-    def _find(self, step: int) -> tuple[Loader, Planned]:
-        window, number = divmod(step, self.windows.size // self.batch_size)
-        loader = _loader(self, window)
-        return loader, loader.plan(window)[number]
+    def _find(self, step: int) -> tuple[Examples, Planned]:
+        with self._lock:
+            while step >= self.starts[-1]:
+                window = len(self.starts) - 1
+                _, plan = _loader(self, window).epoch(window)
+                self.starts.append(self.starts[-1] + len(plan))
+        window = bisect_right(self.starts, step) - 1
+        examples, plan = _loader(self, window).epoch(window)
+        return examples, plan[step - self.starts[window]]
 
 
 @lru_cache(maxsize=KEPT)
 def _loader(stream: StreamLoader, window: int) -> Loader:
     examples = stream.windows[window]
-    return Loader(examples, stream.batch_size, stream.layout, stream.seed, stream.local)
+    layout, seed = stream.layout, stream.seed
+    return Loader(examples, stream.batch_size, layout, seed, stream.local, stream.vary)

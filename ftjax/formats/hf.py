@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,27 @@ class Names:
     def in_head(self, path: str) -> bool:
         """Whether a parameter is the head's."""
         return path.rsplit("/", 1)[0] in self.head
+
+
+def names_of(family: ModuleType, config: Any, head: str | None) -> Names:
+    """What Hugging Face calls the modules of a model with this head.
+
+    Raises:
+        UserError: the family has no such head.
+    """
+    if head not in (None, "embedding", *config.heads):
+        known = ", ".join(sorted(config.heads))
+        raise UserError(f"{family.HF_PREFIX} has no head for {head!r} (it has {known})")
+    modules = config.heads[head].modules if head in config.heads else {}
+    # A folder may hold other heads, copies of tied tensors, and buffers.
+    others = [part for other in config.heads.values() for part in other.modules.values()]
+    theirs = {part if isinstance(part, str) else part.name for part in others}
+    copies = r"(.*\.)?(lm_head|(en|de)coder\.embed_tokens)\.weight"
+    buffers = (r".*position_ids", r".*\.(attn|attention)\.(masked_)?bias")  # of older folders
+    ignored = (copies, *buffers, *(rf"{re.escape(name)}(\..*)?" for name in sorted(theirs)))
+    prefix = config.heads[head].prefix if head in config.heads else None
+    usual = family.HF_PREFIX
+    return Names(prefix or usual, usual, family.hf_modules(config), modules, ignored)
 
 
 def _shape(shape: Sequence[int], part: Part, leaf: str) -> tuple[int, ...]:

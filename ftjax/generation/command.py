@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from ftjax import methods, tuned
-from ftjax.data.sources import READERS
+from ftjax.data.readers import READERS
 from ftjax.errors import UserError
 from ftjax.formats import adapter
 from ftjax.formats.folder import load_tokenizer, locate, read_config, read_json
@@ -140,7 +140,7 @@ def _read(file: Path, field: str) -> list[dict[str, Any]]:
         UserError: a row is not an object with the field; file and row are named.
     """
     rows = []
-    for number, row in READERS["json"](file):
+    for number, row in READERS["json"][1](file, {}):
         if isinstance(row, UserError):
             raise row
         wanted = list if field == "messages" else str

@@ -20,6 +20,11 @@ def options(name: str) -> dict[str, Any]:
     return registry.options(registry.find("task", TASKS, name))
 
 
+def columns(name: str) -> dict[str, str]:
+    """The fields that a task's rows have: what `data.columns` maps, each to its own name."""
+    return {field: field for field in registry.find("task", TASKS, name).schema.fields}
+
+
 def create(settings: Mapping[str, Any]) -> Any:
     """A task from {"name": ..., option: value, ...}."""
     return registry.create("task", TASKS, settings)

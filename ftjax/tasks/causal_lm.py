@@ -1,44 +1,36 @@
 """Language modelling: each token from those before it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ftjax.data.encode import Examples
+from ftjax.data.fields import Field, Schema, text
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
-
-Batch = Mapping[str, jax.Array]
+from ftjax.tasks.base import Apply, Batch, Task
 
 
 @dataclass(frozen=True)
-class CausalLM:
+class CausalLM(Task):
     """Cross-entropy of every token but an example's first; the logits never exist at once."""
 
-    best_metric = "loss"
-    label = None
-    problem_type = None
-
-    def label_names(self, train: Split) -> tuple[str, ...]:
-        return ()
-
-    def output_names(self, names: Sequence[str]) -> tuple[str, ...]:
-        return ()
+    schema: ClassVar = Schema({"text": Field(text)})
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
-        """Arguments of the family's `Model`."""
         return {"head": "causal_lm"}
 
-    def loss(self, apply: Callable[[Batch], Any], batch: Batch, train: bool) -> Loss:
+    def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
         """Σ cross-entropies and how many; rows without examples weigh nothing."""
         scores = apply(_with_targets(batch))
         return Loss(scores.loss, scores.weight)
 
-    def outputs(self, apply: Callable[[Batch], Any], batch: Batch) -> jax.Array:
+    def outputs(self, apply: Apply, batch: Batch) -> jax.Array:
         """Σ loss, Σ hits and tokens of each example: (rows, 3), or (rows, places, 3) packed."""
         batch = _with_targets(batch)
         tokens = apply(batch).tokens
@@ -50,7 +42,7 @@ class CausalLM:
         return jnp.einsum("rpl,rlk->rpk", inside.astype(each.dtype), each)
 
     def score(
-        self, outputs: np.ndarray, arrays: Mapping[str, np.ndarray], names: Sequence[str]
+        self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> dict[str, Any]:
         """Mean loss, perplexity exp(loss) and accuracy of tokens, over all tokens."""
         loss, hits, count = outputs.astype(np.float64).sum(0)
@@ -62,7 +54,9 @@ class CausalLM:
             "examples": len(outputs),
         }
 
-    def predictions(self, outputs: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    def predictions(
+        self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
+    ) -> list[dict[str, Any]]:
         """One {"loss", "tokens"} a row, the loss a token's mean."""
         return [
             {"loss": round(float(loss / max(count, 1)), 6), "tokens": int(count)}

@@ -1,6 +1,6 @@
 """Classification of a text or a pair of texts into one of several labels."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
-from ftjax.tasks.texts import Texts, label_names, one_number
-
-Batch = Mapping[str, jax.Array]
+from ftjax.tasks.base import Batch, label_names, one_number
+from ftjax.tasks.texts import Texts
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,6 @@ class Classification(Texts):
     labels: tuple[str, ...] = ()
 
     best_metric = "accuracy"
-    label = "name"
     problem_type = "single_label_classification"
 
     def __post_init__(self) -> None:
@@ -39,11 +38,11 @@ class Classification(Texts):
             raise UserError(f"task.label_smoothing={self.label_smoothing} must be in [0, 1)")
 
     def label_names(self, train: Split) -> tuple[str, ...]:
-        """See `ftjax.tasks.texts.label_names`."""
+        """See `ftjax.tasks.base.label_names`."""
         return label_names(train, train.column("label"), self.labels)
 
-    def targets(self, split: Split, names: Sequence[str]) -> np.ndarray:
-        """See `ftjax.tasks.texts.one_number`."""
+    def labels_of(self, split: Split, names: Sequence[str]) -> np.ndarray:
+        """See `ftjax.tasks.base.one_number`."""
         return one_number(split, names)
 
     def loss(self, apply: Callable[[Batch], jax.Array], batch: Batch, train: bool) -> Loss:
@@ -56,10 +55,10 @@ class Classification(Texts):
         return Loss(jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"]))
 
     def score(
-        self, logits: np.ndarray, arrays: Mapping[str, np.ndarray], names: Sequence[str]
+        self, logits: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> dict[str, Any]:
         """The metrics, and the mean loss without smoothing."""
-        labels = arrays["labels"]
+        labels = examples.arrays["labels"]
         batch = {"labels": jnp.asarray(labels), "weights": jnp.ones(len(labels))}
         loss = self.loss(lambda _: jnp.asarray(logits), batch, train=False)
         return {"loss": float(loss.total / loss.weight), **self.metrics(logits, labels, names)}
@@ -97,7 +96,9 @@ class Classification(Texts):
             "examples": len(targets),
         }
 
-    def predictions(self, logits: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    def predictions(
+        self, logits: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
+    ) -> list[dict[str, Any]]:
         """One {"label", "probabilities"} a row."""
         shifted = np.exp(logits - logits.max(-1, keepdims=True))
         probabilities = shifted / shifted.sum(-1, keepdims=True)

@@ -1,18 +1,21 @@
 """Any number of labels for a text or a pair of texts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ftjax.data.encode import Examples
+from ftjax.data.fields import label_names as read_names
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
-from ftjax.tasks.texts import Batch, Texts, label_names, numbers
+from ftjax.tasks.base import Array, Batch, label_names, numbers
+from ftjax.tasks.texts import Texts, texts_and
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Multilabel(Texts):
     threshold: float = 0.5
 
     best_metric = "f1_micro"
-    label = "names"
+    schema = texts_and(read_names)
+    arrays: ClassVar = {"labels": Array("example", "float32", (2,))}
     problem_type = "multi_label_classification"
 
     def __post_init__(self) -> None:
@@ -37,11 +41,11 @@ class Multilabel(Texts):
             raise UserError(f"task.threshold={self.threshold} must be in (0, 1)")
 
     def label_names(self, train: Split) -> tuple[str, ...]:
-        """See `ftjax.tasks.texts.label_names`."""
+        """See `ftjax.tasks.base.label_names`."""
         found = [name for labels in train.column("label") for name in labels]
         return label_names(train, found, self.labels)
 
-    def targets(self, split: Split, names: Sequence[str]) -> np.ndarray:
+    def labels_of(self, split: Split, names: Sequence[str]) -> np.ndarray:
         """1 for each label that a row has (rows, labels).
 
         Raises:
@@ -59,7 +63,7 @@ class Multilabel(Texts):
         return Loss(jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"]))
 
     def score(
-        self, logits: np.ndarray, arrays: Mapping[str, np.ndarray], names: Sequence[str]
+        self, logits: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> dict[str, Any]:
         """F1 over all decisions and as a mean over labels, rows that are all right, and the loss.
 
@@ -67,7 +71,7 @@ class Multilabel(Texts):
         """
         from sklearn import metrics as sk
 
-        targets = arrays["labels"]
+        targets = examples.arrays["labels"]
         batch = {"labels": jnp.asarray(targets), "weights": jnp.ones(len(targets))}
         loss = self.loss(lambda _: jnp.asarray(logits), batch, train=False)
         truth, guess = targets > 0.5, self._chosen(logits)
@@ -85,7 +89,9 @@ class Multilabel(Texts):
             "examples": len(targets),
         }
 
-    def predictions(self, logits: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    def predictions(
+        self, logits: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
+    ) -> list[dict[str, Any]]:
         """One {"labels", "probabilities"} a row."""
         return [
             {

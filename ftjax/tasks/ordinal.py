@@ -1,6 +1,6 @@
 """One of several labels that have an order, as stars of reviews."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
-from ftjax.tasks.texts import Batch, Texts, label_names, one_number
+from ftjax.tasks.base import Batch, label_names, one_number
+from ftjax.tasks.texts import Texts
 
 
 @dataclass(frozen=True)
@@ -29,18 +31,17 @@ class Ordinal(Texts):
     labels: tuple[str, ...] = ()
 
     best_metric = "kappa"
-    label = "name"
     problem_type = "multi_label_classification"
 
     def label_names(self, train: Split) -> tuple[str, ...]:
-        """See `ftjax.tasks.texts.label_names`."""
+        """See `ftjax.tasks.base.label_names`."""
         return label_names(train, train.column("label"), self.labels)
 
     def output_names(self, names: Sequence[str]) -> tuple[str, ...]:
         return tuple(f"> {name}" for name in names[:-1])
 
-    def targets(self, split: Split, names: Sequence[str]) -> np.ndarray:
-        """See `ftjax.tasks.texts.one_number`."""
+    def labels_of(self, split: Split, names: Sequence[str]) -> np.ndarray:
+        """See `ftjax.tasks.base.one_number`."""
         return one_number(split, names)
 
     def loss(self, apply: Callable[[Batch], jax.Array], batch: Batch, train: bool) -> Loss:
@@ -51,12 +52,12 @@ class Ordinal(Texts):
         return Loss(jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"]))
 
     def score(
-        self, logits: np.ndarray, arrays: Mapping[str, np.ndarray], names: Sequence[str]
+        self, logits: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> dict[str, Any]:
         """Accuracy, error in steps, and Cohen's kappa with squared weights, by scikit-learn."""
         from sklearn import metrics as sk
 
-        targets, guess = arrays["labels"], (logits > 0).sum(-1)
+        targets, guess = examples.arrays["labels"], (logits > 0).sum(-1)
         batch = {"labels": jnp.asarray(targets), "weights": jnp.ones(len(targets))}
         loss = self.loss(lambda _: jnp.asarray(logits), batch, train=False)
         each = np.arange(len(names))
@@ -72,7 +73,9 @@ class Ordinal(Texts):
             "examples": len(targets),
         }
 
-    def predictions(self, logits: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    def predictions(
+        self, logits: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
+    ) -> list[dict[str, Any]]:
         """One {"label", "above"} a row: the probability that the label is above each step."""
         above = 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))
         return [

@@ -1,16 +1,19 @@
 """A number for a text or a pair of texts, as their similarity."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ftjax.data.encode import Examples
+from ftjax.data.fields import number
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
-from ftjax.tasks.texts import Batch, Texts
+from ftjax.tasks.base import Array, Batch
+from ftjax.tasks.texts import Texts, texts_and
 
 
 @dataclass(frozen=True)
@@ -18,13 +21,14 @@ class Regression(Texts):
     """One output, squared error."""
 
     best_metric = "pearson"
-    label = "number"
+    schema = texts_and(number)
+    arrays: ClassVar = {"labels": Array("example", "float32")}
     problem_type = "regression"
 
     def label_names(self, train: Split) -> tuple[str, ...]:
         return ("value",)
 
-    def targets(self, split: Split, names: Sequence[str]) -> np.ndarray:
+    def labels_of(self, split: Split, names: Sequence[str]) -> np.ndarray:
         """The numbers (rows,), in their own units."""
         return np.array(split.column("label"), np.float32)
 
@@ -34,7 +38,7 @@ class Regression(Texts):
         return Loss(jnp.sum(errors * batch["weights"]), jnp.sum(batch["weights"]))
 
     def score(
-        self, outputs: np.ndarray, arrays: Mapping[str, np.ndarray], names: Sequence[str]
+        self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> dict[str, Any]:
         """Mean squared and absolute error, and the correlations of Pearson and Spearman.
 
@@ -43,7 +47,7 @@ class Regression(Texts):
         from scipy import stats
 
         found = outputs[:, 0].astype(np.float64)
-        wanted = arrays["labels"].astype(np.float64)
+        wanted = examples.arrays["labels"].astype(np.float64)
         varied = np.ptp(found) > 0 and np.ptp(wanted) > 0
         error = float(((found - wanted) ** 2).mean())
         return {
@@ -55,6 +59,8 @@ class Regression(Texts):
             "examples": len(wanted),
         }
 
-    def predictions(self, outputs: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    def predictions(
+        self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
+    ) -> list[dict[str, Any]]:
         """One {"value"} a row."""
         return [{"value": round(float(value), 6)} for value in outputs[:, 0]]

@@ -15,15 +15,10 @@ from ftjax.formats.folder import locate, read_config
 from ftjax.models.presets import PRESETS
 from ftjax.parallel.mesh import logical_axes, param_shardings
 from ftjax.paths import Flat
+from ftjax.tasks.base import Task
 from ftjax.training.recipe import Recipe
 from ftjax.training.step import State, abstract_moments, lower_step
 
-# A label's target: what each adds to the shape, and dtype; with two names, that stand for any.
-TARGETS: dict[str, tuple[tuple[int, ...], Any]] = {
-    "name": ((), jnp.int32),
-    "number": ((), jnp.float32),
-    "names": ((2,), jnp.float32),
-}
 PLACES = 8  # examples that a packed row is taken to hold
 
 
@@ -73,21 +68,25 @@ def abstract_state(recipe: Recipe, mesh: Mesh) -> tuple[State, Flat]:
     return State(step, trainable, moments, key, average), frozen
 
 
-def abstract_batch(config: ConfigDict, label: str | None) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(config: ConfigDict, task: Task) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a batch as the loader makes them, at the longest length."""
     rows, length = config.train.batch_size, config.data.max_length
     packed = config.data.batching == "pack"
-    tokens = ("input_ids", *(("segment_ids", "position_ids") if packed else ("attention_mask",)))
+    example = (rows, PLACES) if packed else (rows,)
+    token = (rows, length) if task.group == 1 else (rows, task.group, length)
+    names = ("segment_ids", "position_ids") if packed else ("attention_mask",)
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        n: ((rows, length), jnp.int32) for n in tokens
+        **{name: (token, "int32") for name in ("input_ids", *names)},
+        "weights": (example, "float32"),
+        **({"starts": (example, "int32")} if packed else {}),
+        **(
+            {"targets": (token, "int32"), "target_weights": (token, "float32")}
+            if task.writes
+            else {}
+        ),
     }
-    each = (rows, PLACES) if packed else (rows,)
-    shapes["weights"] = each, jnp.float32
-    if packed:
-        shapes["starts"] = each, jnp.int32
-    if label:
-        more, dtype = TARGETS[label]
-        shapes["labels"] = (*each, *more), dtype
+    for name, array in task.arrays.items():
+        shapes[name] = (*(token if array.each == "token" else example), *array.more), array.dtype
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 
@@ -97,7 +96,7 @@ def compiled(
     """The first step's program for a mesh, and the seconds that the compiler took."""
     config = recipe.config
     state, frozen = abstract_state(recipe, mesh)
-    batch = abstract_batch(config, recipe.task.label)
+    batch = abstract_batch(config, recipe.task)
     step = recipe.step(recipe.tuned.at_step(0))
     with logical_axes(mesh):
         lowered = lower_step(step, state, frozen, batch, mesh)

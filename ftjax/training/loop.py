@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from ftjax import tasks
@@ -35,16 +34,14 @@ from ftjax.training.recipe import Recipe
 from ftjax.training.records import Records, write_json
 from ftjax.training.result import write_result
 from ftjax.training.run import (
-    Data,
     Run,
     best_metric,
-    choose_layout,
     open_workdir,
     place_model,
-    read_data,
     refuse_differences,
     write_labels,
 )
+from ftjax.training.splits import Data, choose_layout, read_data
 from ftjax.training.step import State, init_moments, init_state, lower_step
 
 
@@ -72,16 +69,21 @@ class _Training:
 
     def __init__(self, run: Run, data: Data, workdir: Path) -> None:
         self.run_, self.workdir, self.names = run, workdir, data.names
-        self.config, self.mesh, self.splits = run.config, run.mesh, data.splits
+        self.config, self.mesh, self.splits, self.raw = run.config, run.mesh, data.splits, data.raw
         settings, self.progress = self.config.train, Progress()
         self.stream = data.stream
         layout = self._layout()
         self.eval_layout = layout.scaled(settings.eval_batch_size / settings.batch_size)
-        self.forward = Forward(self.mesh, settings.eval_batch_size, run.outputs)
+        vary = run.task.vary
+        self.forward = Forward(self.mesh, settings.eval_batch_size, run.outputs, vary)
         self.test_layout = self.eval_layout
         start = time.perf_counter()
-        only_head = settings.cache_frozen and run.tuned.only_head_trains
-        self.cached = bool(only_head and self.stream is None)
+        self.cached = bool(
+            settings.cache_frozen
+            and run.tuned.only_head_trains
+            and run.task.caches
+            and self.stream is None
+        )
         if self.cached:
             self._cache_features()
             layout = self.eval_layout = Layout(self.eval_layout.lengths[-1:])
@@ -89,7 +91,7 @@ class _Training:
         kind = Loader if self.stream is None else StreamLoader
         rows = self.splits["train"] if self.stream is None else self.stream
         local = partial(local_rows, self.mesh)
-        self.loader = kind(rows, settings.batch_size, layout, self.config.seed, local)
+        self.loader = kind(rows, settings.batch_size, layout, self.config.seed, local, vary)
         per_epoch = self.loader.steps_per_epoch
         self.total = settings.steps or settings.epochs * per_epoch
         self.eval_every = settings.eval_every or per_epoch or self.total
@@ -101,11 +103,11 @@ class _Training:
 
     def _layout(self) -> Layout:
         """The shapes of batches; a stream's by its first window, with room for any length."""
-        lengths = [examples.lengths for examples in self.splits.values()]
+        parts, longest = list(self.splits.values()), 0
         if self.stream is not None:
-            lengths += [self.stream[0].lengths, np.array([self.config.data.max_length])]
-        rows = self.config.train.batch_size
-        return choose_layout(self.config, self.mesh, np.concatenate(lengths), rows)
+            parts, longest = [*parts, self.stream[0]], self.config.data.max_length
+        rows, vary = self.config.train.batch_size, self.run_.task.vary
+        return choose_layout(self.config, self.mesh, parts, rows, vary, longest)
 
     def _cache_features(self) -> None:
         run = self.run_
@@ -186,9 +188,11 @@ class _Training:
         if run.absent:
             records.say(f"not in {run.folder.name}, initialized: {', '.join(run.absent)}")
         for name, examples in self.splits.items():
+            if skipped := self.raw[name].skipped:
+                records.say(f"{name}: {len(skipped)} bad rows are left out, as {skipped[0]}")
             if examples.truncated:
                 records.say(
-                    f"{name}: {examples.truncated} of {len(examples)} texts are longer than "
+                    f"{name}: {examples.truncated} of {len(examples)} examples are longer than "
                     f"data.max_length={self.config.data.max_length} tokens and were truncated"
                 )
         if step:
@@ -335,12 +339,13 @@ class _Training:
         examples, before = self.splits[split], self.forward.compile_seconds
         outputs = self.forward(params, self.run_.frozen, examples, layout)
         self.progress.compile_seconds += self.forward.compile_seconds - before
-        return self.run_.task.score(outputs, examples.arrays, self.names)
+        return self.run_.task.score(outputs, examples, self.raw[split], self.names)
 
     def _meta(self, iterator: Any) -> dict[str, Any]:
         state = iterator.get_state()
         return {
             "data": state,
+            "windows": self.loader.starts if self.stream is not None else None,
             "progress": asdict(self.progress),
             "config": to_json(self.config),
             "base": self.base,
@@ -352,6 +357,8 @@ class _Training:
         require_same(self.workdir, meta["base"], self.run_.folder, self.base)
         self.progress = Progress(**meta["progress"])
         iterator.set_state(meta["data"])
+        if self.stream is not None:
+            self.loader.starts[:] = meta["windows"]
         return checkpoints.restore(step, state)
 
     def _finish(self, checkpoints: Checkpoints, state: State) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def least_flops(config: ConfigDict, batch: Mapping[str, Any] | None = None) -> d
     trainable, frozen = phase.partition.split(abstract_params(recipe.tuned))
     key = jax.eval_shape(lambda: jax.random.key(0))
     if batch is None:
-        batch = abstract_batch(config, recipe.task.label)
+        batch = abstract_batch(config, recipe.task)
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
 
     def loss(trainable: Any, frozen: Any, batch: Any, key: Any) -> jax.Array:

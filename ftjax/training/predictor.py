@@ -4,22 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.partition import merge
 from ftjax.paths import Flat
 from ftjax.training.evaluate import Forward
-from ftjax.training.run import (
-    Run,
-    choose_layout,
-    encode_split,
-    place_model,
-    read_labels,
-    read_workdir,
-)
+from ftjax.training.run import Run, place_model, read_labels, read_workdir
+from ftjax.training.splits import choose_layout, encode_split
 from ftjax.training.trained import best_params
 from ftjax.training.zero_shot import score_chosen
 
@@ -45,16 +37,17 @@ class Predictor:
         """All parameters, flat, the method's included."""
         return merge(self.run.trainable, self.run.frozen)
 
-    def logits(self, split: Split) -> tuple[np.ndarray, Examples]:
-        """Logits (rows, labels) of a split, and its examples."""
+    def outputs(self, split: Split) -> tuple[Any, Examples]:
+        """What the task is scored by, and the examples that it is of."""
         run, config = self.run, self.run.config
         if not run.tuned.method.trains:
             scored = score_chosen(run, self.names, self.workdir, split)
             return scored.logits, scored.examples
         examples = encode_split(config, run.task, split, self.names, run.folder)
         batch_size = config.train.eval_batch_size
-        layout = choose_layout(config, run.mesh, examples.lengths, batch_size)
-        forward = Forward(run.mesh, batch_size, run.outputs)
+        vary = run.task.vary
+        layout = choose_layout(config, run.mesh, [examples], batch_size, vary)
+        forward = Forward(run.mesh, batch_size, run.outputs, vary)
         return forward(run.trainable, run.frozen, examples, layout), examples
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ftjax.data.encode import Examples
+from ftjax.data.encode import Examples, ragged
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
 from ftjax.methods.prompting import Prompting, fill
@@ -187,8 +187,7 @@ class Writer:
             pending = left
         places = np.array([place for _, place in found], np.int32)
         examples = Examples(
-            ids=np.concatenate([np.array(ids, np.int32) for ids, _ in found]),
-            offsets=np.cumsum([0, *(len(ids) for ids, _ in found)]),
+            ids=ragged([ids for ids, _ in found]),
             arrays={"mask_place": places} if self.masked else {},
             truncated=len(cut),
         )

@@ -2,24 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ftjax import methods, tasks, tuned
 from ftjax.config import flat_keys, from_json, to_json
-from ftjax.data.encode import Examples, encode, encoder
-from ftjax.data.planning import Layout, bucket_layout, packed_layout
-from ftjax.data.prepare import Report, prepare
-from ftjax.data.sources import Split, is_stream, load, open_parts
-from ftjax.data.streaming import Source, Windows
-from ftjax.errors import UserError, nearest
+from ftjax.errors import UserError, nearest, require
 from ftjax.formats.adapter import load_into
 from ftjax.formats.folder import locate, read_config
 from ftjax.methods.fusion import AdapterFusion
@@ -46,23 +40,6 @@ FREE = (
 
 
 @dataclass(frozen=True)
-class Data:
-    """Encoded splits.
-
-    Attributes:
-        splits: name → examples, with labels.
-        names: of the labels.
-        report: rows in and out of every preparation step, and truncated texts.
-        stream: rows to train on, where they are read while training.
-    """
-
-    splits: dict[str, Examples]
-    names: tuple[str, ...]
-    report: Report
-    stream: Windows | None = None
-
-
-@dataclass(frozen=True)
 class Run:
     """A configured model in place.
 
@@ -84,33 +61,6 @@ class Run:
         return self.task.outputs(partial(self.tuned.apply, params), batch)
 
 
-def read_splits(config: ConfigDict, label: str | None) -> tuple[dict[str, Split], Report]:
-    """Prepared splits of the configured source."""
-    return prepare(load(config.data, label), config.data)
-
-
-def encode_split(config: ConfigDict, task: Any, split: Split, names: Any, folder: Path) -> Examples:
-    """A split's tokens and, where it has labels, its targets."""
-    return with_targets(encode(split, folder, config.data.max_length), task, split, names)
-
-
-def with_targets(examples: Examples, task: Any, split: Split, names: Any) -> Examples:
-    """The examples of a split with its targets, where it has labels."""
-    if "label" not in split.rows.column_names:
-        return examples
-    return replace(examples, arrays={**examples.arrays, "labels": task.targets(split, names)})
-
-
-def choose_layout(config: ConfigDict, mesh: Mesh, lengths: np.ndarray, batch_size: int) -> Layout:
-    """The shapes of batches for examples of these lengths, by `data.batching`."""
-    if config.data.batching == "pack":
-        multiple = batch_ways(mesh) * config.train.accumulation
-        return packed_layout(lengths, batch_size, multiple, config.data.buckets)
-    if config.data.batching == "bucket":
-        return bucket_layout(lengths, config.data.buckets)
-    return Layout((config.data.max_length,))
-
-
 def best_metric(config: ConfigDict, task: Any, found: Mapping[str, Any] | None = None) -> str:
     """The validation metric that chooses: `train.best_metric`, or the task's.
 
@@ -126,50 +76,6 @@ def best_metric(config: ConfigDict, task: Any, found: Mapping[str, Any] | None =
             f"{config.task.name}{nearest(name, numbers)}"
         )
     return name
-
-
-def read_labelled(
-    config: ConfigDict, task: Any
-) -> tuple[dict[str, Split], tuple[str, ...], Report]:
-    """Prepared splits with one to train on, the labels' names, and what the steps dropped.
-
-    The labels of a stream are those of the validation split.
-    """
-    raw, report = read_splits(config, task.label)
-    stream = is_stream(config.data)
-    if not stream and "train" not in raw:
-        raise UserError(f"data.path={config.data.path!r} has no training split")
-    if stream and task.label and "validation" not in raw:
-        raise UserError("the labels of a stream are those of a validation split; there is none")
-    return raw, task.label_names(raw.get("validation" if stream else "train")), report
-
-
-def read_data(config: ConfigDict, task: Any, folder: Path) -> Data:
-    """Reads, checks, prepares and encodes all splits."""
-    raw, names, report = read_labelled(config, task)
-    splits = {name: encode_split(config, task, raw[name], names, folder) for name in raw}
-    for name, examples in splits.items():
-        counts = {"rows_in": len(examples), "rows_out": len(examples)}
-        report.append({"step": "truncate", "split": name, **counts, "cut": examples.truncated})
-    stream = open_stream(config, task, names, folder) if is_stream(config.data) else None
-    return Data(splits, names, report, stream)
-
-
-def open_stream(config: ConfigDict, task: Any, names: tuple[str, ...], folder: Path) -> Windows:
-    """The rows to train on, read while training."""
-    settings, sources = config.data, []
-    for weight, part in open_parts(settings):
-        if "train" not in part:
-            raise UserError(f"{next(iter(part.values())).file}: there is no training split")
-        skip = settings.on_error == "skip"
-        sources.append(Source(part["train"], weight, task.label, skip))
-
-    encoded = encoder(folder, settings.max_length)
-
-    def targeted(split: Split) -> Examples:
-        return with_targets(encoded(split), task, split, names)
-
-    return Windows(sources, settings.window, targeted)
 
 
 def prompt_kind(method: Prompting, folder: Path, hf_config: Mapping[str, Any]) -> str:
@@ -204,8 +110,11 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
         head["head"] = HEADS[prompt_kind(method, folder, hf_config)]
     model = tuned.build(hf_config, method, config.model, head, jax.default_backend())
     model.check_length(config.data.max_length)
-    if config.data.batching == "pack" and kind_of(hf_config) == "encoder-decoder":
-        raise UserError("data.batching=pack is not for encoder-decoders; use bucket")
+    if config.data.batching == "pack":
+        two_sided = kind_of(hf_config) == "encoder-decoder"
+        require(not two_sided, "data.batching=pack is not for encoder-decoders; use bucket")
+        name = config.task.name
+        require(task.packs, f"data.batching=pack is not for task.name={name}; use bucket")
     key = jax.random.key(config.seed)
     params, absent = tuned.load(
         folder, model, mesh, key, config.mesh.replicate, config.model.new_head

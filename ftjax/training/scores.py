@@ -29,7 +29,8 @@ from ftjax.methods.prompting import (
 from ftjax.paths import Flat
 from ftjax.training.evaluate import Forward
 from ftjax.training.prompts import FIELDS, Row, Writer, nearest_rows, rows_of
-from ftjax.training.run import Run, choose_layout, place_model, with_targets
+from ftjax.training.run import Run, place_model
+from ftjax.training.splits import choose_layout, with_targets
 from ftjax.tuned import Tuned
 
 Array = jax.Array
@@ -119,9 +120,9 @@ class Embedder:
     def __call__(self, split: Split) -> tuple[np.ndarray, Examples]:
         """Embeddings (rows, features), and the tokens they are of."""
         run = self._run
-        examples = encode(split, run.folder, run.config.data.max_length)
+        examples = encode(split, run.task, run.folder, run.config.data.max_length)
         batch_size = run.config.train.eval_batch_size
-        layout = choose_layout(run.config, run.mesh, examples.lengths, batch_size)
+        layout = choose_layout(run.config, run.mesh, [examples], batch_size)
         return self.forward(run.trainable, run.frozen, examples, layout), examples
 
 

@@ -22,10 +22,10 @@ from ftjax.training.run import (
     best_metric,
     open_workdir,
     place_model,
-    read_labelled,
     write_labels,
 )
 from ftjax.training.scores import Scored, Scorer
+from ftjax.training.splits import read_labelled
 
 POOL = "demonstrations.jsonl"  # of a work folder: the training rows that demonstrate
 
@@ -58,7 +58,7 @@ def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         counts = {"rows_in": rows, "rows_out": rows, "fewer_shots": scored.fewer, "cut": cut}
         report.append({"step": "prompt", "split": split, "template": template, **counts})
         announce(split, template, scored)
-        found = task.score(scored.logits, scored.examples.arrays, names)
+        found = task.score(scored.logits, scored.examples, splits[split], names)
         best_metric(config, task, found)
         return found
 
@@ -69,7 +69,7 @@ def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         for number, (name, scored) in enumerate(zip(templates, several, strict=True)):
             found = judge("validation", name, scored)
             progress.judge(found, metric, number)
-            progress.tokens += int(scored.examples.lengths.sum())
+            progress.tokens += int(scored.examples.sizes.sum())
             progress.examples += len(scored.logits)
             tried[name] = found[metric]
         template = templates[progress.best_step]

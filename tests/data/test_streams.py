@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from ftjax.config import default_config
-from ftjax.data.encode import Examples
+from ftjax.data.encode import Examples, Ragged
 from ftjax.data.planning import bucket_layout, packed_layout
 from ftjax.data.sources import open_parts
 from ftjax.data.streaming import Source, StreamLoader, Windows, shares
 from ftjax.errors import UserError
+from ftjax.tasks.classification import Classification
+
+SCHEMA = Classification.schema
 
 
 def write(path, rows, first=0):
@@ -29,7 +32,8 @@ def encode(split):
     lengths = [len(text.split()) for text in split.column("text")]
     labels = np.array(split.column("label"), int)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Examples(np.repeat(labels, lengths).astype(np.int32), offsets, arrays={"labels": labels})
+    ids = Ragged(np.repeat(labels, lengths).astype(np.int32), offsets)
+    return Examples(ids, arrays={"labels": labels})
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def windows(tmp_path):
     a, b = write(tmp_path / "a.jsonl", 100), write(tmp_path / "b.jsonl", 30, first=1000)
 
     def make():
-        return Windows([Source(opened(a), 3.0), Source(opened(b), 1.0)], 64, encode)
+        return Windows([Source(opened(a), SCHEMA, 3.0), Source(opened(b), SCHEMA, 1.0)], 64, encode)
 
     return make
 
@@ -83,8 +87,8 @@ def test_bad_rows_stop_or_are_counted(tmp_path):
     lines[3:5] = [b'{"text": "cut\n', b'{"text": "\xff", "label": 1}\n', b'{"label": 1}\n']
     path.write_bytes(b"".join(lines))
     with pytest.raises(UserError, match=r"a\.jsonl: row 4 is not valid JSON"):
-        Source(opened(path)).take(0, 10)
-    source = Source(opened(path), skip=True)
+        Source(opened(path), SCHEMA).take(0, 10)
+    source = Source(opened(path), SCHEMA, skip=True)
     good = [row["row"] for row in source.take(0, 16)]
     assert good == [1, 2, 3, 7, 8, 9, 10, 11, 1, 2, 3, 7, 8, 9, 10, 11]
     assert [message.split(": ")[1] for message in source.skipped] == [
@@ -95,7 +99,7 @@ def test_bad_rows_stop_or_are_counted(tmp_path):
     ]
     path.write_bytes(b'{"label": 1}\n')
     with pytest.raises(UserError, match="has no rows"):
-        Source(opened(path), skip=True).take(0, 1)
+        Source(opened(path), SCHEMA, skip=True).take(0, 1)
 
 
 def test_shares_of_a_window():

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from ftjax import tuned
-from ftjax.data.encode import Examples
+from ftjax.data.encode import Examples, Ragged
 from ftjax.data.loading import Loader
 from ftjax.data.planning import EMPTY, Layout, packed_layout
 from ftjax.errors import UserError
@@ -144,7 +144,9 @@ def test_packed_rows_give_the_logits_of_their_examples(tiny, one_device, pooling
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     types = np.concatenate([np.arange(n) > n // 2 for n in lengths]).astype(np.int32)
     ids = random.integers(5, 64, offsets[-1]).astype(np.int32)
-    examples = Examples(ids, offsets, types, {"labels": np.arange(20) % 2})
+    examples = Examples(
+        Ragged(ids, offsets), {"token_type_ids": types}, {"labels": np.arange(20) % 2}
+    )
     wanted, found = np.zeros((20, 2)), np.full((20, 2), np.nan)
     for layout, outputs in (
         (Layout((16,)), wanted),

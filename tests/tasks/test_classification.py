@@ -47,5 +47,5 @@ def test_metrics_by_hand():
 
 def test_predictions_are_probabilities():
     logits = np.array([[0.0, np.log(3.0), -1e9]])
-    (row,) = Classification().predictions(logits, NAMES)
+    (row,) = Classification().predictions(logits, None, None, NAMES)
     assert row == {"label": "b", "probabilities": {"a": 0.25, "b": 0.75, "c": 0.0}}

@@ -7,15 +7,21 @@ import pytest
 import torch
 import transformers
 
+from ftjax.data.encode import Examples, ragged
 from ftjax.data.sources import load
 from ftjax.errors import UserError
 from ftjax.tasks.multilabel import Multilabel
 from ftjax.tasks.ordinal import Ordinal
 from ftjax.tasks.regression import Regression
-from tests.conftest import ftjax, make_rows, write_jsonl
-from tests.data.test_sources import settings
+from tests.conftest import data_settings, ftjax, make_rows, write_jsonl
 
 NAMES = ("a", "b", "c")
+SCHEMAS = {"number": Regression.schema, "names": Multilabel.schema, "name": Ordinal.schema}
+
+
+def of(labels):
+    """Examples with labels and no tokens."""
+    return Examples(ragged([[]] * len(labels)), arrays={"labels": labels})
 
 
 def batch_of(labels):
@@ -54,38 +60,38 @@ def test_losses_equal_torch():
 
 def test_regression_by_hand():
     found = np.array([[1.0], [2.0], [4.0], [3.0]])
-    arrays = {"labels": np.array([1.0, 3.0, 4.0, 2.0], np.float32)}
-    scores = Regression().score(found, arrays, ("value",))
+    examples = of(np.array([1.0, 3.0, 4.0, 2.0], np.float32))
+    scores = Regression().score(found, examples, None, ("value",))
     assert scores["mean_squared_error"] == 2 / 4 and scores["mean_absolute_error"] == 2 / 4
     np.testing.assert_allclose([scores["pearson"], scores["spearman"]], 0.8)  # 1 − 6·2 / (4·15)
-    constant = Regression().score(np.ones((4, 1)), arrays, ("value",))
+    constant = Regression().score(np.ones((4, 1)), examples, None, ("value",))
     assert constant["pearson"] == constant["spearman"] == 0.0
 
 
 def test_label_sets_by_hand():
     truth = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0]], np.float32)
     logits = np.array([[1.0, -1, -1], [2, -3, -1], [-1, -1, 4], [-1, 1, -2]])
-    scores = Multilabel().score(logits, {"labels": truth}, NAMES)
+    scores = Multilabel().score(logits, of(truth), None, NAMES)
     # a: all right; b: one of two found; c: never there, found once
     assert scores["f1_micro"] == 2 * 3 / (2 * 3 + 1 + 1)
     np.testing.assert_allclose(scores["f1_macro"], (1 + 2 / 3 + 0) / 3)
     assert scores["accuracy"] == 2 / 4 and scores["hamming"] == 2 / 12
-    low = Multilabel(threshold=0.2).predictions(np.array([[-1.0, -2, 0]]), NAMES)[0]
+    low = Multilabel(threshold=0.2).predictions(np.array([[-1.0, -2, 0]]), None, None, NAMES)[0]
     assert low["labels"] == ["a", "c"] and low["probabilities"]["c"] == 0.5
 
 
 def test_ordered_labels_by_hand():
     logits = np.array([[1.0, -1, -1], [1, 1, -1], [-1, -1, -1], [1, 1, 1]])
-    arrays = {"labels": np.array([1, 3, 0, 3])}  # found: 1, 2, 0, 3
+    examples = of(np.array([1, 3, 0, 3]))  # found: 1, 2, 0, 3
     names = ("0", "1", "2", "3")
-    scores = Ordinal().score(logits, arrays, names)
+    scores = Ordinal().score(logits, examples, None, names)
     assert scores["accuracy"] == 3 / 4 and scores["mean_absolute_error"] == 1 / 4
     # 1 − Σ (i − j)² observed / Σ (i − j)² expected by chance, both over 4 rows
     expected = sum((i - j) ** 2 for i in (1, 3, 0, 3) for j in (1, 2, 0, 3)) / 4
     np.testing.assert_allclose(scores["kappa"], 1 - 1 / expected)
-    same = Ordinal().score(logits[2:3], {"labels": np.array([0])}, names)
+    same = Ordinal().score(logits[2:3], of(np.array([0])), None, names)
     assert same["kappa"] == 1.0
-    assert Ordinal().predictions(logits, names)[1]["label"] == "2"
+    assert Ordinal().predictions(logits, None, None, names)[1]["label"] == "2"
     assert Ordinal().output_names(names) == ("> 0", "> 1", "> 2")
 
 
@@ -102,18 +108,19 @@ def test_ordered_labels_by_hand():
 )
 def test_labels_of_each_kind(tmp_path, kind, label, wanted):
     file = write_jsonl(tmp_path / "train.jsonl", [{"text": "good", "label": label}])
-    assert load(settings(path=str(file)), kind)["train"].rows[0]["label"] == wanted
+    found = load(data_settings(path=str(file)), SCHEMAS[kind])["train"].rows[0]["label"]
+    assert found == wanted
 
 
 @pytest.mark.parametrize(
     ("kind", "label", "message"),
     [
-        ("number", "high", "row 2: label 'high' must be a number"),
-        ("number", float("inf"), "row 2: label inf must be a finite number"),
-        ("number", True, "row 2: label True must be a number"),
-        ("names", 3, "row 2: label 3 must be a list of names"),
+        ("number", "high", "row 2: field 'label' must be a number, not 'high'"),
+        ("number", float("inf"), "must be a finite number, not inf"),
+        ("number", True, "must be a number, not True"),
+        ("names", 3, "row 2: field 'label' must be a list of names"),
         ("names", [0.5], "must be a string or an integer"),
-        ("name", 0.5, "row 2: label 0.5 must be a string or an integer"),
+        ("name", 0.5, "row 2: field 'label' must be a string or an integer, not 0.5"),
     ],
 )
 def test_labels_of_another_kind_are_named(tmp_path, kind, label, message):
@@ -121,7 +128,7 @@ def test_labels_of_another_kind_are_named(tmp_path, kind, label, message):
     rows = [{"text": "good", "label": good}, {"text": "bad", "label": label}]
     file = write_jsonl(tmp_path / "train.jsonl", rows)
     with pytest.raises(UserError, match=message) as error:
-        load(settings(path=str(file)), kind)
+        load(data_settings(path=str(file)), SCHEMAS[kind])
     assert str(file) in str(error.value)
 
 
@@ -162,10 +169,10 @@ def test_from_rows_to_predictions(config_file, tmp_path, task, batching):
     ftjax("export", "--workdir", work, "--format", "hf", "--output", tmp_path / "hf")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    split = load(
-        settings(path=str(tmp_path / "data")),
-        {"regression": "number", "multilabel": "names"}.get(task, "name"),
-    )["test"]
+    schema = {"regression": SCHEMAS["number"], "multilabel": SCHEMAS["names"]}
+    split = load(data_settings(path=str(tmp_path / "data")), schema.get(task, SCHEMAS["name"]))[
+        "test"
+    ]
     inputs = tokenizer(
         split.column("text"), padding=True, truncation=True, max_length=32, return_tensors="pt"
     )

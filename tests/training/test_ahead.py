@@ -11,6 +11,7 @@ import pytest
 from ftjax import methods
 from ftjax.parallel.hlo import summarize
 from ftjax.parallel.mesh import make_mesh
+from ftjax.tasks.classification import Classification
 from ftjax.training.ahead import abstract_batch, abstract_state, compiled
 from ftjax.training.ahead import abstract_recipe as recipe_of
 from ftjax.training.forecast import lines
@@ -64,7 +65,7 @@ def test_batches_are_those_of_the_loader(config_file, tmp_path, batching):
           "--config.train.dump_programs=True")  # fmt: skip
     saved = json.loads((work / "config.json").read_text())
     config = config_of(saved["model"]["path"], "full", "classification", data_batching=batching)
-    said = abstract_batch(config, label="name")
+    said = abstract_batch(config, Classification())
     text = next((work / "programs").glob("*.hlo.txt")).read_text()
     found = re.findall(r"%batch__(\w+?)__\S* = (\w+)\[([\d,]*)\]\S* parameter", text)
     kinds = {"int32": "s32", "float32": "f32"}

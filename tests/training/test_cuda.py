@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from ftjax.parallel.mesh import logical_axes, make_mesh
+from ftjax.tasks.causal_lm import CausalLM
 from ftjax.training.ahead import abstract_batch, abstract_recipe, abstract_state
 from tests.training.abstract import config_of, write_config
 
@@ -16,7 +17,7 @@ def test_the_step_lowers_for_cuda(tmp_path, method, dtype):
     recipe = abstract_recipe(config, "gpu")
     mesh = make_mesh(1, 8, 1)
     state, frozen = abstract_state(recipe, mesh)
-    batch = abstract_batch(config, label=None)
+    batch = abstract_batch(config, CausalLM())
     step = jax.jit(recipe.step(recipe.tuned.at_step(0)))
     with logical_axes(mesh):
         text = jax.export.export(step, platforms=["cuda"])(state, frozen, batch).mlir_module()

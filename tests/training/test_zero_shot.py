@@ -12,6 +12,7 @@ from ftjax.config import default_config
 from ftjax.data.sources import load
 from ftjax.errors import UserError
 from ftjax.methods.prompting import CONTENT_FREE, calibrated, label_means
+from ftjax.tasks.classification import Classification
 from ftjax.training.predictor import open_predictor
 from ftjax.training.zero_shot import choose_template
 from tests.conftest import here, write_jsonl, write_tokenizer
@@ -92,7 +93,7 @@ def test_likelihoods_calibration_and_choice_equal_the_reference(causal, corpus, 
     config.data.buckets = 2
     result = choose_template(config, tmp_path)
     shown = result["demonstrations"]
-    train = load(config.data)["train"]
+    train = load(config.data, Classification.schema)["train"]
     pairs = set(zip(train.column("text"), train.column("label"), strict=True))
     assert all((row["text"], row["label"]) in pairs for row in shown)
     assert sorted(row["label"] for row in shown) == list(NAMES)
@@ -117,7 +118,7 @@ def test_likelihoods_calibration_and_choice_equal_the_reference(causal, corpus, 
         found = softmax(theirs.labels(asked))
         return np.log(found / np.mean(free, axis=0))
 
-    validation = load(config.data)["validation"]
+    validation = load(config.data, Classification.schema)["validation"]
     texts = validation.column("text")
     truth = np.array([NAMES.index(label) for label in validation.column("label")])
     wanted = {t: np.array([score(t, text, shown) for text in texts]) for t in CAUSAL}
@@ -127,7 +128,7 @@ def test_likelihoods_calibration_and_choice_equal_the_reference(causal, corpus, 
     assert result["template"] == max(CAUSAL, key=result["templates"].get)
     assert result["kind"] == "causal" and result["calibrated"] is True
 
-    scores, examples = open_predictor(tmp_path).logits(validation)
+    scores, examples = open_predictor(tmp_path).outputs(validation)
     np.testing.assert_allclose(scores, wanted[result["template"]], atol=1e-4)
     assert len(set(examples.lengths.tolist())) > 5
 
@@ -162,19 +163,19 @@ def test_masked_scores_equal_the_reference(masked, corpus, tmp_path):
     config = settings(model, corpus, templates=MASKED, words=("bad|awful|poor", "good"))
     result = choose_template(config, work)
     assert result["kind"] == "masked"
-    theirs, test = Theirs(masked, "masked"), load(config.data)["test"]
+    theirs, test = Theirs(masked, "masked"), load(config.data, Classification.schema)["test"]
     words = ["bad", "awful", "poor", "good"]
     wanted = []
     for text in test.column("text"):
         prompt = result["template"].replace("{text}", text).replace("{mask}", "[MASK]")
         bad, awful, poor, good = theirs.at_mask(prompt, words)
         wanted.append([(bad + awful + poor) / 3, good])
-    found, _ = open_predictor(work).logits(test)
+    found, _ = open_predictor(work).outputs(test)
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     changed = json.loads((model / "config.json").read_text()) | {"layer_norm_eps": 1e-3}
     (model / "config.json").write_text(json.dumps(changed))
     with pytest.raises(UserError, match="is of another base model"):
-        open_predictor(work).logits(test)
+        open_predictor(work).outputs(test)
 
 
 def test_nearest_demonstrations_are_found_again(causal, tiny, corpus, tmp_path):
@@ -190,7 +191,7 @@ def test_nearest_demonstrations_are_found_again(causal, tiny, corpus, tmp_path):
         encoder=str(tiny),
     )
     result = choose_template(config, tmp_path)
-    splits = load(config.data)
+    splits = load(config.data, Classification.schema)
     train, test = splits["train"], splits["test"]
     model = transformers.AutoModel.from_pretrained(tiny).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny)
@@ -208,7 +209,7 @@ def test_nearest_demonstrations_are_found_again(causal, tiny, corpus, tmp_path):
         word = {"negative": "bad", "positive": "good"}[labels[i]]
         prompt = f"{train.column('text')[i]} it was {word} {text} it was"
         wanted.append([theirs.likelihood(prompt, word) for word in ("bad", "good")])
-    found, _ = open_predictor(tmp_path).logits(test)
+    found, _ = open_predictor(tmp_path).outputs(test)
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     assert result["demonstrations"] == "1 nearest of " + str(len(set(train.column("text"))))
 

@@ -1,0 +1,189 @@
+"""Rows of files, one after another: a file may be larger than memory."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from ftjax.errors import UserError
+
+csv.field_size_limit(2**31 - 1)
+Rows = Iterator[tuple[int, Any]]  # numbers and rows as they are read; a UserError for a bad one
+Options = Mapping[str, Any]  # the `data` section of the configuration
+
+
+def sound(row: Any) -> Any:
+    """A row, or a line, that is not an error; errors are raised."""
+    if isinstance(row, UserError):
+        raise row
+    return row
+
+
+def _lines(file: Path) -> Iterator[str | UserError]:
+    """An error for one that is not text."""
+    with file.open("rb") as opened:
+        before = 0
+        for number, line in enumerate(opened, 1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                yield UserError(
+                    f"{file}: row {number} has bytes that are not UTF-8 (byte "
+                    f"{before + error.start}); convert it, for example with iconv -t UTF-8"
+                )
+            before += len(line)
+
+
+def _json(file: Path, options: Options) -> Rows:
+    """A row a line, or one array of rows."""
+    lines, empty = _lines(file), True
+    for number, line in enumerate(lines, 1):
+        if isinstance(line, UserError):
+            yield number, line
+        elif empty and line.lstrip().startswith("["):
+            try:
+                yield from enumerate(json.loads("".join(map(sound, [line, *lines]))), 1)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{file}: not valid JSON: {error}") from error
+        elif line.strip():
+            empty = False
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                yield number, UserError(f"{file}: row {number} is not valid JSON: {error}")
+
+
+def _csv(file: Path, options: Options) -> Rows:
+    """Rows of named fields; the header is row 1."""
+    delimiter = options["delimiter"] or ("\t" if file.suffix == ".tsv" else ",")
+    reader = csv.DictReader(map(sound, _lines(file)), delimiter=delimiter, restkey="", restval=None)
+    header = reader.fieldnames or []
+    other = next((mark for mark in "\t;|," if mark != delimiter and mark in "".join(header)), None)
+    if len(header) == 1 and other:
+        raise UserError(
+            f"{file}: row 1: the header {header[0]!r} is one field; if {other!r} is between "
+            f"fields, set data.delimiter={other!r}"
+        )
+    for number, row in enumerate(reader, 2):
+        much = "more" if "" in row else "fewer" if None in row.values() else ""
+        bad = UserError(f"{file}: row {number} has {much} fields than the header")
+        yield number, bad if much else row
+
+
+def _parquet(file: Path, options: Options) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with file.open("rb") as opened:
+            for batch in pyarrow.parquet.ParquetFile(opened).iter_batches():
+                yield from enumerate(batch.to_pylist(), number + 1)
+                number += len(batch)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file} is not a readable parquet file: {error}") from error
+
+
+def _arrow(file: Path, options: Options) -> Rows:
+    """Arrow's stream or file format, as `datasets` keeps it."""
+    import pyarrow
+
+    number = 0
+    try:
+        with pyarrow.memory_map(str(file)) as opened:
+            try:
+                batches = iter(pyarrow.ipc.open_stream(opened))
+            except pyarrow.ArrowInvalid:
+                found = pyarrow.ipc.open_file(opened)
+                batches = map(found.get_batch, range(found.num_record_batches))
+            for batch in batches:
+                yield from enumerate(batch.to_pylist(), number + 1)
+                number += len(batch)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file} is not a readable Arrow file: {error}") from error
+
+
+def _text(file: Path, options: Options) -> Rows:
+    """A row {"text"} a line, a paragraph (with the empty lines after it), or the file."""
+    by, held, start = options["text_rows"], "", 1
+    for number, line in enumerate(_lines(file), 1):
+        if isinstance(line, UserError):
+            yield number, line
+            continue
+        line = line.replace("\r\n", "\n")
+        if by == "line":
+            if line.strip():
+                yield number, {"text": line.rstrip("\n")}
+            continue
+        ends = by == "paragraph" and held.strip() and held.endswith("\n\n")
+        if ends and line.strip():
+            yield start, {"text": held}
+            held, start = "", number
+        held += line
+    if held.strip():
+        yield start, {"text": held}
+
+
+def _conll(file: Path, options: Options) -> Rows:
+    """Sentences {"tokens", "tags"}: a token a line, its tag last, an empty line between them.
+
+    A row's number is that of its first line. Lines that begin with # or -DOCSTART- are no tokens.
+    """
+    tokens, tags, start, bad = [], [], 0, None
+    for number, line in enumerate(chain(_lines(file), [""]), 1):
+        if isinstance(line, UserError):
+            bad = line
+            continue
+        parts = line.strip("\r\n").split("\t" if "\t" in line else None)
+        if not line.strip() or line.startswith("-DOCSTART-"):
+            if tokens or bad:
+                yield start, bad or {"tokens": tokens, "tags": tags}
+            tokens, tags, bad = [], [], None
+        elif not line.startswith("# "):
+            start = start if tokens else number
+            if len(parts) < 2 and bad is None:
+                bad = UserError(f"{file}: row {number} has no tag after {line.strip()!r}")
+            tokens.append(parts[0])
+            tags.append(parts[-1])
+
+
+def _squad(file: Path, options: Options) -> Rows:
+    """Questions {"id", "context", "question", "answers"} of SQuAD's nested form, 1.1 or 2.0.
+
+    A row's number is that of the question.
+    """
+    try:
+        found = json.loads("".join(map(sound, _lines(file))))
+        questions = [
+            {
+                "id": each["id"],
+                "context": paragraph["context"],
+                "question": each["question"],
+                "answers": {
+                    "text": [answer["text"] for answer in each.get("answers", ())],
+                    "answer_start": [answer["answer_start"] for answer in each.get("answers", ())],
+                },
+            }
+            for article in found["data"]
+            for paragraph in article["paragraphs"]
+            for each in paragraph["qas"]
+        ]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}: not valid JSON: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file} is not of SQuAD's form: {error!r} is missing") from error
+    yield from enumerate(questions, 1)
+
+
+# data.source → suffixes, and how a file is read
+READERS: dict[str, tuple[tuple[str, ...], Callable[[Path, Options], Rows]]] = {
+    "json": ((".jsonl", ".json"), _json),
+    "csv": ((".csv", ".tsv"), _csv),
+    "parquet": ((".parquet",), _parquet),
+    "arrow": ((".arrow",), _arrow),
+    "text": ((".txt",), _text),
+    "conll": ((".conll", ".bio", ".iob", ".txt"), _conll),
+    "squad": ((".json",), _squad),
+}

@@ -1,0 +1,190 @@
+"""What every task says of itself."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import numpy as np
+
+from ftjax.data.encode import Columns, Examples
+from ftjax.data.fields import Schema
+from ftjax.data.sources import Split
+from ftjax.errors import UserError
+from ftjax.loss import Loss
+
+Batch = Mapping[str, jax.Array]
+Apply = Callable[..., Any]  # the model: batch → outputs
+
+
+class Array(NamedTuple):
+    """What an array of batches is, besides those that every batch has.
+
+    Attributes:
+        each: "example" or "token".
+        dtype: numpy's name.
+        more: sizes of further axes; of two labels, where it is one a label.
+    """
+
+    each: str
+    dtype: str
+    more: tuple[int, ...] = ()
+
+
+class Task:
+    """From rows to loss, predictions and metrics. Tasks are frozen dataclasses of their options.
+
+    Attributes:
+        schema: what rows must be.
+        arrays: of batches for training, by name.
+        best_metric: of validation, that chooses the best step.
+        problem_type: that Hugging Face's config.json has for a classifier; None for other heads.
+        packs: whether several examples can lie in a row.
+        caches: whether what the head reads can be kept, of a frozen backbone.
+        writes: whether batches have second sequences.
+        group: sequences of an example, as far as that is known without data.
+        vary: makes of a split's examples those of an epoch; None where they are always the same.
+    """
+
+    schema: ClassVar[Schema]
+    arrays: ClassVar[Mapping[str, Array]] = {}
+    best_metric: str = "loss"
+    problem_type: ClassVar[str | None] = None
+    packs: ClassVar[bool] = True
+    caches: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
+    group: ClassVar[int] = 1
+    vary: ClassVar[Any] = None
+
+    def label_names(self, train: Split) -> tuple[str, ...]:
+        """Names of labels, in order, of a split with answers; raises UserError for bad ones."""
+        return ()
+
+    def output_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        """What each output of a classifier stands for."""
+        return tuple(names)
+
+    def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
+        """Arguments of the family's `Model`; `folder` is where the model is, if anywhere."""
+        raise NotImplementedError
+
+    def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
+        """Examples of rows.
+
+        Args:
+            tokenizer: a fast one of `transformers`.
+            columns: of the split.
+            max_length: in tokens, special ones included.
+
+        Returns:
+            By name a list with an element an example: "input_ids", lists of token ids, or lists of
+            such lists; "cut", whether it was longer; where rows do not each give one example,
+            "row", which of the columns' rows it is of; "decoder_ids" for a second sequence. Other
+            lists are of tokens, as "token_type_ids", other numbers of examples.
+        """
+        return cut_texts(tokenizer, columns, ("text", "text_pair"), max_length)
+
+    def targets(self, examples: Examples, split: Split, names: Sequence[str]) -> Examples:
+        """The examples of a split that has answers, with `arrays`.
+
+        Raises:
+            UserError: a row with an answer that training does not have.
+        """
+        return examples
+
+    def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
+        """Σ of losses and Σ of weights; places without an example weigh nothing."""
+        raise NotImplementedError
+
+    def outputs(self, apply: Apply, batch: Batch) -> Any:
+        """What is scored.
+
+        Returns:
+            An element a place, (rows, ...) or (rows, places, ...) packed; or of every token
+            {"tokens": (rows, length, ...)}.
+        """
+        return apply(batch)
+
+    def score(
+        self, outputs: Any, examples: Examples, split: Split, names: Sequence[str]
+    ) -> dict[str, Any]:
+        """Metrics, with "loss" and "examples", of outputs in the order of examples.
+
+        Args:
+            outputs: (examples, ...); or of tokens {"tokens": (tokens, ...)}.
+            examples: with targets.
+            split: that they are of.
+            names: of labels.
+        """
+        raise NotImplementedError
+
+    def predictions(
+        self, outputs: Any, examples: Examples, split: Split, names: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """What is found, one a row of the split; arguments as of `score`."""
+        raise NotImplementedError
+
+
+def cut_texts(
+    tokenizer: Any, columns: Columns, names: Sequence[str], max_length: int
+) -> dict[str, list]:
+    """Token ids of one text or two of each row, cut to length: see `Task.encode`."""
+    texts = [columns[name] for name in names if name in columns]
+    whole = tokenizer(*texts, verbose=False)["input_ids"]
+    cut = tokenizer(*texts, truncation=True, max_length=max_length)
+    found = {"input_ids": cut["input_ids"], "cut": [len(ids) > max_length for ids in whole]}
+    if len(texts) == 2 and "token_type_ids" in cut:
+        found["token_type_ids"] = cut["token_type_ids"]
+    return found
+
+
+def label_names(train: Split, labels: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
+    """Names of labels: those given, or those of the training split, integers in order.
+
+    Args:
+        train: the split.
+        labels: all that it has.
+        given: by the configuration.
+
+    Raises:
+        UserError: fewer than two labels, or one without an example.
+    """
+    found = set(labels)
+    names = tuple(str(name) for name in (given or train.label_names))
+    if not names:
+        integers = all(name.lstrip("-").isdigit() for name in found)
+        names = tuple(sorted(found, key=int if integers else str))
+        if integers and names and names[0] == "0":
+            names = tuple(str(i) for i in range(int(names[-1]) + 1))
+    for name in names:
+        if name not in found:
+            raise UserError(
+                f"{train.file}: label {name!r} has no example in the training split; "
+                "leave it out of task.labels, or renumber the labels"
+            )
+    if len(names) < 2:
+        raise UserError(f"{train.file}: classification needs two labels, found {list(names)}")
+    return names
+
+
+def one_number(split: Split, names: Sequence[str], column: str = "label") -> np.ndarray:
+    """The number of each row's one label (rows,); raises as `numbers`."""
+    each = numbers(split, [[label] for label in split.column(column)], names)
+    return np.array([number for (number,) in each], np.int32)
+
+
+def numbers(split: Split, labels: Sequence[Sequence[str]], names: Sequence[str]) -> list[list[int]]:
+    """Numbers of each row's labels.
+
+    Raises:
+        UserError: a row with a label that training does not have.
+    """
+    number = {name: i for i, name in enumerate(names)}
+    for found, row in zip(labels, split.column("row"), strict=True):
+        for label in found:
+            if label not in number:
+                raise UserError(
+                    f"{split.file}: row {row} has label {label!r}, which training does not have "
+                    f"(labels: {', '.join(names)})"
+                )
+    return [[number[label] for label in found] for found in labels]
