@@ -41,6 +41,8 @@ INPUTS = (
     "perm_mask",
     "targets",
     "target_weights",
+    "entities",
+    "at_positions",
 )
 SAMPLE = 8  # tokens of the row that parameters are made with
 
@@ -256,8 +258,9 @@ def build(
     if kind_of(hf_config) != "encoder":
         if head.get("head") == "embedding":
             raise UserError(f"{hf_config['model_type']} is no sentence encoder")
-        if head.get("pooling") == "mean":
-            raise UserError(f"task.pooling=mean: {hf_config['model_type']} reads the last token")
+        if head.get("pooling") in ("mean", "entities"):
+            kind, pooling = hf_config["model_type"], head["pooling"]
+            raise UserError(f"task.pooling={pooling}: {kind} reads the last token")
     options = Options(
         dtype=jnp.dtype(settings.get("dtype", "float32")),
         remat=_known("remat", settings.get("remat", "none"), POLICIES),

@@ -57,7 +57,8 @@ class Examples:
     Attributes:
         ids: token ids; an example has `group` sequences of them, some perhaps empty.
         tokens: name → an element a token, as "token_type_ids".
-        arrays: name → (examples, ...): labels, or cached features in place of `ids`.
+        arrays: name → (examples, ...): labels, or cached features in place of `ids`. Of these
+            and of tokens, what begins with _ is for the host and in no batch.
         decoder: token ids of a second sequence, which is written.
         rows: (examples,) index of the row in its split; None where each row gives one.
         group: sequences of an example, as of multiple choice.

@@ -108,7 +108,7 @@ def make_batch(
     sequences (rows, written): targets and target_weights.
     """
     places = planned.places[local(len(planned.places))]
-    batch = {name: array[places] for name, array in examples.arrays.items()}
+    batch = {name: array[places] for name, array in _placed(examples.arrays)}
     batch["weights"] = (places != EMPTY).astype(np.float32)
     if not len(examples.ids.values):
         return batch
@@ -169,8 +169,13 @@ def token_index(examples: Examples, planned: Planned) -> tuple[np.ndarray, np.nd
 
 
 def _each(examples: Examples, inside: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
-    named = {IDS: examples.ids.values, **examples.tokens}
-    return {name: _gather(values, inside, index) for name, values in named.items()}
+    named = _placed({IDS: examples.ids.values, **examples.tokens})
+    return {name: _gather(values, inside, index) for name, values in named}
+
+
+def _placed(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
+    """Those that are not the host's alone."""
+    return [(name, array) for name, array in arrays.items() if not name.startswith("_")]
 
 
 def _gather(values: np.ndarray, inside: np.ndarray, index: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ Inputs = dict[str, Any]
 # Heads whose outputs have a row a token; of an encoder-decoder, a row a token that is read.
 EACH_TOKEN = (None, "tokens", "span", "masked_lm", "causal_lm", "pretraining")
 EACH_TOKEN_READ = ("tokens",)
-BLANK = dict.fromkeys(("input_ids", "token_type_ids", "targets", "target_weights"), 0)
+BLANK = dict.fromkeys(("input_ids", "token_type_ids", "targets", "target_weights", "entities"), 0)
 
 
 class Places(NamedTuple):
@@ -85,6 +85,8 @@ def longer(inputs: Inputs, count: int) -> Inputs:
     if inputs.get("position_ids") is not None:
         after = widened(inputs["position_ids"] + count, count, 0)
         grown["position_ids"] = after.at[..., :count].set(jnp.arange(count))
+    if inputs.get("at_positions") is not None:
+        grown["at_positions"] = inputs["at_positions"] + count
     if inputs.get("perm_mask") is not None:
         seen = widened(inputs["perm_mask"].swapaxes(-1, -2), count, 0)
         grown["perm_mask"] = widened(seen.swapaxes(-1, -2), count, 0)
@@ -123,6 +125,8 @@ def longer_packed(inputs: Inputs, count: int) -> tuple[Inputs, Places]:
     if starts is not None:
         there = jnp.take_along_axis(tokens, starts, axis=1) - count
         made["starts"] = jnp.maximum(there, 0)
+    if inputs.get("at_positions") is not None:
+        made["at_positions"] = jnp.take_along_axis(tokens, inputs["at_positions"], axis=1)
     return inputs | made, Places(tokens, virtual)
 
 
@@ -174,15 +178,22 @@ def grown_call(
             return call(**inputs)
         if inputs.get("column") is not None:
             return call(**next_token(base, inputs, count))
-        if base.two_sided and inputs.get("decoder_input_ids") is None:
-            read = (input_ids, inputs.get("attention_mask"))
-            inputs["decoder_input_ids"] = module.decoder_inputs(*read)
+        written = {}
+        if base.two_sided:  # what the decoder reads and writes does not grow
+            written = {name: inputs.pop(name, None) for name in ("targets", "target_weights")}
+            if inputs.get("decoder_input_ids") is None:
+                read = (input_ids, inputs.get("attention_mask"))
+                read = read if written["targets"] is None else tuple(written.values())
+                inputs["decoder_input_ids"] = module.decoder_inputs(*read)
         places = None
         if inputs.get("segment_ids") is not None:
             inputs, places = longer_packed(inputs, count)
         else:
             inputs = longer(inputs, count)
         waiting.append((make(module), places))
-        return removed(module, base, call(**inputs), count, places)
+        out = call(**inputs, **written)
+        if inputs.get("at_positions") is not None and module.head == "masked_lm":
+            return out
+        return removed(module, base, out, count, places)
 
     return wrap

@@ -28,6 +28,7 @@ from ftjax.models.layers import (
 )
 from ftjax.models.sequences import Attention
 from ftjax.models.stack import Stack
+from ftjax.models.vocabulary import Scores, score, with_ones
 
 Array = jax.Array
 MODEL = "BartModel"
@@ -253,15 +254,17 @@ class Model(sequences.Model):
     def side(self, decoder: bool, segments: tuple[int, ...]) -> Side:
         return Side(self.config, segments, decoder, name="decoder" if decoder else "encoder")
 
-    def start(self, input_ids: Array, attention_mask: Array | None) -> int | Array:
+    def start(self, ids: Array, mask: Array | None) -> int | Array:
         if not self.config.pre_norm:
             return self.config.start
         # mBART's texts end with their language, which starts the target.
-        return at_starts(input_ids, last_tokens(input_ids.shape, attention_mask, None, None))
+        return at_starts(ids, last_tokens(ids.shape, mask, None, None))
 
-    def logits(self, x: Array, words: Embedding) -> Array:
-        bias = Bias((1, self.config.vocab_size), (None, "vocab"), name="logits")
-        return x @ words.embedding.T.astype(x.dtype) + bias()
+    def logits(self, x: Array, words: Embedding, *targets: Array) -> Array | Scores:
+        bias = Bias((1, self.config.vocab_size), (None, "vocab"), name="logits")()
+        if targets:
+            return score(with_ones(x), jnp.concatenate([words.embedding.T, bias]), *targets)
+        return x @ words.embedding.T.astype(x.dtype) + bias
 
 
 def hf_modules(config: Config) -> dict[str, str | Part]:

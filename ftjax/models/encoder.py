@@ -25,6 +25,7 @@ from ftjax.models.layers import (
     Options,
     at_starts,
     encoder_mask,
+    entity_pool,
     mean_pool,
 )
 from ftjax.models.stack import Stack
@@ -107,6 +108,7 @@ class Inputs(NamedTuple):
     segment_ids: Array | None
     starts: Array | None
     mask: Array | None
+    entities: Array | None = None
 
 
 class Embeddings(nn.Module):
@@ -208,7 +210,8 @@ class Model(nn.Module):
     A row is one example, or several packed ones: then `segment_ids` number them from 1, and
     `starts` (batch, examples) are the positions of their first tokens; outputs of heads that read
     one vector an example have an axis more, (batch, examples, ...). `perm_mask` (batch, length,
-    length) is nonzero where a token must not see another.
+    length) is nonzero where a token must not see another. A masked language model gives only what
+    stands at `at_positions` (batch, count), where they are given.
 
     Where the head alone trains, `features_only` gives what the head reads, float32 (batch,
     features), and `features` goes on from it.
@@ -222,7 +225,8 @@ class Model(nn.Module):
             "pretraining" those and (batch, 2), whether the second text follows the first.
         labels: number of labels.
         pooling: "cls" is the family's own, of the first token; "mean" averages real tokens and
-            has no layer between.
+            has no layer between; "entities" puts beside each other the means over tokens with 1
+            and with 2 in `entities` (batch, length), and the first token, and has no layer between.
     """
 
     config: Config
@@ -242,6 +246,8 @@ class Model(nn.Module):
         features: Array | None = None,
         features_only: bool = False,
         perm_mask: Array | None = None,
+        entities: Array | None = None,
+        at_positions: Array | None = None,
     ) -> Any:
         if features is not None:
             return self.classify(features, self.labels)
@@ -258,12 +264,21 @@ class Model(nn.Module):
         starts_only = one and self.pooling == "cls"
         mask = encoder_mask(attention_mask, segment_ids, perm_mask)
         inputs = Inputs(
-            input_ids, attention_mask, token_type_ids, position_ids, segment_ids, starts, mask
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            segment_ids,
+            starts,
+            mask,
+            entities,
         )
         x, table = self.encode(inputs, starts_only)
         if self.head is None:
             return x
         x = x.astype(jnp.float32)
+        if not one and at_positions is not None:
+            return self.each_token(x, table, starts, at_positions)
         if not one:
             return self.each_token(x, table, starts)
         x = self.pool(x, inputs)
@@ -294,18 +309,22 @@ class Model(nn.Module):
         """Each example's vector, (batch, 1 or examples, features), of what `encode` gave."""
         if self.pooling == "mean":
             return mean_pool(x, inputs.attention_mask, inputs.segment_ids, inputs.starts)
+        if self.pooling == "entities":
+            return entity_pool(x, inputs.entities, inputs.segment_ids, inputs.starts)
         return x  # of first tokens alone
 
     def classify(self, x: Array, labels: int) -> Array:
         c = self.config
         head = c.heads[self.head]
-        if self.pooling == "mean":
+        if self.pooling != "cls":
             head = replace(head, activation=None)
         rate = c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout
         return classify(head, x, labels, rate, c.initializer_range)
 
-    def each_token(self, x: Array, table: Array, starts: Array | None) -> Any:
-        """What heads say of every position."""
+    def each_token(
+        self, x: Array, table: Array, starts: Array | None, at_positions: Array | None = None
+    ) -> Any:
+        """What heads say of every position, and of masked words at those given."""
         c = self.config
         dense = partial(Dense, stddev=c.initializer_range)
         if self.head in ("tokens", "span"):
@@ -313,7 +332,9 @@ class Model(nn.Module):
             x = Dropout(rate if self.head == "tokens" else 0.0, name="dropout")(x)
             count = self.labels if self.head == "tokens" else 2
             return dense(count, ("embed", None), name="classifier")(x)
-        words = MaskedLM(c.hidden_act, c.layer_norm_eps, c.initializer_range, name="mlm")(x, table)
+        masked = at_starts(x, at_positions) if at_positions is not None else x
+        mlm = MaskedLM(c.hidden_act, c.layer_norm_eps, c.initializer_range, name="mlm")
+        words = mlm(masked, table)
         if self.head == "masked_lm":
             return words
         first = at_starts(x, starts)

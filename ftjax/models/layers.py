@@ -233,6 +233,33 @@ def at_starts(x: Array, starts: Array | None) -> Array:
     return jnp.take_along_axis(x, starts.reshape(*starts.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
+def entity_pool(
+    hidden: Array, entities: Array, segment_ids: Array | None, starts: Array | None
+) -> Array:
+    """Of each example the means over its first and its second entity, and its first token.
+
+    After R-BERT (Wu and He 2019), without its layers between; 0 for an entity that is cut off.
+
+    Args:
+        hidden: (batch, length, features).
+        entities: (batch, length), 1 and 2 at tokens of the two.
+        segment_ids, starts: of packed rows, as of `mean_pool`.
+
+    Returns:
+        (batch, 1 or examples, 3 features).
+    """
+    first = at_starts(hidden, starts)
+    own = jnp.ones((1, 1, 1), bool)
+    if starts is not None:
+        own = segment_ids[:, None, :] == 1 + jnp.arange(starts.shape[1])[:, None]
+
+    def mean(number: int) -> Array:
+        weight = (own & (entities[:, None, :] == number)).astype(hidden.dtype)
+        return (weight @ hidden) / jnp.maximum(weight.sum(-1, keepdims=True), 1)
+
+    return jnp.concatenate([mean(1), mean(2), first], -1)
+
+
 def mean_pool(
     hidden: Array, attention_mask: Array | None, segment_ids: Array | None, starts: Array | None
 ) -> Array:

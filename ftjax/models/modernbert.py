@@ -229,7 +229,10 @@ class Model(encoder.Model):
             x = Transform(self.config, name="transform")(x)
         return self.score(x, labels)
 
-    def each_token(self, x: Array, table: Array, starts: Array | None) -> Array:
+    def each_token(
+        self, x: Array, table: Array, starts: Array | None, at_positions: Array | None = None
+    ) -> Array:
+        x = encoder.at_starts(x, at_positions) if at_positions is not None else x
         x = Transform(self.config, name="transform")(x)
         if self.head != "masked_lm":
             return self.score(x, 2 if self.head == "span" else self.labels)

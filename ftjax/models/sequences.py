@@ -20,6 +20,7 @@ from ftjax.models.layers import (
     shift_right,
 )
 from ftjax.models.stack import matching_segments
+from ftjax.models.vocabulary import Scores
 
 Array = jax.Array
 
@@ -68,7 +69,8 @@ class Model(nn.Module):
 
     Where the collection "cache" is mutable, keys and values are kept for generation; then `column`
     is where the one token of `decoder_input_ids` (batch, 1) stands. See
-    `ftjax.models.decoder.Model`, also for `features`.
+    `ftjax.models.decoder.Model`, also for `features`. With `targets` and `target_weights` (batch,
+    target length) a language model gives `Scores`; the decoder then reads the targets, shifted.
 
     Attributes:
         config: the architecture.
@@ -89,16 +91,16 @@ class Model(nn.Module):
         encoder's output, its `View` and `column`, to hidden states."""
         raise NotImplementedError
 
-    def start(self, input_ids: Array, attention_mask: Array | None) -> int | Array:
-        """What the decoder reads first where it is given nothing."""
+    def start(self, ids: Array, mask: Array | None) -> int | Array:
+        """What the decoder reads first to write `ids`, which are real where `mask` is not 0."""
         return self.config.start
 
-    def decoder_inputs(self, input_ids: Array, attention_mask: Array | None) -> Array:
-        """What the decoder reads where it is given nothing: the encoder's input, shifted."""
-        return shift_right(input_ids, self.start(input_ids, attention_mask))
+    def decoder_inputs(self, ids: Array, mask: Array | None) -> Array:
+        """What the decoder reads to write `ids`: the targets, or else the encoder's input."""
+        return shift_right(ids, self.start(ids, mask))
 
-    def logits(self, x: Array, words: Embedding) -> Array:
-        """The language model's, of float32 hidden states."""
+    def logits(self, x: Array, words: Embedding, *targets: Array) -> Array | Scores:
+        """The language model's, of hidden states; or the scores of targets and their weights."""
         raise NotImplementedError
 
     @nn.compact
@@ -111,7 +113,9 @@ class Model(nn.Module):
         column: Array | None = None,
         features: Array | None = None,
         features_only: bool = False,
-    ) -> Array:
+        targets: Array | None = None,
+        target_weights: Array | None = None,
+    ) -> Array | Scores:
         if features is not None:
             return self.classify(features)
         c = self.config
@@ -128,7 +132,8 @@ class Model(nn.Module):
             x = Dropout(c.classifier_dropout, name="dropout")(memory.astype(jnp.float32))
             return dense(self.labels, ("embed", None), name="classifier")(x)
         if decoder_input_ids is None:
-            decoder_input_ids = self.decoder_inputs(input_ids, attention_mask)
+            written = (input_ids, attention_mask) if targets is None else (targets, target_weights)
+            decoder_input_ids = self.decoder_inputs(*written)
         if column is None:
             view = prompt_view(decoder_input_ids.shape[1], decoder_attention_mask, keep=keep)
         else:
@@ -139,6 +144,8 @@ class Model(nn.Module):
         x = x[:, -1:] if keep else x
         if self.head is None:
             return x
+        if targets is not None:  # in the compute dtype
+            return self.logits(x, words, targets, target_weights)
         x = x.astype(jnp.float32)
         if self.head == "seq2seq_lm":
             return self.logits(x, words)

@@ -25,6 +25,7 @@ from ftjax.models.layers import (
 )
 from ftjax.models.sequences import Attention
 from ftjax.models.stack import Stack
+from ftjax.models.vocabulary import LanguageHead, Scores, score
 
 Array = jax.Array
 MODEL = "T5Model"
@@ -259,12 +260,14 @@ class Model(sequences.Model):
     def side(self, decoder: bool, segments: tuple[int, ...]) -> Side:
         return Side(self.config, segments, not decoder, name="decoder" if decoder else "encoder")
 
-    def logits(self, x: Array, words: Embedding) -> Array:
+    def logits(self, x: Array, words: Embedding, *targets: Array) -> Array | Scores:
         c = self.config
         if not c.tied:
-            make = partial(Dense, use_bias=False, stddev=c.initializer_range, name="lm_head")
-            return make(c.vocab_size, ("embed", "vocab"))(x)
+            head = partial(LanguageHead, c.vocab_size, ("embed", "vocab"), False)
+            return head(stddev=c.initializer_range, name="lm_head")(x, *targets)
         x = x * c.hidden_size**-0.5 if c.scale_outputs else x
+        if targets:
+            return score(x, words.embedding.T, *targets)
         return x @ words.embedding.T.astype(x.dtype)
 
 

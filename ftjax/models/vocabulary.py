@@ -49,6 +49,11 @@ class LanguageHead(Dense):
         return capped(super().__call__(x), self.softcap)
 
 
+def with_ones(x: Array) -> Array:
+    """x (..., features + 1), for a kernel whose last row is a bias."""
+    return jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], -1)
+
+
 def score(
     x: Array, kernel: Array, targets: Array, weights: Array, softcap: float | None = None
 ) -> Scores:

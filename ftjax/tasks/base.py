@@ -9,6 +9,7 @@ import numpy as np
 
 from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Schema
+from ftjax.data.loading import Vary
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
@@ -43,7 +44,6 @@ class Task:
         caches: whether what the head reads can be kept, of a frozen backbone.
         writes: whether batches have second sequences.
         group: sequences of an example, as far as that is known without data.
-        vary: makes of a split's examples those of an epoch; None where they are always the same.
     """
 
     schema: ClassVar[Schema]
@@ -54,7 +54,6 @@ class Task:
     caches: ClassVar[bool] = False
     writes: ClassVar[bool] = False
     group: ClassVar[int] = 1
-    vary: ClassVar[Any] = None
 
     def label_names(self, train: Split) -> tuple[str, ...]:
         """Names of labels, in order, of a split with answers; raises UserError for bad ones."""
@@ -91,6 +90,10 @@ class Task:
             UserError: a row with an answer that training does not have.
         """
         return examples
+
+    def variation(self, tokenizer: Any) -> Vary | None:
+        """What makes of a split's examples those of an epoch; None: they are always the same."""
+        return None
 
     def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
         """Σ of losses and Σ of weights; places without an example weigh nothing."""

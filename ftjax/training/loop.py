@@ -41,7 +41,7 @@ from ftjax.training.run import (
     refuse_differences,
     write_labels,
 )
-from ftjax.training.splits import Data, choose_layout, read_data
+from ftjax.training.splits import Data, choose_layout, read_data, variation
 from ftjax.training.step import State, init_moments, init_state, lower_step
 
 
@@ -72,9 +72,9 @@ class _Training:
         self.config, self.mesh, self.splits, self.raw = run.config, run.mesh, data.splits, data.raw
         settings, self.progress = self.config.train, Progress()
         self.stream = data.stream
+        self.vary = vary = variation(run.task, run.folder)
         layout = self._layout()
         self.eval_layout = layout.scaled(settings.eval_batch_size / settings.batch_size)
-        vary = run.task.vary
         self.forward = Forward(self.mesh, settings.eval_batch_size, run.outputs, vary)
         self.test_layout = self.eval_layout
         start = time.perf_counter()
@@ -106,8 +106,8 @@ class _Training:
         parts, longest = list(self.splits.values()), 0
         if self.stream is not None:
             parts, longest = [*parts, self.stream[0]], self.config.data.max_length
-        rows, vary = self.config.train.batch_size, self.run_.task.vary
-        return choose_layout(self.config, self.mesh, parts, rows, vary, longest)
+        rows = self.config.train.batch_size
+        return choose_layout(self.config, self.mesh, parts, rows, self.vary, longest)
 
     def _cache_features(self) -> None:
         run = self.run_

@@ -11,7 +11,7 @@ from ftjax.partition import merge
 from ftjax.paths import Flat
 from ftjax.training.evaluate import Forward
 from ftjax.training.run import Run, place_model, read_labels, read_workdir
-from ftjax.training.splits import choose_layout, encode_split
+from ftjax.training.splits import choose_layout, encode_split, variation
 from ftjax.training.trained import best_params
 from ftjax.training.zero_shot import score_chosen
 
@@ -45,7 +45,7 @@ class Predictor:
             return scored.logits, scored.examples
         examples = encode_split(config, run.task, split, self.names, run.folder)
         batch_size = config.train.eval_batch_size
-        vary = run.task.vary
+        vary = variation(run.task, run.folder)
         layout = choose_layout(config, run.mesh, [examples], batch_size, vary)
         forward = Forward(run.mesh, batch_size, run.outputs, vary)
         return forward(run.trainable, run.frozen, examples, layout), examples

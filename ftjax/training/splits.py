@@ -16,6 +16,7 @@ from ftjax.data.prepare import Report, prepare
 from ftjax.data.sources import Split, is_stream, load, open_parts
 from ftjax.data.streaming import Source, Windows
 from ftjax.errors import UserError, require
+from ftjax.formats.folder import load_tokenizer
 from ftjax.parallel.mesh import batch_ways
 from ftjax.tasks.base import Task
 
@@ -97,6 +98,13 @@ def encode_split(
     examples = encode(split, task, folder, config.data.max_length)
     require(len(examples), f"{split.file}: no row gives an example of {config.task.name}")
     return with_targets(examples, task, split, names)
+
+
+def variation(task: Task, folder: Path) -> Vary | None:
+    """What makes of a split's examples those of an epoch, where there is anything to vary."""
+    if type(task).variation is Task.variation:
+        return None
+    return task.variation(load_tokenizer(folder))
 
 
 def with_targets(examples: Examples, task: Task, split: Split, names: tuple[str, ...]) -> Examples:
