@@ -11,6 +11,14 @@ TASKS: registry.Table = {
     "multilabel": ("multilabel", "Multilabel", "any number of labels for a text or a pair"),
     "ordinal": ("ordinal", "Ordinal", "one of several labels that have an order"),
     "regression": ("regression", "Regression", "a number for a text or a pair"),
+    "token_classification": (
+        "token_classification",
+        "TokenClassification",
+        "a tag for each word, as of entities; with a label for all of them where rows have one",
+    ),
+    "relation": ("relation", "Relation", "what relates two entities marked in a text"),
+    "multiple_choice": ("multiple_choice", "MultipleChoice", "one of several texts after a text"),
+    "span_qa": ("span_qa", "SpanQA", "the part of a text that answers a question, or none"),
     "causal_lm": ("causal_lm", "CausalLM", "each token from those before it"),
 }
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ftjax.data.encode import Columns, Examples
@@ -126,6 +127,14 @@ class Task:
     ) -> list[dict[str, Any]]:
         """What is found, one a row of the split; arguments as of `score`."""
         raise NotImplementedError
+
+
+def of_places(batch: Batch) -> jax.Array:
+    """1 where a token is of a place's example: (rows, places, length), one place unpacked."""
+    if "starts" not in batch:
+        return batch["attention_mask"][:, None].astype(jnp.float32)
+    number = 1 + jnp.arange(batch["starts"].shape[1])
+    return (batch["segment_ids"][:, None] == number[:, None]).astype(jnp.float32)
 
 
 def cut_texts(

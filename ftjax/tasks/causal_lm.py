@@ -13,7 +13,7 @@ from ftjax.data.encode import Examples
 from ftjax.data.fields import Field, Schema, text
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
-from ftjax.tasks.base import Apply, Batch, Task
+from ftjax.tasks.base import Apply, Batch, Task, of_places
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,7 @@ class CausalLM(Task):
         each = jnp.concatenate([tokens, batch["target_weights"][..., None]], -1)
         if "starts" not in batch:
             return each.sum(1)
-        number = 1 + jnp.arange(batch["starts"].shape[1])
-        inside = batch["segment_ids"][:, None] == number[:, None]  # (rows, places, length)
-        return jnp.einsum("rpl,rlk->rpk", inside.astype(each.dtype), each)
+        return of_places(batch) @ each
 
     def score(
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]

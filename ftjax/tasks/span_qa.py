@@ -1,0 +1,265 @@
+"""The part of a text that answers a question; long texts are read in windows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy.special import log_softmax
+
+from ftjax.data.encode import Columns, Examples
+from ftjax.data.fields import Field, Row, Schema, identity, shown, text
+from ftjax.data.sources import Split
+from ftjax.errors import UserError
+from ftjax.loss import Loss
+from ftjax.tasks import squad
+from ftjax.tasks.base import Apply, Array, Batch, Task
+
+CANDIDATES = 20  # starts, and ends, that are tried of each window
+NONE = -1e9
+
+
+def answers(found: Any) -> dict[str, list]:
+    """{"text": [...], "answer_start": [...]}, as many of each; both empty for no answer."""
+    try:
+        texts, starts = list(found["text"]), [int(start) for start in found["answer_start"]]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"must have text and answer_start, not {shown(found)}") from None
+    if len(texts) != len(starts) or not all(isinstance(each, str) and each for each in texts):
+        raise ValueError(f"must have texts, and a start of each, not {shown(found)}")
+    return {"text": texts, "answer_start": starts}
+
+
+def check(row: Row) -> None:
+    found = row["answers"]
+    for answer, start in zip(found["text"], found["answer_start"], strict=True):
+        there = row["context"][max(start, 0) : start + len(answer)]
+        if start < 0 or there != answer:
+            name = f"id {row['id']}: " if "id" in row else ""
+            raise ValueError(
+                f"{name}answer {shown(answer)} is not in the context at answer_start={start}, "
+                f"where {shown(there)} is"
+            )
+
+
+@dataclass(frozen=True)
+class SpanQA(Task):
+    """Softmax over tokens for the start and for the end (Devlin et al. 2019, section 4.2).
+
+    A text that is longer than `data.max_length` is read in windows; the answer is the best of all
+    of them. A window without the answer is trained to point at its first token.
+
+    Attributes:
+        stride: tokens that a window shares with the one before.
+        max_answer: tokens of an answer, at most.
+        impossible: whether a question may have no answer (SQuAD 2.0).
+        null_threshold: how much better no answer must be than the best one, to be given.
+        language: of the metrics: "en" as of SQuAD's script, "zh" as of CMRC 2018's.
+    """
+
+    stride: int = 64
+    max_answer: int = 30
+    impossible: bool = False
+    null_threshold: float = 0.0
+    language: str = "en"
+
+    best_metric = "f1"
+    packs = False
+    schema: ClassVar = Schema(
+        {
+            "id": Field(identity, optional=True, unique=True),
+            "question": Field(text),
+            "context": Field(text),
+            "answers": Field(answers, answer=True),
+        },
+        check,
+    )
+    arrays: ClassVar = {
+        "starts_at": Array("example", "int32"),
+        "ends_at": Array("example", "int32"),
+    }
+
+    def __post_init__(self) -> None:
+        if self.language not in squad.LANGUAGES:
+            known = " or ".join(squad.LANGUAGES)
+            raise UserError(f"task.language={self.language!r} must be {known}")
+        if self.stride < 0 or self.max_answer < 1:
+            raise UserError("task.stride must not be negative, task.max_answer positive")
+
+    def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
+        return {"head": "span"}
+
+    def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
+        """With "_begin" and "_end", each token's characters in the context, -1 outside it."""
+        room = max_length - self.stride - tokenizer.num_special_tokens_to_add(pair=True) - 1
+        room = min(room, max_length // 2)
+        if room < 1:
+            raise UserError(
+                f"task.stride={self.stride} leaves no room for questions in "
+                f"data.max_length={max_length}"
+            )
+        found = tokenizer(columns["question"], add_special_tokens=False, verbose=False)
+        questions = [
+            text if len(ids) <= room else tokenizer.decode(ids[:room])
+            for text, ids in zip(columns["question"], found["input_ids"], strict=True)
+        ]
+        found = tokenizer(
+            questions,
+            columns["context"],
+            truncation="only_second",
+            max_length=max_length,
+            stride=self.stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        rows = found["overflow_to_sample_mapping"]
+        begin, end = [], []
+        for number, offsets in enumerate(found["offset_mapping"]):
+            inside = [part == 1 for part in found.sequence_ids(number)]
+            begin.append([a if own else -1 for (a, _), own in zip(offsets, inside, strict=True)])
+            end.append([b if own else -1 for (_, b), own in zip(offsets, inside, strict=True)])
+        kept = {name: found[name] for name in ("input_ids", "token_type_ids") if name in found}
+        places = {"_begin": begin, "_end": end}
+        return {**kept, **places, "row": rows, "cut": [False] * len(rows)}
+
+    def targets(self, examples: Examples, split: Split, names: Sequence[str]) -> Examples:
+        """The first and the last token of each row's first answer, 0 where a window lacks it.
+
+        Raises:
+            UserError: a row has no answer, and `task.impossible` is false.
+        """
+        found = split.column("answers")
+        if not self.impossible:
+            for answer, row in zip(found, split.column("row"), strict=True):
+                if not answer["text"]:
+                    raise UserError(
+                        f"{split.file}: row {row} has no answer; set task.impossible=true where "
+                        "questions need not have one"
+                    )
+        spans = np.array([_characters(answer) for answer in found])[examples.row_numbers]
+        begin, end = examples.tokens["_begin"], examples.tokens["_end"]
+        places = np.zeros((2, len(examples)), np.int32)
+        for number, (first, last) in enumerate(pairwise(examples.ids.offsets)):
+            start, stop = spans[number]
+            own = np.flatnonzero(begin[first:last] >= 0)
+            if start < 0 or not len(own):
+                continue
+            a, b = begin[first:last][own], end[first:last][own]
+            if a[0] <= start and stop <= b[-1]:
+                places[0, number] = own[np.argmax(b > start)]
+                places[1, number] = own[len(a) - 1 - np.argmax((a < stop)[::-1])]
+        return replace(examples, arrays={"starts_at": places[0], "ends_at": places[1]})
+
+    def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
+        """Σ of the means of both cross-entropies, and how many windows."""
+        logits = jnp.where(batch["attention_mask"][..., None] > 0, apply(batch), NONE)
+        losses = [
+            optax.softmax_cross_entropy_with_integer_labels(logits[..., i], batch[name])
+            for i, name in enumerate(("starts_at", "ends_at"))
+        ]
+        return Loss(
+            jnp.sum(sum(losses) / 2 * batch["weights"]),
+            jnp.sum(batch["weights"]),
+        )
+
+    def outputs(self, apply: Apply, batch: Batch) -> dict[str, jax.Array]:
+        return {"tokens": apply(batch)}
+
+    def score(
+        self,
+        outputs: dict[str, np.ndarray],
+        examples: Examples,
+        split: Split,
+        names: Sequence[str],
+    ) -> dict[str, Any]:
+        """Exact match and F1, in parts of 1, over questions, the best of a question's answers.
+
+        Where questions need not have one, also of those that have one and of those that have none.
+        """
+        found = [best["answer"] for best in self._best(outputs["tokens"], examples, split)]
+        wanted = [answer["text"] for answer in split.column("answers")]
+        pairs = list(zip(found, wanted, strict=True))
+        exact = np.array([squad.exact(*pair, self.language) for pair in pairs])
+        f1 = np.array([squad.f1(*pair, self.language) for pair in pairs])
+        scores = {
+            "loss": self._loss(outputs["tokens"], examples),
+            "exact_match": float(exact.mean()),
+            "f1": float(f1.mean()),
+        }
+        if self.impossible:
+            has = np.array([bool(texts) for texts in wanted])
+            for name, among in (("answerable", has), ("unanswerable", ~has)):
+                if among.any():
+                    scores[f"exact_match_{name}"] = float(exact[among].mean())
+                    scores[f"f1_{name}"] = float(f1[among].mean())
+        return {**scores, "examples": len(found)}
+
+    def predictions(
+        self,
+        outputs: dict[str, np.ndarray],
+        examples: Examples,
+        split: Split,
+        names: Sequence[str],
+    ) -> list[dict[str, Any]]:
+        """One {"answer", "start", "score"} a row: start in characters, -1 for no answer; the score
+        is the sum of both outputs, less that of no answer where there may be none."""
+        return self._best(outputs["tokens"], examples, split)
+
+    def _best(self, logits: np.ndarray, examples: Examples, split: Split) -> list[dict[str, Any]]:
+        """The best answer of each row, over its windows."""
+        count, offsets = len(split.rows), examples.ids.offsets
+        best = [(NONE, 0, 0)] * count
+        null = np.full(count, np.inf)
+        begin, end = examples.tokens["_begin"], examples.tokens["_end"]
+        bounds = pairwise(offsets)
+        for row, (first, last) in zip(examples.row_numbers, bounds, strict=True):
+            window = logits[first:last]
+            own = begin[first:last] >= 0
+            null[row] = min(null[row], window[0].sum())
+            start, stop, score = _best_span(window, own, self.max_answer)
+            if score > best[row][0]:
+                best[row] = score, begin[first + start], end[first + stop]
+        found = []
+        for context, (score, start, stop), none in zip(
+            split.column("context"), best, null, strict=True
+        ):
+            score = float(score - none) if self.impossible else float(score)
+            if self.impossible and score <= self.null_threshold:
+                found.append({"answer": "", "start": -1, "score": score})
+            else:
+                found.append({"answer": context[start:stop], "start": int(start), "score": score})
+        return found
+
+    def _loss(self, logits: np.ndarray, examples: Examples) -> float:
+        total, offsets = 0.0, examples.ids.offsets
+        pairs = zip(examples.arrays["starts_at"], examples.arrays["ends_at"], strict=True)
+        for number, (start, end) in enumerate(pairs):
+            chances = log_softmax(logits[offsets[number] : offsets[number + 1]], 0)
+            total -= float(chances[start, 0] + chances[end, 1]) / 2
+        return total / len(examples)
+
+
+def _characters(answer: dict[str, list]) -> tuple[int, int]:
+    """Where the first answer starts, and where it has ended; -1 for none."""
+    if not answer["text"]:
+        return -1, -1
+    start = answer["answer_start"][0]
+    return start, start + len(answer["text"][0])
+
+
+def _best_span(logits: np.ndarray, own: np.ndarray, longest: int) -> tuple[int, int, float]:
+    """The first and last token of the best answer within a window, and the sum of its outputs."""
+    if not own.any():
+        return 0, 0, 2 * NONE
+    masked = np.where(own[:, None], logits, NONE)
+    starts, ends = np.argsort(-masked, 0, kind="stable")[:CANDIDATES].T
+    sums = masked[starts, 0][:, None] + masked[ends, 1]
+    length = ends - starts[:, None] + 1
+    sums = np.where((length >= 1) & (length <= longest), sums, 2 * NONE)
+    i, j = np.unravel_index(sums.argmax(), sums.shape)
+    return int(starts[i]), int(ends[j]), float(sums[i, j])

@@ -1,0 +1,76 @@
+"""Words and tags: where a word's tokens are, and what tags say of entities."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+
+def check_tags(tags: Sequence[str]) -> None:
+    """Raises ValueError for tags that are no BIO, nor BIOES (Ramshaw and Marcus 1995).
+
+    I- and E- go on from B- or I- of the same type; in BIOES, an entity that is begun is ended.
+    """
+    ends = any(tag[:2] in ("E-", "S-") for tag in tags)
+    before = "O"
+    for number, tag in enumerate([*tags, "O"], 1):
+        prefix, dash, kind = tag.partition("-")
+        if tag != "O" and (prefix not in "BIES" or len(prefix) != 1 or not dash or not kind):
+            raise ValueError(f"tag {number}, {tag!r}, is not O, or B-, I-, E- or S- and a type")
+        inside = before != "O" and before[0] in "BI"
+        if prefix in "IE" and not (inside and before[2:] == kind):
+            raise ValueError(f"tag {number}, {tag!r}, does not go on from {before!r}")
+        if ends and inside and prefix not in "IE":
+            raise ValueError(f"tag {number}, {tag!r}, comes before the entity of {before!r} ends")
+        before = tag
+
+
+def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """(type, first word, word after the last) of each entity, as seqeval reads them."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    return [(kind, first, last + 1) for kind, first, last in get_entities(list(tags))]
+
+
+def first_tokens(
+    words: Sequence[Sequence[str]], tokenizer: Any, max_length: int
+) -> dict[str, list]:
+    """Token ids of rows of words, and of each token the word (from 1) that it is the first of.
+
+    Words are joined by spaces, so that every tokenizer sees a text. A word that the tokenizer
+    drops, as one of control characters, becomes the unknown token.
+
+    Returns:
+        "input_ids", "_word" (0 for other tokens), and whether words were "cut" off.
+    """
+    found = _first_tokens(words, tokenizer, max_length)
+    unknown = tokenizer.unk_token or tokenizer.eos_token
+    for i, row in enumerate(words):
+        seen = set(found["_word"][i])
+        reached = max(seen) if found["cut"][i] else len(row)
+        if lost := set(range(1, reached + 1)) - seen:
+            mended = [unknown if n in lost else word for n, word in enumerate(row, 1)]
+            again = _first_tokens([mended], tokenizer, max_length)
+            for name in found:
+                found[name][i] = again[name][0]
+    return found
+
+
+def _first_tokens(
+    words: Sequence[Sequence[str]], tokenizer: Any, max_length: int
+) -> dict[str, list]:
+    texts = [" ".join(row) for row in words]
+    encoded = tokenizer(texts, truncation=True, max_length=max_length, return_offsets_mapping=True)
+    whole = tokenizer(texts, verbose=False)["input_ids"]
+    numbers = []
+    for text, row, offsets in zip(texts, words, encoded["offset_mapping"], strict=True):
+        starts = list(accumulate((len(word) + 1 for word in row), initial=0))[:-1]
+        last, of_row = 0, []
+        for start, stop in offsets:
+            start += len(text[start:stop]) - len(text[start:stop].lstrip(" "))
+            word = bisect_right(starts, start) if start < stop else 0
+            of_row.append(word if word > last else 0)
+            last = max(last, word)
+        numbers.append(of_row)
+    cut = [len(ids) > max_length for ids in whole]
+    return {"input_ids": encoded["input_ids"], "_word": numbers, "cut": cut}

@@ -1,0 +1,216 @@
+"""A tag for each word: named entities, slots; with one label for all words where rows have it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy.special import log_softmax
+
+from ftjax.data.encode import Columns, Examples
+from ftjax.data.fields import Field, Row, Schema, label_name, same_length, words
+from ftjax.data.sources import Split
+from ftjax.errors import UserError
+from ftjax.loss import Loss
+from ftjax.tasks.base import Apply, Array, Batch, Task, label_names, numbers, of_places, one_number
+from ftjax.tasks.spans import check_tags, entities, first_tokens
+
+INTENT = "intent: "  # before the names of labels of all words
+
+
+def check(row: Row) -> None:
+    same_length(row, "tokens", "tags")
+    check_tags(row["tags"])
+
+
+@dataclass(frozen=True)
+class TokenClassification(Task):
+    """Softmax over tags at the first token of each word, cross-entropy.
+
+    Where rows have a label besides (an intent, as of snips), it is read off the mean of further
+    outputs over all tokens of the row, and a row's loss is the sum of both (Chen et al. 2019, who
+    read it off the first token).
+
+    Attributes:
+        labels: the tags in order; empty: those of the training split.
+    """
+
+    labels: tuple[str, ...] = ()
+
+    best_metric = "f1"
+    schema: ClassVar = Schema(
+        {
+            "tokens": Field(words),
+            "tags": Field(words, answer=True),
+            "label": Field(label_name, answer=True, optional=True),
+        },
+        check,
+    )
+    arrays: ClassVar = {"tags": Array("token", "int32"), "tagged": Array("token", "int32")}
+
+    def label_names(self, train: Split) -> tuple[str, ...]:
+        """Tags, "O" first, then by type; then labels, after `INTENT`."""
+        found = {tag for tags in train.column("tags") for tag in tags} | {"O"}
+        order = sorted(found, key=lambda tag: (tag != "O", tag[2:], tag[:1]))
+        names = self.labels or tuple(order)
+        if strange := sorted(found - set(names)):
+            raise UserError(f"{train.file}: tag {strange[0]!r} is not among task.labels")
+        if "label" not in train.rows.column_names:
+            return tuple(names)
+        labels = label_names(train, train.column("label"), ())
+        return (*names, *(f"{INTENT}{name}" for name in labels))
+
+    def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
+        return {"head": "tokens", "labels": len(names)}
+
+    def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
+        """With "_word", see `first_tokens`."""
+        return first_tokens(columns["tokens"], tokenizer, max_length)
+
+    def targets(self, examples: Examples, split: Split, names: Sequence[str]) -> Examples:
+        tags, intents = parted(names)
+        each = numbers(split, split.column("tags"), tags)
+        word, sizes = examples.tokens["_word"], examples.ids.lengths
+        ends = np.cumsum([0, *map(len, each)])
+        at = np.repeat(ends[:-1], sizes) + word - 1  # of the row's words among all words
+        all_tags = np.concatenate([np.array(row, np.int32) for row in each])
+        tokens = {"tags": np.where(word > 0, all_tags[at], 0), "tagged": (word > 0).astype(int)}
+        arrays = {}
+        if intents and "label" in split.rows.column_names:
+            arrays["labels"] = np.eye(len(intents), dtype=np.float32)[one_number(split, intents)]
+        return replace(
+            examples,
+            tokens={**examples.tokens, **tokens},
+            arrays={**examples.arrays, **arrays},
+        )
+
+    def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
+        """Σ cross-entropies of words, and how many; with labels Σ of rows' losses, and how many."""
+        logits, tagged = apply(batch), batch["tagged"].astype(jnp.float32)
+        if "labels" not in batch:
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["tags"])
+            return Loss(jnp.sum(losses * tagged), jnp.sum(tagged))
+        count = logits.shape[-1] - batch["labels"].shape[-1]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits[..., :count], batch["tags"])
+        own = of_places(batch)
+        words = jnp.maximum(own @ tagged[..., None], 1)[..., 0]
+        tags = (own @ (losses * tagged)[..., None])[..., 0] / words
+        intents = (own @ logits[..., count:]) / jnp.maximum(own.sum(-1, keepdims=True), 1)
+        losses = optax.softmax_cross_entropy(intents, batch["labels"].reshape(intents.shape))
+        weights = batch["weights"].reshape(losses.shape)
+        return Loss(jnp.sum((losses + tags) * weights), jnp.sum(weights))
+
+    def outputs(self, apply: Apply, batch: Batch) -> dict[str, jax.Array]:
+        return {"tokens": apply(batch)}
+
+    def score(
+        self,
+        outputs: dict[str, np.ndarray],
+        examples: Examples,
+        split: Split,
+        names: Sequence[str],
+    ) -> dict[str, Any]:
+        """Precision, recall and F1 of entities by seqeval; accuracy of words.
+
+        Words that were cut off count, as "O". With labels also their accuracy, and the share of
+        rows whose label and tags are all right ("exact").
+        """
+        from seqeval import metrics as sq
+
+        tags, _ = parted(names)
+        truth, guess = split.column("tags"), self._tags(outputs, examples, split, tags)
+        pairs = list(zip(chain(*truth), chain(*guess), strict=True))
+        report = sq.classification_report(truth, guess, output_dict=True, zero_division=0)
+        found = {
+            "loss": self._loss(outputs["tokens"], examples, len(tags)),
+            "f1": float(sq.f1_score(truth, guess, zero_division=0)),
+            "precision": float(sq.precision_score(truth, guess, zero_division=0)),
+            "recall": float(sq.recall_score(truth, guess, zero_division=0)),
+            "accuracy": sum(a == b for a, b in pairs) / len(pairs),
+            "per_type": {
+                kind: {
+                    "precision": float(each["precision"]),
+                    "recall": float(each["recall"]),
+                    "f1": float(each["f1-score"]),
+                    "entities": int(each["support"]),
+                }
+                for kind, each in report.items()
+                if not kind.endswith(" avg")
+            },
+            "examples": len(truth),
+        }
+        if "labels" in examples.arrays:
+            right = self._intents(outputs, examples, tags) == examples.arrays["labels"].argmax(-1)
+            exact = [a == b for a, b in zip(truth, guess, strict=True)]
+            found["intent_accuracy"] = float(right.mean())
+            found["exact"] = float((right & exact).mean())
+        return found
+
+    def predictions(
+        self,
+        outputs: dict[str, np.ndarray],
+        examples: Examples,
+        split: Split,
+        names: Sequence[str],
+    ) -> list[dict[str, Any]]:
+        """One {"tags", "entities"} a row, entities with "type", "start" and "end" in words, the end
+        not included, and "text"; with labels also "label"."""
+        tags, intents = parted(names)
+        rows = []
+        every = zip(split.column("tokens"), self._tags(outputs, examples, split, tags), strict=True)
+        for row, guess in every:
+            spans = [
+                {"type": kind, "start": start, "end": end, "text": " ".join(row[start:end])}
+                for kind, start, end in entities(guess)
+            ]
+            rows.append({"tags": guess, "entities": spans})
+        if intents:
+            for row, number in zip(rows, self._intents(outputs, examples, tags), strict=True):
+                row["label"] = intents[number]
+        return rows
+
+    def _tags(
+        self,
+        outputs: dict[str, np.ndarray],
+        examples: Examples,
+        split: Split,
+        tags: Sequence[str],
+    ) -> list[list[str]]:
+        """The tag found for each word of each row."""
+        best = outputs["tokens"][:, : len(tags)].argmax(-1)
+        offsets, word = examples.ids.offsets, examples.tokens["_word"]
+        found = [["O"] * len(words) for words in split.column("tokens")]
+        for row, start, end in zip(found, offsets[:-1], offsets[1:], strict=True):
+            for at in start + np.flatnonzero(word[start:end]):
+                row[word[at] - 1] = tags[best[at]]
+        return found
+
+    def _intents(
+        self, outputs: dict[str, np.ndarray], examples: Examples, tags: Sequence[str]
+    ) -> np.ndarray:
+        """The number of the label found for each row."""
+        sums = np.add.reduceat(outputs["tokens"][:, len(tags) :], examples.ids.offsets[:-1])
+        return sums.argmax(-1)
+
+    def _loss(self, logits: np.ndarray, examples: Examples, count: int) -> float:
+        """The mean that `loss` has, of the first `count` outputs and the rest."""
+        tagged, starts = examples.tokens["tagged"], examples.ids.offsets[:-1]
+        chances = log_softmax(logits[:, :count], -1)
+        losses = -tagged * np.take_along_axis(chances, examples.tokens["tags"][:, None], 1)[:, 0]
+        if "labels" not in examples.arrays:
+            return float(losses.sum() / max(tagged.sum(), 1))
+        tags = np.add.reduceat(losses, starts) / np.maximum(np.add.reduceat(tagged, starts), 1)
+        means = np.add.reduceat(logits[:, count:], starts) / examples.ids.lengths[:, None]
+        intents = -(log_softmax(means, -1) * examples.arrays["labels"]).sum(-1)
+        return float((tags + intents).mean())
+
+
+def parted(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The tags, and the labels of all words."""
+    tags = [name for name in names if not name.startswith(INTENT)]
+    return tags, [name.removeprefix(INTENT) for name in names[len(tags) :]]
