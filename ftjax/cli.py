@@ -247,6 +247,7 @@ def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     split = splits[arguments.split]
     outputs, examples = predictor.outputs(split)
     found = task.score(outputs, examples, split, predictor.names)
+    found |= predictor.written_scores(split)
     found |= {"step": predictor.step, "data": split.file}
     write_json(arguments.workdir / f"evaluate_{arguments.split}.json", found)
     _print_scores({arguments.split: found})
@@ -257,6 +258,7 @@ def _predict(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ftjax import tasks
     from ftjax.config import override, parse_override
     from ftjax.data.sources import read_file
+    from ftjax.tasks.written import Written
     from ftjax.training.predictor import open_predictor
     from ftjax.training.records import write_text
     from ftjax.training.run import read_workdir
@@ -269,6 +271,9 @@ def _predict(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     predictor = open_predictor(arguments.workdir, config)
     outputs, examples = predictor.outputs(split)
     found = predictor.run.task.predictions(outputs, examples, split, predictor.names)
+    if isinstance(predictor.run.task, Written):
+        texts = predictor.written(split)
+        found = [{**row, "written": text} for row, text in zip(found, texts, strict=True)]
     given = split.rows.remove_columns("row")
     rows = ({**row, **answer} for row, answer in zip(given, found, strict=True))
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -13,7 +13,7 @@ from ftjax import methods, tuned
 from ftjax.data.readers import READERS
 from ftjax.errors import UserError
 from ftjax.formats import adapter
-from ftjax.formats.folder import load_tokenizer, locate, read_config, read_json
+from ftjax.formats.folder import load_tokenizer, locate, read_config
 from ftjax.generation import settings
 from ftjax.generation.text import Generator
 from ftjax.models import kind_of
@@ -40,10 +40,7 @@ def run(arguments: Namespace) -> None:
     model, params, folder = opened
     given = {name: getattr(arguments, name, None) for name in settings.SAME}
     changes = {name: value for name, value in given.items() if value is not None}
-    defaults, file = read_config(folder), folder / "generation_config.json"
-    if file.exists():
-        defaults |= read_json(file)
-    asked = settings.from_hf(defaults, **changes)
+    asked = settings.of_folder(folder, **changes)
     tokenizer = load_tokenizer(folder)
     generator = Generator(model, params, tokenizer, asked, arguments.stop)
     if arguments.input:

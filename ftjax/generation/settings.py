@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from ftjax.errors import UserError, require
+from ftjax.formats.folder import read_config, read_json
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,14 @@ def from_hf(hf: Mapping[str, Any], **changes: Any) -> Settings:
         "banned": (*_several(hf.get("suppress_tokens")), *(words[0] for words in bad)),
     }
     return Settings(**{**found, **changes})
+
+
+def of_folder(folder: Path, **changes: Any) -> Settings:
+    """How a folder's model chooses tokens by default, under changes."""
+    defaults, file = read_config(folder), folder / "generation_config.json"
+    if file.exists():
+        defaults |= read_json(file)
+    return from_hf(defaults, **changes)
 
 
 def _several(value: Any) -> tuple[int, ...]:

@@ -217,7 +217,8 @@ class Model(nn.Module):
     column alone (batch, 1, vocabulary).
 
     `features_only` and `features` are as those of `ftjax.models.encoder.Model`. With `targets`
-    and `target_weights` (batch, length) a language model gives `Scores` instead of logits.
+    and `target_weights` (batch, length) a language model gives `Scores` instead of logits; with
+    targets alone, the log-probability of each (batch, length).
 
     Attributes:
         config: the architecture.
@@ -284,7 +285,8 @@ class Model(nn.Module):
         if keep:  # rows end in the same column
             x = x[:, -1:]
         if targets is not None:  # in the compute dtype
-            return self.language(x, words, targets, target_weights)
+            weights = () if target_weights is None else (target_weights,)
+            return self.language(x, words, targets, *weights)
         x = x.astype(jnp.float32)
         if self.head != "classification":
             return self.each_token(x, words)
@@ -335,9 +337,9 @@ class Model(nn.Module):
             head = head(stddev=c.initializer_range, softcap=c.logit_softcap, name="lm_head")
             return head(x, *targets)
         kernel, cap = words.embedding.T, c.logit_softcap
-        return (
-            score(x, kernel, *targets, cap) if targets else capped(x @ kernel.astype(x.dtype), cap)
-        )
+        if targets:
+            return score(x, kernel, *targets, softcap=cap)
+        return capped(x @ kernel.astype(x.dtype), cap)
 
 
 def last_tokens(

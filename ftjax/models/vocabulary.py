@@ -45,7 +45,7 @@ class LanguageHead(Dense):
     def __call__(self, x: Array, *targets: Array) -> Array | Scores:
         """Logits (batch, length, vocabulary), or `score` of targets and weights."""
         if targets:
-            return score(x, self.weight(x.shape[-1]), *targets, self.softcap)
+            return score(x, self.weight(x.shape[-1]), *targets, softcap=self.softcap)
         return capped(super().__call__(x), self.softcap)
 
 
@@ -55,9 +55,16 @@ def with_ones(x: Array) -> Array:
 
 
 def score(
-    x: Array, kernel: Array, targets: Array, weights: Array, softcap: float | None = None
-) -> Scores:
+    x: Array,
+    kernel: Array,
+    targets: Array,
+    weights: Array | None = None,
+    softcap: float | None = None,
+) -> Scores | Array:
     """Scores of softmax(x W) for targets, and by differentiation the gradients of the loss.
+
+    Without weights, the log-probability of each target (batch, length), which can be
+    differentiated one by one: its logits are computed once more for that.
 
     Of (batch, length, vocabulary) logits only a chunk of positions exists at a time. Gradients
     are computed with the loss, so that no logits are computed twice. Over a mesh every device
@@ -71,8 +78,32 @@ def score(
         weights: (batch, length), 0 for what does not count.
         softcap: c in c · tanh(z / c).
     """
+    if weights is None:
+        return _log_probabilities(x, kernel, targets, softcap)
     loss, tokens = _score(x, kernel, targets, weights.astype(jnp.float32), softcap)
     return Scores(loss, weights.sum(dtype=jnp.float32), tokens)
+
+
+def _log_probabilities(x: Array, kernel: Array, targets: Array, softcap: float | None) -> Array:
+    """In chunks of positions, whose logits are not kept."""
+    rows, length, _ = x.shape
+    count = -(-length // max(1, CHUNK // (rows * kernel.shape[1])))
+    chunk = -(-length // count)
+
+    @jax.checkpoint
+    def one(part: tuple[Array, Array]) -> Array:
+        x, targets = part
+        z = jnp.einsum("ble,ev->blv", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        z = capped(z, softcap)
+        wanted = jnp.take_along_axis(z, targets[..., None], -1)[..., 0]
+        return wanted - jax.nn.logsumexp(z, -1)
+
+    def split(y: Array) -> Array:
+        y = jnp.pad(y, ((0, 0), (0, count * chunk - length), *((0, 0),) * (y.ndim - 2)))
+        return y.reshape(rows, count, chunk, *y.shape[2:]).swapaxes(0, 1)
+
+    found = jax.lax.map(one, (split(x), split(targets)))
+    return found.swapaxes(0, 1).reshape(rows, count * chunk)[:, :length]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))

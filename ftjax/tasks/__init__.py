@@ -19,7 +19,15 @@ TASKS: registry.Table = {
     "relation": ("relation", "Relation", "what relates two entities marked in a text"),
     "multiple_choice": ("multiple_choice", "MultipleChoice", "one of several texts after a text"),
     "span_qa": ("span_qa", "SpanQA", "the part of a text that answers a question, or none"),
+    "contrastive": ("contrastive", "Contrastive", "texts that belong together near each other"),
+    "seq2seq": ("seq2seq", "Seq2Seq", "a text from a text: translation, summaries, descriptions"),
     "causal_lm": ("causal_lm", "CausalLM", "each token from those before it"),
+    "instruction": ("instruction", "Instruction", "what the assistant says in chats"),
+    "preference": ("preference", "Preference", "the better of two answers (DPO)"),
+    "masked_lm": ("masked_lm", "MaskedLM", "masked tokens, or masked whole words"),
+    "next_sentence": ("next_sentence", "NextSentence", "masked tokens, and what follows a text"),
+    "span_corruption": ("span_corruption", "SpanCorruption", "spans left out of a text (T5)"),
+    "denoising": ("denoising", "Denoising", "a text from one masked and permuted (BART)"),
 }
 
 

@@ -44,6 +44,7 @@ class Task:
         packs: whether several examples can lie in a row.
         caches: whether what the head reads can be kept, of a frozen backbone.
         writes: whether batches have second sequences.
+        refers: whether `outputs` of the untrained model are an array "reference" of batches.
         group: sequences of an example, as far as that is known without data.
     """
 
@@ -54,6 +55,7 @@ class Task:
     packs: ClassVar[bool] = True
     caches: ClassVar[bool] = False
     writes: ClassVar[bool] = False
+    refers: ClassVar[bool] = False
     group: ClassVar[int] = 1
 
     def label_names(self, train: Split) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Language modelling: each token from those before it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,30 +9,55 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftjax.data.encode import Examples
+from ftjax.data.encode import Columns, Examples, Ragged
 from ftjax.data.fields import Field, Schema, text
 from ftjax.data.sources import Split
+from ftjax.errors import UserError
 from ftjax.loss import Loss
 from ftjax.tasks.base import Apply, Batch, Task, of_places
 
 
 @dataclass(frozen=True)
 class CausalLM(Task):
-    """Cross-entropy of every token but an example's first; the logits never exist at once."""
+    """Cross-entropy of every token but an example's first; the logits never exist at once.
+
+    Attributes:
+        block: tokens of an example, all rows being cut up end to end; 0: a row is an example.
+    """
+
+    block: int = 0
 
     schema: ClassVar = Schema({"text": Field(text)})
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
         return {"head": "causal_lm"}
 
+    def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
+        """Rows for blocks end with the tokenizer's end of text, where it has one."""
+        if not self.block:
+            return super().encode(tokenizer, columns, max_length)
+        if not 1 < self.block <= max_length:
+            raise UserError(f"task.block={self.block} must be 2 to data.max_length={max_length}")
+        ids = tokenizer(columns["text"], add_special_tokens=False, verbose=False)["input_ids"]
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        return {"input_ids": [[*row, *end] for row in ids], "cut": [False] * len(ids)}
+
+    def targets(self, examples: Examples, split: Split, names: Sequence[str]) -> Examples:
+        if not self.block:
+            return examples
+        values = examples.ids.values
+        starts = np.append(np.arange(0, len(values), self.block), len(values))
+        rows = np.searchsorted(examples.ids.offsets, starts[:-1], "right") - 1
+        return replace(examples, ids=Ragged(values, starts), rows=rows)
+
     def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
         """Σ cross-entropies and how many; rows without examples weigh nothing."""
-        scores = apply(_with_targets(batch))
+        scores = apply(with_targets(batch))
         return Loss(scores.loss, scores.weight)
 
     def outputs(self, apply: Apply, batch: Batch) -> jax.Array:
         """Σ loss, Σ hits and tokens of each example: (rows, 3), or (rows, places, 3) packed."""
-        batch = _with_targets(batch)
+        batch = with_targets(batch)
         tokens = apply(batch).tokens
         each = jnp.concatenate([tokens, batch["target_weights"][..., None]], -1)
         if "starts" not in batch:
@@ -55,18 +80,25 @@ class CausalLM(Task):
     def predictions(
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> list[dict[str, Any]]:
-        """One {"loss", "tokens"} a row, the loss a token's mean."""
+        """One {"loss", "tokens"} a row, the loss a token's mean, of blocks that begin in it."""
+        sums = np.zeros((len(split.rows), 2))
+        np.add.at(sums, examples.row_numbers, outputs[:, [0, 2]])
         return [
             {"loss": round(float(loss / max(count, 1)), 6), "tokens": int(count)}
-            for loss, _, count in outputs
+            for loss, count in sums
         ]
 
 
-def _with_targets(batch: Batch) -> dict[str, jax.Array]:
-    """With each position's next token, and 1 where that is of the same example."""
+def with_targets(batch: Batch) -> dict[str, jax.Array]:
+    """With each position's next token, and 1 where that is of the same example and to be learned.
+
+    What is to be learned "learned" says of each token; without it all are.
+    """
     ids = batch["input_ids"]
     numbers = batch.get("segment_ids", batch.get("attention_mask"))
     after = jnp.pad(numbers[:, 1:], ((0, 0), (0, 1)))
     same = (after == numbers) & (numbers > 0)
+    if "learned" in batch:
+        same &= jnp.pad(batch["learned"][:, 1:], ((0, 0), (0, 1))) > 0
     targets = jnp.pad(ids[:, 1:], ((0, 0), (0, 1)))
     return {**batch, "targets": targets, "target_weights": same.astype(jnp.float32)}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
+from unicodedata import combining
 
 import jax
 import jax.numpy as jnp
@@ -232,6 +233,8 @@ class SpanQA(Task):
             if self.impossible and score <= self.null_threshold:
                 found.append({"answer": "", "start": -1, "score": score})
             else:
+                while stop < len(context) and combining(context[stop]):  # that tokenizers drop
+                    stop += 1
                 found.append({"answer": context[start:stop], "start": int(start), "score": score})
         return found
 

@@ -93,6 +93,19 @@ def _by_token(examples: Examples, pending: list[tuple[Planned, jax.Array]]) -> n
     return outputs
 
 
+def refer(
+    forward: Forward, params: Flat, frozen: Flat, examples: Examples, layout: Layout
+) -> Examples:
+    """The examples with an array "reference": what the untrained model says of them.
+
+    Args:
+        forward: of `Run.reference`.
+        params: trainable leaves before training.
+    """
+    found = forward(params, frozen, examples, layout)
+    return replace(examples, arrays={**examples.arrays, "reference": found})
+
+
 def cache_features(
     forward: Forward, params: Flat, frozen: Flat, examples: Examples, layout: Layout
 ) -> Examples:

@@ -1,10 +1,8 @@
 """The training run: batches through compiled steps, evaluation, checkpoints, exact resume."""
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +16,7 @@ from ftjax.config import from_json, to_json
 from ftjax.data.loading import Loader
 from ftjax.data.planning import Layout
 from ftjax.data.streaming import StreamLoader
-from ftjax.errors import UserError
+from ftjax.errors import UserError, require
 from ftjax.formats.folder import fingerprint, locate, require_same
 from ftjax.parallel.chips import peak_flops
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
@@ -41,8 +39,10 @@ from ftjax.training.run import (
     refuse_differences,
     write_labels,
 )
+from ftjax.training.signals import stop_signal
 from ftjax.training.splits import Data, choose_layout, read_data, variation
 from ftjax.training.step import State, init_moments, init_state, lower_step
+from ftjax.training.writing import written_scores
 
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
@@ -84,6 +84,8 @@ class _Training:
             and run.task.caches
             and self.stream is None
         )
+        if run.task.refers:
+            self._refer()
         if self.cached:
             self._cache_features()
             layout = self.eval_layout = Layout(self.eval_layout.lengths[-1:])
@@ -109,6 +111,16 @@ class _Training:
         rows = self.config.train.batch_size
         return choose_layout(self.config, self.mesh, parts, rows, self.vary, longest)
 
+    def _refer(self) -> None:
+        """What the untrained model says of all splits, before anything else."""
+        run, name = self.run_, self.config.task.name
+        require(self.stream is None, f"task.name={name} is not for streams")
+        forward = Forward(self.mesh, self.config.train.eval_batch_size, run.reference)
+        for name, examples in self.splits.items():
+            place = (run.trainable, run.frozen, examples, self.eval_layout)
+            self.splits[name] = refer(forward, *place)
+        self.progress.compile_seconds += forward.compile_seconds
+
     def _cache_features(self) -> None:
         run = self.run_
         features = partial(run.tuned.apply, features_only=True)
@@ -133,7 +145,7 @@ class _Training:
             for note in notes:
                 records.say(note)
             self._announce(records, step)
-            with _stop_signal() as stop:
+            with stop_signal() as stop:
                 state, stopped = self._loop(state, iterator, checkpoints, records, stop)
             if stopped:
                 records.say(
@@ -370,6 +382,9 @@ class _Training:
             params = checkpoints.params(progress.best_step, params)
         tested = "test" in self.splits
         test = self._score(params, "test", self.test_layout) if tested else None
+        last = "test" if tested else "validation"
+        if last in self.splits and (found := written_scores(self.run_, params, self.raw[last])):
+            (test if tested else progress.validation).update(found)
         return write_result(
             self.workdir,
             self.run_,
@@ -381,18 +396,3 @@ class _Training:
             **({} if self.stream is None else {"rows_skipped": len(self.stream.skipped)}),
             **self.run_.tuned.method.report(params),
         )
-
-
-@contextmanager
-def _stop_signal() -> Iterator[list[bool]]:
-    """A list that is non-empty once SIGTERM has come."""
-    came: list[bool] = []
-    try:
-        old = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
-    except ValueError:  # not in the main thread: signals are the caller's
-        yield came
-        return
-    try:
-        yield came
-    finally:
-        signal.signal(signal.SIGTERM, old)

@@ -9,10 +9,11 @@ from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.partition import merge
 from ftjax.paths import Flat
-from ftjax.training.evaluate import Forward
+from ftjax.training.evaluate import Forward, refer
 from ftjax.training.run import Run, place_model, read_labels, read_workdir
 from ftjax.training.splits import choose_layout, encode_split, variation
 from ftjax.training.trained import best_params
+from ftjax.training.writing import write, written_scores
 from ftjax.training.zero_shot import score_chosen
 
 
@@ -25,12 +26,14 @@ class Predictor:
         names: of the labels.
         step: the best step.
         workdir: the work folder.
+        untrained: trainable leaves before training, where the task refers to them.
     """
 
     run: Run
     names: tuple[str, ...]
     step: int
     workdir: Path
+    untrained: Flat | None = None
 
     @property
     def params(self) -> Flat:
@@ -47,8 +50,19 @@ class Predictor:
         batch_size = config.train.eval_batch_size
         vary = variation(run.task, run.folder)
         layout = choose_layout(config, run.mesh, [examples], batch_size, vary)
+        if self.untrained is not None and split.has(run.task.schema.fields):
+            forward = Forward(run.mesh, batch_size, run.reference)
+            examples = refer(forward, self.untrained, run.frozen, examples, layout)
         forward = Forward(run.mesh, batch_size, run.outputs, vary)
         return forward(run.trainable, run.frozen, examples, layout), examples
+
+    def written_scores(self, split: Split) -> dict[str, Any]:
+        """Metrics of what is written for a split, where the task has any."""
+        return written_scores(self.run, self.run.trainable, split)
+
+    def written(self, split: Split) -> list[str]:
+        """What is written for each row of a split."""
+        return write(self.run, self.run.trainable, self.run.task.prompts(split))
 
 
 def open_predictor(workdir: Path, config: Any = None) -> Predictor:
@@ -70,4 +84,5 @@ def open_predictor(workdir: Path, config: Any = None) -> Predictor:
         return Predictor(run, names, 0, workdir)
     params, step = best_params(workdir, run.folder, run.trainable)
     values = {**vars(run), "trainable": params}
-    return Predictor(Run(**values), names, step, workdir)
+    untrained = run.trainable if run.task.refers else None
+    return Predictor(Run(**values), names, step, workdir, untrained)

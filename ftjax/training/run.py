@@ -60,6 +60,10 @@ class Run:
         """What the task is scored by, of each example of a batch."""
         return self.task.outputs(partial(self.tuned.apply, params), batch)
 
+    def reference(self, params: Flat, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """The same of the model without its method."""
+        return self.task.outputs(partial(self.tuned.apply, params, adapted=False), batch)
+
 
 def best_metric(config: ConfigDict, task: Any, found: Mapping[str, Any] | None = None) -> str:
     """The validation metric that chooses: `train.best_metric`, or the task's.

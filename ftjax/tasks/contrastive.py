@@ -1,0 +1,137 @@
+"""Sentence embeddings: texts that belong together are near each other, others far."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ftjax.data.encode import Columns, Examples
+from ftjax.data.fields import Field, Schema, number, text
+from ftjax.data.sources import Split
+from ftjax.errors import UserError
+from ftjax.formats import folder as folders
+from ftjax.loss import Loss
+from ftjax.tasks.base import Apply, Batch, Task, cut_texts
+
+TEXTS = ("text", "text_pair", "negative")
+
+
+@dataclass(frozen=True)
+class Contrastive(Task):
+    """Cross-entropy of each text's partner among those of the whole batch, by cosine.
+
+    InfoNCE with the other rows' partners as negatives (Henderson et al. 2017; van den Oord et al.
+    2018). Rows have "text" and "text_pair", and may have a "negative", a text that does not belong;
+    rows of one text are read twice, under different dropout (SimCSE, Gao et al. 2021). A "label" is
+    a similarity, which is only scored by.
+
+    Attributes:
+        pooling: as of `classification`.
+        scale: that cosines are multiplied by: 1 / temperature.
+        symmetric: add the loss of the text for its partner.
+    """
+
+    pooling: str = "auto"
+    scale: float = 20.0
+    symmetric: bool = False
+
+    packs = False
+    group = 2
+    schema: ClassVar = Schema(
+        {
+            "text": Field(text),
+            "text_pair": Field(text, optional=True),
+            "negative": Field(text, optional=True),
+            "label": Field(number, optional=True, answer=True),
+        }
+    )
+
+    def __post_init__(self) -> None:
+        if self.pooling not in ("auto", "cls", "mean") or self.scale <= 0:
+            raise UserError("task.pooling must be auto, cls or mean, and task.scale positive")
+
+    def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
+        pooling = self.pooling
+        if pooling == "auto":
+            pooling = folders.pooling(folder) if folder else "cls"
+        return {"head": "embedding", "pooling": pooling}
+
+    def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
+        """A group of two or three sequences a row."""
+        names = [name for name in TEXTS if name in columns]
+        names = names if len(names) > 1 else ["text", "text"]
+        each = [cut_texts(tokenizer, columns, [name], max_length) for name in names]
+        groups = zip(*(found["input_ids"] for found in each), strict=True)
+        cut = zip(*(found["cut"] for found in each), strict=True)
+        return {"input_ids": list(map(list, groups)), "cut": list(map(any, cut))}
+
+    def targets(self, examples: Examples, split: Split, names: Sequence[str]) -> Examples:
+        if "label" not in split.rows.column_names:
+            return examples
+        labels = np.array(split.column("label"), np.float32)
+        return replace(examples, arrays={**examples.arrays, "_label": labels})
+
+    def outputs(self, apply: Apply, batch: Batch) -> jax.Array:
+        """Embeddings of length 1: (rows, texts, features)."""
+        rows, group, length = batch["input_ids"].shape
+        flat = {name: batch[name].reshape(-1, length) for name in ("input_ids", "attention_mask")}
+        found = apply(flat)
+        found = found / jnp.maximum(jnp.linalg.norm(found, axis=-1, keepdims=True), 1e-9)
+        return found.reshape(rows, group, -1)
+
+    def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
+        """Σ weighted cross-entropies and Σ weights; places without an example are no negatives."""
+        embedded, weights = self.outputs(apply, batch), batch["weights"]
+        first, others = embedded[:, 0], embedded[:, 1:].swapaxes(0, 1)  # (texts - 1, rows, d)
+        sims = self.scale * jnp.einsum("id,tjd->itj", first, others)
+        sims = jnp.where(weights > 0, sims, -1e9)
+        rows = jnp.arange(len(first))
+        losses = optax.softmax_cross_entropy_with_integer_labels(sims.reshape(len(first), -1), rows)
+        if self.symmetric:
+            back = jnp.where(weights > 0, sims[:, 0].T, -1e9)
+            losses = (losses + optax.softmax_cross_entropy_with_integer_labels(back, rows)) / 2
+        return Loss(jnp.sum(losses * weights), jnp.sum(weights))
+
+    def score(
+        self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
+    ) -> dict[str, Any]:
+        """Of each text the rank of its partner among all: accuracy, mean reciprocal rank, and the
+        loss over all. With labels, Spearman's correlation of cosines with them."""
+        first, second = outputs[:, 0], outputs[:, 1]
+        ranks, losses = [], []
+        for start in range(0, len(first), 1024):
+            sims = first[start : start + 1024] @ second.T
+            own = np.arange(start, start + len(sims))
+            wanted = np.take_along_axis(sims, own[:, None], 1)
+            ranks.append((sims > wanted).sum(1) + 1)
+            scaled = self.scale * (sims - sims.max(1, keepdims=True))
+            total = np.log(np.exp(scaled).sum(1))
+            losses.append(total - np.take_along_axis(scaled, own[:, None], 1)[:, 0])
+        rank = np.concatenate(ranks)
+        found = {
+            "loss": float(np.concatenate(losses).mean()),
+            "accuracy": float((rank == 1).mean()),
+            "reciprocal_rank": float((1 / rank).mean()),
+        }
+        if "_label" in examples.arrays:
+            from scipy import stats
+
+            cosines, labels = (first * second).sum(-1), examples.arrays["_label"]
+            varied = np.ptp(cosines) > 0 and np.ptp(labels) > 0
+            found["spearman"] = float(stats.spearmanr(cosines, labels)[0]) if varied else 0.0
+        return {**found, "examples": len(first)}
+
+    def predictions(
+        self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """One {"embedding", "cosine"} a row: of its first text, with its second."""
+        cosines = (outputs[:, 0] * outputs[:, 1]).sum(-1)
+        return [
+            {"embedding": [round(float(x), 6) for x in row], "cosine": round(float(cosine), 6)}
+            for row, cosine in zip(outputs[:, 0], cosines, strict=True)
+        ]

@@ -1,0 +1,168 @@
+"""Preference tuning: the better of two answers is made more probable, as against a reference."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftjax.data import chats
+from ftjax.data.chats import Message
+from ftjax.data.encode import Columns, Examples
+from ftjax.data.fields import Field, Row, Schema, shown
+from ftjax.data.sources import Split
+from ftjax.errors import UserError
+from ftjax.loss import Loss
+from ftjax.tasks.base import Apply, Array, Batch, Task
+from ftjax.tasks.causal_lm import with_targets
+from ftjax.tasks.instruction import encoded
+
+ANSWERS = ("chosen", "rejected")
+KINDS = ("sigmoid", "hinge", "ipo")
+
+
+def turns(found: Any) -> list[Message]:
+    """A text as a turn of nobody yet, or a list of turns."""
+    if isinstance(found, str):
+        if not found.strip():
+            raise ValueError("is empty")
+        return [{"role": "", "content": found}]
+    return chats.messages(found)
+
+
+def conversation(row: Mapping[str, Any], answer: str) -> list[Message]:
+    """The turns of a row up to one of its answers, which may have those before it in itself."""
+    before = [{**turn, "role": turn["role"] or "user"} for turn in row.get("prompt") or ()]
+    after = [{**turn, "role": turn["role"] or "assistant"} for turn in row[answer]]
+    return after if after[: len(before)] == before and len(after) > len(before) else before + after
+
+
+def check(row: Row) -> None:
+    for answer in ANSWERS:
+        said = conversation(row, answer)
+        if said[-1]["role"] != "assistant":
+            raise ValueError(f"{answer} must end with a turn of the assistant")
+        if len(said) < 2:
+            raise ValueError(f"there is no prompt before {answer}: {shown(said[0]['content'])}")
+
+
+@dataclass(frozen=True)
+class Preference(Task):
+    """Direct preference optimization (Rafailov et al. 2023).
+
+    With Δ = log π(chosen) − log π(rejected), summed over tokens of the answers, and Δ₀ that of the
+    model before training: −log σ(β(Δ − Δ₀)) (eq. 7). "hinge" is max(0, 1 − β(Δ − Δ₀)) (Zhao et al.
+    2023), "ipo" (Δ̄ − Δ̄₀ − 1 / 2β)² of means over tokens (Azar et al. 2024).
+
+    The reference is computed once before training, so that no second copy of the model is held,
+    whatever trains.
+
+    Attributes:
+        beta: β.
+        kind: "sigmoid", "hinge" or "ipo".
+        label_smoothing: ε: the share of rows whose answers are taken to be exchanged (Mitchell
+            2023), of "sigmoid".
+        template: as of `instruction`.
+    """
+
+    beta: float = 0.1
+    kind: str = "sigmoid"
+    label_smoothing: float = 0.0
+    template: str = ""
+
+    packs = False
+    group = 2
+    refers = True
+    best_metric = "accuracy"
+    schema: ClassVar = Schema(
+        {"prompt": Field(turns, optional=True), **{name: Field(turns) for name in ANSWERS}}, check
+    )
+    arrays: ClassVar = {
+        "learned": Array("token", "int32"),
+        "reference": Array("example", "float32", (2,)),
+    }
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"task.kind={self.kind!r} must be one of {', '.join(KINDS)}")
+        if self.beta <= 0 or not 0 <= self.label_smoothing < 0.5:
+            raise UserError("task.beta must be positive, task.label_smoothing in [0, 0.5)")
+
+    def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
+        return {"head": "causal_lm"}
+
+    def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
+        """Two sequences a row, with "learned", 1 at the answers' tokens.
+
+        Those that are too long lose tokens at the start.
+        """
+        found: dict[str, list] = {"input_ids": [], "learned": [], "cut": []}
+        for number in range(len(columns["chosen"])):
+            row = {name: values[number] for name, values in columns.items()}
+            pairs = [
+                encoded(tokenizer, conversation(row, answer), self.template, last=True)
+                for answer in ANSWERS
+            ]
+            found["input_ids"].append([ids[-max_length:] for ids, _ in pairs])
+            found["learned"].append([learned[-max_length:].tolist() for _, learned in pairs])
+            found["cut"].append(any(len(ids) > max_length for ids, _ in pairs))
+        return found
+
+    def log_probabilities(self, apply: Apply, batch: Batch) -> jax.Array:
+        """Of the two answers of each row: (rows, 2)."""
+        rows, group, length = batch["input_ids"].shape
+        names = ("input_ids", "attention_mask", "learned")
+        flat = with_targets({name: batch[name].reshape(-1, length) for name in names})
+        weights = flat.pop("target_weights")
+        each = (apply(flat) * weights).sum(-1)
+        if self.kind == "ipo":
+            each = each / jnp.maximum(weights.sum(-1), 1)
+        return each.reshape(rows, group)
+
+    def losses(self, found: jax.Array, reference: jax.Array) -> jax.Array:
+        """Of log-probabilities (rows, 2)."""
+        gain = (found - reference) @ jnp.array([1.0, -1.0])
+        if self.kind == "ipo":
+            return (gain - 1 / (2 * self.beta)) ** 2
+        if self.kind == "hinge":
+            return jax.nn.relu(1 - self.beta * gain)
+        right, wrong = (-jax.nn.log_sigmoid(sign * self.beta * gain) for sign in (1, -1))
+        return (1 - self.label_smoothing) * right + self.label_smoothing * wrong
+
+    def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
+        """Σ weighted losses and Σ weights."""
+        losses = self.losses(self.log_probabilities(apply, batch), batch["reference"])
+        return Loss(jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"]))
+
+    def outputs(self, apply: Apply, batch: Batch) -> jax.Array:
+        """Log-probabilities (rows, 2)."""
+        return self.log_probabilities(apply, batch)
+
+    def score(
+        self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
+    ) -> dict[str, Any]:
+        """Mean loss; how often the chosen answer gains more than the rejected one ("accuracy"), and
+        by how much, β(Δ − Δ₀) ("margin")."""
+        reference = examples.arrays["reference"]
+        margin = self.beta * ((outputs - reference) @ np.array([1.0, -1.0]))
+        return {
+            "loss": float(self.losses(jnp.asarray(outputs), jnp.asarray(reference)).mean()),
+            "accuracy": float((margin > 0).mean()),
+            "margin": float(margin.mean()),
+            "examples": len(outputs),
+        }
+
+    def predictions(
+        self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """One {"preferred", "log_probabilities"} a row."""
+        return [
+            {
+                "preferred": ANSWERS[int(row.argmax())],
+                "log_probabilities": [round(float(x), 6) for x in row],
+            }
+            for row in outputs
+        ]

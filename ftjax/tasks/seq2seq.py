@@ -1,0 +1,88 @@
+"""One text from another: translation, summaries, texts of tables."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ftjax.data.encode import Columns, Examples
+from ftjax.data.fields import Field, Schema, text
+from ftjax.data.sources import Split
+from ftjax.errors import UserError
+from ftjax.tasks.rebuilding import Rebuilding
+from ftjax.tasks.written import Written, summary_scores, translation_scores
+
+METRICS = ("translation", "summary", "exact")
+
+
+@dataclass(frozen=True)
+class Seq2Seq(Written, Rebuilding):
+    """Cross-entropy of the target's tokens, given those before it and the source.
+
+    Attributes:
+        prefix: of every source, as "translate English to German: ".
+        max_target: tokens of a target.
+        metrics: of what is written: "translation" (BLEU, chrF), "summary" (ROUGE) or "exact".
+        tokenize: sacrebleu's tokenizer for BLEU: "13a", for Chinese "zh".
+        generate: rows that are written for in scoring; 0 for none, -1 for all.
+        max_new_tokens: of what is written.
+        num_beams: of beam search; 1 is greedy.
+    """
+
+    prefix: str = ""
+    max_target: int = 128
+    metrics: str = "translation"
+    tokenize: str = "13a"
+    generate: int = -1
+    max_new_tokens: int = 128
+    num_beams: int = 1
+
+    answer: ClassVar = ""
+    schema: ClassVar = Schema({"source": Field(text), "target": Field(text, answer=True)})
+
+    def __post_init__(self) -> None:
+        if self.metrics not in METRICS:
+            raise UserError(f"task.metrics={self.metrics!r} must be one of {', '.join(METRICS)}")
+        if self.max_target < 2 or self.num_beams < 1 or self.max_new_tokens < 1:
+            raise UserError("task.max_target, num_beams and max_new_tokens must be positive")
+
+    def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
+        """With "decoder_ids", the target's tokens to its end; rows without targets have none."""
+        texts = [self.prefix + each for each in columns["source"]]
+        whole = tokenizer(texts, verbose=False)["input_ids"]
+        cut = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+        long = [len(ids) > max_length for ids in whole]
+        found = {"input_ids": cut, "cut": long}
+        if "target" in columns:
+            wanted = tokenizer(text_target=columns["target"], verbose=False)["input_ids"]
+            limit = self.max_target
+            end = tokenizer.eos_token_id
+            written = [
+                ids if len(ids) <= limit else [*ids[: limit - 1], *ids[-1:]] for ids in wanted
+            ]
+            if any(ids[-1] != end for ids in written if ids):
+                written = [[*ids[: limit - 1], end] for ids in written]
+            found["decoder_ids"] = written
+            found["cut"] = [a or len(b) > limit for a, b in zip(long, wanted, strict=True)]
+        return found
+
+    def predictions(
+        self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """Nothing but what is written."""
+        return [{} for _ in outputs]
+
+    def prompts(self, split: Split) -> list[str]:
+        return [self.prefix + each for each in split.column("source")]
+
+    def references(self, split: Split) -> list[str]:
+        return split.column("target")
+
+    def written(self, texts: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+        found = super().written(texts, references)
+        if self.metrics == "translation":
+            found |= translation_scores(texts, references, self.tokenize)
+        if self.metrics == "summary":
+            found |= summary_scores(texts, references)
+        return found

@@ -1,0 +1,71 @@
+"""T5's pretraining: what stood where sentinels stand."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ftjax.data.encode import Columns, Examples
+from ftjax.data.fields import Field, Schema, text
+from ftjax.data.loading import Vary
+from ftjax.errors import UserError
+from ftjax.tasks.corruption import corrupt_spans
+from ftjax.tasks.rebuilding import Rebuilding
+
+SENTINELS = 100
+
+
+@dataclass(frozen=True)
+class SpanCorruption(Rebuilding):
+    """Spans of tokens are left out, anew every epoch, and written (Raffel et al. 2020, 3.1.4).
+
+    Attributes:
+        density: share of tokens that are left out.
+        mean_span: tokens of a span.
+    """
+
+    density: float = 0.15
+    mean_span: float = 3.0
+
+    schema: ClassVar = Schema({"text": Field(text)})
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.density < 1.0 or self.mean_span < 1.0:
+            raise UserError("task.density must be in (0, 1), task.mean_span at least 1")
+
+    def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
+        """Without the end, which comes after sentinels are there."""
+        ids = tokenizer(columns["text"], add_special_tokens=False, verbose=False)["input_ids"]
+        cut = [len(row) > max_length - 1 for row in ids]
+        return {"input_ids": [row[: max_length - 1] for row in ids], "cut": cut}
+
+    def variation(self, tokenizer: Any) -> Vary:
+        sentinels = sentinels_of(tokenizer)
+
+        def vary(examples: Examples, random: np.random.Generator) -> Examples:
+            read, written = corrupt_spans(
+                examples.ids,
+                self.density,
+                self.mean_span,
+                sentinels,
+                tokenizer.eos_token_id,
+                random,
+            )
+            return replace(examples, ids=read, decoder=written)
+
+        return vary
+
+
+def sentinels_of(tokenizer: Any) -> Sequence[int]:
+    """Ids of <extra_id_0>, <extra_id_1>, ...
+
+    Raises:
+        UserError: the tokenizer has none.
+    """
+    names = [f"<extra_id_{number}>" for number in range(SENTINELS)]
+    vocabulary = tokenizer.get_vocab()
+    found = [vocabulary[name] for name in names if name in vocabulary]
+    if not found or tokenizer.eos_token_id is None:
+        raise UserError("task.name=span_corruption: the tokenizer has no <extra_id_0>, as T5's has")
+    return found

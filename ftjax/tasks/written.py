@@ -1,0 +1,113 @@
+"""What tasks share whose answers are written: prompts, references, and metrics of texts."""
+
+import re
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, ClassVar
+
+from ftjax.data.sources import Split
+
+
+class Written:
+    """A task that is also scored by what the model writes.
+
+    Attributes:
+        generate: rows that are written for in scoring; 0 for none, -1 for all.
+        max_new_tokens: of what is written.
+        num_beams: of beam search; 1 is greedy.
+        answer: see `exact_match`.
+    """
+
+    generate: int
+    max_new_tokens: int
+    num_beams: int
+    answer: str
+    template: ClassVar[str] = ""
+
+    def prompts(self, split: Split) -> list[Any]:
+        """What is gone on from, one a row: texts, or chats."""
+        raise NotImplementedError
+
+    def references(self, split: Split) -> list[str]:
+        """What is wanted, one a row."""
+        raise NotImplementedError
+
+    def written(self, texts: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+        """Metrics of texts."""
+        return {"exact_match": exact_match(texts, references, self.answer)}
+
+
+def exact_match(texts: Sequence[str], references: Sequence[str], pattern: str = "") -> float:
+    """The share of texts that are as wanted, but for case and spaces.
+
+    Args:
+        texts: what was written.
+        references: what is wanted.
+        pattern: a regular expression: what its last match says is compared, its first group where
+            it has one, without commas in numbers; a text without a match is wrong.
+    """
+    pairs = zip(texts, references, strict=True)
+    right = [
+        (found := extracted(text, pattern)) is not None and found == extracted(wanted, pattern)
+        for text, wanted in pairs
+    ]
+    return sum(right) / max(len(right), 1)
+
+
+def extracted(text: str, pattern: str) -> str | None:
+    """What is compared of a text."""
+    if pattern:
+        matches = list(re.finditer(pattern, text))
+        if not matches:
+            return None
+        text = matches[-1].group(1 if matches[-1].re.groups else 0) or ""
+        text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
+    return " ".join(text.lower().split())
+
+
+def translation_scores(
+    texts: Sequence[str], references: Sequence[str], tokenize: str
+) -> dict[str, Any]:
+    """BLEU and chrF by sacrebleu, 0 to 100, with the signature of each.
+
+    Args:
+        texts: what was written.
+        references: one of each.
+        tokenize: sacrebleu's: "13a", "zh", "ja-mecab", "char", "flores200", ...
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+
+    bleu, chrf = BLEU(tokenize=tokenize), CHRF()
+    found = {}
+    for name, metric in (("bleu", bleu), ("chrf", chrf)):
+        found[name] = float(metric.corpus_score(list(texts), [list(references)]).score)
+        found[f"{name}_signature"] = str(metric.get_signature())
+    return found
+
+
+def summary_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """ROUGE-1, -2 and -L (F-measures, means over texts, in parts of 1) by rouge-score.
+
+    Words are lower-cased and stemmed as usual; Chinese characters are words.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    kinds = ("rouge1", "rouge2", "rougeL")
+    scorer = RougeScorer(list(kinds), tokenizer=_Words())
+    pairs = zip(references, texts, strict=True)
+    each = [scorer.score(wanted, text) for wanted, text in pairs]
+    return {kind: sum(score[kind].fmeasure for score in each) / max(len(each), 1) for kind in kinds}
+
+
+class _Words:
+    """rouge-score's tokenizer, which drops what is not ASCII, around Chinese characters."""
+
+    def __init__(self) -> None:
+        from rouge_score.tokenizers import DefaultTokenizer
+
+        self._stemmed = DefaultTokenizer(use_stemmer=True)
+
+    def tokenize(self, text: str) -> list[str]:
+        pieces = re.split(r"([\u3400-\u9fff])", text)  # every second one is a character
+        each = [[p] if i % 2 else self._stemmed.tokenize(p) for i, p in enumerate(pieces)]
+        return list(chain.from_iterable(each))
