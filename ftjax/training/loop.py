@@ -22,7 +22,7 @@ from ftjax.parallel.chips import peak_flops
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
 from ftjax.paths import Flat
 from ftjax.training.checkpoints import Checkpoints, Unreadable
-from ftjax.training.evaluate import Forward, cache_features
+from ftjax.training.evaluate import Forward, cache_features, refer
 from ftjax.training.memory import memory_in_use
 from ftjax.training.minimum import least_flops
 from ftjax.training.optimizers import carry

@@ -50,7 +50,7 @@ class Predictor:
         batch_size = config.train.eval_batch_size
         vary = variation(run.task, run.folder)
         layout = choose_layout(config, run.mesh, [examples], batch_size, vary)
-        if self.untrained is not None and split.has(run.task.schema.fields):
+        if self.untrained is not None:
             forward = Forward(run.mesh, batch_size, run.reference)
             examples = refer(forward, self.untrained, run.frozen, examples, layout)
         forward = Forward(run.mesh, batch_size, run.outputs, vary)
