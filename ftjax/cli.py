@@ -333,7 +333,7 @@ def _list(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         "optimizers": optimizers,
     }
     for name, text in tables[arguments.what].items():
-        print(f"{name:<20}{text}")
+        print(f"{name:<22}{text}")
 
 
 COMMANDS = {

@@ -38,6 +38,7 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "parts": 1,  # of feed-forward blocks, computed in turn in less memory
             "adapter": "",  # a PEFT or AdapterHub folder of the method, to start from
             "new_head": False,  # start a new head even where the folder has one
+            "new": {},  # config.json of a model made at model.path, see ftjax.training.fresh
         },
         "task": {"name": task, **options(task)},
         "data": {
@@ -274,6 +275,8 @@ def check(config: ConfigDict) -> ConfigDict:
         default.method = ConfigDict(method_section(method.name, over))
     known = flat_keys(default)
     for key, value in flat_keys(config).items():
+        if key.startswith("model.new."):
+            continue
         if key not in known:
             raise UserError(f"unknown config key {key!r}{nearest(key, known)}")
         coerce(key, known[key], value)

@@ -80,7 +80,7 @@ def test_train_evaluate_predict_export(config_file, corpus, tmp_path):
 
 def result_rows(work):
     report = json.loads((work / "data_report.json").read_text())
-    return next(r["rows_out"] for r in report if r["step"] == "truncate" and r["split"] == "train")
+    return next(r["rows_out"] for r in report if r["step"] == "encode" and r["split"] == "train")
 
 
 def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
@@ -266,5 +266,5 @@ def test_long_texts_are_counted(config_file, tmp_path):
         f"--config.data.path={file}", "--config.train.steps=2",
     )  # fmt: skip
     report = json.loads((tmp_path / "w" / "data_report.json").read_text())
-    cut = sum(row["cut"] for row in report if row["step"] == "truncate")
+    cut = sum(row["cut"] for row in report if row["step"] == "encode")
     assert cut == 2 and "were truncated" in out.stderr + out.stdout

@@ -23,6 +23,7 @@ from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
 from ftjax.paths import Flat
 from ftjax.training.checkpoints import Checkpoints, Unreadable
 from ftjax.training.evaluate import Forward, cache_features, refer
+from ftjax.training.fresh import make
 from ftjax.training.memory import memory_in_use
 from ftjax.training.minimum import least_flops
 from ftjax.training.optimizers import carry
@@ -55,6 +56,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
         UserError: bad input, a work folder of another configuration, or a loss that is not
             finite.
     """
+    make(config)
     folder, task = locate(config.model.path), tasks.create(config.task)
     data = read_data(config, task, folder)
     open_workdir(workdir, config)

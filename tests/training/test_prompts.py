@@ -58,7 +58,7 @@ def test_prompts_hold_instruction_demonstrations_and_text(tokenizer):
         "is it so ? or the film: a dull plot it was bad or the film: music it was very good or "
         "the film: the {label} scene it was"
     )
-    assert examples.ids.tolist() == tokenizer(wanted, add_special_tokens=False)["input_ids"]
+    assert examples.ids.values.tolist() == tokenizer(wanted, add_special_tokens=False)["input_ids"]
     assert kept == [shown]
     words = [["bad"], ["very", "good"], ["great"]]
     assert writer.labels == [tokenizer.convert_tokens_to_ids(word) for word in words]
@@ -66,7 +66,7 @@ def test_prompts_hold_instruction_demonstrations_and_text(tokenizer):
     writer = Writer(Prompting(), MASKED, {"n": ["bad"], "p": ["good"]}, tokenizer, 64)
     examples, _ = writer([{"text": "music [MASK]"}, {"text": "plot"}], [[], []])
     wanted = [tokenizer(f"{t} it was [MASK] .")["input_ids"] for t in ("music [MASK]", "plot")]
-    assert examples.ids.tolist() == [*wanted[0], *wanted[1]]
+    assert examples.ids.values.tolist() == [*wanted[0], *wanted[1]]
     assert examples.arrays["mask_place"].tolist() == [5, 4]
 
 
@@ -81,7 +81,7 @@ def test_what_does_not_fit_loses_the_farthest_demonstrations_then_text(tokenizer
     assert examples.lengths.tolist() == [26, 26, 28]
     assert examples.truncated == 1
     long = tokenizer("the film: " + "story " * 23 + "it was", add_special_tokens=False)["input_ids"]
-    assert examples.ids[-28:].tolist() == long
+    assert examples.ids.values[-28:].tolist() == long
 
 
 @pytest.mark.parametrize(
