@@ -38,7 +38,7 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "parts": 1,  # of feed-forward blocks, computed in turn in less memory
             "adapter": "",  # a PEFT or AdapterHub folder of the method, to start from
             "new_head": False,  # start a new head even where the folder has one
-            "new": {},  # config.json of a model made at model.path, see ftjax.training.fresh
+            "new": ConfigDict(),  # config.json of a model made at model.path, see ftjax.training.fresh
         },
         "task": {"name": task, **options(task)},
         "data": {
@@ -215,6 +215,10 @@ def override(config: ConfigDict, key: str, value: Any) -> None:
         UserError: the key is unknown (the nearest are named) or the value of another type.
     """
     known = flat_keys(config)
+    if key == "model.new" and not value:
+        with config.unlocked():
+            config.model.new = ConfigDict()
+        return
     if key not in known:
         raise UserError(f"unknown config key {key!r}{nearest(key, known)}")
     *parents, last = key.split(".")

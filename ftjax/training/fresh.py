@@ -51,7 +51,8 @@ def make(config: ConfigDict) -> None:
     model = tuned.build(found, methods.create({"name": "full"}), {}, {"head": head})
     shardings = dict.fromkeys(model.shapes)
     params = model.init(jax.random.key(config.seed), list(model.shapes), shardings)
-    tensors = hf.to_tensors({path: np.asarray(leaf) for path, leaf in params.items()}, model.names)
+    held = {path: np.asarray(leaf) for path, leaf in params.items()}
+    tensors = hf.to_tensors(held, model.names, prefix=head is not None)
     architecture = model.config.heads[head].architecture if head else model.family.MODEL
     hf.write_folder(partial, partial, {**found, "architectures": [architecture]}, tensors)
     partial.rename(folder)

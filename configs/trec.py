@@ -1,0 +1,22 @@
+"""TREC: what kind of answer does a question ask for? Six classes.
+
+data.path: a folder of train and test .jsonl with text and label. By hub id:
+--config.data.source=hub --config.data.path=CogComp/trec --config.data.columns.label=coarse_label
+"""
+
+from ml_collections import ConfigDict
+
+from ftjax.config import default_config
+
+LEARNING_RATES = {"full": 2e-4, "head": 1e-2, "top_k": 2e-4, "bitfit": 2e-3}
+
+
+def get_config(method: str = "full") -> ConfigDict:
+    config = default_config(method)
+    config.data.path = "data/trec"
+    config.data.max_length = 64
+    config.data.batching = "pack"
+    config.train.epochs = 5
+    config.train.batch_size = 32
+    config.optimizer.learning_rate = LEARNING_RATES.get(method, 1e-3)
+    return config
