@@ -38,7 +38,7 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "parts": 1,  # of feed-forward blocks, computed in turn in less memory
             "adapter": "",  # a PEFT or AdapterHub folder of the method, to start from
             "new_head": False,  # start a new head even where the folder has one
-            "new": ConfigDict(),  # config.json of a model made at model.path, see ftjax.training.fresh
+            "new": ConfigDict(),  # of a model made at model.path: see ftjax.training.fresh
         },
         "task": {"name": task, **options(task)},
         "data": {

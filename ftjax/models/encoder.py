@@ -310,7 +310,9 @@ class Model(nn.Module):
         if self.pooling == "mean":
             return mean_pool(x, inputs.attention_mask, inputs.segment_ids, inputs.starts)
         if self.pooling == "entities":
-            return entity_pool(x, inputs.entities, inputs.segment_ids, inputs.starts)
+            none = jnp.zeros(x.shape[:2], jnp.int32)
+            entities = none if inputs.entities is None else inputs.entities
+            return entity_pool(x, entities, inputs.segment_ids, inputs.starts)
         return x  # of first tokens alone
 
     def classify(self, x: Array, labels: int) -> Array:

@@ -17,7 +17,7 @@ from ftjax.data.fields import Field, Row, Schema, label_name, same_length, words
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
-from ftjax.tasks.base import Apply, Array, Batch, Task, label_names, numbers, of_places, one_number
+from ftjax.tasks.base import Apply, Array, Batch, Task, label_names, of_places, one_number
 from ftjax.tasks.spans import check_tags, entities, first_tokens
 
 INTENT = "intent: "  # before the names of labels of all words
@@ -73,13 +73,16 @@ class TokenClassification(Task):
         return first_tokens(columns["tokens"], tokenizer, max_length)
 
     def targets(self, examples: Examples, split: Split, names: Sequence[str]) -> Examples:
+        """Words with a tag that training does not have count in metrics, not in the loss."""
         tags, intents = parted(names)
-        each = numbers(split, split.column("tags"), tags)
+        number = {tag: i for i, tag in enumerate(tags)}
+        each = [[number.get(tag, -1) for tag in row] for row in split.column("tags")]
         word, sizes = examples.tokens["_word"], examples.ids.lengths
         ends = np.cumsum([0, *map(len, each)])
         at = np.repeat(ends[:-1], sizes) + word - 1  # of the row's words among all words
         all_tags = np.concatenate([np.array(row, np.int32) for row in each])
-        tokens = {"tags": np.where(word > 0, all_tags[at], 0), "tagged": (word > 0).astype(int)}
+        known = (word > 0) & (all_tags[at] >= 0)
+        tokens = {"tags": np.where(known, all_tags[at], 0), "tagged": known.astype(np.int32)}
         arrays = {}
         if intents and "label" in split.rows.column_names:
             arrays["labels"] = np.eye(len(intents), dtype=np.float32)[one_number(split, intents)]
