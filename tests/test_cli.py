@@ -90,7 +90,7 @@ def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
     results = json.loads((work / "results.json").read_text())["methods"]
     assert [row["method"] for row in results] == METHODS.split(",")
     for row in results:
-        assert row["method"] in out.stdout and 0 <= row["low"] <= row["accuracy"] <= row["high"]
+        assert row["method"] in out.stdout and 0 <= row["low"] <= row["score"] <= row["high"]
     for name in ("report.html", "report.md", "results.json"):
         assert str(work / name) in out.stdout and (work / name).exists()
     again = ftjax(*arguments, "--config.train.epochs=1")

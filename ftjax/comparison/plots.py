@@ -21,7 +21,7 @@ def draw(
     import matplotlib
 
     matplotlib.use("Agg")
-    return {"accuracy": _accuracy(rows), "learning_curves": _curves(rows, curves)}
+    return {rows[0].metric: _scores(rows), "learning_curves": _curves(rows, curves)}
 
 
 def _png(figure: Any) -> bytes:
@@ -33,26 +33,27 @@ def _png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _accuracy(rows: Sequence[Row]) -> bytes:
-    """Methods from best to worst: accuracy with its interval, parameters, time, memory."""
+def _scores(rows: Sequence[Row]) -> bytes:
+    """Methods from best to worst: score with its interval, parameters, time, memory."""
     import matplotlib.pyplot as plt
 
-    ranked = sorted(rows, key=lambda row: row.accuracy)
+    metric = rows[0].metric
+    ranked = sorted(rows, key=lambda row: -row.score if metric == "loss" else row.score)
     height = 1.2 + 0.24 * len(rows)
     figure, axes = plt.subplots(
         1, 4, figsize=(12, height), sharey=True, width_ratios=(3, 2, 1.5, 1.5), layout="constrained"
     )
     places = range(len(ranked))
-    scores = [row.accuracy for row in ranked]
+    scores = [row.score for row in ranked]
     error = [
-        [row.accuracy - row.low for row in ranked],
-        [row.high - row.accuracy for row in ranked],
+        [row.score - row.low for row in ranked],
+        [row.high - row.score for row in ranked],
     ]
     axes[0].errorbar(scores, places, xerr=error, fmt="o", ms=5, capsize=3)
     for place, row in zip(places, ranked, strict=True):
-        seeds = [run["metrics"][row.split]["accuracy"] for run in row.results]
+        seeds = [run["metrics"][row.split][metric] for run in row.results]
         axes[0].plot(seeds, [place] * len(seeds), "|", color="black", ms=7)
-    axes[0].set(title=f"{rows[0].split} accuracy, 95% interval; | a seed")
+    axes[0].set(title=f"{rows[0].split} {metric}, 95% interval; | a seed")
     axes[0].set_yticks(places, [row.method for row in ranked])
     axes[0].set_ylim(-0.7, len(rows) - 0.3)
     axes[1].plot([row.trainable for row in ranked], places, "o", color="tab:orange")
@@ -69,9 +70,10 @@ def _accuracy(rows: Sequence[Row]) -> bytes:
 
 
 def _curves(rows: Sequence[Row], curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
-    """Loss and validation accuracy, a few methods a row; the others in grey behind them."""
+    """Loss and validation metric, a few methods a row; the others in grey behind them."""
     import matplotlib.pyplot as plt
 
+    metric = rows[0].metric
     groups = [rows[i : i + PANEL] for i in range(0, len(rows), PANEL)]
     figure, grid = plt.subplots(
         len(groups),
@@ -85,7 +87,7 @@ def _curves(rows: Sequence[Row], curves: Mapping[str, Sequence[Mapping[str, Any]
     for axes, group in zip(grid, groups, strict=True):
         shown = {row.method: f"C{i}" for i, row in enumerate(group)}
         for axis, key, style in zip(
-            axes, ("loss", "validation/accuracy"), ("-", "o-"), strict=True
+            axes, ("loss", f"validation/{metric}"), ("-", "o-"), strict=True
         ):
             for row in sorted(rows, key=lambda row: row.method in shown):
                 points = [(r["step"], r[key]) for r in curves.get(row.method, ()) if key in r]
@@ -96,11 +98,11 @@ def _curves(rows: Sequence[Row], curves: Mapping[str, Sequence[Mapping[str, Any]
                         *zip(*points, strict=True), style, color=colour, label=label, ms=3, lw=1.3
                     )
                 elif own and key != "loss":  # nothing was trained
-                    score = row.results[0]["metrics"]["validation"]["accuracy"]
+                    score = row.results[0]["metrics"]["validation"][metric]
                     axis.axhline(score, color=colour, ls="--", label=label)
             axis.grid(alpha=0.3)
         axes[1].legend(fontsize=8, bbox_to_anchor=(1, 0.5), loc="center left")
-    for axis, title in zip(grid[0], ("training loss", "validation accuracy"), strict=True):
+    for axis, title in zip(grid[0], ("training loss", f"validation {metric}"), strict=True):
         axis.set(title=title)
     for axis in grid[-1]:
         axis.set(xlabel="step")

@@ -8,14 +8,14 @@ from types import MappingProxyType
 from typing import Any
 
 from ftjax.comparison.plots import draw
-from ftjax.comparison.row import HEADINGS, Row
+from ftjax.comparison.row import SHARES, Row, headings
 from ftjax.training.records import write_text
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """The table, its columns aligned."""
-    cells = [HEADINGS, *(row.cells() for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(HEADINGS))]
+    cells = [headings(rows), *(row.cells() for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| "
         + " | ".join(
@@ -35,12 +35,14 @@ def notes(rows: Sequence[Row]) -> list[str]:
     run = rows[0].results[0]
     split = rows[0].split
     count = run["metrics"][split]["examples"]
+    of_size = rows[0].metric in SHARES
+    kind = "Wilson's, for the size of the split" if of_size else "Student's, over seeds"
     data = Path(run["data"].partition(":")[2]).name
     found = [
         f"Model `{run['model']}`, task {run['task']}, data `{data}`, "
         f"{len(rows[0].results)} seed(s), {count:,} {split} examples.",
-        f"Accuracy is that of the {split} split, run once on the checkpoint with the best "
-        "validation metric; the interval is Wilson's, for the size of the split.",
+        f"Scores are of the {split} split, run once on the checkpoint with the best validation "
+        f"metric; the interval is {kind}.",
         "Seconds are of the training phase, without compilation and evaluation; tokens are real "
         "ones, without padding; memory is the peak of the whole process.",
     ]
@@ -106,7 +108,7 @@ def _html(rows: Sequence[Row], plots: Mapping[str, bytes]) -> str:
         f'src="data:image/png;base64,{base64.b64encode(image).decode()}">'
         for name, image in plots.items()
     )
-    table = "\n".join([row(HEADINGS, "th"), *(row(r.cells(), "td") for r in rows)])
+    table = "\n".join([row(headings(rows), "th"), *(row(r.cells(), "td") for r in rows)])
     remarks = "\n".join(f"<li>{html.escape(note)}</li>" for note in notes(rows))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Comparison of fine-tuning methods</title>

@@ -5,18 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ftjax.comparison.statistics import wilson
+from ftjax.comparison.statistics import interval, wilson
 
-HEADINGS = (
-    "method",
-    "trainable parameters",
-    "share",
-    "test accuracy [95% interval]",
-    "rate",
-    "seconds",
-    "tokens/s",
-    "peak memory",
-)
+SHARES = ("accuracy", "exact", "exact_match")  # metrics that are of so many rows out of all
 
 
 @dataclass(frozen=True)
@@ -25,10 +16,12 @@ class Row:
 
     Attributes:
         split: that it was scored on.
+        metric: that validation chose by.
         trainable: parameters that train.
         total: parameters in all.
-        accuracy: mean on the test split.
-        low, high: Wilson's 95% interval for the test split's size.
+        score: mean of the metric on the split.
+        low, high: 95% interval: Wilson's for the split's size, of a metric of `SHARES`; of
+            others Student's over seeds, or the score itself for one seed.
         deviation: standard deviation over seeds, 0 for one.
         rate: peak learning rate.
         seconds: of the training phase, without compilation and evaluation, mean.
@@ -39,9 +32,10 @@ class Row:
 
     method: str
     split: str
+    metric: str
     trainable: int
     total: int
-    accuracy: float
+    score: float
     low: float
     high: float
     deviation: float
@@ -56,16 +50,32 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         spread = f" ± {self.deviation:.3f}" if len(self.results) > 1 else ""
+        interval = f" [{self.low:.3f}, {self.high:.3f}]" if self.low < self.high else ""
         return (
             self.method,
             f"{self.trainable:,}",
             f"{self.trainable / self.total:.2%}",
-            f"{self.accuracy:.3f}{spread} [{self.low:.3f}, {self.high:.3f}]",
+            f"{self.score:.3f}{spread}{interval}",
             f"{self.rate:g}" if self.trainable else "",
             f"{self.seconds:.1f}",
             f"{self.tokens_per_second:,.0f}",
             f"{self.memory / 2**20:,.0f} MiB",
         )
+
+
+def headings(rows: Sequence[Row]) -> tuple[str, ...]:
+    """What the cells of rows are."""
+    scored = f"{rows[0].split} {rows[0].metric.replace('_', ' ')}"
+    return (
+        "method",
+        "trainable parameters",
+        "share",
+        f"{scored} [95% interval]",
+        "rate",
+        "seconds",
+        "tokens/s",
+        "peak memory",
+    )
 
 
 def summarize(results: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -74,16 +84,19 @@ def summarize(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     for method in dict.fromkeys(result["method"] for result in results):
         runs = [dict(result) for result in results if result["method"] == method]
         split = "test" if "test" in runs[0]["metrics"] else "validation"
-        scores = [run["metrics"][split]["accuracy"] for run in runs]
-        accuracy = statistics.fmean(scores)
-        low, high = wilson(accuracy, runs[0]["metrics"][split]["examples"])
+        metric = runs[0]["best_metric"]
+        scores = [run["metrics"][split][metric] for run in runs]
+        score, low, high = statistics.fmean(scores), *interval(scores)
+        if metric in SHARES:
+            low, high = wilson(score, runs[0]["metrics"][split]["examples"])
         rows.append(
             Row(
                 method=method,
                 split=split,
+                metric=metric,
                 trainable=runs[0]["trainable_params"],
                 total=runs[0]["total_params"],
-                accuracy=accuracy,
+                score=score,
                 low=low,
                 high=high,
                 deviation=statistics.stdev(scores) if len(scores) > 1 else 0.0,

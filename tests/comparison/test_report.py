@@ -1,7 +1,7 @@
 """The numbers and the pages of a comparison."""
 
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 from ftjax.comparison.report import markdown_table, write_report
 from ftjax.comparison.row import summarize
@@ -27,12 +27,26 @@ def result(method, seed, accuracy, **more):
         "tokens_per_second": 100.0,
         "peak_memory_bytes": 2**20 * (seed + 1),
         "learning_rate": 1e-3,
+        "best_metric": "accuracy",
         "metrics": {
             "validation": {"accuracy": 0.1, "examples": 9},
             "test": {"accuracy": accuracy, "examples": 100},
         },
         **more,
     }
+
+
+def test_metrics_that_are_no_shares_have_intervals_over_seeds():
+    scores = (0.8, 0.9, 0.7)
+    runs = [result("full", seed, 0.5, best_metric="f1") for seed in range(3)]
+    for run, score in zip(runs, scores, strict=True):
+        run["metrics"]["test"]["f1"] = score
+    (row,) = summarize(runs)
+    wanted = t.interval(0.95, 2, loc=0.8, scale=0.1 / 3**0.5)
+    assert (row.low, row.high) == pytest.approx(wanted) and row.score == pytest.approx(0.8)
+    assert "test f1" in markdown_table([row])
+    (alone,) = summarize(runs[:1])
+    assert alone.low == alone.high == 0.8 and "[" not in alone.cells()[3]
 
 
 def test_report(tmp_path):
@@ -43,7 +57,7 @@ def test_report(tmp_path):
     ]
     rows = summarize(results)
     assert [row.method for row in rows] == ["full", "none"]
-    assert rows[0].accuracy == pytest.approx(0.85) and rows[0].seconds == 2.5
+    assert rows[0].score == pytest.approx(0.85) and rows[0].seconds == 2.5
     assert rows[0].deviation == pytest.approx(0.0707, abs=1e-4)
     assert rows[0].memory == 2 * 2**20
     table = markdown_table(rows)
