@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ftjax import regularization
 from ftjax.errors import UserError, nearest
 
 
@@ -74,6 +75,18 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "epsilon": 1e-8,
             "momentum": 0.0,  # of sgd
         },
+        "regularization": {
+            "adversarial": "none",  # none | fgm | pgd | freelb: at words moved so that loss rises
+            "epsilon": 1.0,  # how far an example's words are moved, or at most
+            "step_size": 0.3,  # of pgd and freelb
+            "steps": 3,  # of pgd and freelb
+            "rdrop": 0.0,  # weight of the divergence of two passes under dropout; 0: one pass
+            "mixup": 0.0,  # α of Beta(α, α): shares in which two examples are mixed; 0: none
+            "cutoff": 0.0,  # share of words whose embeddings are zeroed
+            "neftune": 0.0,  # α of uniform noise on the embeddings of words; 0: none
+            "l2_sp": 0.0,  # α of the pull of pretrained parameters to where they were
+            "l2_sp_new": 0.0,  # β of the pull of new parameters to 0
+        },
         "train": {
             "epochs": 3,
             "steps": 0,  # when positive, instead of epochs
@@ -83,6 +96,8 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "eval_every": 0,  # steps; 0: once an epoch
             "best_metric": "auto",  # of the validation split; auto: the task's
             "average": 0.0,  # decay of a moving average of what trains, which is evaluated; 0: none
+            "swa_start": 0.0,  # share of the run from which on an equal average is; 0: none
+            "swa_every": 1,  # steps between what is averaged
             "skip_limit": 3,  # steps of no finite loss or gradient, which change nothing
             "early_stopping": 0,  # evaluations without a better one; 0 turns it off
             "checkpoint_every": 0,  # steps; 0: at evaluations
@@ -288,7 +303,7 @@ def check(config: ConfigDict) -> ConfigDict:
         if key not in flat_keys(config):
             raise UserError(f"config lacks {key!r}")
     train = config.train
-    for key in ("batch_size", "eval_batch_size", "accumulation", "keep", "log_every"):
+    for key in ("batch_size", "eval_batch_size", "accumulation", "swa_every", "keep", "log_every"):
         if train[key] < 1:
             raise UserError(f"train.{key}={train[key]} must be positive")
     counts = ("epochs", "steps", "eval_every", "skip_limit", "early_stopping", "checkpoint_every")
@@ -299,6 +314,11 @@ def check(config: ConfigDict) -> ConfigDict:
         raise UserError("train.epochs and train.steps are both 0: nothing to train")
     if not 0 <= train.average < 1:
         raise UserError(f"train.average={train.average} must be in [0, 1)")
+    if not 0 <= train.swa_start < 1:
+        raise UserError(f"train.swa_start={train.swa_start} must be in [0, 1)")
+    if train.average and train.swa_start:
+        raise UserError("train.average and train.swa_start are two averages: one must be 0")
+    regularization.check(config.regularization)
     if train.batch_size % train.accumulation:
         raise UserError(
             f"train.accumulation={train.accumulation} does not divide "

@@ -21,6 +21,8 @@ from ftjax.formats.folder import fingerprint, locate, require_same
 from ftjax.parallel.chips import peak_flops
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
 from ftjax.paths import Flat
+from ftjax.regularization import changes_words
+from ftjax.regularization.l2_sp import starts
 from ftjax.training.checkpoints import Checkpoints, Unreadable
 from ftjax.training.evaluate import Forward, cache_features, refer
 from ftjax.training.fresh import make
@@ -80,12 +82,9 @@ class _Training:
         self.forward = Forward(self.mesh, settings.eval_batch_size, run.outputs, vary)
         self.test_layout = self.eval_layout
         start = time.perf_counter()
-        self.cached = bool(
-            settings.cache_frozen
-            and run.tuned.only_head_trains
-            and run.task.caches
-            and self.stream is None
-        )
+        same = self.stream is None and not changes_words(self.config.regularization)
+        only_head = settings.cache_frozen and run.tuned.only_head_trains
+        self.cached = bool(only_head and run.task.caches and same)
         if run.task.refers:
             self._refer()
         if self.cached:
@@ -104,6 +103,8 @@ class _Training:
         self.profiler = Profiler(settings.profile_steps, workdir / "profile")
         self.metric = best_metric(self.config, run.task)
         self.recipe = Recipe(self.config, run.task, run.tuned, self.total)
+        new = {*run.absent, *(path for path in run.trainable if path not in run.tuned.base.shapes)}
+        self.frozen = run.frozen | starts(run.trainable, new, self.config.regularization)
 
     def _layout(self) -> Layout:
         """The shapes of batches; a stream's by its first window, with room for any length."""
@@ -188,7 +189,7 @@ class _Training:
             self.config.seed,
             self.mesh,
             phase.partition,
-            averaged=self.config.train.average > 0,
+            averaged=self.recipe.average is not None,
         )
 
     def _announce(self, records: Records, step: int) -> None:
@@ -223,7 +224,7 @@ class _Training:
         """The program for a batch's shapes, made when they first come, and its least FLOPs."""
         start = time.perf_counter()
         with logical_axes(self.mesh):
-            program = lower_step(step, state, self.run_.frozen, batch, self.mesh).compile()
+            program = lower_step(step, state, self.frozen, batch, self.mesh).compile()
         if self.config.train.dump_programs and jax.process_index() == 0:
             shape = "x".join(map(str, next(iter(batch.values())).shape))
             dump(program, self.workdir / "programs" / shape)
@@ -239,7 +240,7 @@ class _Training:
         records: Records,
         stop: list[bool],
     ) -> tuple[State, bool]:
-        settings, progress, frozen = self.config.train, self.progress, self.run_.frozen
+        settings, progress, frozen = self.config.train, self.progress, self.frozen
         step, loader = int(state.step), self.loader
         pending: list[tuple[int, Any]] = []
         programs: dict[tuple, Any] = {}
