@@ -20,7 +20,7 @@ import numpy as np
 
 from ftjax.data.encode import Examples, Ragged
 from ftjax.data.fields import Schema
-from ftjax.data.loading import Loader, Vary, make_batch, prefetched
+from ftjax.data.loading import Counts, Loader, Vary, counted, make_batch, prefetched
 from ftjax.data.planning import Layout, Planned
 from ftjax.data.sources import Opened, Split
 from ftjax.errors import UserError, require
@@ -194,9 +194,8 @@ class StreamLoader:
     def at(self, step: int) -> dict[str, np.ndarray]:
         return make_batch(*self._find(step), self.local)
 
-    def counts(self, step: int) -> tuple[int, int]:
-        examples, planned = self._find(step)
-        return int(examples.sizes[planned.examples].sum()), len(planned.examples)
+    def counts(self, step: int) -> Counts:
+        return counted(*self._find(step))
 
     def iterate(self, steps: int) -> grain.DatasetIterator:
         return prefetched(self.at, steps)

@@ -261,9 +261,8 @@ class _Training:
                 else:
                     self._skipped(at, row, checkpoints, records)
             progress.seconds += elapsed
-            for tokens, examples in (loader.counts(at - 1) for at, _ in rows):
-                progress.tokens += tokens
-                progress.examples += examples
+            for held in (loader.counts(at - 1) for at, _ in rows):
+                progress.count(held)
             progress.losses += good
             if log:
                 at, last = rows[-1]
