@@ -60,6 +60,7 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "max_length": 128,
             "batching": "bucket",  # bucket | pack (several examples a row) | pad
             "buckets": 6,  # lengths compiled at most; packed, two are tried
+            "pack_length": 0,  # tokens of a packed row at most; 0: by cost on a CPU
             "prepare": ("drop_duplicates",),  # steps, in order
         },
         "method": method_section(method),

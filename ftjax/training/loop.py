@@ -112,7 +112,8 @@ class _Training:
         if self.stream is not None:
             parts, longest = [*parts, self.stream[0]], self.config.data.max_length
         rows = self.config.train.batch_size
-        return choose_layout(self.config, self.mesh, parts, rows, self.vary, longest)
+        by_token = self.run_.task.by_token
+        return choose_layout(self.config, self.mesh, parts, rows, self.vary, longest, by_token)
 
     def _refer(self) -> None:
         """What the untrained model says of all splits, before anything else."""

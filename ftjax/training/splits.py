@@ -20,6 +20,7 @@ from ftjax.formats.folder import load_tokenizer
 from ftjax.parallel.mesh import batch_ways
 from ftjax.tasks.base import Task
 
+TOGETHER = 8  # packed batches of tasks in which tokens count
 NAMED = 20  # rows that were left out, in the report
 
 
@@ -138,6 +139,7 @@ def choose_layout(
     batch_size: int,
     vary: Vary | None = None,
     longest: int = 0,
+    by_token: bool = False,
 ) -> Layout:
     """The shapes of batches for examples like these, by `data.batching`.
 
@@ -148,6 +150,7 @@ def choose_layout(
         batch_size: of them.
         vary: what makes those of an epoch.
         longest: tokens that an example may have, where there will be more of them.
+        by_token: whether packed batches may have more or fewer examples.
     """
     if vary is not None:  # lengths before and after, since those of another epoch may differ
         parts = [*parts, *(vary(part, np.random.default_rng(0)) for part in parts)]
@@ -156,7 +159,9 @@ def choose_layout(
     settings = config.data
     if settings.batching == "pack":
         multiple = batch_ways(mesh) * config.train.accumulation
-        return packed_layout(lengths, batch_size, multiple, settings.buckets)
+        together = TOGETHER if by_token else 1
+        size = (batch_size, multiple, settings.buckets, together)
+        return packed_layout(lengths, *size, settings.pack_length)
     buckets = settings.buckets
     if settings.batching == "pad":
         lengths, buckets = np.array([settings.max_length]), 1
