@@ -52,10 +52,12 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             # rest for train, none for the others.
             "splits": {"train": 0.0, "validation": 0.1, "test": 0.0},
             "split_seed": 0,
+            "stratify": False,  # drawn splits have each label in the same proportion
             "max_length": 128,
             "batching": "bucket",  # bucket | pack (several examples a row) | pad
             "buckets": 6,  # lengths compiled at most; packed, two are tried
-            "prepare": ("drop_duplicates",),  # steps, in order
+            # Steps in order, `ftjax list preparation`: names, or {"step": name, option: value}.
+            "prepare": ("drop_duplicates",),
         },
         "method": method_section(method),
         "optimizer": {
@@ -265,6 +267,8 @@ def check(config: ConfigDict) -> ConfigDict:
     Raises:
         UserError: a key is missing or unknown, or a value out of range.
     """
+    from ftjax.data.preparation import steps
+
     default, method = default_config(config.method.name, config.task.name), config.method
     with default.unlocked():
         over = method.over.name if "over" in method else ""
@@ -298,8 +302,9 @@ def check(config: ConfigDict) -> ConfigDict:
         raise UserError(f"data.batching={config.data.batching!r} must be bucket, pack or pad")
     if config.data.on_error not in ("stop", "skip"):
         raise UserError(f"data.on_error={config.data.on_error!r} must be stop or skip")
+    prepared = steps(config.data.prepare)
     if config.data.streaming or config.data.mixture:
-        check_stream(config)
+        check_stream(config, prepared)
     for key in ("dtype", "trainable_dtype"):
         if config.model[key] not in ("float32", "bfloat16"):
             raise UserError(f"model.{key}={config.model[key]!r} must be float32 or bfloat16")
@@ -312,18 +317,24 @@ def check(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def check_stream(config: ConfigDict) -> None:
-    """Raises UserError for what a stream of rows cannot be asked for."""
+def check_stream(config: ConfigDict, prepared: Iterable[tuple[str, Any]]) -> None:
+    """Raises UserError for what a stream of rows cannot be asked for.
+
+    Args:
+        config: the configuration.
+        prepared: names and steps of `data.prepare`.
+    """
     window, rows = config.data.window, config.train.batch_size
     if window < rows or window % rows:
         raise UserError(f"data.window={window} must be a multiple of train.batch_size={rows}")
     if not config.train.steps:
         raise UserError("train.steps must be positive: a stream of rows has no epochs")
-    if config.data.prepare:
-        raise UserError(
-            f"data.prepare={tuple(config.data.prepare)!r}: a stream is trained on as it is; "
-            "prepare the files before, and set data.prepare=()"
-        )
+    for name, step in prepared:
+        if not step.by_row:
+            raise UserError(
+                f"data.prepare: {name} looks at all rows, and those of a stream are not there at "
+                "once; prepare the files before, and leave it out"
+            )
 
 
 def to_json(config: ConfigDict) -> str:

@@ -32,7 +32,7 @@ from ftjax.training.optimizers import carry
 from ftjax.training.profile import Profiler, dump
 from ftjax.training.progress import Progress
 from ftjax.training.recipe import Recipe
-from ftjax.training.records import Records, write_json
+from ftjax.training.records import Records, write_data_report
 from ftjax.training.result import write_result
 from ftjax.training.run import (
     Data,
@@ -63,7 +63,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     open_workdir(workdir, config)
     run = place_model(config, data.names)
     write_labels(workdir, data.names)
-    write_json(workdir / "data_report.json", data.report)
+    write_data_report(workdir, data.report)
     return _Training(run, data, workdir).run()
 
 
@@ -337,6 +337,11 @@ class _Training:
         self.progress.compile_seconds += self.forward.compile_seconds - before
         return self.run_.task.score(outputs, examples.arrays, self.names)
 
+    def _stream_counts(self) -> dict[str, Any]:
+        if self.stream is None:
+            return {}
+        return {"rows_skipped": len(self.stream.skipped), "rows_dropped": self.stream.dropped}
+
     def _meta(self, iterator: Any) -> dict[str, Any]:
         state = iterator.get_state()
         return {
@@ -371,7 +376,7 @@ class _Training:
             steps=step,
             epochs=self._epochs(step),
             cached_frozen=self.cached,
-            **({} if self.stream is None else {"rows_skipped": len(self.stream.skipped)}),
+            **self._stream_counts(),
             **self.run_.tuned.method.report(params),
         )
 

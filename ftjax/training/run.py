@@ -16,7 +16,8 @@ from ftjax import methods, tasks, tuned
 from ftjax.config import flat_keys, from_json, to_json
 from ftjax.data.encode import Examples, encode, encoder
 from ftjax.data.planning import Layout, bucket_layout, packed_layout
-from ftjax.data.prepare import Report, prepare
+from ftjax.data.preparation import steps
+from ftjax.data.preparation.pipeline import Report, prepare
 from ftjax.data.sources import Split, is_stream, load, open_parts
 from ftjax.data.streaming import Source, Windows
 from ftjax.errors import UserError, nearest
@@ -86,7 +87,9 @@ class Run:
 
 def read_splits(config: ConfigDict, label: str | None) -> tuple[dict[str, Split], Report]:
     """Prepared splits of the configured source."""
-    return prepare(load(config.data, label), config.data)
+    from ftjax.training import preparation  # whose models are placed as those here are
+
+    return prepare(load(config.data, label), config.data, preparation)
 
 
 def encode_split(config: ConfigDict, task: Any, split: Split, names: Any, folder: Path) -> Examples:
@@ -162,7 +165,7 @@ def open_stream(config: ConfigDict, task: Any, names: tuple[str, ...], folder: P
         if "train" not in part:
             raise UserError(f"{next(iter(part.values())).file}: there is no training split")
         skip = settings.on_error == "skip"
-        sources.append(Source(part["train"], weight, task.label, skip))
+        sources.append(Source(part["train"], weight, task.label, skip, steps(settings.prepare)))
 
     encoded = encoder(folder, settings.max_length)
 

@@ -10,7 +10,8 @@ import transformers
 
 from ftjax.config import default_config
 from ftjax.data.encode import encode
-from ftjax.data.prepare import draw, prepare
+from ftjax.data.preparation.pipeline import prepare
+from ftjax.data.preparation.splits import draw
 from ftjax.data.sources import load
 from ftjax.errors import UserError
 from ftjax.tasks.classification import Classification
