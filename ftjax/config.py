@@ -228,9 +228,9 @@ def coerce(key: str, old: Any, value: Any) -> Any:
     """`value` as the type of the default `old`.
 
     Sequences may be given as "a,b" where the default is a sequence; `method.targets`,
-    `method.feedforward` and `model.segments` take a string or a sequence.
+    `method.feedforward`, `model.segments` and `task.class_weights` take a string or a sequence.
     """
-    flexible = key == "model.segments" or (
+    flexible = key in ("model.segments", "task.class_weights") or (
         key.startswith("method.") and key.endswith((".targets", ".feedforward"))
     )
     if value is None and (flexible or isinstance(old, str)):

@@ -111,8 +111,10 @@ class Windows:
         return [message for source in self._sources for message in source.skipped]
 
     @property
-    def dropped(self) -> dict[str, int]:
-        return dict(sum((source.dropped for source in self._sources), Counter()))
+    def counts(self) -> dict[str, Any]:
+        """Rows of first passes that were bad, and that steps dropped."""
+        dropped = sum((source.dropped for source in self._sources), Counter())
+        return {"rows_skipped": len(self.skipped), "rows_dropped": dict(dropped)}
 
     def __getitem__(self, number: int) -> Examples:
         with self._lock:

@@ -31,7 +31,7 @@ from ftjax.training.minimum import least_flops
 from ftjax.training.optimizers import carry
 from ftjax.training.profile import Profiler, dump
 from ftjax.training.progress import Progress
-from ftjax.training.recipe import Recipe
+from ftjax.training.recipe import Recipe, fitted
 from ftjax.training.records import Records, write_data_report
 from ftjax.training.result import write_result
 from ftjax.training.run import (
@@ -97,7 +97,9 @@ class _Training:
         self.peak = None if self.cached else peak_flops(jax.devices())
         self.profiler = Profiler(settings.profile_steps, workdir / "profile")
         self.metric = best_metric(self.config, run.task)
-        self.recipe = Recipe(self.config, run.task, run.tuned, self.total)
+        seen = self.splits["train"] if self.stream is None else self.stream[0]
+        task = fitted(run.task, seen.arrays, self.names)
+        self.recipe = Recipe(self.config, task, run.tuned, self.total)
 
     def _layout(self) -> Layout:
         """The shapes of batches; a stream's by its first window, with room for any length."""
@@ -337,11 +339,6 @@ class _Training:
         self.progress.compile_seconds += self.forward.compile_seconds - before
         return self.run_.task.score(outputs, examples.arrays, self.names)
 
-    def _stream_counts(self) -> dict[str, Any]:
-        if self.stream is None:
-            return {}
-        return {"rows_skipped": len(self.stream.skipped), "rows_dropped": self.stream.dropped}
-
     def _meta(self, iterator: Any) -> dict[str, Any]:
         state = iterator.get_state()
         return {
@@ -376,7 +373,7 @@ class _Training:
             steps=step,
             epochs=self._epochs(step),
             cached_frozen=self.cached,
-            **self._stream_counts(),
+            **({} if self.stream is None else self.stream.counts),
             **self.run_.tuned.method.report(params),
         )
 

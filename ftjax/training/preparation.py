@@ -62,13 +62,15 @@ def generate(model: str, prompts: Sequence[str], settings: Mapping[str, Any]) ->
     def run() -> list[str]:
         opened = open_workdir(located(model)) if trained else open_model(model, _one_device())
         changes = {name: value for name, value in settings.items() if name != "batch_size"}
-        generator, size = make_generator(*opened, changes), settings["batch_size"]
+        generator = make_generator(*opened, changes)
+        size = min(settings["batch_size"], len(prompts))
         order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
         found = [""] * len(prompts)
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            said = generator([prompts[i] for i in chosen], start)
-            for i, several in zip(chosen, said, strict=True):
+            full = np.pad(chosen, (0, size - len(chosen)), "edge")  # one shape, compiled once
+            said = generator([prompts[i] for i in full], start)
+            for i, several in zip(chosen, said, strict=False):
                 found[i] = several[0]
         return found
 

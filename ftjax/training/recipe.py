@@ -1,11 +1,12 @@
 """How a configured model is trained: its optimizer and its step, in every phase."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -15,6 +16,17 @@ from ftjax.paths import Flat
 from ftjax.training.optimizers import Schedule, make_optimizer, schedule
 from ftjax.training.step import make_step
 from ftjax.tuned import Tuned
+
+
+def fitted(task: Any, arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Any:
+    """A task whose loss depends on how frequent labels are, made for the rows that it trains on.
+
+    Args:
+        task: any.
+        arrays: of the training split; of a stream, those of its first window.
+        names: of the labels.
+    """
+    return task.fitted(arrays["labels"], names) if hasattr(task, "fitted") else task
 
 
 @dataclass(frozen=True)

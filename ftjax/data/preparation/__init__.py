@@ -18,7 +18,7 @@ STEPS: registry.Table = {
     "filter_words": ("filters", "FilterWords", "drops texts with a word of a list"),
     "filter_classifier": ("filters", "FilterClassifier", "drops what a trained classifier finds"),
     "drop_duplicates": ("duplicates", "DropDuplicates", "keeps each text once, over all splits"),
-    "drop_near_duplicates": ("duplicates", "DropNearDuplicates", "the same by Jaccard similarity"),
+    "drop_near_duplicates": ("duplicates", "DropNearDuplicates", "of texts nearly alike keeps one"),
     "oversample": ("balance", "Oversample", "repeats training rows of rare labels"),
     "undersample": ("balance", "Undersample", "leaves out training rows of frequent labels"),
     "synonym_replacement": ("augmentation", "SynonymReplacement", "adds texts with synonyms"),
