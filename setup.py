@@ -21,6 +21,7 @@ TEST = [
     "peft>=0.21",
     "accelerate>=1.0",
     "sentence-transformers>=5.0",
+    "nltk>=3.9",
 ]
 
 setup(
@@ -48,6 +49,11 @@ setup(
         "matplotlib>=3.9",
         "tensorboardX>=2.6",
         "tqdm>=4.66",
+        "ftfy>=6.3",
+        "py3langid>=0.4",
+        "datasketch>=2.0",
+        "python-stdnum>=2.0",
+        "phonenumbers>=9.0",
     ],
     extras_require={
         "test": TEST,

@@ -32,8 +32,8 @@ AHEAD = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-LISTS = ("methods", "models", "tasks", "optimizers", "regularizers")
 NOTHING_FITS = ("", "nothing that was tried fits: more chips, or a method that trains less")
+LISTS = ("methods", "models", "tasks", "optimizers", "regularizers", "preparation")
 OVERRIDES = "any configuration key can be given as --config.KEY=VALUE"
 
 
@@ -317,6 +317,7 @@ def _generate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _list(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    from ftjax.data.preparation import STEPS
     from ftjax.methods import METHODS
     from ftjax.models import table
     from ftjax.regularization import REGULARIZERS
@@ -334,6 +335,7 @@ def _list(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         "tasks": {name: entry[-1] for name, entry in TASKS.items()},
         "optimizers": optimizers,
         "regularizers": REGULARIZERS,
+        "preparation": {name: entry[-1] for name, entry in STEPS.items()},
     }
     for name, text in tables[arguments.what].items():
         print(f"{name:<22}{text}")

@@ -57,11 +57,13 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             # rest for train, none for the others.
             "splits": {"train": 0.0, "validation": 0.1, "test": 0.0},
             "split_seed": 0,
+            "stratify": False,  # drawn splits have each label in the same proportion
             "max_length": 128,
             "batching": "bucket",  # bucket | pack (several examples a row) | pad
             "buckets": 6,  # lengths compiled at most; packed, two are tried
             "pack_length": 0,  # tokens of a packed row at most; 0: by cost on a CPU
-            "prepare": ("drop_duplicates",),  # steps, in order
+            # Steps in order, `ftjax list preparation`: names, or {"step": name, option: value}.
+            "prepare": ("drop_duplicates",),
         },
         "method": method_section(method),
         "optimizer": {
@@ -250,9 +252,9 @@ def coerce(key: str, old: Any, value: Any) -> Any:
     """`value` as the type of the default `old`.
 
     Sequences may be given as "a,b" where the default is a sequence; `method.targets`,
-    `method.feedforward` and `model.segments` take a string or a sequence.
+    `method.feedforward`, `model.segments` and `task.class_weights` take a string or a sequence.
     """
-    flexible = key == "model.segments" or (
+    flexible = key in ("model.segments", "task.class_weights") or (
         key.startswith("method.") and key.endswith((".targets", ".feedforward"))
     )
     if value is None and (flexible or isinstance(old, str)):
@@ -289,6 +291,8 @@ def check(config: ConfigDict) -> ConfigDict:
     Raises:
         UserError: a key is missing or unknown, or a value out of range.
     """
+    from ftjax.data.preparation import steps
+
     default, method = default_config(config.method.name, config.task.name), config.method
     with default.unlocked():
         over = method.over.name if "over" in method else ""
@@ -332,8 +336,9 @@ def check(config: ConfigDict) -> ConfigDict:
     if config.data.text_rows not in ("line", "paragraph", "file"):
         by = config.data.text_rows
         raise UserError(f"data.text_rows={by!r} must be line, paragraph or file")
+    prepared = steps(config.data.prepare)
     if config.data.streaming or config.data.mixture:
-        check_stream(config)
+        check_stream(config, prepared)
     for key in ("dtype", "trainable_dtype"):
         if config.model[key] not in ("float32", "bfloat16"):
             raise UserError(f"model.{key}={config.model[key]!r} must be float32 or bfloat16")
@@ -346,18 +351,24 @@ def check(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def check_stream(config: ConfigDict) -> None:
-    """Raises UserError for what a stream of rows cannot be asked for."""
+def check_stream(config: ConfigDict, prepared: Iterable[tuple[str, Any]]) -> None:
+    """Raises UserError for what a stream of rows cannot be asked for.
+
+    Args:
+        config: the configuration.
+        prepared: names and steps of `data.prepare`.
+    """
     window, rows = config.data.window, config.train.batch_size
     if window < rows or window % rows:
         raise UserError(f"data.window={window} must be a multiple of train.batch_size={rows}")
     if not config.train.steps:
         raise UserError("train.steps must be positive: a stream of rows has no epochs")
-    if config.data.prepare:
-        raise UserError(
-            f"data.prepare={tuple(config.data.prepare)!r}: a stream is trained on as it is; "
-            "prepare the files before, and set data.prepare=()"
-        )
+    for name, step in prepared:
+        if not step.by_row:
+            raise UserError(
+                f"data.prepare: {name} looks at all rows, and those of a stream are not there at "
+                "once; prepare the files before, and leave it out"
+            )
 
 
 def to_json(config: ConfigDict) -> str:

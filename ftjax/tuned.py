@@ -299,6 +299,7 @@ def build(
     )
     config = replace(config, options=replace(options, segments=segments))
     model = family.Model(config, **head)
+    names = hf.names_of(family, config, model.head)
     key = jax.random.key(0)
 
     def abstract(interceptor: Any) -> Flat:
@@ -306,7 +307,6 @@ def build(
 
     boxed = abstract(None)
     shapes = {path: leaf.value for path, leaf in boxed.items()}
-    names = hf.names_of(family, config, model.head)
     buffers = tuple(path for path, part in names.head.items() if getattr(part, "buffer", False))
     base = Base(
         shapes,

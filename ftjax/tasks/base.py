@@ -96,6 +96,10 @@ class Task:
         """
         return examples
 
+    def fitted(self, examples: Examples, names: Sequence[str]) -> "Task":
+        """The task as it is trained, where its loss depends on the examples to train on."""
+        return self
+
     def variation(self, tokenizer: Any) -> Vary | None:
         """What makes of a split's examples those of an epoch; None: they are always the same."""
         return None

@@ -31,7 +31,9 @@ def architecture(path: str) -> Mapping[str, Any]:
 def abstract_recipe(config: ConfigDict, platform: str = "cpu") -> Recipe:
     """What `train` would do with a configuration, without any data or weights."""
     task, method = tasks.create(config.task), methods.create(config.method)
-    names = ("0", "1")  # labels come with data; two stand for them
+    weights = getattr(task, "class_weights", "none")
+    count = 2 if isinstance(weights, str) else len(weights)  # labels come with data: two stand in
+    names = tuple(map(str, range(count)))
     hf_config = architecture(config.model.path)
     head = task.head(names, None)
     model = tuned.build(hf_config, method, config.model, head, platform)

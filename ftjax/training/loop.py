@@ -32,7 +32,7 @@ from ftjax.training.optimizers import carry
 from ftjax.training.profile import Profiler, dump
 from ftjax.training.progress import Progress
 from ftjax.training.recipe import Recipe
-from ftjax.training.records import Records, write_json
+from ftjax.training.records import Records, write_data_report
 from ftjax.training.result import write_result
 from ftjax.training.run import (
     Run,
@@ -64,7 +64,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     open_workdir(workdir, config)
     run = place_model(config, data.names)
     write_labels(workdir, data.names)
-    write_json(workdir / "data_report.json", data.report)
+    write_data_report(workdir, data.report)
     return _Training(run, data, workdir).run()
 
 
@@ -102,7 +102,8 @@ class _Training:
         self.peak = None if self.cached else peak_flops(jax.devices())
         self.profiler = Profiler(settings.profile_steps, workdir / "profile")
         self.metric = best_metric(self.config, run.task)
-        self.recipe = Recipe(self.config, run.task, run.tuned, self.total)
+        seen = self.splits["train"] if self.stream is None else self.stream[0]
+        self.recipe = Recipe(self.config, run.task.fitted(seen, self.names), run.tuned, self.total)
         new = {*run.absent, *(path for path in run.trainable if path not in run.tuned.base.shapes)}
         self.frozen = run.frozen | starts(run.trainable, new, self.config.regularization)
 
@@ -396,6 +397,6 @@ class _Training:
             steps=step,
             epochs=self._epochs(step),
             cached_frozen=self.cached,
-            **({} if self.stream is None else {"rows_skipped": len(self.stream.skipped)}),
+            **({} if self.stream is None else self.stream.counts),
             **self.run_.tuned.method.report(params),
         )

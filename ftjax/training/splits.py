@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from ftjax.data.encode import Examples, encode, encoder
 from ftjax.data.loading import Vary
 from ftjax.data.planning import Layout, bucket_layout, packed_layout, paired_layout
-from ftjax.data.prepare import Report, prepare
+from ftjax.data.preparation import steps
+from ftjax.data.preparation.pipeline import Report, prepare
 from ftjax.data.sources import Split, is_stream, load, open_parts
 from ftjax.data.streaming import Source, Windows
 from ftjax.errors import UserError, require
@@ -45,10 +46,12 @@ class Data:
 
 def read_splits(config: ConfigDict, task: Task) -> tuple[dict[str, Split], Report]:
     """Prepared splits of the configured source, and how many rows each step left."""
+    from ftjax.training import preparation  # whose models are placed as those here are
+
     raw = load(config.data, task.schema)
     report = [_read(name, split) for name, split in raw.items()]
-    prepared, steps = prepare(raw, config.data)
-    return prepared, report + steps
+    prepared, after = prepare(raw, config.data, preparation)
+    return prepared, report + after
 
 
 def _read(name: str, split: Split) -> dict[str, Any]:
@@ -122,7 +125,8 @@ def _open_stream(config: ConfigDict, task: Task, names: tuple[str, ...], folder:
         if "train" not in part:
             raise UserError(f"{next(iter(part.values())).file}: there is no training split")
         skip = settings.on_error == "skip"
-        sources.append(Source(part["train"], task.schema, weight, skip))
+        prepared = steps(settings.prepare)
+        sources.append(Source(part["train"], task.schema, weight, skip, prepared))
 
     encoded = encoder(task, folder, settings.max_length)
 
