@@ -23,6 +23,7 @@ from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
 from ftjax.paths import Flat
 from ftjax.regularization import changes_words
 from ftjax.regularization.l2_sp import starts
+from ftjax.training.announce import announced
 from ftjax.training.checkpoints import Checkpoints, Unreadable
 from ftjax.training.evaluate import Forward, cache_features, refer
 from ftjax.training.fresh import make
@@ -72,7 +73,7 @@ class _Training:
     """One run of one configuration in one work folder."""
 
     def __init__(self, run: Run, data: Data, workdir: Path) -> None:
-        self.run_, self.workdir, self.names = run, workdir, data.names
+        self.run_, self.data, self.workdir, self.names = run, data, workdir, data.names
         self.config, self.mesh, self.splits, self.raw = run.config, run.mesh, data.splits, data.raw
         settings, self.progress = self.config.train, Progress()
         self.stream = data.stream
@@ -149,7 +150,9 @@ class _Training:
         try:
             for note in notes:
                 records.say(note)
-            self._announce(records, step)
+            lengths = self.loader.layout.lengths
+            for line in announced(run, self.data, self.total, lengths, step):
+                records.say(line)
             with stop_signal() as stop:
                 state, stopped = self._loop(state, iterator, checkpoints, records, stop)
             if stopped:
@@ -193,32 +196,6 @@ class _Training:
             phase.partition,
             averaged=self.recipe.average is not None,
         )
-
-    def _announce(self, records: Records, step: int) -> None:
-        run = self.run_
-        trainable, total = run.tuned.partition.counts(run.tuned.shapes)
-        records.say(
-            f"{self.config.method.name}: {trainable:,} of {total:,} parameters train "
-            f"({trainable / total:.2%}); {self._size()}, "
-            f"{self.total:,} steps, lengths {', '.join(map(str, self.loader.layout.lengths))}"
-        )
-        if run.absent:
-            records.say(f"not in {run.folder.name}, initialized: {', '.join(run.absent)}")
-        for name, examples in self.splits.items():
-            if skipped := self.raw[name].skipped:
-                records.say(f"{name}: {len(skipped)} bad rows are left out, as {skipped[0]}")
-            if examples.truncated:
-                records.say(
-                    f"{name}: {examples.truncated} of {len(examples)} examples are longer than "
-                    f"data.max_length={self.config.data.max_length} tokens and were truncated"
-                )
-        if step:
-            records.say(f"resumed at step {step}")
-
-    def _size(self) -> str:
-        if self.stream is None:
-            return f"{len(self.splits['train']):,} examples"
-        return f"a stream in windows of {self.stream.size:,} rows"
 
     def _compile(
         self, step: Callable, state: State, batch: Mapping[str, Any]

@@ -87,7 +87,7 @@ def read_data(config: ConfigDict, task: Task, folder: Path) -> Data:
         counts = {"rows_in": len(raw[name].rows), "rows_out": len(raw[name].rows)}
         made = {"examples_made": len(examples), "cut": examples.truncated}
         report.append({"step": "encode", "split": name, **counts, **made})
-    stream = _open_stream(config, task, names, folder) if is_stream(config.data) else None
+    stream = open_stream(config, task, names, folder) if is_stream(config.data) else None
     return Data(raw, splits, names, report, stream)
 
 
@@ -118,7 +118,7 @@ def with_targets(examples: Examples, task: Task, split: Split, names: tuple[str,
     return task.targets(examples, split, names) if split.has(answers) else examples
 
 
-def _open_stream(config: ConfigDict, task: Task, names: tuple[str, ...], folder: Path) -> Windows:
+def open_stream(config: ConfigDict, task: Task, names: tuple[str, ...], folder: Path) -> Windows:
     """The rows to train on, read while training."""
     settings, sources = config.data, []
     for weight, part in open_parts(settings):

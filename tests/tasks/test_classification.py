@@ -7,6 +7,7 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 
 from ftjax.config import check, load_config, override
+from ftjax.data.encode import Examples, ragged
 from ftjax.errors import UserError
 from ftjax.tasks.classification import Classification
 from ftjax.training.loop import train
@@ -14,6 +15,11 @@ from ftjax.training.records import read_rows
 from tests.conftest import make_rows, write_jsonl
 
 NAMES = ("a", "b", "c")
+
+
+def labelled(labels):
+    """Examples with labels and no tokens."""
+    return Examples(ragged([[]] * len(labels)), arrays={"labels": labels})
 
 
 def test_loss_equals_torch():
@@ -42,7 +48,7 @@ def test_weighted_loss_equals_torch(smoothing):
     labels, weights = np.array([0, 0, 0, 0, 0, 1, 1, 1, 2]), "0.5,1.5,4"
     task = Classification(label_smoothing=smoothing, class_weights=weights)
     batch = {"labels": labels, "weights": np.ones(9, np.float32)}
-    loss = task.fitted(labels, NAMES).loss(lambda _: logits, batch, train=True)
+    loss = task.fitted(labelled(labels), NAMES).loss(lambda _: logits, batch, train=True)
     wanted = torch.nn.functional.cross_entropy(
         torch.tensor(logits),
         torch.tensor(labels),
@@ -58,10 +64,10 @@ def test_weighted_loss_equals_torch(smoothing):
 def test_balanced_weights_are_scikit_learn_s():
     labels = np.random.default_rng(2).choice(3, 200, p=[0.7, 0.2, 0.1])
     wanted = compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    found = Classification(class_weights="balanced").fitted(labels, NAMES)
+    found = Classification(class_weights="balanced").fitted(labelled(labels), NAMES)
     np.testing.assert_allclose(found.class_weights, wanted)
     with pytest.raises(UserError, match=r"2 numbers for 3 labels \(a, b, c\)"):
-        Classification(class_weights=(1, 2)).fitted(labels, NAMES)
+        Classification(class_weights=(1, 2)).fitted(labelled(labels), NAMES)
     for bad in ("balance", "1,-1", (0, 1), ()):
         with pytest.raises(UserError, match="task.class_weights="):
             Classification(class_weights=bad)
@@ -73,7 +79,9 @@ def test_focal_loss_by_its_formula(gamma):
     logits, labels = random.normal(size=(7, 3)), random.integers(0, 3, 7)
     alpha, rows = np.array([0.25, 0.5, 0.75]), np.arange(7)
     batch = {"labels": labels, "weights": np.ones(7, np.float32)}
-    task = Classification(class_weights=tuple(alpha), focal_gamma=gamma).fitted(labels, NAMES)
+    task = Classification(class_weights=tuple(alpha), focal_gamma=gamma).fitted(
+        labelled(labels), NAMES
+    )
     loss = task.loss(lambda _: logits.astype(np.float32), batch, train=True)
     p = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))[rows, labels]
     np.testing.assert_allclose(

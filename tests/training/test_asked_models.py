@@ -11,9 +11,10 @@ from ftjax.config import check, default_config, load_config
 from ftjax.data.preparation.words import WORD
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
+from ftjax.tasks.classification import Classification
 from ftjax.training import preparation
 from ftjax.training.loop import train
-from ftjax.training.run import read_splits
+from ftjax.training.splits import read_splits
 from tests.conftest import here, make_rows
 from tests.data.preparation.rows import applied, texts_of
 from tests.generation.conftest import write_model
@@ -120,11 +121,11 @@ def test_a_classifier_filters_as_it_predicts(config_file, corpus, tmp_path):
              "threshold": threshold, "splits": ["train"]}  # fmt: skip
     asked = default_config()
     asked.data.update({"path": str(corpus), "prepare": (entry,)})
-    splits, report = read_splits(asked, "name")
+    splits, report = read_splits(asked, Classification())
     wanted = [row["text"] for row, p in zip(rows, chances, strict=True) if p < threshold]
     assert splits["train"].column("text") == wanted and 0 < len(wanted) < len(rows)
     (row,) = (row for row in report if row["step"] == "filter_classifier")
     assert row["reasons"] == {"label negative": len(rows) - len(wanted)}
     with pytest.raises(UserError, match=r"filter_classifier: .*has no config\.json"):
         asked.data.prepare = ({**entry, "workdir": str(tmp_path)},)
-        read_splits(asked, "name")
+        read_splits(asked, Classification())

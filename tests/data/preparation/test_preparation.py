@@ -21,7 +21,8 @@ from ftjax.data.preparation.pipeline import prepare
 from ftjax.data.sources import open_parts
 from ftjax.data.streaming import Source
 from ftjax.errors import UserError
-from ftjax.training.run import open_stream
+from ftjax.tasks.classification import Classification
+from ftjax.training.splits import open_stream
 from tests.conftest import here, write_jsonl
 from tests.data.preparation.rows import applied, split
 
@@ -149,11 +150,13 @@ def test_streams_take_steps_by_row_and_refuse_others(config_file, corpus, tmp_pa
         {"step": "filter_length", "minimum": 5, "splits": ["test"]},
         {"step": "clean_labels", "case": "upper"},
     ])  # fmt: skip
-    source = Source(opened, steps=entries)
+    source = Source(opened, Classification.schema, steps=entries)
     rows = source.take(0, 12)
     assert [len(row["text"]) for row in rows] == [1, 2, 3, 4, 5] * 2 + [1, 2]
     assert {row["label"] for row in rows} == {"L"} and source.dropped == {"filter_length": 3}
-    none = Source(opened, steps=steps([{"step": "filter_length", "minimum": 50}]))
+    none = Source(
+        opened, Classification.schema, steps=steps([{"step": "filter_length", "minimum": 50}])
+    )
     with pytest.raises(UserError, match="no rows that data.prepare leaves"):
         none.take(0, 1)
 
