@@ -86,32 +86,25 @@ class Made:
         assert not absent
         return cls(task, model, params, reference.model)
 
-    def loss(self, batch: dict) -> float:
-        """The mean loss of a batch."""
-        found = self._loss(self.params, batch)
-        return float(found.total / found.weight)
-
     def sums(self, several: Iterable[dict]) -> float:
         """The mean loss over batches."""
-        each = [self._loss(self.params, batch) for batch in several]
-        return float(sum(loss.total for loss in each) / sum(loss.weight for loss in each))
-
-    def _loss(self, params: dict, batch: dict) -> Any:
         run = jax.jit(self._of, compiler_options=OPTIONS)
-        return run(params, batch)
+        each = [run(self.params, batch) for batch in several]
+        return float(sum(loss.total for loss in each) / sum(loss.weight for loss in each))
 
     def _of(self, params: dict, batch: dict) -> Any:
         return self.task.loss(partial(self.tuned.apply, params), batch, False)
 
-    def gradients(self, batch: dict) -> dict[str, np.ndarray]:
-        """Of the mean loss, by transformers' names."""
+    def gradients(self, batch: dict) -> tuple[float, dict[str, np.ndarray]]:
+        """The mean loss of a batch, and its gradients by transformers' names."""
 
         def mean(params: dict) -> jax.Array:
             loss = self._of(params, batch)
             return loss.total / loss.weight
 
-        found = jax.jit(jax.grad(mean), compiler_options=OPTIONS)(self.params)
-        return hf.to_tensors(jax.tree.map(np.asarray, found), self.tuned.names, prefix=True)
+        loss, found = jax.jit(jax.value_and_grad(mean), compiler_options=OPTIONS)(self.params)
+        found = jax.tree.map(np.asarray, found)
+        return float(loss), hf.to_tensors(found, self.tuned.names, prefix=True)
 
     def outputs(self, examples: Examples, packed: bool = False, size: int = 8, vary: Any = None):
         """What is scored, in the order of examples."""
