@@ -129,7 +129,7 @@ def encoder(task: Any, folder: Path, max_length: int) -> Callable[[Split], Examp
 
 
 def _key(folder: Path, split: Split, task: Any, max_length: int) -> str:
-    digest = hashlib.sha256(f"2 {max_length} {task!r}".encode())
+    digest = hashlib.sha256(f"3 {max_length} {task!r}".encode())
     if gguf.is_gguf(folder):
         digest.update(gguf.tokenizer_bytes(folder))
     for name in (*TOKENIZER_FILES, "config.json"):

@@ -140,9 +140,17 @@ def write_export(
 
     Returns:
         What is left out; empty where all is written.
+
+    Raises:
+        UserError: there is no such model, or method, in that form.
     """
     if not tuned.method.trains:
         raise UserError("prompting trains nothing: there is nothing to export")
+    if tuned.model.pooling == "entities":
+        raise UserError(
+            "task.pooling=entities: no library has a classifier that reads entities, so this model "
+            "cannot be exported; task.pooling=cls and mean can"
+        )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists and is not empty")
     unfinished = output.with_name(f".{output.name}.partial")

@@ -16,10 +16,10 @@ from ftjax.tasks.base import Array
 from ftjax.tasks.causal_lm import CausalLM
 from ftjax.tasks.written import Written
 
-# For models whose tokenizer has no chat template.
+# For models whose tokenizer has no chat template. The space is the answer's, as tokenizers have it.
 PLAIN = (
-    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}"
-    "{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    "{% for message in messages %}{{ message['role'] }}:{{ ' ' + message['content'] }}"
+    "{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
 
 
@@ -111,14 +111,17 @@ class Instruction(CausalLM, Written):
 def encoded(
     tokenizer: Any, turns: Sequence[Message], template: str, last: bool = False
 ) -> tuple[list[int], np.ndarray]:
-    """Token ids of a chat, and 1 at those of the assistant's turns, or of the last of them."""
+    """Token ids of a chat, and 1 at those of the assistant's turns, or of the last of them.
+
+    A token that begins before a turn, as with a space, and goes on in it is of the turn.
+    """
     whole, parts = rendered(tokenizer, turns, template)
     parts = parts[-1:] if last else parts
     found = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    starts = np.array([start for start, _ in found["offset_mapping"]])
-    learned = np.zeros(len(starts), np.int32)
+    begins, ends = np.array(found["offset_mapping"]).reshape(-1, 2).T
+    learned = np.zeros(len(begins), np.int32)
     for start, end in parts:
-        learned |= (starts >= start) & (starts < end)
+        learned |= (ends > start) & (begins < end)
     return found["input_ids"], learned
 
 

@@ -56,14 +56,8 @@ class Seq2Seq(Written, Rebuilding):
         found = {"input_ids": cut, "cut": long}
         if "target" in columns:
             wanted = tokenizer(text_target=columns["target"], verbose=False)["input_ids"]
-            limit = self.max_target
-            end = tokenizer.eos_token_id
-            written = [
-                ids if len(ids) <= limit else [*ids[: limit - 1], *ids[-1:]] for ids in wanted
-            ]
-            if any(ids[-1] != end for ids in written if ids):
-                written = [[*ids[: limit - 1], end] for ids in written]
-            found["decoder_ids"] = written
+            limit, end = self.max_target, tokenizer.eos_token_id
+            found["decoder_ids"] = [ended(ids, end, limit) for ids in wanted]
             found["cut"] = [a or len(b) > limit for a, b in zip(long, wanted, strict=True)]
         return found
 
@@ -86,3 +80,14 @@ class Seq2Seq(Written, Rebuilding):
         if self.metrics == "summary":
             found |= summary_scores(texts, references)
         return found
+
+
+def ended(ids: Sequence[int], end: int | None, limit: int) -> list[int]:
+    """A target of at most `limit` tokens that ends as its tokenizer ends texts, with the language
+    after the end where that is mBART's way; with `end` where it does not end them.
+    """
+    ids = list(ids)
+    if end is not None and end not in ids[-2:]:
+        ids.append(end)
+    last = 2 if ids[-2:-1] == [end] else 1
+    return ids if len(ids) <= limit else [*ids[: limit - last], *ids[-last:]]

@@ -235,7 +235,9 @@ class SpanQA(Task):
             else:
                 while stop < len(context) and combining(context[stop]):  # that tokenizers drop
                     stop += 1
-                found.append({"answer": context[start:stop], "start": int(start), "score": score})
+                start += len(context[start:stop]) - len(context[start:stop].lstrip())  # of " word"
+                answer = context[start:stop].rstrip()
+                found.append({"answer": answer, "start": int(start), "score": score})
         return found
 
     def _loss(self, logits: np.ndarray, examples: Examples) -> float:

@@ -11,7 +11,7 @@ LANGUAGES = ("en", "zh")
 PUNCTUATION = {
     "en": frozenset(string.punctuation),
     # of ASCII what CMRC's script names, and of Chinese
-    "zh": frozenset("-:_*^/\\~`+=,。：？！“”；’《》·、「」（）－～『』"),
+    "zh": frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』"),
 }
 
 

@@ -1,0 +1,253 @@
+"""Chats: what the assistant says is what transformers says it is, whatever the template."""
+
+import numpy as np
+import pytest
+import torch
+
+from ftjax.data.encode import encode
+from ftjax.errors import UserError
+from ftjax.formats.folder import load_tokenizer
+from ftjax.tasks.instruction import PLAIN, Instruction, encoded
+from tests.conftest import WORDS
+from tests.tasks.made import Made, batches, examples_of, split_of, write_trained, write_words
+
+# As the models' own, with {% generation %} around what the assistant says, to its end.
+START = "{% generation %}"
+END = "{% endgeneration %}"
+CHATML = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
+    "<|im_start|>system\nbe good<|im_end|>\n{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"
+    "START{{ m['content'] + '<|im_end|>' }}END{% else %}{{ m['content'] + '<|im_end|>' }}"
+    "{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|start|>' + m['role'] + '<|end|>\n\n' }}{% if m['role'] == 'assistant' %}"
+    "START{{ m['content'] | trim + '<|eot|>' }}END{% else %}{{ m['content'] | trim + '<|eot|>' }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant<|end|>\n\n' }}{% endif %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}{% elif m['role'] == 'assistant' %}"
+    "START{{ ' ' + m['content'] + ' ' + eos_token }}END{% endif %}{% endfor %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + m['content'] + ' [/INST]' }}{% elif m['role'] == 'assistant' %}"
+    "START{{ ' ' + m['content'] + eos_token }}END{% endif %}{% endfor %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "{{ '<start_of_turn>model\n' }}START{{ m['content'] | trim + '<end_of_turn>' }}END{{ '\n' }}"
+    "{% else %}{{ '<start_of_turn>' + m['role'] + '\n' + m['content'] | trim + '<end_of_turn>\n' }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+TEMPLATES = {
+    "chatml": CHATML,
+    "llama3": LLAMA3,
+    "llama2": LLAMA2,
+    "mistral": MISTRAL,
+    "gemma": GEMMA,
+}
+SIGNS = [
+    "<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>", "<|eot|>", "[INST]", "[/INST]",
+    "<start_of_turn>", "<end_of_turn>",
+]  # fmt: skip
+TASK = Instruction()
+
+
+def chats(count, seed=0, system=False):
+    """Of one to three questions."""
+    random = np.random.default_rng(seed)
+
+    def said():
+        return " ".join(random.choice(WORDS, int(random.integers(1, 6))))
+
+    found = []
+    for _ in range(count):
+        turns = [{"role": "system", "content": said()}] * system
+        for _ in range(int(random.integers(1, 4))):
+            turns.append({"role": "user", "content": said()})
+            turns.append({"role": "assistant", "content": said()})
+        found.append({"messages": turns})
+    return found
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chats")
+    texts = [" ".join(WORDS), "system\nuser\nassistant\nmodel\n\n"] * 3
+    return load_tokenizer(write_trained(folder, "bpe", texts, SIGNS))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_learned_tokens_equal_transformers(tokenizer, name):
+    marked = TEMPLATES[name].replace("START", START).replace("END", END)
+    plain = TEMPLATES[name].replace("START", "").replace("END", "")
+    rows = chats(8, system=name in ("chatml", "llama3"))
+    rows.append({"messages": [*rows[0]["messages"], {"role": "user", "content": "and so"}]})
+    rows.append(
+        {"messages": [*rows[0]["messages"][:-1], {"role": "assistant", "content": "é 中\n\nfilm"}]}
+    )
+    for row in rows:
+        turns = row["messages"]
+        wanted = tokenizer.apply_chat_template(
+            turns, chat_template=marked, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, learned = encoded(tokenizer, turns, plain)
+        assert ids == wanted["input_ids"]
+        assert learned.tolist() == wanted["assistant_masks"], tokenizer.decode(ids)
+        said = tokenizer.decode([i for i, own in zip(ids, learned, strict=True) if own])
+        count = sum(turn["role"] == "assistant" for turn in turns)
+        signs = [s for s in (*SIGNS, "</s>") if said.endswith(s)]
+        assert signs and said.count(signs[0]) == count
+        _, last = encoded(tokenizer, turns, plain, last=True)
+        answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+        said = tokenizer.decode([i for i, own in zip(ids, last, strict=True) if own])
+        assert said.strip() == answers[-1] + " " * (name == "llama2") + signs[0]
+
+
+def test_plain_template_by_hand(tokenizer):
+    turns = [{"role": "user", "content": "good"}, {"role": "assistant", "content": "bad film"}]
+    ids, learned = encoded(tokenizer, turns, "plain")
+    assert tokenizer.decode(ids) == "user: good</s>\nassistant: bad film</s>\n"
+    said = [i for i, own in zip(ids, learned, strict=True) if own]
+    assert tokenizer.decode(said) == " bad film</s>"
+    before = tokenizer.apply_chat_template(
+        turns[:1], chat_template=PLAIN, tokenize=False, add_generation_prompt=True
+    )
+    read = tokenizer(before, add_special_tokens=False)["input_ids"]
+    assert read == ids[: len(read)]  # what is gone on from is what was learned from
+    spaced = PLAIN.replace("}}:{{ ' ' +", "}}: {{").replace("assistant:", "assistant: ")
+    ids, learned = encoded(tokenizer, turns, spaced)
+    said = [i for i, own in zip(ids, learned, strict=True) if own]
+    assert tokenizer.decode(said) == " bad film</s>"  # " bad" is one token
+
+
+def test_templates_that_change_turns_are_refused(tokenizer):
+    turns = chats(1, seed=2)[0]["messages"] * 2
+    for template in (
+        "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}",
+        "{% for m in messages %}{% if loop.last or m['role'] == 'user' %}{{ m['content'] }}"
+        "{% else %}-{% endif %}{% endfor %}",
+    ):
+        with pytest.raises(UserError, match="task.template: the chat template changes turns"):
+            encoded(tokenizer, turns, template)
+    with pytest.raises(UserError, match="no chat template: set task.template"):
+        encoded(tokenizer, turns, "")
+
+
+FORMS = {
+    "openai": {
+        "messages": [
+            {"role": "user", "content": "good\n\nfilm"},
+            {"role": "assistant", "content": "bad"},
+        ]
+    },
+    "sharegpt": {
+        "conversations": [
+            {"from": "human", "value": "good\n\nfilm"},
+            {"from": "gpt", "value": "bad"},
+        ]
+    },
+    "alpaca": {"instruction": "good", "input": "film", "output": "bad"},
+    "pairs": {"prompt": "good\n\nfilm", "completion": "bad"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_rows_give_the_same(tmp_path, form):
+    folder, task = write_words(tmp_path, eos="[SEP]"), Instruction(template="plain")
+    _, _, wanted = examples_of(task, [FORMS["openai"]], folder)
+    split, _, found = examples_of(task, [FORMS[form]], folder)
+    np.testing.assert_array_equal(found.ids.values, wanted.ids.values)
+    np.testing.assert_array_equal(found.tokens["learned"], wanted.tokens["learned"])
+    assert found.tokens["learned"].any()
+    assert task.prompts(split) == [[{"role": "user", "content": "good\n\nfilm"}]]
+    assert task.references(split) == ["bad"]
+
+
+def test_alpaca_and_system_turns():
+    rows = [
+        {"instruction": "good", "input": "", "output": "bad"},
+        {"instruction": "good", "output": "bad", "system": "film"},
+    ]
+    for row, wanted in zip(rows, ([], [{"role": "system", "content": "film"}]), strict=True):
+        said = [{"role": "user", "content": "good"}, {"role": "assistant", "content": "bad"}]
+        assert split_of(TASK, [row]).column("messages") == [[*wanted, *said]]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": [{"role": "user", "content": "a"}]}, "the chat has no turn of the assistant"),
+        ({"messages": []}, "field 'messages' must be a list of turns, at least one"),
+        ({"messages": "a"}, "field 'messages' must be a list of turns"),
+        (
+            {"messages": [{"role": "x", "content": "a"}]},
+            "turn 1: role 'x' must be one of system, user",
+        ),
+        ({"messages": [{"role": "user", "content": " "}]}, "turn 1: content must be text, not ' '"),
+        ({"messages": [{"role": "user"}]}, "turn 1: content must be text, not None"),
+        ({"messages": ["a"]}, "turn 1 must have a role and a content, not 'a'"),
+        ({"messages": None}, "field 'messages' is null"),
+        ({"prompt": "a", "completion": "b"}, "has no field 'messages'"),
+    ],
+)
+def test_bad_chats_are_named(row, message):
+    with pytest.raises(UserError, match=f"rows.jsonl: row 2.*{message}"):
+        split_of(TASK, [chats(1)[0], row])
+    if "messages" not in row:
+        with pytest.raises(UserError, match="row 1: a row needs messages, or a prompt"):
+            split_of(TASK, [{"prompt": None, "text": "a"}])
+
+
+def test_conversations_of_another_form_are_named():
+    with pytest.raises(UserError, match="row 1: field 'conversations' must be a list of"):
+        split_of(TASK, [{"conversations": "a"}])
+    with pytest.raises(UserError, match="row 1: field 'messages' turn 1: role 'alien'"):
+        split_of(TASK, [{"conversations": [{"from": "alien", "value": "a"}]}])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = write_words(tmp_path_factory.mktemp("instruction"), eos="[SEP]")
+    return Made.of(Instruction(template="plain"), "llama", "causal_lm", folder), folder
+
+
+def test_loss_equals_torch_packed_and_padded(made):
+    made, folder = made
+    rows = chats(9, seed=1)
+    split, names, examples = examples_of(made.task, rows, folder, 48)
+    learned, total, count = examples.tokens["learned"], 0.0, 0
+    for number in range(len(examples)):
+        ids = torch.tensor(examples.ids[number][None]).long()
+        own = torch.tensor(learned[slice(*examples.ids.offsets[number : number + 2])])[None]
+        with torch.no_grad():
+            logits = made.theirs(input_ids=ids).logits[0, :-1]
+        labels = torch.where(own > 0, ids, -100)[0, 1:]
+        total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        count += int((labels >= 0).sum())
+    for packed in (False, True):
+        np.testing.assert_allclose(
+            made.sums(batches(examples, 4, packed)), total / count, rtol=1e-5
+        )
+    scores = made.task.score(made.outputs(examples, True), examples, split, names)
+    np.testing.assert_allclose(scores["loss"], total / count, rtol=1e-5)
+    assert scores["tokens"] == count
+
+
+def test_chats_that_are_cut_before_an_answer_are_left_out(made):
+    folder = made[1]
+    long = [{"role": "user", "content": "good " * 60}, {"role": "assistant", "content": "bad"}]
+    rows = [*chats(2), {"messages": long}, *chats(1, seed=4)]
+    _, _, examples = examples_of(made[0].task, rows, folder, 40)
+    assert examples.row_numbers.tolist() == [0, 1, 3]
+    unanswered = [{"messages": long[:1]}, {"messages": [{"role": "user", "content": "good"}]}]
+    split = split_of(TASK, unanswered, TASK.schema.to_predict())
+    assert len(encode(split, made[0].task, folder, 40)) == 2  # to be predicted
+    assert made[0].task.references(split) == ["", ""]

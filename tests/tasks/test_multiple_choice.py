@@ -1,0 +1,141 @@
+"""Choices: against transformers' model, also of rows with fewer of them."""
+
+import numpy as np
+import pytest
+import torch
+
+from ftjax.data.loading import Loader
+from ftjax.errors import UserError
+from ftjax.tasks.multiple_choice import MultipleChoice, number_of
+from tests.conftest import WORDS
+from tests.tasks.made import Made, batches, equals, examples_of, layout, tensors, write_words
+
+TASK = MultipleChoice()
+
+
+def rows_of(count, choices=(3,), seed=0):
+    random = np.random.default_rng(seed)
+
+    def text(most):
+        return " ".join(random.choice(WORDS, int(random.integers(1, most))))
+
+    rows = []
+    for i in range(count):
+        many = choices[i % len(choices)]
+        found = [f"{text(5)} {WORDS[n]}" for n in range(many)]
+        rows.append({"text": text(9), "choices": found, "label": int(random.integers(many))})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = write_words(tmp_path_factory.mktemp("choices"))
+    return Made.of(TASK, "bert", "choice", folder), folder
+
+
+def test_logits_loss_and_gradients_equal_transformers(made):
+    made, folder = made
+    _, _, examples = examples_of(TASK, rows_of(6), folder)
+    (batch,) = batches(examples, 6)
+    made.theirs.zero_grad()
+    inputs = tensors(batch, "input_ids", "attention_mask", "token_type_ids", "labels")
+    assert inputs["input_ids"].shape[:2] == (6, 3) and inputs["token_type_ids"].any()
+    out = made.theirs(**inputs)
+    out.loss.backward()
+    wanted = out.logits.detach().numpy()
+    found = made.outputs(examples, size=6)
+    np.testing.assert_allclose(found[order(examples, 6)], wanted, atol=1e-4)
+    found_loss, gradients = made.gradients(batch)
+    np.testing.assert_allclose(found_loss, out.loss.item(), rtol=1e-5)
+    equals(gradients, made.theirs)
+
+
+def order(examples, size):
+    """The examples of the one batch."""
+    ((planned, _),) = Loader(examples, size, layout(examples, size, False), None)
+    return planned.places
+
+
+def test_rows_of_several_numbers_of_choices(made):
+    """As transformers says of each row alone."""
+    made, folder = made
+    rows = rows_of(11, (2, 4, 3))
+    split, names, examples = examples_of(TASK, rows, folder)
+    assert examples.group == 4
+    found = made.outputs(examples, size=4)
+    losses, right = [], []
+    for number, row in enumerate(rows):
+        _, _, one = examples_of(TASK, [row], folder)
+        (batch,) = batches(one, 1)
+        assert batch["input_ids"].shape[1] == len(row["choices"])
+        with torch.no_grad():
+            out = made.theirs(
+                **tensors(batch, "input_ids", "attention_mask", "token_type_ids", "labels")
+            )
+        losses.append(out.loss.item())
+        right.append(int(out.logits.argmax()) == row["label"])
+        many = len(row["choices"])
+        np.testing.assert_allclose(found[number, :many], out.logits[0].numpy(), atol=1e-4)
+        assert (found[number, many:] < -1e8).all()
+    scores = TASK.score(found, examples, split, names)
+    np.testing.assert_allclose(scores["loss"], np.mean(losses), rtol=1e-5)
+    np.testing.assert_allclose(made.sums(batches(examples, 4)), np.mean(losses), rtol=1e-5)
+    assert scores["accuracy"] == np.mean(right)
+    for row, said in zip(rows, TASK.predictions(found, examples, split, names), strict=True):
+        assert said["answer"] == row["choices"][said["choice"]]
+        assert len(said["probabilities"]) == len(row["choices"])
+        np.testing.assert_allclose(sum(said["probabilities"]), 1, atol=1e-5)
+
+
+def test_pairs_equal_the_tokenizers(made):
+    _, folder = made
+    from ftjax.formats.folder import load_tokenizer
+
+    rows = rows_of(5, (2, 3), seed=3)
+    _, _, examples = examples_of(TASK, rows, folder, 12)
+    tokenizer, number = load_tokenizer(folder), 0
+    for row in rows:
+        for choice in range(3):
+            ids = examples.ids[number].tolist()
+            wanted = []
+            if choice < len(row["choices"]):
+                pair = row["text"], row["choices"][choice]
+                wanted = tokenizer(*pair, truncation=True, max_length=12)["input_ids"]
+            assert ids == wanted
+            number += 1
+    assert examples.truncated == sum(
+        any(len(tokenizer(row["text"], choice)["input_ids"]) > 12 for choice in row["choices"])
+        for row in rows
+    )
+
+
+def test_labels_as_numbers_letters_and_texts():
+    choices = ["good", "bad", "C"]
+    assert [number_of(label, choices) for label in ("0", "2", "A", "B", "good", "C")] == [
+        0,
+        2,
+        0,
+        1,
+        0,
+        2,
+    ]
+    assert number_of("1", ["3", "1"]) == 1  # the text goes before the number
+    for label in ("3", "-1", "D", "a", "ugly", "é"):
+        with pytest.raises(ValueError, match=f"label '{label}' is none of the 3 choices"):
+            number_of(label, choices)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"label": 3}, "row 2: label '3' is none of the 3 choices"),
+        ({"choices": ["good"]}, "row 2: field 'choices' must be a list of two texts or more"),
+        ({"choices": ["good", " "]}, "row 2: field 'choices' is empty"),
+        ({"choices": "good"}, "row 2: field 'choices' must be a list of two texts"),
+        ({"label": 1.5}, "row 2: field 'label' must be a string or an integer"),
+    ],
+)
+def test_bad_rows_are_named(made, row, message):
+    good = rows_of(1)[0]
+    with pytest.raises(UserError, match=message):
+        examples_of(TASK, [good, {**good, **row}], made[1])
