@@ -10,12 +10,14 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ftjax/__init__.py").read_t
 
 TPU = ["jax[tpu]>=0.10"]
 REMOTE = ["gcsfs>=2026.1"]
+TFDS = ["tensorflow-datasets>=4.9.9", "array-record>=0.8"]
 TEST = [
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "ruff==0.17.6",
     "gcp-storage-emulator>=2026.1",
     *REMOTE,
+    *TFDS,
     *TPU,  # steps are compiled for chips that are not there
     "torch==2.13.0",  # references: only ever imported by tests and by the benchmark's peer
     "peft>=0.21",
@@ -45,15 +47,25 @@ setup(
         "safetensors>=0.6",
         "gguf>=0.17",
         "scikit-learn>=1.5",
+        "seqeval>=1.2.2",
+        "sacrebleu>=2.5",
+        "rouge-score>=0.1.2",
+        "nltk>=3.9",
         "matplotlib>=3.9",
         "tensorboardX>=2.6",
         "tqdm>=4.66",
+        "ftfy>=6.3",
+        "py3langid>=0.4",
+        "datasketch>=2.0",
+        "python-stdnum>=2.0",
+        "phonenumbers>=9.0",
     ],
     extras_require={
         "test": TEST,
         "tpu": TPU,
         "gpu": ["jax[cuda12]>=0.10"],
         "gcs": REMOTE,
+        "tfds": TFDS,
     },
     entry_points={"console_scripts": ["ftjax=ftjax.cli:main"]},
     classifiers=[

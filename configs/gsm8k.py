@@ -22,6 +22,7 @@ def get_config(method: str = "lora") -> ConfigDict:
     config.data.columns.completion = "answer"
     config.data.max_length = 384
     config.data.batching = "pack"
+    config.data.pack_length = 1024
     config.data.splits.validation = 200
     config.train.epochs = 1
     config.train.batch_size = 16

@@ -17,6 +17,7 @@ def get_config(method: str = "lora") -> ConfigDict:
     config.data.path = "data/self_instruct"
     config.data.max_length = 512
     config.data.batching = "pack"
+    config.data.pack_length = 1024
     config.data.splits.validation = 25
     config.train.epochs = 3
     config.train.batch_size = 8

@@ -33,6 +33,7 @@ AHEAD = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 NOTHING_FITS = ("", "nothing that was tried fits: more chips, or a method that trains less")
+LISTS = ("methods", "models", "tasks", "optimizers", "regularizers", "preparation")
 OVERRIDES = "any configuration key can be given as --config.KEY=VALUE"
 
 
@@ -103,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     for name, (kind, text) in CHOICES.items():
         generate.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
     listing = command("list", "say what there is", workdir=False, overrides=False)
-    listing.add_argument("what", choices=("methods", "models", "tasks", "optimizers"))
+    listing.add_argument("what", choices=LISTS)
     return main
 
 
@@ -316,8 +317,10 @@ def _generate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _list(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    from ftjax.data.preparation import STEPS
     from ftjax.methods import METHODS
     from ftjax.models import table
+    from ftjax.regularization import REGULARIZERS
     from ftjax.tasks import TASKS
 
     optimizers = {
@@ -331,6 +334,8 @@ def _list(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         "models": table(),
         "tasks": {name: entry[-1] for name, entry in TASKS.items()},
         "optimizers": optimizers,
+        "regularizers": REGULARIZERS,
+        "preparation": {name: entry[-1] for name, entry in STEPS.items()},
     }
     for name, text in tables[arguments.what].items():
         print(f"{name:<22}{text}")

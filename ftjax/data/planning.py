@@ -13,6 +13,7 @@ import numpy as np
 
 EMPTY = -1  # in `Planned.places`, where no example lies
 SHARE = 0.98  # of second sequences that fit where the first do
+COVERED = 0.9  # of groups of batches that fit in the usual number of rows
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Layout:
         rows: of a packed batch of each length, a row holding several examples; None where it
             holds one.
         places: examples that a packed row can hold.
+        together: batches that are packed as one, so that less is left empty; each then has its
+            examples in the mean alone.
         multiple: packed rows come in multiples of it, so that they divide over devices.
     """
 
@@ -32,6 +35,7 @@ class Layout:
     written: tuple[int, ...] = ()
     rows: tuple[int, ...] | None = None
     places: int = 1
+    together: int = 1
     multiple: int = 1
 
     def scaled(self, factor: float) -> "Layout":
@@ -107,24 +111,37 @@ def paired_layout(
 
 
 def packed_layout(
-    lengths: np.ndarray, batch_size: int, multiple: int = 1, count: int = 2
+    lengths: np.ndarray,
+    batch_size: int,
+    multiple: int = 1,
+    count: int = 2,
+    together: int = 1,
+    longest_row: int = 0,
 ) -> Layout:
     """The shapes of packed rows that take `batch_size` examples at least cost.
 
     One length, from the longest example's to twice that; or two, if `count` allows, where few
     batches hold an example that the shorter does not take and that saves enough. Rows are counted
     by packing the first batches of an epoch.
+
+    Where `longest_row` is given, one length of at most that many tokens, with the least padding:
+    for long rows whose attention costs no more, as that of kernels that skip other examples.
     """
-    batches = compose(lengths, batch_size, np.random.default_rng(0))
-    longest = np.array([lengths[batch].max() for batch in batches])
+    groups = _together(lengths, batch_size, together, np.random.default_rng(0))
+    longest = np.array([lengths[np.concatenate(group)].max() for group in groups])
     top = _round_up(int(lengths.max()), 4)
-    step = _round_up(top // 32, 4)  # few candidates and few examples, also where both are large
-    tried = min(64, max(4, 2048 // batch_size))
+    # Few candidates and few examples, also where both are large.
+    step = 4 if together > 1 else _round_up(top // 32, 4)
+    tried = min(64, max(4, 2048 // (batch_size * together)))
+
+    def needed(length: int, places: int) -> np.ndarray:
+        fitting = [group for group, most in zip(groups, longest, strict=True) if most <= length]
+        packed = (pack(lengths[np.concatenate(g)], length, places) for g in fitting[:tried])
+        counts = [-(-len(p) // len(g)) for p, g in zip(packed, fitting, strict=False)]
+        return np.array([_round_up(count, multiple) for count in counts])
 
     def rows(length: int, places: int) -> int:
-        fitting = [batch for batch, most in zip(batches, longest, strict=True) if most <= length]
-        counts = [len(pack(lengths[batch], length, places)) for batch in fitting[:tried]]
-        return _round_up(max(counts), multiple)
+        return int(np.quantile(needed(length, places), COVERED if together > 1 else 1))
 
     def cost(length: int) -> float:
         # Attention's share grows with the length; 1 / 400 is that of a small model on a CPU.
@@ -134,6 +151,11 @@ def packed_layout(
         # Twice the mean, so that a row of short examples does not make all rows wide.
         return int(np.ceil(2 * length / lengths.mean()))
 
+    if longest_row:
+        candidates = range(max(top, longest_row // 2), max(top, longest_row) + 1, step)
+        only = min(candidates, key=lambda n: needed(n, places(n)).mean() * n)
+        held, most = (rows(only, places(only)),), places(only)
+        return Layout((only,), rows=held, places=most, together=together, multiple=multiple)
     full = min(range(top, 2 * top, step), key=cost)
     chosen, least = (full,), 0.97 * cost(full)
     for short in range(_round_up(int(np.median(longest)), 4), top if count > 1 else 0, step):
@@ -143,7 +165,7 @@ def packed_layout(
             chosen, least = (short, full), mixed
     most = places(chosen[-1])
     counts = tuple(rows(length, most) for length in chosen)
-    return Layout(chosen, rows=counts, places=most, multiple=multiple)
+    return Layout(chosen, rows=counts, places=most, together=together, multiple=multiple)
 
 
 def pack(lengths: Sequence[int], capacity: int, places: int) -> list[list[int]]:
@@ -168,26 +190,45 @@ def pack(lengths: Sequence[int], capacity: int, places: int) -> list[list[int]]:
     return rows
 
 
+def spread(lengths: np.ndarray, count: int, random: np.random.Generator) -> list[np.ndarray]:
+    """Examples in `count` random parts with nearly equal numbers of examples and of tokens.
+
+    Examples are sorted by length and cut into strata of `count`; every part takes one at random of
+    each, the longest going where there are fewest tokens yet.
+    """
+    order = random.permutation(len(lengths))
+    order = order[np.argsort(-lengths[order], kind="stable")]
+    strata = np.pad(order, (0, -len(order) % count), constant_values=EMPTY).reshape(-1, count)
+    parts, tokens = np.empty_like(strata), np.zeros(count, np.int64)
+    for stratum, part in zip(strata, parts, strict=True):
+        shuffled = random.permutation(count)
+        part[shuffled[np.argsort(tokens[shuffled], kind="stable")]] = stratum
+        tokens += np.where(part == EMPTY, 0, lengths[part])
+    return [part[part != EMPTY] for part in parts.T]
+
+
 def compose(lengths: np.ndarray, batch_size: int, random: np.random.Generator) -> list[np.ndarray]:
     """Random batches of `batch_size` examples with nearly equal numbers of tokens.
 
-    Examples are sorted by length and cut into `batch_size` strata; every batch takes one at
-    random of each, the longest going where there are fewest tokens yet. What does not divide is
-    drawn at random first and makes a partial batch.
+    What does not divide is drawn at random first and makes a partial batch.
     """
     order = random.permutation(len(lengths))
     rest, order = np.split(order, [len(order) % batch_size])
-    strata = order[np.argsort(lengths[order], kind="stable")].reshape(batch_size, -1)
-    columns, tokens = [], np.zeros(strata.shape[1], np.int64)
-    for stratum in strata[::-1]:
-        longest_first = stratum[np.argsort(-lengths[stratum], kind="stable")]
-        shuffled = random.permutation(len(tokens))
-        column = np.empty_like(stratum)
-        column[shuffled[np.argsort(tokens[shuffled], kind="stable")]] = longest_first
-        tokens += lengths[column]
-        columns.append(column)
-    batches = list(np.stack(columns, 1)) + ([rest] if len(rest) else [])
+    count = len(order) // batch_size
+    batches = [order[part] for part in spread(lengths[order], count, random)] if count else []
+    batches += [rest] if len(rest) else []
     return [batches[i] for i in random.permutation(len(batches))]
+
+
+def _together(
+    lengths: np.ndarray, batch_size: int, count: int, random: np.random.Generator
+) -> list[list[np.ndarray]]:
+    """Batches in groups of at most `count`, each of which is packed as one."""
+    if count == 1:
+        return [[batch] for batch in compose(lengths, batch_size, random)]
+    steps = -(-len(lengths) // batch_size)
+    batches, groups = spread(lengths, steps, random), -(-steps // count)
+    return [batches[i * steps // groups : (i + 1) * steps // groups] for i in range(groups)]
 
 
 def plan_epoch(
@@ -252,10 +293,18 @@ def _plan_packed(
         groups = [(length, rows[i : i + count]) for i in range(0, len(rows), count)]
     else:
         groups = []
-        for batch in compose(lengths, batch_size, random):
-            length = next(n for n in layout.lengths if n >= lengths[batch].max())
-            rows = pack(lengths[batch], length, layout.places)
-            groups.append((length, [batch[row] for row in rows]))
+        for batches in _together(lengths, batch_size, layout.together, random):
+            every = np.concatenate(batches)
+            length = next(n for n in layout.lengths if n >= lengths[every].max())
+            rows = [every[row] for row in pack(lengths[every], length, layout.places)]
+            if len(rows) < len(batches):  # then some would have none
+                packed = [pack(lengths[batch], length, layout.places) for batch in batches]
+                pairs = zip(batches, packed, strict=True)
+                groups += [(length, [batch[row] for row in rows]) for batch, rows in pairs]
+                continue
+            parts = np.array_split(random.permutation(len(rows)), len(batches))
+            groups += [(length, [rows[i] for i in part]) for part in parts]
+        groups = [groups[i] for i in random.permutation(len(groups))]
     planned = []
     for length, group in groups:
         count = max(usual[length], _round_up(len(group), layout.multiple))

@@ -8,7 +8,7 @@ a position in the data is one number, also on another mesh or number of hosts.
 import itertools
 import threading
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,8 +20,9 @@ import numpy as np
 
 from ftjax.data.encode import Examples, Ragged
 from ftjax.data.fields import Schema
-from ftjax.data.loading import Loader, Vary, make_batch, prefetched
+from ftjax.data.loading import Counts, Loader, Vary, counted, make_batch, prefetched
 from ftjax.data.planning import Layout, Planned
+from ftjax.data.preparation.pipeline import passed
 from ftjax.data.sources import Opened, Split
 from ftjax.errors import UserError, require
 
@@ -37,14 +38,18 @@ class Source:
         schema: what rows must be.
         weight: share of a window, before the shares are made to sum to 1.
         skip: leave out and count bad rows, instead of stopping.
+        steps: of `data.prepare` that training rows go through, by name.
         skipped: messages of the first pass's bad rows.
+        dropped: step → rows of the first pass that it dropped.
     """
 
     opened: Opened
     schema: Schema
     weight: float = 1.0
     skip: bool = False
+    steps: Sequence[tuple[str, Any]] = ()
     skipped: list[str] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._at, self._rows = 0, self._passes()
@@ -54,13 +59,18 @@ class Source:
             good = 0
             for row in self.opened.checked(self.schema):
                 if not isinstance(row, UserError):
-                    good += 1
-                    yield row
+                    row, by = passed(row, self.steps)
+                    if row is not None:
+                        good += 1
+                        yield row
+                    elif not number:
+                        self.dropped[by] += 1
                 elif not self.skip:
                     raise row
                 elif not number:
                     self.skipped.append(str(row))
-            require(good > 0, f"{self.opened.file} has no rows")
+            left = f" that data.prepare leaves ({dict(self.dropped)})" if self.dropped else ""
+            require(good > 0, f"{self.opened.file} has no rows{left}")
 
     def take(self, start: int, count: int) -> list[dict[str, Any]]:
         """Good rows `start` to `start + count` of all passes, end to end.
@@ -101,6 +111,12 @@ class Windows:
     @property
     def skipped(self) -> list[str]:
         return [message for source in self._sources for message in source.skipped]
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Rows of first passes that were bad, and that steps dropped."""
+        dropped = sum((source.dropped for source in self._sources), Counter())
+        return {"rows_skipped": len(self.skipped), "rows_dropped": dict(dropped)}
 
     def __getitem__(self, number: int) -> Examples:
         with self._lock:
@@ -194,9 +210,8 @@ class StreamLoader:
     def at(self, step: int) -> dict[str, np.ndarray]:
         return make_batch(*self._find(step), self.local)
 
-    def counts(self, step: int) -> tuple[int, int]:
-        examples, planned = self._find(step)
-        return int(examples.sizes[planned.examples].sum()), len(planned.examples)
+    def counts(self, step: int) -> Counts:
+        return counted(*self._find(step))
 
     def iterate(self, steps: int) -> grain.DatasetIterator:
         return prefetched(self.at, steps)

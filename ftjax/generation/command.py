@@ -3,11 +3,12 @@
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from ftjax import methods, tuned
 from ftjax.data.readers import READERS
@@ -36,13 +37,14 @@ def run(arguments: Namespace) -> None:
         raise UserError(f"--batch-size must be positive, got {arguments.batch_size}")
     if arguments.adapter and not arguments.model:
         raise UserError("--adapter goes over a pretrained model: give --model")
-    opened = _open_workdir(arguments) if arguments.workdir else _open_model(arguments)
-    model, params, folder = opened
+    if arguments.workdir:
+        opened = open_workdir(arguments.workdir)
+    else:
+        mesh = make_mesh(1, 1, arguments.tensor, jax.devices()[: arguments.tensor])
+        opened = open_model(arguments.model, mesh, arguments.dtype, arguments.adapter)
     given = {name: getattr(arguments, name, None) for name in settings.SAME}
     changes = {name: value for name, value in given.items() if value is not None}
-    asked = settings.of_folder(folder, **changes)
-    tokenizer = load_tokenizer(folder)
-    generator = Generator(model, params, tokenizer, asked, arguments.stop)
+    generator = make_generator(*opened, changes, arguments.stop)
     if arguments.input:
         _write(generator, arguments)
     elif arguments.prompt:
@@ -54,31 +56,58 @@ def run(arguments: Namespace) -> None:
         raise UserError("generate needs --prompt, --input, or --chat for a conversation")
 
 
-def _open_model(arguments: Namespace) -> tuple[tuned.Tuned, Flat, Path]:
-    """A pretrained model, all of it frozen, in the compute dtype; or one under an adapter."""
-    folder = locate(arguments.model)
+def open_model(
+    name: str,
+    mesh: Mesh,
+    dtype: str = "float32",
+    adapter_folder: Path | None = None,
+    head: str = "",
+) -> tuple[tuned.Tuned, Flat, Path]:
+    """A pretrained model, all of it frozen, in the compute dtype; or one under an adapter.
+
+    Args:
+        name: a folder, a .gguf file, a nickname or a hub id.
+        mesh: where its parameters lie.
+        dtype: of computation.
+        adapter_folder: of PEFT.
+        head: of a language model; empty: the one that generates.
+
+    Raises:
+        UserError: it has no such head.
+    """
+    folder = locate(name)
     config = read_config(folder)
-    head = HEADS.get(kind_of(config))
-    if head is None:
-        raise UserError(f"--model {arguments.model}: {config['model_type']} does not generate")
-    options = {"dtype": arguments.dtype}
-    method = adapter.read_method(arguments.adapter) if arguments.adapter else {"name": "prompting"}
-    model = tuned.build(config, methods.create(method), options, {"head": head})
-    mesh = make_mesh(1, 1, arguments.tensor, jax.devices()[: arguments.tensor])
+    head = head or HEADS.get(kind_of(config), "")
+    if not head:
+        raise UserError(f"{name}: {config['model_type']} does not generate")
+    method = adapter.read_method(adapter_folder) if adapter_folder else {"name": "prompting"}
+    model = tuned.build(config, methods.create(method), {"dtype": dtype}, {"head": head})
     params, absent = tuned.load(folder, model, mesh, jax.random.key(0))
     if absent:
         raise UserError(f"{folder} has no language-model head: it lacks {absent[0]!r}")
-    if arguments.adapter:
-        params, _ = adapter.load_into(model, params, arguments.adapter)
+    if adapter_folder:
+        params, _ = adapter.load_into(model, params, adapter_folder)
     return model, params, folder
 
 
-def _open_workdir(arguments: Namespace) -> tuple[tuned.Tuned, Flat, Path]:
+def open_workdir(workdir: Path) -> tuple[tuned.Tuned, Flat, Path]:
     """The best model of a work folder."""
     from ftjax.training.predictor import open_predictor  # with what training needs
 
-    predictor = open_predictor(arguments.workdir)
+    predictor = open_predictor(workdir)
     return predictor.run.tuned, predictor.params, predictor.run.folder
+
+
+def make_generator(
+    model: tuned.Tuned,
+    params: Flat,
+    folder: Path,
+    changes: Mapping[str, Any],
+    stop: Sequence[str] = (),
+) -> Generator:
+    """A generator with a folder's tokenizer, and its settings under changes."""
+    asked = settings.of_folder(folder, **changes)
+    return Generator(model, params, load_tokenizer(folder), asked, stop)
 
 
 def _said(before: Sequence[dict[str, str]], text: str) -> list[dict[str, str]]:

@@ -93,6 +93,36 @@ def longer(inputs: Inputs, count: int) -> Inputs:
     return grown
 
 
+def moved_tokens(segments: Array, count: int) -> Array:
+    """Where packed tokens stand, (rows, length), once `count` virtual ones precede each example."""
+    before = jax.lax.cummax(segments, axis=1)  # padding goes on after what it follows
+    return jnp.arange(segments.shape[1]) + count * before
+
+
+def changed_words(base: Base, inputs: Inputs, change: Callable[[Array], Array]) -> Interceptor:
+    """Makes something of the embeddings (rows, length, d) of the tokens that a model is given.
+
+    Virtual tokens, which methods put among them, stay as they are; so does what is looked up
+    later: token types, or what a decoder reads. To be nested outermost.
+    """
+    waiting = [change]
+
+    def embedded(module: nn.Module, call: Callable, ids: Array) -> Array:
+        x = call(ids)
+        if not waiting:
+            return x
+        change, count = waiting.pop(), x.shape[1] - inputs["input_ids"].shape[-1]
+        if not count:
+            return change(x)
+        if inputs.get("segment_ids") is None:
+            return jnp.concatenate([x[:, :count], change(x[:, count:])], 1)
+        tokens = moved_tokens(inputs["segment_ids"], count // inputs["starts"].shape[1])
+        found = change(jnp.take_along_axis(x, tokens[..., None], axis=1))
+        return x.at[jnp.arange(len(x))[:, None], tokens].set(found)
+
+    return at({base.words}, embedded)
+
+
 def longer_packed(inputs: Inputs, count: int) -> tuple[Inputs, Places]:
     """Packed inputs with `count` virtual tokens before each example; their attention is its own.
 
@@ -102,10 +132,8 @@ def longer_packed(inputs: Inputs, count: int) -> tuple[Inputs, Places]:
     segments, starts = inputs["segment_ids"], inputs.get("starts")
     rows, length = segments.shape
     many = length if starts is None else starts.shape[1]
-    # Padding goes on after what it follows.
-    before = jax.lax.cummax(segments, axis=1)
-    tokens = jnp.arange(length) + count * before
-    first = jnp.diff(before, axis=1, prepend=0) > 0
+    tokens = moved_tokens(segments, count)
+    first = jnp.diff(jax.lax.cummax(segments, axis=1), axis=1, prepend=0) > 0
     row, number = jnp.arange(rows)[:, None], jnp.arange(count)
     width = length + count * many
     ahead = jnp.where(first, tokens - count, width)[..., None] + number  # outside: dropped

@@ -42,6 +42,7 @@ class Task:
         best_metric: of validation, that chooses the best step.
         problem_type: that Hugging Face's config.json has for a classifier; None for other heads.
         packs: whether several examples can lie in a row.
+        by_token: whether a token counts in the loss, rather than an example.
         caches: whether what the head reads can be kept, of a frozen backbone.
         writes: whether batches have second sequences.
         refers: whether `outputs` of the untrained model are an array "reference" of batches.
@@ -53,6 +54,7 @@ class Task:
     best_metric: str = "loss"
     problem_type: ClassVar[str | None] = None
     packs: ClassVar[bool] = True
+    by_token: ClassVar[bool] = False
     caches: ClassVar[bool] = False
     writes: ClassVar[bool] = False
     refers: ClassVar[bool] = False
@@ -93,6 +95,10 @@ class Task:
             UserError: a row with an answer that training does not have.
         """
         return examples
+
+    def fitted(self, examples: Examples, names: Sequence[str]) -> "Task":
+        """The task as it is trained, where its loss depends on the examples to train on."""
+        return self
 
     def variation(self, tokenizer: Any) -> Vary | None:
         """What makes of a split's examples those of an epoch; None: they are always the same."""

@@ -27,6 +27,7 @@ class CausalLM(Task):
 
     block: int = 0
 
+    by_token: ClassVar = True
     schema: ClassVar = Schema({"text": Field(text)})
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Classification of a text or a pair of texts into one of several labels."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -24,10 +24,16 @@ class Classification(Texts):
     Attributes:
         label_smoothing: ε of Szegedy et al. (2016): targets are (1 − ε) one-hot + ε / labels.
         labels: names of the labels in order; empty: those of the training split.
+        class_weights: "none"; "balanced", n / (labels · n of the label) of the training split;
+            or numbers in the labels' order, also as "1,5". The loss is the weighted mean.
+        focal_gamma: γ of the focal loss of Lin et al. (2017), (1 − p)^γ · cross-entropy, whose α
+            are the class weights; 0 is cross-entropy.
     """
 
     label_smoothing: float = 0.0
     labels: tuple[str, ...] = ()
+    class_weights: str | tuple[float, ...] = "none"
+    focal_gamma: float = 0.0
 
     best_metric = "accuracy"
     problem_type = "single_label_classification"
@@ -36,6 +42,10 @@ class Classification(Texts):
         super().__post_init__()
         if not 0.0 <= self.label_smoothing < 1.0:
             raise UserError(f"task.label_smoothing={self.label_smoothing} must be in [0, 1)")
+        if self.focal_gamma < 0:
+            raise UserError(f"task.focal_gamma={self.focal_gamma} must not be negative")
+        if self.class_weights not in ("none", "balanced"):
+            object.__setattr__(self, "class_weights", _weights(self.class_weights))
 
     def label_names(self, train: Split) -> tuple[str, ...]:
         """See `ftjax.tasks.base.label_names`."""
@@ -45,14 +55,46 @@ class Classification(Texts):
         """See `ftjax.tasks.base.one_number`."""
         return one_number(split, names)
 
+    def fitted(self, examples: Examples, names: Sequence[str]) -> "Classification":
+        """The task with class weights in numbers, by the training split's labels.
+
+        Raises:
+            UserError: there are not as many weights as labels.
+        """
+        weights, targets = self.class_weights, examples.arrays["labels"]
+        if weights == "balanced":
+            counts = np.bincount(targets, minlength=len(names))
+            weights = tuple((len(targets) / (len(names) * np.maximum(counts, 1))).tolist())
+        elif weights != "none" and len(weights) != len(names):
+            raise UserError(
+                f"task.class_weights has {len(weights)} numbers for {len(names)} labels "
+                f"({', '.join(names)})"
+            )
+        return replace(self, class_weights=weights)
+
     def loss(self, apply: Callable[[Batch], jax.Array], batch: Batch, train: bool) -> Loss:
-        """Σ weighted cross-entropies and Σ weights; smoothed in training only."""
+        """Σ weighted cross-entropies and Σ weights.
+
+        Smoothing, class weights and γ are for training only. Of a label's weight the loss of
+        every target has its own, and the sum of weights the true label's, as torch has it.
+        """
         logits = apply(batch)
         targets = jax.nn.one_hot(batch["labels"], logits.shape[-1])
-        if train and self.label_smoothing:
+        if not train:
+            losses = optax.softmax_cross_entropy(logits, targets)
+            return Loss(jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"]))
+        weights, each = batch["weights"], jnp.ones(logits.shape[-1])
+        if not isinstance(self.class_weights, str):  # names stand for ones until they are fitted
+            each = jnp.array(self.class_weights)
+            weights = weights * each[batch["labels"]]
+        if self.label_smoothing:
             targets = optax.smooth_labels(targets, self.label_smoothing)
-        losses = optax.softmax_cross_entropy(logits, targets)
-        return Loss(jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"]))
+        log_p = jax.nn.log_softmax(logits)
+        if self.focal_gamma:
+            # 1 − p, but never 0, where a root has no derivative.
+            log_p *= jnp.maximum(-jnp.expm1(log_p), 1e-7) ** self.focal_gamma
+        losses = -jnp.sum(targets * each * log_p, -1)
+        return Loss(jnp.sum(losses * batch["weights"]), jnp.sum(weights))
 
     def score(
         self, logits: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
@@ -111,3 +153,21 @@ class Classification(Texts):
             }
             for row in probabilities
         ]
+
+
+def _weights(given: Any) -> tuple[float, ...]:
+    """Positive numbers, from a sequence or from text with commas between.
+
+    Raises:
+        UserError: they are not.
+    """
+    try:
+        found = given.split(",") if isinstance(given, str) else given
+        weights = tuple(float(weight) for weight in found)
+    except (TypeError, ValueError):
+        weights = ()
+    if not weights or not all(0 < weight < float("inf") for weight in weights):
+        raise UserError(
+            f"task.class_weights={given!r} must be none, balanced, or a positive number a label"
+        )
+    return weights

@@ -136,11 +136,9 @@ def rendered(
         )
 
     def render(count: int, ask: bool) -> str:
+        said = list(turns[:count])
         return tokenizer.apply_chat_template(
-            list(turns[:count]),
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=ask,
+            said, chat_template=template, tokenize=False, add_generation_prompt=ask
         )
 
     whole, parts = render(len(turns), False), []

@@ -32,6 +32,7 @@ class MaskedLM(Task):
     rate: float = 0.15
     whole_words: bool = False
 
+    by_token: ClassVar = True
     schema: ClassVar = Schema({"text": Field(text)})
     arrays: ClassVar = {"originals": Array("token", "int32"), "masked": Array("token", "int32")}
 

@@ -29,7 +29,7 @@ class NextSentence(MaskedLM):
     those of other texts.
     """
 
-    best_metric = "loss"
+    by_token: ClassVar = False
     arrays: ClassVar = {**MaskedLM.arrays, "labels": Array("example", "int32")}
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:

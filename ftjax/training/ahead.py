@@ -15,6 +15,7 @@ from ftjax.formats.folder import locate, read_config
 from ftjax.models.presets import PRESETS
 from ftjax.parallel.mesh import logical_axes, param_shardings
 from ftjax.paths import Flat
+from ftjax.regularization.l2_sp import starts
 from ftjax.tasks.base import Task
 from ftjax.training.recipe import Recipe
 from ftjax.training.step import State, abstract_moments, lower_step
@@ -30,7 +31,9 @@ def architecture(path: str) -> Mapping[str, Any]:
 def abstract_recipe(config: ConfigDict, platform: str = "cpu") -> Recipe:
     """What `train` would do with a configuration, without any data or weights."""
     task, method = tasks.create(config.task), methods.create(config.method)
-    names = ("0", "1")  # labels come with data; two stand for them
+    weights = getattr(task, "class_weights", "none")
+    count = 2 if isinstance(weights, str) else len(weights)  # labels come with data: two stand in
+    names = tuple(map(str, range(count)))
     hf_config = architecture(config.model.path)
     head = task.head(names, None)
     model = tuned.build(hf_config, method, config.model, head, platform)
@@ -64,8 +67,15 @@ def abstract_state(recipe: Recipe, mesh: Mesh) -> tuple[State, Flat]:
     moments = abstract_moments(active, recipe.optimizer(phase), mesh)
     key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=whole)
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    average = dict(trainable) if recipe.config.train.average else None
-    return State(step, trainable, moments, key, average), frozen
+    average = dict(trainable) if recipe.average else None
+    kept = starts(trainable, new(recipe.tuned), recipe.config.regularization)
+    return State(step, trainable, moments, key, average), frozen | kept
+
+
+def new(model: tuned.Tuned) -> set[str]:
+    """Parameters that a base model does not have, which has no head of the task."""
+    head = () if model.base.of_words else model.base.head
+    return {p for p in model.shapes if p not in model.base.shapes or p.split("/")[0] in head}
 
 
 def abstract_batch(config: ConfigDict, task: Task) -> dict[str, jax.ShapeDtypeStruct]:

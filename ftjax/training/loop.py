@@ -21,6 +21,9 @@ from ftjax.formats.folder import fingerprint, locate, require_same
 from ftjax.parallel.chips import peak_flops
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
 from ftjax.paths import Flat
+from ftjax.regularization import changes_words
+from ftjax.regularization.l2_sp import starts
+from ftjax.training.announce import announced
 from ftjax.training.checkpoints import Checkpoints, Unreadable
 from ftjax.training.evaluate import Forward, cache_features, refer
 from ftjax.training.fresh import make
@@ -30,7 +33,7 @@ from ftjax.training.optimizers import carry
 from ftjax.training.profile import Profiler, dump
 from ftjax.training.progress import Progress
 from ftjax.training.recipe import Recipe
-from ftjax.training.records import Records, write_json
+from ftjax.training.records import Records, write_data_report
 from ftjax.training.result import write_result
 from ftjax.training.run import (
     Run,
@@ -62,7 +65,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     open_workdir(workdir, config)
     run = place_model(config, data.names)
     write_labels(workdir, data.names)
-    write_json(workdir / "data_report.json", data.report)
+    write_data_report(workdir, data.report)
     return _Training(run, data, workdir).run()
 
 
@@ -70,7 +73,7 @@ class _Training:
     """One run of one configuration in one work folder."""
 
     def __init__(self, run: Run, data: Data, workdir: Path) -> None:
-        self.run_, self.workdir, self.names = run, workdir, data.names
+        self.run_, self.data, self.workdir, self.names = run, data, workdir, data.names
         self.config, self.mesh, self.splits, self.raw = run.config, run.mesh, data.splits, data.raw
         settings, self.progress = self.config.train, Progress()
         self.stream = data.stream
@@ -80,12 +83,9 @@ class _Training:
         self.forward = Forward(self.mesh, settings.eval_batch_size, run.outputs, vary)
         self.test_layout = self.eval_layout
         start = time.perf_counter()
-        self.cached = bool(
-            settings.cache_frozen
-            and run.tuned.only_head_trains
-            and run.task.caches
-            and self.stream is None
-        )
+        same = self.stream is None and not changes_words(self.config.regularization)
+        only_head = settings.cache_frozen and run.tuned.only_head_trains
+        self.cached = bool(only_head and run.task.caches and same)
         if run.task.refers:
             self._refer()
         if self.cached:
@@ -103,7 +103,10 @@ class _Training:
         self.peak = None if self.cached else peak_flops(jax.devices())
         self.profiler = Profiler(settings.profile_steps, workdir / "profile")
         self.metric = best_metric(self.config, run.task)
-        self.recipe = Recipe(self.config, run.task, run.tuned, self.total)
+        seen = self.splits["train"] if self.stream is None else self.stream[0]
+        self.recipe = Recipe(self.config, run.task.fitted(seen, self.names), run.tuned, self.total)
+        new = {*run.absent, *(path for path in run.trainable if path not in run.tuned.base.shapes)}
+        self.frozen = run.frozen | starts(run.trainable, new, self.config.regularization)
 
     def _layout(self) -> Layout:
         """The shapes of batches; a stream's by its first window, with room for any length."""
@@ -111,7 +114,8 @@ class _Training:
         if self.stream is not None:
             parts, longest = [*parts, self.stream[0]], self.config.data.max_length
         rows = self.config.train.batch_size
-        return choose_layout(self.config, self.mesh, parts, rows, self.vary, longest)
+        by_token = self.run_.task.by_token
+        return choose_layout(self.config, self.mesh, parts, rows, self.vary, longest, by_token)
 
     def _refer(self) -> None:
         """What the untrained model says of all splits, before anything else."""
@@ -146,7 +150,9 @@ class _Training:
         try:
             for note in notes:
                 records.say(note)
-            self._announce(records, step)
+            lengths = self.loader.layout.lengths
+            for line in announced(run, self.data, self.total, lengths, step):
+                records.say(line)
             with stop_signal() as stop:
                 state, stopped = self._loop(state, iterator, checkpoints, records, stop)
             if stopped:
@@ -188,34 +194,8 @@ class _Training:
             self.config.seed,
             self.mesh,
             phase.partition,
-            averaged=self.config.train.average > 0,
+            averaged=self.recipe.average is not None,
         )
-
-    def _announce(self, records: Records, step: int) -> None:
-        run = self.run_
-        trainable, total = run.tuned.partition.counts(run.tuned.shapes)
-        records.say(
-            f"{self.config.method.name}: {trainable:,} of {total:,} parameters train "
-            f"({trainable / total:.2%}); {self._size()}, "
-            f"{self.total:,} steps, lengths {', '.join(map(str, self.loader.layout.lengths))}"
-        )
-        if run.absent:
-            records.say(f"not in {run.folder.name}, initialized: {', '.join(run.absent)}")
-        for name, examples in self.splits.items():
-            if skipped := self.raw[name].skipped:
-                records.say(f"{name}: {len(skipped)} bad rows are left out, as {skipped[0]}")
-            if examples.truncated:
-                records.say(
-                    f"{name}: {examples.truncated} of {len(examples)} examples are longer than "
-                    f"data.max_length={self.config.data.max_length} tokens and were truncated"
-                )
-        if step:
-            records.say(f"resumed at step {step}")
-
-    def _size(self) -> str:
-        if self.stream is None:
-            return f"{len(self.splits['train']):,} examples"
-        return f"a stream in windows of {self.stream.size:,} rows"
 
     def _compile(
         self, step: Callable, state: State, batch: Mapping[str, Any]
@@ -223,7 +203,7 @@ class _Training:
         """The program for a batch's shapes, made when they first come, and its least FLOPs."""
         start = time.perf_counter()
         with logical_axes(self.mesh):
-            program = lower_step(step, state, self.run_.frozen, batch, self.mesh).compile()
+            program = lower_step(step, state, self.frozen, batch, self.mesh).compile()
         if self.config.train.dump_programs and jax.process_index() == 0:
             shape = "x".join(map(str, next(iter(batch.values())).shape))
             dump(program, self.workdir / "programs" / shape)
@@ -239,7 +219,7 @@ class _Training:
         records: Records,
         stop: list[bool],
     ) -> tuple[State, bool]:
-        settings, progress, frozen = self.config.train, self.progress, self.run_.frozen
+        settings, progress, frozen = self.config.train, self.progress, self.frozen
         step, loader = int(state.step), self.loader
         pending: list[tuple[int, Any]] = []
         programs: dict[tuple, Any] = {}
@@ -260,9 +240,8 @@ class _Training:
                 else:
                     self._skipped(at, row, checkpoints, records)
             progress.seconds += elapsed
-            for tokens, examples in (loader.counts(at - 1) for at, _ in rows):
-                progress.tokens += tokens
-                progress.examples += examples
+            for held in (loader.counts(at - 1) for at, _ in rows):
+                progress.count(held)
             progress.losses += good
             if log:
                 at, last = rows[-1]
@@ -395,6 +374,6 @@ class _Training:
             steps=step,
             epochs=self._epochs(step),
             cached_frozen=self.cached,
-            **({} if self.stream is None else {"rows_skipped": len(self.stream.skipped)}),
+            **({} if self.stream is None else self.stream.counts),
             **self.run_.tuned.method.report(params),
         )

@@ -9,8 +9,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from ml_collections import ConfigDict
 
 from ftjax.models import kind_of
-from ftjax.partition import merge
+from ftjax.paths import Flat
 from ftjax.training.ahead import abstract_batch, abstract_params, abstract_recipe, architecture
+from ftjax.training.step import gradients
 
 
 def least_flops(config: ConfigDict, batch: Mapping[str, Any] | None = None) -> dict[str, float]:
@@ -36,11 +37,10 @@ def least_flops(config: ConfigDict, batch: Mapping[str, Any] | None = None) -> d
         batch = abstract_batch(config, recipe.task)
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
 
-    def loss(trainable: Any, frozen: Any, batch: Any, key: Any) -> jax.Array:
-        params = merge(trainable, frozen)
-        return recipe.task.loss(lambda b: recipe.tuned.apply(params, b, key), batch, True).total
+    def grads(*given: Any) -> Flat:
+        return gradients(recipe.loss, *given, parts=1, gradient=recipe.gradient)[1]
 
-    traced = jax.make_jaxpr(jax.grad(loss))(trainable, frozen, batch, key)
+    traced = jax.make_jaxpr(grads)(trainable, frozen, batch, key)
     dense, attention = _flops(traced.jaxpr)
     if kind_of(architecture(config.model.path)) == "decoder":
         length = batch["input_ids"].shape[1]

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-COUNTED = ("seconds", "tokens", "examples", "waited", "flops")
+from ftjax.data.loading import Counts
+
+COUNTED = ("seconds", "tokens", "examples", "slots", "waited", "flops")
 
 
 @dataclass
@@ -21,6 +23,7 @@ class Progress:
             evaluation and saving.
         tokens: real tokens trained on.
         examples: rows trained on.
+        slots: places for tokens in the batches, padding among them.
         skipped: steps that changed nothing, their loss or gradient being not finite.
         compile_seconds: of this and earlier parts of the run.
         waited: of `seconds`, waiting for data.
@@ -36,12 +39,19 @@ class Progress:
     seconds: float = 0.0
     tokens: int = 0
     examples: int = 0
+    slots: int = 0
     skipped: int = 0
     compile_seconds: float = 0.0
     waited: float = 0.0
     flops: float = 0.0
     logged: dict[str, float] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+
+    def count(self, held: Counts) -> None:
+        """Adds a batch that was trained on."""
+        self.tokens += held.tokens
+        self.examples += held.examples
+        self.slots += held.slots
 
     def row(
         self, step: int, epoch: float | None, last: Mapping[str, float], peak: float | None
@@ -66,6 +76,7 @@ class Progress:
             "skipped": self.skipped,
             "tokens_per_second": since["tokens"] / seconds,
             "examples_per_second": since["examples"] / seconds,
+            "token_efficiency": since["tokens"] / max(since["slots"], 1),
             "input_wait": since["waited"] / seconds,
             **({"mfu": since["flops"] / seconds / peak} if peak else {}),
         }

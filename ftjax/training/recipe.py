@@ -1,19 +1,22 @@
 """How a configured model is trained: its optimizer and its step, in every phase."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
 import optax
 from ml_collections import ConfigDict
 
-from ftjax.loss import Loss
 from ftjax.partition import FROZEN
 from ftjax.paths import Flat
+from ftjax.regularization.adversarial import Grad, Total
+from ftjax.regularization.l2_sp import l2_sp
+from ftjax.regularization.loss import gradient, regularized
+from ftjax.training.averages import Average, equal, moving
 from ftjax.training.optimizers import Schedule, make_optimizer, schedule
-from ftjax.training.step import make_step
+from ftjax.training.step import LossFn, make_step
 from ftjax.tuned import Tuned
 
 
@@ -37,6 +40,32 @@ class Recipe:
         return schedule(settings.schedule, settings.learning_rate, settings.warmup, self.total)
 
     @cached_property
+    def average(self) -> Average | None:
+        """What is evaluated in the parameters' stead; None for themselves."""
+        settings = self.config.train
+        if settings.swa_start:
+            return equal(max(round(settings.swa_start * self.total), 1), settings.swa_every)
+        return moving(settings.average) if settings.average else None
+
+    @cached_property
+    def loss(self) -> LossFn:
+        """Sums of losses and weights of a batch, regularized."""
+        return regularized(self.config, self.task, self.tuned)
+
+    @cached_property
+    def gradient(self) -> Callable[[Total], Grad]:
+        """How the loss is differentiated."""
+        return gradient(self.config.regularization, self.tuned.base.words_shape[1])
+
+    def penalty(self, params: Flat, frozen: Flat) -> jax.Array | None:
+        """What is added to the mean loss."""
+        settings, found = self.config.regularization, self.tuned.method.penalty(params)
+        if settings.l2_sp or settings.l2_sp_new:
+            pull = l2_sp(params, frozen, settings.l2_sp, settings.l2_sp_new)
+            return pull if found is None else pull + found
+        return found
+
+    @cached_property
     def rates(self) -> dict[str, Any]:
         return self.tuned.rates()
 
@@ -52,18 +81,14 @@ class Recipe:
 
     def step(self, phase: Tuned) -> Callable:
         """The step of a phase as a pure function, not yet compiled."""
-
-        def loss_fn(params: Flat, batch: Mapping[str, jax.Array], key: Any) -> Loss:
-            apply = partial(self.tuned.apply, params, key=key)
-            return self.task.loss(apply, batch, train=True)
-
         return make_step(
-            loss_fn,
+            self.loss,
             self.optimizer(phase),
             self.rate,
             clip_norm=self.config.optimizer.clip_norm,
             accumulation=self.config.train.accumulation,
-            penalty=self.tuned.method.penalty,
+            gradient=self.gradient,
+            penalty=self.penalty,
             active=phase.partition,
-            decay=self.config.train.average,
+            average=self.average,
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ftjax.data.preparation.page import page
 from ftjax.remote import is_remote
 
 SECONDS = 30.0  # between writes of rows to an object store
@@ -27,6 +28,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_data_report(workdir: Path, report: list[dict[str, Any]]) -> None:
+    """Writes data_report.json, and data_report.html to look at."""
+    write_json(workdir / "data_report.json", report)
+    write_text(workdir / "data_report.html", page(report))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

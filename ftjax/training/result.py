@@ -53,6 +53,7 @@ def write_result(
         "compile_seconds": round(progress.compile_seconds, 3),
         "examples_per_second": round(progress.examples / seconds, 2),
         "tokens_per_second": round(progress.tokens / seconds, 2),
+        "token_efficiency": round(progress.tokens / max(progress.slots, 1), 4),
         "peak_memory_bytes": peak_memory_bytes(),
         "learning_rate": config.optimizer.learning_rate,
         "best_step": progress.best_step,

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from ftjax.data.encode import Examples, encode, encoder
 from ftjax.data.loading import Vary
 from ftjax.data.planning import Layout, bucket_layout, packed_layout, paired_layout
-from ftjax.data.prepare import Report, prepare
+from ftjax.data.preparation import steps
+from ftjax.data.preparation.pipeline import Report, prepare
 from ftjax.data.sources import Split, is_stream, load, open_parts
 from ftjax.data.streaming import Source, Windows
 from ftjax.errors import UserError, require
@@ -20,6 +21,7 @@ from ftjax.formats.folder import load_tokenizer
 from ftjax.parallel.mesh import batch_ways
 from ftjax.tasks.base import Task
 
+TOGETHER = 8  # packed batches of tasks in which tokens count
 NAMED = 20  # rows that were left out, in the report
 
 
@@ -44,10 +46,12 @@ class Data:
 
 def read_splits(config: ConfigDict, task: Task) -> tuple[dict[str, Split], Report]:
     """Prepared splits of the configured source, and how many rows each step left."""
+    from ftjax.training import preparation  # whose models are placed as those here are
+
     raw = load(config.data, task.schema)
     report = [_read(name, split) for name, split in raw.items()]
-    prepared, steps = prepare(raw, config.data)
-    return prepared, report + steps
+    prepared, after = prepare(raw, config.data, preparation)
+    return prepared, report + after
 
 
 def _read(name: str, split: Split) -> dict[str, Any]:
@@ -83,7 +87,7 @@ def read_data(config: ConfigDict, task: Task, folder: Path) -> Data:
         counts = {"rows_in": len(raw[name].rows), "rows_out": len(raw[name].rows)}
         made = {"examples_made": len(examples), "cut": examples.truncated}
         report.append({"step": "encode", "split": name, **counts, **made})
-    stream = _open_stream(config, task, names, folder) if is_stream(config.data) else None
+    stream = open_stream(config, task, names, folder) if is_stream(config.data) else None
     return Data(raw, splits, names, report, stream)
 
 
@@ -114,14 +118,15 @@ def with_targets(examples: Examples, task: Task, split: Split, names: tuple[str,
     return task.targets(examples, split, names) if split.has(answers) else examples
 
 
-def _open_stream(config: ConfigDict, task: Task, names: tuple[str, ...], folder: Path) -> Windows:
+def open_stream(config: ConfigDict, task: Task, names: tuple[str, ...], folder: Path) -> Windows:
     """The rows to train on, read while training."""
     settings, sources = config.data, []
     for weight, part in open_parts(settings):
         if "train" not in part:
             raise UserError(f"{next(iter(part.values())).file}: there is no training split")
         skip = settings.on_error == "skip"
-        sources.append(Source(part["train"], task.schema, weight, skip))
+        prepared = steps(settings.prepare)
+        sources.append(Source(part["train"], task.schema, weight, skip, prepared))
 
     encoded = encoder(task, folder, settings.max_length)
 
@@ -138,6 +143,7 @@ def choose_layout(
     batch_size: int,
     vary: Vary | None = None,
     longest: int = 0,
+    by_token: bool = False,
 ) -> Layout:
     """The shapes of batches for examples like these, by `data.batching`.
 
@@ -148,6 +154,7 @@ def choose_layout(
         batch_size: of them.
         vary: what makes those of an epoch.
         longest: tokens that an example may have, where there will be more of them.
+        by_token: whether packed batches may have more or fewer examples.
     """
     if vary is not None:  # lengths before and after, since those of another epoch may differ
         parts = [*parts, *(vary(part, np.random.default_rng(0)) for part in parts)]
@@ -156,7 +163,9 @@ def choose_layout(
     settings = config.data
     if settings.batching == "pack":
         multiple = batch_ways(mesh) * config.train.accumulation
-        return packed_layout(lengths, batch_size, multiple, settings.buckets)
+        together = TOGETHER if by_token else 1
+        size = (batch_size, multiple, settings.buckets, together)
+        return packed_layout(lengths, *size, settings.pack_length)
     buckets = settings.buckets
     if settings.batching == "pad":
         lengths, buckets = np.array([settings.max_length]), 1

@@ -14,12 +14,15 @@ from ftjax.loss import Loss
 from ftjax.parallel.mesh import batch_sharding
 from ftjax.partition import Partition, merge
 from ftjax.paths import Flat
+from ftjax.regularization.adversarial import Grad, Total
+from ftjax.training.averages import Average
 from ftjax.training.optimizers import Schedule, clip
 
 Batch = Mapping[str, jax.Array]
 
 
-LossFn = Callable[[Flat, Batch, jax.Array | None], Loss]  # (params, batch, dropout key)
+LossFn = Callable[..., Loss]  # (params, batch, dropout key, and what `Grad`s give besides)
+PLAIN = partial(jax.grad, has_aux=True)
 
 
 @struct.dataclass
@@ -31,7 +34,7 @@ class State:
         params: trainable leaves, flat, float32.
         opt_state: of the trainable leaves.
         key: of the run; each step folds its number in.
-        average: exponential moving average of `params`, where one is kept.
+        average: of `params` over the run, where one is kept.
     """
 
     step: jax.Array
@@ -97,19 +100,26 @@ def init_state(
 
 
 def gradients(
-    loss_fn: LossFn, params: Flat, frozen: Flat, batch: Batch, key: jax.Array, parts: int
+    loss_fn: LossFn,
+    params: Flat,
+    frozen: Flat,
+    batch: Batch,
+    key: jax.Array,
+    parts: int,
+    gradient: Callable[[Total], Grad] = PLAIN,
 ) -> tuple[Loss, Flat]:
     """Loss and gradients of Σ losses / Σ weights over the whole batch, computed in `parts`.
 
     Frozen leaves are arguments, never differentiated. K parts equal one batch to rounding,
-    whatever the weights of each: sums are added up and divided once.
+    whatever the weights of each: sums are added up and divided once. `gradient` says how sums of
+    losses are differentiated.
     """
 
-    def total(params: Flat, part: Batch, key: jax.Array) -> tuple[jax.Array, Loss]:
-        loss = loss_fn(merge(params, frozen), part, key)
+    def total(params: Flat, part: Batch, *rest: jax.Array) -> tuple[jax.Array, Loss]:
+        loss = loss_fn(merge(params, frozen), part, *rest)
         return loss.total, loss
 
-    grad = jax.grad(total, has_aux=True)
+    grad = gradient(total)
     if parts == 1:
         grads, loss = grad(params, batch, key)
     else:
@@ -134,9 +144,10 @@ def make_step(
     *,
     clip_norm: float,
     accumulation: int,
-    penalty: Callable[[Flat], jax.Array | None] = lambda params: None,
+    gradient: Callable[[Total], Grad] = PLAIN,
+    penalty: Callable[[Flat, Flat], jax.Array | None] = lambda params, frozen: None,
     active: Partition | None = None,
-    decay: float = 0.0,
+    average: Average | None = None,
 ) -> Callable[[State, Flat, Batch], tuple[State, dict[str, jax.Array]]]:
     """The pure step (state, frozen, batch) → (state, metrics).
 
@@ -146,9 +157,10 @@ def make_step(
         rate: learning rate by step.
         clip_norm: of the gradients; 0 for none.
         accumulation: parts a batch is computed in.
-        penalty: added to the mean loss, from the trainable leaves.
+        gradient: of the sum of losses, by the leaves that train.
+        penalty: added to the mean loss, from the trainable and the frozen leaves.
         active: what of the state's parameters trains at this step; None for all.
-        decay: of the average, average ← decay · average + (1 − decay) · params.
+        average: of the parameters over the run; None where the state keeps none.
 
     The gradient norm is that of the trainable leaves: a norm over all leaves would make the
     compiler compute the frozen ones' gradients. A step whose loss or norm is not finite changes
@@ -159,9 +171,9 @@ def make_step(
         key = jax.random.fold_in(state.key, state.step)
         params, rest = active.split(state.params) if active else (state.params, {})
         frozen = merge(rest, frozen)
-        loss, grads = gradients(loss_fn, params, frozen, batch, key, accumulation)
-        if jax.eval_shape(penalty, params) is not None:
-            grads = jax.tree.map(jnp.add, grads, jax.grad(penalty)(params))
+        loss, grads = gradients(loss_fn, params, frozen, batch, key, accumulation, gradient)
+        if jax.eval_shape(penalty, params, frozen) is not None:
+            grads = jax.tree.map(jnp.add, grads, jax.grad(penalty)(params, frozen))
         norm = optax.global_norm(grads)
         grads = clip(grads, norm, clip_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, params, frozen=frozen)
@@ -177,10 +189,10 @@ def make_step(
 
         params = merge(chosen(optax.apply_updates(params, updates), params), rest)
         opt_state = chosen(opt_state, state.opt_state)
-        average = state.average
+        done, mean = state.step + 1, state.average
         if average is not None:
-            average = optax.incremental_update(params, average, 1.0 - decay)
-        return State(state.step + 1, params, opt_state, state.key, average), metrics
+            mean = average(mean, params, done)
+        return State(done, params, opt_state, state.key, mean), metrics
 
     return step
 

@@ -15,7 +15,7 @@ from ftjax.formats.folder import fingerprint, read_json, require_same
 from ftjax.methods.prompting import HEADS
 from ftjax.training.progress import Progress
 from ftjax.training.prompts import draw, rows_of
-from ftjax.training.records import read_rows, write_json, write_text
+from ftjax.training.records import read_rows, write_data_report, write_text
 from ftjax.training.result import write_result
 from ftjax.training.run import (
     Run,
@@ -78,7 +78,7 @@ def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if "test" in splits:
         test = judge("test", template, scorer(splits["test"], [template])[0])
     progress.compile_seconds = scorer.compile_seconds
-    write_json(workdir / "data_report.json", report)
+    write_data_report(workdir, report)
     fixed = pool if method.demonstrations != "nearest" else []
     return write_result(
         workdir,

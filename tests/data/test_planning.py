@@ -89,3 +89,25 @@ def test_packing_fits_and_loses_nothing(seed):
     assert all(lengths[row].sum() <= 64 and len(row) <= 4 for row in rows)
     # Best-fit decreasing needs at most 11/9 of the best, which is at least the filled rows.
     assert len(pack(lengths, 64, 40)) <= 11 / 9 * -(-lengths.sum() // 64) + 1
+
+
+@pytest.mark.parametrize("longest_row", [0, 400])
+@pytest.mark.parametrize(("count", "batch_size"), [(4003, 16), (60, 16), (5, 16), (17, 16)])
+def test_batches_packed_together_hold_each_example_once(count, batch_size, longest_row):
+    """As many batches as packed one by one, each with about as many examples, and less padding."""
+    lengths = np.clip(np.random.default_rng(0).gamma(4, 30, count), 8, 180).astype(int)
+    layout = packed_layout(lengths, batch_size, together=8, longest_row=longest_row)
+    share = {}
+    for epoch in range(2):
+        plan = plan_epoch(lengths, layout, batch_size, 3, epoch)
+        assert len(plan) == -(-count // batch_size)
+        assert sorted(np.concatenate([p.examples for p in plan])) == list(range(count))
+        assert all(len(p.examples) for p in plan)
+        sizes = [np.where(p.places == EMPTY, 0, lengths[p.places]).sum(1) for p in plan]
+        assert all(rows.max() <= layout.lengths[-1] for rows in sizes)
+        share[epoch] = lengths.sum() / sum(p.places.shape[0] * p.length for p in plan)
+    if count > 1000:
+        alone = packed_layout(lengths, batch_size)
+        plan = plan_epoch(lengths, alone, batch_size, 3, 0)
+        one_by_one = lengths.sum() / sum(p.places.shape[0] * p.length for p in plan)
+        assert share[0] > one_by_one and share[0] > (0.95 if longest_row else 0.93)

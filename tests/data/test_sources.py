@@ -9,7 +9,8 @@ import pytest
 import transformers
 
 from ftjax.data.encode import Ragged, encode
-from ftjax.data.prepare import draw, prepare
+from ftjax.data.preparation.pipeline import prepare
+from ftjax.data.preparation.splits import draw
 from ftjax.data.sources import load
 from ftjax.errors import UserError
 from ftjax.tasks.classification import Classification

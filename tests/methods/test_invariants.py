@@ -159,7 +159,7 @@ class Trained:
             rate,
             clip_norm=1.0,
             accumulation=1,
-            penalty=method.penalty,
+            penalty=lambda params, frozen: method.penalty(params),
             active=phase,
         )
         batch = place_rows(mesh, batch, ROWS + empty)

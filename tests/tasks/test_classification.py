@@ -1,11 +1,25 @@
 """The classification task: its loss and its metrics by hand."""
 
+import jax
 import numpy as np
+import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 
+from ftjax.config import check, load_config, override
+from ftjax.data.encode import Examples, ragged
+from ftjax.errors import UserError
 from ftjax.tasks.classification import Classification
+from ftjax.training.loop import train
+from ftjax.training.records import read_rows
+from tests.conftest import make_rows, write_jsonl
 
 NAMES = ("a", "b", "c")
+
+
+def labelled(labels):
+    """Examples with labels and no tokens."""
+    return Examples(ragged([[]] * len(labels)), arrays={"labels": labels})
 
 
 def test_loss_equals_torch():
@@ -25,6 +39,81 @@ def test_loss_equals_torch():
         np.testing.assert_allclose(loss.weight, batch["weights"].sum(), rtol=1e-6)
     calm = task.loss(lambda _: logits, batch, train=False)
     assert abs(float(calm.total) - float(loss.total)) > 1e-3  # smoothed in training only
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weighted_loss_equals_torch(smoothing):
+    random = np.random.default_rng(1)
+    logits = random.normal(size=(9, 3)).astype(np.float32)
+    labels, weights = np.array([0, 0, 0, 0, 0, 1, 1, 1, 2]), "0.5,1.5,4"
+    task = Classification(label_smoothing=smoothing, class_weights=weights)
+    batch = {"labels": labels, "weights": np.ones(9, np.float32)}
+    loss = task.fitted(labelled(labels), NAMES).loss(lambda _: logits, batch, train=True)
+    wanted = torch.nn.functional.cross_entropy(
+        torch.tensor(logits),
+        torch.tensor(labels),
+        weight=torch.tensor([0.5, 1.5, 4.0]),
+        label_smoothing=smoothing,
+    )
+    np.testing.assert_allclose(loss.total / loss.weight, float(wanted), rtol=1e-5)
+    calm = task.loss(lambda _: logits, batch, train=False)
+    plain = Classification().loss(lambda _: logits, batch, train=True)
+    np.testing.assert_allclose(calm.total / calm.weight, plain.total / plain.weight, rtol=1e-6)
+
+
+def test_balanced_weights_are_scikit_learn_s():
+    labels = np.random.default_rng(2).choice(3, 200, p=[0.7, 0.2, 0.1])
+    wanted = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    found = Classification(class_weights="balanced").fitted(labelled(labels), NAMES)
+    np.testing.assert_allclose(found.class_weights, wanted)
+    with pytest.raises(UserError, match=r"2 numbers for 3 labels \(a, b, c\)"):
+        Classification(class_weights=(1, 2)).fitted(labelled(labels), NAMES)
+    for bad in ("balance", "1,-1", (0, 1), ()):
+        with pytest.raises(UserError, match="task.class_weights="):
+            Classification(class_weights=bad)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_loss_by_its_formula(gamma):
+    random = np.random.default_rng(3)
+    logits, labels = random.normal(size=(7, 3)), random.integers(0, 3, 7)
+    alpha, rows = np.array([0.25, 0.5, 0.75]), np.arange(7)
+    batch = {"labels": labels, "weights": np.ones(7, np.float32)}
+    task = Classification(class_weights=tuple(alpha), focal_gamma=gamma).fitted(
+        labelled(labels), NAMES
+    )
+    loss = task.loss(lambda _: logits.astype(np.float32), batch, train=True)
+    p = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))[rows, labels]
+    np.testing.assert_allclose(
+        loss.total, (-alpha[labels] * (1 - p) ** gamma * np.log(p)).sum(), rtol=1e-5
+    )
+    # Finite also where the model is as certain as numbers can be, of the right or the wrong label.
+    certain = np.array([[200.0, 0.0, 0.0], [0.0, 200.0, 0.0]], np.float32)
+    batch = {"labels": np.zeros(2, int), "weights": np.ones(2, np.float32)}
+    grads = jax.grad(lambda logits: task.loss(lambda _: logits, batch, train=True).total)(certain)
+    assert np.isfinite(grads).all() and abs(grads[1, 0]) > 0.2
+
+
+def test_training_takes_the_training_split_s_weights(config_file, tmp_path):
+    rows = make_rows(40, 0)
+    rows = [row for row in rows if row["label"] == "positive"][:6] + [
+        row for row in rows if row["label"] == "negative"
+    ]
+    file = write_jsonl(tmp_path / "train.jsonl", rows)
+    negative = len(rows) - 6
+    weights = [len(rows) / (2 * negative), len(rows) / 12]
+    losses = {}
+    for given in ("none", "balanced", weights):
+        config = load_config(str(config_file), ["--config.method.name=head"])
+        override(config, "task.class_weights", given)
+        config.data.update({"path": str(file), "prepare": ()})
+        config.data.splits.validation = 0.0
+        config.train.update({"steps": 2, "log_every": 1, "batch_size": 8})
+        result = train(check(config), tmp_path / str(len(losses)))
+        assert result["steps"] == 2
+        logged = read_rows(tmp_path / str(len(losses)) / "metrics.jsonl")
+        losses[str(given)] = [row["loss"] for row in logged if "loss" in row]
+    assert losses["balanced"] == losses[str(weights)] != losses["none"]
 
 
 def test_metrics_by_hand():

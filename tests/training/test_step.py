@@ -13,6 +13,7 @@ from ftjax.config import default_config
 from ftjax.errors import UserError
 from ftjax.parallel.mesh import make_mesh
 from ftjax.training.ahead import abstract_recipe, compiled
+from ftjax.training.averages import moving
 from ftjax.training.optimizers import OPTIMIZERS, make_optimizer, schedule, warmup_steps
 from ftjax.training.step import State, gradients, init_state, make_step
 from tests.conftest import HEAD, build, cross_entropy, make_batch
@@ -54,7 +55,8 @@ def test_the_average_by_hand(quiet, one_device):
     params, loss_fn = quiet
     batch = {name: jnp.asarray(x) for name, x in make_batch(8).items()}
     optimizer = optax.with_extra_args_support(optax.sgd(0.1))
-    step = make_step(loss_fn, optimizer, lambda _: 0.1, clip_norm=0.0, accumulation=1, decay=0.5)
+    kept = {"clip_norm": 0.0, "accumulation": 1, "average": moving(0.5)}
+    step = make_step(loss_fn, optimizer, lambda _: 0.1, **kept)
     state = init_state(params, optimizer, 0, one_device, averaged=True)
     wanted = params
     for _ in range(3):

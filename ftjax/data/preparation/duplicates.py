@@ -1,0 +1,168 @@
+"""Texts that are there twice, or nearly, also in two splits."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ftjax.data.preparation.step import (
+    ORDER,
+    WIDTH,
+    Models,
+    Outcome,
+    Row,
+    Splits,
+    Verdict,
+    judged,
+    said,
+    texts,
+)
+from ftjax.data.preparation.words import shingles
+from ftjax.errors import require
+
+PERMUTATIONS, SCHEME = 128, "affine32"
+RECALL = 0.995  # of pairs as similar as the threshold; more of those that are more so
+MARGIN = 0.15  # of similarities as sketches have them: more than three deviations
+
+
+@dataclass(frozen=True)
+class _Unique:
+    """Keeps each text once, over all splits.
+
+    Held-out splits keep theirs, so that nothing that is trained on is tested on. Of texts that
+    are given different labels the first is kept.
+
+    Attributes:
+        columns: that must be alike; empty: all that hold text.
+        only_training: leave held-out splits as they are.
+    """
+
+    columns: tuple[str, ...] = ()
+    only_training: bool = False
+
+    by_row: ClassVar[bool] = False
+    training_only: ClassVar[bool] = False
+
+    def apply(self, splits: Splits, models: Models | None) -> dict[str, Outcome]:
+        rows = {name: splits[name].rows.to_list() for name in ORDER if name in splits}
+        every = [row for each in rows.values() for row in each]
+        verdicts = self.verdicts(every, [name for name in rows for _ in rows[name]])
+        found = {
+            name: judged(splits[name], each, list(islice(verdicts, len(each))))
+            for name, each in rows.items()
+        }
+        return {name: found[name] for name in splits}
+
+    def stays(self, place: str) -> bool:
+        """Whether rows of a split are kept whatever they are like."""
+        return self.only_training and place != "train"
+
+    def verdicts(self, rows: list[Row], places: list[str]) -> Iterator[Verdict]:
+        """Of each row, where the first of those alike is kept."""
+        raise NotImplementedError
+
+    def dropped(self, what: str, here: str, there: str, row: Row, kept: Row, more: str) -> Verdict:
+        """The verdict on a row that is like one that is kept."""
+        where = "a row of the split" if here == there else f"a {there} row"
+        other = ", of another label" if row.get("label") != kept.get("label") else ""
+        of = f"row {kept['row']}{more}{other}: {said(kept)[: WIDTH // 2]}"
+        return Verdict(None, (f"{what} of {where}",), of)
+
+
+@dataclass(frozen=True)
+class DropDuplicates(_Unique):
+    """Texts alike but for case and spacing."""
+
+    def verdicts(self, rows: list[Row], places: list[str]) -> Iterator[Verdict]:
+        seen: dict[Any, int] = {}
+        for number, row in enumerate(rows):
+            every = texts(row, self.columns).values()
+            key = tuple(" ".join(text.lower().split()) for text in every)
+            first = seen.setdefault(key, number)
+            if first == number or self.stays(places[number]):
+                yield Verdict(row)
+            else:
+                found = places[number], places[first], row, rows[first]
+                yield self.dropped("duplicate", *found, "")
+
+
+@dataclass(frozen=True)
+class DropNearDuplicates(_Unique):
+    """Texts whose sets of shingles have a Jaccard similarity of `threshold`, in every column.
+
+    Candidates are found by MinHash and bands (Broder 1997; Leskovec et al., Mining of Massive
+    Datasets, 3.4), and then compared exactly: a row is dropped where it is like one that is kept.
+    Texts that share half of their words with most others, as a prompt, take longer.
+
+    Attributes:
+        threshold: of the similarity, in (0, 1].
+        words: of a shingle.
+        characters: of a shingle of Chinese or Japanese.
+    """
+
+    threshold: float = 0.8
+    words: int = 2
+    characters: int = 3
+
+    def __post_init__(self) -> None:
+        require(0 < self.threshold <= 1, f"threshold={self.threshold} must be in (0, 1]")
+        require(min(self.words, self.characters) > 0, "words and characters must be positive")
+
+    def verdicts(self, rows: list[Row], places: list[str]) -> Iterator[Verdict]:
+        from datasketch import MinHash, MinHashLSH
+
+        names = self._telling(rows)
+        if not names:
+            return
+        band = bands(self.threshold)
+        index = MinHashLSH(num_perm=PERMUTATIONS, params=band)
+        sets = ({s.encode("utf-8", "surrogatepass") for s in self._set(r, names[0])} for r in rows)
+        sketches = np.empty((len(rows), PERMUTATIONS), np.uint32)
+        for number, sketch in enumerate(
+            MinHash.generator(sets, num_perm=PERMUTATIONS, scheme=SCHEME)
+        ):
+            row, sketches[number] = rows[number], sketch.hashvalues
+            near = np.array(index.query(sketch), np.int64)
+            share = (sketches[near] == sketches[number]).mean(1)  # an estimate of the similarity
+            near = near[share >= self.threshold - MARGIN]
+            alike = [(self._similarity(row, rows[i], names), -i) for i in near.tolist()]
+            most, first = max(alike, default=(0.0, 0))
+            if most < self.threshold or self.stays(places[number]):
+                index.insert(number, sketch)
+                yield Verdict(row)
+            else:
+                found = places[number], places[-first], row, rows[-first]
+                yield self.dropped("near-duplicate", *found, f" ({most:.2f})")
+
+    def _telling(self, rows: list[Row]) -> list[str]:
+        """The columns, that of most different texts first: candidates are found by it."""
+        if not rows:
+            return []
+        names = list(texts(rows[0], self.columns))
+        return sorted(names, key=lambda name: -len({texts(row, (name,))[name] for row in rows}))
+
+    def _set(self, row: Row, name: str) -> frozenset[str]:
+        return shingles(texts(row, (name,))[name], self.words, self.characters)
+
+    def _similarity(self, row: Row, other: Row, names: list[str]) -> float:
+        """The least similarity of a column."""
+        least = 1.0
+        for name in names:
+            a, b = self._set(row, name), self._set(other, name)
+            least = min(least, len(a & b) / len(a | b))
+        return least
+
+
+def bands(threshold: float) -> tuple[int, int]:
+    """The number of bands, and of rows in each, that find pairs of a similarity.
+
+    As many rows as `RECALL` allows: a pair of similarity s shares one of b bands of r rows with
+    probability 1 − (1 − sʳ)ᵇ.
+    """
+    for rows in range(PERMUTATIONS // 2, 1, -1):
+        count = PERMUTATIONS // rows
+        if 1 - (1 - threshold**rows) ** count >= RECALL:
+            return count, rows
+    return PERMUTATIONS, 1

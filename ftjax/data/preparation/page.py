@@ -1,0 +1,251 @@
+"""data_report.html: what data_report.json says, to look at. One file, without scripts."""
+
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
+from itertools import groupby
+from typing import Any
+
+from ftjax.data.preparation.words import HAN
+
+Row = Mapping[str, Any]
+COLOURS = {"train": "#2b6cb0", "validation": "#c05621", "test": "#2f7d55"}
+LABELS = 40  # that are shown, the most frequent
+PIECES = re.compile(rf"[^\W{HAN}]+|.", re.DOTALL)
+USUAL = ("step", "split", "rows_in", "rows_out", "added", "reasons", "examples", "changes")
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 70em; margin: 2em auto;
+  padding: 0 1.2em }
+h1 { font-size: 1.7em; margin: 0 0 .2em } h2 { font-size: 1.25em; margin: 2.2em 0 .5em }
+h3 { font-size: 1em; margin: 1.6em 0 .3em } .quiet, th { color: #66788a; font-weight: normal }
+table { border-collapse: collapse; width: 100% }
+th, td { border-bottom: 1px solid #e4e7eb; padding: .3em .7em; text-align: left;
+  vertical-align: top }
+th { font-size: .87em } tr.first > td { border-top: 2px solid #cbd2d9 }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+.name { white-space: nowrap } .said { overflow-wrap: anywhere; min-width: 14em }
+.fall { color: #b83232 } .rise { color: #2f7d55 } code { font-size: .95em }
+.cards { display: flex; flex-wrap: wrap; gap: 1em; margin: 1.2em 0 }
+.card { flex: 1 1 0; min-width: 12em; overflow-wrap: anywhere; border: 1px solid #e4e7eb;
+  border-top-width: 4px; border-radius: 6px; padding: .7em 1em }
+.big { font-size: 1.6em; font-variant-numeric: tabular-nums }
+.plots { display: flex; flex-wrap: wrap; gap: 1.2em } .plots > div { flex: 1 1 20em }
+svg { display: block; width: 100%; height: auto } td svg { width: 11em; display: inline-block }
+svg text { font: 11px system-ui, sans-serif; fill: #66788a }
+.chip { background: #f0f4f8; border-radius: 4px; padding: 0 .45em; margin-right: .3em;
+  display: inline-block; font-size: .9em } mark { background: #fdecc8 }
+"""
+
+
+def page(report: Sequence[Row]) -> str:
+    """The page of a report as `ftjax.data.preparation.pipeline.prepare` makes it."""
+    before = {row["split"]: row for row in report if row["step"] == "source"}
+    after = {row["split"]: row for row in report if row["step"] == "prepared"}
+    done = [row for row in report if row["step"] not in ("source", "prepared")]
+    parts = [
+        "<h1>Data report</h1>",
+        '<p class="quiet">What was read, what each step of preparation did, and what was left.</p>',
+        _cards(before, after),
+        _steps(done),
+        _labels(before, after),
+        _lengths(after),
+        _examples(done),
+    ]
+    body = "\n".join(filter(None, parts))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Data report</title>\n<style>{STYLE}</style></head>\n<body>\n{body}\n"
+        "</body></html>\n"
+    )
+
+
+def _text(value: Any) -> str:
+    return html.escape(f"{value:,}" if isinstance(value, int) else str(value))
+
+
+def _tag(name: str, inside: str, style: str = "") -> str:
+    return f'<{name} class="{style}">{inside}</{name}>' if style else f"<{name}>{inside}</{name}>"
+
+
+def _line(cells: Iterable[str], style: str = "") -> str:
+    return _tag("tr", "".join(cells), style)
+
+
+def _heads(*names: str) -> str:
+    numbers = ("rows in", "rows out", "row")
+    return _line(_tag("th", name, "number" if name in numbers else "") for name in names)
+
+
+def _colour(split: str) -> str:
+    return COLOURS.get(split, "#4a5568")
+
+
+def _cards(before: Mapping[str, Row], after: Mapping[str, Row]) -> str:
+    cards = []
+    for name, row in after.items():
+        source = before.get(name)
+        came = f"{_text(source['rows_out'])} were read" if source else "drawn from train"
+        cards.append(
+            f'<div class="card" style="border-top-color:{_colour(name)}"><div>{_text(name)}</div>'
+            f'<div class="big">{_text(row["rows_out"])} rows</div>'
+            f'<div class="quiet">{came}<br>{_text(row["file"])}</div></div>'
+        )
+    return _tag("div", "".join(cards), "cards") if cards else ""
+
+
+def _steps(rows: Sequence[Row]) -> str:
+    lines = [_heads("step", "split", "rows in", "rows out", "", "what was counted")]
+    for step, several in groupby(rows, key=lambda row: row["step"]):
+        for number, row in enumerate(several):
+            more = row["rows_out"] - row["rows_in"]
+            sign = "rise" if more > 0 else "fall"
+            name = _tag("code", _text(step)) if not number else ""
+            cells = [
+                _tag("td", name, "name"),
+                _tag("td", _text(row["split"]), "name"),
+                _tag("td", _text(row["rows_in"]), "number"),
+                _tag("td", _text(row["rows_out"]), "number"),
+                _tag("td", f"{more:+,}" if more else "", f"number {sign}"),
+                _tag("td", _counts(row)),
+            ]
+            lines.append(_line(cells, "" if number else "first"))
+    return f"<h2>Steps</h2>\n<table>{''.join(lines)}</table>" if rows else ""
+
+
+def _counts(row: Row) -> str:
+    """Reasons, and whatever else a step has counted."""
+    others = {name: row[name] for name in row if name not in USUAL and row[name]}
+    found = {**{k.replace("_", " "): v for k, v in others.items()}, **row.get("reasons", {})}
+    return " ".join(
+        _tag("span", f"{_text(name)}: {_text(count)}", "chip") for name, count in found.items()
+    )
+
+
+def _bar(share: float, colour: str, faint: float | None = None) -> str:
+    """A bar of a share of 1, over the one that it was before."""
+    old = f'<rect width="{180 * faint:.1f}" height="14" fill="#dde3ea"/>' if faint else ""
+    return (
+        f'<svg viewBox="0 0 180 14" role="img">{old}'
+        f'<rect y="3" width="{180 * share:.1f}" height="8" fill="{colour}"/></svg>'
+    )
+
+
+def _labels(before: Mapping[str, Row], after: Mapping[str, Row]) -> str:
+    """Shares of labels, a column a split."""
+    shares = {name: _shares(row) for name, row in after.items() if row.get("labels")}
+    if not shares:
+        return ""
+    every = dict.fromkeys(label for found in shares.values() for label in found)
+    most = max(share for found in shares.values() for share in found.values())
+    ranked = sorted(every, key=lambda label: -max(s.get(label, 0) for s in shares.values()))
+    shown = set(ranked[:LABELS])
+    lines = [_line(_tag("th", _text(name)) for name in ("label", *shares))]
+    for label in (label for label in every if label in shown):
+        cells = [_tag("td", _text(label))]
+        for name, found in shares.items():
+            share, old = found.get(label, 0.0), _shares(before.get(name, {})).get(label, 0.0)
+            count = after[name]["labels"].get(label, 0)
+            bar = _bar(share / most, _colour(name), min(old / most, 1.0))
+            cells.append(_tag("td", f"{bar} {_text(count)} ({share:.1%})"))
+        lines.append(_line(cells))
+    rest = len(every) - len(shown)
+    note = f" The {LABELS} most frequent labels; {rest:,} others are not shown." if rest else ""
+    return (
+        f'<h2>Labels</h2>\n<p class="quiet">Share of each split; in grey, as it was read.{note}'
+        f"</p>\n<table>{''.join(lines)}</table>"
+    )
+
+
+def _shares(row: Row) -> dict[str, float]:
+    labels = row.get("labels", {})
+    total = sum(labels.values()) or 1
+    return {label: count / total for label, count in labels.items()}
+
+
+def _lengths(after: Mapping[str, Row]) -> str:
+    plots = [
+        _tag("div", _plot(name, row["lengths"]))
+        for name, row in after.items()
+        if row.get("lengths")
+    ]
+    text = '<p class="quiet">Characters of a row; the last bar has all that are longer.</p>'
+    return f'<h2>Lengths</h2>\n{text}\n<div class="plots">{"".join(plots)}</div>' if plots else ""
+
+
+def _plot(name: str, lengths: Mapping[str, Any]) -> str:
+    """A histogram of shares, 320 by 130."""
+    counts, edges = lengths["counts"], lengths["edges"]
+    width, most, bars = 320 / len(counts), max(counts) or 1, []
+    for i, count in enumerate(counts):
+        height = 96 * count / most
+        bars.append(
+            f'<rect x="{i * width + 0.5:.1f}" y="{112 - height:.1f}" width="{width - 1:.1f}" '
+            f'height="{height:.1f}" fill="{_colour(name)}"><title>from {edges[i]}: {count:,}'
+            "</title></rect>"
+        )
+    every = max(1, len(edges) // 5)
+    ticks = "".join(
+        f'<text x="{i * width:.1f}" y="126">{edge:,}</text>'
+        for i, edge in enumerate(edges)
+        if i % every == 0
+    )
+    told = f"median {lengths['median']:,}, 95% up to {lengths['p95']:,}, at most {lengths['max']:,}"
+    axis = '<line y1="112.5" y2="112.5" x2="320" stroke="#cbd2d9"/>'
+    return (
+        f'<b>{_text(name)}</b> <span class="quiet">{told}</span>'
+        f'<svg viewBox="0 0 320 130" role="img">{"".join(bars)}{axis}{ticks}</svg>'
+    )
+
+
+def _examples(rows: Sequence[Row]) -> str:
+    parts = []
+    for step, several in groupby(rows, key=lambda row: row["step"]):
+        several = list(several)
+        dropped = [
+            _line(
+                [
+                    _tag("td", _text(row["split"]), "name"),
+                    _tag("td", _text(found["row"]), "number"),
+                    _tag("td", _text(found["text"]), "said"),
+                    _tag("td", _text(found["reason"]), "said"),
+                ]
+            )
+            for row in several
+            for found in row.get("examples", ())
+        ]
+        changed = [
+            _line(
+                [
+                    _tag("td", _text(row["split"]), "name"),
+                    _tag("td", _text(found["row"]), "number"),
+                    *(
+                        _tag("td", part, "said")
+                        for part in _marked(found["before"], found["after"])
+                    ),
+                ]
+            )
+            for row in several
+            for found in row.get("changes", ())
+        ]
+        if dropped or changed:
+            parts.append(f"<h3><code>{_text(step)}</code></h3>")
+        if dropped:
+            heads = _heads("split", "row", "dropped", "why")
+            parts.append(f"<table>{heads}{''.join(dropped)}</table>")
+        if changed:
+            heads = _heads("split", "row", "before", "after")
+            parts.append(f"<table>{heads}{''.join(changed)}</table>")
+    return "<h2>Examples</h2>\n" + "\n".join(parts) if parts else ""
+
+
+def _marked(before: str, after: str) -> tuple[str, str]:
+    """Both texts, with the words that differ marked."""
+    old, new = PIECES.findall(before), PIECES.findall(after)
+    marked: tuple[list[str], list[str]] = ([], [])
+    for how, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        for parts, several in zip(marked, (old[a:b], new[c:d]), strict=True):
+            text = _text("".join(several))
+            parts.append(text if how == "equal" or not text else _tag("mark", text))
+    return "".join(marked[0]), "".join(marked[1])

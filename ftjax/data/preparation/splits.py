@@ -1,0 +1,77 @@
+"""Held-out splits that the source lacks, drawn from `train`."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from ftjax.data.preparation.step import Splits
+from ftjax.data.sources import Split
+from ftjax.errors import UserError
+
+
+def draw(splits: Splits, sizes: Mapping[str, float], seed: int, stratify: bool = False) -> Splits:
+    """Takes test and validation rows out of `train` where they are lacking, then trims `train`.
+
+    Args:
+        splits: what the source has.
+        sizes: rows (1 or more) or a share of `train`'s rows (below 1); 0 takes none, and leaves
+            `train` the rest.
+        seed: of the one permutation that all are drawn from.
+        stratify: give each split every label in the same proportion.
+
+    Raises:
+        UserError: more rows are asked for than there are, or there are no labels to stratify by.
+    """
+    if "train" not in splits:
+        return splits
+    train = splits["train"]
+    total = len(train.rows)
+    order = np.random.default_rng(seed).permutation(total)
+    if stratify:
+        order = order[np.argsort(_quantiles(np.array(strata(train))[order]), kind="stable")]
+    result, start = dict(splits), 0
+    for name in ("test", "validation"):
+        size = sizes[name]
+        count = round(size * total) if size < 1 else int(size)
+        if name in splits or not count:
+            continue
+        chosen = order[start : start + count]
+        result[name] = replace(train, rows=train.rows.select(np.sort(chosen)))
+        start += count
+    size = sizes["train"]
+    count = (total - start) if not size else round(size * total) if size < 1 else int(size)
+    if count < 1 or start + count > total:
+        raise UserError(
+            f"{train.file} has {total} rows for training: too few for data.splits "
+            f"(held out {start}, training {count})"
+        )
+    if start or count < total:
+        chosen = np.sort(order[start : start + count])
+        result["train"] = replace(train, rows=train.rows.select(chosen))
+    return result
+
+
+def strata(split: Split) -> list[str]:
+    """The label of each row.
+
+    Raises:
+        UserError: rows have no label, or one that is a number or several names.
+    """
+    labels = split.column("label") if "label" in split.rows.column_names else [None]
+    if not all(isinstance(label, str) for label in labels):
+        raise UserError(f"{split.file}: rows have no label of one name, to stratify or balance by")
+    return labels
+
+
+def _quantiles(labels: np.ndarray) -> np.ndarray:
+    """Where each row stands among those of its label, in (0, 1).
+
+    In this order any run of rows has nearly each label's share, and a label's only row is in the
+    middle: it stays in training, which must know all labels.
+    """
+    found = np.empty(len(labels))
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels == label)
+        found[places] = (np.arange(len(places)) + 0.5) / len(places)
+    return found

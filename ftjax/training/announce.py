@@ -1,0 +1,41 @@
+"""What a run says of itself before it starts."""
+
+from collections.abc import Iterator, Sequence
+
+from ftjax.training.run import Run
+from ftjax.training.splits import Data
+
+
+def announced(run: Run, data: Data, total: int, lengths: Sequence[int], step: int) -> Iterator[str]:
+    """Lines on what trains, for how long, and on rows that do not come as they are.
+
+    Args:
+        run: the model in place.
+        data: its splits.
+        total: steps of the run.
+        lengths: that rows are padded to.
+        step: that it goes on at.
+    """
+    config, stream = run.config, data.stream
+    trainable, every = run.tuned.partition.counts(run.tuned.shapes)
+    if stream is None:
+        size = f"{len(data.splits['train']):,} examples"
+    else:
+        size = f"a stream in windows of {stream.size:,} rows"
+    yield (
+        f"{config.method.name}: {trainable:,} of {every:,} parameters train "
+        f"({trainable / every:.2%}); {size}, {total:,} steps, "
+        f"lengths {', '.join(map(str, lengths))}"
+    )
+    if run.absent:
+        yield f"not in {run.folder.name}, initialized: {', '.join(run.absent)}"
+    for name, examples in data.splits.items():
+        if skipped := data.raw[name].skipped:
+            yield f"{name}: {len(skipped)} bad rows are left out, as {skipped[0]}"
+        if examples.truncated:
+            yield (
+                f"{name}: {examples.truncated} of {len(examples)} examples are longer than "
+                f"data.max_length={config.data.max_length} tokens and were truncated"
+            )
+    if step:
+        yield f"resumed at step {step}"

@@ -1,0 +1,176 @@
+"""Steps as the configuration names them, in order, and what a run and a stream take of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ftjax import tasks
+from ftjax.config import (
+    check,
+    default_config,
+    from_json,
+    load_config,
+    override,
+    parse_override,
+    to_json,
+)
+from ftjax.data.preparation import STEPS, find, steps
+from ftjax.data.preparation.pipeline import prepare
+from ftjax.data.sources import open_parts
+from ftjax.data.streaming import Source
+from ftjax.errors import UserError
+from ftjax.tasks.classification import Classification
+from ftjax.training.splits import open_stream
+from tests.conftest import here, write_jsonl
+from tests.data.preparation.rows import applied, split
+
+
+def settings(*prepared, **more):
+    return default_config().data.to_dict() | {"prepare": prepared, **more}
+
+
+def test_entries_of_files_and_of_the_command_line(tmp_path):
+    config = default_config()
+    entry = {"step": "filter_length", "minimum": 3, "splits": ["train"]}
+    for text in ("repair,mask_personal", json.dumps(["repair", entry]), json.dumps(entry)):
+        override(config, *parse_override(f"--config.data.prepare={text}"))
+        found = steps(check(from_json(to_json(config))).data.prepare)
+        assert [name for name, _ in found] == [
+            name for name in ("repair", "mask_personal", "filter_length") if name in text
+        ]
+    assert found[0][1].minimum == 3 and found[0][1].splits == ("train",)
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from ftjax.config import default_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        f"    config.data.prepare = ('repair', {entry!r})\n"
+        "    return config\n"
+    )
+    (_, repair), (_, length) = steps(check(load_config(str(file))).data.prepare)
+    assert repair == find("repair")() and length == found[0][1]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("drop_duplicate", "data.prepare: 'drop_duplicate' is not known.*drop_duplicates"),
+        ({"step": "repair", "from": "NFC"}, "repair: 'from' is not an option.*form"),
+        ({"step": "filter_length", "minimum": "3"}, "minimum='3' has the wrong type"),
+        ({"step": "drop_near_duplicates", "threshold": 1.5}, r"threshold=1.5 must be in \(0, 1\]"),
+        ({"step": "random_swap", "alpha": 0.0}, r"random_swap: alpha=0 must be in"),
+        ({"step": "repair", "splits": ["dev"]}, "splits: 'dev' is not known"),
+        ({"step": "filter_language", "languages": ["english"]}, "'english' is not known"),
+        ({"step": "filter_words", "file": "absent.txt"}, "absent.txt cannot be read"),
+        ({"step": "mask_personal", "regions": ["England"]}, "'England' is no country's code"),
+        ({"name": "repair"}, "neither a step's name nor a mapping"),
+    ],
+)
+def test_bad_entries_are_named(entry, message):
+    config = default_config()
+    config.data.prepare = (entry,)
+    with pytest.raises(UserError, match=message):
+        check(config)
+
+
+def test_steps_are_listed(capsys):
+    here("list", "preparation")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(STEPS)
+
+
+def test_rows_that_a_step_cannot_take():
+    answers = {"context": "a b c", "question": "what ?", "answers": {"text": ["b"], "start": [2]}}
+    words = {"tokens": ["a", "b"], "tags": ["O", "B"]}
+    for entry in ("repair", "mask_personal", "random_swap"):
+        with pytest.raises(UserError, match="'answers' point into 'context'"):
+            applied(entry, train=[answers])
+        with pytest.raises(UserError, match=r"no text that can be rewritten.*tokens"):
+            applied(entry, train=[words])
+    with pytest.raises(UserError, match="no label of one name"):
+        applied("oversample", train=["a", "b"])
+    with pytest.raises(UserError, match="no 'txt'.*'text'"):
+        applied({"step": "repair", "columns": ["txt"]}, train=["a"])
+    found, _ = applied({"step": "random_swap", "columns": ["question"]}, train=[
+        answers | {"question": "who is it ?"}
+    ])  # fmt: skip
+    assert found["train"].column("context") == ["a b c"] * 2
+    with pytest.raises(UserError, match="filter_length leaves train without rows .too short"):
+        prepare(
+            {"train": split(["a"])}, settings({"step": "filter_length", "minimum": 2}, splits={})
+        )
+
+
+def test_rows_of_any_columns_are_filtered():
+    rows = {
+        "tokens": [{"tokens": ["a", "b"], "tags": ["O", "O"]}, {"tokens": ["a"], "tags": ["O"]}],
+        "messages": [
+            {"messages": [{"role": "user", "content": text}]} for text in ("hello you", "hello")
+        ],
+        "pairs": [{"source": "a b", "target": "c d"}, {"source": "a b", "target": "c"}],
+    }
+    for several in rows.values():
+        entry = {"step": "filter_length", "unit": "words", "minimum": 2}
+        found, counts = applied(entry, train=several)
+        assert found["train"].rows.to_list() == [{**several[0], "row": 1}]
+        assert counts["train"]["examples"][0]["row"] == 2
+    chat = [{"messages": [{"role": "user", "content": "write to me@example.org"}]}]
+    found, counts = applied("mask_personal", train=chat)
+    assert found["train"].column("messages")[0][0] == {
+        "role": "user",
+        "content": "write to [EMAIL]",
+    }
+    assert counts["train"]["changed"] == 1
+
+
+def test_held_out_rows_are_drawn_before_training_rows_are_added():
+    rows = [{"text": f"word{i} other{i} third{i}", "label": "ab"[i % 3 == 0]} for i in range(60)]
+    drawn = {"train": 0.0, "validation": 0.2, "test": 0.1}
+    asked = settings("repair", {"step": "random_swap", "copies": 3}, "oversample", splits=drawn)
+    found, report = prepare({"train": split(rows)}, asked)
+    numbers = {name: set(part.column("row")) for name, part in found.items()}
+    assert not numbers["train"] & (numbers["validation"] | numbers["test"])
+    assert len(found["validation"].rows) == 12 and len(found["test"].rows) == 6
+    assert [row["step"] for row in report] == [
+        "source", "repair", *["split"] * 3, "random_swap", "oversample", *["prepared"] * 3
+    ]  # fmt: skip
+    plain, _ = prepare({"train": split(rows)}, settings(splits=drawn))
+    assert plain["test"].column("text") == found["test"].column("text")
+    again, _ = prepare({"train": split(rows)}, asked)
+    assert again["train"].rows.to_list() == found["train"].rows.to_list()
+
+
+def test_streams_take_steps_by_row_and_refuse_others(config_file, corpus, tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "x" * n, "label": "l"} for n in range(1, 9)])
+    opened = open_parts(settings(path=str(path)))[0][1]["train"]
+    entries = steps([
+        {"step": "filter_length", "maximum": 5},
+        {"step": "filter_length", "minimum": 5, "splits": ["test"]},
+        {"step": "clean_labels", "case": "upper"},
+    ])  # fmt: skip
+    source = Source(opened, Classification.schema, steps=entries)
+    rows = source.take(0, 12)
+    assert [len(row["text"]) for row in rows] == [1, 2, 3, 4, 5] * 2 + [1, 2]
+    assert {row["label"] for row in rows} == {"L"} and source.dropped == {"filter_length": 3}
+    none = Source(
+        opened, Classification.schema, steps=steps([{"step": "filter_length", "minimum": 50}])
+    )
+    with pytest.raises(UserError, match="no rows that data.prepare leaves"):
+        none.take(0, 1)
+
+    config = load_config(str(config_file))
+    config.data.update({"streaming": True, "window": 64})
+    config.train.steps = 10
+    with pytest.raises(UserError, match="drop_duplicates looks at all rows"):
+        check(config)
+    config.data.prepare = ({"step": "filter_length", "unit": "words", "minimum": 6},)
+    task = tasks.create(check(config).task)
+    windows = open_stream(config, task, ("negative", "positive"), Path(config.model.path))
+    rows = [json.loads(line)["text"] for line in (corpus / "train.jsonl").open()]
+    long = [len(text.split()) + 2 for text in rows if len(text.split()) > 5]  # [CLS] and [SEP]
+    found = np.concatenate([windows[i].lengths for i in range(3)])
+    np.testing.assert_array_equal(found, (long * 2)[: 3 * 64])
+    counts = {"rows_skipped": 0, "rows_dropped": {"filter_length": len(rows) - len(long)}}
+    assert windows.counts == counts and len(rows) - len(long) > 5
