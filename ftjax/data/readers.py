@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -12,6 +13,7 @@ from ftjax.errors import UserError
 csv.field_size_limit(2**31 - 1)
 Rows = Iterator[tuple[int, Any]]  # numbers and rows as they are read; a UserError for a bad one
 Options = Mapping[str, Any]  # the `data` section of the configuration
+TAG = re.compile(r"O|[BIES]-\S+")
 
 
 def sound(row: Any) -> Any:
@@ -107,7 +109,7 @@ def _arrow(file: Path, options: Options) -> Rows:
 
 def _text(file: Path, options: Options) -> Rows:
     """A row {"text"} a line, a paragraph (with the empty lines after it), or the file."""
-    by, held, start = options["text_rows"], "", 1
+    by, held, start, blank = options["text_rows"], "", 1, False
     for number, line in enumerate(_lines(file), 1):
         if isinstance(line, UserError):
             yield number, line
@@ -117,11 +119,10 @@ def _text(file: Path, options: Options) -> Rows:
             if line.strip():
                 yield number, {"text": line.rstrip("\n")}
             continue
-        ends = by == "paragraph" and held.strip() and held.endswith("\n\n")
-        if ends and line.strip():
+        if by == "paragraph" and blank and held.strip() and line.strip():
             yield start, {"text": held}
             held, start = "", number
-        held += line
+        held, blank = held + line, not line.strip()
     if held.strip():
         yield start, {"text": held}
 
@@ -129,7 +130,8 @@ def _text(file: Path, options: Options) -> Rows:
 def _conll(file: Path, options: Options) -> Rows:
     """Sentences {"tokens", "tags"}: a token a line, its tag last, an empty line between them.
 
-    A row's number is that of its first line. Lines that begin with # or -DOCSTART- are no tokens.
+    A row's number is that of its first line. Comments (# and a space, and no tag at the end) and
+    lines that begin with -DOCSTART- are no tokens.
     """
     tokens, tags, start, bad = [], [], 0, None
     for number, line in enumerate(chain(_lines(file), [""]), 1):
@@ -141,7 +143,7 @@ def _conll(file: Path, options: Options) -> Rows:
             if tokens or bad:
                 yield start, bad or {"tokens": tokens, "tags": tags}
             tokens, tags, bad = [], [], None
-        elif not line.startswith("# "):
+        elif not line.startswith("# ") or TAG.fullmatch(parts[-1]):
             start = start if tokens else number
             if len(parts) < 2 and bad is None:
                 bad = UserError(f"{file}: row {number} has no tag after {line.strip()!r}")

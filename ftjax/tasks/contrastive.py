@@ -81,7 +81,8 @@ class Contrastive(Task):
         rows, group, length = batch["input_ids"].shape
         flat = {name: batch[name].reshape(-1, length) for name in ("input_ids", "attention_mask")}
         found = apply(flat)
-        found = found / jnp.maximum(jnp.linalg.norm(found, axis=-1, keepdims=True), 1e-9)
+        squares = jnp.sum(found**2, -1, keepdims=True)  # 0 where there is no example
+        found = found * jax.lax.rsqrt(jnp.maximum(squares, 1e-18))
         return found.reshape(rows, group, -1)
 
     def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:

@@ -45,29 +45,28 @@ def mask_tokens(
         mask: the token's id.
         vocabulary: random tokens are below it.
         random: source of all draws.
-        whole_words: choose all tokens of a word, or none.
+        whole_words: choose all tokens of a word, or none; part of one where all are longer than
+            what is chosen.
     """
     count = len(ids.values)
     example = np.repeat(np.arange(len(ids)), ids.lengths)
     draw, real = random.random(count), words >= 0
+    tokens = np.bincount(example[real], minlength=len(ids))
+    most = np.maximum(np.floor(rate * tokens + 0.5).astype(int), 1)[example]
     if whole_words:  # tokens of a word are neighbours, and share the draw of its first
         new = np.ones(count, bool)
         new[1:] = (words[1:] != words[:-1]) | (example[1:] != example[:-1])
         word = np.cumsum(new) - 1
-        draw = draw[np.flatnonzero(new)][word]
-    order = np.lexsort((np.arange(count), np.where(real, draw, 2.0), example))
+        draw = draw[new][word] + (np.bincount(word)[word] > most)  # too long ones come last
+    order = np.lexsort((np.arange(count), np.where(real, draw, 3.0), example))
     rank = np.empty(count, np.int64)
     rank[order] = np.arange(count)
     rank -= np.repeat(ids.offsets[:-1], ids.lengths)
-    tokens = np.bincount(example[real], minlength=len(ids))
-    most = np.maximum(np.floor(rate * tokens + 0.5).astype(int), 1)[example]
     chosen = real & (rank < most)
-    if whole_words:  # not a word that would be cut, unless it is the only one
+    if whole_words:  # not a word that would be cut, unless all are too long
         last = np.zeros(word[-1] + 1 if count else 0, np.int64)
         np.maximum.at(last, word, rank)
-        first = np.full_like(last, count)
-        np.minimum.at(first, word, rank)
-        chosen &= (last[word] < most) | (first[word] == 0)
+        chosen &= (last[word] < most) | (rank[new][word] == 0)
     kind = random.random(count)
     other = random.integers(0, vocabulary, count)
     read = np.where(kind < 0.8, mask, np.where(kind < 0.9, other, ids.values))
@@ -80,18 +79,22 @@ def noise_spans(
     """Lengths of spans that are kept and that are noise, in turn (T5, Raffel et al. 2020, 3.1.4).
 
     round(density · length) tokens are noise, in round(noise / mean_span) spans of random lengths.
+    Noise may come first, and what is left at the end is kept, so that texts of one span are not
+    always cut at their end.
 
     Returns:
-        (spans, 2) kept, noise; the first is kept, the last noise.
+        (spans, 2) kept, noise; only the first kept one may be 0.
     """
     noise = min(max(round(length * density), 1), length - 1)
     spans = min(max(round(noise / mean_span), 1), length - noise)
 
-    def cut(total: int) -> np.ndarray:
-        ends = np.sort(random.permutation(total - 1)[: spans - 1]) + 1
+    def cut(total: int, parts: int) -> np.ndarray:
+        ends = np.sort(random.permutation(total - 1)[: parts - 1]) + 1
         return np.diff([0, *ends, total])
 
-    return np.stack([cut(length - noise), cut(noise)], 1)
+    kept = cut(length - noise + 2, spans + 1)[:spans]  # one more at both ends, which may be empty
+    kept[0] -= 1
+    return np.stack([kept, cut(noise, spans)], 1)
 
 
 def corrupt_spans(
@@ -119,12 +122,12 @@ def corrupt_spans(
             kept = len(sentinels) - 1
             spans = np.concatenate([spans[:kept], spans[kept:].sum(0, keepdims=True)])
         ends = np.cumsum(spans.ravel())
-        parts = np.split(row, ends[:-1])
+        *parts, rest = np.split(row, ends)
         marks = [np.array([mark]) for mark in sentinels[: len(spans)]]
         last = np.array([end])
         kept = [part for pair in zip(parts[::2], marks, strict=True) for part in pair]
         noise = [part for pair in zip(marks, parts[1::2], strict=True) for part in pair]
-        read.append(np.concatenate([*kept, last]))
+        read.append(np.concatenate([*kept, rest, last]))
         written.append(np.concatenate([*noise, last]))
     return ragged(read), ragged(written)
 

@@ -15,7 +15,8 @@ from ftjax.tasks.corruption import infill, permuted
 from ftjax.tasks.masked_lm import with_words
 from ftjax.tasks.rebuilding import Rebuilding
 
-END = re.compile(r"[.!?。！？]+[\"'”’）)]*\s*|\n+")
+# Where sentences end; spaces are of the next, as tokenizers have them, lines of the one before.
+END = re.compile(r"([.!?]+[\"'”’)]*(?=\s|$)|[。！？]+[”’）]*)(\s*\n+)?|\n+")
 
 
 @dataclass(frozen=True)

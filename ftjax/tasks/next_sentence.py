@@ -18,7 +18,7 @@ from ftjax.loss import Loss
 from ftjax.tasks.base import Apply, Array, Batch
 from ftjax.tasks.masked_lm import MaskedLM, with_positions, with_words
 
-END = re.compile(r"(?<=[.!?。！？])\s*|\n+")
+END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n+")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,150 @@
+"""Embeddings of texts: against sentence-transformers' loss, and ranks by hand."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+from ftjax import tuned
+from ftjax.data.encode import Examples, ragged
+from ftjax.formats.folder import load_tokenizer
+from ftjax.parallel.mesh import make_mesh
+from ftjax.tasks.contrastive import Contrastive
+from tests.compiler import OPTIONS
+from tests.conftest import WORDS, build
+from tests.tasks.made import Made, batches, examples_of, split_of
+
+TASK = Contrastive(pooling="mean")
+
+
+def rows_of(count, names=("text", "text_pair"), seed=0):
+    random = np.random.default_rng(seed)
+    return [
+        {name: " ".join(random.choice(WORDS, int(random.integers(2, 12)))) for name in names}
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def made(tiny):
+    model = build(tiny, {"name": "full"}, head={"head": "embedding", "pooling": "mean"})
+    mesh = make_mesh(devices=jax.devices()[:1])
+    params, absent = tuned.load(tiny, model, mesh, jax.random.key(0))
+    assert not absent
+    theirs = transformers.BertModel.from_pretrained(tiny).eval()
+    return Made(TASK, model, params, theirs), load_tokenizer(tiny), tiny
+
+
+def means(model, tokenizer, texts):
+    """Means over tokens of transformers' model."""
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+    return (hidden * mask).sum(1) / mask.sum(1)
+
+
+@pytest.mark.parametrize(
+    "names", [("text", "text_pair"), ("text", "text_pair", "negative"), ("text",)]
+)
+def test_loss_and_gradient_equal_sentence_transformers(made, names):
+    """Also where a batch has places without an example, which are no negatives."""
+    made, tokenizer, folder = made
+    rows = rows_of(6, names)
+    _, _, examples = examples_of(TASK, rows, folder)
+    assert examples.group == max(len(names), 2)
+    (batch,) = batches(examples, 8)
+    assert batch["weights"].sum() == 6
+    twice = names if len(names) > 1 else ("text", "text")  # SimCSE
+    parts = [means(made.theirs, tokenizer, [row[name] for row in rows]) for name in twice]
+    found = made.outputs(examples)
+    for i, part in enumerate(parts):
+        wanted = torch.nn.functional.normalize(part).detach().numpy()
+        np.testing.assert_allclose(found[:, i], wanted, atol=1e-5)
+    loss = MultipleNegativesRankingLoss(None, scale=20.0).compute_loss_from_embeddings(parts, None)
+    word = made.theirs.embeddings.word_embeddings.weight
+    (wanted,) = torch.autograd.grad(loss, [word])
+
+    def mean(params):
+        found = TASK.loss(partial(made.tuned.apply, params), batch, True)
+        return found.total / found.weight
+
+    value, grads = jax.jit(jax.value_and_grad(mean), compiler_options=OPTIONS)(made.params)
+    np.testing.assert_allclose(value, loss.item(), rtol=1e-4)
+    assert all(np.isfinite(np.asarray(grad)).all() for grad in grads.values())
+    found = np.asarray(grads["embeddings/word/embedding"])
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4 * np.abs(wanted.numpy()).max())
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_symmetric_loss_and_scale(symmetric):
+    random = np.random.default_rng(0)
+    embedded = random.normal(size=(5, 2, 8)).astype(np.float32)
+    batch = {
+        "input_ids": np.zeros((5, 2, 3), int),
+        "attention_mask": np.ones((5, 2, 3), int),
+        "weights": np.ones(5, np.float32),
+    }
+    task = Contrastive(pooling="mean", scale=5.0, symmetric=symmetric)
+    found = task.loss(lambda _: embedded.reshape(10, 8), batch, True)
+    ways = ("query_to_doc", "doc_to_query") if symmetric else ("query_to_doc",)
+    kind = {"directions": ways, "partition_mode": "per_direction"}
+    theirs = MultipleNegativesRankingLoss(None, scale=5.0, **kind)
+    parts = [torch.tensor(embedded[:, i]) for i in range(2)]
+    wanted = theirs.compute_loss_from_embeddings(parts, None).item()
+    np.testing.assert_allclose(found.total / found.weight, wanted, rtol=1e-4)
+
+
+def test_two_readings_differ_by_dropout(made):
+    made, _, folder = made
+    _, _, examples = examples_of(TASK, rows_of(4, ("text",)), folder)
+    (batch,) = batches(examples, 4)
+    np.testing.assert_array_equal(batch["input_ids"][:, 0], batch["input_ids"][:, 1])
+
+    def run(key):
+        return TASK.outputs(partial(made.tuned.apply, made.params, key=key), batch)
+
+    found = np.asarray(jax.jit(run, compiler_options=OPTIONS)(jax.random.key(0)))
+    assert (np.abs(found[:, 0] - found[:, 1]).max(-1) > 1e-3).all()
+
+
+def test_ranks_by_hand():
+    """Of three texts one finds its partner first, one second, one third."""
+    first = np.array([[1.0, 0], [0.6, 0.8], [0, 1]])
+    second = np.array([[1.0, 0], [0.8, 0.6], [0.6, -0.8]])
+    # cosines: 1 .8 .6 | .6 .96 -.28 | 0 .6 -.8 : ranks 1, 1, 3
+    outputs = np.stack([first, second], 1).astype(np.float32)
+    examples = Examples(ragged([[1]] * 6), group=2)
+    scores = TASK.score(outputs, examples, None, ())
+    np.testing.assert_allclose(scores["accuracy"], 2 / 3)
+    np.testing.assert_allclose(scores["reciprocal_rank"], (1 + 1 + 1 / 3) / 3)
+    cosines = torch.tensor(first @ second.T) * 20
+    wanted = torch.nn.functional.cross_entropy(cosines, torch.arange(3)).item()
+    np.testing.assert_allclose(scores["loss"], wanted, rtol=1e-5)
+    labelled = Examples(ragged([[1]] * 6), arrays={"_label": np.array([3.0, 2, 1])}, group=2)
+    assert TASK.score(outputs, labelled, None, ())["spearman"] == pytest.approx(1.0)
+    found = TASK.predictions(outputs, examples, None, ())
+    assert [row["cosine"] for row in found] == [1.0, 0.96, -0.8]
+
+
+def test_many_texts_are_ranked_in_parts():
+    random = np.random.default_rng(0)
+    outputs = random.normal(size=(1500, 2, 4)).astype(np.float32)
+    outputs[:, 1] += 2 * outputs[:, 0]
+    outputs /= np.linalg.norm(outputs, axis=-1, keepdims=True)
+    scores = TASK.score(outputs, Examples(ragged([[1]] * 3000), group=2), None, ())
+    sims = outputs[:, 0] @ outputs[:, 1].T
+    rank = (sims > np.diag(sims)[:, None]).sum(1) + 1
+    np.testing.assert_allclose(scores["reciprocal_rank"], (1 / rank).mean(), atol=1e-3)
+    wanted = torch.nn.functional.cross_entropy(torch.tensor(20 * sims), torch.arange(1500))
+    np.testing.assert_allclose(scores["loss"], wanted.item(), rtol=1e-4)
+
+
+def test_labels_are_kept_for_scores_alone(tiny):
+    rows = [{**row, "label": i / 3} for i, row in enumerate(rows_of(4))]
+    _, _, examples = examples_of(TASK, rows, tiny)
+    assert "_label" not in batches(examples)[0]
+    np.testing.assert_allclose(examples.arrays["_label"], [0, 1 / 3, 2 / 3, 1])
+    assert split_of(TASK, rows_of(2)).rows.column_names == ["text", "text_pair", "row"]
