@@ -1,13 +1,8 @@
 """`ftjax generate --workdir` continues by the best model of a run."""
 
-import sys
-import types
-
 import jax
 import jax.numpy as jnp
-import pytest
 
-from ftjax import tasks
 from ftjax.cli import main
 from ftjax.config import default_config
 from ftjax.formats.folder import fingerprint, load_tokenizer
@@ -20,31 +15,15 @@ from ftjax.training.step import State
 from tests.conftest import perturbed
 
 
-class LanguageModel:
-    """As much of a task as a work folder's model needs."""
-
-    def head(self, names, folder):
-        return {"head": "causal_lm"}
-
-
-@pytest.fixture
-def task(monkeypatch):
-    module = types.ModuleType("ftjax.tasks.language")
-    module.LanguageModel = LanguageModel
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(tasks.TASKS, "language", ("language", "LanguageModel", "for this test"))
-    monkeypatch.setattr("ftjax.registry.options", lambda cls: {})
+def test_tokens_are_the_tuned_models(decoder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "")
-
-
-def test_tokens_are_the_tuned_models(task, decoder, tmp_path, capsys):
-    config = default_config("lora")
-    config.model.path, config.task = str(decoder), {"name": "language"}
+    config = default_config("lora", "causal_lm")
+    config.model.path = str(decoder)
     config.data.max_length = 32
     work = tmp_path / "work"
     open_workdir(work, config)
-    write_labels(work, ("none", "any"))
-    run = place_model(config, ("none", "any"))
+    write_labels(work, ())
+    run = place_model(config, ())
     moved = perturbed(merge(run.trainable, run.frozen), run.tuned)
     trainable, _ = run.tuned.partition.split(moved)
     state = State(jnp.asarray(7), trainable, {"count": jnp.zeros(())}, jax.random.key(0))
