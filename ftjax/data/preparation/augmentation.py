@@ -194,6 +194,7 @@ class Eda(_Synonyms):
 
 
 def swap(text: Text, random: Random, count: int) -> None:
+    """Exchanges two words, `count` times."""
     if len(text.words) > 1:
         for _ in range(count):
             a, b = random.choice(len(text.words), 2, replace=False)
@@ -201,6 +202,7 @@ def swap(text: Text, random: Random, count: int) -> None:
 
 
 def delete(text: Text, random: Random, share: float) -> None:
+    """Leaves out each word with a probability, but one at least stays."""
     gone = random.random(len(text.words)) < share
     if gone.all() and len(gone):
         gone[random.integers(len(gone))] = False
@@ -209,6 +211,7 @@ def delete(text: Text, random: Random, share: float) -> None:
 
 
 def replace(text: Text, random: Random, count: int, synonyms: Callable[[str], list[str]]) -> None:
+    """Puts synonyms in place of `count` different words that have some."""
     different = list(dict.fromkeys(text.words))
     for number in random.permutation(len(different)):
         word = different[number]
@@ -220,6 +223,7 @@ def replace(text: Text, random: Random, count: int, synonyms: Callable[[str], li
 
 
 def insert(text: Text, random: Random, count: int, synonyms: Callable[[str], list[str]]) -> None:
+    """Puts in synonyms of `count` words that have some."""
     words = list(text.words)
     for _ in range(count):
         for word in random.permutation(np.array(words, object))[:TRIES]:

@@ -11,7 +11,7 @@ from ftjax.data.preparation.words import HAN
 
 Row = Mapping[str, Any]
 COLOURS = {"train": "#2b6cb0", "validation": "#c05621", "test": "#2f7d55"}
-LABELS = 40  # that are shown, the most frequent
+LABELS, CHIPS = 40, 12  # that are shown, the most frequent
 PIECES = re.compile(rf"[^\W{HAN}]+|.", re.DOTALL)
 USUAL = ("step", "split", "rows_in", "rows_out", "added", "reasons", "examples", "changes")
 STYLE = """
@@ -42,7 +42,9 @@ def page(report: Sequence[Row]) -> str:
     """The page of a report as `ftjax.data.preparation.pipeline.prepare` makes it."""
     before = {row["split"]: row for row in report if row["step"] == "source"}
     after = {row["split"]: row for row in report if row["step"] == "prepared"}
-    done = [row for row in report if row["step"] not in ("source", "prepared")]
+    drawn = any(row["step"] == "split" and row["rows_in"] != row["rows_out"] for row in report)
+    left_out = ("source", "prepared") if drawn else ("source", "prepared", "split")
+    done = [row for row in report if row["step"] not in left_out]
     parts = [
         "<h1>Data report</h1>",
         '<p class="quiet">What was read, what each step of preparation did, and what was left.</p>',
@@ -118,9 +120,10 @@ def _counts(row: Row) -> str:
     """Reasons, and whatever else a step has counted."""
     others = {name: row[name] for name in row if name not in USUAL and row[name]}
     found = {**{k.replace("_", " "): v for k, v in others.items()}, **row.get("reasons", {})}
-    return " ".join(
-        _tag("span", f"{_text(name)}: {_text(count)}", "chip") for name, count in found.items()
-    )
+    shown = list(found.items())[:CHIPS]
+    if rest := list(found.values())[CHIPS:]:
+        shown.append((f"{len(rest)} others", sum(rest)))
+    return " ".join(_tag("span", f"{_text(name)}: {_text(count)}", "chip") for name, count in shown)
 
 
 def _bar(share: float, colour: str, faint: float | None = None) -> str:

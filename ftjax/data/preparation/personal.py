@@ -86,7 +86,7 @@ class MaskPersonal(TextStep):
     """Puts [EMAIL], [IBAN], [CHINESE_ID], [CARD], [IP] and [PHONE] in place of what it finds.
 
     Cards pass Luhn's check, IBANs that of ISO 13616 and Chinese IDs that of GB 11643, by
-    python-stdnum; phone numbers are those that libphonenumber finds valid.
+    python-stdnum; phone numbers are those that libphonenumber finds valid, and grouped as usual.
 
     Attributes:
         kinds: what is masked; empty: all.
@@ -136,8 +136,9 @@ class MaskPersonal(TextStep):
         if sum(map(str.isdigit, text)) < 7:
             return []
         spans = [found.span() for found in CHINESE_MOBILE.finditer(text)]
+        strict = phonenumbers.Leniency.STRICT_GROUPING  # no years from 1685 to 1745, no sums
         for region in self.regions or (None,):
-            matches = phonenumbers.PhoneNumberMatcher(text, region)
+            matches = phonenumbers.PhoneNumberMatcher(text, region, strict)
             spans += [(found.start, found.end) for found in matches]
         return _apart(spans)
 

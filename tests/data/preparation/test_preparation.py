@@ -1,6 +1,7 @@
 """Steps as the configuration names them, in order, and what a run and a stream take of them."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,9 @@ def test_held_out_rows_are_drawn_before_training_rows_are_added():
     assert [row["step"] for row in report] == [
         "source", "repair", *["split"] * 3, "random_swap", "oversample", *["prepared"] * 3
     ]  # fmt: skip
+    strict, _ = prepare({"train": split(rows)}, settings(splits=drawn, stratify=True))
+    assert Counter(strict["validation"].column("label")) == {"a": 8, "b": 4}
+    assert Counter(strict["test"].column("label")) == {"a": 4, "b": 2}
     plain, _ = prepare({"train": split(rows)}, settings(splits=drawn))
     assert plain["test"].column("text") == found["test"].column("text")
     again, _ = prepare({"train": split(rows)}, asked)

@@ -1,0 +1,285 @@
+"""Writes experiments/TASKS.md: each task on real data, beside the same training by Hugging Face.
+
+    python scripts/tasks.py --data DATA [--only sst2,mrpc] [--seeds 3] [--workdir runs/tasks]
+
+DATA holds a folder of .jsonl files for each data set. Finished runs are kept, so that the same
+command goes on where it stopped; the table is written anew after each. What is trained on and
+validated by is a sample, written to WORKDIR/data once: other --rows need another --workdir.
+Needs the `test` extras.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ftjax.comparison.statistics import interval
+
+ROOT = Path(__file__).parents[1]
+METHODS = ("full", "lora")
+SPLITS = ("train", "validation", "test")
+HEADER = (
+    "| data | task | metric | examples | method | ftjax | HF | difference | within | "
+    "seconds, ftjax / HF | configuration |"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table for each of its metrics and each method.
+
+    Attributes:
+        data: the data set's folder.
+        page: the configuration's file, in configs/.
+        metrics: of the test split; key in result.json → name in the table.
+        overrides: of the configuration.
+        name: of work folders.
+    """
+
+    data: str
+    page: str
+    metrics: Mapping[str, str]
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return "_".join((self.data, *(value.strip("()',") for value in self.overrides.values())))
+
+
+ACCURACY = {"accuracy": "accuracy"}
+MEAN_F1 = {"f1": "F1, mean of both classes"}
+SNIPS = {"exact": "rows all right", "intent_accuracy": "accuracy of intents", "f1": "F1 of slots"}
+CASES = (
+    Case("sst2", "sst2", ACCURACY),
+    Case("mrpc", "mrpc", MEAN_F1),
+    Case("wnut17", "wnut17", {"f1": "F1 of entities"}),
+    Case("snips", "snips", SNIPS),
+    Case("semeval2010_t8", "semeval2010", {"f1_relations": "official F1"}),
+    Case("cola", "cola", {"matthews": "Matthews"}),
+    Case("stsb", "stsb", {"pearson": "Pearson"}),
+    Case("trec", "trec", ACCURACY),
+    Case("sms_spam", "sms_spam", MEAN_F1),
+    Case("rte", "rte", ACCURACY),
+    Case("clinc150_small", "clinc150", ACCURACY),
+    Case("sms_spam", "sms_spam", MEAN_F1, {"task.class_weights": "balanced"}),
+    Case("sms_spam", "sms_spam", MEAN_F1, {"data.prepare": "('oversample',)"}),
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs in one work folder."""
+
+    data: Path
+    workdir: Path
+    rows: int
+    epochs: int
+
+    def sampled(self, case: Case) -> Path:
+        """The folder of a data set's sample, written where it is not there."""
+        folder = self.workdir / "data" / case.data
+        if not folder.exists():
+            part = folder.with_suffix(".part")
+            part.mkdir(parents=True, exist_ok=True)
+            for split, rows in sample(self.data / case.data, self.rows).items():
+                lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+                (part / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+            part.rename(folder)
+        return folder
+
+    def place(self, case: Case, method: str, seed: int | str) -> Path:
+        return self.workdir / case.name / f"{method}_{seed}"
+
+    def result(self, case: Case, method: str, seed: int | str) -> dict[str, Any] | None:
+        """Of ours by a seed, or of "hf"; None before it is there."""
+        place = self.place(case, method, seed)
+        file = place.with_suffix(".json") if seed == "hf" else place / "result.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+    def run(self, case: Case, method: str, seed: int | str) -> bool:
+        """Runs what is not finished yet; says whether it succeeded."""
+        if self.result(case, method, seed) is not None:
+            return True
+        place, python = self.place(case, method, seed), sys.executable
+        if seed == "hf":
+            script = str(ROOT / "scripts" / "tasks_peer.py")
+            command = [python, script, "--run", str(self.place(case, method, 0))]
+            command += ["--output", str(place.with_suffix(".json"))]
+        else:
+            settings = {"data.path": self.sampled(case), "data.prepare": "()", "seed": seed}
+            settings |= {"train.epochs": self.epochs} if self.epochs else {}
+            settings |= case.overrides
+            page = ROOT / "configs" / f"{case.page}.py"
+            command = [python, "-m", "ftjax", "train", "--config", f"{page}:{method}"]
+            command += ["--workdir", str(place)]
+            command += [f"--config.{key}={value}" for key, value in settings.items()]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+        with place.with_suffix(".log").open("a") as log:
+            done = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)
+        shutil.rmtree(place / "checkpoints", ignore_errors=done.returncode == 0)
+        return done.returncode == 0
+
+
+def sample(source: Path, count: int) -> dict[str, list[dict[str, Any]]]:
+    """At most `count` training rows, a quarter as many to validate by, and all test rows.
+
+    Training rows that come again, or are held out, are dropped. Without a test split the
+    validation split is it; without another to validate by, a tenth of training is.
+    """
+    rows = {}
+    for split in SPLITS:
+        if (file := source / f"{split}.jsonl").exists():
+            lines = file.read_text(encoding="utf-8").splitlines()
+            rows[split] = [json.loads(line) for line in lines]
+    if "test" not in rows:
+        rows["test"] = rows.pop("validation")
+    seen = {key(row) for split in rows if split != "train" for row in rows[split]}
+    train = []
+    for row in rows["train"]:
+        if key(row) not in seen:
+            seen.add(key(row))
+            train.append(row)
+    shuffled = random.Random(0)
+    shuffled.shuffle(train)
+    if "validation" not in rows:
+        tenth = len(train) // 10
+        rows["validation"], train = train[:tenth], train[tenth:]
+    shuffled.shuffle(rows["validation"])
+    return {
+        "train": train[:count],
+        "validation": rows["validation"][: count // 4],
+        "test": rows["test"],
+    }
+
+
+def key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is the same in rows of the same text."""
+    texts = [row["text"]] if "text" in row else row["tokens"]
+    return tuple(" ".join(text.lower().split()) for text in (*texts, row.get("text_pair", "")))
+
+
+def close(ours: list[float], theirs: float) -> bool:
+    """Whether they differ by at most a point, or two standard errors of the difference.
+
+    The error is that of our mean and of their one run, which are taken to vary alike.
+    """
+    error = 0.0
+    if len(ours) > 1:
+        error = statistics.stdev(ours) * math.sqrt(1 / len(ours) + 1)
+    return abs(statistics.fmean(ours) - theirs) <= max(0.01, 2 * error)
+
+
+def points(scores: list[float]) -> str:
+    """The mean in points, with half of Student's 95% interval, or 1 seed's score."""
+    mean = 100 * statistics.fmean(scores)
+    if len(scores) == 1:
+        return f"{mean:.1f} (1 seed)"
+    low, high = interval(scores)
+    seeds = "" if len(scores) == 3 else f" ({len(scores)} seeds)"
+    return f"{mean:.1f} ± {50 * (high - low):.1f}{seeds}"
+
+
+def table(study: Study, cases: list[Case], seeds: int) -> Iterator[str]:
+    """A line for each metric of each method of which there is a run."""
+    yield HEADER
+    yield "|---|---|---|---|---|---:|---:|---:|---|---:|---|"
+    for case in cases:
+        for method in METHODS:
+            runs = [study.result(case, method, seed) for seed in range(seeds)]
+            runs = [found for found in runs if found is not None]
+            peer = study.result(case, method, "hf")
+            for metric, name in case.metrics.items() if runs else ():
+                yield line(study, case, method, (metric, name), runs, peer)
+
+
+def line(
+    study: Study,
+    case: Case,
+    method: str,
+    metric: tuple[str, str],
+    runs: list[dict[str, Any]],
+    peer: dict[str, Any] | None,
+) -> str:
+    ours = [found["metrics"]["test"][metric[0]] for found in runs]
+    sizes = []
+    for split in SPLITS:
+        text = (study.sampled(case) / f"{split}.jsonl").read_text(encoding="utf-8")
+        sizes.append(f"{text.count(chr(10)):,}")
+    seconds = f"{statistics.fmean(found['train_seconds'] for found in runs):.0f}"
+    theirs, difference, within = "–", "–", "–"
+    if peer:
+        value = peer["metrics"]["test"][metric[0]]
+        theirs, difference = f"{100 * value:.1f}", f"{100 * (statistics.fmean(ours) - value):+.1f}"
+        within = "yes" if close(ours, value) else "**no**"
+        seconds += f" / {peer['seconds']:.0f}"
+    changed = "".join(f" `{key}={value}`" for key, value in case.overrides.items())
+    cells = [case.data, runs[0]["task"], metric[1], " / ".join(sizes), method, points(ours)]
+    cells += [theirs, difference, within, seconds, f"`{case.page}.py:{method}`{changed}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def document(study: Study, cases: list[Case], seeds: int, failed: list[str]) -> str:
+    """The Markdown page."""
+    text = f"""# Tasks on real data, beside Hugging Face
+
+Written by `python scripts/tasks.py --data DATA --seeds {seeds}`, from runs of `ftjax train` with
+the configurations named (MiniLM, 22.6 million parameters) and of `scripts/tasks_peer.py`, which
+trains the same by transformers, peft and torch: the same rows, epochs, batch size, learning rate,
+schedule, dropout, clipping, head and pooling, both in float32; its seed is one, its encoding,
+losses and metrics are its own.
+
+At most {study.rows:,} training rows and {study.rows // 4:,} to validate by, drawn once (examples:
+train / validation / test); training rows that come twice or are held out are dropped. Both sides
+keep the epoch that validation chooses, by the metric named, and run it on the test split, for RTE
+the published validation split, of which training has given one. Scores are in points, ours the
+mean over seeds ± half of Student's 95% interval. *Within*: the difference is at most one point, or
+two standard errors of the difference of our mean and one run, which are taken to vary alike.
+Seconds are of training steps alone, on two cores that did other work too: they are no measurement
+of speed, for which see [benchmark.md](benchmark.md).
+
+"""
+    lines = "\n".join(table(study, cases, seeds))
+    return text + lines + "\n" + "".join(f"\nFailed: {name}\n" for name in failed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "tasks")
+    parser.add_argument("--output", type=Path, default=ROOT / "experiments" / "TASKS.md")
+    parser.add_argument("--only", default="", help="data sets, as sst2,mrpc")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=4000, help="to train on, at most")
+    parser.add_argument("--epochs", type=int, default=0, help="0: as the configuration says")
+    arguments = parser.parse_args()
+    study = Study(
+        arguments.data.resolve(), arguments.workdir.resolve(), arguments.rows, arguments.epochs
+    )
+    names = arguments.only.split(",") if arguments.only else [case.data for case in CASES]
+    cases = [case for case in CASES if case.data in names]
+    failed = []
+    for seed in (0, "hf", *range(1, arguments.seeds)):
+        for case in cases:
+            for method in METHODS:
+                label = f"{case.name} {method} {seed}"
+                print(label, flush=True)
+                if not study.run(case, method, seed):
+                    failed.append(label)
+                    print(f"failed: see {study.place(case, method, seed)}.log", flush=True)
+                page = document(study, list(CASES), arguments.seeds, failed)
+                arguments.output.write_text(page, encoding="utf-8")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
