@@ -1,0 +1,140 @@
+"""Tasks from the command line: trained a few steps, evaluated, and predicted with."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.conftest import WORDS, here, write_jsonl
+from tests.models.reference import Reference
+from tests.tasks.made import write_words
+
+
+def rows_of(task, count, seed):
+    random = np.random.default_rng(seed)
+
+    def text(least=3, most=10):
+        return " ".join(random.choice(WORDS, int(random.integers(least, most))))
+
+    def row():
+        said = text()
+        words = said.split()
+        if task == "token_classification":
+            tags = ["B-good" if word in WORDS[:4] else "O" for word in words]
+            return {"tokens": words, "tags": tags, "label": "yes" if "B-good" in tags else "no"}
+        if task == "span_qa":
+            answer = {"text": [words[1]], "answer_start": [len(words[0]) + 1]}
+            return {"question": text(1, 3), "context": said, "answers": answer}
+        if task == "seq2seq":
+            return {"source": said, "target": words[0]}
+        if task == "instruction":
+            return {"instruction": said, "output": words[0]}
+        if task == "preference":
+            return {"prompt": said, "chosen": words[0], "rejected": text(2, 4)}
+        return {"text": said}
+
+    return [row() for _ in range(count)]
+
+
+# Task → the model's case and head (None: the tests' BERT), method, and options.
+RUNS = {
+    "token_classification": (None, "lora", {}),
+    "span_qa": (None, "full", {"stride": 4}),
+    "masked_lm": (("bert", "masked_lm"), "full", {"rate": 0.3}),
+    "seq2seq": (("bart", "seq2seq_lm"), "full", {"max_new_tokens": 4}),
+    "instruction": (
+        ("llama", "causal_lm"),
+        "lora",
+        {"template": "plain", "generate": 8, "max_new_tokens": 4},
+    ),
+    "preference": (("llama", "causal_lm"), "lora", {"template": "plain"}),
+}
+METRICS = {
+    "token_classification": {"f1", "intent_accuracy", "exact"},
+    "span_qa": {"exact_match", "f1"},
+    "masked_lm": {"perplexity", "masked_accuracy"},
+    "seq2seq": {"bleu", "chrf", "bleu_signature", "token_accuracy"},
+    "instruction": {"exact_match", "perplexity", "written"},
+    "preference": {"accuracy", "margin"},
+}
+FOUND = {
+    "token_classification": {"tags", "entities", "label"},
+    "span_qa": {"answer", "start", "score"},
+    "masked_lm": {"loss", "tokens"},
+    "seq2seq": {"written"},
+    "instruction": {"written"},
+    "preference": {"preferred", "log_probabilities"},
+}
+
+
+@pytest.mark.parametrize("task", RUNS)
+def test_train_evaluate_predict(task, tiny, tmp_path):
+    case, method, options = RUNS[task]
+    folder = tiny
+    if case:  # with the tokenizer whose end is the model's
+        folder = write_words(tmp_path / "model", eos="[CLS]" if case[0] == "bart" else "[SEP]")
+        Reference.make(*case, folder)
+    rows = {
+        split: rows_of(task, n, n) for split, n in (("train", 48), ("validation", 16), ("test", 13))
+    }
+    for split, of_split in rows.items():
+        write_jsonl(tmp_path / "data" / f"{split}.jsonl", of_split)
+    file, work = tmp_path / "config.py", tmp_path / "work"
+    file.write_text(
+        f"""
+from ftjax.config import default_config
+
+def get_config():
+    config = default_config({method!r}, {task!r})
+    config.model.path = {str(folder)!r}
+    config.data.path = {str(tmp_path / "data")!r}
+    config.data.max_length = 32
+    config.data.buckets = 1
+    config.task.update({options!r})
+    config.optimizer.learning_rate = 5e-3
+    config.train.epochs = 2
+    config.train.batch_size = 16
+    config.train.eval_batch_size = 16
+    config.train.log_every = 1
+    return config
+"""
+    )
+    here("train", "--config", file, "--workdir", work)
+    logged = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in logged if "loss" in row]
+    assert len(losses) == 6 and min(losses[3:]) < losses[0] and np.isfinite(losses).all()
+    if task == "preference":
+        np.testing.assert_allclose(losses[0], np.log(2), rtol=1e-4)
+    result = json.loads((work / "result.json").read_text())
+    assert result["metrics"]["test"]["examples"] == 13 and METRICS[task] <= set(
+        result["metrics"]["test"]
+    )
+    here("evaluate", "--workdir", work)
+    scored = json.loads((work / "evaluate_test.json").read_text())
+    for name in METRICS[task]:
+        wanted = result["metrics"]["test"][name]
+        wanted = wanted if isinstance(wanted, str) else pytest.approx(wanted, rel=1e-4)
+        assert scored[name] == wanted, name
+    asked = rows["test"]
+    if task not in ("masked_lm", "preference"):  # without what is to be found
+        hidden = {"tags", "label", "answers", "target"}
+        asked = [{key: value for key, value in row.items() if key not in hidden} for row in asked]
+    if task == "instruction":
+        asked = [{"prompt": row["instruction"]} for row in asked]
+    write_jsonl(tmp_path / "asked.jsonl", asked)
+    here(
+        "predict",
+        "--workdir",
+        work,
+        "--input",
+        tmp_path / "asked.jsonl",
+        "--output",
+        tmp_path / "found.jsonl",
+    )
+    found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert len(found) == 13 and all(FOUND[task] <= set(row) for row in found), found[0]
+    if task == "token_classification":
+        assert [len(row["tags"]) for row in found] == [len(row["tokens"]) for row in asked]
+    if task == "span_qa":
+        for row, given in zip(found, asked, strict=True):
+            assert given["context"][row["start"] :].startswith(row["answer"]) and row["answer"]
