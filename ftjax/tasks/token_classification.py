@@ -128,7 +128,9 @@ class TokenClassification(Task):
         tags, _ = parted(names)
         truth, guess = split.column("tags"), self._tags(outputs, examples, split, tags)
         pairs = list(zip(chain(*truth), chain(*guess), strict=True))
-        report = sq.classification_report(truth, guess, output_dict=True, zero_division=0)
+        report = {}  # of no entities it has means of nothing
+        if any(tag != "O" for pair in pairs for tag in pair):
+            report = sq.classification_report(truth, guess, output_dict=True, zero_division=0)
         found = {
             "loss": self._loss(outputs["tokens"], examples, len(tags)),
             "f1": float(sq.f1_score(truth, guess, zero_division=0)),
