@@ -17,7 +17,6 @@ def get_config(method: str = "full") -> ConfigDict:
     config.data.path = "allenai/ai2_arc:ARC-Easy"
     config.data.columns.text = "question"
     config.data.columns.label = "answerKey"
-    config.data.on_error = "skip"  # keys that are numbers from 1 on
     config.data.max_length = 128
     config.data.prepare = ()
     config.train.epochs = 3

@@ -121,7 +121,7 @@ def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
         (["--config.data.batching=packed"], "must be bucket, pack or pad"),
         (["--config.train.best_metric=acuracy"], "did you mean 'accuracy'"),
         (["--config.optimizer.name=adam"], "did you mean 'adamw'"),
-        (["--config.task.pooling=max"], "must be auto, cls or mean"),
+        (["--config.task.pooling=max"], "must be one of auto, cls, mean"),
         (["--config.mesh.data=3"], "mesh.data=3"),
         (["--nonsense"], "'--nonsense' is not understood"),
     ],

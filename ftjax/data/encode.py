@@ -158,6 +158,8 @@ def _tokenizer(folder: Path, task: Any, max_length: int) -> Callable[..., dict[s
 
 def _examples(table: Any) -> Examples:
     """Columns of lists are of tokens, nested ones of groups of sequences, others of examples."""
+    if not table.num_rows:
+        return Examples(ragged([]))
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
     nested = pyarrow.types.is_list(columns[IDS].type.value_type)
     group = int(np.diff(columns[IDS].offsets).max(initial=1)) if nested else 1

@@ -124,6 +124,9 @@ def packed_layout(
     batches hold an example that the shorter does not take and that saves enough. Rows are counted
     by packing the first batches of an epoch.
 
+    Where batches are packed together, which examples each has depends on the lengths: so these do
+    not depend on `multiple`, and a run can go on on another mesh.
+
     Where `longest_row` is given, one length of at most that many tokens, with the least padding:
     for long rows whose attention costs no more, as that of kernels that skip other examples.
     """
@@ -138,7 +141,8 @@ def packed_layout(
         fitting = [group for group, most in zip(groups, longest, strict=True) if most <= length]
         packed = (pack(lengths[np.concatenate(g)], length, places) for g in fitting[:tried])
         counts = [-(-len(p) // len(g)) for p, g in zip(packed, fitting, strict=False)]
-        return np.array([_round_up(count, multiple) for count in counts])
+        usual = multiple if together == 1 else 1
+        return np.array([_round_up(count, usual) for count in counts])
 
     def rows(length: int, places: int) -> int:
         return int(np.quantile(needed(length, places), COVERED if together > 1 else 1))
@@ -154,8 +158,8 @@ def packed_layout(
     if longest_row:
         candidates = range(max(top, longest_row // 2), max(top, longest_row) + 1, step)
         only = min(candidates, key=lambda n: needed(n, places(n)).mean() * n)
-        held, most = (rows(only, places(only)),), places(only)
-        return Layout((only,), rows=held, places=most, together=together, multiple=multiple)
+        held, most = _round_up(rows(only, places(only)), multiple), places(only)
+        return Layout((only,), rows=(held,), places=most, together=together, multiple=multiple)
     full = min(range(top, 2 * top, step), key=cost)
     chosen, least = (full,), 0.97 * cost(full)
     for short in range(_round_up(int(np.median(longest)), 4), top if count > 1 else 0, step):
@@ -164,7 +168,7 @@ def packed_layout(
         if mixed < least:
             chosen, least = (short, full), mixed
     most = places(chosen[-1])
-    counts = tuple(rows(length, most) for length in chosen)
+    counts = tuple(_round_up(rows(length, most), multiple) for length in chosen)
     return Layout(chosen, rows=counts, places=most, together=together, multiple=multiple)
 
 
@@ -293,6 +297,7 @@ def _plan_packed(
         groups = [(length, rows[i : i + count]) for i in range(0, len(rows), count)]
     else:
         groups = []
+        several = layout.together > 1
         for batches in _together(lengths, batch_size, layout.together, random):
             every = np.concatenate(batches)
             length = next(n for n in layout.lengths if n >= lengths[every].max())
@@ -302,9 +307,11 @@ def _plan_packed(
                 pairs = zip(batches, packed, strict=True)
                 groups += [(length, [batch[row] for row in rows]) for batch, rows in pairs]
                 continue
-            parts = np.array_split(random.permutation(len(rows)), len(batches))
+            order = random.permutation(len(rows)) if several else np.arange(len(rows))
+            parts = np.array_split(order, len(batches))
             groups += [(length, [rows[i] for i in part]) for part in parts]
-        groups = [groups[i] for i in random.permutation(len(groups))]
+        if several:
+            groups = [groups[i] for i in random.permutation(len(groups))]
     planned = []
     for length, group in groups:
         count = max(usual[length], _round_up(len(group), layout.multiple))

@@ -60,7 +60,18 @@ def _json(file: Path, options: Options) -> Rows:
 def _csv(file: Path, options: Options) -> Rows:
     """Rows of named fields; the header is row 1."""
     delimiter = options["delimiter"] or ("\t" if file.suffix == ".tsv" else ",")
-    reader = csv.DictReader(map(sound, _lines(file)), delimiter=delimiter, restkey="", restval=None)
+    bad: list[UserError] = []  # lines that are not text, before the row that comes next
+
+    def lines() -> Iterator[str]:
+        for line in _lines(file):
+            if not isinstance(line, UserError):
+                yield line
+            elif reader.line_num:
+                bad.append(line)
+            else:
+                raise line
+
+    reader = csv.DictReader(lines(), delimiter=delimiter, restkey="", restval=None)
     header = reader.fieldnames or []
     other = next((mark for mark in "\t;|," if mark != delimiter and mark in "".join(header)), None)
     if len(header) == 1 and other:
@@ -68,10 +79,16 @@ def _csv(file: Path, options: Options) -> Rows:
             f"{file}: row 1: the header {header[0]!r} is one field; if {other!r} is between "
             f"fields, set data.delimiter={other!r}"
         )
-    for number, row in enumerate(reader, 2):
+    more = 2
+    for number, row in enumerate(reader):
+        while bad:
+            yield number + more, bad.pop(0)
+            more += 1
+        number += more
         much = "more" if "" in row else "fewer" if None in row.values() else ""
-        bad = UserError(f"{file}: row {number} has {much} fields than the header")
-        yield number, bad if much else row
+        ragged = UserError(f"{file}: row {number} has {much} fields than the header")
+        yield number, ragged if much else row
+    yield from ((0, error) for error in bad)
 
 
 def _parquet(file: Path, options: Options) -> Rows:

@@ -132,6 +132,8 @@ class Windows:
             if rows := source.take(number * count, count):
                 split = Split(source.opened.file, datasets.Dataset.from_list(rows))
                 parts.append(self._encode(split))
+        parts = [part for part in parts if len(part)]
+        require(bool(parts), f"data.window={self.size}: no row of a window gives an example")
         return joined(parts)
 
 
@@ -155,10 +157,11 @@ def joined(parts: Sequence[Examples]) -> Examples:
     """Examples end to end.
 
     Raises:
-        UserError: some have pairs and some have not.
+        UserError: they are of different forms.
     """
     same = {(part.group, *sorted([*part.tokens, *part.arrays])) for part in parts}
-    require(len(same) == 1, "data.mixture: rows of pairs and of single texts are mixed")
+    mixed = "rows of different forms, as pairs and single texts, or more and fewer choices"
+    require(len(same) == 1, f"data.mixture: {mixed}")
     rows = np.cumsum([0, *(1 + part.row_numbers.max(initial=-1) for part in parts)])
     numbers = [part.row_numbers + first for part, first in zip(parts, rows, strict=False)]
 

@@ -1,6 +1,6 @@
 """One of several texts that goes with a text: answers to a question, endings of a story."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,14 +21,29 @@ from ftjax.tasks.base import Apply, Array, Batch, Task
 NONE = -1e9  # what is said of a choice that a row does not have
 
 
+def choices(found: Any) -> list[dict[str, str]]:
+    """Texts, or {"text": texts, "label": names} as ARC has them: each with its name, or none."""
+    names = None
+    if isinstance(found, Mapping):
+        found, names = found.get("text"), found.get("label")
+    found = texts(found)
+    names = [""] * len(found) if names is None else list(map(str, names))
+    if len(names) != len(found):
+        raise ValueError(f"has {len(found)} texts and {len(names)} labels")
+    return [{"text": text, "name": name} for text, name in zip(found, names, strict=True)]
+
+
 def check(row: Row) -> None:
     number_of(row["label"], row["choices"])
 
 
-def number_of(label: str, choices: Sequence[str]) -> int:
-    """The number of the right choice, given as such (from 0), as a letter or as its text."""
-    if label in choices:
-        return choices.index(label)
+def number_of(label: str, choices: Sequence[Mapping[str, str]]) -> int:
+    """The number of the right choice, given by its name or its text, or else as a number from 0 or
+    a letter."""
+    for key in ("name", "text"):
+        every = [choice[key] for choice in choices]
+        if label in every:
+            return every.index(label)
     letter = ord(label) - ord("A") if len(label) == 1 and label.isalpha() else -1
     number = int(label) if label.isdigit() else letter
     if not 0 <= number < len(choices):
@@ -49,7 +64,7 @@ class MultipleChoice(Task):
     schema: ClassVar = Schema(
         {
             "text": Field(text),
-            "choices": Field(texts),
+            "choices": Field(choices),
             "label": Field(label_name, answer=True),
         },
         check,
@@ -63,7 +78,7 @@ class MultipleChoice(Task):
         """A pair a choice; where it is too long the text is cut, from its start on."""
         counts = [len(choices) for choices in columns["choices"]]
         first = [t for t, n in zip(columns["text"], counts, strict=True) for _ in range(n)]
-        second = [choice for choices in columns["choices"] for choice in choices]
+        second = [choice["text"] for choices in columns["choices"] for choice in choices]
         whole = tokenizer(first, second, verbose=False)["input_ids"]
         cut = tokenizer(first, second, truncation=True, max_length=max_length)
         ends = np.cumsum([0, *counts])
@@ -111,7 +126,7 @@ class MultipleChoice(Task):
         return [
             {
                 "choice": int(best),
-                "answer": choices[best],
+                "answer": choices[best]["text"],
                 "probabilities": [round(float(p), 6) for p in chances[: len(choices)]],
             }
             for best, chances, choices in rows

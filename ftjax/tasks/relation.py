@@ -41,6 +41,7 @@ class Relation(Classification):
     negative: str = "Other"
 
     best_metric = "f1_relations"
+    poolings: ClassVar = ("entities", "auto", "cls", "mean")
     caches = False
     schema: ClassVar = Schema({"text": Field(text), "label": Field(label_name, answer=True)}, check)
     arrays: ClassVar = {
@@ -49,10 +50,9 @@ class Relation(Classification):
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.markers not in ("signs", "tags", "none"):
             raise UserError(f"task.markers={self.markers!r} must be signs, tags or none")
-        if self.pooling not in ("entities", "auto", "cls", "mean"):
-            raise UserError(f"task.pooling={self.pooling!r} must be entities, auto, cls or mean")
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
         if self.pooling != "entities":

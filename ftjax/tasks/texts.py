@@ -33,12 +33,14 @@ class Texts(Task):
     pooling: str = "auto"
 
     caches: ClassVar = True
+    poolings: ClassVar = ("auto", "cls", "mean")
     schema: ClassVar = texts_and(label_name)
     arrays: ClassVar = {"labels": Array("example", "int32")}
 
     def __post_init__(self) -> None:
-        if self.pooling not in ("auto", "cls", "mean"):
-            raise UserError(f"task.pooling={self.pooling!r} must be auto, cls or mean")
+        if self.pooling not in self.poolings:
+            known = ", ".join(self.poolings)
+            raise UserError(f"task.pooling={self.pooling!r} must be one of {known}")
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
         pooling = self.pooling

@@ -131,7 +131,8 @@ def open_stream(config: ConfigDict, task: Task, names: tuple[str, ...], folder: 
     encoded = encoder(task, folder, settings.max_length)
 
     def targeted(split: Split) -> Examples:
-        return with_targets(encoded(split), task, split, names)
+        found = encoded(split)
+        return with_targets(found, task, split, names) if len(found) else found
 
     return Windows(sources, settings.window, targeted)
 

@@ -111,3 +111,15 @@ def test_batches_packed_together_hold_each_example_once(count, batch_size, longe
         plan = plan_epoch(lengths, alone, batch_size, 3, 0)
         one_by_one = lengths.sum() / sum(p.places.shape[0] * p.length for p in plan)
         assert share[0] > one_by_one and share[0] > (0.95 if longest_row else 0.93)
+
+
+def test_batches_packed_together_do_not_depend_on_the_mesh():
+    """A run can go on on another mesh: only how many rows are empty differs."""
+    lengths = np.clip(np.random.default_rng(0).gamma(4, 30, 500), 8, 180).astype(int)
+    plans = [
+        plan_epoch(lengths, packed_layout(lengths, 16, multiple, together=8), 16, 3, 1)
+        for multiple in (1, 8)
+    ]
+    for one, other in zip(*plans, strict=True):
+        assert one.length == other.length and len(other.places) % 8 == 0
+        np.testing.assert_array_equal(one.examples, other.examples)

@@ -7,6 +7,7 @@ import torch
 from ftjax.data.loading import Loader
 from ftjax.errors import UserError
 from ftjax.tasks.multiple_choice import MultipleChoice, number_of
+from ftjax.tasks.multiple_choice import choices as read
 from tests.conftest import WORDS
 from tests.tasks.made import Made, batches, equals, examples_of, layout, tensors, write_words
 
@@ -110,7 +111,7 @@ def test_pairs_equal_the_tokenizers(made):
 
 
 def test_labels_as_numbers_letters_and_texts():
-    choices = ["good", "bad", "C"]
+    choices = read(["good", "bad", "C"])
     assert [number_of(label, choices) for label in ("0", "2", "A", "B", "good", "C")] == [
         0,
         2,
@@ -119,7 +120,9 @@ def test_labels_as_numbers_letters_and_texts():
         0,
         2,
     ]
-    assert number_of("1", ["3", "1"]) == 1  # the text goes before the number
+    assert number_of("1", read(["3", "1"])) == 1  # the text goes before the number
+    named = read({"text": ["good", "bad", "ugly"], "label": ["1", "2", "3"]})  # as ARC has them
+    assert [number_of(label, named) for label in ("1", "3", "bad", "A", "0")] == [0, 2, 1, 0, 0]
     for label in ("3", "-1", "D", "a", "ugly", "é"):
         with pytest.raises(ValueError, match=f"label '{label}' is none of the 3 choices"):
             number_of(label, choices)
