@@ -281,3 +281,17 @@ def test_optional_fields_are_of_all_rows(tmp_path):
     write_jsonl(file, given[::-1])
     with_none = load(data_settings(path=str(file)), LABELLED)["train"]
     assert with_none.rows.column_names == ["text", "label", "row"]
+
+
+def test_a_line_of_csv_that_is_no_text_is_one_bad_row(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_bytes(b"text,label\na,x\n\xff,y\nb,y\n\xfe,x\n")
+    settings = data_settings(source="csv", path=str(path))
+    with pytest.raises(UserError, match=r"train\.csv: row 3 has bytes that are not UTF-8"):
+        load(settings, LABELLED)
+    split = load({**settings, "on_error": "skip"}, LABELLED)["train"]
+    assert split.column("text") == ["a", "b"] and split.column("row") == [2, 4]
+    assert [message.split(" has ")[0] for message in split.skipped] == [
+        f"{path}: row 3",
+        f"{path}: row 5",
+    ]
