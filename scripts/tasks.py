@@ -123,10 +123,13 @@ class Study:
             command += ["--workdir", str(place)]
             command += [f"--config.{key}={value}" for key, value in settings.items()]
         place.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+        # Torch's threads that spin while they wait cost much where the cores have other work.
+        waits = {"OMP_WAIT_POLICY": "PASSIVE"} if seed == "hf" else {"JAX_PLATFORMS": "cpu"}
+        environment = {**os.environ, **waits, "PYTHONPATH": str(ROOT)}
         with place.with_suffix(".log").open("a") as log:
             done = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)
-        shutil.rmtree(place / "checkpoints", ignore_errors=done.returncode == 0)
+        if done.returncode == 0:  # of a run that stopped they are what it goes on from
+            shutil.rmtree(place / "checkpoints", ignore_errors=True)
         return done.returncode == 0
 
 
