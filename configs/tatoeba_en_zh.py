@@ -36,6 +36,6 @@ def get_config(method: str = "full") -> ConfigDict:
     config.data.prepare = ()
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"
-    config.train.epochs = 30
+    config.train.epochs = 18
     config.train.batch_size = 64
     return config

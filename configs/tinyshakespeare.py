@@ -33,8 +33,8 @@ def get_config(method: str = "full") -> ConfigDict:
     config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.weight_decay = 0.1
-    config.train.steps = 4000
+    config.train.steps = 1800
     config.train.batch_size = 32
-    config.train.eval_every = 500
+    config.train.eval_every = 300
     config.train.log_every = 100
     return config
