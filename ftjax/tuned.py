@@ -42,6 +42,7 @@ INPUTS = (
     "perm_mask",
     "targets",
     "target_weights",
+    "target_smoothing",
     "entities",
     "at_positions",
 )

@@ -260,7 +260,7 @@ class Model(sequences.Model):
         # mBART's texts end with their language, which starts the target.
         return at_starts(ids, last_tokens(ids.shape, mask, None, None))
 
-    def logits(self, x: Array, words: Embedding, *targets: Array) -> Array | Scores:
+    def logits(self, x: Array, words: Embedding, *targets: Any) -> Array | Scores:
         bias = Bias((1, self.config.vocab_size), (None, "vocab"), name="logits")()
         if targets:
             return score(with_ones(x), jnp.concatenate([words.embedding.T, bias]), *targets)

@@ -247,6 +247,7 @@ class Model(nn.Module):
         features_only: bool = False,
         targets: Array | None = None,
         target_weights: Array | None = None,
+        target_smoothing: float = 0.0,
     ) -> Array | Scores:
         if features is not None:
             return self.classify(features)
@@ -285,8 +286,8 @@ class Model(nn.Module):
         if keep:  # rows end in the same column
             x = x[:, -1:]
         if targets is not None:  # in the compute dtype
-            weights = () if target_weights is None else (target_weights,)
-            return self.language(x, words, targets, *weights)
+            given = () if target_weights is None else (target_weights, target_smoothing)
+            return self.language(x, words, targets, *given)
         x = x.astype(jnp.float32)
         if self.head != "classification":
             return self.each_token(x, words)
@@ -329,8 +330,8 @@ class Model(nn.Module):
         count, rate = (2, 0.0) if self.head == "span" else (self.labels, c.classifier_dropout)
         return dense(count, ("embed", None), name="classifier")(Dropout(rate, name="dropout")(x))
 
-    def language(self, x: Array, words: Embedding, *targets: Array) -> Array | Scores:
-        """Logits, or the scores of targets and their weights."""
+    def language(self, x: Array, words: Embedding, *targets: Any) -> Array | Scores:
+        """Logits, or the scores of targets, their weights and smoothing."""
         c = self.config
         if not c.tied:
             head = partial(LanguageHead, c.vocab_size, ("embed", "vocab"), False)

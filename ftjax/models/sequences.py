@@ -99,8 +99,9 @@ class Model(nn.Module):
         """What the decoder reads to write `ids`: the targets, or else the encoder's input."""
         return shift_right(ids, self.start(ids, mask))
 
-    def logits(self, x: Array, words: Embedding, *targets: Array) -> Array | Scores:
-        """The language model's, of hidden states; or the scores of targets and their weights."""
+    def logits(self, x: Array, words: Embedding, *targets: Any) -> Array | Scores:
+        """The language model's, of hidden states; or the scores of targets, their weights and
+        smoothing."""
         raise NotImplementedError
 
     @nn.compact
@@ -115,6 +116,7 @@ class Model(nn.Module):
         features_only: bool = False,
         targets: Array | None = None,
         target_weights: Array | None = None,
+        target_smoothing: float = 0.0,
     ) -> Array | Scores:
         if features is not None:
             return self.classify(features)
@@ -145,7 +147,7 @@ class Model(nn.Module):
         if self.head is None:
             return x
         if targets is not None:  # in the compute dtype
-            return self.logits(x, words, targets, target_weights)
+            return self.logits(x, words, targets, target_weights, target_smoothing)
         x = x.astype(jnp.float32)
         if self.head == "seq2seq_lm":
             return self.logits(x, words)

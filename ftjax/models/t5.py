@@ -260,7 +260,7 @@ class Model(sequences.Model):
     def side(self, decoder: bool, segments: tuple[int, ...]) -> Side:
         return Side(self.config, segments, not decoder, name="decoder" if decoder else "encoder")
 
-    def logits(self, x: Array, words: Embedding, *targets: Array) -> Array | Scores:
+    def logits(self, x: Array, words: Embedding, *targets: Any) -> Array | Scores:
         c = self.config
         if not c.tied:
             head = partial(LanguageHead, c.vocab_size, ("embed", "vocab"), False)

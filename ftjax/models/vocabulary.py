@@ -1,7 +1,7 @@
 """Cross-entropy of a language model without its logits: the projection and the loss in one."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,10 @@ class Scores(NamedTuple):
     """What is left of the logits of all tokens.
 
     Attributes:
-        loss: Σ weight · cross-entropy.
+        loss: Σ weight · cross-entropy, of smoothed targets where they are.
         weight: Σ weight.
-        tokens: (batch, length, 2) of each token: weight · cross-entropy, and weight where the
-            target is the most probable; no gradient goes through it.
+        tokens: (batch, length, 2) of each token: weight · cross-entropy, never smoothed, and
+            weight where the target is the most probable; no gradient goes through it.
     """
 
     loss: Array
@@ -42,8 +42,8 @@ class LanguageHead(Dense):
     softcap: float | None = None
 
     @nn.compact
-    def __call__(self, x: Array, *targets: Array) -> Array | Scores:
-        """Logits (batch, length, vocabulary), or `score` of targets and weights."""
+    def __call__(self, x: Array, *targets: Any) -> Array | Scores:
+        """Logits (batch, length, vocabulary), or `score` of targets, weights and smoothing."""
         if targets:
             return score(x, self.weight(x.shape[-1]), *targets, softcap=self.softcap)
         return capped(super().__call__(x), self.softcap)
@@ -59,6 +59,7 @@ def score(
     kernel: Array,
     targets: Array,
     weights: Array | None = None,
+    smoothing: float = 0.0,
     softcap: float | None = None,
 ) -> Scores | Array:
     """Scores of softmax(x W) for targets, and by differentiation the gradients of the loss.
@@ -76,11 +77,12 @@ def score(
         kernel: (features, vocabulary).
         targets: (batch, length) token ids.
         weights: (batch, length), 0 for what does not count.
+        smoothing: ε of Szegedy et al. (2016): targets are (1 − ε) one-hot + ε / vocabulary.
         softcap: c in c · tanh(z / c).
     """
     if weights is None:
         return _log_probabilities(x, kernel, targets, softcap)
-    loss, tokens = _score(x, kernel, targets, weights.astype(jnp.float32), softcap)
+    loss, tokens = _score(x, kernel, targets, weights.astype(jnp.float32), (smoothing, softcap))
     return Scores(loss, weights.sum(dtype=jnp.float32), tokens)
 
 
@@ -107,13 +109,13 @@ def _log_probabilities(x: Array, kernel: Array, targets: Array, softcap: float |
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _score(x, kernel, targets, weights, softcap):
-    return _chunks(x, kernel, targets, weights, softcap, False, False)[0]
+def _score(x, kernel, targets, weights, settings):
+    return _chunks(x, kernel, targets, weights, settings, False, False)[0]
 
 
-def _forward(x, kernel, targets, weights, softcap):
+def _forward(x, kernel, targets, weights, settings):
     found, *grads = _chunks(
-        x.value, kernel.value, targets.value, weights.value, softcap, x.perturbed, kernel.perturbed
+        x.value, kernel.value, targets.value, weights.value, settings, x.perturbed, kernel.perturbed
     )
     dx, dkernel = grads
     if dkernel is not None:  # rounded before anything goes on, since it is kept to the end
@@ -121,7 +123,7 @@ def _forward(x, kernel, targets, weights, softcap):
     return found, (dx, dkernel)
 
 
-def _backward(softcap, grads, cotangent):
+def _backward(settings, grads, cotangent):
     loss, _ = cotangent
     dx, dkernel = (None if g is None else (g * loss).astype(g.dtype) for g in grads)
     return dx, dkernel, None, None
@@ -133,10 +135,10 @@ _score.defvjp(_forward, _backward, symbolic_zeros=True)
 COLUMNS = PartitionSpec(None, ("fsdp", "tensor"))
 
 
-def _chunks(x, kernel, targets, weights, softcap, of_x: bool, of_kernel: bool):
+def _chunks(x, kernel, targets, weights, settings, of_x: bool, of_kernel: bool):
     """(Σ loss, what it is of each token), and the gradients asked for by x and by the kernel."""
     mesh, size = jax.sharding.get_abstract_mesh(), kernel.shape[1]
-    run = partial(_local, size=size, softcap=softcap, of_x=of_x, of_kernel=of_kernel)
+    run = partial(_local, size=size, settings=settings, of_x=of_x, of_kernel=of_kernel)
     kernel = kernel.astype(x.dtype)
     if mesh.empty:
         return run(x, kernel, targets, weights, alone=True)
@@ -155,12 +157,13 @@ def _chunks(x, kernel, targets, weights, softcap, of_x: bool, of_kernel: bool):
     return found, dx, dkernel if dkernel is None else dkernel[:, :size]
 
 
-def _local(x, kernel, targets, weights, *, size, softcap, of_x, of_kernel, alone, others=()):
+def _local(x, kernel, targets, weights, *, size, settings, of_x, of_kernel, alone, others=()):
     """What a device computes: all rows of the fsdp axis, its part of the vocabulary.
 
     Args:
         x, targets, weights: of this device's rows.
         kernel: (features, columns), this device's; those past `size` in all are padding.
+        settings: smoothing and softcap.
         alone: there are no other devices.
         others: mesh axes over which tokens are spread, besides fsdp.
     """
@@ -172,8 +175,10 @@ def _local(x, kernel, targets, weights, *, size, softcap, of_x, of_kernel, alone
         return among(function, y, "fsdp", "tensor")
 
     gather = partial(among, partial(jax.lax.all_gather, axis=0, tiled=True))
+    smoothing, softcap = settings
     part = 0 if alone else jax.lax.axis_index(("fsdp", "tensor"))
     columns = part * kernel.shape[1] + jnp.arange(kernel.shape[1])
+    real = columns < size
     batch, length, _ = x.shape
     rows = batch * (1 if alone else jax.lax.axis_size("fsdp"))
     count = -(-length // max(1, CHUNK // (rows * kernel.shape[1])))
@@ -194,15 +199,20 @@ def _local(x, kernel, targets, weights, *, size, softcap, of_x, of_kernel, alone
         if softcap:
             z = jnp.tanh(z / softcap)
             slope, z = 1 - z**2, softcap * z
-        z = jnp.where(columns < size, z, -jnp.inf)
+        z = jnp.where(real, z, -jnp.inf)
         largest = shared(jax.lax.pmax, z.max(-1, keepdims=True))
         shifted = jnp.exp(z - largest)
         is_target = columns == targets[..., None]
-        mine = shifted.sum(-1), jnp.where(is_target, z, 0).sum(-1)
-        total, wanted = shared(jax.lax.psum, mine)
+        mine = [shifted.sum(-1), jnp.where(is_target, z, 0).sum(-1)]
+        if smoothing:
+            mine.append(jnp.where(real, z, 0).sum(-1) / size)
+        total, wanted, *mean = shared(jax.lax.psum, mine)
         largest = largest[..., 0]
         losses = weights * (largest + jnp.log(total) - wanted)
         loss += losses.sum()
+        if smoothing:
+            loss += smoothing * (weights * (wanted - mean[0])).sum()
+            is_target = (1 - smoothing) * is_target + smoothing / size * real
         tokens = jnp.stack([losses, weights * (wanted >= largest)], -1)
         first = 0 if alone else jax.lax.axis_index("fsdp") * batch
         tokens = jax.lax.dynamic_slice_in_dim(tokens, first, batch)

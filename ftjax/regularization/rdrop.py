@@ -90,6 +90,10 @@ def watched(
         seen.append((logits, weights))
         losses = weights * optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         hits = weights * (logits.argmax(-1) == targets)
-        return Scores(losses.sum(), weights.sum(), jnp.stack([losses, hits], -1))
+        total = losses.sum()
+        if smoothing := batch.get("target_smoothing", 0.0):
+            even = -weights * jax.nn.log_softmax(logits).mean(-1)
+            total = (1 - smoothing) * total + smoothing * even.sum()
+        return Scores(total, weights.sum(), jnp.stack([losses, hits], -1))
 
     return call

@@ -14,7 +14,7 @@ from ftjax.data.fields import Field, Schema, text
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
-from ftjax.tasks.base import Apply, Batch, Task, of_places
+from ftjax.tasks.base import Apply, Batch, Task, check_smoothing, of_places, smoothed
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,17 @@ class CausalLM(Task):
 
     Attributes:
         block: tokens of an example, all rows being cut up end to end; 0: a row is an example.
+        label_smoothing: ε of Szegedy et al. (2016): targets are (1 − ε) one-hot + ε / vocabulary.
     """
 
     block: int = 0
+    label_smoothing: float = 0.0
 
     by_token: ClassVar = True
     schema: ClassVar = Schema({"text": Field(text)})
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.label_smoothing)
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
         return {"head": "causal_lm"}
@@ -53,7 +58,7 @@ class CausalLM(Task):
 
     def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
         """Σ cross-entropies and how many; rows without examples weigh nothing."""
-        scores = apply(with_targets(batch))
+        scores = apply(smoothed(with_targets(batch), self.label_smoothing, train))
         return Loss(scores.loss, scores.weight)
 
     def outputs(self, apply: Apply, batch: Batch) -> jax.Array:

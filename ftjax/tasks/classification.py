@@ -13,7 +13,7 @@ from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
-from ftjax.tasks.base import Batch, label_names, one_number
+from ftjax.tasks.base import Batch, check_smoothing, label_names, one_number
 from ftjax.tasks.texts import Texts
 
 
@@ -40,8 +40,7 @@ class Classification(Texts):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise UserError(f"task.label_smoothing={self.label_smoothing} must be in [0, 1)")
+        check_smoothing(self.label_smoothing)
         if self.focal_gamma < 0:
             raise UserError(f"task.focal_gamma={self.focal_gamma} must not be negative")
         if self.class_weights not in ("none", "balanced"):

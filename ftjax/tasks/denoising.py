@@ -36,6 +36,7 @@ class Denoising(Rebuilding):
     schema: ClassVar = Schema({"text": Field(text)})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 < self.rate < 1.0 or self.mean_span < 0.0:
             raise UserError("task.rate must be in (0, 1), task.mean_span not negative")
 

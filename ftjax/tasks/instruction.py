@@ -77,6 +77,7 @@ class Instruction(CausalLM, Written):
     arrays: ClassVar = {"learned": Array("token", "int32")}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.block:
             raise UserError("task.block is for causal_lm")
 

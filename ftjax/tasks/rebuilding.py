@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,22 +12,31 @@ import numpy as np
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
-from ftjax.tasks.base import Apply, Batch, Task
+from ftjax.tasks.base import Apply, Batch, Task, check_smoothing, smoothed
 
 
 @dataclass(frozen=True)
 class Rebuilding(Task):
-    """Cross-entropy of what is written, given the right tokens before and what is read."""
+    """Cross-entropy of what is written, given the right tokens before and what is read.
 
-    packs = False
-    writes = True
+    Attributes:
+        label_smoothing: ε of Szegedy et al. (2016): targets are (1 − ε) one-hot + ε / vocabulary.
+    """
+
+    label_smoothing: float = 0.0
+
+    packs: ClassVar = False
+    writes: ClassVar = True
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.label_smoothing)
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
         return {"head": "seq2seq_lm"}
 
     def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
         """Σ cross-entropies and how many tokens; the logits never exist at once."""
-        scores = apply(batch)
+        scores = apply(smoothed(batch, self.label_smoothing, train))
         return Loss(scores.loss, scores.weight)
 
     def outputs(self, apply: Apply, batch: Batch) -> jax.Array:

@@ -42,6 +42,7 @@ class Seq2Seq(Written, Rebuilding):
     schema: ClassVar = Schema({"source": Field(text), "target": Field(text, answer=True)})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.metrics not in METRICS:
             raise UserError(f"task.metrics={self.metrics!r} must be one of {', '.join(METRICS)}")
         if self.max_target < 2 or self.num_beams < 1 or self.max_new_tokens < 1:

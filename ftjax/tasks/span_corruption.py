@@ -31,6 +31,7 @@ class SpanCorruption(Rebuilding):
     schema: ClassVar = Schema({"text": Field(text)})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 < self.density < 1.0 or self.mean_span < 1.0:
             raise UserError("task.density must be in (0, 1), task.mean_span at least 1")
 

@@ -24,12 +24,12 @@ def several_chunks(monkeypatch):
     monkeypatch.setattr(vocabulary, "CHUNK", 4 * 64 * 3)  # of which the last is not full
 
 
-def make_batch(case):
+def make_batch(case, smoothing=0.0):
     random = np.random.default_rng(0)
     batch = made.inputs(case, rows=4, length=LENGTH)
     batch["targets"] = random.integers(0, 64, (4, LENGTH)).astype(np.int32)
     batch["target_weights"] = random.integers(0, 3, (4, LENGTH)).astype(np.float32)
-    return batch
+    return batch | ({"target_smoothing": smoothing} if smoothing else {})
 
 
 def found(model, params, batch):
@@ -48,15 +48,18 @@ def wanted(model, params, batch):
         logits = model.apply(params, inputs)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         hits = (logits.argmax(-1) == targets) * weights
-        losses = losses * weights
-        return losses.sum(), (losses.sum(), weights.sum(), jnp.stack([losses, hits], -1))
+        one_hot = jax.nn.one_hot(targets, logits.shape[-1])
+        smooth = optax.smooth_labels(one_hot, batch.get("target_smoothing", 0.0))
+        total = (optax.softmax_cross_entropy(logits, smooth) * weights).sum()
+        return total, (total, weights.sum(), jnp.stack([losses * weights, hits], -1))
 
     return made.quick(jax.grad(loss, has_aux=True))(params)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("case", ["llama", "gemma2"])  # with a head; tied and capped
-def test_equals_the_loss_of_logits(case):
-    model, batch = made.build(case, "causal_lm"), make_batch(case)
+def test_equals_the_loss_of_logits(case, smoothing):
+    model, batch = made.build(case, "causal_lm"), make_batch(case, smoothing)
     params = made.parameters(model)
     (grads, scores), (expected, values) = found(model, params, batch), wanted(model, params, batch)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), tuple(scores), values)
@@ -87,6 +90,7 @@ def test_under_every_method(method, packed):
         batch["starts"] = np.stack([0 * rows[:, 0], (rows == 1).sum(1) % LENGTH], 1)
     batch["targets"] = random.integers(0, 256, (4, LENGTH)).astype(np.int32)
     batch["target_weights"] = random.integers(0, 3, (4, LENGTH)).astype(np.float32)
+    batch["target_smoothing"] = 0.1
     try:
         values = wanted(model, params, batch)[1]
     except UserError as error:
@@ -98,7 +102,7 @@ def test_under_every_method(method, packed):
 
 @pytest.mark.parametrize("shape", [(1, 4, 1), (1, 2, 2), (2, 2, 1)])
 def test_over_a_mesh_it_equals_one_device(shape):
-    model, batch = made.build("llama", "causal_lm"), make_batch("llama")
+    model, batch = made.build("llama", "causal_lm"), make_batch("llama", 0.2)
     params = made.parameters(model)
     expected, values = wanted(model, params, batch)
     with logical_axes(make_mesh(*shape, jax.devices()[:4])):

@@ -1,5 +1,6 @@
 """R-Drop's loss from two sets of logits, by torch."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -98,29 +99,32 @@ def test_loss_and_gradient_by_formula(task):
     assert loss(params, batch, key).weight == WEIGHTS.sum()
 
 
-def test_a_language_models_tokens():
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_language_models_tokens(smoothing):
     """The model gives logits for R-Drop, where it gives scores else; both say the same."""
     ids = np.array([[5, 6, 7, 8, 0], [6, 5, 5, 0, 0]])
     batch, key = {"input_ids": ids, "attention_mask": (ids > 0).astype(int)}, jax.random.key(5)
     config = config_of("causal_lm", rdrop=ALPHA)
+    config.task.label_smoothing = smoothing
     params = jax.random.normal(jax.random.key(1), (2, 5, 9))
 
     def scores(params, batch, key):
         x = noisy(params, batch, key)
-        given = [batch[name] for name in ("targets", "target_weights") if name in batch]
+        names = ("targets", "target_weights", "target_smoothing")
+        given = [batch[name] for name in names if name in batch]
         return score(x, jnp.eye(9), *given) if given else x
 
     model = stub(scores, of_words=True)
     found = regularized(config, tasks.create(config.task), model)(params, batch, key)
     p, q = (x.log_softmax(-1).detach() for x in two(params, key))
     real = torch.tensor(ids[:, 1:] > 0)
-    picked = [
-        F.nll_loss(x[:, :-1][real], torch.tensor(ids[:, 1:])[real], reduction="sum") for x in (p, q)
-    ]
+    entropy = partial(F.cross_entropy, reduction="sum", label_smoothing=smoothing)
+    picked = [entropy(x[:, :-1][real], torch.tensor(ids[:, 1:])[real]) for x in (p, q)]
     wanted = sum(picked) / 2 + ALPHA * symmetric(p, q)[:, :-1][real].sum()
     np.testing.assert_allclose(found.total, wanted, rtol=1e-5)
     assert found.weight == real.sum().item()
     plain = config_of("causal_lm")
+    plain.task.label_smoothing = smoothing
     first = regularized(plain, tasks.create(plain.task), model)(params, batch, key)
     np.testing.assert_allclose(first.total, picked[0], rtol=1e-5)
 

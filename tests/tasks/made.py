@@ -92,14 +92,14 @@ class Made:
         each = [run(self.params, batch) for batch in several]
         return float(sum(loss.total for loss in each) / sum(loss.weight for loss in each))
 
-    def _of(self, params: dict, batch: dict) -> Any:
-        return self.task.loss(partial(self.tuned.apply, params), batch, False)
+    def _of(self, params: dict, batch: dict, train: bool = False) -> Any:
+        return self.task.loss(partial(self.tuned.apply, params), batch, train)
 
-    def gradients(self, batch: dict) -> tuple[float, dict[str, np.ndarray]]:
-        """The mean loss of a batch, and its gradients by transformers' names."""
+    def gradients(self, batch: dict, train: bool = False) -> tuple[float, dict[str, np.ndarray]]:
+        """The mean loss of a batch, or that of training, and its gradients by transformers' names."""
 
         def mean(params: dict) -> jax.Array:
-            loss = self._of(params, batch)
+            loss = self._of(params, batch, train)
             return loss.total / loss.weight
 
         loss, found = jax.jit(jax.value_and_grad(mean), compiler_options=OPTIONS)(self.params)

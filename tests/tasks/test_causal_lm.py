@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers.trainer_pt_utils import LabelSmoother
 
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
@@ -73,6 +74,19 @@ def test_packed_padded_and_torch_have_one_loss(made, block):
         np.testing.assert_allclose(scores["perplexity"], np.exp(total / count), rtol=1e-4)
         np.testing.assert_allclose(scores["token_accuracy"], hits / count)
         assert scores["tokens"] == count
+
+
+def test_label_smoothing_equals_transformers(made):
+    made, folder = made
+    task = CausalLM(label_smoothing=0.3)
+    _, _, examples = examples_of(task, rows_of(4), folder)
+    (batch,) = batches(examples, 4)
+    labels = torch.tensor(np.where(batch["attention_mask"] > 0, batch["input_ids"], -100))
+    with torch.no_grad():
+        out = made.theirs(**tensors(batch, "input_ids", "attention_mask"))
+    wanted = LabelSmoother(epsilon=0.3)(out, labels, shift_labels=True)
+    found = made.with_task(task).gradients(batch, train=True)[0]
+    np.testing.assert_allclose(found, wanted.item(), rtol=1e-5)
 
 
 def test_learned_tokens_alone_count(made):

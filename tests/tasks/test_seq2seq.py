@@ -11,6 +11,7 @@ import sacrebleu
 import torch
 import transformers
 from rouge_score.rouge_scorer import RougeScorer
+from transformers.trainer_pt_utils import LabelSmoother
 
 from ftjax.config import default_config
 from ftjax.data.encode import Examples, ragged
@@ -84,6 +85,26 @@ def test_loss_and_gradients_equal_transformers(case, tmp_path):
     np.testing.assert_allclose(found.sum(0)[0] / found.sum(0)[2], out.loss.item(), rtol=1e-5)
     hits = (out.logits.argmax(-1).numpy() == labels).sum()
     assert found.sum(0)[1] == hits and (found[:, 2] == batch["target_weights"].sum(1)).all()
+
+
+@pytest.mark.parametrize("case", ["t5", "bart"])
+def test_label_smoothing_equals_transformers(case, tmp_path):
+    made = Made.of(Seq2Seq(max_target=16, label_smoothing=0.1), case, "seq2seq_lm", tmp_path)
+    batch = made_batch(case, made.theirs.config)
+    labels = torch.tensor(np.where(batch["target_weights"] > 0, batch["targets"], -100))
+    out = made.theirs(**tensors(batch, "input_ids", "attention_mask"), labels=labels)
+    loss = LabelSmoother(epsilon=0.1)(out, labels)
+    loss.backward()
+    found, gradients = made.gradients(batch, train=True)
+    np.testing.assert_allclose(found, loss.item(), rtol=1e-5)
+    equals(gradients, made.theirs)
+    outputs = made.task.outputs(partial(made.tuned.apply, made.params), batch)  # never smoothed
+    np.testing.assert_allclose(outputs[:, 0].sum() / outputs[:, 2].sum(), out.loss.item(), 1e-5)
+
+
+def test_a_share_of_smoothing_that_is_none():
+    with pytest.raises(UserError, match=r"task.label_smoothing=1.0 must be in \[0, 1\)"):
+        Seq2Seq(label_smoothing=1.0)
 
 
 @pytest.mark.parametrize("case", ["t5", "bart"])
