@@ -80,8 +80,8 @@ def default_config(method: str = "full", task: str = "classification") -> Config
         },
         "regularization": {
             "adversarial": "none",  # none | fgm | pgd | freelb: at words moved so that loss rises
-            "epsilon": 1.0,  # how far an example's words are moved, or at most
-            "step_size": 0.3,  # of pgd and freelb
+            "epsilon": 0.2,  # how far an example's words are moved, all in all (a word is about 1)
+            "step_size": 0.1,  # of pgd and freelb
             "steps": 3,  # of pgd and freelb
             "rdrop": 0.0,  # weight of the divergence of two passes under dropout; 0: one pass
             "mixup": 0.0,  # α of Beta(α, α): shares in which two examples are mixed; 0: none

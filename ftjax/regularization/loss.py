@@ -17,6 +17,8 @@ from ftjax.regularization.rdrop import DIVERGENCES, of_classes, rdrop
 from ftjax.regularization.words import Array, Batch, cutoff, key_of, noise
 from ftjax.tuned import Tuned
 
+Change = Callable[[Array], Array]  # of embedded words
+
 
 def gradient(settings: ConfigDict, size: int) -> Callable[[Total], Grad]:
     """How a loss is differentiated by the parameters: as it is, or at adversarial words.
@@ -46,24 +48,17 @@ def regularized(config: ConfigDict, task: Any, tuned: Tuned) -> Callable[..., Lo
     _refuse(config, task, tuned, divergence)
 
     def loss(params: Flat, batch: Batch, key: Array | None, shift: Array | None = None) -> Loss:
-        def words(key: Array, mixed: Callable[[Array], Array] | None, x: Array) -> Array:
-            """What is made of embedded words in a pass."""
-            y = mixed(x) if mixed else x
-            if settings.cutoff:
-                y = cutoff(key_of("cutoff", key), y, settings.cutoff)
-            if settings.neftune:
-                y = y + noise(key_of("neftune", key), batch, y.shape[-1], settings.neftune)
-            return (y if shift is None else y + shift).astype(x.dtype)
+        share = shares(key_of("mixup", key), batch, settings.mixup) if settings.mixup else None
 
-        def model(key: Array, inputs: Batch, mixed: Any = None) -> Any:
-            change = partial(words, key, mixed) if changes_words(settings) else None
-            return tuned.apply(params, inputs, key, words=change)
+        def model(key: Array | None, inputs: Batch, mixed: Change = lambda x: x) -> Any:
+            def words(x: Array) -> Array:
+                return _words(settings, batch, key, shift, mixed(x)).astype(x.dtype)
 
-        share = None
-        if settings.mixup:
-            share = shares(key_of("mixup", key), batch, settings.mixup)
+            return tuned.apply(
+                params, inputs, key, words=words if changes_words(settings) else None
+            )
 
-        def once(wrap: Callable[[Callable], Callable], key: Array) -> Loss:
+        def once(wrap: Callable[[Callable], Callable], key: Array | None) -> Loss:
             apply = wrap(partial(model, key))
             return score(apply, batch) if share is None else mixup(score, apply, batch, share)
 
@@ -72,6 +67,17 @@ def regularized(config: ConfigDict, task: Any, tuned: Tuned) -> Callable[..., Lo
         return once(lambda model: model, key)
 
     return loss
+
+
+def _words(
+    settings: ConfigDict, batch: Batch, key: Array | None, shift: Array | None, x: Array
+) -> Array:
+    """Embedded words x (rows, length, d) as a pass has them."""
+    if settings.cutoff:
+        x = cutoff(key_of("cutoff", key), x, settings.cutoff)
+    if settings.neftune:
+        x = x + noise(key_of("neftune", key), batch, x.shape[-1], settings.neftune)
+    return x if shift is None else x + shift
 
 
 def _refuse(config: ConfigDict, task: Any, tuned: Tuned, divergence: Any) -> None:
