@@ -100,9 +100,10 @@ def test_under_every_method(method, packed):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), tuple(scores), values)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("shape", [(1, 4, 1), (1, 2, 2), (2, 2, 1)])
-def test_over_a_mesh_it_equals_one_device(shape):
-    model, batch = made.build("llama", "causal_lm"), make_batch("llama", 0.2)
+def test_over_a_mesh_it_equals_one_device(shape, smoothing):
+    model, batch = made.build("llama", "causal_lm"), make_batch("llama", smoothing)
     params = made.parameters(model)
     expected, values = wanted(model, params, batch)
     with logical_axes(make_mesh(*shape, jax.devices()[:4])):
