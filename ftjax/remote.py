@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from uuid import uuid4
 
 from etils import epath
 
@@ -56,7 +57,7 @@ def copied(folder: Path) -> Path:
         if target.exists() and target.stat().st_mtime >= file.stat().mtime:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.{os.getpid()}")
+        part = target.with_name(f"{target.name}.{uuid4().hex}")
         part.write_bytes(file.read_bytes())
         part.replace(target)
     return copy

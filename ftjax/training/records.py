@@ -1,11 +1,11 @@
 """What a run writes beside its checkpoints: rows, curves, one progress line, its result."""
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ def write_text(path: Path, text: str) -> None:
         path.write_text(text)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # hosts may share numbers
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 

@@ -144,9 +144,12 @@ def open_workdir(workdir: Path, config: ConfigDict) -> None:
         UserError: the folder belongs to another configuration; the differences are named.
     """
     path = workdir / "config.json"
+    # Listed before config.json is looked for: another host may be writing it, and files after it
+    there = workdir.iterdir() if workdir.exists() else ()
+    others = [file.name for file in there if not file.name.startswith(f".{path.name}.")]
     if path.exists():
         refuse_differences(str(workdir), from_json(path.read_text(encoding="utf-8")), config)
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif others:
         raise UserError(f"--workdir {workdir} holds other files and no config.json")
     else:
         write_text(path, to_json(config))
