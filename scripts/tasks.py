@@ -1,6 +1,6 @@
 """Writes experiments/TASKS.md: each task on real data, beside the same training by Hugging Face.
 
-    python scripts/tasks.py --data DATA [--only sst2,mrpc] [--seeds 3] [--workdir runs/tasks]
+    python scripts/tasks.py --data DATA [--only sst2,mrpc] [--seeds 3] [--jobs 2] [--workdir W]
 
 DATA holds a folder of .jsonl files for each data set. Finished runs are kept, so that the same
 command goes on where it stopped; the table is written anew after each. What is trained on and
@@ -18,10 +18,12 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ftjax.comparison.pool import pool_of
 from ftjax.comparison.statistics import interval
 
 ROOT = Path(__file__).parents[1]
@@ -262,6 +264,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "experiments" / "TASKS.md")
     parser.add_argument("--only", default="", help="data sets, as sst2,mrpc")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, on as many cores")
     parser.add_argument("--rows", type=int, default=4000, help="to train on, at most")
     parser.add_argument("--epochs", type=int, default=0, help="0: as the configuration says")
     arguments = parser.parse_args()
@@ -270,15 +273,22 @@ def main() -> None:
     )
     names = arguments.only.split(",") if arguments.only else [case.data for case in CASES]
     cases = [case for case in CASES if case.data in names]
-    failed = []
-    for seed in (0, "hf", *range(1, arguments.seeds)):
-        for case in cases:
-            for method in METHODS:
-                label = f"{case.name} {method} {seed}"
-                print(label, flush=True)
-                if not study.run(case, method, seed):
-                    failed.append(label)
-                    print(f"failed: see {study.place(case, method, seed)}.log", flush=True)
+    failed: list[str] = []
+
+    def run(case: Case, method: str, seed: int | str) -> None:
+        label = f"{case.name} {method} {seed}"
+        print(label, flush=True)
+        if not study.run(case, method, seed):
+            failed.append(label)
+            print(f"failed: see {study.place(case, method, seed)}.log", flush=True)
+
+    for case in cases:
+        study.sampled(case)
+    for seed in (0, "hf", *range(1, arguments.seeds)):  # the peer trains as our first run did
+        with pool_of(arguments.jobs) as pool:
+            runs = [pool.submit(run, case, method, seed) for case in cases for method in METHODS]
+            for done in as_completed(runs):
+                done.result()
                 page = document(study, list(CASES), arguments.seeds, failed)
                 arguments.output.write_text(page, encoding="utf-8")
     sys.exit(1 if failed else 0)

@@ -1,16 +1,14 @@
 """Trains by several methods, each in a process of its own, and gathers the results."""
 
 import json
-import os
-import queue
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ftjax.comparison.pool import pool_of
 from ftjax.comparison.report import markdown_table, write_report
 from ftjax.comparison.row import Row, summarize
 from ftjax.config import check, load_config, load_module
@@ -72,22 +70,13 @@ class Study:
         Raises:
             UserError: the first failure; runs that had begun are finished before.
         """
-        with ThreadPoolExecutor(
-            self.jobs, initializer=_take_cores, initargs=(self._cores(),)
-        ) as pool:
+        with pool_of(self.jobs) as pool:
             futures = [pool.submit(self.run, *run) for run in runs]
             try:
                 return [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-
-    def _cores(self) -> "queue.Queue[set[int]]":
-        shares: queue.Queue[set[int]] = queue.Queue()
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        for job in range(self.jobs):
-            shares.put(set(cores[job :: self.jobs] or cores))
-        return shares
 
     def _start(self, command: Sequence[str], folder: Path) -> int:
         """Exit code; what runs print side by side goes to files."""
@@ -99,12 +88,6 @@ class Study:
         done = "finished" if code == 0 else f"failed, see {output.name}"
         print(f"  {folder}: {done}", flush=True)
         return code
-
-
-def _take_cores(shares: "queue.Queue[set[int]]") -> None:
-    """Binds this thread, and with it the processes that it starts, to a share of the cores."""
-    if cores := shares.get():
-        os.sched_setaffinity(0, cores)
 
 
 def compare(
