@@ -241,7 +241,7 @@ def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     if "data.path" in changes and located(str(changes["data.path"])).is_file():
         splits = {arguments.split: load(config.data, task.schema)["train"]}
     else:
-        splits, _ = read_splits(config, task)
+        splits, _ = read_splits(config, task, held_out=arguments.split != "train")
     if arguments.split not in splits:
         raise UserError(f"--split {arguments.split}: the data has {', '.join(splits)}")
     predictor = open_predictor(arguments.workdir, config)

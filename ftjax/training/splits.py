@@ -44,13 +44,21 @@ class Data:
     stream: Windows | None = None
 
 
-def read_splits(config: ConfigDict, task: Task) -> tuple[dict[str, Split], Report]:
-    """Prepared splits of the configured source, and how many rows each step left."""
+def read_splits(
+    config: ConfigDict, task: Task, held_out: bool = False
+) -> tuple[dict[str, Split], Report]:
+    """Prepared splits of the configured source, and how many rows each step left.
+
+    Args:
+        config: of the run.
+        task: whose rows they are.
+        held_out: only held-out splits are asked for.
+    """
     from ftjax.training import preparation  # whose models are placed as those here are
 
     raw = load(config.data, task.schema)
     report = [_read(name, split) for name, split in raw.items()]
-    prepared, after = prepare(raw, config.data, preparation)
+    prepared, after = prepare(raw, config.data, preparation, held_out)
     return prepared, report + after
 
 

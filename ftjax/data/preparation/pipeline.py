@@ -14,7 +14,10 @@ Report = list[dict[str, Any]]
 
 
 def prepare(
-    splits: Splits, settings: Mapping[str, Any], models: Models | None = None
+    splits: Splits,
+    settings: Mapping[str, Any],
+    models: Models | None = None,
+    held_out: bool = False,
 ) -> tuple[Splits, Report]:
     """Runs `data.prepare`'s steps and draws the splits that the source lacks.
 
@@ -24,6 +27,7 @@ def prepare(
         splits: what the source has.
         settings: the `data` section of the configuration.
         models: for steps that ask one.
+        held_out: only held-out splits are asked for: steps that change none are left out.
 
     Returns:
         The splits, and one {"step", "split", "rows_in", "rows_out", ...} a step and split. The
@@ -37,6 +41,8 @@ def prepare(
     for name, step in prepared:
         if step.training_only and not drawn:
             splits, drawn = _drawn(splits, settings, report), True
+        if step.training_only and held_out:
+            continue
         try:
             outcomes = step.apply(splits, models)
         except UserError as error:

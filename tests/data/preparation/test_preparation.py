@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -144,6 +145,27 @@ def test_held_out_rows_are_drawn_before_training_rows_are_added():
     assert plain["test"].column("text") == found["test"].column("text")
     again, _ = prepare({"train": split(rows)}, asked)
     assert again["train"].rows.to_list() == found["train"].rows.to_list()
+
+
+def test_evaluation_leaves_out_what_only_training_rows_need():
+    rows = [{"text": f"word{i} other{i} third{i}", "label": "ab"[i % 2]} for i in range(60)]
+    added = {"step": "back_translation", "there": "zh", "back": "en"}
+    short = {"step": "filter_length", "minimum": 3, "unit": "words"}
+    drawn = {"train": 0.0, "validation": 0.0, "test": 0.2}
+    asked = settings("repair", added, short, "drop_near_duplicates", splits=drawn)
+    used = []
+
+    def generate(model, given, _):
+        used.append(model)
+        return [f"{text} {model}" for text in given]
+
+    models = SimpleNamespace(generate=generate)
+    ran, _ = prepare({"train": split(rows)}, asked, models)
+    assert used == ["zh", "en"]
+    found, report = prepare({"train": split(rows)}, asked, models, held_out=True)
+    assert used == ["zh", "en"]  # no more
+    assert found["test"].rows.to_list() == ran["test"].rows.to_list()
+    assert "back_translation" not in {row["step"] for row in report}
 
 
 def test_streams_take_steps_by_row_and_refuse_others(config_file, corpus, tmp_path):
