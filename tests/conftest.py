@@ -195,8 +195,8 @@ def ftjax(
 
 def here(*arguments) -> None:
     """Runs a command in this process, without its start-up: quicker where that is not tested."""
-    asked = cli.parser().parse_args([*map(str, arguments)])
-    cli.COMMANDS[asked.command](asked, [])
+    asked, rest = cli.parser().parse_known_args([*map(str, arguments)])
+    cli.COMMANDS[asked.command](asked, rest)
 
 
 def environment(devices: int = 1) -> dict[str, str]:

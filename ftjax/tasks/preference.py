@@ -54,9 +54,9 @@ class Preference(Task):
     """Direct preference optimization (Rafailov et al. 2023).
 
     With Δ = log π(chosen) − log π(rejected), summed over tokens of the answers, and Δ₀ that of the
-    base model, without what the method adds: −log σ(β(Δ − Δ₀)) (eq. 7). "hinge" is
-    max(0, 1 − β(Δ − Δ₀)) (Zhao et al. 2023), "ipo" (Δ̄ − Δ̄₀ − 1 / 2β)² of means over tokens (Azar
-    et al. 2024).
+    model before training, without what the method adds unless it is `model.adapter`:
+    −log σ(β(Δ − Δ₀)) (eq. 7). "hinge" is max(0, 1 − β(Δ − Δ₀)) (Zhao et al. 2023), "ipo"
+    (Δ̄ − Δ̄₀ − 1 / 2β)² of means over tokens (Azar et al. 2024).
 
     The reference is computed once before training, so that no second copy of the model is held,
     whatever trains.

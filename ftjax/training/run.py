@@ -61,8 +61,9 @@ class Run:
         return self.task.outputs(partial(self.tuned.apply, params), batch)
 
     def reference(self, params: Flat, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """The same of the model without its method."""
-        return self.task.outputs(partial(self.tuned.apply, params, adapted=False), batch)
+        """The same of the model before training: without its method, or with a loaded adapter."""
+        adapted = bool(self.config.model.adapter)
+        return self.task.outputs(partial(self.tuned.apply, params, adapted=adapted), batch)
 
 
 def best_metric(config: ConfigDict, task: Any, found: Mapping[str, Any] | None = None) -> str:

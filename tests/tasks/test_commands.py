@@ -138,3 +138,12 @@ def get_config():
     if task == "span_qa":
         for row, given in zip(found, asked, strict=True):
             assert given["context"][row["start"] :].startswith(row["answer"]) and row["answer"]
+    if task == "preference":  # the reference of a run that goes on from an adapter has it too
+        adapter, again = tmp_path / "adapter", tmp_path / "again"
+        here("export", "--workdir", work, "--format", "peft", "--output", adapter)
+        here(
+            "train", "--config", file, "--workdir", again,
+            f"--config.model.adapter={adapter}", "--config.train.steps=1",
+        )  # fmt: skip
+        first = json.loads((again / "metrics.jsonl").read_text().splitlines()[0])
+        np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-4)
