@@ -86,11 +86,11 @@ class CausalLM(Task):
     def predictions(
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> list[dict[str, Any]]:
-        """One {"loss", "tokens"} a row, the loss a token's mean, of blocks that begin in it."""
+        """One {"loss", "tokens"} a row, of blocks that begin in it: a token's mean, or null."""
         sums = np.zeros((len(split.rows), 2))
         np.add.at(sums, examples.row_numbers, outputs[:, [0, 2]])
         return [
-            {"loss": round(float(loss / max(count, 1)), 6), "tokens": int(count)}
+            {"loss": round(float(loss / count), 6) if count else None, "tokens": int(count)}
             for loss, count in sums
         ]
 
