@@ -12,10 +12,15 @@ Average = Callable[[Flat, Flat, jax.Array], Flat]  # (average, params, updates d
 
 
 def moving(decay: float) -> Average:
-    """decay · average + (1 − decay) · params."""
+    """An exponential moving average, in which what was before training has no part.
+
+    decay · average + (1 − decay) · params, corrected for its start as Adam's moments are (Kingma
+    and Ba 2015, sec. 3): parameters of i updates ago weigh decay^i, divided by all weights.
+    """
 
     def averaged(average: Flat, params: Flat, done: jax.Array) -> Flat:
-        return optax.incremental_update(params, average, 1.0 - decay)
+        share = (1.0 - decay) / (1.0 - decay ** done.astype(jnp.float32))
+        return optax.incremental_update(params, average, share)
 
     return averaged
 

@@ -1,13 +1,14 @@
-"""The equal average over the end of a run, against numpy's mean."""
+"""Averages of parameters, against numpy's mean and optax's moving average."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ftjax.config import check, default_config
 from ftjax.errors import UserError
-from ftjax.training.averages import equal
+from ftjax.training.averages import equal, moving
 
 
 @pytest.mark.parametrize(("first", "every"), [(1, 1), (4, 3), (7, 2)])
@@ -21,6 +22,19 @@ def test_the_mean_of_what_comes_at_its_steps(first, every):
         np.testing.assert_allclose(average["kernel"], wanted, rtol=1e-5, atol=1e-6)
         if done <= first:
             np.testing.assert_array_equal(average["kernel"], seen[done])
+
+
+def test_the_moving_average_is_optax_s():
+    """Corrected for its start, so that a short run is not judged by what it started from."""
+    random, averaged = np.random.default_rng(0), jax.jit(moving(0.9))
+    theirs = optax.ema(0.9, debias=True)
+    average = {"kernel": jnp.full((3, 2), 7.0)}
+    moments = theirs.init(average)
+    for done in range(1, 13):
+        seen = {"kernel": jnp.asarray(random.normal(size=(3, 2)), jnp.float32)}
+        average = averaged(average, seen, jnp.asarray(done))
+        wanted, moments = theirs.update(seen, moments)
+        np.testing.assert_allclose(average["kernel"], wanted["kernel"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from ftjax.training.averages import moving
 from ftjax.training.optimizers import OPTIMIZERS, make_optimizer, schedule, warmup_steps
 from ftjax.training.step import State, gradients, init_state, make_step
 from tests.conftest import HEAD, build, cross_entropy, make_batch
+from tests.models.made import quick
 
 SETTINGS = {"weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "momentum": 0.0}
 
@@ -51,19 +52,19 @@ def quiet(tiny, one_device):
 
 
 def test_the_average_by_hand(quiet, one_device):
-    """After three steps of gradient descent with a decay of 0.5."""
+    """After three steps of gradient descent with a decay of 0.5, which weigh 1, 2 and 4."""
     params, loss_fn = quiet
     batch = {name: jnp.asarray(x) for name, x in make_batch(8).items()}
     optimizer = optax.with_extra_args_support(optax.sgd(0.1))
     kept = {"clip_norm": 0.0, "accumulation": 1, "average": moving(0.5)}
     step = make_step(loss_fn, optimizer, lambda _: 0.1, **kept)
     state = init_state(params, optimizer, 0, one_device, averaged=True)
-    wanted = params
-    for _ in range(3):
+    wanted = dict.fromkeys(params, 0.0)
+    for weight in (1, 2, 4):
         state, _ = step(state, {}, batch)
-        wanted = {path: 0.5 * leaf + 0.5 * state.params[path] for path, leaf in wanted.items()}
+        wanted = {path: sum + weight / 7 * state.params[path] for path, sum in wanted.items()}
     for path, leaf in wanted.items():
-        np.testing.assert_allclose(state.average[path], leaf, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(state.average[path], leaf, rtol=1e-5, atol=1e-6)
 
 
 def test_a_step_that_is_not_finite_changes_nothing(quiet, one_device):
@@ -81,6 +82,15 @@ def test_a_step_that_is_not_finite_changes_nothing(quiet, one_device):
     )
 
 
+def of_parts(loss_fn, params, batch, key, parts):
+    """The loss and gradients of a batch in microbatches."""
+
+    def found(params, batch):
+        return gradients(loss_fn, params, {}, batch, key, parts)
+
+    return quick(found)(params, batch)
+
+
 @pytest.mark.parametrize("parts", [2, 4, 16])
 def test_microbatches_equal_one_batch(quiet, parts):
     params, loss_fn = quiet
@@ -88,8 +98,8 @@ def test_microbatches_equal_one_batch(quiet, parts):
     batch["weights"] = np.array([1] * 9 + [0] * 3 + [0.5, 2, 1, 0], np.float32)  # uneven parts
     batch = {name: jnp.asarray(x) for name, x in batch.items()}
     key = jax.random.key(0)
-    loss, grads = gradients(loss_fn, params, {}, batch, key, 1)
-    parted_loss, parted = gradients(loss_fn, params, {}, batch, key, parts)
+    loss, grads = of_parts(loss_fn, params, batch, key, 1)
+    parted_loss, parted = of_parts(loss_fn, params, batch, key, parts)
     np.testing.assert_allclose(parted_loss.total, loss.total, rtol=1e-6)
     np.testing.assert_allclose(parted_loss.weight, loss.weight, rtol=1e-6)
     rounding = 1e-5 * max(float(np.abs(grad).max()) for grad in grads.values())
@@ -101,9 +111,9 @@ def test_rows_of_weight_0_change_nothing(quiet):
     params, loss_fn = quiet
     batch = make_batch(8)
     key = jax.random.key(0)
-    _, wanted = gradients(loss_fn, params, {}, {k: v[:5] for k, v in batch.items()}, key, 1)
+    _, wanted = of_parts(loss_fn, params, {k: v[:5] for k, v in batch.items()}, key, 1)
     batch["weights"] = np.array([1] * 5 + [0] * 3, np.float32)
-    _, found = gradients(loss_fn, params, {}, batch, key, 1)
+    _, found = of_parts(loss_fn, params, batch, key, 1)
     for path, grad in wanted.items():
         np.testing.assert_allclose(found[path], grad, rtol=1e-5, atol=1e-6, err_msg=path)
 
