@@ -124,4 +124,7 @@ def save(tokenizer: Tokenizer, folder: Path, model_type: str) -> dict[str, Any]:
     fast.save_pretrained(folder)
     ids = {"pad_token_id": fast.pad_token_id, "bos_token_id": fast.bos_token_id}
     ids |= {"eos_token_id": fast.eos_token_id}
+    if model_type == "marian":  # whose own defaults are those of its published models
+        ids["decoder_start_token_id"] = fast.pad_token_id
+        ids["forced_eos_token_id"] = fast.eos_token_id
     return {"vocab_size": len(fast), **ids}

@@ -58,6 +58,8 @@ class Config:
         embedding_scale: what embeddings are multiplied by.
         tied: logits are read off by the words' table.
         experts: feed-forward blocks of which each token takes `active`; 0 for one block.
+        residual_range: of initial kernels whose outputs are added up; None for
+            `initializer_range`.
         heads: by kind, as the family has them.
     """
 
@@ -91,6 +93,7 @@ class Config:
     experts: int = 0
     active: int = 0
     initializer_range: float = 0.02
+    residual_range: float | None = None
     heads: Mapping[str, Head] = field(default_factory=dict, hash=False)
     options: Options = field(default_factory=Options)
 
@@ -109,12 +112,13 @@ class Config:
         bias: str = "",
         cls: type[Dense] = Dense,
     ) -> Dense:
+        added = name in ("output", "down") and self.residual_range is not None
         return cls(
             features,
             axes,
             bias in self.biases,
             dtype=self.options.dtype,
-            stddev=self.initializer_range,
+            stddev=self.residual_range if added else self.initializer_range,
             name=name,
         )
 

@@ -32,13 +32,14 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     for option in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
         if hf.get(option):
             raise UserError(f"gpt2: {option} is not implemented")
-    size, heads = hf.get("n_embd", 768), hf.get("n_head", 12)
+    size, heads, layers = hf.get("n_embd", 768), hf.get("n_head", 12), hf.get("n_layer", 12)
+    stddev = hf.get("initializer_range", 0.02)
     return checked(
         Config(
             vocab_size=hf.get("vocab_size", 50257),
             hidden_size=size,
             intermediate_size=hf.get("n_inner") or 4 * size,
-            num_hidden_layers=hf.get("n_layer", 12),
+            num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=heads,
             head_dim=size // heads,
@@ -54,7 +55,8 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             attention_dropout=hf.get("attn_pdrop", 0.1),
             residual_dropout=hf.get("resid_pdrop", 0.1),
             classifier_dropout=0.1,
-            initializer_range=hf.get("initializer_range", 0.02),
+            initializer_range=stddev,
+            residual_range=stddev / (2 * layers) ** 0.5,
             heads=HEADS,
             options=options,
         ),

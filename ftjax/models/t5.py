@@ -75,12 +75,18 @@ class Config:
         return self.dropout
 
     def dense(self, features: int, axes: tuple[str | None, str | None], name: str) -> Dense:
+        """By the features that come in; queries besides by a head's, since scores are not."""
+        coming = {
+            "query": self.hidden_size * self.head_dim,
+            "output": self.num_attention_heads * self.head_dim,
+            "down": self.intermediate_size,
+        }.get(name, self.hidden_size)
         return Dense(
             features,
             axes,
             use_bias=False,
             dtype=self.options.dtype,
-            stddev=self.initializer_range,
+            stddev=coming**-0.5,
             name=name,
         )
 
@@ -167,7 +173,13 @@ class RelativeBias(nn.Module):
         """(1, heads, queries, keys), from where they stand."""
         c = self.config
         number = bucket(keys - queries[:, None], c.buckets, c.max_distance, self.both)
-        table = Embedding(c.buckets, c.num_attention_heads, axes=(None, "heads"), name="table")
+        table = Embedding(
+            c.buckets,
+            c.num_attention_heads,
+            axes=(None, "heads"),
+            stddev=c.hidden_size**-0.5,
+            name="table",
+        )
         return table(number).transpose(2, 0, 1)[None]
 
 
@@ -264,7 +276,7 @@ class Model(sequences.Model):
         c = self.config
         if not c.tied:
             head = partial(LanguageHead, c.vocab_size, ("embed", "vocab"), False)
-            return head(stddev=c.initializer_range, name="lm_head")(x, *targets)
+            return head(stddev=c.hidden_size**-0.5, name="lm_head")(x, *targets)
         x = x * c.hidden_size**-0.5 if c.scale_outputs else x
         if targets:
             return score(x, words.embedding.T, *targets)

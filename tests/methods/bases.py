@@ -58,8 +58,8 @@ def folder(base: str) -> Path:
         array = np.array(leaf)
         if path.endswith(("bias", "scale")):  # not trivial
             array += random.normal(0, 0.1, array.shape).astype(np.float32)
-        elif base == "t5":
-            array *= 0.3 if path.startswith("words") else 5
+        elif path.startswith("words") and base == "t5":
+            array *= 0.3
         stored[path] = array
     place = Path(mkdtemp(prefix=f"ftjax_{base}_"))
     config = {**config, "architectures": [model.family.MODEL]}
