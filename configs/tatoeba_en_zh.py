@@ -14,20 +14,23 @@ def get_config(method: str = "full") -> ConfigDict:
     config.model.path = "runs/models/en_zh"
     config.model.new = ConfigDict(
         {
-            "model_type": "t5",
+            "model_type": "marian",
             "tokenizer": "unigram",
             "vocab_size": 8000,
             "d_model": 256,
-            "d_kv": 64,
-            "d_ff": 1024,
-            "num_heads": 4,
-            "num_layers": 4,
-            "num_decoder_layers": 4,
-            "feed_forward_proj": "gated-gelu",
-            "dropout_rate": 0.1,
+            "encoder_layers": 4,
+            "decoder_layers": 4,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 1024,
+            "decoder_ffn_dim": 1024,
+            "max_position_embeddings": 64,
+            "scale_embedding": True,
+            "dropout": 0.2,
         }
     )
     config.task.tokenize = "zh"
+    config.task.label_smoothing = 0.1
     config.task.max_target = 48
     config.task.max_new_tokens = 48
     config.task.num_beams = 4
@@ -36,6 +39,6 @@ def get_config(method: str = "full") -> ConfigDict:
     config.data.prepare = ()
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"
-    config.train.epochs = 18
+    config.train.epochs = 16
     config.train.batch_size = 64
     return config
