@@ -24,6 +24,7 @@ def get_config(method: str = "full") -> ConfigDict:
             "encoder_ffn_dim": 1024,
             "decoder_ffn_dim": 1024,
             "max_position_embeddings": 128,
+            "init_std": 0.06,
         }
     )
     config.data.source = "movie_reviews"

@@ -14,20 +14,17 @@ def get_config(method: str = "full") -> ConfigDict:
     config.model.path = "runs/models/en_zh"
     config.model.new = ConfigDict(
         {
-            "model_type": "marian",
+            "model_type": "t5",
             "tokenizer": "unigram",
             "vocab_size": 8000,
             "d_model": 256,
-            "encoder_layers": 4,
-            "decoder_layers": 4,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "encoder_ffn_dim": 1024,
-            "decoder_ffn_dim": 1024,
-            "max_position_embeddings": 64,
-            "scale_embedding": True,
-            "init_std": 0.06,  # 1 / √d_model: with the usual 0.02 it does not learn to read the source
-            "dropout": 0.2,
+            "d_kv": 64,
+            "d_ff": 1024,
+            "num_heads": 4,
+            "num_layers": 4,
+            "num_decoder_layers": 4,
+            "feed_forward_proj": "gated-gelu",
+            "dropout_rate": 0.1,
         }
     )
     config.task.tokenize = "zh"
@@ -38,8 +35,9 @@ def get_config(method: str = "full") -> ConfigDict:
     config.data.path = "data/tatoeba_en_zh"
     config.data.max_length = 48
     config.data.prepare = ()
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.name = "adafactor"  # by the size of parameters: T5's embeddings are large
+    config.optimizer.learning_rate = 1e-2
     config.optimizer.schedule = "cosine"
-    config.train.epochs = 16
+    config.train.epochs = 15
     config.train.batch_size = 64
     return config
