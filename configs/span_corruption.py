@@ -30,7 +30,8 @@ def get_config(method: str = "full") -> ConfigDict:
     config.data.path = "imdb"
     config.data.max_length = 128
     config.data.splits.validation = 500
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.name = "adafactor"  # by the size of parameters: T5's embeddings are large
+    config.optimizer.learning_rate = 1e-2
     config.train.epochs = 1
     config.train.batch_size = 64
     return config
