@@ -161,12 +161,16 @@ def cut_texts(
 ) -> dict[str, list]:
     """Token ids of one text or two of each row, cut to length: see `Task.encode`."""
     texts = [columns[name] for name in names if name in columns]
-    whole = tokenizer(*texts, verbose=False)["input_ids"]
     cut = tokenizer(*texts, truncation=True, max_length=max_length)
-    found = {"input_ids": cut["input_ids"], "cut": [len(ids) > max_length for ids in whole]}
+    found = {"input_ids": cut["input_ids"], "cut": were_cut(cut)}
     if len(texts) == 2 and "token_type_ids" in cut:
         found["token_type_ids"] = cut["token_type_ids"]
     return found
+
+
+def were_cut(found: Any) -> list[bool]:
+    """Whether a fast tokenizer left out tokens of each text, or pair, of a batch."""
+    return [bool(each.overflowing) for each in found.encodings]
 
 
 def label_names(train: Split, labels: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from ftjax.data.loading import Vary
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
-from ftjax.tasks.base import Apply, Array, Batch, Task, of_places
+from ftjax.tasks.base import Apply, Array, Batch, Task, of_places, were_cut
 from ftjax.tasks.corruption import mask_tokens
 
 
@@ -118,7 +118,6 @@ class MaskedLM(Task):
 
 def with_words(tokenizer: Any, texts: Sequence[list[str]], max_length: int) -> dict[str, list]:
     """Token ids of texts or pairs, with "_word", each token's word, -1 for special tokens."""
-    whole = tokenizer(*texts, verbose=False)["input_ids"]
     cut = tokenizer(*texts, truncation=True, max_length=max_length, return_special_tokens_mask=True)
     words = []
     for number, special in enumerate(cut["special_tokens_mask"]):
@@ -127,7 +126,7 @@ def with_words(tokenizer: Any, texts: Sequence[list[str]], max_length: int) -> d
     kept = {name: cut[name] for name in ("input_ids", "token_type_ids") if name in cut}
     if len(texts) == 1:
         kept.pop("token_type_ids", None)
-    return {**kept, "_word": words, "cut": [len(ids) > max_length for ids in whole]}
+    return {**kept, "_word": words, "cut": were_cut(cut)}
 
 
 def with_positions(batch: Batch, rate: float) -> dict[str, jax.Array]:

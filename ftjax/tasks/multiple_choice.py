@@ -16,7 +16,7 @@ from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Row, Schema, label_name, text, texts
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
-from ftjax.tasks.base import Apply, Array, Batch, Task
+from ftjax.tasks.base import Apply, Array, Batch, Task, were_cut
 
 NONE = -1e9  # what is said of a choice that a row does not have
 
@@ -79,7 +79,6 @@ class MultipleChoice(Task):
         counts = [len(choices) for choices in columns["choices"]]
         first = [t for t, n in zip(columns["text"], counts, strict=True) for _ in range(n)]
         second = [choice["text"] for choices in columns["choices"] for choice in choices]
-        whole = tokenizer(first, second, verbose=False)["input_ids"]
         cut = tokenizer(first, second, truncation=True, max_length=max_length)
         ends = np.cumsum([0, *counts])
 
@@ -89,7 +88,7 @@ class MultipleChoice(Task):
         found = {
             name: grouped(cut[name]) for name in ("input_ids", "token_type_ids") if name in cut
         }
-        return {**found, "cut": [max(map(len, ids)) > max_length for ids in grouped(whole)]}
+        return {**found, "cut": [any(each) for each in grouped(were_cut(cut))]}
 
     def targets(self, examples: Examples, split: Split, names: Sequence[str]) -> Examples:
         pairs = zip(split.column("label"), split.column("choices"), strict=True)

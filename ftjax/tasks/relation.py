@@ -11,7 +11,7 @@ import numpy as np
 from ftjax.data.encode import Columns
 from ftjax.data.fields import Field, Row, Schema, label_name, text
 from ftjax.errors import UserError
-from ftjax.tasks.base import Array
+from ftjax.tasks.base import Array, were_cut
 from ftjax.tasks.classification import Classification
 
 MARKED = re.compile(r"<e1>(.*?)</e1>.*<e2>(.*?)</e2>|<e2>(.*?)</e2>.*<e1>(.*?)</e1>", re.DOTALL)
@@ -63,14 +63,12 @@ class Relation(Classification):
         """With "entities": 1 and 2 at tokens of the two, their markers not among them."""
         shown = [shown_entities(each, self.markers) for each in columns["text"]]
         texts = [found for found, _ in shown]
-        whole = tokenizer(texts, verbose=False)["input_ids"]
         cut = tokenizer(texts, truncation=True, max_length=max_length, return_offsets_mapping=True)
         entities = [
             [_entity_at(spans, *offset) for offset in offsets]
             for (_, spans), offsets in zip(shown, cut["offset_mapping"], strict=True)
         ]
-        long = [len(ids) > max_length for ids in whole]
-        return {"input_ids": cut["input_ids"], "entities": entities, "cut": long}
+        return {"input_ids": cut["input_ids"], "entities": entities, "cut": were_cut(cut)}
 
     def metrics(
         self, logits: np.ndarray, targets: np.ndarray, names: Sequence[str]

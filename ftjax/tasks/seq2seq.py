@@ -10,6 +10,7 @@ from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Schema, text
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
+from ftjax.tasks.base import were_cut
 from ftjax.tasks.rebuilding import Rebuilding
 from ftjax.tasks.written import Written, summary_scores, translation_scores
 
@@ -51,10 +52,9 @@ class Seq2Seq(Written, Rebuilding):
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
         """With "decoder_ids", the target's tokens to its end; rows without targets have none."""
         texts = [self.prefix + each for each in columns["source"]]
-        whole = tokenizer(texts, verbose=False)["input_ids"]
-        cut = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
-        long = [len(ids) > max_length for ids in whole]
-        found = {"input_ids": cut, "cut": long}
+        cut = tokenizer(texts, truncation=True, max_length=max_length)
+        long = were_cut(cut)
+        found = {"input_ids": cut["input_ids"], "cut": long}
         if "target" in columns:
             wanted = tokenizer(text_target=columns["target"], verbose=False)["input_ids"]
             limit, end = self.max_target, tokenizer.eos_token_id

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+from ftjax.tasks.base import were_cut
+
 
 def check_tags(tags: Sequence[str]) -> None:
     """Raises ValueError for tags that are no BIO, nor BIOES (Ramshaw and Marcus 1995).
@@ -61,7 +63,6 @@ def _first_tokens(
 ) -> dict[str, list]:
     texts = [" ".join(row) for row in words]
     encoded = tokenizer(texts, truncation=True, max_length=max_length, return_offsets_mapping=True)
-    whole = tokenizer(texts, verbose=False)["input_ids"]
     numbers = []
     for text, row, offsets in zip(texts, words, encoded["offset_mapping"], strict=True):
         starts = list(accumulate((len(word) + 1 for word in row), initial=0))[:-1]
@@ -72,5 +73,4 @@ def _first_tokens(
             of_row.append(word if word > last else 0)
             last = max(last, word)
         numbers.append(of_row)
-    cut = [len(ids) > max_length for ids in whole]
-    return {"input_ids": encoded["input_ids"], "_word": numbers, "cut": cut}
+    return {"input_ids": encoded["input_ids"], "_word": numbers, "cut": were_cut(encoded)}

@@ -10,6 +10,8 @@ import transformers
 from ftjax.data.encode import Examples, ragged
 from ftjax.data.sources import load
 from ftjax.errors import UserError
+from ftjax.formats.folder import load_tokenizer
+from ftjax.tasks.base import cut_texts
 from ftjax.tasks.multilabel import Multilabel
 from ftjax.tasks.ordinal import Ordinal
 from ftjax.tasks.regression import Regression
@@ -187,3 +189,14 @@ def test_from_rows_to_predictions(config_file, tmp_path, task, batching):
     names = list(model.config.id2label.values())
     assert names == [f"> {name}" for name in said] if task == "ordinal" else names == list(said)
     assert model.config.problem_type == "multi_label_classification"
+
+
+@pytest.mark.parametrize("names", [("text",), ("text", "text_pair")])
+def test_texts_that_are_cut_are_counted(tiny, names):
+    """Those whose tokens are more than there is room for, at every length about it."""
+    columns = {name: [" ".join(["good"] * n) for n in range(1, 15)] for name in names}
+    tokenizer = load_tokenizer(tiny)
+    whole = tokenizer(*columns.values())["input_ids"]
+    found = cut_texts(tokenizer, columns, names, 12)
+    assert found["cut"] == [len(ids) > 12 for ids in whole] and any(found["cut"])
+    assert [len(ids) for ids in found["input_ids"]] == [min(len(ids), 12) for ids in whole]
