@@ -42,14 +42,10 @@ class Denoising(Rebuilding):
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
         """With "_sentence", each token's sentence, -1 for special tokens."""
-        found = with_words(tokenizer, [columns["text"]], max_length)
-        cut = tokenizer(
-            columns["text"], truncation=True, max_length=max_length, return_offsets_mapping=True
-        )
-        words = found.pop("_word")
+        found = with_words(tokenizer, [columns["text"]], max_length, offsets=True)
+        words, offsets = found.pop("_word"), found.pop("offset_mapping")
         found["_sentence"] = [
-            _sentences(*row)
-            for row in zip(columns["text"], cut["offset_mapping"], words, strict=True)
+            _sentences(*row) for row in zip(columns["text"], offsets, words, strict=True)
         ]
         return found
 

@@ -116,14 +116,26 @@ class MaskedLM(Task):
         ]
 
 
-def with_words(tokenizer: Any, texts: Sequence[list[str]], max_length: int) -> dict[str, list]:
-    """Token ids of texts or pairs, with "_word", each token's word, -1 for special tokens."""
-    cut = tokenizer(*texts, truncation=True, max_length=max_length, return_special_tokens_mask=True)
+def with_words(
+    tokenizer: Any, texts: Sequence[list[str]], max_length: int, offsets: bool = False
+) -> dict[str, list]:
+    """Token ids of texts or pairs, with "_word", each token's word, -1 for special tokens.
+
+    With `offsets` also "offset_mapping", where each token is in its text.
+    """
+    cut = tokenizer(
+        *texts,
+        truncation=True,
+        max_length=max_length,
+        return_special_tokens_mask=True,
+        return_offsets_mapping=offsets,
+    )
     words = []
     for number, special in enumerate(cut["special_tokens_mask"]):
         found = zip(cut.word_ids(number), special, strict=True)
         words.append([-1 if sign or word is None else word for word, sign in found])
-    kept = {name: cut[name] for name in ("input_ids", "token_type_ids") if name in cut}
+    names = ("input_ids", "token_type_ids", "offset_mapping")
+    kept = {name: cut[name] for name in names if name in cut}
     if len(texts) == 1:
         kept.pop("token_type_ids", None)
     return {**kept, "_word": words, "cut": were_cut(cut)}
