@@ -16,7 +16,7 @@ class Field:
 
     Attributes:
         read: a value as it is kept; raises ValueError, whose words go on from "field ...".
-        optional: may be absent, but then of all rows.
+        optional: may be absent or null, but then of all rows.
         answer: what is to be found, which rows to predict need not have.
         unique: no two rows have the same.
     """
@@ -93,6 +93,10 @@ class Checker:
                 for name, each in self._schema.fields.items()
                 if not each.optional or row.get(self._columns[name]) is not None
             }
+        for name in self._schema.fields.keys() - self._fields.keys():
+            theirs = self._columns[name]
+            if row.get(theirs) is not None:
+                raise UserError(f"{place} has a field {theirs!r}, which rows before have not")
         kept = {name: self._value(place, name, row) for name in self._fields}
         try:
             self._schema.check(kept)

@@ -273,12 +273,16 @@ def test_splits_without_a_good_row_are_named(tmp_path):
 
 
 def test_optional_fields_are_of_all_rows(tmp_path):
-    """Those that the first row has: a row without one is bad."""
+    """Those that the first row has: a row without one is bad, and so is one with another."""
     given = [{"text": "a", "text_pair": "b", "label": "x"}, {"text": "a", "label": "x"}]
     file = write_jsonl(tmp_path / "train.jsonl", given)
     with pytest.raises(UserError, match="row 2 has no field 'text_pair'"):
         load(data_settings(path=str(file)), LABELLED)
-    write_jsonl(file, given[::-1])
+    for absent in (given[1], given[1] | {"text_pair": None}):
+        write_jsonl(file, [absent, given[0]])
+        with pytest.raises(UserError, match="row 2 has a field 'text_pair', which rows before"):
+            load(data_settings(path=str(file)), LABELLED)
+    write_jsonl(file, [given[1] | {"text_pair": None}] * 2)
     with_none = load(data_settings(path=str(file)), LABELLED)["train"]
     assert with_none.rows.column_names == ["text", "label", "row"]
 
