@@ -93,11 +93,11 @@ class Checker:
                 for name, each in self._schema.fields.items()
                 if not each.optional or row.get(self._columns[name]) is not None
             }
+        kept = {name: self._value(place, name, row) for name in self._fields}
         for name in self._schema.fields.keys() - self._fields.keys():
             theirs = self._columns[name]
             if row.get(theirs) is not None:
                 raise UserError(f"{place} has a field {theirs!r}, which rows before have not")
-        kept = {name: self._value(place, name, row) for name in self._fields}
         try:
             self._schema.check(kept)
         except ValueError as error:

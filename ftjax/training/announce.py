@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from ftjax.training.run import Run
 from ftjax.training.splits import Data
 
@@ -36,6 +38,12 @@ def announced(run: Run, data: Data, total: int, lengths: Sequence[int], step: in
             yield (
                 f"{name}: {examples.truncated} of {len(examples)} examples are longer than "
                 f"data.max_length={config.data.max_length} tokens and were truncated"
+            )
+        empty = len(data.raw[name].rows) - len(np.unique(examples.row_numbers))
+        if empty and not config.task.get("block"):  # which rows share
+            yield (
+                f"{name}: {empty} rows give no example: nothing to be learned is within "
+                f"data.max_length={config.data.max_length} tokens"
             )
     if step:
         yield f"resumed at step {step}"

@@ -1,13 +1,18 @@
 """Chats: what the assistant says is what transformers says it is, whatever the template."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from ftjax.config import default_config
 from ftjax.data.encode import encode
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
 from ftjax.tasks.instruction import PLAIN, Instruction, encoded
+from ftjax.training.announce import announced
+from ftjax.training.splits import Data
 from tests.conftest import WORDS
 from tests.tasks.made import Made, batches, examples_of, split_of, write_trained, write_words
 
@@ -245,8 +250,12 @@ def test_chats_that_are_cut_before_an_answer_are_left_out(made):
     folder = made[1]
     long = [{"role": "user", "content": "good " * 60}, {"role": "assistant", "content": "bad"}]
     rows = [*chats(2), {"messages": long}, *chats(1, seed=4)]
-    _, _, examples = examples_of(made[0].task, rows, folder, 40)
+    split, _, examples = examples_of(made[0].task, rows, folder, 40)
     assert examples.row_numbers.tolist() == [0, 1, 3]
+    run = SimpleNamespace(config=default_config("lora", "instruction"), absent=())
+    run.tuned = SimpleNamespace(shapes={}, partition=SimpleNamespace(counts=lambda _: (1, 2)))
+    said = "\n".join(announced(run, Data({"train": split}, {"train": examples}, (), []), 1, [], 0))
+    assert "train: 1 rows give no example" in said
     unanswered = [{"messages": long[:1]}, {"messages": [{"role": "user", "content": "good"}]}]
     split = split_of(TASK, unanswered, TASK.schema.to_predict())
     assert len(encode(split, made[0].task, folder, 40)) == 2  # to be predicted
