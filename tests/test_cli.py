@@ -258,13 +258,17 @@ def test_early_stopping_and_best(config_file, tmp_path):
     assert kept == {first, scores[-1][0]}
 
 
-def test_long_texts_are_counted(config_file, tmp_path):
+def test_long_texts_and_bad_rows_are_counted(config_file, tmp_path):
+    bad = {"text": None, "label": "positive"}
     long = [{"text": "good " * 60, "label": "positive"}, {"text": "bad " * 70, "label": "negative"}]
-    file = write_jsonl(tmp_path / "train.jsonl", [*make_rows(60, 0), *long])
+    file = write_jsonl(tmp_path / "train.jsonl", [*make_rows(60, 0), *long, bad])
     out = ftjax(
         "train", "--config", config_file, "--workdir", tmp_path / "w",
-        f"--config.data.path={file}", "--config.train.steps=2",
+        f"--config.data.path={file}", "--config.train.steps=2", "--config.data.on_error=skip",
     )  # fmt: skip
+    said = out.stderr + out.stdout
+    assert "train: 1 bad rows are left out, as" in said and "row 63: field 'text' is null" in said
+    assert "row 63: field &#x27;text&#x27; is null" in (tmp_path / "w/data_report.html").read_text()
     report = json.loads((tmp_path / "w" / "data_report.json").read_text())
     cut = sum(row["cut"] for row in report if row["step"] == "encode")
-    assert cut == 2 and "were truncated" in out.stderr + out.stdout
+    assert cut == 2 and "were truncated" in said

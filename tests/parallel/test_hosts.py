@@ -2,13 +2,13 @@
 
 import os
 import random
+import shutil
 import signal
 import socket
 import time
 from contextlib import suppress
 
 import numpy as np
-import pytest
 
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.records import read_rows
@@ -79,22 +79,25 @@ def same(found, wanted):
             np.testing.assert_allclose(params[path], leaf, rtol=1e-5, atol=1e-5, err_msg=path)
 
 
-@pytest.fixture(scope="module")
-def alone(config_file, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    ended(start(config_file, workdir, 1))
-    return final(workdir)
-
-
-def test_four_processes_equal_one(alone, config_file, tmp_path):
-    outputs = ended(start(config_file, tmp_path / "run", 4))
-    same(final(tmp_path / "run"), alone)
+def test_four_processes_equal_one_and_fewer_go_on_when_one_is_lost(config_file, tmp_path):
+    """In one test, since runs of several processes keep all cores."""
+    ended(start(config_file, tmp_path / "alone", 1))
+    alone = final(tmp_path / "alone")
+    outputs = ended(start(config_file, tmp_path / "four", 4))
+    same(final(tmp_path / "four"), alone)
     assert all("step" not in output for output in outputs[1:])  # one of them speaks
+    workdir = tmp_path / "lost"
+    lose_one(config_file, workdir)
+    for fewer in (2, 1):
+        left = tmp_path / f"{fewer}"
+        shutil.copytree(workdir, left)
+        said = "".join(ended(start(config_file, left, fewer)))
+        assert "resumed at step" in said
+        same(final(left), alone)
 
 
-@pytest.mark.parametrize("after", [2, 1])
-def test_one_is_lost_and_fewer_go_on(after, alone, config_file, tmp_path):
-    workdir = tmp_path / "run"
+def lose_one(config_file, workdir):
+    """Kills one of four processes: the others stop, and say why."""
     processes = start(config_file, workdir, 4)
     deadline = time.time() + 200
     while not any(row["step"] >= 5 for row in read_rows(workdir / "metrics.jsonl")):
@@ -111,6 +114,3 @@ def test_one_is_lost_and_fewer_go_on(after, alone, config_file, tmp_path):
         # Ours, or JAX's, where its own thread hears of it first
         said = outputs[number]
         assert "was lost" in said or "another task died" in said or "heartbeat" in said, said
-    said = "".join(ended(start(config_file, workdir, after)))
-    assert "resumed at step" in said
-    same(final(workdir), alone)

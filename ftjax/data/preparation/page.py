@@ -210,8 +210,8 @@ def _examples(rows: Sequence[Row]) -> str:
             _line(
                 [
                     _tag("td", _text(row["split"]), "name"),
-                    _tag("td", _text(found["row"]), "number"),
-                    _tag("td", _text(found["text"]), "said"),
+                    _tag("td", _text(found.get("row", "")), "number"),
+                    _tag("td", _text(found.get("text", "")), "said"),
                     _tag("td", _text(found["reason"]), "said"),
                 ]
             )
