@@ -47,7 +47,9 @@ class State(NamedTuple):
 def start(tuned: Tuned, settings: Settings, params: Flat, batch: Mapping[str, Array]) -> State:
     """Reads the prompts and chooses the first tokens."""
     beams = settings.num_beams
-    logits, cache, prompt = read_prompt(tuned, params, batch, settings.max_new_tokens)
+    logits, cache, prompt = read_prompt(
+        tuned, params, batch, settings.max_new_tokens, settings.start
+    )
     logits, cache, prompt = repeated((logits, cache, prompt), beams)
     shape = (logits.shape[0] // beams, beams)
     nothing = jnp.full((*shape, settings.max_new_tokens), settings.pad, jnp.int32)

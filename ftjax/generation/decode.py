@@ -54,7 +54,7 @@ class State(NamedTuple):
 
 
 def read_prompt(
-    tuned: Tuned, params: Flat, batch: Mapping[str, Array], room: int
+    tuned: Tuned, params: Flat, batch: Mapping[str, Array], room: int, first: int | None = None
 ) -> tuple[Array, Any, Prompt]:
     """Runs the model on a prompt.
 
@@ -64,6 +64,7 @@ def read_prompt(
         batch: input_ids and attention_mask (rows, length): a decoder's prompt is padded on the
             left, an encoder's input anywhere.
         room: tokens that may follow.
+        first: see `Settings.start`.
 
     Returns:
         Logits of the first token (rows, vocabulary), what the model keeps, and the prompt.
@@ -78,7 +79,7 @@ def read_prompt(
         prompt = Prompt(read, wide, positions[:, -1] + 1, jnp.asarray(length))
     else:
         wide = jnp.ones((rows, room), jnp.int32)
-        start = jnp.full((rows, 1), tuned.config.start)
+        start = jnp.full((rows, 1), tuned.config.start if first is None else first)
         inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": start}
         inputs["decoder_attention_mask"] = wide
         prompt = Prompt(start, wide, jnp.ones(rows, jnp.int32), jnp.asarray(1), mask)
@@ -118,7 +119,9 @@ def start(tuned: Tuned, settings: Settings, params: Flat, batch: Mapping[str, Ar
     `batch` has "numbers" (rows,) besides, which name the prompts for sampling.
     """
     many = settings.num_return_sequences
-    logits, cache, prompt = read_prompt(tuned, params, batch, settings.max_new_tokens)
+    logits, cache, prompt = read_prompt(
+        tuned, params, batch, settings.max_new_tokens, settings.start
+    )
     logits, cache, prompt = repeated((logits, cache, prompt), many)
     rows = logits.shape[0]
     key, copies = jax.random.key(settings.seed), jnp.tile(jnp.arange(many), rows // many)

@@ -36,6 +36,7 @@ class Settings:
             number, not on the rest of the batch.
         end: tokens that end a text.
         pad: what follows it.
+        start: what a decoder reads before the first token; None: what the model's config.json says.
         forced_first, forced_last: tokens that must come first, and last at `max_new_tokens`.
         banned: tokens that never come.
     """
@@ -55,6 +56,7 @@ class Settings:
     seed: int = 0
     end: tuple[int, ...] = ()
     pad: int = 0
+    start: int | None = None
     forced_first: int | None = None
     forced_last: tuple[int, ...] = ()
     banned: tuple[int, ...] = ()

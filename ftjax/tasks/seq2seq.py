@@ -9,7 +9,7 @@ import numpy as np
 from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Schema, text
 from ftjax.data.sources import Split
-from ftjax.errors import UserError
+from ftjax.errors import UserError, nearest
 from ftjax.tasks.base import were_cut
 from ftjax.tasks.rebuilding import Rebuilding
 from ftjax.tasks.written import Written, summary_scores, translation_scores
@@ -23,6 +23,8 @@ class Seq2Seq(Written, Rebuilding):
 
     Attributes:
         prefix: of every source, as "translate English to German: ".
+        languages: of sources and targets, for models that mark them, as mBART's
+            ("en_XX", "zh_CN"); empty: those of the tokenizer.
         max_target: tokens of a target.
         metrics: of what is written: "translation" (BLEU, chrF), "summary" (ROUGE) or "exact".
         tokenize: sacrebleu's tokenizer for BLEU: "13a", for Chinese "zh".
@@ -32,6 +34,7 @@ class Seq2Seq(Written, Rebuilding):
     """
 
     prefix: str = ""
+    languages: tuple[str, ...] = ()
     max_target: int = 128
     metrics: str = "translation"
     tokenize: str = "13a"
@@ -44,6 +47,8 @@ class Seq2Seq(Written, Rebuilding):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(self.languages) not in (0, 2):
+            raise UserError(f"task.languages={self.languages} must be a source's and a target's")
         if self.metrics not in METRICS:
             raise UserError(f"task.metrics={self.metrics!r} must be one of {', '.join(METRICS)}")
         if self.max_target < 2 or self.num_beams < 1 or self.max_new_tokens < 1:
@@ -51,6 +56,7 @@ class Seq2Seq(Written, Rebuilding):
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
         """With "decoder_ids", the target's tokens to its end; rows without targets have none."""
+        self._set_languages(tokenizer)
         texts = [self.prefix + each for each in columns["source"]]
         cut = tokenizer(texts, truncation=True, max_length=max_length)
         long = were_cut(cut)
@@ -61,6 +67,29 @@ class Seq2Seq(Written, Rebuilding):
             found["decoder_ids"] = [ended(ids, end, limit) for ids in wanted]
             found["cut"] = [a or len(b) > limit for a, b in zip(long, wanted, strict=True)]
         return found
+
+    def asked(self, tokenizer: Any) -> dict[str, Any]:
+        """What is written starts with its language where targets do, or after it where they end
+        with it, as `ftjax.models.bart` has it."""
+        asked = super().asked(tokenizer)
+        if not self.languages:
+            return asked
+        self._set_languages(tokenizer)
+        language = tokenizer.convert_tokens_to_ids(self.languages[1])
+        first = tokenizer(text_target="")["input_ids"][0] == language
+        marks = {"forced_first": language} if first else {"start": language, "forced_first": None}
+        return {**asked, **marks}
+
+    def _set_languages(self, tokenizer: Any) -> None:
+        if not self.languages:
+            return
+        known = [code for code in tokenizer.get_added_vocab() if "_" in code]
+        if not hasattr(tokenizer, "src_lang"):
+            raise UserError("task.languages: the model's tokenizer has no languages")
+        for code in self.languages:
+            if code not in known:
+                raise UserError(f"task.languages: {code!r} is not known{nearest(code, known)}")
+        tokenizer.src_lang, tokenizer.tgt_lang = self.languages
 
     def predictions(
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]

@@ -32,6 +32,10 @@ class Written:
         """What is wanted, one a row."""
         raise NotImplementedError
 
+    def asked(self, tokenizer: Any) -> dict[str, Any]:
+        """Settings of generation; the tokenizer is made ready for prompts."""
+        return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
+
     def written(self, texts: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
         """Metrics of texts."""
         return {"exact_match": exact_match(texts, references, self.answer)}

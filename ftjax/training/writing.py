@@ -27,8 +27,8 @@ def write(run: Run, params: Flat, prompts: Sequence[Any]) -> list[str]:
     task, tokenizer = run.task, load_tokenizer(run.folder)
     if task.template:
         tokenizer.chat_template = PLAIN if task.template == "plain" else task.template
-    changes = {"max_new_tokens": task.max_new_tokens, "num_beams": task.num_beams}
-    asked = settings.of_folder(run.folder, temperature=0.0, num_return_sequences=1, **changes)
+    changes = {"temperature": 0.0, "num_return_sequences": 1, **task.asked(tokenizer)}
+    asked = settings.of_folder(run.folder, **changes)
     generator = Generator(run.tuned, merge(params, run.frozen), tokenizer, asked)
     order = np.argsort([-len(str(prompt)) for prompt in prompts], kind="stable")
     size, texts = run.config.train.eval_batch_size, [""] * len(prompts)

@@ -26,7 +26,7 @@ from ftjax.training.run import place_model
 from ftjax.training.writing import write, written_scores
 from tests.compiler import OPTIONS
 from tests.conftest import WORDS
-from tests.models.cases import CASES
+from tests.models.cases import BART, CASES
 from tests.models.reference import Reference
 from tests.tasks.made import (
     Made,
@@ -302,7 +302,46 @@ def test_what_is_written_equals_transformers(run, monkeypatch):
     assert scores["written"] == 7
 
 
+@pytest.mark.parametrize("kind", ["MBartTokenizer", "MBart50Tokenizer"])
+def test_languages_are_those_of_transformers(kind, tmp_path):
+    """Of texts, targets and what is written: one kind ends texts by them, one starts by them."""
+    pieces = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")]
+    pieces += [("▁" + word, -1.0) for word in WORDS] + [("▁", -2.0)]
+    tokenizer = getattr(transformers, kind)(vocab=pieces, src_lang="en_XX", tgt_lang="ro_RO")
+    tokenizer.save_pretrained(tmp_path)
+    sizes = {**BART, "vocab_size": len(tokenizer), "pad_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    sizes |= {"decoder_start_token_id": 2, "forced_eos_token_id": None, "init_std": 0.3}
+    model = transformers.MBartForConditionalGeneration(transformers.MBartConfig(**sizes)).eval()
+    model.save_pretrained(tmp_path)
+    config = default_config("full", "seq2seq")
+    config.model.path, config.data.max_length = str(tmp_path), 32
+    config.task.max_new_tokens, config.train.eval_batch_size = 10, 8
+    config.task.languages = ("de_DE", "zh_CN")
+    run = place_model(config, ())
+    rows = rows_of(5, seed=4)
+    split, _, examples = examples_of(run.task, rows, tmp_path)
+    tokenizer.src_lang, tokenizer.tgt_lang = "de_DE", "zh_CN"
+    zh, texts = tokenizer.convert_tokens_to_ids("zh_CN"), []
+    first = "forced_bos_token_id" if kind == "MBart50Tokenizer" else "decoder_start_token_id"
+    for number, row in enumerate(rows):
+        inputs = tokenizer(row["source"], return_tensors="pt")
+        assert examples.ids[number].tolist() == inputs["input_ids"][0].tolist()
+        target = tokenizer(text_target=row["target"])["input_ids"]
+        assert examples.decoder[number].tolist() == target and zh in target
+        out = model.generate(**inputs, **{first: zh}, max_new_tokens=10, do_sample=False)
+        texts.append(tokenizer.decode(out[0], skip_special_tokens=True))
+    assert write(run, run.trainable, run.task.prompts(split)) == [text.strip() for text in texts]
+    assert len(set(texts)) > 2, texts
+    with pytest.raises(UserError, match=r"task\.languages: 'en' is not known.*en_XX"):
+        examples_of(Seq2Seq(languages=("en", "zh_CN")), rows, tmp_path)
+
+
 def test_bad_options_and_rows_are_named(tiny):
+    with pytest.raises(UserError, match=r"task\.languages: the model's tokenizer has no languages"):
+        examples_of(Seq2Seq(languages=("en_XX", "zh_CN")), rows_of(1), tiny)
+    with pytest.raises(UserError, match=r"task\.languages=.* must be a source's and a target's"):
+        Seq2Seq(languages=("en_XX",))
     for changes in ({"metrics": "bleu"}, {"max_target": 1}, {"num_beams": 0}):
         with pytest.raises(UserError, match=f"task.*{next(iter(changes))}"):
             Seq2Seq(**changes)
