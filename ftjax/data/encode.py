@@ -17,6 +17,7 @@ from ftjax.formats.hf import TOKENIZER_FILES
 from ftjax.remote import cache_folder
 
 Columns = Mapping[str, list]
+CHUNK = 1000  # rows that are tokenized at once: what a tokenizer says of a token takes much memory
 IDS, DECODER, ROW, CUT = "input_ids", "decoder_ids", "row", "cut"
 
 
@@ -109,6 +110,7 @@ def encode(split: Split, task: Any, folder: Path, max_length: int) -> Examples:
         rows = split.rows.map(
             _tokenizer(folder, task, max_length),
             batched=True,
+            batch_size=CHUNK,
             with_indices=True,
             remove_columns=split.rows.column_names,
             cache_file_name=str(file),
@@ -122,8 +124,12 @@ def encoder(task: Any, folder: Path, max_length: int) -> Callable[[Split], Examp
     tokenize = _tokenizer(folder, task, max_length)
 
     def encode(split: Split) -> Examples:
-        columns = {name: split.column(name) for name in split.rows.column_names}
-        return _examples(pyarrow.table(tokenize(columns, range(len(split.rows)))))
+        tables = []
+        for start in range(0, len(split.rows), CHUNK):
+            columns = split.rows[start : start + CHUNK]
+            numbers = range(start, min(start + CHUNK, len(split.rows)))
+            tables.append(pyarrow.table(tokenize(columns, numbers)))
+        return _examples(pyarrow.concat_tables(tables, promote_options="default"))
 
     return encode
 

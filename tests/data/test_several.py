@@ -214,3 +214,20 @@ def test_rows_without_examples_are_left_out(tiny, tmp_path):
     ]
     examples = encode(split_of(task, rows), task, folder, 16)
     assert examples.row_numbers.tolist() == [1, 3]
+
+
+def test_windows_in_several_parts_have_the_same_examples(tmp_path, monkeypatch):
+    """Also where a part has no example."""
+    folder, task = write_words(tmp_path, eos="[SEP]"), Instruction(template="plain")
+    rows = [{"prompt": text, "completion": "bad"} for text in texts(30)]
+    rows[8:16] = [{"prompt": "good " * 40, "completion": "bad"}] * 8
+    split = split_of(task, rows)
+    wanted = encode(split, task, folder, 24)
+    monkeypatch.setattr("ftjax.data.encode.CHUNK", 4)
+    found = encoder(task, folder, 24)(split)
+    assert found.row_numbers.tolist() == wanted.row_numbers.tolist()
+    assert set(range(30)) - set(wanted.row_numbers.tolist()) > set(range(8, 16))
+    np.testing.assert_array_equal(found.ids.values, wanted.ids.values)
+    np.testing.assert_array_equal(found.ids.offsets, wanted.ids.offsets)
+    np.testing.assert_array_equal(found.tokens["learned"], wanted.tokens["learned"])
+    assert found.truncated == wanted.truncated
