@@ -7,6 +7,7 @@ from tests.compiler import FLAGS
 os.environ.setdefault("XLA_FLAGS", f"{FLAGS} --xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import gc
 import json
 import re
 import subprocess
@@ -75,6 +76,12 @@ CONFIG = {
     "pad_token_id": 0,
 }
 HEAD = {"head": "classification", "labels": 2, "pooling": "cls"}
+
+
+def pytest_sessionstart() -> None:
+    """Garbage is looked for rarely: libraries that stay are much to look through each time."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -284,8 +284,9 @@ def test_7_what_does_not_fit_a_model_is_said(name, base):
 
 
 def test_8_bfloat16_base_under_float32_adapters(it):
-    model = build(it.base, settings(it.name), {"dtype": "bfloat16"})
-    run = Trained(it, model, it.params, make_mesh(devices=jax.devices()[:1]))
+    model = build(it.base, settings(it.name), {"dtype": "bfloat16", "segments": "scan"})
+    params = {path: stacked(it.params, path) for path in model.shapes}
+    run = Trained(it, model, params, make_mesh(devices=jax.devices()[:1]))
     assert np.isfinite(run.losses).all()
     assert {leaf.dtype for leaf in run.state.params.values()} == {jnp.dtype("float32")}
     kernels = [leaf for path, leaf in run.frozen.items() if path in model.base.shapes]
