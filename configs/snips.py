@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from ftjax.config import default_config
 
-LEARNING_RATES = {"full": 5e-4, "head": 1e-2, "top_k": 2e-4, "bitfit": 2e-3}
+LEARNING_RATES = {"full": 5e-4, "head": 1e-2, "top_k": 2e-4, "bitfit": 2e-3, "lora": 5e-3}
 
 
 def get_config(method: str = "full") -> ConfigDict:
