@@ -26,9 +26,10 @@ class Contrastive(Task):
     """Cross-entropy of each text's partner among those of the whole batch, by cosine.
 
     InfoNCE with the other rows' partners as negatives (Henderson et al. 2017; van den Oord et al.
-    2018). Rows have "text" and "text_pair", and may have a "negative", a text that does not belong;
-    rows of one text are read twice, under different dropout (SimCSE, Gao et al. 2021). A "label" is
-    a similarity, which is only scored by.
+    2018); under `train.accumulation` of the same part of the batch. Rows have "text" and
+    "text_pair", and may have a "negative", a text that does not belong; rows of one text are read
+    twice, under different dropout (SimCSE, Gao et al. 2021). A "label" is a similarity, which is
+    only scored by.
 
     Attributes:
         pooling: as of `classification`.
