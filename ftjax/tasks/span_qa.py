@@ -39,12 +39,12 @@ def answers(found: Any) -> dict[str, list]:
 def check(row: Row) -> None:
     found = row["answers"]
     for answer, start in zip(found["text"], found["answer_start"], strict=True):
-        there = row["context"][max(start, 0) : start + len(answer)]
-        if start < 0 or there != answer:
+        there = row["context"][start : start + len(answer)] if start >= 0 else ""
+        if there != answer:
             name = f"id {row['id']}: " if "id" in row else ""
             raise ValueError(
-                f"{name}answer {shown(answer)} is not in the context at answer_start={start}, "
-                f"where {shown(there)} is"
+                f"{name}answer {shown(answer)} is not in the context at answer_start={start}"
+                + (f", where {shown(there)} is" if there else "")
             )
 
 

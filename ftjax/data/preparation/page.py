@@ -202,22 +202,22 @@ def _plot(name: str, lengths: Mapping[str, Any]) -> str:
     )
 
 
+def _dropped(found: Sequence[tuple[str, Row]]) -> str:
+    """Rows with their split and the reason, which names the row where that could not be read."""
+    names = {"row": "row", "text": "dropped", "reason": "why"}
+    names = {key: name for key, name in names.items() if key in found[0][1]}
+    lines = [_heads("split", *names.values())]
+    for split, row in found:
+        cells = [_tag("td", _text(row[key]), "number" if key == "row" else "said") for key in names]
+        lines.append(_line([_tag("td", _text(split), "name"), *cells]))
+    return f"<table>{''.join(lines)}</table>"
+
+
 def _examples(rows: Sequence[Row]) -> str:
     parts = []
     for step, several in groupby(rows, key=lambda row: row["step"]):
         several = list(several)
-        dropped = [
-            _line(
-                [
-                    _tag("td", _text(row["split"]), "name"),
-                    _tag("td", _text(found.get("row", "")), "number"),
-                    _tag("td", _text(found.get("text", "")), "said"),
-                    _tag("td", _text(found["reason"]), "said"),
-                ]
-            )
-            for row in several
-            for found in row.get("examples", ())
-        ]
+        dropped = [(row["split"], found) for row in several for found in row.get("examples", ())]
         changed = [
             _line(
                 [
@@ -235,8 +235,7 @@ def _examples(rows: Sequence[Row]) -> str:
         if dropped or changed:
             parts.append(f"<h3><code>{_text(step)}</code></h3>")
         if dropped:
-            heads = _heads("split", "row", "dropped", "why")
-            parts.append(f"<table>{heads}{''.join(dropped)}</table>")
+            parts.append(_dropped(dropped))
         if changed:
             heads = _heads("split", "row", "before", "after")
             parts.append(f"<table>{heads}{''.join(changed)}</table>")
