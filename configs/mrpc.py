@@ -1,4 +1,9 @@
-"""MRPC: are two sentences paraphrases? data.path: a folder with train, validation, test .jsonl."""
+"""MRPC: are two sentences paraphrases?
+
+data.path: a folder of train, validation and test .jsonl with text, text_pair and label.
+By hub id: --config.data.source=hub --config.data.path=nyu-mll/glue:mrpc
+--config.data.columns.text=sentence1 --config.data.columns.text_pair=sentence2
+"""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,8 @@
-"""SST-2: sentiment of sentences. data.path: a folder with train, validation and test .jsonl."""
+"""SST-2: sentiment of sentences.
+
+data.path: a folder of train, validation and test .jsonl with text and label. By hub id:
+--config.data.source=hub --config.data.path=nyu-mll/glue:sst2 --config.data.columns.text=sentence
+"""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,9 @@
-"""STS-B: how similar are two sentences, 0 to 5? data.path: a folder of train, ... .jsonl."""
+"""STS-B: how similar are two sentences, 0 to 5? By Pearson's correlation.
+
+data.path: a folder of train, validation and test .jsonl with text, text_pair and label (a number).
+By hub id: --config.data.source=hub --config.data.path=nyu-mll/glue:stsb
+--config.data.columns.text=sentence1 --config.data.columns.text_pair=sentence2
+"""
 
 from ml_collections import ConfigDict
 

@@ -1,6 +1,9 @@
 """English to Chinese from scratch: a small encoder-decoder on 20,080 short sentences.
 
-data.path: a folder of train, validation and test .jsonl with source and target. A pretrained model:
+data.path: a folder of train, validation and test .jsonl with source and target. By hub id:
+--config.data.source=hub --config.data.path=Helsinki-NLP/opus-100:en-zh
+--config.data.columns.source=translation.en --config.data.columns.target=translation.zh
+A pretrained model:
 --config.model.path=Helsinki-NLP/opus-mt-en-zh --config.model.new=
 """
 

@@ -8,6 +8,7 @@ from typing import Any
 from ftjax.errors import UserError, nearest
 
 Row = dict[str, Any]
+ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Checker:
     Args:
         file: for messages.
         schema: what rows must be.
-        columns: `data.columns`: what the file calls the fields.
+        columns: `data.columns`: what the file calls the fields; see `inner`.
     """
 
     def __init__(self, file: str, schema: Schema, columns: Mapping[str, str]) -> None:
@@ -91,12 +92,12 @@ class Checker:
             self._fields = {
                 name: each
                 for name, each in self._schema.fields.items()
-                if not each.optional or row.get(self._columns[name]) is not None
+                if not each.optional or inner(row, self._columns[name]) is not None
             }
         kept = {name: self._value(place, name, row) for name in self._fields}
         for name in self._schema.fields.keys() - self._fields.keys():
             theirs = self._columns[name]
-            if row.get(theirs) is not None:
+            if inner(row, theirs) is not None:
                 raise UserError(f"{place} has a field {theirs!r}, which rows before have not")
         try:
             self._schema.check(kept)
@@ -112,10 +113,10 @@ class Checker:
 
     def _value(self, place: str, name: str, row: Mapping[str, Any]) -> Any:
         theirs = self._columns[name]
-        if theirs not in row:
+        value = inner(row, theirs, ABSENT)
+        if value is ABSENT:
             near = nearest(theirs, [str(key) for key in row])
             raise UserError(f"{place} has no field {theirs!r} (data.columns.{name}){near}")
-        value = row[theirs]
         if value is None:
             raise UserError(f"{place}: field {theirs!r} is null")
         try:
@@ -131,6 +132,15 @@ class Checker:
                     f"have {other[self._kinds[name]]}"
                 )
         return found
+
+
+def inner(row: Mapping[str, Any], name: str, absent: Any = None) -> Any:
+    """A field of a row; by "a.b" the field b of field a, as translations of the hub have it."""
+    if name in row or "." not in name:
+        return row.get(name, absent)
+    first, _, rest = name.partition(".")
+    within = row.get(first)
+    return inner(within, rest, absent) if isinstance(within, Mapping) else absent
 
 
 def shown(value: Any) -> str:

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -262,12 +263,18 @@ def _named(
             named = {key: _class_names(feature) for key, feature in (features or {}).items()}
             named = {key: names for key, names in named.items() if names}
             label = columns.get("label", "")
-            if split != "train" and label in named and next(iter(rows))[label] == -1:
-                continue  # as the hub marks rows whose labels are kept back
+            if split != "train" and _kept_back(rows, label):
+                continue
             label_names = named.get(label, ())
             read = partial(_rows, rows, named)
             splits[split] = Opened(f"{path} ({found})", read, columns, tuple(label_names))
     return splits
+
+
+def _kept_back(rows: Any, label: str) -> bool:
+    """Whether labels are all -1, as the hub marks those that are not published."""
+    first = list(islice((_plain(row.get(label)) for row in rows), 100))
+    return bool(first) and all(found == -1 for found in first)
 
 
 def _class_names(feature: Any) -> Sequence[str]:

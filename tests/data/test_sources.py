@@ -14,6 +14,8 @@ from ftjax.data.preparation.splits import draw
 from ftjax.data.sources import load
 from ftjax.errors import UserError
 from ftjax.tasks.classification import Classification
+from ftjax.tasks.regression import Regression
+from ftjax.tasks.seq2seq import Seq2Seq
 from tests.conftest import data_settings as settings
 from tests.conftest import make_rows, write_jsonl
 
@@ -64,6 +66,35 @@ def test_hub_reads_local_folders_and_class_names(tmp_path):
     assert split.label_names == ("no", "yes")
     with pytest.raises(UserError, match="cannot be loaded from the hub"):
         load(settings(source="hub", path=str(tmp_path / "absent")), SCHEMA)
+
+
+@pytest.mark.parametrize("kind", ["classes", "numbers"])
+def test_splits_whose_labels_are_kept_back_are_left_out(tmp_path, kind):
+    label = datasets.ClassLabel(names=["no", "yes"]) if kind == "classes" else "float32"
+    label = datasets.Value(label) if kind == "numbers" else label
+    features = datasets.Features({"text": datasets.Value("string"), "label": label})
+    for split, labels in {"train": [1, 0], "validation": [0, 1], "test": [-1, -1]}.items():
+        rows = datasets.Dataset.from_dict({"text": ["eins", "zwei"], "label": labels}, features)
+        rows.to_parquet(tmp_path / f"{split}.parquet")
+    task = Classification() if kind == "classes" else Regression()
+    for streaming in (False, True):
+        given = settings(source="hub", path=str(tmp_path), streaming=streaming)
+        assert set(load(given, task.schema)) == (
+            {"validation"} if streaming else {"train", "validation"}
+        )
+
+
+def test_fields_within_fields(tmp_path):
+    """As the hub's translations are."""
+    rows = [{"translation": {"en": "one", "zh": "一"}}, {"translation": {"en": "two"}}]
+    file = write_jsonl(tmp_path / "train.jsonl", rows[:1])
+    given = settings("seq2seq", path=str(file))
+    given["columns"] = {"source": "translation.en", "target": "translation.zh"}
+    split = load(given, Seq2Seq.schema)["train"]
+    assert split.rows[0] == {"source": "one", "target": "一", "row": 1}
+    write_jsonl(file, rows)
+    with pytest.raises(UserError, match="row 2 has no field 'translation.zh'"):
+        load(given, Seq2Seq.schema)
 
 
 def test_movie_reviews():
