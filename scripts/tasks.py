@@ -138,8 +138,9 @@ class Study:
 def sample(source: Path, count: int) -> dict[str, list[dict[str, Any]]]:
     """At most `count` training rows, a quarter as many to validate by, and all test rows.
 
-    Training rows that come again, or are held out, are dropped. Without a test split the
-    validation split is it; without another to validate by, a tenth of training is.
+    Training rows that come again, or are held out, are dropped; those kept have every label.
+    Without a test split the validation split is it; without another to validate by, a tenth of
+    training is.
     """
     rows = {}
     for split in SPLITS:
@@ -161,10 +162,21 @@ def sample(source: Path, count: int) -> dict[str, list[dict[str, Any]]]:
         rows["validation"], train = train[:tenth], train[tenth:]
     shuffled.shuffle(rows["validation"])
     return {
-        "train": train[:count],
+        "train": with_all_labels(train, count),
         "validation": rows["validation"][: count // 4],
         "test": rows["test"],
     }
+
+
+def with_all_labels(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The first `count` rows, the last exchanged for one of each label that they lack."""
+    found = {row.get("label") for row in rows[:count]}
+    lacking = {
+        row["label"]: row
+        for row in rows[count:]
+        if isinstance(row.get("label"), str) and row["label"] not in found
+    }
+    return rows[: count - len(lacking)] + list(lacking.values())
 
 
 def key(row: Mapping[str, Any]) -> tuple[str, ...]:

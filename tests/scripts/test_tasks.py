@@ -35,6 +35,17 @@ def test_a_sample_of_data_that_lacks_splits(tmp_path):
     assert sorted(texts["train"] + texts["validation"]) == sorted(train)
 
 
+def test_a_sample_has_every_label_to_train_on(tmp_path):
+    labels = ["often"] * 98 + ["rare", "rarer"]
+    rows = [{"text": f"text {i}", "label": label} for i, label in enumerate(labels)]
+    for split, part in {"train": rows, "validation": [], "test": rows[:1]}.items():
+        lines = [json.dumps(row) + "\n" for row in part]
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    found = sample(tmp_path, 10)["train"]
+    assert {row["label"] for row in found} == set(labels)
+    assert len({row["text"] for row in found}) == 10
+
+
 def test_scores_are_close_by_a_point_or_by_two_standard_errors():
     assert close([0.800], 0.8099) and not close([0.800], 0.8101)
     ours = [0.78, 0.80, 0.82]  # standard deviation 0.02
