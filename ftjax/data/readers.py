@@ -175,25 +175,31 @@ def _squad(file: Path, options: Options) -> Rows:
     """
     try:
         found = json.loads("".join(map(sound, _lines(file))))
-        questions = [
-            {
-                "id": each["id"],
-                "context": paragraph["context"],
-                "question": each["question"],
-                "answers": {
-                    "text": [answer["text"] for answer in each.get("answers", ())],
-                    "answer_start": [answer["answer_start"] for answer in each.get("answers", ())],
-                },
-            }
+        asked = [
+            (paragraph["context"], question)
             for article in found["data"]
             for paragraph in article["paragraphs"]
-            for each in paragraph["qas"]
+            for question in paragraph["qas"]
         ]
     except json.JSONDecodeError as error:
         raise UserError(f"{file}: not valid JSON: {error}") from error
     except (KeyError, TypeError) as error:
         raise UserError(f"{file} is not of SQuAD's form: {error!r} is missing") from error
-    yield from enumerate(questions, 1)
+    for number, (context, question) in enumerate(asked, 1):
+        try:
+            answers = question.get("answers", ())
+            row = {
+                "id": question["id"],
+                "context": context,
+                "question": question["question"],
+                "answers": {
+                    "text": [answer["text"] for answer in answers],
+                    "answer_start": [answer["answer_start"] for answer in answers],
+                },
+            }
+        except (AttributeError, KeyError, TypeError) as error:
+            row = UserError(f"{file}: row {number} is no question of SQuAD's form: {error!r}")
+        yield number, row
 
 
 # data.source → suffixes, and how a file is read

@@ -1,5 +1,6 @@
 """Rows of each kind of file, from files that were written otherwise, and what is said of bad ones."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -128,6 +129,19 @@ def test_questions_of_squad(tmp_path):
         file.write_text(text)
         with pytest.raises(UserError, match=message):
             rows("squad", file)
+
+
+def test_a_question_out_of_form_is_a_bad_row_of_squad(tmp_path):
+    file, given = tmp_path / "train.json", copy.deepcopy(SQUAD)
+    questions = given["data"][0]["paragraphs"][0]["qas"]
+    questions[0]["answers"] = [{"text": "good"}]
+    questions.insert(1, "is it good?")
+    file.write_text(json.dumps(given), encoding="utf-8")
+    options = {"source": "squad", "path": str(file)}
+    with pytest.raises(UserError, match=r"train\.json: row 1 is no question .*answer_start"):
+        load(data_settings("span_qa", **options), ANSWERS)
+    split = load(data_settings("span_qa", on_error="skip", **options), ANSWERS)["train"]
+    assert split.column("id") == ["b", "c", "d"] and split.column("row") == [3, 4, 5]
 
 
 @pytest.mark.parametrize("form", ["stream", "file"])
