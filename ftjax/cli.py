@@ -93,7 +93,8 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument("--model", help="a folder, a .gguf file, a nickname or a hub id")
     generate.add_argument("--adapter", type=Path, help="a PEFT folder, over --model")
     asked = generate.add_mutually_exclusive_group()
-    asked.add_argument("--prompt", action="append", help="a text to go on from; may be repeated")
+    prompt = "a text to go on from, or to read, with nothing put before it; may be repeated"
+    asked.add_argument("--prompt", action="append", help=prompt)
     asked.add_argument("--input", type=Path, help="a .jsonl with prompt, or messages for --chat")
     generate.add_argument("--output", type=Path, help="the .jsonl to write for --input")
     generate.add_argument("--chat", action="store_true", help="by the model's chat template")

@@ -24,6 +24,7 @@ from ftjax.paths import Flat
 from ftjax.regularization import changes_words
 from ftjax.regularization.l2_sp import starts
 from ftjax.training.announce import announced
+from ftjax.training.batching import choose_layout, variation
 from ftjax.training.checkpoints import Checkpoints, Unreadable
 from ftjax.training.evaluate import Forward, cache_features, refer
 from ftjax.training.fresh import make
@@ -44,7 +45,7 @@ from ftjax.training.run import (
     write_labels,
 )
 from ftjax.training.signals import stop_signal
-from ftjax.training.splits import Data, choose_layout, read_data, variation
+from ftjax.training.splits import Data, read_data
 from ftjax.training.step import State, init_moments, init_state, lower_step
 from ftjax.training.writing import written_scores
 

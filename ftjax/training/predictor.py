@@ -9,12 +9,12 @@ from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.partition import merge
 from ftjax.paths import Flat
+from ftjax.training.batching import choose_layout, encode_split, variation
 from ftjax.training.evaluate import Forward, refer
 from ftjax.training.run import Run, place_model, read_labels, read_workdir
-from ftjax.training.splits import choose_layout, encode_split, variation
+from ftjax.training.scores import score_chosen
 from ftjax.training.trained import best_params
 from ftjax.training.writing import write, written_scores
-from ftjax.training.zero_shot import score_chosen
 
 
 @dataclass(frozen=True)

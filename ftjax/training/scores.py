@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
@@ -16,7 +17,7 @@ from ftjax.data.encode import Examples, encode
 from ftjax.data.planning import bucket_layout
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
-from ftjax.formats.folder import load_tokenizer
+from ftjax.formats.folder import load_tokenizer, read_json, require_same
 from ftjax.generation.decode import next_logits, read_prompt
 from ftjax.methods.prompting import (
     CONTENT_FREE,
@@ -27,14 +28,16 @@ from ftjax.methods.prompting import (
     similarities,
 )
 from ftjax.paths import Flat
+from ftjax.training.batching import choose_layout, with_targets
 from ftjax.training.evaluate import Forward
 from ftjax.training.prompts import FIELDS, Row, Writer, nearest_rows, rows_of
+from ftjax.training.records import read_rows
 from ftjax.training.run import Run, place_model
-from ftjax.training.splits import choose_layout, with_targets
 from ftjax.tuned import Tuned
 
 Array = jax.Array
 NEIGHBOUR_LENGTH = 128  # tokens of a text that its neighbours are found by
+POOL = "demonstrations.jsonl"  # of a work folder: the training rows that demonstrate
 MULTIPLE = 16  # of lengths that prompts are padded to: few programs for several splits
 
 
@@ -235,6 +238,26 @@ class Scorer:
         likeness = similarities(embedded, self._embedded)
         chosen = nearest_rows(likeness, rows, self._pool, self._method.shots)
         return [[self._pool[i] for i in several] for several in chosen]
+
+
+def announce(split: str, template: str, scored: Scored) -> None:
+    """Says what did not fit."""
+    rows, cut = len(scored.logits), scored.examples.truncated
+    if jax.process_index() == 0 and (scored.fewer or cut):
+        print(
+            f"{split}, template {template!r}: data.max_length leaves {scored.fewer} of {rows} rows "
+            f"fewer demonstrations, and cuts the text of {cut}"
+        )
+
+
+def score_chosen(run: Run, names: tuple[str, ...], workdir: Path, split: Split) -> Scored:
+    """What the template chosen in a work folder gives of another split."""
+    result = read_json(workdir / "result.json")
+    require_same(workdir, result["base"], run.folder)
+    template = result["template"]
+    (scored,) = Scorer(run, names, read_rows(workdir / POOL))(split, [template])
+    announce(split.file, template, scored)
+    return scored
 
 
 def _encoder(run: Run, names: tuple[str, ...]) -> Run:

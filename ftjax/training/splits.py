@@ -1,27 +1,21 @@
-"""From a configuration to encoded splits, and the shapes of their batches."""
+"""From a configuration to checked, prepared and encoded splits."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ftjax.data.encode import Examples, encode, encoder
-from ftjax.data.loading import Vary
-from ftjax.data.planning import Layout, bucket_layout, packed_layout, paired_layout
+from ftjax.data.encode import Examples, encoder
 from ftjax.data.preparation import steps
 from ftjax.data.preparation.pipeline import Report, prepare
 from ftjax.data.sources import Split, is_stream, load, open_parts
 from ftjax.data.streaming import Source, Windows
 from ftjax.errors import UserError, require
-from ftjax.formats.folder import load_tokenizer
-from ftjax.parallel.mesh import batch_ways
 from ftjax.tasks.base import Task
+from ftjax.training import preparation
+from ftjax.training.batching import encode_split, with_targets
 
-TOGETHER = 8  # packed batches of tasks in which tokens count
 NAMED = 20  # rows that were left out, in the report
 
 
@@ -54,8 +48,6 @@ def read_splits(
         task: whose rows they are.
         held_out: only held-out splits are asked for.
     """
-    from ftjax.training import preparation  # whose models are placed as those here are
-
     raw = load(config.data, task.schema)
     report = [_read(name, split) for name, split in raw.items()]
     prepared, after = prepare(raw, config.data, preparation, held_out)
@@ -99,33 +91,6 @@ def read_data(config: ConfigDict, task: Task, folder: Path) -> Data:
     return Data(raw, splits, names, report, stream)
 
 
-def encode_split(
-    config: ConfigDict, task: Task, split: Split, names: tuple[str, ...], folder: Path
-) -> Examples:
-    """A split's examples and, where it has answers, their targets.
-
-    Raises:
-        UserError: none of its rows gives an example.
-    """
-    examples = encode(split, task, folder, config.data.max_length)
-    require(len(examples), f"{split.file}: no row gives an example of {config.task.name}")
-    return with_targets(examples, task, split, names)
-
-
-def variation(task: Task, folder: Path) -> Vary | None:
-    """What makes of a split's examples those of an epoch, where there is anything to vary."""
-    if type(task).variation is Task.variation:
-        return None
-    return task.variation(load_tokenizer(folder))
-
-
-def with_targets(examples: Examples, task: Task, split: Split, names: tuple[str, ...]) -> Examples:
-    """The examples of a split with their targets, where it has answers."""
-    fields = task.schema.fields
-    answers = [name for name in task.schema.answers if not fields[name].optional]
-    return task.targets(examples, split, names) if split.has(answers) else examples
-
-
 def open_stream(config: ConfigDict, task: Task, names: tuple[str, ...], folder: Path) -> Windows:
     """The rows to train on, read while training."""
     settings, sources = config.data, []
@@ -143,47 +108,3 @@ def open_stream(config: ConfigDict, task: Task, names: tuple[str, ...], folder: 
         return with_targets(found, task, split, names) if len(found) else found
 
     return Windows(sources, settings.window, targeted)
-
-
-def choose_layout(
-    config: ConfigDict,
-    mesh: Mesh,
-    parts: Sequence[Examples],
-    batch_size: int,
-    vary: Vary | None = None,
-    longest: int = 0,
-    by_token: bool = False,
-) -> Layout:
-    """The shapes of batches for examples like these, by `data.batching`.
-
-    Args:
-        config: of the run.
-        mesh: that packed rows divide over.
-        parts: examples, before `vary`.
-        batch_size: of them.
-        vary: what makes those of an epoch.
-        longest: tokens that an example may have, where there will be more of them.
-        by_token: whether packed batches may have more or fewer examples.
-    """
-    if vary is not None:  # lengths before and after, since those of another epoch may differ
-        parts = [*parts, *(vary(part, np.random.default_rng(0)) for part in parts)]
-    lengths = np.concatenate([part.lengths for part in parts])
-    lengths = np.append(lengths, longest) if longest else lengths
-    settings = config.data
-    if settings.batching == "pack":
-        multiple = batch_ways(mesh) * config.train.accumulation
-        together = TOGETHER if by_token else 1
-        size = (batch_size, multiple, settings.buckets, together)
-        return packed_layout(lengths, *size, settings.pack_length)
-    buckets = settings.buckets
-    if settings.batching == "pad":
-        lengths, buckets = np.array([settings.max_length]), 1
-    layout = bucket_layout(lengths, buckets)
-    pairs = [part for part in parts if part.decoder is not None]
-    if not pairs:
-        return layout
-    return paired_layout(
-        layout,
-        np.concatenate([part.lengths for part in pairs]),
-        np.concatenate([part.decoder.lengths for part in pairs]),
-    )

@@ -5,29 +5,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from ftjax import methods, tasks
-from ftjax.data.sources import Split
 from ftjax.errors import UserError
-from ftjax.formats.folder import fingerprint, read_json, require_same
+from ftjax.formats.folder import fingerprint
 from ftjax.methods.prompting import HEADS
 from ftjax.training.progress import Progress
 from ftjax.training.prompts import draw, rows_of
-from ftjax.training.records import read_rows, write_data_report, write_text
+from ftjax.training.records import write_data_report, write_text
 from ftjax.training.result import write_result
 from ftjax.training.run import (
-    Run,
     best_metric,
     open_workdir,
     place_model,
     write_labels,
 )
-from ftjax.training.scores import Scored, Scorer
+from ftjax.training.scores import POOL, Scored, Scorer, announce
 from ftjax.training.splits import read_labelled
-
-POOL = "demonstrations.jsonl"  # of a work folder: the training rows that demonstrate
 
 
 def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -94,23 +89,3 @@ def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         calibrated=method.calibrate,
         base=fingerprint(run.folder),
     )
-
-
-def announce(split: str, template: str, scored: Scored) -> None:
-    """Says what did not fit."""
-    rows, cut = len(scored.logits), scored.examples.truncated
-    if jax.process_index() == 0 and (scored.fewer or cut):
-        print(
-            f"{split}, template {template!r}: data.max_length leaves {scored.fewer} of {rows} rows "
-            f"fewer demonstrations, and cuts the text of {cut}"
-        )
-
-
-def score_chosen(run: Run, names: tuple[str, ...], workdir: Path, split: Split) -> Scored:
-    """What the template chosen in a work folder gives of another split."""
-    result = read_json(workdir / "result.json")
-    require_same(workdir, result["base"], run.folder)
-    template = result["template"]
-    (scored,) = Scorer(run, names, read_rows(workdir / POOL))(split, [template])
-    announce(split.file, template, scored)
-    return scored

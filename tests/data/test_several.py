@@ -18,7 +18,7 @@ from ftjax.tasks.instruction import Instruction
 from ftjax.tasks.masked_lm import MaskedLM
 from ftjax.tasks.multiple_choice import MultipleChoice
 from ftjax.tasks.span_qa import SpanQA
-from ftjax.training.splits import with_targets
+from ftjax.training.batching import with_targets
 from tests.conftest import WORDS, data_settings, write_jsonl
 from tests.tasks.made import examples_of, split_of, write_words
 

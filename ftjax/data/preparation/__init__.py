@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ftjax import registry
-from ftjax.config import coerce
 from ftjax.errors import UserError, nearest
 
 # name → (module, class, what it does)
@@ -62,7 +61,7 @@ def create(entry: str | Mapping[str, Any]) -> tuple[str, Any]:
         if key not in known:
             raise UserError(f"{where}: {key!r} is not an option{nearest(key, known)}")
     try:
-        return name, cls(**{key: coerce(key, known[key], value) for key, value in given.items()})
+        return name, cls(**{k: registry.coerce(k, known[k], value) for k, value in given.items()})
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
