@@ -38,10 +38,10 @@ def adapt(row: Mapping[str, Any]) -> Mapping[str, Any]:
             raise ValueError("field 'conversations' must be a list of {'from', 'value'}")
         turns = [{"role": each.get("from"), "content": each.get("value")} for each in said]
         return {**row, "messages": first + turns}
-    if "instruction" in row and "output" in row:
+    if "instruction" in row and "prompt" not in row:
         asked = "\n\n".join(str(row[key]) for key in ("instruction", "input") if row.get(key))
         turns = [{"role": "user", "content": asked}]
-        if row["output"] is not None:
+        if row.get("output") is not None:
             turns.append({"role": "assistant", "content": row["output"]})
         return {**row, "messages": first + turns}
     return row

@@ -117,10 +117,8 @@ def get_config():
         assert scored[name] == wanted, name
     asked = rows["test"]
     if task not in ("masked_lm", "preference"):  # without what is to be found
-        hidden = {"tags", "label", "answers", "target"}
+        hidden = {"tags", "label", "answers", "target", "output"}
         asked = [{key: value for key, value in row.items() if key not in hidden} for row in asked]
-    if task == "instruction":
-        asked = [{"prompt": row["instruction"]} for row in asked]
     write_jsonl(tmp_path / "asked.jsonl", asked)
     here(
         "predict",

@@ -190,6 +190,7 @@ def test_alpaca_and_system_turns():
     ("row", "message"),
     [
         ({"messages": [{"role": "user", "content": "a"}]}, "the chat has no turn of the assistant"),
+        ({"instruction": "a", "input": "b"}, "the chat has no turn of the assistant"),
         ({"messages": []}, "field 'messages' must be a list of turns, at least one"),
         ({"messages": "a"}, "field 'messages' must be a list of turns"),
         (
