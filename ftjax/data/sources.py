@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 
-from ftjax.data.fields import Checker, Row, Schema
+from ftjax.data.fields import Checker, Row, Schema, inner
 from ftjax.data.readers import READERS, Options, Rows, sound
 from ftjax.errors import UserError, nearest, require
 from ftjax.remote import located
@@ -273,8 +273,8 @@ def _named(
 
 def _kept_back(rows: Any, label: str) -> bool:
     """Whether labels are all -1, as the hub marks those that are not published."""
-    first = list(islice((_plain(row.get(label)) for row in rows), 100))
-    return bool(first) and all(found == -1 for found in first)
+    labels = (_plain(inner(row, label)) for row in islice(rows, 100))
+    return next(labels, None) == -1 and all(found == -1 for found in labels)
 
 
 def _class_names(feature: Any) -> Sequence[str]:

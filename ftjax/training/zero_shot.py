@@ -15,12 +15,7 @@ from ftjax.training.progress import Progress
 from ftjax.training.prompts import draw, rows_of
 from ftjax.training.records import write_data_report, write_text
 from ftjax.training.result import write_result
-from ftjax.training.run import (
-    best_metric,
-    open_workdir,
-    place_model,
-    write_labels,
-)
+from ftjax.training.run import best_metric, open_workdir, place_model, write_labels
 from ftjax.training.scores import POOL, Scored, Scorer, announce
 from ftjax.training.splits import read_labelled
 
