@@ -2,9 +2,10 @@
 
     python scripts/tasks.py --data DATA [--only sst2,mrpc] [--seeds 3] [--jobs 2] [--workdir W]
 
-DATA holds a folder of .jsonl files for each data set. Finished runs are kept, so that the same
-command goes on where it stopped; the table is written anew after each. What is trained on and
-validated by is a sample, written to WORKDIR/data once: other --rows need another --workdir.
+DATA holds a folder of .jsonl files for each data set. A finished run is a line of the .jsonl file
+beside the page, and is not run again: the same command goes on where it stopped, and the page is
+written anew after each run. What is trained on and validated by is a sample, written to
+WORKDIR/data once: other --rows or --epochs need another --workdir and --output.
 Needs the `test` extras.
 """
 
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 METHODS = ("full", "lora")
 SPLITS = ("train", "validation", "test")
 HEADER = (
-    "| data | task | metric | examples | method | ftjax | HF | difference | within | "
+    "| data | metric | examples | method | ftjax | HF | difference | within | "
     "seconds, ftjax / HF | configuration |"
 )
 
@@ -79,10 +80,11 @@ CASES = (
 
 @dataclass(frozen=True)
 class Study:
-    """Runs in one work folder."""
+    """Runs in one work folder, and the file that has a line for each that finished."""
 
     data: Path
     workdir: Path
+    records: Path
     rows: int
     epochs: int
 
@@ -98,41 +100,53 @@ class Study:
             part.rename(folder)
         return folder
 
-    def place(self, case: Case, method: str, seed: int | str) -> Path:
-        return self.workdir / case.name / f"{method}_{seed}"
-
-    def result(self, case: Case, method: str, seed: int | str) -> dict[str, Any] | None:
-        """Of ours by a seed, or of "hf"; None before it is there."""
-        place = self.place(case, method, seed)
-        file = place.with_suffix(".json") if seed == "hf" else place / "result.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    def results(self) -> dict[str, dict[str, Any]]:
+        """By the name of the run: its task, metrics of the test split, seconds of training."""
+        if not self.records.exists():
+            return {}
+        lines = self.records.read_text(encoding="utf-8").splitlines()
+        return {record["run"]: record for record in map(json.loads, lines)}
 
     def run(self, case: Case, method: str, seed: int | str) -> bool:
-        """Runs what is not finished yet; says whether it succeeded."""
-        if self.result(case, method, seed) is not None:
-            return True
-        place, python = self.place(case, method, seed), sys.executable
-        if seed == "hf":
-            script = str(ROOT / "scripts" / "tasks_peer.py")
-            command = [python, script, "--run", str(self.place(case, method, 0))]
-            command += ["--output", str(place.with_suffix(".json"))]
+        """Trains by a seed, or by "hf", and says whether it succeeded."""
+        place = self.workdir / case.name / f"{method}_{seed}"
+        settings = {"data.path": self.sampled(case), "data.prepare": "()"}
+        settings |= {"seed": 0 if seed == "hf" else seed}
+        settings |= {"train.epochs": self.epochs} if self.epochs else {}
+        settings |= case.overrides
+        output = place / "result.json"
+        if seed == "hf":  # trains as our first run did
+            output = place.with_suffix(".json")
+            command = [str(ROOT / "scripts" / "tasks_peer.py"), "--output", str(output)]
         else:
-            settings = {"data.path": self.sampled(case), "data.prepare": "()", "seed": seed}
-            settings |= {"train.epochs": self.epochs} if self.epochs else {}
-            settings |= case.overrides
-            page = ROOT / "configs" / f"{case.page}.py"
-            command = [python, "-m", "ftjax", "train", "--config", f"{page}:{method}"]
-            command += ["--workdir", str(place)]
-            command += [f"--config.{key}={value}" for key, value in settings.items()]
+            command = ["-m", "ftjax", "train", "--workdir", str(place)]
+        command += ["--config", f"{ROOT / 'configs' / case.page}.py:{method}"]
+        command += [f"--config.{key}={value}" for key, value in settings.items()]
         place.parent.mkdir(parents=True, exist_ok=True)
         # Torch's threads that spin while they wait cost much where the cores have other work.
         waits = {"OMP_WAIT_POLICY": "PASSIVE"} if seed == "hf" else {"JAX_PLATFORMS": "cpu"}
         environment = {**os.environ, **waits, "PYTHONPATH": str(ROOT)}
         with place.with_suffix(".log").open("a") as log:
-            done = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)
-        if done.returncode == 0:  # of a run that stopped they are what it goes on from
-            shutil.rmtree(place / "checkpoints", ignore_errors=True)
-        return done.returncode == 0
+            done = subprocess.run(
+                [sys.executable, *command], stdout=log, stderr=log, env=environment, check=False
+            )
+        if done.returncode:
+            return False
+        found = json.loads(output.read_text(encoding="utf-8"))
+        test = found["metrics"]["test"]
+        record = {
+            "run": run_name(case, method, seed),
+            "seconds": round(found["train_seconds"], 1),
+            "test": {key: test[key] for key in case.metrics},
+        }
+        with self.records.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        shutil.rmtree(place / "checkpoints", ignore_errors=True)  # of no use once it is finished
+        return True
+
+
+def run_name(case: Case, method: str, seed: int | str) -> str:
+    return f"{case.name} {method} {seed}"
 
 
 def sample(source: Path, count: int) -> dict[str, list[dict[str, Any]]]:
@@ -209,38 +223,39 @@ def points(scores: list[float]) -> str:
 def table(study: Study, cases: list[Case], seeds: int) -> Iterator[str]:
     """A line for each metric of each method of which there is a run."""
     yield HEADER
-    yield "|---|---|---|---|---|---:|---:|---:|---|---:|---|"
+    yield "|---|---|---|---|---:|---:|---:|---|---:|---|"
+    results = study.results()
     for case in cases:
         for method in METHODS:
-            runs = [study.result(case, method, seed) for seed in range(seeds)]
+            runs = [results.get(run_name(case, method, seed)) for seed in range(seeds)]
             runs = [found for found in runs if found is not None]
-            peer = study.result(case, method, "hf")
-            for metric, name in case.metrics.items() if runs else ():
-                yield line(study, case, method, (metric, name), runs, peer)
+            peer = results.get(run_name(case, method, "hf"))
+            for metric in case.metrics if runs else ():
+                yield line(study, case, method, metric, runs, peer)
 
 
 def line(
     study: Study,
     case: Case,
     method: str,
-    metric: tuple[str, str],
+    metric: str,
     runs: list[dict[str, Any]],
     peer: dict[str, Any] | None,
 ) -> str:
-    ours = [found["metrics"]["test"][metric[0]] for found in runs]
+    ours = [found["test"][metric] for found in runs]
     sizes = []
     for split in SPLITS:
         text = (study.sampled(case) / f"{split}.jsonl").read_text(encoding="utf-8")
         sizes.append(f"{text.count(chr(10)):,}")
-    seconds = f"{statistics.fmean(found['train_seconds'] for found in runs):.0f}"
+    seconds = f"{statistics.fmean(found['seconds'] for found in runs):.0f}"
     theirs, difference, within = "–", "–", "–"
     if peer:
-        value = peer["metrics"]["test"][metric[0]]
+        value = peer["test"][metric]
         theirs, difference = f"{100 * value:.1f}", f"{100 * (statistics.fmean(ours) - value):+.1f}"
         within = "yes" if close(ours, value) else "**no**"
         seconds += f" / {peer['seconds']:.0f}"
     changed = "".join(f" `{key}={value}`" for key, value in case.overrides.items())
-    cells = [case.data, runs[0]["task"], metric[1], " / ".join(sizes), method, points(ours)]
+    cells = [case.data, case.metrics[metric], " / ".join(sizes), method, points(ours)]
     cells += [theirs, difference, within, seconds, f"`{case.page}.py:{method}`{changed}"]
     return f"| {' | '.join(cells)} |"
 
@@ -280,23 +295,25 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4000, help="to train on, at most")
     parser.add_argument("--epochs", type=int, default=0, help="0: as the configuration says")
     arguments = parser.parse_args()
-    study = Study(
-        arguments.data.resolve(), arguments.workdir.resolve(), arguments.rows, arguments.epochs
-    )
+    records = arguments.output.with_suffix(".jsonl")
+    folders = (arguments.data.resolve(), arguments.workdir.resolve())
+    study = Study(*folders, records, arguments.rows, arguments.epochs)
     names = arguments.only.split(",") if arguments.only else [case.data for case in CASES]
     cases = [case for case in CASES if case.data in names]
     failed: list[str] = []
 
     def run(case: Case, method: str, seed: int | str) -> None:
-        label = f"{case.name} {method} {seed}"
-        print(label, flush=True)
+        name = run_name(case, method, seed)
+        if name in study.results():
+            return
+        print(name, flush=True)
         if not study.run(case, method, seed):
-            failed.append(label)
-            print(f"failed: see {study.place(case, method, seed)}.log", flush=True)
+            failed.append(name)
+            print(f"{name} failed: see its .log in {study.workdir / case.name}", flush=True)
 
     for case in cases:
         study.sampled(case)
-    for seed in (0, "hf", *range(1, arguments.seeds)):  # the peer trains as our first run did
+    for seed in (0, "hf", *range(1, arguments.seeds)):
         with pool_of(arguments.jobs) as pool:
             runs = [pool.submit(run, case, method, seed) for case in cases for method in METHODS]
             for done in as_completed(runs):

@@ -1,10 +1,10 @@
-"""The training of a work folder of ftjax again, by transformers, peft and torch.
+"""The training that a configuration of ftjax's asks for, by transformers, peft and torch.
 
-python scripts/tasks_peer.py --run WORKDIR --output RESULT.json
+python scripts/tasks_peer.py --config configs/sst2.py:lora --output RESULT.json [--config.KEY=VALUE]
 
-Reads WORKDIR/config.json alone: the same rows, epochs, batch size, learning rates, dropout and
-choice of the best epoch, in float32. Encoding, heads, losses and metrics are written here anew, so
-that none of ftjax's is trusted. Needs the `test` extras.
+Shares the configuration with `ftjax train`, and nothing else: the same rows, epochs, batch size,
+learning rates, dropout and choice of the best epoch, in float32. Encoding, heads, losses and
+metrics are written here anew, so that none of ftjax's is trusted. Needs the `test` extras.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from ftjax.config import load_config, to_json
 from ftjax.formats.folder import locate
 
 IGNORED = -100  # of tags, where a token is not the first of its word
@@ -310,7 +311,7 @@ class Peer:
         metrics = {split: self.score(split) for split in self.rows if split != "train"}
         trainable = sum(p.numel() for p in trained)
         return {
-            "seconds": seconds,
+            "train_seconds": seconds,
             "best_epoch": best["epoch"],
             "trainable_params": trainable,
             "metrics": metrics,
@@ -344,11 +345,10 @@ class Peer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--config", required=True)
     parser.add_argument("--output", type=Path, required=True)
-    arguments = parser.parse_args()
-    config = json.loads((arguments.run / "config.json").read_text(encoding="utf-8"))
-    found = Peer(config).train()
+    arguments, overrides = parser.parse_known_args()
+    found = Peer(json.loads(to_json(load_config(arguments.config, overrides)))).train()
     part = arguments.output.with_suffix(".part")
     part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     part.rename(arguments.output)
