@@ -100,6 +100,10 @@ class Task:
         """The task as it is trained, where its loss depends on the examples to train on."""
         return self
 
+    def first_bias(self, examples: Examples) -> Sequence[float] | None:
+        """What the bias of a new head starts at, one an output; None: at zeros."""
+        return None
+
     def variation(self, tokenizer: Any) -> Vary | None:
         """What makes of a split's examples those of an epoch; None: they are always the same."""
         return None

@@ -18,7 +18,12 @@ from ftjax.tasks.texts import Texts, texts_and
 
 @dataclass(frozen=True)
 class Regression(Texts):
-    """One output, squared error."""
+    """One output, squared error.
+
+    The bias of a new head, where it has one, starts at the mean of the numbers to train on, the
+    best of constant answers: else the first epochs, or all of them, are spent on getting there.
+    Hugging Face's start at zero.
+    """
 
     best_metric = "pearson"
     schema = texts_and(number)
@@ -31,6 +36,10 @@ class Regression(Texts):
     def labels_of(self, split: Split, names: Sequence[str]) -> np.ndarray:
         """The numbers (rows,), in their own units."""
         return np.array(split.column("label"), np.float32)
+
+    def first_bias(self, examples: Examples) -> tuple[float]:
+        """The mean; of a stream, that of its first window."""
+        return (float(examples.arrays["labels"].mean(dtype=np.float64)),)
 
     def loss(self, apply: Callable[[Batch], jax.Array], batch: Batch, train: bool) -> Loss:
         """Σ weighted squared errors and Σ weights."""

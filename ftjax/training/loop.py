@@ -42,6 +42,7 @@ from ftjax.training.run import (
     open_workdir,
     place_model,
     refuse_differences,
+    with_bias,
     write_labels,
 )
 from ftjax.training.signals import stop_signal
@@ -74,7 +75,9 @@ class _Training:
     """One run of one configuration in one work folder."""
 
     def __init__(self, run: Run, data: Data, workdir: Path) -> None:
-        self.run_, self.data, self.workdir, self.names = run, data, workdir, data.names
+        seen = data.splits["train"] if data.stream is None else data.stream[0]
+        self.run_ = run = with_bias(run, run.task.first_bias(seen))
+        self.data, self.workdir, self.names = data, workdir, data.names
         self.config, self.mesh, self.splits, self.raw = run.config, run.mesh, data.splits, data.raw
         settings, self.progress = self.config.train, Progress()
         self.stream = data.stream
@@ -104,7 +107,6 @@ class _Training:
         self.peak = None if self.cached else peak_flops(jax.devices())
         self.profiler = Profiler(settings.profile_steps, workdir / "profile")
         self.metric = best_metric(self.config, run.task)
-        seen = self.splits["train"] if self.stream is None else self.stream[0]
         self.recipe = Recipe(self.config, run.task.fitted(seen, self.names), run.tuned, self.total)
         new = {*run.absent, *(path for path in run.trainable if path not in run.tuned.base.shapes)}
         self.frozen = run.frozen | starts(run.trainable, new, self.config.regularization)

@@ -1,13 +1,14 @@
 """From a configuration to everything a run needs: data, model, parameters, mesh."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -136,6 +137,15 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
         params = fused(hf_config, config.model, head, method, params, folder)
     trainable, frozen = model.partition.split(params)
     return Run(config, folder, task, model, mesh, trainable, frozen, absent)
+
+
+def with_bias(run: Run, values: Sequence[float] | None, path: str = "classifier/bias") -> Run:
+    """The run with values (outputs,) in the bias of its head, where that is new and has one."""
+    if values is None or path not in run.absent or path not in run.trainable:
+        return run
+    old = run.trainable[path]
+    new = jax.device_put(np.asarray(values, old.dtype), old.sharding)
+    return replace(run, trainable={**run.trainable, path: new})
 
 
 def open_workdir(workdir: Path, config: ConfigDict) -> None:
