@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file
 
 from ftjax.data.encode import Examples, ragged
 from ftjax.data.sources import load
@@ -15,7 +16,7 @@ from ftjax.tasks.base import cut_texts
 from ftjax.tasks.multilabel import Multilabel
 from ftjax.tasks.ordinal import Ordinal
 from ftjax.tasks.regression import Regression
-from tests.conftest import data_settings, ftjax, make_rows, write_jsonl
+from tests.conftest import data_settings, ftjax, here, make_rows, write_jsonl
 
 NAMES = ("a", "b", "c")
 SCHEMAS = {"number": Regression.schema, "names": Multilabel.schema, "name": Ordinal.schema}
@@ -159,6 +160,7 @@ def test_from_rows_to_predictions(config_file, tmp_path, task, batching):
     )
     file.write_text(text)
     changes = [f"--config.data.path={tmp_path / 'data'}", f"--config.data.batching={batching}"]
+    changes += ["--config.train.epochs=6", "--config.train.log_every=10"]
     ftjax("train", "--config", file, "--workdir", work, *changes)
     rows = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
@@ -200,3 +202,29 @@ def test_texts_that_are_cut_are_counted(tiny, names):
     found = cut_texts(tokenizer, columns, names, 12)
     assert found["cut"] == [len(ids) > 12 for ids in whole] and any(found["cut"])
     assert [len(ids) for ids in found["input_ids"]] == [min(len(ids), 12) for ids in whole]
+
+
+def test_a_new_head_for_numbers_starts_at_their_mean(config_file, tmp_path):
+    """By rates too small to move it; a head that was trained before keeps its own."""
+    file, mean = tmp_path / "config.py", {}
+    text = config_file.read_text().replace("(method)", "(method, 'regression')")
+    file.write_text(text)
+    for name, more in {"low": 0.0, "high": 100.0}.items():
+        rows = [{**row, "label": len(row["text"]) + more} for row in make_rows(40, 0)]
+        mean[name] = np.mean([row["label"] for row in rows])
+        for split in ("train", "validation"):
+            write_jsonl(tmp_path / name / f"{split}.jsonl", rows)
+
+    def bias(name: str, *changes: str) -> np.ndarray:
+        """After two steps on the rows called so."""
+        work = tmp_path / f"of_{name}"
+        settings = {"data.path": tmp_path / name, "data.prepare": "()"}
+        settings |= {"optimizer.learning_rate": 1e-9, "train.steps": 2}
+        changes += tuple(f"--config.{key}={value}" for key, value in settings.items())
+        here("train", "--config", file, "--workdir", work, *changes)
+        here("export", "--workdir", work, "--format", "hf", "--output", tmp_path / f"{name}_hf")
+        return load_file(tmp_path / f"{name}_hf" / "model.safetensors")["classifier.bias"]
+
+    np.testing.assert_allclose(bias("low"), mean["low"], rtol=1e-5)
+    again = bias("high", f"--config.model.path={tmp_path / 'low_hf'}")
+    np.testing.assert_allclose(again, mean["low"], rtol=1e-5)
