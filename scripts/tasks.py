@@ -30,10 +30,7 @@ from ftjax.comparison.statistics import interval
 ROOT = Path(__file__).parents[1]
 METHODS = ("full", "lora")
 SPLITS = ("train", "validation", "test")
-HEADER = (
-    "| data | metric | examples | method | ftjax | HF | difference | within | "
-    "seconds, ftjax / HF | configuration |"
-)
+HEADER = "| data | metric | examples | method | ftjax | HF | difference | within | configuration |"
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class Study:
         return folder
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """By the name of the run: its task, metrics of the test split, seconds of training."""
+        """By the name of the run: its metrics of the test split."""
         if not self.records.exists():
             return {}
         lines = self.records.read_text(encoding="utf-8").splitlines()
@@ -136,7 +133,6 @@ class Study:
         test = found["metrics"]["test"]
         record = {
             "run": run_name(case, method, seed),
-            "seconds": round(found["train_seconds"], 1),
             "test": {key: test[key] for key in case.metrics},
         }
         with self.records.open("a", encoding="utf-8") as file:
@@ -223,7 +219,7 @@ def points(scores: list[float]) -> str:
 def table(study: Study, cases: list[Case], seeds: int) -> Iterator[str]:
     """A line for each metric of each method of which there is a run."""
     yield HEADER
-    yield "|---|---|---|---|---:|---:|---:|---|---:|---|"
+    yield "|---|---|---|---|---:|---:|---:|---|---|"
     results = study.results()
     for case in cases:
         for method in METHODS:
@@ -247,16 +243,14 @@ def line(
     for split in SPLITS:
         text = (study.sampled(case) / f"{split}.jsonl").read_text(encoding="utf-8")
         sizes.append(f"{text.count(chr(10)):,}")
-    seconds = f"{statistics.fmean(found['seconds'] for found in runs):.0f}"
     theirs, difference, within = "–", "–", "–"
     if peer:
         value = peer["test"][metric]
         theirs, difference = f"{100 * value:.1f}", f"{100 * (statistics.fmean(ours) - value):+.1f}"
         within = "yes" if close(ours, value) else "**no**"
-        seconds += f" / {peer['seconds']:.0f}"
     changed = "".join(f" `{key}={value}`" for key, value in case.overrides.items())
     cells = [case.data, case.metrics[metric], " / ".join(sizes), method, points(ours)]
-    cells += [theirs, difference, within, seconds, f"`{case.page}.py:{method}`{changed}"]
+    cells += [theirs, difference, within, f"`{case.page}.py:{method}`{changed}"]
     return f"| {' | '.join(cells)} |"
 
 
@@ -275,9 +269,8 @@ train / validation / test); training rows that come twice or are held out are dr
 keep the epoch that validation chooses, by the metric named, and run it on the test split, for RTE
 the published validation split, of which training has given one. Scores are in points, ours the
 mean over seeds ± half of Student's 95% interval. *Within*: the difference is at most one point, or
-two standard errors of the difference of our mean and one run, which are taken to vary alike.
-Seconds are of training steps alone, on two cores that did other work too: they are no measurement
-of speed, for which see [benchmark.md](benchmark.md).
+two standard errors of the difference of our mean and one run, which are taken to vary alike. Every
+run is a line of [TASKS.jsonl](TASKS.jsonl). For speed see [benchmark.md](benchmark.md).
 
 """
     lines = "\n".join(table(study, cases, seeds))

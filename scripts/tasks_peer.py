@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import re
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -275,7 +274,7 @@ class Peer:
         return get_peft_model(model, settings)
 
     def train(self) -> dict[str, Any]:
-        """Metrics of the epoch that is best by validation, and seconds of all steps."""
+        """Metrics of the epoch that is best by validation."""
         settings, optimizer = self.config["train"], self.config["optimizer"]
         size, examples, answers = settings["batch_size"], self.examples["train"], None
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -289,9 +288,8 @@ class Peer:
         steps = settings["epochs"] * math.ceil(len(examples) / size)
         warmup = math.ceil(optimizer["warmup"] * steps)
         schedule = get_linear_schedule_with_warmup(adam, warmup, steps)
-        best, kept, seconds = None, {}, 0.0
+        best, kept = None, {}
         for epoch in range(settings["epochs"]):
-            start = time.perf_counter()
             self.model.train()
             for part in torch.randperm(len(examples)).split(size):
                 batch = collated([examples[i] for i in part])
@@ -302,7 +300,6 @@ class Peer:
                 adam.step()
                 schedule.step()
                 adam.zero_grad()
-            seconds += time.perf_counter() - start
             found = self.score("validation")
             print(f"epoch {epoch + 1}: {found}", flush=True)
             value = found[self.metric]
@@ -313,7 +310,6 @@ class Peer:
         metrics = {split: self.score(split) for split in self.rows if split != "train"}
         trainable = sum(p.numel() for p in trained)
         return {
-            "train_seconds": seconds,
             "best_epoch": best["epoch"],
             "trainable_params": trainable,
             "metrics": metrics,

@@ -229,12 +229,12 @@ def build(folder: Path, method: dict, model: dict | None = None, head: dict | No
 
 def perturbed(params: dict, model, seed: int = 1) -> dict:
     """Parameters with every trainable leaf moved, so that an adapter does something."""
-    keys = jax.random.split(jax.random.key(seed), len(params))
+    random = np.random.default_rng(seed)
     return {
-        path: leaf + 0.05 * jax.random.normal(key, leaf.shape, leaf.dtype)
+        path: leaf + random.normal(0, 0.05, leaf.shape).astype(leaf.dtype)
         if model.partition.is_trainable(path)
         else leaf
-        for key, (path, leaf) in zip(keys, params.items(), strict=True)
+        for path, leaf in params.items()
     }
 
 

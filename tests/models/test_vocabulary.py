@@ -32,15 +32,23 @@ def make_batch(case, smoothing=0.0):
     return batch | ({"target_smoothing": smoothing} if smoothing else {})
 
 
-def found(model, params, batch):
+def with_gradients(loss, params):
+    """Gradients, and what the loss gives beside itself."""
+    return made.quick(jax.grad(loss, has_aux=True))(params)
+
+
+def found(model, batch):
+    """A function of parameters: the loss, and all scores."""
+
     def loss(params):
         scores = model.apply(params, batch)
         return scores.loss, scores
 
-    return made.quick(jax.grad(loss, has_aux=True))(params)
+    return loss
 
 
-def wanted(model, params, batch):
+def wanted(model, batch):
+    """The same from logits."""
     targets, weights = batch["targets"], batch["target_weights"]
     inputs = {name: x for name, x in batch.items() if not name.startswith("target")}
 
@@ -53,7 +61,7 @@ def wanted(model, params, batch):
         total = (optax.softmax_cross_entropy(logits, smooth) * weights).sum()
         return total, (total, weights.sum(), jnp.stack([losses * weights, hits], -1))
 
-    return made.quick(jax.grad(loss, has_aux=True))(params)
+    return loss
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -61,7 +69,8 @@ def wanted(model, params, batch):
 def test_equals_the_loss_of_logits(case, smoothing):
     model, batch = made.build(case, "causal_lm"), make_batch(case, smoothing)
     params = made.parameters(model)
-    (grads, scores), (expected, values) = found(model, params, batch), wanted(model, params, batch)
+    grads, scores = with_gradients(found(model, batch), params)
+    expected, values = with_gradients(wanted(model, batch), params)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), tuple(scores), values)
     largest = max(np.abs(grad).max() for grad in expected.values())
     for path, grad in expected.items():
@@ -81,7 +90,7 @@ def test_under_every_method(method, packed):
     made_of = methods.create({"name": method, **small.get(method, {})})
     model = build(LLAMA, made_of, {}, {"head": "causal_lm"})
     random = np.random.default_rng(0)
-    params = model.init(jax.random.key(0), list(model.shapes), dict.fromkeys(model.shapes))
+    params = made.parameters(model)
     rows = np.sort(random.integers(1, 3, (4, LENGTH)))
     batch = {"segment_ids": rows} if packed else {"attention_mask": (rows < 2).astype(np.int32)}
     batch["input_ids"] = random.integers(0, 256, (4, LENGTH)).astype(np.int32)
@@ -92,11 +101,11 @@ def test_under_every_method(method, packed):
     batch["target_weights"] = random.integers(0, 3, (4, LENGTH)).astype(np.float32)
     batch["target_smoothing"] = 0.1
     try:
-        values = wanted(model, params, batch)[1]
+        values = made.quick(wanted(model, batch))(params)[1]
     except UserError as error:
         assert packed and "packed" in str(error)
         return
-    scores = found(model, params, batch)[1]
+    scores = made.quick(found(model, batch))(params)[1]
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), tuple(scores), values)
 
 
@@ -105,9 +114,9 @@ def test_under_every_method(method, packed):
 def test_over_a_mesh_it_equals_one_device(shape, smoothing):
     model, batch = made.build("llama", "causal_lm"), make_batch("llama", smoothing)
     params = made.parameters(model)
-    expected, values = wanted(model, params, batch)
+    expected, values = with_gradients(wanted(model, batch), params)
     with logical_axes(make_mesh(*shape, jax.devices()[:4])):
-        grads, scores = found(model, params, batch)
+        grads, scores = with_gradients(found(model, batch), params)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), tuple(scores), values)
     for path, grad in expected.items():
         assert made.difference(grads[path], grad, 1.0) < 1e-4, path
