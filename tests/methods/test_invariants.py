@@ -284,10 +284,6 @@ def test_7_what_does_not_fit_a_model_is_said(name, base):
 
 
 def test_8_bfloat16_base_under_float32_adapters(it):
-    """On one kind of model a method, in turn."""
-    kinds = [base for name, base in PAIRS if name == it.name]
-    if it.base != kinds[TRAINING.index(it.name) % len(kinds)]:
-        return
     model = build(it.base, settings(it.name), {"dtype": "bfloat16", "segments": "scan"})
     params = {path: stacked(it.params, path) for path in model.shapes}
     run = Trained(it, model, params, make_mesh(devices=jax.devices()[:1]))

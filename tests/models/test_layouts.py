@@ -24,7 +24,7 @@ from tests.models.made import (
 )
 
 # One for each way of stacking layers; the other cases share theirs.
-EVERY_POLICY = {"bert", "albert", "deberta-v3", "llama", "gemma2", "t5"}
+EVERY_POLICY = {"bert", "albert", "deberta-v3", "llama", "gemma2", "t5", "bart"}
 # One for each way of calling the attention core: a mask alone, a bias, grouped heads, a window.
 EVERY_ATTENTION = ("bert", "deberta-v3", "llama", "mistral", "t5", "bart")
 
