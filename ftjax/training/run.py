@@ -139,8 +139,9 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
     return Run(config, folder, task, model, mesh, trainable, frozen, absent)
 
 
-def with_bias(run: Run, values: Sequence[float] | None, path: str = "classifier/bias") -> Run:
+def with_bias(run: Run, values: Sequence[float] | None) -> Run:
     """The run with values (outputs,) in the bias of its head, where that is new and has one."""
+    path = "classifier/bias"
     if values is None or path not in run.absent or path not in run.trainable:
         return run
     old = run.trainable[path]
