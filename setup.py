@@ -19,10 +19,13 @@ TEST = [
     *REMOTE,
     *TFDS,
     *TPU,  # steps are compiled for chips that are not there
-    "torch==2.13.0",  # references: only ever imported by tests and by the benchmark's peer
-    "peft>=0.21",
-    "accelerate>=1.0",
-    "sentence-transformers>=5.0",
+    # References, of versions that know each other: peft 0.21's prefixes are past_key_values, which
+    # transformers 5.24 calls cache. Torch is only ever imported by tests and the benchmarks' peers.
+    "torch==2.13.0",
+    "transformers==5.23.0",
+    "peft==0.21.2",
+    "accelerate==1.15.0",
+    "sentence-transformers==6.2.0",
 ]
 
 setup(
