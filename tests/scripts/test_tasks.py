@@ -47,8 +47,14 @@ def test_a_sample_has_every_label_to_train_on(tmp_path):
 
 
 def test_scores_are_close_by_a_point_or_by_two_standard_errors():
-    assert close([0.800], 0.8099) and not close([0.800], 0.8101)
+    assert close([0.800], [0.8099]) and not close([0.800], [0.8101])
+    assert close([0.8, 0.8, 0.8], [0.809]) and not close([0.8, 0.8, 0.8], [0.811])
     ours = [0.78, 0.80, 0.82]  # standard deviation 0.02
-    limit = 2 * 0.02 * math.sqrt(1 / 3 + 1)
-    assert close(ours, 0.80 + limit - 1e-4) and not close(ours, 0.80 + limit + 1e-4)
-    assert close([0.8, 0.8, 0.8], 0.809) and not close([0.8, 0.8, 0.8], 0.811)
+    limit = 2 * 0.02 * math.sqrt(1 / 3 + 1)  # one run is taken to vary alike
+    assert close(ours, [0.80 + limit - 1e-4]) and not close(ours, [0.80 + limit + 1e-4])
+    assert close([0.80 + limit - 1e-4], ours) and not close([0.80 + limit + 1e-4], ours)
+    limit = 2 * math.sqrt(0.02**2 / 3 + 0.03**2 / 2)
+    for shift, within in ((-1e-4, True), (1e-4, False)):
+        middle = 0.80 + limit + shift  # the standard deviation of two is their distance / sqrt(2)
+        theirs = [middle - 0.03 / math.sqrt(2), middle + 0.03 / math.sqrt(2)]
+        assert close(ours, theirs) is within
