@@ -14,6 +14,7 @@ import numpy as np
 EMPTY = -1  # in `Planned.places`, where no example lies
 SHARE = 0.98  # of second sequences that fit where the first do
 COVERED = 0.9  # of groups of batches that fit in the usual number of rows
+DRAWN = 16  # groups of batches, at least, that the length of long packed rows is chosen by
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def packed_layout(
     count: int = 2,
     together: int = 1,
     longest_row: int = 0,
+    longest_example: int = 0,
 ) -> Layout:
     """The shapes of packed rows that take `batch_size` examples at least cost.
 
@@ -129,10 +131,11 @@ def packed_layout(
 
     Where `longest_row` is given, one length of at most that many tokens, with the least padding:
     for long rows whose attention costs no more, as that of kernels that skip other examples.
+    Rows have room for `longest_example`, which `lengths` may lack.
     """
     groups = _together(lengths, batch_size, together, np.random.default_rng(0))
     longest = np.array([lengths[np.concatenate(group)].max() for group in groups])
-    top = _round_up(int(lengths.max()), 4)
+    top = _round_up(max(int(lengths.max()), longest_example), 4)
     # Few candidates and few examples, also where both are large.
     step = 4 if together > 1 else _round_up(top // 32, 4)
     tried = min(64, max(4, 2048 // (batch_size * together)))
@@ -156,9 +159,22 @@ def packed_layout(
         return int(np.ceil(2 * length / lengths.mean()))
 
     if longest_row:
+        draws = range(-(-DRAWN // len(groups)))  # few examples are drawn again, as in later epochs
+        randoms = map(np.random.default_rng, draws)
+        drawn = [g for random in randoms for g in _together(lengths, batch_size, together, random)]
+
+        def filled(length: int) -> tuple[float, int]:
+            """Tokens that a batch's rows hold, in the mean, and how many rows it usually has."""
+            sizes = []
+            for group in drawn[:tried]:
+                count = len(pack(lengths[np.concatenate(group)], length, places(length)))
+                sizes += [len(part) for part in np.array_split(range(count), len(group))]
+            usual = int(np.quantile(sizes, COVERED))
+            return length * float(np.maximum(sizes, usual).mean()), usual
+
         candidates = range(max(top, longest_row // 2), max(top, longest_row) + 1, step)
-        only = min(candidates, key=lambda n: needed(n, places(n)).mean() * n)
-        held, most = _round_up(rows(only, places(only)), multiple), places(only)
+        (_, held), only = min((filled(length), length) for length in candidates)
+        most, held = places(only), _round_up(held, multiple)
         return Layout((only,), rows=(held,), places=most, together=together, multiple=multiple)
     full = min(range(top, 2 * top, step), key=cost)
     chosen, least = (full,), 0.97 * cost(full)

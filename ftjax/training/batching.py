@@ -60,22 +60,23 @@ def choose_layout(
     Args:
         config: of the run.
         mesh: that packed rows divide over.
-        parts: examples, before `vary`.
+        parts: examples, before `vary`, those to train on first: packed rows are filled by them.
         batch_size: of them.
         vary: what makes those of an epoch.
-        longest: tokens that an example may have, where there will be more of them.
+        longest: tokens that an example may have, where there will be more of them; 0: all are here.
         by_token: whether packed batches may have more or fewer examples.
     """
+    settings, first = config.data, [parts[0].lengths]
     if vary is not None:  # lengths before and after, since those of another epoch may differ
-        parts = [*parts, *(vary(part, np.random.default_rng(0)) for part in parts)]
+        varied = [vary(part, np.random.default_rng(0)) for part in parts]
+        first, parts = [*first, varied[0].lengths], [*parts, *varied]
     lengths = np.concatenate([part.lengths for part in parts])
     lengths = np.append(lengths, longest) if longest else lengths
-    settings = config.data
     if settings.batching == "pack":
         multiple = batch_ways(mesh) * config.train.accumulation
         together = TOGETHER if by_token else 1
-        size = (batch_size, multiple, settings.buckets, together)
-        return packed_layout(lengths, *size, settings.pack_length)
+        size = (batch_size, multiple, settings.buckets, together, settings.pack_length)
+        return packed_layout(np.concatenate(first), *size, int(lengths.max()))
     buckets = settings.buckets
     if settings.batching == "pad":
         lengths, buckets = np.array([settings.max_length]), 1

@@ -113,9 +113,9 @@ class _Training:
 
     def _layout(self) -> Layout:
         """The shapes of batches; a stream's by its first window, with room for any length."""
-        parts, longest = list(self.splits.values()), 0
-        if self.stream is not None:
-            parts, longest = [*parts, self.stream[0]], self.config.data.max_length
+        longest = 0 if self.stream is None else self.config.data.max_length
+        first = self.splits["train"] if self.stream is None else self.stream[0]
+        parts = [first, *(part for name, part in self.splits.items() if name != "train")]
         rows = self.config.train.batch_size
         by_token = self.run_.task.by_token
         return choose_layout(self.config, self.mesh, parts, rows, self.vary, longest, by_token)
