@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export JAX_PLATFORMS=cpu
+unset PYTHONDONTWRITEBYTECODE  # what one process compiles the next ones load
 
 [ -d .venv-test ] || python3 -m venv .venv-test
 quietly="--quiet --disable-pip-version-check --no-compile"  # a module is compiled when imported

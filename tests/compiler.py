@@ -5,4 +5,5 @@ from importlib.metadata import version
 OPTIONS: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
 if version("jaxlib").startswith("0.10."):  # later ones refuse what they do not know
     OPTIONS["xla_cpu_use_fusion_emitters"] = False
+    OPTIONS["xla_cpu_parallel_codegen_split_count"] = 1
 FLAGS = " ".join(f"--{name}={int(value)}" for name, value in OPTIONS.items())
