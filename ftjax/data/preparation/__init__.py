@@ -16,6 +16,7 @@ STEPS: registry.Table = {
     "filter_length": ("filters", "FilterLength", "drops texts too short or too long"),
     "filter_words": ("filters", "FilterWords", "drops texts with a word of a list"),
     "filter_classifier": ("filters", "FilterClassifier", "drops what a trained classifier finds"),
+    "cut_texts": ("pieces", "CutTexts", "cuts long texts into rows of whole sentences"),
     "drop_duplicates": ("duplicates", "DropDuplicates", "keeps each text once, over all splits"),
     "drop_near_duplicates": ("duplicates", "DropNearDuplicates", "of texts nearly alike keeps one"),
     "oversample": ("balance", "Oversample", "repeats training rows of rare labels"),

@@ -44,6 +44,7 @@ class _Unique:
 
     by_row: ClassVar[bool] = False
     training_only: ClassVar[bool] = False
+    divides: ClassVar[bool] = False
 
     def apply(self, splits: Splits, models: Models | None) -> dict[str, Outcome]:
         rows = {name: splits[name].rows.to_list() for name in ORDER if name in splits}

@@ -21,7 +21,8 @@ def prepare(
 ) -> tuple[Splits, Report]:
     """Runs `data.prepare`'s steps and draws the splits that the source lacks.
 
-    They are drawn before the first step that only changes training rows, or at the end.
+    They are drawn before the first step that only changes training rows, or that makes several
+    rows of one, or at the end.
 
     Args:
         splits: what the source has.
@@ -39,7 +40,7 @@ def prepare(
     """
     report, drawn, prepared = profiles("source", splits), False, steps(settings["prepare"])
     for name, step in prepared:
-        if step.training_only and not drawn:
+        if (step.training_only or step.divides) and not drawn:
             splits, drawn = _drawn(splits, settings, report), True
         if step.training_only and held_out:
             continue

@@ -215,12 +215,16 @@ class RowStep:
 
     Attributes:
         splits: those that it is for; empty: all.
+        by_row: whether a stream can have it.
+        training_only: whether it only ever changes the training split.
+        divides: whether it makes several rows of one, which belong in one split.
     """
 
     splits: tuple[str, ...] = ()
 
     by_row: ClassVar[bool] = True
     training_only: ClassVar[bool] = False
+    divides: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in self.splits:
@@ -275,6 +279,7 @@ class TrainingStep:
 
     by_row: ClassVar[bool] = False
     training_only: ClassVar[bool] = True
+    divides: ClassVar[bool] = False
 
     def change(self, split: Split, rows: list[Row], models: Models | None) -> Outcome:
         """What becomes of the training split."""
