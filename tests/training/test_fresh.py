@@ -1,6 +1,8 @@
 """Models from scratch: a folder that transformers reads whole, and a tokenizer that loses nothing."""
 
 import json
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,3 +141,23 @@ def get_config():
     assert losses[-1] < 0.5 * losses[0]
     result = json.loads((work / "result.json").read_text())["metrics"]["test"]
     assert result["written"] == 8 and result["exact_match"] > 0
+
+
+def test_the_recipe_of_pretraining_runs_as_its_page_says(tmp_path, monkeypatch, capfd):
+    """Its three commands, on fewer words: only the classifier is new to what was pretrained."""
+    for seed, (split, count) in enumerate({"train": 60, "validation": 20, "test": 20}.items()):
+        write_jsonl(tmp_path / "DATA" / f"{split}.jsonl", make_rows(count, seed))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(Path(__file__).parents[2] / "configs")
+    page = (tmp_path / "configs" / "masked_lm.py").read_text()
+    commands = page.split('"""')[1].replace("\\\n", " ").splitlines()
+    pretrain, export, tune = (shlex.split(line)[1:] for line in commands if line[:6] == "ftjax ")
+    small = ["vocab_size=100", "hidden_size=16", "num_hidden_layers=1", "intermediate_size=32"]
+    data = ["--config.data.source=json", "--config.data.path=DATA", "--config.train.steps=4"]
+    here(*pretrain, *data, *(f"--config.model.new.{size}" for size in small))
+    here(*export)
+    here(*tune, "--config.train.epochs=1")
+    said = capfd.readouterr().out
+    assert "not in reviews, initialized: classifier/bias, classifier/kernel\n" in said
+    result = json.loads((tmp_path / "runs/tuned/result.json").read_text())
+    assert result["metrics"]["test"]["examples"] == 20
