@@ -274,7 +274,7 @@ keep the epoch that validation chooses, by the metric named, and run it on the t
 the published validation split, of which training has given one. Scores are in points: the mean
 over seeds ± half of Student's 95% interval (number of seeds). *Within*: the means differ by at
 most one point, or two standard errors of the difference, where one run is taken to vary as the
-other side's do. Of rows that were further apart than that by one run of Hugging Face's, two more
+other side's do. Of some rows that were further apart by one run of Hugging Face's, more
 were made. Every run is a line of [TASKS.jsonl](TASKS.jsonl). For speed see
 [benchmark.md](benchmark.md).
 
