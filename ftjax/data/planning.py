@@ -139,6 +139,7 @@ def packed_layout(
     # Few candidates and few examples, also where both are large.
     step = 4 if together > 1 else _round_up(top // 32, 4)
     tried = min(64, max(4, 2048 // (batch_size * together)))
+    covered = COVERED if together > 1 else 1
 
     def needed(length: int, places: int) -> np.ndarray:
         fitting = [group for group, most in zip(groups, longest, strict=True) if most <= length]
@@ -148,7 +149,7 @@ def packed_layout(
         return np.array([_round_up(count, usual) for count in counts])
 
     def rows(length: int, places: int) -> int:
-        return int(np.quantile(needed(length, places), COVERED if together > 1 else 1))
+        return int(np.quantile(needed(length, places), covered))
 
     def cost(length: int) -> float:
         # Attention's share grows with the length; 1 / 400 is that of a small model on a CPU.
@@ -169,7 +170,7 @@ def packed_layout(
             for group in drawn[:tried]:
                 count = len(pack(lengths[np.concatenate(group)], length, places(length)))
                 sizes += [len(part) for part in np.array_split(range(count), len(group))]
-            usual = int(np.quantile(sizes, COVERED))
+            usual = int(np.quantile(sizes, covered))
             return length * float(np.maximum(sizes, usual).mean()), usual
 
         candidates = range(max(top, longest_row // 2), max(top, longest_row) + 1, step)
