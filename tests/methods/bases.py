@@ -33,7 +33,7 @@ BASES: dict[str, dict[str, Any]] = {
         "d_kv": 16,
         "d_ff": 128,
         "num_layers": 2,
-        "num_decoder_layers": 2,
+        "num_decoder_layers": 1,
         "num_heads": 4,
         "relative_attention_num_buckets": 8,
         "relative_attention_max_distance": 6,

@@ -24,6 +24,8 @@ TRAINING = [name for name in methods.METHODS if methods.find(name).trains]
 # Where a method does not fit a kind of model, and what it then says.
 REFUSED = {("bitfit", "llama"): "bias", ("bitfit", "t5"): "bias"}
 PAIRS = [(n, base) for n in TRAINING for base in BASES if (n, base) not in REFUSED]
+FIRST = list({name: (name, base) for name, base in reversed(PAIRS)}.values())[::-1]
+PACKED = [pair for pair in PAIRS if pair[1] != "t5"]  # it has no positions to start anew
 UNPACKED = {"unipelt": "cannot tell packed examples"}  # and what such methods say of packed rows
 ROUNDING = {"reft": 2e-6}  # adds an exact zero, beside which the rest is compiled otherwise
 # What fits small models.
@@ -283,7 +285,9 @@ def test_7_what_does_not_fit_a_model_is_said(name, base):
         build(base, settings(name))
 
 
+@pytest.mark.parametrize("it", FIRST, ids="-".join, indirect=True)
 def test_8_bfloat16_base_under_float32_adapters(it):
+    """On one kind of model a method: what it adds, and of which type, is its own."""
     model = build(it.base, settings(it.name), {"dtype": "bfloat16", "segments": "scan"})
     params = {path: stacked(it.params, path) for path in model.shapes}
     run = Trained(it, model, params, make_mesh(devices=jax.devices()[:1]))
@@ -312,9 +316,8 @@ def stacked(params: Flat, path: str) -> Any:
     return jax.tree.map(lambda *layers: np.stack(layers), *(params[p] for p in expand(path)))
 
 
+@pytest.mark.parametrize("it", PACKED, ids="-".join, indirect=True)
 def test_9_packed_equals_apart(it):
-    if it.base == "t5":  # which is not packed: it has no positions to start anew
-        return
     pooling = "mean" if it.base == "bert" else "cls"
     model = build(it.base, settings(it.name), {}, {**HEAD, "pooling": pooling})
     params = {path: it.moved[path] for path in model.shapes}
