@@ -26,6 +26,7 @@ FRAME = {  # of a text, and of a pair
     "bart": ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
     "t5": ("$A </s>", "$A </s> $B </s>"),
 }
+TYPED = ("bert", "electra", "albert", "deberta-v2")  # models that tell a pair's texts apart
 SENTINELS = tuple(f"<extra_id_{number}>" for number in range(100))
 CHINESE = r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 KINDS = ("characters", "bpe", "wordpiece", "unigram")
@@ -114,7 +115,7 @@ def save(tokenizer: Tokenizer, folder: Path, model_type: str) -> dict[str, Any]:
     from transformers import PreTrainedTokenizerFast
 
     special = {f"{part}_token": token for part, token in SPECIAL[frame_of(model_type)].items()}
-    types = ["token_type_ids"] if frame_of(model_type) == "bert" else []
+    types = ["token_type_ids"] if model_type in TYPED else []
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_input_names=["input_ids", *types, "attention_mask"],
@@ -124,7 +125,11 @@ def save(tokenizer: Tokenizer, folder: Path, model_type: str) -> dict[str, Any]:
     fast.save_pretrained(folder)
     ids = {"pad_token_id": fast.pad_token_id, "bos_token_id": fast.bos_token_id}
     ids |= {"eos_token_id": fast.eos_token_id}
-    if model_type == "marian":  # whose own defaults are those of its published models
+    # What else has no default, or that of published models.
+    if model_type == "modernbert":
+        ids |= {"cls_token_id": fast.cls_token_id, "sep_token_id": fast.sep_token_id}
+    if frame_of(model_type) == "t5":
         ids["decoder_start_token_id"] = fast.pad_token_id
+    if model_type == "marian":
         ids["forced_eos_token_id"] = fast.eos_token_id
     return {"vocab_size": len(fast), **ids}

@@ -1,5 +1,6 @@
 """ModernBERT (Warner et al. 2024): pre-norm, rotary, gated, most layers of local attention."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,11 +54,13 @@ class Config(decoder.Config):
         ffn_dropout: before the projection down.
         classifier_pooling: the published classifier's, "cls" or "mean".
         classifier_activation: of the heads' transform.
+        classifier_range: standard deviation of the classifier's initial kernel.
     """
 
     ffn_dropout: float = 0.0
     classifier_pooling: str = "cls"
     classifier_activation: str = "gelu"
+    classifier_range: float = 0.02
 
     def normalize(self, name: str) -> nn.Module:
         return LayerNorm(self.norm_eps, "norm" in self.biases, name=name)
@@ -102,6 +105,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         )
         for name, (scope, theta) in KINDS.items()
     ]
+    kept = _truncated(hf.get("initializer_cutoff_factor") or 3.0)
     return checked(
         Config(
             vocab_size=hf.get("vocab_size", 50368),
@@ -125,12 +129,20 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             classifier_dropout=hf.get("classifier_dropout", 0.0),
             classifier_pooling=pooling or "cls",
             classifier_activation=activation,
-            initializer_range=hf.get("initializer_range", 0.02),
+            initializer_range=(spread := kept * hf.get("initializer_range", 0.02)),
+            residual_range=spread / (2 * layers) ** 0.5,
+            classifier_range=kept / size**0.5,
             heads=HEADS,
             options=options,
         ),
         "modernbert",
     )
+
+
+def _truncated(cut: float) -> float:
+    """Standard deviation of a standard normal distribution cut off at ±cut."""
+    density = math.exp(-(cut**2) / 2) / math.sqrt(2 * math.pi)
+    return math.sqrt(1 - 2 * cut * density / math.erf(cut / math.sqrt(2)))
 
 
 class Embeddings(nn.Module):
@@ -189,7 +201,7 @@ class Transform(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c, bias = self.config, "transform" in self.config.biases
-        make = Dense(x.shape[-1], ("embed", None), bias, stddev=c.initializer_range, name="dense")
+        make = Dense(x.shape[-1], ("embed", None), bias, stddev=c.residual_range, name="dense")
         return c.normalize("norm")(ACTIVATIONS[c.classifier_activation](make(x)))
 
 
@@ -245,7 +257,7 @@ class Model(encoder.Model):
         """Logits (..., labels) of what the transform, if any, gave."""
         c = self.config
         x = Dropout(c.classifier_dropout, name="dropout")(x)
-        return Dense(labels, ("embed", None), stddev=c.initializer_range, name="classifier")(x)
+        return Dense(labels, ("embed", None), stddev=c.classifier_range, name="classifier")(x)
 
 
 def hf_modules(config: Config) -> dict[str, str | Part]:

@@ -20,6 +20,11 @@ BART = {
 T5 = {"vocab_size": 512, "d_model": 96, "d_kv": 48, "d_ff": 192, "num_layers": 2, "num_heads": 3}
 CASES = {
     "bert": ("BertForMaskedLM", "masked_lm", SIZES | {"intermediate_size": 192}),
+    "modernbert": (
+        "ModernBertForMaskedLM", "masked_lm",
+        SIZES | {"intermediate_size": 192, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+                 "cls_token_id": 2, "sep_token_id": 1},
+    ),
     "gpt2": (
         "GPT2LMHeadModel", "causal_lm",
         {"vocab_size": 512, "n_embd": 96, "n_layer": 2, "n_head": 4, "n_positions": 64},

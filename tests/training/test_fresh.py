@@ -30,6 +30,7 @@ GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 2}
 T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 1}
 CASES = {  # model type and tokenizer → task, class of transformers, sizes
     ("bert", "wordpiece"): ("masked_lm", "BertForMaskedLM", BERT),
+    ("modernbert", "wordpiece"): ("masked_lm", "ModernBertForMaskedLM", BERT),
     ("gpt2", "characters"): ("causal_lm", "GPT2LMHeadModel", GPT2),
     ("gpt2", "bpe"): ("causal_lm", "GPT2LMHeadModel", GPT2),
     ("bart", "bpe"): ("denoising", "BartForConditionalGeneration", BART),
@@ -66,9 +67,11 @@ def test_transformers_reads_the_folder(case, tmp_path):
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert model.config.vocab_size == len(tokenizer) <= 500
-    for name in ("pad", "eos"):
-        given = getattr(model.config, f"{name}_token_id")
-        assert given == getattr(tokenizer, f"{name}_token_id"), name
+    for name in ("pad", "bos", "eos", "cls", "sep"):
+        wanted = getattr(tokenizer, f"{name}_token_id")
+        assert getattr(model.config, f"{name}_token_id", wanted) == wanted, name
+    inputs = tokenizer(TEXTS[0], return_tensors="pt")
+    model(**inputs, labels=inputs["input_ids"])  # takes all that the tokenizer gives
     for text in TEXTS:
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids and max(ids) < len(tokenizer)
