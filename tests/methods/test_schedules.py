@@ -27,9 +27,9 @@ def test_lower_layers_learn_more_slowly():
     kernel = scanned.rates()["encoder/layers_0_2/ffn/up/kernel"]
     np.testing.assert_array_equal(kernel.ravel(), [0.25, 0.5])
     t5 = build("t5", {"name": "layerwise_lr_decay", "decay": 0.5}).rates()
-    assert t5["words/embedding"] == 0.5**5
-    assert t5["encoder/layers/layer_0/ffn/up/kernel"] == 0.5**4
-    assert t5["decoder/layers/layer_1/cross/query/kernel"] == 0.5
+    assert t5["words/embedding"] == 0.5**4
+    assert t5["encoder/layers/layer_0/ffn/up/kernel"] == 0.5**3
+    assert t5["decoder/layers/layer_0/cross/query/kernel"] == 0.5
 
 
 def test_layers_thaw_from_the_top():
@@ -59,7 +59,7 @@ def test_lisa_draws_layers_and_keeps_the_ends():
         layers = {g for g in groups if g.startswith("layer_")}
         assert len(layers) == 2 and groups - layers == {"embeddings", "head"}
         drawn.add(frozenset(layers))
-    assert len(drawn) == 6  # of four layers, every pair
+    assert len(drawn) == 3  # of three layers, every pair
 
 
 def adam(grads, rates, dtype=np.float64):
