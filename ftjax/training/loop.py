@@ -125,6 +125,9 @@ class _Training:
         run, name = self.run_, self.config.task.name
         require(self.stream is None, f"task.name={name} is not for streams")
         forward = Forward(self.mesh, self.config.train.eval_batch_size, run.reference)
+        if jax.process_index() == 0:
+            count = sum(map(len, self.splits.values()))
+            print(f"reference: the untrained model reads {count:,} examples, once", flush=True)
         for name, examples in self.splits.items():
             place = (run.trainable, run.frozen, examples, self.eval_layout)
             self.splits[name] = refer(forward, *place)
