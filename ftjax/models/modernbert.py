@@ -105,7 +105,8 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         )
         for name, (scope, theta) in KINDS.items()
     ]
-    kept = _truncated(hf.get("initializer_cutoff_factor") or 3.0)
+    kept = _truncated(hf.get("initializer_cutoff_factor", 2.0) or 3.0)
+    spread = kept * hf.get("initializer_range", 0.02)
     return checked(
         Config(
             vocab_size=hf.get("vocab_size", 50368),
@@ -129,7 +130,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             classifier_dropout=hf.get("classifier_dropout", 0.0),
             classifier_pooling=pooling or "cls",
             classifier_activation=activation,
-            initializer_range=(spread := kept * hf.get("initializer_range", 0.02)),
+            initializer_range=spread,
             residual_range=spread / (2 * layers) ** 0.5,
             classifier_range=kept / size**0.5,
             heads=HEADS,

@@ -24,7 +24,7 @@ TRAINING = [name for name in methods.METHODS if methods.find(name).trains]
 # Where a method does not fit a kind of model, and what it then says.
 REFUSED = {("bitfit", "llama"): "bias", ("bitfit", "t5"): "bias"}
 PAIRS = [(n, base) for n in TRAINING for base in BASES if (n, base) not in REFUSED]
-FIRST = list({name: (name, base) for name, base in reversed(PAIRS)}.values())[::-1]
+FIRST = [next(pair for pair in PAIRS if pair[0] == name) for name in TRAINING]
 PACKED = [pair for pair in PAIRS if pair[1] != "t5"]  # it has no positions to start anew
 UNPACKED = {"unipelt": "cannot tell packed examples"}  # and what such methods say of packed rows
 ROUNDING = {"reft": 2e-6}  # adds an exact zero, beside which the rest is compiled otherwise
