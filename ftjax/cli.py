@@ -3,12 +3,13 @@
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ftjax.errors import UserError
+from ftjax.errors import Stopped, UserError
 
 CHOICES = {  # how `generate` chooses tokens: option → (type, help)
     "max_new_tokens": (int, "at most so many (default 128)"),
@@ -110,7 +111,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0, or 2 for bad input."""
+    """Runs a command.
+
+    Returns:
+        Its exit code: 0; 2 for bad input; 143 where SIGTERM stopped a run, which has saved, 130
+        where Ctrl-C did.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments, rest = parser().parse_known_args(argv)
     strange = [item for item in rest if not item.startswith("--config.") or "=" not in item]
@@ -129,7 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        return stopped.code
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends what is left at once
         print("interrupted", file=sys.stderr)
         return 130
     except RuntimeError as error:  # as of a collective with a process that is gone

@@ -8,6 +8,18 @@ class UserError(ValueError):
     """Bad input. The command line prints its message and exits with code 2."""
 
 
+class Stopped(Exception):
+    """A run was asked to stop and has saved: the same command goes on.
+
+    Attributes:
+        code: exit code, 128 and the number of the signal, as shells have it.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by signal {number}")
+        self.code = 128 + number
+
+
 def require(condition: bool, message: str) -> None:
     """Raises UserError with `message` unless `condition`."""
     if not condition:

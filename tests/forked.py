@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -143,6 +144,8 @@ def attend(channel: socket.socket) -> None:
 
 def run(request: Mapping, files: Sequence[int]) -> None:
     """The command itself; it does not return."""
+    import jax
+
     from ftjax import cli
 
     for number, file in enumerate(files):
@@ -157,6 +160,8 @@ def run(request: Mapping, files: Sequence[int]) -> None:
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
+        with suppress(Exception):  # as at a usual exit, which waits for the other processes
+            jax.distributed.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

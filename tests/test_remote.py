@@ -91,7 +91,10 @@ def test_a_killed_run_in_a_bucket_equals_a_local_one(bucket, tiny, corpus, confi
     assert results[0]["metrics"] == results[1]["metrics"]
     rows = [[row.get("loss") for row in read_rows(f / "metrics.jsonl")] for f in (local, workdir)]
     assert rows[0] == rows[1]
+    saving = workdir / "checkpoints" / "99.orbax-checkpoint-tmp" / "params" / "part"
+    saving.write_bytes(b"of a save in progress")
     scores = ftjax("evaluate", "--workdir", workdir, "--split", "test").stdout
+    assert saving.read_bytes() == b"of a save in progress"
     assert f"{results[0]['metrics']['test']['accuracy']:.4f}" in scores
 
 

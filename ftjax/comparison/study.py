@@ -1,6 +1,7 @@
 """Trains by several methods, each in a process of its own, and gathers the results."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from ftjax.comparison.pool import pool_of
 from ftjax.comparison.report import markdown_table, write_report
 from ftjax.comparison.row import Row, summarize
 from ftjax.config import check, load_config, load_module
-from ftjax.errors import UserError
+from ftjax.errors import Stopped, UserError
 from ftjax.training.records import read_rows, write_json
 from ftjax.training.run import read_workdir, refuse_differences
 
@@ -43,6 +44,7 @@ class Study:
         Each has its own process, so that its peak memory is its own and a failure is too.
 
         Raises:
+            Stopped: a signal stopped the run.
             UserError: the run failed, or its folder holds one of another configuration.
         """
         changes = [f"--config.method.name={method}", *self.overrides, f"--config.seed={seed}"]
@@ -57,6 +59,8 @@ class Study:
         else:
             command = [sys.executable, "-m", "ftjax", "train", "--config", self.config]
             code = self._start([*command, "--workdir", str(folder), *changes], folder)
+            if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+                raise Stopped(code - 128)
             if code or not result.exists():
                 raise UserError(
                     f"{method}, seed {seed} did not finish (exit code {code}); the same command "

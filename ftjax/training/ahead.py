@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ftjax import methods, tasks, tuned
@@ -18,7 +18,7 @@ from ftjax.paths import Flat
 from ftjax.regularization.l2_sp import starts
 from ftjax.tasks.base import Task
 from ftjax.training.recipe import Recipe
-from ftjax.training.step import State, abstract_moments, lower_step
+from ftjax.training.step import State, lower_step
 
 PLACES = 8  # examples that a packed row is taken to hold
 
@@ -59,17 +59,16 @@ def abstract_params(
 
 def abstract_state(recipe: Recipe, mesh: Mesh) -> tuple[State, Flat]:
     """The state before the first step and the frozen parameters, as shapes in their places."""
-    whole = NamedSharding(mesh, PartitionSpec())
     params = abstract_params(recipe.tuned, mesh, recipe.config.mesh.replicate)
     trainable, frozen = recipe.tuned.partition.split(params)
-    phase = recipe.phase(0)
-    active = phase.partition.split(trainable)[0]
-    moments = abstract_moments(active, recipe.optimizer(phase), mesh)
-    key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=whole)
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    average = dict(trainable) if recipe.average else None
     kept = starts(trainable, new(recipe.tuned), recipe.config.regularization)
-    return State(step, trainable, moments, key, average), frozen | kept
+    return recipe.state_shapes(trainable, mesh, 0), frozen | kept
+
+
+def live(*trees: Any) -> int:
+    """Bytes that arrays take on one device, as their shapes and shardings say."""
+    leaves = [leaf for leaf in jax.tree.leaves(trees) if leaf.sharding is not None]
+    return nbytes([leaf.update(shape=leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves])
 
 
 def new(model: tuned.Tuned) -> set[str]:

@@ -13,7 +13,7 @@ from ftjax.parallel.chips import GIB, Chip, topology_devices
 from ftjax.parallel.hlo import summarize
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
 from ftjax.parallel.roofline import seconds
-from ftjax.training.ahead import abstract_recipe, compiled
+from ftjax.training.ahead import abstract_recipe, abstract_state, compiled, live
 from ftjax.training.minimum import least_flops
 
 
@@ -54,25 +54,35 @@ def forecast(config: ConfigDict, topology: str, slices: int = 1) -> dict[str, An
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {**found, "fits": False, "reason": str(error).strip().splitlines()[0][:300]}
-    read = _read(program, chip)
+    state, frozen = abstract_state(recipe, mesh)
+    last = recipe.state_shapes(state.params, mesh, recipe.total)  # of which more may train
+    read = _read(program, chip, {"start": live(state, frozen), "resume": live(last, frozen)})
     least = {kind: count / len(devices) for kind, count in least_flops(config).items()}
     bound = sum(least.values()) / chip.flops / max(read["seconds"].values())
     found |= {"compile_seconds": round(took, 1), **read, "least_flops": least, "mfu_bound": bound}
     return found
 
 
-def _read(program: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:
+def _read(program: jax.stages.Compiled, chip: Chip, held: dict[str, int]) -> dict[str, Any]:
+    """Figures of a step's program.
+
+    Args:
+        program: of the step.
+        chip: that it is for.
+        held: bytes that a chip holds before a step, of a new run and of one near its end that goes
+            on.
+    """
     sizes, work = program.memory_analysis(), summarize(program.as_text())
     memory = {
         "arguments": sizes.argument_size_in_bytes,
         "outputs": sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
         "temporaries": sizes.temp_size_in_bytes,
     }
-    memory |= {"sum": sum(memory.values()), "peak": sizes.peak_memory_in_bytes}
+    memory |= {"sum": sum(memory.values()), "peak": sizes.peak_memory_in_bytes, **held}
     kernels = sum(times * kernel_flops(*kernel) for kernel, times in work.kernels.items())
     times = seconds(chip, work.flops + kernels, work.moved, work.sent, work.across)
     return {
-        "fits": memory["sum"] <= chip.memory,
+        "fits": max(memory["sum"], *held.values()) <= chip.memory,
         "memory": memory,
         "flops": {"dense": work.flops, "kernels": kernels},
         "collectives": {
@@ -146,7 +156,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"{'fits' if found['fits'] else 'does not fit'}: {memory['sum'] / GIB:.2f} of {of:.0f} GiB "
         f"a chip (arguments {memory['arguments'] / GIB:.2f}, outputs "
         f"{memory['outputs'] / GIB:.2f}, temporaries {memory['temporaries'] / GIB:.2f}; "
-        f"peak {memory['peak'] / GIB:.2f})",
+        f"peak {memory['peak'] / GIB:.2f}; at start {memory['start'] / GIB:.2f}, at resume "
+        f"{memory['resume'] / GIB:.2f})",
         f"work: {flops['dense'] / 1e12:.1f} TFLOP of products, {flops['kernels'] / 1e12:.1f} of "
         f"attention kernels; the method needs {least['dense'] / 1e12:.1f} and "
         f"{least['attention'] / 1e12:.1f}",

@@ -1,6 +1,7 @@
 """The training run: batches through compiled steps, evaluation, checkpoints, exact resume."""
 
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -9,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
+from orbax.checkpoint.utils import to_shape_dtype_struct
 
 from ftjax import tasks
 from ftjax.config import from_json, to_json
 from ftjax.data.loading import Loader
 from ftjax.data.planning import Layout
 from ftjax.data.streaming import StreamLoader
-from ftjax.errors import UserError, require
+from ftjax.errors import Stopped, UserError, require
 from ftjax.formats.folder import fingerprint, locate, require_same
 from ftjax.parallel.chips import peak_flops
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
@@ -25,17 +28,17 @@ from ftjax.regularization import changes_words
 from ftjax.regularization.l2_sp import starts
 from ftjax.training.announce import announced
 from ftjax.training.batching import choose_layout, variation
-from ftjax.training.checkpoints import Checkpoints, Unreadable
+from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.evaluate import Forward, cache_features, refer
 from ftjax.training.fresh import make
-from ftjax.training.memory import memory_in_use
+from ftjax.training.memory import free, memory_in_use
 from ftjax.training.minimum import least_flops
-from ftjax.training.optimizers import carry
 from ftjax.training.profile import Profiler, dump
 from ftjax.training.progress import Progress
 from ftjax.training.recipe import Recipe
 from ftjax.training.records import Records, write_data_report
 from ftjax.training.result import write_result
+from ftjax.training.resuming import newest
 from ftjax.training.run import (
     Run,
     best_metric,
@@ -47,17 +50,18 @@ from ftjax.training.run import (
 )
 from ftjax.training.signals import stop_signal
 from ftjax.training.splits import Data, read_data
-from ftjax.training.step import State, init_moments, init_state, lower_step
+from ftjax.training.step import State, carried_moments, init_state, lower_step
 from ftjax.training.writing import written_scores
 
 
-def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
+def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Trains, or goes on where an earlier run in `workdir` stopped.
 
     Returns:
-        The result that result.json holds; None when SIGTERM stopped the run, after saving.
+        The result that result.json holds.
 
     Raises:
+        Stopped: SIGTERM or Ctrl-C stopped the run, after saving.
         UserError: bad input, a work folder of another configuration, or a loss that is not
             finite.
     """
@@ -109,7 +113,8 @@ class _Training:
         self.metric = best_metric(self.config, run.task)
         self.recipe = Recipe(self.config, run.task.fitted(seen, self.names), run.tuned, self.total)
         new = {*run.absent, *(path for path in run.trainable if path not in run.tuned.base.shapes)}
-        self.frozen = run.frozen | starts(run.trainable, new, self.config.regularization)
+        kept = starts(run.trainable, new, self.config.regularization)
+        self.frozen = run.frozen | {path: jnp.copy(leaf) for path, leaf in kept.items()}
 
     def _layout(self) -> Layout:
         """The shapes of batches; a stream's by its first window, with room for any length."""
@@ -144,7 +149,7 @@ class _Training:
                 )
         self.progress.compile_seconds += forward.compile_seconds
 
-    def run(self) -> dict[str, Any] | None:
+    def run(self) -> dict[str, Any]:
         run, settings = self.run_, self.config.train
         checkpoints = Checkpoints(self.workdir / "checkpoints", settings.keep)
         self.base = fingerprint(run.folder)
@@ -159,14 +164,14 @@ class _Training:
             lengths = self.loader.layout.lengths
             for line in announced(run, self.data, self.total, lengths, step):
                 records.say(line)
-            with stop_signal() as stop:
-                state, stopped = self._loop(state, iterator, checkpoints, records, stop)
+            with stop_signal(step) as stopping:
+                state, stopped = self._loop(state, iterator, checkpoints, records, stopping)
             if stopped:
                 records.say(
-                    f"stopped by SIGTERM at step {int(state.step)}: saved; run the same "
-                    "command to go on"
+                    f"stopped by {signal.Signals(stopped).name} at step {int(state.step)}: saved; "
+                    "run the same command to go on"
                 )
-                return None
+                raise Stopped(stopped)
             if self.progress.best is not None:
                 records.say(
                     f"best validation {self.metric} {self.progress.best:.4f} "
@@ -179,29 +184,22 @@ class _Training:
             checkpoints.close()
 
     def _started(self, checkpoints: Checkpoints, iterator: Any) -> tuple[State, list[str]]:
-        """The newest checkpoint that can be read, or the first state; and what there is to say."""
-        notes: list[str] = []
-        while (latest := checkpoints.latest()) is not None:
-            try:
-                state = self._resume(checkpoints, latest, self._first(latest), iterator)
-                return state, notes
-            except Unreadable as error:
-                notes.append(f"{error}; it is set aside as {checkpoints.set_aside(latest)}")
-        self.progress.seconds += self.feature_seconds if self.cached else 0.0
-        return self._first(0), notes
+        """The state of the newest checkpoint, or the first; and what there is to say."""
+        found, notes = newest(checkpoints, partial(self._read, checkpoints))
+        if found is None:
+            self.progress.seconds += self.feature_seconds if self.cached else 0.0
+            return self._first(), notes
+        state, meta, self.progress = found
+        iterator.set_state(meta["data"])
+        if self.stream is not None:
+            self.loader.starts[:] = meta["windows"]
+        return state, notes
 
-    def _first(self, done: int) -> State:
-        """A state as it is after `done` steps, but for its values."""
-        phase = self.recipe.phase(done)
-        optimizer = self.recipe.optimizer(phase)
-        return init_state(
-            self.run_.trainable,
-            optimizer,
-            self.config.seed,
-            self.mesh,
-            phase.partition,
-            averaged=self.recipe.average is not None,
-        )
+    def _first(self) -> State:
+        """The state before the first step."""
+        phase, averaged = self.recipe.phase(0), self.recipe.average is not None
+        place = (self.config.seed, self.mesh, phase.partition, averaged)
+        return init_state(self.run_.trainable, self.recipe.optimizer(phase), *place)
 
     def _compile(
         self, step: Callable, state: State, batch: Mapping[str, Any]
@@ -223,8 +221,9 @@ class _Training:
         iterator: Any,
         checkpoints: Checkpoints,
         records: Records,
-        stop: list[bool],
-    ) -> tuple[State, bool]:
+        stopping: Callable[[int], int],
+    ) -> tuple[State, int]:
+        """Steps until the end, or until a signal, whose number comes with the last state."""
         settings, progress, frozen = self.config.train, self.progress, self.frozen
         step, loader = int(state.step), self.loader
         pending: list[tuple[int, Any]] = []
@@ -268,8 +267,9 @@ class _Training:
             before, phase = phase, self.run_.tuned.at_step(step)
             if phase is not before and phase.partition.labels != before.partition.labels:
                 active = phase.partition.split(state.params)[0]
-                fresh = init_moments(active, self.recipe.optimizer(phase), self.mesh)
-                state = replace(state, opt_state=carry(state.opt_state, fresh, state.step))
+                optimizer = self.recipe.optimizer(phase)
+                moments = carried_moments(state.opt_state, active, optimizer, self.mesh, state.step)
+                state = replace(state, opt_state=moments)
             program = (*planned.places.shape, planned.length, id(phase))
             if program not in programs:
                 flush()
@@ -282,6 +282,7 @@ class _Training:
             pending.append((step, metrics))
             due = step % self.eval_every == 0 or step == self.total
             log = step % settings.log_every == 0 or step == self.total
+            stop = stopping(step)
             if log or due or step % self.save_every == 0 or stop:
                 flush(log)
             if due and "validation" in self.splits:
@@ -292,11 +293,11 @@ class _Training:
                 checkpoints.save(state, self._meta(iterator), progress.best_step)
             if stop:
                 checkpoints.wait()
-                return state, True
+                return state, stop
             if due or step % self.save_every == 0:
                 mark = time.perf_counter()
         checkpoints.wait()
-        return state, False
+        return state, 0
 
     def _epochs(self, step: int) -> float | None:
         """Passes over the data by a step; a stream has none."""
@@ -350,23 +351,25 @@ class _Training:
             "base": self.base,
         }
 
-    def _resume(self, checkpoints: Checkpoints, step: int, state: State, iterator: Any) -> State:
+    def _read(self, checkpoints: Checkpoints, step: int) -> tuple[State, dict[str, Any], Progress]:
+        """What a checkpoint holds: the state, what was saved beside it, and the progress in it."""
         meta = checkpoints.meta(step)
         refuse_differences(str(self.workdir), from_json(meta["config"]), self.config)
         require_same(self.workdir, meta["base"], self.run_.folder, self.base)
-        self.progress = Progress(**meta["progress"])
-        iterator.set_state(meta["data"])
-        if self.stream is not None:
-            self.loader.starts[:] = meta["windows"]
-        return checkpoints.restore(step, state)
+        shapes = self.recipe.state_shapes(self.run_.trainable, self.mesh, step)
+        free(self.run_.trainable)  # which come from the checkpoint
+        return checkpoints.restore(step, shapes), meta, Progress(**meta["progress"])
 
     def _finish(self, checkpoints: Checkpoints, state: State) -> dict[str, Any]:
         """The test split once, on the best; and the result."""
         progress, step, params = self.progress, int(state.step), state.best_params
         if progress.best_step < 0:  # no validation split: the last is all there is
             progress.best_step = step
+        free(state.opt_state)
         if progress.best_step != step:
-            params = checkpoints.params(progress.best_step, params)
+            shapes = jax.tree.map(to_shape_dtype_struct, params)
+            free((state.params, state.average))
+            params = checkpoints.params(progress.best_step, shapes)
         tested = "test" in self.splits
         test = self._score(params, "test", self.test_layout) if tested else None
         last = "test" if tested else "validation"

@@ -1,8 +1,11 @@
 """The best model of a work folder, ready to be run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import jax
+from orbax.checkpoint.utils import to_shape_dtype_struct
 
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
@@ -11,6 +14,7 @@ from ftjax.partition import merge
 from ftjax.paths import Flat
 from ftjax.training.batching import choose_layout, encode_split, variation
 from ftjax.training.evaluate import Forward, refer
+from ftjax.training.memory import free
 from ftjax.training.run import Run, place_model, read_labels, read_workdir
 from ftjax.training.scores import score_chosen
 from ftjax.training.trained import best_params
@@ -82,7 +86,9 @@ def open_predictor(workdir: Path, config: Any = None) -> Predictor:
         if not (workdir / "result.json").exists():
             raise UserError(f"{workdir} has no result.json: the run has not finished")
         return Predictor(run, names, 0, workdir)
-    params, step = best_params(workdir, run.folder, run.trainable)
-    values = {**vars(run), "trainable": params}
     untrained = run.trainable if run.task.refers else None
-    return Predictor(Run(**values), names, step, workdir, untrained)
+    shapes = jax.tree.map(to_shape_dtype_struct, run.trainable)
+    if untrained is None:
+        free(run.trainable)
+    params, step = best_params(workdir, run.folder, shapes)
+    return Predictor(replace(run, trainable=params), names, step, workdir, untrained)

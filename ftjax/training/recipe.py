@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ftjax.partition import FROZEN
@@ -16,7 +17,7 @@ from ftjax.regularization.l2_sp import l2_sp
 from ftjax.regularization.loss import gradient, regularized
 from ftjax.training.averages import Average, equal, moving
 from ftjax.training.optimizers import Schedule, make_optimizer, schedule
-from ftjax.training.step import LossFn, make_step
+from ftjax.training.step import LossFn, State, make_step, state_shapes
 from ftjax.tuned import Tuned
 
 
@@ -78,6 +79,17 @@ class Recipe:
         labels = {path: g for path, g in phase.partition.labels.items() if g != FROZEN}
         settings = self.config.optimizer
         return make_optimizer(settings, labels, self.rate, phase.method, self.rates, self.total)
+
+    def state_shapes(self, trainable: Flat, mesh: Mesh, done: int) -> State:
+        """The state after `done` steps as shapes in their places.
+
+        Args:
+            trainable: arrays, or their shapes.
+            mesh: where they are.
+            done: steps.
+        """
+        phase, averaged = self.phase(done), self.average is not None
+        return state_shapes(trainable, self.optimizer(phase), mesh, phase.partition, averaged)
 
     def step(self, phase: Tuned) -> Callable:
         """The step of a phase as a pure function, not yet compiled."""

@@ -1,20 +1,82 @@
-"""What a run does when it is asked to stop."""
+"""What a run does when it is asked to stop: all its hosts save at one step, and end there."""
 
+import os
 import signal
-from collections.abc import Iterator
+import socket
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Thread
+
+import jax
+from jax.experimental import multihost_utils
+
+STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def stop_signal() -> Iterator[list[bool]]:
-    """A list that is non-empty once SIGTERM has come."""
-    came: list[bool] = []
+def stop_signal(step: int) -> Iterator[Callable[[int], int]]:
+    """What says after each step whether the run stops there: the signal's number, or 0.
+
+    SIGTERM and Ctrl-C stop it; Ctrl-C a second time leaves at once. On several hosts a signal to
+    any of them is a notice to all, and JAX's coordination service agrees on a step that none has
+    passed: the handler of SIGTERM is its own there.
+
+    Args:
+        step: that the run starts or goes on at. Every later one must be asked about.
+    """
+    several, came = jax.process_count() > 1, []
+    # The step agreed on is one more than the last that any host asked about, which is none where
+    # the signal came before training: so each asks about every number in turn.
+    early = several and any(map(multihost_utils.reached_preemption_sync_point, range(1, step + 1)))
+
+    def note(number: int) -> None:
+        if number != signal.SIGINT:
+            came.append(number)
+            return
+        if number in came:
+            os._exit(128 + number)
+        came.append(number)
+        print("\nstopping: saves first; Ctrl-C again leaves at once", file=sys.stderr, flush=True)
+        if several:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def asked(_: int) -> int:
+        return came[0] if came else 0
+
+    def agreed(step: int) -> int:
+        reached = early or multihost_utils.reached_preemption_sync_point(step)
+        return (asked(step) or signal.SIGTERM) if reached else 0
+
+    with _listening(STOPS[1:] if several else STOPS, note):
+        yield agreed if several else asked
+
+
+@contextmanager
+def _listening(signals: tuple[int, ...], note: Callable[[int], None]) -> Iterator[None]:
+    """Calls `note` at each signal, from a thread: the main one may be waiting in a program."""
+    heard, told = socket.socketpair()
+    told.setblocking(False)
     try:
-        old = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+        old_descriptor = signal.set_wakeup_fd(told.fileno())
     except ValueError:  # not in the main thread: signals are the caller's
-        yield came
+        yield
         return
+    old = {number: signal.signal(number, lambda *_: None) for number in signals}
+
+    def listen() -> None:
+        while number := heard.recv(1):
+            if number[0] in signals:
+                note(number[0])
+
+    listener = Thread(target=listen, daemon=True)
+    listener.start()
     try:
-        yield came
+        yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(old_descriptor)
+        told.close()
+        listener.join()
+        heard.close()

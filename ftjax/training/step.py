@@ -16,7 +16,7 @@ from ftjax.partition import Partition, merge
 from ftjax.paths import Flat
 from ftjax.regularization.adversarial import Grad, Total
 from ftjax.training.averages import Average
-from ftjax.training.optimizers import Schedule, clip
+from ftjax.training.optimizers import Schedule, carry, clip
 
 Batch = Mapping[str, jax.Array]
 
@@ -73,6 +73,51 @@ def init_moments(
     return jax.jit(optimizer.init, out_shardings=placed)(trainable)
 
 
+def carried_moments(
+    old: optax.OptState,
+    trainable: Flat,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    step: jax.Array | int,
+) -> optax.OptState:
+    """The optimizer state of a phase, with what that of the phase before has of the same leaves.
+
+    Only what that lacks is made: both states whole would be twice the moments.
+    """
+    abstract = abstract_moments(trainable, optimizer, mesh)
+    kept = {path for path, _ in jax.tree_util.tree_leaves_with_path(old)}
+    leaves = jax.tree_util.tree_leaves_with_path(abstract)
+    missing = {path: leaf.sharding for path, leaf in leaves if path not in kept}
+
+    def init(trainable: Flat) -> list[jax.Array]:
+        fresh = dict(jax.tree_util.tree_leaves_with_path(optimizer.init(trainable)))
+        return [fresh[path] for path in missing]
+
+    fresh = jax.jit(init, out_shardings=list(missing.values()))(trainable)
+    new = dict(zip(missing, fresh, strict=True))
+    shapes = jax.tree_util.tree_map_with_path(lambda path, leaf: new.get(path, leaf), abstract)
+    return carry(old, shapes, step)
+
+
+def state_shapes(
+    trainable: Flat,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    active: Partition | None = None,
+    averaged: bool = False,
+) -> State:
+    """The state as shapes in their places, of which nothing is made; arguments as below."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    shapes = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        for path, leaf in trainable.items()
+    }
+    moments = abstract_moments(active.split(shapes)[0] if active else shapes, optimizer, mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=whole)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    return State(step, shapes, moments, key, dict(shapes) if averaged else None)
+
+
 def init_state(
     trainable: Flat,
     optimizer: optax.GradientTransformation,
@@ -84,7 +129,7 @@ def init_state(
     """The state before the first step, each array in its sharding.
 
     Args:
-        trainable: copied, so that the state can be donated.
+        trainable: become the state's, and so are gone once it is donated to a step.
         optimizer: of the leaves that train.
         seed: of the run's key.
         mesh: for what is on every device.
@@ -96,7 +141,7 @@ def init_state(
     step, key = first()
     moments = init_moments(active.split(trainable)[0] if active else trainable, optimizer, mesh)
     average = jax.tree.map(jnp.copy, trainable) if averaged else None
-    return State(step, jax.tree.map(jnp.copy, trainable), moments, key, average)
+    return State(step, dict(trainable), moments, key, average)
 
 
 def gradients(

@@ -11,7 +11,7 @@ from ftjax.formats.adapter import load_into
 from ftjax.formats.folder import read_json, require_same
 from ftjax.methods.fusion import alone, placed_as
 from ftjax.paths import Flat
-from ftjax.training.checkpoints import Checkpoints
+from ftjax.training.saved import Damaged, Saved
 
 
 def best_params(workdir: Path, base: Path, like: Flat | None = None) -> tuple[Flat, int]:
@@ -20,22 +20,26 @@ def best_params(workdir: Path, base: Path, like: Flat | None = None) -> tuple[Fl
     Args:
         workdir: of a run that has at least one checkpoint.
         base: folder of the base model.
-        like: in whose shardings they come; None for the host's memory.
+        like: arrays, or their shapes, in whose shardings they come; None for the host's memory.
 
     Raises:
         UserError: nothing was saved there, or the base model has changed.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    latest = checkpoints.latest()
-    if latest is None:
+    saved = Saved(workdir / "checkpoints")
+    try:
+        while steps := saved.steps():
+            try:
+                meta = saved.meta(steps[-1])
+                require_same(workdir, meta["base"], base)
+                best = meta["progress"]["best_step"]
+                step = steps[-1] if best < 0 else best
+                return saved.params(step, like), step
+            except Damaged:
+                if steps == saved.steps():  # otherwise a run that goes on has deleted it
+                    raise
         raise UserError(f"{workdir} has no checkpoint yet")
-    meta = checkpoints.meta(latest)
-    require_same(workdir, meta["base"], base)
-    best = meta["progress"]["best_step"]
-    step = latest if best < 0 else best
-    params = checkpoints.params(step, like)
-    checkpoints.close()
-    return params, step
+    finally:
+        saved.close()
 
 
 def fused(

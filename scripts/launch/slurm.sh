@@ -8,5 +8,8 @@
 #SBATCH --signal TERM@120
 #SBATCH --requeue
 set -euo pipefail
-# Two minutes before its time is over the run saves and ends; requeued, it goes on.
-srun --kill-on-bad-exit=1 "$@"
+# Two minutes before its time is over the run saves and exits with 143; requeued, it goes on.
+srun --kill-on-bad-exit=1 "$@" && exit
+code=$?
+[[ $code != 143 ]] || scontrol requeue "$SLURM_JOB_ID"
+exit $code

@@ -14,4 +14,7 @@ here() { gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker all --co
 gcloud compute tpus tpu-vm scp --recurse --zone "$zone" --worker all \
     "$(dirname "$0")/../.." "$name:ftjax"
 here "pip install --quiet './ftjax[tpu]'"
-here "cd ftjax && PATH=\$HOME/.local/bin:\$PATH $command"
+until here "cd ftjax && PATH=\$HOME/.local/bin:\$PATH $command"; do
+    code=$?
+    [[ $code == 143 ]] || exit $code  # 143: stopped by SIGTERM, after saving
+done

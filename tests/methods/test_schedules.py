@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ftjax.training.optimizers import carry, make_optimizer
+from ftjax.training.optimizers import make_optimizer
+from ftjax.training.step import carried_moments, init_moments
 from tests.conftest import ftjax
 from tests.methods.bases import build
 from tests.training.test_resume import OVERRIDES, final, start, stop_at
@@ -72,7 +73,7 @@ def adam(grads, rates, dtype=np.float64):
     return total
 
 
-def test_what_trains_already_keeps_its_moments():
+def test_what_trains_already_keeps_its_moments(one_device):
     """And what trains anew begins with fresh ones, at the learning rate of the whole run."""
     model = build("bert", {"name": "gradual_unfreezing", "every": 3})
     steps, random = 8, np.random.default_rng(0)
@@ -86,8 +87,8 @@ def test_what_trains_already_keeps_its_moments():
         labels = {path: phase.labels[path] for path in active}
         optimizer = make_optimizer(ADAM, labels, rate, model.method, model.rates(), steps)
         if phase is not before:
-            fresh = optimizer.init(active)
-            state, before = fresh if state is None else carry(state, fresh, step), phase
+            place, before = (active, optimizer, one_device), phase
+            state = carried_moments(state, *place, step) if step else init_moments(*place)
         found = {path: jnp.asarray(grads[path][step], jnp.float32) for path in active}
         updates, state = jax.jit(optimizer.update)(found, state, active)
         params |= optax.apply_updates(active, updates)

@@ -1,4 +1,4 @@
-"""Four processes of two devices, over loopback, against one of eight; and when one is lost."""
+"""Processes over loopback: four against one, when one is lost, and when they are to stop."""
 
 import os
 import random
@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 
 import numpy as np
+import pytest
 
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.records import read_rows
@@ -35,10 +36,10 @@ def free_port():
     raise OSError("no port is free")
 
 
-def start(config_file, workdir, processes):
-    """A run of eight devices in as many processes."""
+def start(config_file, workdir, processes, devices=8, overrides=OVERRIDES):
+    """A run of so many devices in as many processes."""
     port = free_port()
-    command = ["train", "--config", config_file, "--workdir", workdir, *OVERRIDES]
+    command = ["train", "--config", config_file, "--workdir", workdir, *overrides]
     started = []
     for number in range(processes):
         hosts = {
@@ -46,20 +47,21 @@ def start(config_file, workdir, processes):
             "JAX_NUM_PROCESSES": str(processes),
             "JAX_PROCESS_ID": str(number),
         }
-        env = environment(8 // processes) | (hosts if processes > 1 else {})
+        env = environment(devices // processes) | (hosts if processes > 1 else {})
         started.append(Forked(command, env, together=True))
     return started
 
 
-def ended(processes):
+def ended(processes, codes=(0,)):
+    """What each printed; every exit code is one of `codes`."""
     outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    assert {process.returncode for process in processes} == set(codes), outputs
     return outputs
 
 
-def final(workdir):
+def final(workdir, step=12):
     checkpoints = Checkpoints(workdir / "checkpoints")
-    params = checkpoints.params(12, None)
+    params = checkpoints.params(step, None)
     checkpoints.close()
     rows = read_rows(workdir / "metrics.jsonl")
     numbers = [
@@ -96,15 +98,78 @@ def test_four_processes_equal_one_and_fewer_go_on_when_one_is_lost(config_file, 
         same(final(left), alone)
 
 
-def lose_one(config_file, workdir):
-    """Kills one of four processes: the others stop, and say why."""
-    processes = start(config_file, workdir, 4)
+def logged(processes, workdir, step):
+    """Returns once the run has logged a step."""
     deadline = time.time() + 200
-    while not any(row["step"] >= 5 for row in read_rows(workdir / "metrics.jsonl")):
+    while not any(row["step"] >= step for row in read_rows(workdir / "metrics.jsonl")):
         stopped = [process for process in processes if process.poll() is not None]
         assert not stopped, [(p.returncode, p.communicate()[0]) for p in stopped]
         assert time.time() < deadline
         time.sleep(0.01)
+
+
+LONG = [  # so that the run goes on for seconds, whatever the machine
+    "--config.train.steps=400",
+    "--config.train.eval_every=200",
+    "--config.train.log_every=5",
+    "--config.data.batching=pad",
+]
+ALL_AT_ONCE = [(signal.SIGTERM, None, 0.2)]
+ONE_ALONE = [(signal.SIGINT, -1, 0.0)]
+ONE_LATER = [(signal.SIGTERM, None, 5.0)]
+
+
+@pytest.mark.parametrize(
+    ("processes", "stops"), [(2, ALL_AT_ONCE + ONE_ALONE), (4, ONE_LATER)], ids=["two", "four"]
+)
+def test_signals_stop_all_at_one_step(config_file, tmp_path, processes, stops):
+    """Sent to all, so many seconds apart, or to one; gone on with, the run equals a whole one."""
+
+    def run(workdir):
+        return start(config_file, workdir, processes, processes, LONG)
+
+    whole, workdir, last = tmp_path / "whole", tmp_path / "stopped", 0
+    ended(run(whole))
+    for sent, number, apart in stops:
+        running = run(workdir)
+        logged(running, workdir, last + 1)
+        for process in running if number is None else [running[number]]:
+            process.send_signal(sent)
+            time.sleep(apart)
+        outputs = ended(running, {143} if sent == signal.SIGTERM else {143, 130})
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        step, last = last, checkpoints.latest()
+        checkpoints.close()
+        assert step < last < 400 and f"stopped by SIGTERM at step {last}" in outputs[0]
+    ended(run(workdir))
+    (_, wanted), (_, params) = final(whole, 400), final(workdir, 400)
+    for path, leaf in wanted.items():
+        np.testing.assert_array_equal(params[path], leaf, err_msg=path)
+
+
+def test_what_one_host_finds_damaged_is_set_aside_for_all(config_file, tmp_path):
+    """Its own parts of the newest checkpoint are cut short, which no other host reads."""
+    few = {"train.steps": 4, "train.eval_every": 2, "train.keep": 2, "data.batching": "pad"}
+    few |= {"mesh.data": 1, "mesh.fsdp": 2}
+    overrides, workdir = [f"--config.{key}={value}" for key, value in few.items()], tmp_path / "run"
+    ended(start(config_file, workdir, 2, 2, overrides))
+    _, wanted = final(workdir, 4)
+    (workdir / "result.json").unlink()
+    newest = workdir / "checkpoints" / "4"
+    for file in newest.rglob("ocdbt.process_1/d/*"):
+        file.write_bytes(file.read_bytes()[:10])
+    said, _ = ended(start(config_file, workdir, 2, 2, overrides))
+    assert f"it is set aside as {newest}.unreadable" in said and "resumed at step 2" in said
+    assert newest.with_name("4.unreadable").is_dir()
+    _, params = final(workdir, 4)
+    for path, leaf in wanted.items():
+        np.testing.assert_array_equal(params[path], leaf, err_msg=path)
+
+
+def lose_one(config_file, workdir):
+    """Kills one of four processes: the others stop, and say why."""
+    processes = start(config_file, workdir, 4)
+    logged(processes, workdir, 5)
     os.kill(processes[2].pid, signal.SIGKILL)
     lost = time.time()
     outputs = [process.communicate(timeout=120)[0] for process in processes]

@@ -44,8 +44,8 @@ def saved(workdir, step):
     """Every array of a checkpoint, by its path."""
     checkpoints = Checkpoints(workdir / "checkpoints")
     standard = ocp.args.StandardRestore()
-    items = ocp.args.Composite(state=standard, params=standard)
-    found = dict(checkpoints._manager.restore(step, args=items).items())
+    items = {"state": standard, "params": standard}
+    found = checkpoints._restore(step, **items)
     checkpoints.close()
     paths = jax.tree_util.tree_flatten_with_path(found)[0]
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}

@@ -22,8 +22,8 @@ def run(config_file, workdir, devices, *overrides):
     ftjax(*arguments, devices=devices)
     losses = [row["loss"] for row in read_rows(workdir / "metrics.jsonl") if "loss" in row]
     checkpoints = Checkpoints(workdir / "checkpoints")
-    items = ocp.args.Composite(params=ocp.args.StandardRestore())
-    params = checkpoints._manager.restore(checkpoints.latest(), args=items)["params"]
+    items = {"params": ocp.args.StandardRestore()}
+    params = checkpoints._restore(checkpoints.latest(), **items)["params"]
     checkpoints.close()
     result = json.loads((workdir / "result.json").read_text())
     return losses, jax.tree.map(np.asarray, params), result["metrics"]

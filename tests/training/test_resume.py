@@ -16,6 +16,8 @@ from ftjax.config import default_config, from_json, to_json
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.records import read_rows
 from ftjax.training.run import refuse_differences
+from ftjax.training.saved import Saved
+from ftjax.training.trained import best_params
 from tests.conftest import environment, ftjax, make_rows, write_jsonl, write_tiny
 from tests.forked import Forked
 
@@ -51,8 +53,8 @@ def final(workdir):
     checkpoints = Checkpoints(workdir / "checkpoints")
     step = checkpoints.latest()
     standard = ocp.args.StandardRestore()
-    items = ocp.args.Composite(state=standard, params=standard)
-    found = dict(checkpoints._manager.restore(step, args=items).items())
+    items = {"state": standard, "params": standard}
+    found = checkpoints._restore(step, **items)
     checkpoints.close()
     paths = jax.tree_util.tree_flatten_with_path(found)[0]
     return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
@@ -124,11 +126,12 @@ def test_killed_twenty_times(config_file, tmp_path):
     same(whole, workdir)
 
 
-def test_sigterm_saves_and_ends_cleanly(uninterrupted, config_file, tmp_path):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_cleanly(uninterrupted, config_file, tmp_path, sent, code):
     workdir = tmp_path / "stopped"
     process = start(config_file, workdir)
-    out = stop_at(process, workdir, 5, signal.SIGTERM)
-    assert process.returncode == 0 and "stopped by SIGTERM" in out, out
+    out = stop_at(process, workdir, 5, sent)
+    assert process.returncode == code and f"stopped by {sent.name}" in out, out
     rows = read_rows(workdir / "metrics.jsonl")
     checkpoints = Checkpoints(workdir / "checkpoints")
     assert checkpoints.latest() == rows[-1]["step"]  # nothing done is lost
@@ -160,6 +163,38 @@ def test_a_checkpoint_that_cannot_be_read_is_set_aside(uninterrupted, config_fil
     assert "checkpoints/40 cannot be read" in out and "resumed at step" in out
     assert (workdir / "checkpoints" / "40.unreadable").is_dir()
     same(uninterrupted, workdir)
+
+
+def test_where_none_can_be_read_nothing_is_begun_anew(uninterrupted, config_file, tmp_path):
+    workdir = tmp_path / "spoilt"
+    shutil.copytree(uninterrupted, workdir)
+    (workdir / "result.json").unlink()
+    folder = workdir / "checkpoints"
+    for file in folder.glob("*/meta/metadata"):
+        file.write_bytes(file.read_bytes()[:50])
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    command = ["train", "--config", config_file, "--workdir", workdir, *OVERRIDES]
+    said = ftjax(*command, expect=2).stderr
+    assert "no checkpoint can be read" in said and f"move {folder} away" in said
+    assert all(f"{folder / str(step)} cannot be read" in said for step in (39, 40))
+    after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    assert {p: after.get(p) for p in before if "checkpoints" in str(p)} == {
+        p: content for p, content in before.items() if "checkpoints" in str(p)
+    }
+
+
+def test_readers_leave_a_run_whole(tiny, config_file, tmp_path):
+    """While it saves after every step and deletes what is old."""
+    workdir, base = tmp_path / "read", tiny
+    process = start(config_file, workdir, "--config.train.checkpoint_every=1")
+    count = 0
+    while process.poll() is None:
+        if Saved(workdir / "checkpoints").steps():
+            params, step = best_params(workdir, base)
+            count += 1
+    out = process.communicate(timeout=10)[0]
+    assert process.returncode == 0, out
+    assert count > 1 and len(params) > 10 and step > 0
 
 
 def test_a_changed_base_method_or_rank_is_refused(uninterrupted, config_file, tmp_path):

@@ -1,0 +1,93 @@
+"""What a run of full fine-tuning holds: its parameters and two moments, from start to end."""
+
+import gc
+import json
+import sys
+from contextlib import contextmanager
+
+import jax
+
+from ftjax.config import check, load_config
+from ftjax.training.ahead import abstract_recipe, abstract_state, live
+from ftjax.training.loop import train
+from ftjax.training.run import place_model
+from ftjax.training.step import init_state
+
+FILES = ("/loop.py", "/step.py", "/saved.py", "/checkpoints.py", "/run.py")
+FEW = 0.2  # of the parameters: batches, metrics, one leaf on its way
+
+
+def held():
+    """Bytes of one device that live arrays take; several may be views of the same ones."""
+    parts = [array.addressable_data(0) for array in jax.live_arrays() if spread(array)]
+    return sum({part.unsafe_buffer_pointer(): part.nbytes for part in parts}.values())
+
+
+def spread(array):
+    """Whether an array is on all devices, and of numbers."""
+    key = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return not key and len(array.devices()) > 1
+
+
+@contextmanager
+def watched():
+    """The most that is held whenever a function of the training returns, by the function."""
+    gc.collect()
+    before, most = held(), {}
+
+    def watch(frame, event, _):
+        if event == "return" and frame.f_code.co_filename.endswith(FILES):
+            most[frame.f_code.co_name] = max(held() - before, most.get(frame.f_code.co_name, 0))
+
+    sys.setprofile(watch)
+    try:
+        yield most
+    finally:
+        sys.setprofile(None)
+
+
+def config_of(config_file, **changes):
+    """Four steps, each device with all parameters."""
+    changes = {"steps": 4, "eval_every": 2, "keep": 2, "log_every": 1} | changes
+    overrides = [f"--config.train.{key}={value}" for key, value in changes.items()]
+    # So that no score changes, and the first evaluation is the best.
+    overrides += ["--config.data.buckets=1", "--config.optimizer.learning_rate=1e-9"]
+    return check(load_config(str(config_file), overrides))
+
+
+def parameters(config):
+    tuned = place_model(config, ("negative", "positive")).tuned
+    return sum(4 * leaf.size for leaf in tuned.shapes.values())
+
+
+def test_three_times_the_parameters_and_no_more(config_file, tmp_path):
+    """In a new run, in one that goes on, and in one that has only its best step to test."""
+    config, workdir, most = config_of(config_file), tmp_path / "run", {}
+    size, result = parameters(config), workdir / "result.json"
+    with watched() as most["new"]:  # saved at its end: what is being written is held besides
+        train(config_of(config_file, eval_every=4), tmp_path / "new")
+    train(config, workdir)
+    assert json.loads(result.read_text())["best_step"] == 2
+    result.unlink()
+    with watched() as most["ended"]:
+        train(config, workdir)
+    result.unlink()
+    (workdir / "checkpoints" / "4").rename(tmp_path / "4")
+    with watched() as most["resumed"]:
+        train(config, workdir)
+    for name, functions in most.items():
+        print(name, {k: round(v / size, 2) for k, v in functions.items()})
+        assert 3 * size <= max(functions.values()) <= (3 + FEW) * size, name
+
+
+def test_what_is_said_of_the_start_is_held(config_file):
+    """By `compile`, of one device of eight, over which parameters are spread."""
+    config = config_of(config_file)
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 2, 2, 2
+    recipe = abstract_recipe(config)
+    run = place_model(config, ("negative", "positive"))
+    phase = recipe.phase(0)
+    state = init_state(run.trainable, recipe.optimizer(phase), 0, run.mesh, phase.partition)
+    arrays = [leaf for leaf in jax.tree.leaves((state, run.frozen)) if spread(leaf)]
+    wanted = sum(array.addressable_data(0).nbytes for array in arrays)
+    assert live(*abstract_state(recipe, run.mesh)) == wanted

@@ -1,0 +1,141 @@
+"""What is read of checkpoints: damage told from other failures, and nothing there is changed."""
+
+import errno
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ftjax.training.checkpoints import Checkpoints
+from ftjax.training.resuming import newest
+from ftjax.training.saved import Damaged, Saved, Unreadable
+from ftjax.training.step import init_state, state_shapes
+
+META = {"config": "a run", "progress": {"best_step": 0}}
+
+
+def state_of(mesh, size=1000):
+    """Of numbers that do not compress, lest they have no file of their own."""
+    random = np.random.default_rng(0)
+    params = {"a/kernel": random.normal(size=size).astype(np.float32), "b/bias": np.ones(30)}
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    state = init_state(jax.device_put(params, place), optax.adam(0.1), 0, mesh)
+    moved = jax.tree.map(lambda x: x + random.normal(size=x.shape).astype(x.dtype), state.opt_state)
+    return state.replace(opt_state=moved)
+
+
+def shapes_of(state, mesh):
+    return state_shapes(state.params, optax.adam(0.1), mesh)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, one_device):
+    """Checkpoints of two steps."""
+    folder, state = tmp_path_factory.mktemp("saved"), state_of(one_device)
+    checkpoints = Checkpoints(folder, keep=2)
+    for step in (1, 2):
+        checkpoints.save(state.replace(step=jnp.asarray(step)), META, 0)
+    checkpoints.wait()
+    checkpoints.close()
+    return folder
+
+
+def largest(folder, part):
+    return max((folder / "2" / part).rglob("ocdbt.process_0/d/*"), key=lambda x: x.stat().st_size)
+
+
+FILES = {
+    "words": lambda folder: folder / "2" / "meta" / "metadata",
+    "tree": lambda folder: folder / "2" / "state" / "_METADATA",
+    "index": lambda folder: folder / "2" / "params" / "manifest.ocdbt",
+    "moments": lambda folder: largest(folder, "state"),
+    "params": lambda folder: largest(folder, "params"),
+}
+DAMAGES = {
+    "lost": lambda file: file.unlink(),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    "empty": lambda file: file.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", FILES)
+def test_damage_sets_aside(whole, tmp_path, one_device, file, damage):
+    folder, state = tmp_path / "checkpoints", state_of(one_device)
+    shutil.copytree(whole, folder)
+    DAMAGES[damage](FILES[file](folder))
+    checkpoints = Checkpoints(folder)
+
+    def read(step):
+        return step, checkpoints.meta(step), checkpoints.restore(step, shapes_of(state, one_device))
+
+    if (file, damage) == ("tree", "lost"):  # which is made up for by what else is there
+        assert newest(checkpoints, read)[0][0] == 2
+        return
+    (step, meta, found), notes = newest(checkpoints, read)
+    assert (step, meta, int(found.step)) == (1, META, 1)
+    jax.tree.map(np.testing.assert_array_equal, found.params, state.params)
+    assert len(notes) == 1 and "2 cannot be read" in notes[0]
+    assert {path.name for path in folder.iterdir()} == {"1", "2.unreadable"}
+    checkpoints.close()
+
+
+OTHERS = {
+    "memory of the host": MemoryError(),
+    "memory of a device": jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory on TPU"),
+    "permission": PermissionError(errno.EACCES, "Permission denied"),
+    "network": ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+    "file server": OSError(errno.ESTALE, "Stale file handle"),
+    "object store": ValueError("UNAVAILABLE: Error reading gs://bucket/run"),
+    "our own": AssertionError("a fault of the program"),
+}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("name", OTHERS)
+def test_nothing_else_does(whole, tmp_path, monkeypatch, name, wrapped):
+    """What a machine fails in is raised where files are read, at times wrapped as by Orbax."""
+    folder, error = tmp_path / "checkpoints", OTHERS[name]
+    shutil.copytree(whole, folder)
+    checkpoints = Checkpoints(folder)
+
+    def fails(*_, **__):
+        if wrapped:
+            raise Exception("Encountered error while reading array index") from error
+        raise error
+
+    monkeypatch.setattr(checkpoints._reader, "restore", fails)
+    expected = Exception if name == "our own" else Unreadable
+    with pytest.raises(expected) as raised:
+        newest(checkpoints, checkpoints.meta)
+    assert not isinstance(raised.value, Damaged)
+    assert {path.name for path in folder.iterdir()} == {"1", "2"}
+    checkpoints.close()
+
+
+def test_a_reader_leaves_a_save_in_progress(tmp_path, one_device):
+    folder, state = tmp_path / "checkpoints", state_of(one_device, 5_000_000)
+    checkpoints = Checkpoints(folder, keep=2)
+    checkpoints.save(state, META, 0)
+    checkpoints.wait()
+    checkpoints.save(state.replace(step=jnp.asarray(1)), META, 0)
+    while not (partial := [path for path in folder.iterdir() if "tmp" in path.name]):
+        assert not (folder / "1").exists(), "saved before it was seen: make the state larger"
+    saved = Saved(folder)
+    assert saved.latest() == 0 and saved.meta(0) == META
+    saved.close()
+    assert partial[0].exists() or (folder / "1").exists()
+    checkpoints.wait()
+    assert checkpoints.latest() == 1
+    checkpoints.close()
+
+
+def test_a_reader_makes_no_folder(tmp_path):
+    saved = Saved(tmp_path / "checkpoints")
+    assert saved.latest() is None
+    saved.close()
+    assert list(tmp_path.iterdir()) == []
