@@ -193,9 +193,8 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         from ftjax.training.loop import train
 
         result = train(config, arguments.workdir)
-    if result is not None:
-        _print_scores(result["metrics"])
-        print(f"result: {arguments.workdir / 'result.json'}")
+    _print_scores(result["metrics"])
+    print(f"result: {arguments.workdir / 'result.json'}")
 
 
 def _compile(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
