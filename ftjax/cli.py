@@ -115,29 +115,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser().parse_known_args(argv)
     strange = [item for item in rest if not item.startswith("--config.") or "=" not in item]
     try:
-        if strange or (rest and arguments.command in ("list", "export", "generate")):
+        if strange or (rest and arguments.command == "list"):
             raise UserError(f"{(strange or rest)[0]!r} is not understood; {OVERRIDES}")
         if arguments.command in ("train", "evaluate", "predict", "export", "generate"):
             _huge_pages(argv)
             _start_jax()
         return COMMANDS[arguments.command](arguments, rest) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _failed(error, 2)
     except OSError as error:  # a disk that is full, a folder that cannot be written
         if not error.filename and not error.errno:
+            _leave(error, 1, printed=False)
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        return _failed(error, 2)
+    except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)
+        _leave(error, 130)
         return 130
-    except RuntimeError as error:  # as of a collective with a process that is gone
-        if "jax" in sys.modules:
-            from ftjax.parallel.hosts import leave
-
-            leave(error)
+    except Exception as error:
+        _leave(error, 1, printed=False)
         raise
+
+
+def _failed(error: Exception, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    _leave(error, code)
+    return code
+
+
+def _leave(error: BaseException, code: int, printed: bool = True) -> None:
+    """Ends at once where this is one process of several, which would wait for it."""
+    if "jax" in sys.modules:
+        from ftjax.parallel.hosts import leave
+
+        leave(error, code, printed)
 
 
 def _huge_pages(argv: Sequence[str]) -> None:
