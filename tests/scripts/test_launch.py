@@ -41,9 +41,9 @@ def test_they_are_known():
 
 def test_a_users_own_flags_stay_and_come_last():
     """The last of two of the same name counts."""
-    line = next(x for x in (LAUNCH / "slurm.sh").read_text().splitlines() if "XLA_FLAGS" in x)
+    export = re.search(r'export XLA_FLAGS="[^"]*"', (LAUNCH / "slurm.sh").read_text())[0]
     said = subprocess.run(
-        ["bash", "-c", f'set -eu\n{line}\nprintf %s "$XLA_FLAGS"'],
+        ["bash", "-c", f'set -eu\n{export}\nprintf %s "$XLA_FLAGS"'],
         env={**os.environ, "XLA_FLAGS": "--xla_own=1"}, capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     assert said == [*flags("slurm.sh"), "--xla_own=1"]
