@@ -85,10 +85,10 @@ def parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="with less effort: nearly the same figures, sooner"
     )
     ahead.add_argument("--output", type=Path, help="a .json to write")
-    export = command("export", "write the best checkpoint in another format", overrides=False)
+    export = command("export", "write the best checkpoint in another format")
     export.add_argument("--format", required=True, choices=("hf", "peft", "adapterhub"))
     export.add_argument("--output", type=Path, required=True, help="a new folder")
-    generate = command("generate", "continue prompts, or chat", workdir=False, overrides=False)
+    generate = command("generate", "continue prompts, or chat", workdir=False)
     source = generate.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=_workdir, help="a work folder of a language model")
     source.add_argument("--model", help="a folder, a .gguf file, a nickname or a hub id")
@@ -101,8 +101,8 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--chat", action="store_true", help="by the model's chat template")
     generate.add_argument("--stop", action="append", default=[], help="a text that ends a text")
     generate.add_argument("--batch-size", type=int, default=8, help="of --input (default 8)")
-    generate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    generate.add_argument("--tensor", type=int, default=1, help="devices that share each layer")
+    generate.add_argument("--dtype", choices=("float32", "bfloat16"), help="of computation")
+    generate.add_argument("--tensor", type=int, help="devices that share each layer")
     for name, (kind, text) in CHOICES.items():
         generate.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
     listing = command("list", "say what there is", workdir=False, overrides=False)
@@ -121,32 +121,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser().parse_known_args(argv)
     strange = [item for item in rest if not item.startswith("--config.") or "=" not in item]
     try:
-        if strange or (rest and arguments.command in ("list", "export", "generate")):
+        if strange or (rest and arguments.command == "list"):
             raise UserError(f"{(strange or rest)[0]!r} is not understood; {OVERRIDES}")
         if arguments.command in ("train", "evaluate", "predict", "export", "generate"):
             _huge_pages(argv)
             _start_jax()
         return COMMANDS[arguments.command](arguments, rest) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _failed(error, 2)
     except OSError as error:  # a disk that is full, a folder that cannot be written
         if not error.filename and not error.errno:
+            _leave(error, 1, printed=False)
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _failed(error, 2)
     except Stopped as stopped:
         return stopped.code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends what is left at once
         print("interrupted", file=sys.stderr)
+        _leave(error, 130)
         return 130
-    except RuntimeError as error:  # as of a collective with a process that is gone
-        if "jax" in sys.modules:
-            from ftjax.parallel.hosts import leave
-
-            leave(error)
+    except Exception as error:
+        _leave(error, 1, printed=False)
         raise
+
+
+def _failed(error: Exception, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    _leave(error, code)
+    return code
+
+
+def _leave(error: BaseException, code: int, printed: bool = True) -> None:
+    """Ends at once where this is one process of several, which would wait for it."""
+    if "jax" in sys.modules:
+        from ftjax.parallel.hosts import leave
+
+        leave(error, code, printed)
 
 
 def _huge_pages(argv: Sequence[str]) -> None:
@@ -231,21 +242,17 @@ def _print_scores(scores: dict[str, dict[str, Any]]) -> None:
 
 def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ftjax import tasks
-    from ftjax.config import override, parse_override
+    from ftjax.config import parse_override
     from ftjax.data.sources import load
     from ftjax.remote import located
     from ftjax.training.predictor import open_predictor
+    from ftjax.training.reading import PLACE, ROWS, read_config
     from ftjax.training.records import write_json
-    from ftjax.training.run import read_workdir
     from ftjax.training.splits import read_splits
 
-    config = read_workdir(arguments.workdir)
+    config = read_config(arguments.workdir, rest, (*PLACE, *ROWS))
     task = tasks.create(config.task)
     changes = dict(parse_override(item) for item in rest)
-    for key, value in changes.items():
-        if not key.startswith(("data.", "mesh.", "train.eval_batch_size")):
-            raise UserError(f"--config.{key} cannot be changed in evaluation, only data and mesh")
-        override(config, key, value)
     config.data.update({"streaming": False, "mixture": changes.get("data.mixture", ())})
     if "data.path" in changes and located(str(changes["data.path"])).is_file():
         splits = {arguments.split: load(config.data, task.schema)["train"]}
@@ -266,16 +273,13 @@ def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def _predict(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ftjax import tasks
-    from ftjax.config import override, parse_override
     from ftjax.data.sources import read_file
     from ftjax.tasks.written import Written
     from ftjax.training.predictor import open_predictor
+    from ftjax.training.reading import PLACE, ROWS, read_config
     from ftjax.training.records import write_text
-    from ftjax.training.run import read_workdir
 
-    config = read_workdir(arguments.workdir)
-    for item in rest:
-        override(config, *parse_override(item))
+    config = read_config(arguments.workdir, rest, (*PLACE, *ROWS))
     schema = tasks.create(config.task).schema.to_predict()
     split = read_file(arguments.input, config.data, schema)
     predictor = open_predictor(arguments.workdir, config)
@@ -302,8 +306,9 @@ def _compare(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
 def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ftjax.formats.export import write_export
     from ftjax.training.predictor import open_predictor
+    from ftjax.training.reading import read_config
 
-    predictor = open_predictor(arguments.workdir)
+    predictor = open_predictor(arguments.workdir, read_config(arguments.workdir, rest))
     run = predictor.run
     note = write_export(
         arguments.format,
@@ -322,7 +327,7 @@ def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
 def _generate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ftjax.generation.command import run
 
-    run(arguments)
+    run(arguments, rest)
 
 
 def _list(arguments: argparse.Namespace, rest: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ What a command does is the same but for its start, which `tests/test_cli.py` tri
 """
 
 import atexit
+import importlib
 import json
 import os
 import select
@@ -27,6 +28,7 @@ class Forked:
         env: its environment.
         together: stderr goes where stdout goes.
         input: what it reads from stdin.
+        call: "module:function" that is called with the arguments, and returns the exit code.
     """
 
     def __init__(
@@ -35,13 +37,15 @@ class Forked:
         env: Mapping[str, str],
         together: bool = False,
         input: str = "",
+        call: str = "ftjax.cli:main",
     ) -> None:
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._errors = self._output if together else tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.returncode: int | None = None
         self._channel = socket.socket(socket.AF_UNIX)
         self._channel.connect(_server())
-        request = json.dumps({"arguments": [*map(str, arguments)], "env": dict(env)}).encode()
+        asked = {"arguments": [*map(str, arguments)], "env": dict(env), "call": call}
+        request = json.dumps(asked).encode()
         typed = tempfile.TemporaryFile("w+")  # noqa: SIM115
         typed.write(input)
         typed.seek(0)
@@ -146,15 +150,14 @@ def run(request: Mapping, files: Sequence[int]) -> None:
     """The command itself; it does not return."""
     import jax
 
-    from ftjax import cli
-
     for number, file in enumerate(files):
         os.dup2(file, number)
     os.environ.clear()
     os.environ.update(request["env"])
     code = 1
     try:
-        code = cli.main(request["arguments"])
+        module, _, name = request["call"].partition(":")
+        code = getattr(importlib.import_module(module), name)(request["arguments"])
     except SystemExit as error:  # as of arguments that are not understood
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:

@@ -25,8 +25,12 @@ from ftjax.training.records import write_text
 HEADS = {"decoder": "causal_lm", "encoder-decoder": "seq2seq_lm"}
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Namespace, overrides: Sequence[str] = ()) -> None:
     """Runs the command.
+
+    Args:
+        arguments: of the command line.
+        overrides: "--config.KEY=VALUE", of a work folder's configuration.
 
     Raises:
         UserError: the model has no language-model head, or the input is bad.
@@ -37,11 +41,19 @@ def run(arguments: Namespace) -> None:
         raise UserError(f"--batch-size must be positive, got {arguments.batch_size}")
     if arguments.adapter and not arguments.model:
         raise UserError("--adapter goes over a pretrained model: give --model")
+    if overrides and not arguments.workdir:
+        raise UserError(f"{overrides[0]} changes a run's configuration: give --workdir")
     if arguments.workdir:
-        opened = open_workdir(arguments.workdir)
+        asked = {"model.dtype": arguments.dtype, "mesh.tensor": arguments.tensor}
+        changes = [f"--config.{key}={value}" for key, value in asked.items() if value]
+        opened = open_workdir(arguments.workdir, [*overrides, *changes])
     else:
-        mesh = make_mesh(1, 1, arguments.tensor, jax.devices()[: arguments.tensor])
-        opened = open_model(arguments.model, mesh, arguments.dtype, arguments.adapter)
+        tensor = arguments.tensor or 1
+        # On several hosts all devices, since each of them has to have a part.
+        devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:tensor]
+        mesh = make_mesh(-1, 1, tensor, devices)
+        dtype = arguments.dtype or "float32"
+        opened = open_model(arguments.model, mesh, dtype, arguments.adapter)
     given = {name: getattr(arguments, name, None) for name in settings.SAME}
     changes = {name: value for name, value in given.items() if value is not None}
     generator = make_generator(*opened, changes, arguments.stop)
@@ -51,6 +63,8 @@ def run(arguments: Namespace) -> None:
         for number, prompt in enumerate(arguments.prompt):
             _print(generator, _said([], prompt) if arguments.chat else prompt, number)
     elif arguments.chat:
+        if jax.process_count() > 1:
+            raise UserError("a conversation is with one process; several take --prompt or --input")
         _converse(generator)
     else:
         raise UserError("generate needs --prompt, --input, or --chat for a conversation")
@@ -90,11 +104,12 @@ def open_model(
     return model, params, folder
 
 
-def open_workdir(workdir: Path) -> tuple[tuned.Tuned, Flat, Path]:
-    """The best model of a work folder."""
+def open_workdir(workdir: Path, overrides: Sequence[str] = ()) -> tuple[tuned.Tuned, Flat, Path]:
+    """The best model of a work folder; see `ftjax.training.reading`."""
     from ftjax.training.predictor import open_predictor  # with what training needs
+    from ftjax.training.reading import read_config
 
-    predictor = open_predictor(workdir)
+    predictor = open_predictor(workdir, read_config(workdir, overrides))
     return predictor.run.tuned, predictor.params, predictor.run.folder
 
 

@@ -13,6 +13,7 @@ from ftjax.paths import Flat
 from ftjax.tuned import Tuned
 
 Array = jax.Array
+READ = ("tokens", "count", "finished")  # of a state: what is fetched from the devices
 
 
 class Prompt(NamedTuple):

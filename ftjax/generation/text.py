@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ftjax.errors import UserError
 from ftjax.generation import beam, decode
@@ -43,8 +44,14 @@ class Generator:
         if stop and self._beams:
             raise UserError("stop strings do not go with beam search")
         search = beam if self._beams else decode
-        self._start = jax.jit(partial(search.start, tuned, settings))
-        self._go_on = jax.jit(partial(search.go_on, tuned, settings), donate_argnums=1)
+        # Tokens are read by every host, wherever their rows were computed.
+        whole = NamedSharding(self._mesh, PartitionSpec())
+        read = dict.fromkeys(search.READ, whole)
+        placed = search.State(**{name: read.get(name) for name in search.State._fields})
+        self._start = jax.jit(partial(search.start, tuned, settings), out_shardings=placed)
+        self._go_on = jax.jit(
+            partial(search.go_on, tuned, settings), donate_argnums=1, out_shardings=placed
+        )
 
     def __call__(self, prompts: Sequence[str | Messages], first: int = 0) -> list[list[str]]:
         """The continuations of each prompt, `num_return_sequences` of them.
@@ -89,6 +96,7 @@ class Generator:
                 for text, whole in zip(texts, finished, strict=True)
             ]
             count = min(count + every, limit)
+            finished = jax.device_put(finished, state.finished.sharding)
             state = state._replace(finished=finished)
             with logical_axes(self._mesh):
                 state = self._go_on(self._params, state, np.int32(count))

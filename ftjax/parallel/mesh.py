@@ -59,7 +59,7 @@ def make_mesh(
     sizes = [count // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != count:
         raise UserError(f"{wanted} needs {known} devices or a divisor; there are {count}")
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    slices = _slices(devices)
     if sizes[0] % slices:
         raise UserError(f"mesh.data={sizes[0]} must be a multiple of the {slices} slices")
     # An axis may take a part of a dimension of the torus, where none has its size.
@@ -70,6 +70,42 @@ def make_mesh(
     else:
         laid = mesh_utils.create_device_mesh(sizes, **split)
     return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_like(
+    trained: Mapping[str, int], given: Mapping[str, int], devices: Sequence[jax.Device]
+) -> dict[str, int]:
+    """Sizes of a mesh of `devices` for what was trained on a mesh of others.
+
+    Each axis has what it had, or the largest share of it that there are devices for, so that what
+    divided still divides; that of -1, or else the data axis, has what is left.
+
+    Args:
+        trained: axis → size, as `make_mesh` takes them.
+        given: sizes that are asked for.
+        devices: that are there.
+    """
+    slices = _slices(devices)
+    unsized = [axis for axis in AXES if given.get(axis, trained[axis]) == -1]
+    rest = next((axis for axis in unsized if axis in given), [*unsized, "data"][0])
+    sizes, left = {**given}, len(devices) // slices
+    left //= math.prod(size for size in given.values() if size > 0)
+    for axis in reversed(AXES):  # the last ones are where most is sent
+        if axis not in sizes and axis != rest:
+            copies = axis == "data" and rest in given  # who asks for all on one wants no copies
+            sizes[axis] = 1 if copies else math.gcd(trained[axis], left)
+            left //= sizes[axis]
+    if rest not in given:
+        sizes[rest] = max(left, 1)
+    if slices > 1 and "data" not in given:
+        sizes["data"] *= slices
+    return sizes
+
+
+def _slices(devices: Sequence[jax.Device]) -> int:
+    """Of TPUs; what GPUs call so are nodes, which lie one after another in any mesh."""
+    several = {getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}
+    return max(len(several), 1)
 
 
 @contextmanager
@@ -169,23 +205,44 @@ def batch_ways(mesh: Mesh) -> int:
     return ways_of(mesh.shape, RULES["batch"])
 
 
+def rows_of(mesh: Mesh, rows: int, process: int) -> np.ndarray:
+    """The rows of a global batch that a process's devices hold, in order.
+
+    They need not lie side by side: devices are in the order in which their links are used best.
+    """
+    each = batch_sharding(mesh).devices_indices_map((rows,)).items()
+    held = [np.arange(rows)[index] for device, index in each if device.process_index == process]
+    return np.unique(np.concatenate(held))
+
+
 def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
     """The rows of a global batch that this host's devices hold, in order."""
-    held = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
-    return np.unique(np.concatenate([np.arange(rows)[index] for index in held]))
+    return rows_of(mesh, rows, jax.process_index())
+
+
+def shard_of(array: np.ndarray, held: np.ndarray, rows: slice) -> np.ndarray:
+    """Some rows of a global batch, side by side there.
+
+    Args:
+        array: (held, ...), the rows that a process holds.
+        held: their numbers, in order; they include those that are asked for.
+        rows: those that are asked for.
+    """
+    start, stop, _ = rows.indices(int(held[-1]) + 1)
+    first = int(np.searchsorted(held, start))
+    return array[first : first + stop - start]
 
 
 def place_rows(mesh: Mesh, local: Mapping[str, np.ndarray], rows: int) -> dict[str, jax.Array]:
-    """A global batch from the rows that `local_rows` names, which must be contiguous."""
-    if jax.process_count() == 1:
-        return jax.device_put(dict(local), batch_sharding(mesh))
-    first = int(local_rows(mesh, rows)[0])
+    """A global batch from the rows that `local_rows` names."""
     sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(dict(local), sharding)
+    held = local_rows(mesh, rows)
 
     def place(array: np.ndarray) -> jax.Array:
         def shard(index: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = index[0].indices(rows)
-            return array[(slice(start - first, stop - first), *index[1:])]
+            return shard_of(array, held, index[0])
 
         return jax.make_array_from_callback((rows, *array.shape[1:]), sharding, shard)
 

@@ -15,7 +15,8 @@ from ftjax.paths import Flat
 from ftjax.training.batching import choose_layout, encode_split, variation
 from ftjax.training.evaluate import Forward, refer
 from ftjax.training.memory import free
-from ftjax.training.run import Run, place_model, read_labels, read_workdir
+from ftjax.training.reading import read_config
+from ftjax.training.run import Run, place_model, read_labels
 from ftjax.training.scores import score_chosen
 from ftjax.training.trained import best_params
 from ftjax.training.writing import write, written_scores
@@ -74,12 +75,12 @@ def open_predictor(workdir: Path, config: Any = None) -> Predictor:
 
     Args:
         workdir: of a run that has at least one checkpoint.
-        config: its configuration, where some data keys are overridden.
+        config: its configuration as `read_config` gives it; None for that without overrides.
 
     Raises:
         UserError: nothing was saved there, or the base model has changed.
     """
-    config = config or read_workdir(workdir)
+    config = config or read_config(workdir)
     names = read_labels(workdir)
     run = place_model(config, names)
     if not run.tuned.method.trains:

@@ -264,7 +264,8 @@ def _encoder(run: Run, names: tuple[str, ...]) -> Run:
     """The sentence encoder that finds nearest demonstrations."""
     config = default_config("prompting", run.config.task.name)
     config.model.path, config.method.kind = run.config.method.encoder, "sentence"
-    config.mesh, config.train.eval_batch_size = run.config.mesh, run.config.train.eval_batch_size
+    rows = run.config.train.eval_batch_size
+    config.mesh, config.train.batch_size, config.train.eval_batch_size = run.config.mesh, rows, rows
     config.data.max_length = min(run.config.data.max_length, NEIGHBOUR_LENGTH)
     config.data.buckets = run.config.data.buckets
     try:

@@ -1,6 +1,7 @@
 """Whole training runs on eight virtual devices equal one on a single device."""
 
 import json
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -111,6 +112,28 @@ def test_a_mesh_that_does_not_match_the_devices_is_named():
         "fsdp": 2,
         "tensor": 2,
     }
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What JAX says of one, where a node's are called a slice."""
+
+    id: int
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100 80GB HBM3"
+
+    @property
+    def slice_index(self):
+        return self.id // 8
+
+
+def test_gpus_of_several_nodes_may_share_parameters():
+    nodes = [Gpu(number) for number in range(16)]
+    mesh = make_mesh(1, -1, devices=nodes)
+    assert mesh.shape["fsdp"] == 16
+    assert [gpu.id for gpu in mesh.devices.flat] == list(range(16))
+    within = make_mesh(-1, 8, devices=nodes).devices
+    assert {gpu.slice_index for gpu in within[0].flat} == {0}
 
 
 def test_rows_of_a_batch_lie_on_data_and_fsdp():

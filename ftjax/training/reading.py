@@ -1,0 +1,50 @@
+"""A run's configuration for those who read its work folder, on the devices that are there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from ftjax.config import override, parse_override
+from ftjax.errors import UserError
+from ftjax.parallel.mesh import AXES, batch_ways, make_mesh, mesh_like
+from ftjax.training.run import read_workdir
+
+PLACE = ("mesh.", "model.dtype", "model.attention")  # what any reader may change
+ROWS = (  # what those may that read rows of data
+    "data.",
+    "train.eval_batch_size",
+    "task.generate",
+    "task.max_new_tokens",
+    "task.num_beams",
+)
+
+
+def read_config(
+    workdir: Path, overrides: Sequence[str] = (), may: Sequence[str] = PLACE
+) -> ConfigDict:
+    """The configuration of a work folder, under overrides, with a mesh of the devices here.
+
+    Args:
+        workdir: the work folder.
+        overrides: "--config.KEY=VALUE".
+        may: what keys may begin with.
+
+    Raises:
+        UserError: it is not a work folder, or another key is given.
+    """
+    config = read_workdir(workdir)
+    trained, changes = {axis: config.mesh[axis] for axis in AXES}, {}
+    for key, value in map(parse_override, overrides):
+        if not key.startswith(tuple(may)):
+            raise UserError(f"--config.{key} cannot be changed here, only {', '.join(may)}")
+        override(config, key, value)
+        changes[key] = value
+    given = {axis: config.mesh[axis] for axis in AXES if f"mesh.{axis}" in changes}
+    config.mesh.update(mesh_like(trained, given, jax.devices()))
+    # Rows beyond those there are have no weight, and none is trained on.
+    ways = batch_ways(make_mesh(**{axis: config.mesh[axis] for axis in AXES}))
+    rows = -(-config.train.eval_batch_size // ways) * ways
+    config.train.update({"batch_size": rows, "eval_batch_size": rows, "accumulation": 1})
+    return config
