@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.data.encode import Examples
-from ftjax.data.fields import number
+from ftjax.data.fields import Field, number
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
 from ftjax.tasks.base import Array, Batch
@@ -26,7 +26,7 @@ class Regression(Texts):
     """
 
     best_metric = "pearson"
-    schema = texts_and(number)
+    schema = texts_and(Field(number, answer=True))
     arrays: ClassVar = {"labels": Array("example", "float32")}
     problem_type = "regression"
 
