@@ -15,7 +15,7 @@ from ftjax.errors import UserError, require
 csv.field_size_limit(2**31 - 1)
 Rows = Iterator[tuple[int, Any]]  # numbers and rows as they are read; a UserError for a bad one
 Options = Mapping[str, Any]  # the `data` section of the configuration
-TAG = re.compile(r"O|[BIES]-\S+")
+TAG = re.compile(r"O|[BIESLU]-\S+")
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 ESCAPED = re.compile(r"[\udc80-\udcff]")  # bytes that were not UTF-8
 QUOTINGS = ("auto", "double", "none")

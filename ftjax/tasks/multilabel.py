@@ -44,10 +44,10 @@ class Multilabel(Texts):
         if not 0.0 < self.threshold < 1.0:
             raise UserError(f"task.threshold={self.threshold} must be in (0, 1)")
 
-    def label_names(self, train: Split) -> tuple[str, ...]:
+    def label_names(self, train: Split, outputs: Sequence[str] = ()) -> tuple[str, ...]:
         """See `ftjax.tasks.base.label_names`."""
         found = [name for labels in train.column("label") for name in labels]
-        return label_names(train, found, self.labels)
+        return label_names(train, found, self.labels, outputs)
 
     def labels_of(self, split: Split, names: Sequence[str]) -> np.ndarray:
         """1 for each label that a row has (rows, labels).

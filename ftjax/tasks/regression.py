@@ -30,7 +30,7 @@ class Regression(Texts):
     arrays: ClassVar = {"labels": Array("example", "float32")}
     problem_type = "regression"
 
-    def label_names(self, train: Split) -> tuple[str, ...]:
+    def label_names(self, train: Split, outputs: Sequence[str] = ()) -> tuple[str, ...]:
         return ("value",)
 
     def labels_of(self, split: Split, names: Sequence[str]) -> np.ndarray:

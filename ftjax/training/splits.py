@@ -1,5 +1,6 @@
 """From a configuration to checked, prepared and encoded splits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ftjax.errors import UserError, require
 from ftjax.tasks.base import Task
 from ftjax.training import preparation
 from ftjax.training.batching import encode_split, with_targets
+from ftjax.training.labels import finished_outputs
 
 NAMED = 20  # rows that were left out, in the report
 
@@ -62,11 +64,16 @@ def _read(name: str, split: Split) -> dict[str, Any]:
 
 
 def read_labelled(
-    config: ConfigDict, task: Task
+    config: ConfigDict, task: Task, outputs: Sequence[str] = ()
 ) -> tuple[dict[str, Split], tuple[str, ...], Report]:
     """Prepared splits with one to train on, the labels' names, and what the steps dropped.
 
     The labels of a stream are those of the validation split.
+
+    Args:
+        config: of the run.
+        task: whose rows they are.
+        outputs: see `finished_outputs`.
     """
     raw, report = read_splits(config, task)
     stream = is_stream(config.data)
@@ -76,12 +83,12 @@ def read_labelled(
         return raw, (), report
     named = raw.get("validation" if stream else "train")
     require(named, "the labels of a stream are those of a validation split; there is none")
-    return raw, task.label_names(named), report
+    return raw, task.label_names(named, outputs), report
 
 
 def read_data(config: ConfigDict, task: Task, folder: Path) -> Data:
     """Reads, checks, prepares and encodes all splits."""
-    raw, names, report = read_labelled(config, task)
+    raw, names, report = read_labelled(config, task, finished_outputs(config, task, folder))
     splits = {name: encode_split(config, task, raw[name], names, folder) for name in raw}
     for name, examples in splits.items():
         counts = {"rows_in": len(raw[name].rows), "rows_out": len(raw[name].rows)}
