@@ -27,6 +27,7 @@ class Field:
         optional: may be absent or null, but then of all rows.
         answer: what is to be found, which rows to predict need not have.
         unique: no two rows have the same.
+        sparse: may be absent from some rows, which then have an empty text.
         settle: how values are read where that depends on the first ones of a file; in place of
             `read`.
     """
@@ -35,6 +36,7 @@ class Field:
     optional: bool = False
     answer: bool = False
     unique: bool = False
+    sparse: bool = False
     settle: Callable[[Sequence[Any]], Callable[[Any], Any]] | None = None
 
 
@@ -83,14 +85,16 @@ class Checker:
     def __init__(
         self, file: str, schema: Schema, columns: Mapping[str, str], first: Sequence[Any]
     ) -> None:
+        columns = {**dict(zip(schema.fields, schema.fields, strict=True)), **columns}
         self._file, self._schema, self._columns = file, schema, columns
         rows = [row for row in first if isinstance(row, Mapping)]
-        self._read = {
-            name: each.settle([inner(row, columns[name]) for row in rows])
-            if each.settle
-            else each.read
-            for name, each in schema.fields.items()
-        }
+
+        def values(name: str) -> list[Any]:
+            return [inner(row, columns[name]) for row in rows]
+
+        fields = schema.fields.items()
+        self._read = {n: each.settle(values(n)) if each.settle else each.read for n, each in fields}
+        self._sparse = {n for n, each in fields if each.sparse and any(values(n))}
         self._fields: dict[str, Field] | None = None  # that the first row has
         self._kinds: dict[str, type] = {}
         self._seen: dict[str, dict[Any, int]] = {}
@@ -112,12 +116,14 @@ class Checker:
             self._fields = {
                 name: each
                 for name, each in self._schema.fields.items()
-                if not each.optional or inner(row, self._columns[name]) is not None
+                if name in self._sparse
+                or not (each.sparse or (each.optional and inner(row, self._columns[name]) is None))
             }
         kept = {name: self._value(place, name, row) for name in self._fields}
         for name in self._schema.fields.keys() - self._fields.keys():
             theirs = self._columns[name]
-            if inner(row, theirs) is not None:
+            found = inner(row, theirs)
+            if found or (found is not None and not self._schema.fields[name].sparse):
                 raise UserError(f"{place} has a field {theirs!r}, which rows before have not")
         try:
             self._schema.check(kept)
@@ -134,6 +140,8 @@ class Checker:
     def _value(self, place: str, name: str, row: Mapping[str, Any]) -> Any:
         theirs = self._columns[name]
         value = inner(row, theirs, ABSENT)
+        if value in (ABSENT, None) and name in self._sparse:
+            return ""
         if value is ABSENT:
             near = nearest(theirs, [str(key) for key in row])
             raise UserError(f"{place} has no field {theirs!r} (data.columns.{name}){near}")
