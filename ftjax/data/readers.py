@@ -18,6 +18,7 @@ Options = Mapping[str, Any]  # the `data` section of the configuration
 TAG = re.compile(r"O|[BIESLU]-\S+")
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 ESCAPED = re.compile(r"[\udc80-\udcff]")  # bytes that were not UTF-8
+HEAD = 1 << 16  # bytes that a file's line ends are told by
 QUOTINGS = ("auto", "double", "none")
 QUOTED = re.compile(r'"([^"]|"")*"')  # a field in quotation marks, those within doubled
 
@@ -30,16 +31,19 @@ def sound(row: Any) -> Any:
 
 
 def _lines(file: Path) -> Iterator[str | UserError]:
-    """Lines with their ends, which are \\n, \\r\\n or \\r; an error for one that is not text.
+    """Lines with their ends; an error for one that is not text.
 
-    They are UTF-8, or UTF-16 in a file that begins with its byte order mark.
+    They are UTF-8, or UTF-16 in a file that begins with its byte order mark, and end with \\n, or
+    with \\r where the first `HEAD` bytes have more of those alone.
     """
     with file.open("rb") as opened:
-        mark = opened.read(3)
+        head = opened.read(HEAD)
         opened.seek(0)
-        wide, before = mark[:2] in WIDE, len(mark) if mark == codecs.BOM_UTF8 else 0
-        encoding = "utf-16" if wide else "utf-8-sig"
-        lines = io.TextIOWrapper(opened, encoding, errors="surrogateescape", newline="")
+        wide, marked = head[:2] in WIDE, head.startswith(codecs.BOM_UTF8)
+        encoding, before = "utf-16" if wide else "utf-8-sig", len(codecs.BOM_UTF8) * marked
+        first = head.decode(encoding, "replace")
+        end = "\r" if first.count("\r") - first.count("\r\n") > first.count("\n") else "\n"
+        lines = io.TextIOWrapper(opened, encoding, errors="surrogateescape", newline=end)
         try:
             for number, line in enumerate(lines, 1):
                 bad = None if wide or line.isascii() else ESCAPED.search(line)
@@ -104,7 +108,10 @@ def _csv(file: Path, options: Options) -> Rows:
 
     quotes = csv.QUOTE_NONE if quoting == "none" or guessed else csv.QUOTE_MINIMAL
     reader = csv.reader(lines(), delimiter=delimiter, quoting=quotes, strict=True)
-    header, number = _header(file, next(reader, []), delimiter), 1
+    try:
+        header, number = _header(file, next(reader, []), delimiter), 1
+    except csv.Error as error:
+        raise UserError(f"{file}: row 1 {_wrong(error, [], guessed)}") from error
     while True:
         try:
             fields: Any = next(reader)
@@ -140,6 +147,8 @@ def _header(file: Path, names: list[str], delimiter: str) -> list[str]:
 
 def _wrong(fields: list[str] | csv.Error, header: list[str], guessed: bool) -> str:
     """What is wrong with a row of a csv file; empty where nothing is."""
+    if isinstance(fields, csv.Error) and "new-line" in str(fields):
+        return "has a carriage return in a field without quotation marks"
     if isinstance(fields, csv.Error):
         return (
             f"cannot be read ({fields}): if its quotation marks are part of texts, "
