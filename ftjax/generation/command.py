@@ -184,7 +184,8 @@ def _read(file: Path, field: str) -> list[dict[str, Any]]:
         if not isinstance(row, dict) or not isinstance(row.get(field), wanted):
             raise UserError(f"{file}, row {number}: needs {field!r}, a {wanted.__name__}")
         for message in row[field] if field == "messages" else ():
-            if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            said = {"content", "tool_calls"} & {*message} if isinstance(message, dict) else ()
+            if not said or "role" not in message:
                 raise UserError(f"{file}, row {number}: a message needs 'role' and 'content'")
         rows.append(row)
     if not rows:
