@@ -50,6 +50,7 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "path": "",  # a file, or a folder holding train/validation/test files; a hub id
             "columns": columns(task),  # what the files call the task's fields
             "delimiter": "",  # of csv files; empty: a comma, in .tsv files a tab
+            "quoting": "auto",  # of csv files: double | none (auto: between tabs, marks are text)
             "text_rows": "line",  # of text files: line | paragraph | file
             "streaming": False,  # rows to train on are read while training, window by window
             "mixture": (),  # streams: {"path": ..., "weight": ..., and source, columns}, ...

@@ -41,7 +41,9 @@ def is_remote(path: Path) -> bool:
 
 
 def copied(folder: Path) -> Path:
-    """A folder of this machine with the files of one in an object store; copied once.
+    """A folder of this machine with the files of one in an object store, copied once.
+
+    The copy has those that the store has now, of the same sizes and times.
 
     Raises:
         UserError: there is no such folder.
@@ -52,15 +54,24 @@ def copied(folder: Path) -> Path:
         raise UserError(f"{folder} does not exist")
     name = hashlib.sha256(str(folder).encode()).hexdigest()[:32]
     copy = cache_folder() / "copies" / name / folder.name
-    for file in _files(folder):
-        target = copy / file.relative_to(folder)
-        if target.exists() and target.stat().st_mtime >= file.stat().mtime:
+    files = {Path(str(file.relative_to(folder))): file for file in _files(folder)}
+    for old in list(_files(copy)) if copy.is_dir() else ():
+        if old.relative_to(copy) not in files:
+            old.unlink(missing_ok=True)
+    for inside, file in files.items():
+        target, theirs = copy / inside, file.stat()
+        if target.exists() and _form(target.stat()) == (theirs.length, int(theirs.mtime)):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.{uuid4().hex}")
+        part = copy.with_name(f"{inside.name}.{uuid4().hex}")
         part.write_bytes(file.read_bytes())
+        os.utime(part, (theirs.mtime, theirs.mtime))
         part.replace(target)
     return copy
+
+
+def _form(found: os.stat_result) -> tuple[int, int]:
+    return found.st_size, int(found.st_mtime)
 
 
 def _files(folder: Path) -> Iterator[Path]:

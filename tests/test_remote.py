@@ -1,6 +1,7 @@
 """Data, model and work folder in an object store, as an emulator of it serves them."""
 
 import json
+import os
 import signal
 import socket
 import time
@@ -9,7 +10,7 @@ import pytest
 from etils import epath
 
 from ftjax.errors import UserError
-from ftjax.remote import located
+from ftjax.remote import copied, located
 from ftjax.training.records import read_rows
 from tests.conftest import environment, ftjax
 from tests.forked import Forked
@@ -96,6 +97,24 @@ def test_a_killed_run_in_a_bucket_equals_a_local_one(bucket, tiny, corpus, confi
     scores = ftjax("evaluate", "--workdir", workdir, "--split", "test").stdout
     assert saving.read_bytes() == b"of a save in progress"
     assert f"{results[0]['metrics']['test']['accuracy']:.4f}" in scores
+
+
+def test_a_copy_has_what_the_store_has_now(bucket, monkeypatch, tmp_path):
+    monkeypatch.setenv("FTJAX_CACHE", str(tmp_path))
+    folder = bucket / "model"
+    (folder / "config.json").write_text("one")
+    (folder / "generation_config.json").write_text("old")
+    copy = copied(folder)
+    assert {file.name: file.read_text() for file in copy.iterdir()} == {
+        "config.json": "one",
+        "generation_config.json": "old",
+    }
+    (folder / "generation_config.json").unlink()
+    (folder / "config.json").write_text("three")  # within a second, by a clock behind ours
+    later = time.time() + 9
+    os.utime(copy / "config.json", (later, later))
+    assert copied(folder) == copy
+    assert {file.name: file.read_text() for file in copy.iterdir()} == {"config.json": "three"}
 
 
 def test_what_is_not_there(bucket, monkeypatch):

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow
 
 from ftjax.data.sources import Split
+from ftjax.errors import UserError
 from ftjax.formats import gguf
 from ftjax.formats.folder import load_tokenizer
 from ftjax.formats.hf import TOKENIZER_FILES
@@ -94,6 +96,29 @@ class Examples:
         return np.arange(len(self)) if self.rows is None else self.rows
 
 
+class RowError(ValueError):
+    """A row that cannot be encoded.
+
+    Attributes:
+        number: among the columns' rows.
+    """
+
+    def __init__(self, number: int, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.number = number
+
+
+@contextmanager
+def of_row(number: int) -> Iterator[None]:
+    """Makes of a ValueError that is not a UserError one of a row."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise RowError(number, error) from error
+
+
 def encode(split: Split, task: Any, folder: Path, max_length: int) -> Examples:
     """Tokenizes a split, or reads the tokens that an earlier run kept.
 
@@ -108,7 +133,7 @@ def encode(split: Split, task: Any, folder: Path, max_length: int) -> Examples:
     file.parent.mkdir(parents=True, exist_ok=True)
     with _quiet():
         rows = split.rows.map(
-            _tokenizer(folder, task, max_length),
+            _tokenizer(folder, task, max_length, split.file),
             batched=True,
             batch_size=CHUNK,
             with_indices=True,
@@ -121,10 +146,10 @@ def encode(split: Split, task: Any, folder: Path, max_length: int) -> Examples:
 
 def encoder(task: Any, folder: Path, max_length: int) -> Callable[[Split], Examples]:
     """As `encode`, but nothing is kept: for windows of a stream."""
-    tokenize = _tokenizer(folder, task, max_length)
+    loaded: list[Any] = []
 
     def encode(split: Split) -> Examples:
-        tables = []
+        tables, tokenize = [], _tokenizer(folder, task, max_length, split.file, loaded)
         for start in range(0, len(split.rows), CHUNK):
             columns = split.rows[start : start + CHUNK]
             numbers = range(start, min(start + CHUNK, len(split.rows)))
@@ -135,7 +160,7 @@ def encoder(task: Any, folder: Path, max_length: int) -> Callable[[Split], Examp
 
 
 def _key(folder: Path, split: Split, task: Any, max_length: int) -> str:
-    digest = hashlib.sha256(f"3 {max_length} {task!r}".encode())
+    digest = hashlib.sha256(f"4 {max_length} {task!r}".encode())
     if gguf.is_gguf(folder):
         digest.update(gguf.tokenizer_bytes(folder))
     for name in (*TOKENIZER_FILES, "config.json"):
@@ -148,14 +173,27 @@ def _key(folder: Path, split: Split, task: Any, max_length: int) -> str:
     return digest.hexdigest()[:32]
 
 
-def _tokenizer(folder: Path, task: Any, max_length: int) -> Callable[..., dict[str, list]]:
-    """Columns and the numbers of their rows → columns of examples, "row" among them."""
-    loaded: list[Any] = []
+def _tokenizer(
+    folder: Path, task: Any, max_length: int, file: str, loaded: list[Any] | None = None
+) -> Callable[..., dict[str, list]]:
+    """Columns and the numbers of their rows → columns of examples, "row" among them.
+
+    Args:
+        folder: of the model.
+        task: see `encode`.
+        max_length: see `encode`.
+        file: for messages.
+        loaded: where the tokenizer is kept for others.
+    """
+    loaded = [] if loaded is None else loaded
 
     def tokenize(columns: Columns, numbers: Any) -> dict[str, list]:
         if not loaded:
             loaded.append(load_tokenizer(folder))
-        found = task.encode(loaded[0], columns, max_length)
+        try:
+            found = task.encode(loaded[0], columns, max_length)
+        except RowError as error:
+            raise UserError(f"{file}: row {columns[ROW][error.number]}: {error}") from error
         within = found.pop(ROW, range(len(found[IDS])))
         return {**found, ROW: [numbers[i] for i in within]}
 

@@ -1,7 +1,11 @@
 """What the fields of rows must be: a task says which it reads, and every row is checked."""
 
+import ast
+import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,6 +13,9 @@ from ftjax.errors import UserError, nearest
 
 Row = dict[str, Any]
 ABSENT = object()
+FIRST = 1000  # rows that a file's form is told by
+BRACKETS = ("[]", "()", "{}")
+SPACED = re.compile(r"""['"]\s+['"]""")  # numpy's way of writing a list
 
 
 @dataclass(frozen=True)
@@ -20,12 +27,17 @@ class Field:
         optional: may be absent or null, but then of all rows.
         answer: what is to be found, which rows to predict need not have.
         unique: no two rows have the same.
+        sparse: may be absent from some rows, which then have an empty text.
+        settle: how values are read where that depends on the first ones of a file; in place of
+            `read`.
     """
 
     read: Callable[[Any], Any]
     optional: bool = False
     answer: bool = False
     unique: bool = False
+    sparse: bool = False
+    settle: Callable[[Sequence[Any]], Callable[[Any], Any]] | None = None
 
 
 def _unchanged(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -67,10 +79,22 @@ class Checker:
         file: for messages.
         schema: what rows must be.
         columns: `data.columns`: what the file calls the fields; see `inner`.
+        first: its first `FIRST` rows, as they are.
     """
 
-    def __init__(self, file: str, schema: Schema, columns: Mapping[str, str]) -> None:
+    def __init__(
+        self, file: str, schema: Schema, columns: Mapping[str, str], first: Sequence[Any]
+    ) -> None:
+        columns = {**dict(zip(schema.fields, schema.fields, strict=True)), **columns}
         self._file, self._schema, self._columns = file, schema, columns
+        rows = [row for row in first if isinstance(row, Mapping)]
+
+        def values(name: str) -> list[Any]:
+            return [inner(row, columns[name]) for row in rows]
+
+        fields = schema.fields.items()
+        self._read = {n: each.settle(values(n)) if each.settle else each.read for n, each in fields}
+        self._sparse = {n for n, each in fields if each.sparse and any(values(n))}
         self._fields: dict[str, Field] | None = None  # that the first row has
         self._kinds: dict[str, type] = {}
         self._seen: dict[str, dict[Any, int]] = {}
@@ -92,12 +116,14 @@ class Checker:
             self._fields = {
                 name: each
                 for name, each in self._schema.fields.items()
-                if not each.optional or inner(row, self._columns[name]) is not None
+                if name in self._sparse
+                or not (each.sparse or (each.optional and inner(row, self._columns[name]) is None))
             }
         kept = {name: self._value(place, name, row) for name in self._fields}
         for name in self._schema.fields.keys() - self._fields.keys():
             theirs = self._columns[name]
-            if inner(row, theirs) is not None:
+            found = inner(row, theirs)
+            if found or (found is not None and not self._schema.fields[name].sparse):
                 raise UserError(f"{place} has a field {theirs!r}, which rows before have not")
         try:
             self._schema.check(kept)
@@ -114,13 +140,15 @@ class Checker:
     def _value(self, place: str, name: str, row: Mapping[str, Any]) -> Any:
         theirs = self._columns[name]
         value = inner(row, theirs, ABSENT)
+        if value in (ABSENT, None) and name in self._sparse:
+            return ""
         if value is ABSENT:
             near = nearest(theirs, [str(key) for key in row])
             raise UserError(f"{place} has no field {theirs!r} (data.columns.{name}){near}")
         if value is None:
             raise UserError(f"{place}: field {theirs!r} is null")
         try:
-            found = self._fields[name].read(value)
+            found = self._read[name](value)
         except ValueError as error:
             raise UserError(f"{place}: field {theirs!r} {error}") from None
         if self._fields[name].read is label_name:  # 1 and "1" are not to be one label
@@ -176,17 +204,80 @@ def number(found: Any) -> float:
     return value
 
 
+def listed(found: Any) -> Any:
+    """A list that a cell of a csv file holds as text, in Python's or JSON's words; else unchanged.
+
+    Raises:
+        ValueError: text in brackets that is numpy's way of writing a list.
+    """
+    shell = found.strip() if isinstance(found, str) else ""
+    if shell[:1] + shell[-1:] not in BRACKETS:
+        return found
+    value = None
+    for read in (ast.literal_eval, json.loads):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            value = read(shell) if value is None else value
+    if not isinstance(value, list | tuple | set):
+        return found
+    if SPACED.search(shell):
+        raise ValueError(f"must be a list with commas between, not {shown(found)}")
+    return list(value)
+
+
 def label_names(found: Any) -> list[str]:
-    """A list, or text with commas between; there may be none."""
+    """A list, also as text, or names with commas between; there may be none."""
+    names = [label_name(name) for name in _items(found)]
+    if len(names) > len({*names}) and {*names} <= {"0", "1"}:
+        form = "a number for each label needs as many in all rows of the file"
+        raise ValueError(f"is {shown(found)}: {form}")
+    return sorted({*names})
+
+
+def label_sets(first: Sequence[Any]) -> Callable[[Any], list[str]]:
+    """How the labels of a file are read, of which a row may have several.
+
+    Lists are indicators, one a label, where the first rows' are of one length, two or more, and
+    hold nothing but 0 and 1, or false and true; the labels are then called by their numbers. Else
+    they are lists of the labels that a row has: see `label_names`.
+    """
+    sizes = {_indicators(value) for value in first if value is not None}
+    if len(sizes) != 1 or 0 in sizes:
+        return label_names
+    (size,) = sizes
+
+    def read(found: Any) -> list[str]:
+        if _indicators(found) != size:
+            raise ValueError(f"must be {size} numbers 0 or 1, as of other rows, not {shown(found)}")
+        return [str(number) for number, has in enumerate(_items(found)) if has in (1, "1")]
+
+    return read
+
+
+def _items(found: Any) -> Sequence[Any]:
+    found = listed(found)
     if isinstance(found, str):
+        if found.strip().startswith("["):
+            raise ValueError(f"must be a list that can be read, not {shown(found)}")
         found = [name.strip() for name in found.split(",") if name.strip()]
     if not isinstance(found, list | tuple):
         raise ValueError(f"must be a list of names, or names with commas between, not {found!r}")
-    return sorted({label_name(name) for name in found})
+    return found
+
+
+def _indicators(found: Any) -> int:
+    """The length of a list that may be one of indicators, else 0."""
+    try:
+        items = _items(found)
+    except ValueError:
+        return 0
+    return len(items) if len(items) > 1 and all(each in (0, 1, "0", "1") for each in items) else 0
 
 
 def words(found: Any) -> list[str]:
-    """A list of words, at least one; text is cut at spaces."""
+    """A list of words, also as text, at least one; other text is cut at spaces."""
+    given = listed(found)
+    strings = isinstance(given, list) and all(isinstance(each, str) for each in given)
+    found = given if strings else found
     if isinstance(found, str):
         found = found.split()
     if not isinstance(found, list | tuple) or not found:
@@ -198,7 +289,8 @@ def words(found: Any) -> list[str]:
 
 
 def texts(found: Any) -> list[str]:
-    """A list of texts, at least two."""
+    """A list of texts, also as text, at least two."""
+    found = listed(found)
     if not isinstance(found, list | tuple) or len(found) < 2:
         raise ValueError(f"must be a list of two texts or more, not {shown(found)}")
     return [text(each) for each in found]

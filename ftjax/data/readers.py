@@ -1,6 +1,8 @@
 """Rows of files, one after another: a file may be larger than memory."""
 
+import codecs
 import csv
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -8,12 +10,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ftjax.errors import UserError
+from ftjax.errors import UserError, require
 
 csv.field_size_limit(2**31 - 1)
 Rows = Iterator[tuple[int, Any]]  # numbers and rows as they are read; a UserError for a bad one
 Options = Mapping[str, Any]  # the `data` section of the configuration
-TAG = re.compile(r"O|[BIES]-\S+")
+TAG = re.compile(r"O|[BIESLU]-\S+")
+WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+ESCAPED = re.compile(r"[\udc80-\udcff]")  # bytes that were not UTF-8
+HEAD = 1 << 16  # bytes that a file's line ends are told by
+QUOTINGS = ("auto", "double", "none")
+QUOTED = re.compile(r'"([^"]|"")*"')  # a field in quotation marks, those within doubled
 
 
 def sound(row: Any) -> Any:
@@ -24,18 +31,33 @@ def sound(row: Any) -> Any:
 
 
 def _lines(file: Path) -> Iterator[str | UserError]:
-    """An error for one that is not text."""
+    """Lines with their ends; an error for one that is not text.
+
+    They are UTF-8, or UTF-16 in a file that begins with its byte order mark, and end with \\n, or
+    with \\r where the first `HEAD` bytes have more of those alone.
+    """
     with file.open("rb") as opened:
-        before = 0
-        for number, line in enumerate(opened, 1):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                yield UserError(
-                    f"{file}: row {number} has bytes that are not UTF-8 (byte "
-                    f"{before + error.start}); convert it, for example with iconv -t UTF-8"
-                )
-            before += len(line)
+        head = opened.read(HEAD)
+        opened.seek(0)
+        wide, marked = head[:2] in WIDE, head.startswith(codecs.BOM_UTF8)
+        encoding, before = "utf-16" if wide else "utf-8-sig", len(codecs.BOM_UTF8) * marked
+        first = head.decode(encoding, "replace")
+        end = "\r" if first.count("\r") - first.count("\r\n") > first.count("\n") else "\n"
+        lines = io.TextIOWrapper(opened, encoding, errors="surrogateescape", newline=end)
+        try:
+            for number, line in enumerate(lines, 1):
+                bad = None if wide or line.isascii() else ESCAPED.search(line)
+                if bad is None:
+                    yield line
+                else:
+                    at = before + len(line[: bad.start()].encode())
+                    yield UserError(
+                        f"{file}: row {number} has bytes that are not UTF-8 (byte {at}); "
+                        "convert it, for example with iconv -t UTF-8"
+                    )
+                before += len(line.encode("utf-8", "surrogateescape"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} begins as UTF-16 and is not: {error}") from error
 
 
 def _json(file: Path, options: Options) -> Rows:
@@ -58,37 +80,88 @@ def _json(file: Path, options: Options) -> Rows:
 
 
 def _csv(file: Path, options: Options) -> Rows:
-    """Rows of named fields; the header is row 1."""
-    delimiter = options["delimiter"] or ("\t" if file.suffix == ".tsv" else ",")
+    """Rows of named fields; the header is row 1.
+
+    Columns without a name, as pandas writes its index, are left out. `data.quoting` says whether
+    fields may be in quotation marks, those within doubled: "double", "none", or "auto", which is
+    "none" between tabs, where texts begin with quotation marks of their own, unless all of the
+    header is in them.
+    """
+    delimiter = options["delimiter"].replace("\\t", "\t")
+    delimiter = delimiter or ("\t" if file.suffix == ".tsv" else ",")
+    require(len(delimiter) == 1, f"data.delimiter={delimiter!r} must be one character")
+    quoting = options["quoting"]
+    require(quoting in QUOTINGS, f"data.quoting={quoting!r} must be one of {', '.join(QUOTINGS)}")
+    every = _lines(file)
+    first = sound(next(every, ""))
+    names = first.rstrip("\r\n").split(delimiter)
+    plain = delimiter == "\t" and not all(map(QUOTED.fullmatch, names))
+    guessed = quoting == "auto" and plain
     bad: list[UserError] = []  # lines that are not text, before the row that comes next
 
     def lines() -> Iterator[str]:
-        for line in _lines(file):
-            if not isinstance(line, UserError):
-                yield line
-            elif reader.line_num:
+        for line in chain([first], every):
+            if isinstance(line, UserError):
                 bad.append(line)
             else:
-                raise line
+                yield line
 
-    reader = csv.DictReader(lines(), delimiter=delimiter, restkey="", restval=None)
-    header = reader.fieldnames or []
-    other = next((mark for mark in "\t;|," if mark != delimiter and mark in "".join(header)), None)
-    if len(header) == 1 and other:
+    quotes = csv.QUOTE_NONE if quoting == "none" or guessed else csv.QUOTE_MINIMAL
+    reader = csv.reader(lines(), delimiter=delimiter, quoting=quotes, strict=True)
+    try:
+        header, number = _header(file, next(reader, []), delimiter), 1
+    except csv.Error as error:
+        raise UserError(f"{file}: row 1 {_wrong(error, [], guessed)}") from error
+    while True:
+        try:
+            fields: Any = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            fields = error
+        while bad:
+            number += 1
+            yield number, bad.pop(0)
+        if fields != []:  # an empty line
+            number += 1
+            if wrong := _wrong(fields, header, guessed):
+                yield number, UserError(f"{file}: row {number} {wrong}")
+            else:
+                yield number, {name: x for name, x in zip(header, fields, strict=True) if name}
+    yield from ((0, error) for error in bad)
+
+
+def _header(file: Path, names: list[str], delimiter: str) -> list[str]:
+    """Names of columns, which are all different."""
+    other = next((mark for mark in "\t;|," if mark != delimiter and mark in "".join(names)), None)
+    if len(names) == 1 and other:
         raise UserError(
-            f"{file}: row 1: the header {header[0]!r} is one field; if {other!r} is between "
+            f"{file}: row 1: the header {names[0]!r} is one field; if {other!r} is between "
             f"fields, set data.delimiter={other!r}"
         )
-    more = 2
-    for number, row in enumerate(reader):
-        while bad:
-            yield number + more, bad.pop(0)
-            more += 1
-        number += more
-        much = "more" if "" in row else "fewer" if None in row.values() else ""
-        ragged = UserError(f"{file}: row {number} has {much} fields than the header")
-        yield number, ragged if much else row
-    yield from ((0, error) for error in bad)
+    for name in filter(None, names):
+        once = names.count(name) == 1
+        require(once, f"{file}: row 1: {names.count(name)} columns are called {name!r}: rename one")
+    return names
+
+
+def _wrong(fields: list[str] | csv.Error, header: list[str], guessed: bool) -> str:
+    """What is wrong with a row of a csv file; empty where nothing is."""
+    if isinstance(fields, csv.Error) and "new-line" in str(fields):
+        return "has a carriage return in a field without quotation marks"
+    if isinstance(fields, csv.Error):
+        return (
+            f"cannot be read ({fields}): if its quotation marks are part of texts, "
+            "set data.quoting=none"
+        )
+    opens = guessed and any(field.startswith('"') for field in fields)
+    mend = "if fields are in quotation marks, set data.quoting=double"
+    if len(fields) != len(header):
+        much = "more" if len(fields) > len(header) else "fewer"
+        return f"has {much} fields than the header" + (f"; {mend}" if opens else "")
+    if opens and any('""' in field[1:-1] and QUOTED.fullmatch(field) for field in fields):
+        return f"has quotation marks around a field and doubled in it: {mend}, else to none"
+    return ""
 
 
 def _parquet(file: Path, options: Options) -> Rows:
@@ -131,7 +204,7 @@ def _text(file: Path, options: Options) -> Rows:
         if isinstance(line, UserError):
             yield number, line
             continue
-        line = line.replace("\r\n", "\n")
+        line = line.replace("\r\n", "\n").replace("\r", "\n")
         if by == "line":
             if line.strip():
                 yield number, {"text": line.rstrip("\n")}

@@ -4,13 +4,13 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from ftjax.data.fields import Checker, Row, Schema, inner
+from ftjax.data.fields import FIRST, Checker, Row, Schema, inner
 from ftjax.data.readers import READERS, Options, Rows, sound
 from ftjax.errors import UserError, nearest, require
 from ftjax.remote import located
@@ -66,8 +66,10 @@ class Opened:
 
     def checked(self, schema: Schema) -> Iterator[Row | UserError]:
         """Rows as `Split` has them; a UserError in place of a bad one."""
-        check = Checker(self.file, schema, self.columns)
-        for number, row in self.read():
+        rows = self.read()
+        first = list(islice(rows, FIRST))
+        check = Checker(self.file, schema, self.columns, [row for _, row in first])
+        for number, row in chain(first, rows):
             try:
                 yield check(number, sound(row))
             except UserError as error:

@@ -13,6 +13,28 @@ CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 WORDS = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LINES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPACE = "▁"  # how SentencePiece spells it
+# Of texts, turns and messages: tokens that end what is written, besides those that a file names.
+ENDS = ("eos", "eot", "eom")
+END_TEXTS = (
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+)
+HARMONY = (
+    {"<|return|>", "<|call|>"},
+    {"<|calls|>", "<|flush|>"},
+)  # in which <|end|> ends no answer
 
 
 @dataclass(frozen=True)
@@ -96,6 +118,21 @@ def build(path: Path) -> Any:
         model_input_names=["input_ids", "attention_mask"],
         **special,
     )
+
+
+def end_tokens(path: Path) -> list[int]:
+    """Tokens that end what is written, as llama.cpp has them: the first is that of texts.
+
+    The file names some (`tokenizer.ggml.eos_token_id`, `eot`, `eom`); others are known by what they
+    are spelled.
+    """
+    metadata = read(path).metadata
+    named = [metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ENDS]
+    number = {token: i for i, token in enumerate(metadata.get("tokenizer.ggml.tokens", []))}
+    harmony = any(several <= number.keys() for several in HARMONY)
+    spelled = [t for t in END_TEXTS if t in number and not (harmony and t == "<|end|>")]
+    ends = [*(end for end in named if end is not None), *(number[text] for text in spelled)]
+    return list(dict.fromkeys(ends))
 
 
 def _maker(path: Path, said: Mapping[str, Any], architecture: str) -> tuple[Any, bool]:

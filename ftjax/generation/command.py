@@ -20,6 +20,7 @@ from ftjax.generation.text import Generator
 from ftjax.models import kind_of
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import Flat
+from ftjax.tasks.written import ready
 from ftjax.training.records import write_text
 
 HEADS = {"decoder": "causal_lm", "encoder-decoder": "seq2seq_lm"}
@@ -56,7 +57,7 @@ def run(arguments: Namespace, overrides: Sequence[str] = ()) -> None:
         opened = open_model(arguments.model, mesh, dtype, arguments.adapter)
     given = {name: getattr(arguments, name, None) for name in settings.SAME}
     changes = {name: value for name, value in given.items() if value is not None}
-    generator = make_generator(*opened, changes, arguments.stop)
+    generator = make_generator(*opened, changes=changes, stop=arguments.stop)
     if arguments.input:
         _write(generator, arguments)
     elif arguments.prompt:
@@ -104,25 +105,31 @@ def open_model(
     return model, params, folder
 
 
-def open_workdir(workdir: Path, overrides: Sequence[str] = ()) -> tuple[tuned.Tuned, Flat, Path]:
-    """The best model of a work folder; see `ftjax.training.reading`."""
+def open_workdir(
+    workdir: Path, overrides: Sequence[str] = ()
+) -> tuple[tuned.Tuned, Flat, Path, Any]:
+    """The best model of a work folder, and its task; see `ftjax.training.reading`."""
     from ftjax.training.predictor import open_predictor  # with what training needs
     from ftjax.training.reading import read_config
 
     predictor = open_predictor(workdir, read_config(workdir, overrides))
-    return predictor.run.tuned, predictor.params, predictor.run.folder
+    return predictor.run.tuned, predictor.params, predictor.run.folder, predictor.run.task
 
 
 def make_generator(
     model: tuned.Tuned,
     params: Flat,
     folder: Path,
+    task: Any = None,
+    *,
     changes: Mapping[str, Any],
     stop: Sequence[str] = (),
 ) -> Generator:
-    """A generator with a folder's tokenizer, and its settings under changes."""
-    asked = settings.of_folder(folder, **changes)
-    return Generator(model, params, load_tokenizer(folder), asked, stop)
+    """A generator with a folder's tokenizer, and its settings, or those of the task that the model
+    was trained for, under changes."""
+    tokenizer = load_tokenizer(folder)
+    asked = settings.of_folder(folder, **{**ready(task, tokenizer), **changes})
+    return Generator(model, params, tokenizer, asked, stop)
 
 
 def _said(before: Sequence[dict[str, str]], text: str) -> list[dict[str, str]]:
@@ -163,7 +170,7 @@ def _write(generator: Generator, arguments: Namespace) -> None:
     size, lines = arguments.batch_size, []
     for start in range(0, len(rows), size):
         several = rows[start : start + size]
-        prompts = [row["messages" if arguments.chat else "prompt"] for row in several]
+        prompts = [_chat(row) if arguments.chat else row["prompt"] for row in several]
         for row, texts in zip(several, generator(prompts, start), strict=True):
             text = texts[0] if generator.settings.num_return_sequences == 1 else texts
             lines.append(json.dumps({**row, "text": text}, ensure_ascii=False) + "\n")
@@ -172,6 +179,12 @@ def _write(generator: Generator, arguments: Namespace) -> None:
     else:
         write_text(arguments.output, "".join(lines))
         print(f"{len(rows):,} texts: {arguments.output}")
+
+
+def _chat(row: Mapping[str, Any]) -> Any:
+    """A row's messages, and tools where it has any."""
+    asked = {"messages": row["messages"], "tools": row.get("tools")}
+    return asked if asked["tools"] else row["messages"]
 
 
 def _read(file: Path, field: str) -> list[dict[str, Any]]:
@@ -188,7 +201,8 @@ def _read(file: Path, field: str) -> list[dict[str, Any]]:
         if not isinstance(row, dict) or not isinstance(row.get(field), wanted):
             raise UserError(f"{file}, row {number}: needs {field!r}, a {wanted.__name__}")
         for message in row[field] if field == "messages" else ():
-            if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            said = {"content", "tool_calls"} & {*message} if isinstance(message, dict) else ()
+            if not said or "role" not in message:
                 raise UserError(f"{file}, row {number}: a message needs 'role' and 'content'")
         rows.append(row)
     if not rows:

@@ -7,6 +7,8 @@ from typing import Any
 
 from ftjax.errors import UserError, require
 from ftjax.formats.folder import read_config, read_json
+from ftjax.formats.gguf import is_gguf
+from ftjax.formats.gguf_tokenizer import end_tokens
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ def from_hf(hf: Mapping[str, Any], **changes: Any) -> Settings:
 def of_folder(folder: Path, **changes: Any) -> Settings:
     """How a folder's model chooses tokens by default, under changes."""
     defaults, file = read_config(folder), folder / "generation_config.json"
-    if file.exists():
+    if is_gguf(folder):
+        defaults["eos_token_id"] = end_tokens(folder)
+    elif file.exists():
         defaults |= read_json(file)
     return from_hf(defaults, **changes)
 

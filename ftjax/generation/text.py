@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ftjax.data.templates import render
 from ftjax.errors import UserError
 from ftjax.generation import beam, decode
 from ftjax.generation.settings import Settings
@@ -16,7 +17,8 @@ from ftjax.paths import Flat
 from ftjax.tuned import Tuned
 
 SHORTEST = 16  # prompts are padded to this length, or a power of two above it
-Messages = Sequence[Mapping[str, str]]
+# Turns {"role", "content", ...}; or {"messages": turns, "tools": what the chat may use}.
+Messages = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 
 class Generator:
@@ -57,7 +59,7 @@ class Generator:
         """The continuations of each prompt, `num_return_sequences` of them.
 
         Args:
-            prompts: texts, or chats of {"role", "content"}.
+            prompts: texts, or chats of {"role", "content"}, perhaps with tools: see `Messages`.
             first: number of the first prompt, for sampling.
         """
         many = self.settings.num_return_sequences
@@ -85,15 +87,14 @@ class Generator:
                 return
         count = 1
         while True:
-            texts = [self._text(row) for row in np.asarray(state.tokens)[:, :count]]
-            stopped = [any(stop in text for stop in self._stop) for text in texts]
-            finished = np.asarray(state.finished) | stopped
+            found = [self._until_stop(row) for row in np.asarray(state.tokens)[:, :count]]
+            finished = np.asarray(state.finished) | [stopped for _, stopped in found]
             if finished.all() or count == limit:
-                yield [self._until_stop(text) for text in texts]
+                yield [text for text, _ in found]
                 return
             yield [
-                self._until_stop(text) if whole else self._certain(text)
-                for text, whole in zip(texts, finished, strict=True)
+                text if whole else self._certain(text)
+                for (text, _), whole in zip(found, finished, strict=True)
             ]
             count = min(count + every, limit)
             finished = jax.device_put(finished, state.finished.sharding)
@@ -111,10 +112,14 @@ class Generator:
         Raises:
             UserError: a prompt without tokens, or a chat without a chat template.
         """
-        rows = [self._ids(prompt) for prompt in prompts]
-        for number, row in enumerate(rows):
-            if not row:
-                raise UserError(f"prompt {number + 1} is empty: it has no token to go on from")
+        rows = []
+        for number, prompt in enumerate(prompts, 1):
+            try:
+                rows.append(self._ids(prompt))
+            except ValueError as error:
+                raise UserError(f"prompt {number}: {error}") from error
+            if not rows[-1]:
+                raise UserError(f"prompt {number} is empty: it has no token to go on from")
         longest = max(len(row) for row in rows)
         width = max(SHORTEST, 1 << (longest - 1).bit_length())
         width = min(width, max(longest, self._room))
@@ -138,18 +143,37 @@ class Generator:
             return self._tokenizer(prompt)["input_ids"]
         if not self._tokenizer.chat_template:
             raise UserError("the model's tokenizer has no chat template: it is no chat model")
-        text = self._tokenizer.apply_chat_template(
-            list(prompt), tokenize=False, add_generation_prompt=True
-        )
+        with_tools = isinstance(prompt, Mapping)
+        turns, tools = (prompt["messages"], prompt["tools"]) if with_tools else (prompt, None)
+        text = render(self._tokenizer, turns, tools=tools, ask=True)
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _text(self, tokens: np.ndarray) -> str:
+    def _ended(self, tokens: np.ndarray) -> np.ndarray:
+        """Those before one that ends a text."""
         ended = np.flatnonzero(np.isin(tokens, self.settings.end))
-        tokens = tokens[: ended[0]] if len(ended) else tokens
-        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return tokens[: ended[0]] if len(ended) else tokens
 
-    def _until_stop(self, text: str) -> str:
-        return text[: min((text.find(s) for s in self._stop if s in text), default=len(text))]
+    def _text(self, tokens: np.ndarray) -> str:
+        return self._tokenizer.decode(self._ended(tokens), skip_special_tokens=True)
+
+    def _until_stop(self, tokens: np.ndarray) -> tuple[str, bool]:
+        """The text before the first stop string, and whether there is one.
+
+        Strings are looked for in a text with its special tokens, of which the text that is
+        returned has none.
+        """
+        tokens = self._ended(tokens)
+        decode = partial(self._tokenizer.decode, skip_special_tokens=False)
+        whole = decode(tokens) if self._stop else ""
+        places = [whole.find(stop) for stop in self._stop if stop in whole]
+        if not places:
+            return self._tokenizer.decode(tokens, skip_special_tokens=True), False
+        at, count = min(places), len(tokens)
+        while len(before := decode(tokens[:count])) > at or not whole.startswith(before):
+            count -= 1
+        # The token that the string begins in may begin before it.
+        text = self._tokenizer.decode(tokens[:count], skip_special_tokens=True)
+        return text + whole[len(before) : at], True
 
     def _certain(self, text: str) -> str:
         text = text.rstrip("\ufffd")

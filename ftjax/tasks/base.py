@@ -1,6 +1,6 @@
 """What every task says of itself."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -60,8 +60,16 @@ class Task:
     refers: ClassVar[bool] = False
     group: ClassVar[int] = 1
 
-    def label_names(self, train: Split) -> tuple[str, ...]:
-        """Names of labels, in order, of a split with answers; raises UserError for bad ones."""
+    def label_names(self, train: Split, outputs: Sequence[str] = ()) -> tuple[str, ...]:
+        """Names of labels, in order.
+
+        Args:
+            train: a split with answers.
+            outputs: what the outputs of a finished head are called; empty for a new one.
+
+        Raises:
+            UserError: bad ones, or others than a finished head has.
+        """
         return ()
 
     def output_names(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -177,23 +185,27 @@ def were_cut(found: Any) -> list[bool]:
     return [bool(each.overflowing) for each in found.encodings]
 
 
-def label_names(train: Split, labels: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
-    """Names of labels: those given, or those of the training split, integers in order.
+def label_names(
+    train: Split, labels: Iterable[str], given: Sequence[str], outputs: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Names of labels: a finished head's, or those given, or the split's, integers in order.
 
     Args:
         train: the split.
         labels: all that it has.
         given: by the configuration.
+        outputs: of a finished head.
 
     Raises:
-        UserError: fewer than two labels, or one without an example.
+        UserError: fewer than two labels, or one without an example, or that the head lacks.
     """
     found = set(labels)
+    if outputs:
+        return named_outputs(train, found, given, outputs)
     names = tuple(str(name) for name in (given or train.label_names))
     if not names:
-        integers = all(name.lstrip("-").isdigit() for name in found)
-        names = tuple(sorted(found, key=int if integers else str))
-        if integers and names and names[0] == "0":
+        names = in_order(found)
+        if names and names[0] == "0" and all(map(is_integer, names)):
             names = tuple(str(i) for i in range(int(names[-1]) + 1))
     for name in names:
         if name not in found:
@@ -204,6 +216,46 @@ def label_names(train: Split, labels: Sequence[str], given: Sequence[str]) -> tu
     if len(names) < 2:
         raise UserError(f"{train.file}: classification needs two labels, found {list(names)}")
     return names
+
+
+def named_outputs(
+    train: Split, found: Collection[str], given: Sequence[str], outputs: Sequence[str]
+) -> tuple[str, ...]:
+    """A finished head's labels in the order of its outputs, as the split spells them.
+
+    Capital letters do not count. Outputs that have no names, LABEL_0, ..., are those given, or
+    what the split calls by their numbers.
+
+    Raises:
+        UserError: the head lacks a label of the split, or has others than those given.
+    """
+    unnamed = all(name == f"LABEL_{number}" for number, name in enumerate(outputs))
+    numbers = tuple(map(str, range(len(outputs))))
+    spelled = {name.casefold(): name for name in found}
+    names = tuple(name if name in found else spelled.get(name.casefold(), name) for name in outputs)
+    if unnamed and len(given) == len(outputs):
+        names = tuple(map(str, given))
+    elif unnamed and set(found) <= set(numbers):
+        names = numbers
+    same = not given or [str(name).casefold() for name in given] == [n.casefold() for n in names]
+    if set(found) <= set(names) and same:
+        return names
+    asked = f" (task.labels: {', '.join(map(str, given))})" if given else ""
+    told = "name them in order in task.labels, or " * unnamed
+    raise UserError(
+        f"{train.file} has the labels {', '.join(in_order(found))}{asked}, and the head of "
+        f"model.path {', '.join(outputs)}: {told}rename those of the rows (data.prepare: "
+        "clean_labels, mapping), or set model.new_head=True to start a new head"
+    )
+
+
+def is_integer(name: str) -> bool:
+    return name.lstrip("-").isdigit()
+
+
+def in_order(names: Collection[str]) -> tuple[str, ...]:
+    """Sorted, as integers where all are."""
+    return tuple(sorted(names, key=int if all(map(is_integer, names)) else str))
 
 
 def one_number(split: Split, names: Sequence[str], column: str = "label") -> np.ndarray:

@@ -46,9 +46,9 @@ class Classification(Texts):
         if self.class_weights not in ("none", "balanced"):
             object.__setattr__(self, "class_weights", _weights(self.class_weights))
 
-    def label_names(self, train: Split) -> tuple[str, ...]:
+    def label_names(self, train: Split, outputs: Sequence[str] = ()) -> tuple[str, ...]:
         """See `ftjax.tasks.base.label_names`."""
-        return label_names(train, train.column("label"), self.labels)
+        return label_names(train, train.column("label"), self.labels, outputs)
 
     def labels_of(self, split: Split, names: Sequence[str]) -> np.ndarray:
         """See `ftjax.tasks.base.one_number`."""

@@ -1,26 +1,25 @@
 """Instructions and dialogues: what the assistant says, by a chat template."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ftjax.data import chats
-from ftjax.data.chats import Message
-from ftjax.data.encode import Columns
+from ftjax.data.chats import Message, is_learned, whole
+from ftjax.data.encode import Columns, of_row
 from ftjax.data.fields import Field, Row, Schema, text
 from ftjax.data.sources import Split
+from ftjax.data.templates import render
 from ftjax.errors import UserError
 from ftjax.tasks.base import Array
 from ftjax.tasks.causal_lm import CausalLM
 from ftjax.tasks.written import Written
 
-# For models whose tokenizer has no chat template. The space is the answer's, as tokenizers have it.
-PLAIN = (
-    "{% for message in messages %}{{ message['role'] }}:{{ ' ' + message['content'] }}"
-    "{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
-)
+TURNS = ("all", "last")
+TOOLS = Field(chats.tools, optional=True, sparse=True)
 
 
 def adapt(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -32,9 +31,9 @@ def check(row: Row) -> None:
 
 
 def turns_of(row: Mapping[str, Any]) -> list[Message]:
-    """The turns of a row of messages, or of a prompt and its completion."""
+    """The whole turns of a row of messages, or of a prompt and its completion."""
     if row.get("messages"):
-        return row["messages"]
+        return [whole(turn) for turn in row["messages"]]
     if not row.get("prompt"):
         raise ValueError("a row needs messages, or a prompt and a completion")
     turns = [{"role": "user", "content": row["prompt"]}]
@@ -43,16 +42,26 @@ def turns_of(row: Mapping[str, Any]) -> list[Message]:
     return turns
 
 
+def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
+    """The tools of a row, where it has any."""
+    return json.loads(row["tools"]) if row.get("tools") else None
+
+
 @dataclass(frozen=True)
 class Instruction(CausalLM, Written):
     """Cross-entropy of the assistant's turns alone, each with the sign that ends it.
 
     Rows are chats ("messages" of role and content; ShareGPT's and Alpaca's forms are recognized),
-    or a "prompt" and a "completion".
+    or a "prompt" and a "completion". "tools" of a row, and what a turn has besides its content, as
+    "tool_calls" and "reasoning_content", are the template's; turns of "weight" 0 are not learned.
 
     Attributes:
         block: must be 0.
-        template: a chat template (Jinja); empty: the tokenizer's; "plain": "role: content" lines.
+        template: a chat template (Jinja), or the name of one of the tokenizer's; empty: the
+            tokenizer's; "plain": "role: content" lines.
+        turns: of the assistant that are learned, "all" or the "last". Where the template changes
+            turns by those after them, as Qwen 3's takes out earlier thoughts, each turn is an
+            example of its own, of the chat up to it: as it is written when it is the last.
         generate: rows of the test split whose last turn is written; 0 for none, -1 for all.
         max_new_tokens: of what is written.
         answer: a regular expression whose first group (or match) is compared, of what is written
@@ -60,6 +69,7 @@ class Instruction(CausalLM, Written):
     """
 
     template: str = ""
+    turns: str = "all"
     generate: int = 0
     max_new_tokens: int = 256
     num_beams: int = 1
@@ -70,6 +80,7 @@ class Instruction(CausalLM, Written):
             "messages": Field(chats.messages, optional=True),
             "prompt": Field(text, optional=True),
             "completion": Field(text, optional=True, answer=True),
+            "tools": TOOLS,
         },
         check,
         adapt,
@@ -80,73 +91,105 @@ class Instruction(CausalLM, Written):
         super().__post_init__()
         if self.block:
             raise UserError("task.block is for causal_lm")
+        if self.turns not in TURNS:
+            raise UserError(f"task.turns={self.turns!r} must be all or last")
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
         """With "learned", 1 at tokens of the assistant. Chats that are cut before any are left out.
 
         Raises:
-            UserError: a template that is not there, or that changes turns by those after them.
+            UserError: there is no template.
+            RowError: the template cannot write a row's chat.
         """
         found: dict[str, list] = {"input_ids": [], "learned": [], "row": [], "cut": []}
         for number in range(len(next(iter(columns.values())))):
             row = {name: values[number] for name, values in columns.items()}
-            ids, learned = encoded(tokenizer, turns_of(row), self.template)
-            if learned.any() and not learned[1:max_length].any():
-                continue
-            found["input_ids"].append(ids[:max_length])
-            found["learned"].append(learned[:max_length].tolist())
-            found["row"].append(number)
-            found["cut"].append(len(ids) > max_length)
+            with of_row(number):
+                examples = list(encoded(tokenizer, row_chat(row), self.template, self.turns))
+            for ids, learned in examples:
+                if learned.any() and not learned[1:max_length].any():
+                    continue
+                found["input_ids"].append(ids[:max_length])
+                found["learned"].append(learned[:max_length].tolist())
+                found["row"].append(number)
+                found["cut"].append(len(ids) > max_length)
         return found
 
-    def prompts(self, split: Split) -> list[list[Message]]:
-        """Chats up to the assistant's last turn."""
-        rows = [turns_of(row) for row in split.rows]
-        return [row[:-1] if row[-1]["role"] == "assistant" else row for row in rows]
+    def prompts(self, split: Split) -> list[list[Message] | Mapping[str, Any]]:
+        """Chats up to the assistant's last turn, with their tools where they have any."""
+        found = []
+        for turns, tools in map(row_chat, split.rows):
+            asked = turns[:-1] if turns[-1]["role"] == "assistant" else turns
+            found.append({"messages": asked, "tools": tools} if tools else asked)
+        return found
 
     def references(self, split: Split) -> list[str]:
-        rows = [turns_of(row) for row in split.rows]
-        return [row[-1]["content"] if row[-1]["role"] == "assistant" else "" for row in rows]
+        """The contents of last turns; empty where one but calls tools."""
+        rows = [turns_of(row)[-1] for row in split.rows]
+        return [(turn["role"] == "assistant" and turn.get("content")) or "" for turn in rows]
+
+
+def row_chat(row: Mapping[str, Any]) -> tuple[list[Message], list[Any] | None]:
+    """A row's turns and tools."""
+    return turns_of(row), tools_of(row)
 
 
 def encoded(
-    tokenizer: Any, turns: Sequence[Message], template: str, last: bool = False
-) -> tuple[list[int], np.ndarray]:
-    """Token ids of a chat, and 1 at those of the assistant's turns, or of the last of them.
+    tokenizer: Any, chat: tuple[Sequence[Message], Any], template: str, turns: str = "all"
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Token ids of a chat's examples, and 1 at tokens that are learned.
 
     A token that begins before a turn, as with a space, and goes on in it is of the turn.
+
+    Args:
+        tokenizer: a fast one of `transformers`.
+        chat: its turns and tools.
+        template: see `ftjax.data.templates.chosen`.
+        turns: see `Instruction`.
+
+    Raises:
+        ValueError: the template cannot write the chat, or its answers as it asks for them.
     """
-    whole, parts = rendered(tokenizer, turns, template)
-    parts = parts[-1:] if last else parts
-    found = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    begins, ends = np.array(found["offset_mapping"]).reshape(-1, 2).T
-    learned = np.zeros(len(begins), np.int32)
-    for start, end in parts:
-        learned |= (ends > start) & (begins < end)
-    return found["input_ids"], learned
-
-
-def rendered(
-    tokenizer: Any, turns: Sequence[Message], template: str
-) -> tuple[str, list[tuple[int, int]]]:
-    """A chat as text, and where the assistant's turns are in it, with the sign that ends each."""
-    template = PLAIN if template == "plain" else template or tokenizer.chat_template
-    if not template:
-        raise UserError(
-            "the model's tokenizer has no chat template: set task.template to one, or to plain"
+    for said, parts in written(tokenizer, chat, template, turns):
+        found = tokenizer(
+            said, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
+        begins, ends = np.array(found["offset_mapping"]).reshape(-1, 2).T
+        learned = np.zeros(len(begins), np.int32)
+        for start, end in parts:
+            learned |= (ends > start) & (begins < end)
+        yield found["input_ids"], learned
 
-    def render(count: int, ask: bool) -> str:
-        said = list(turns[:count])
-        return tokenizer.apply_chat_template(
-            said, chat_template=template, tokenize=False, add_generation_prompt=ask
-        )
 
-    whole, parts = render(len(turns), False), []
-    for number, turn in enumerate(turns):
-        if turn["role"] == "assistant":
-            before, after = render(number, True), render(number + 1, False)
-            if not (after.startswith(before) and whole.startswith(after.rstrip())):
-                raise UserError("task.template: the chat template changes turns by those after")
-            parts.append((len(before), len(after.rstrip())))
-    return whole, parts
+def written(
+    tokenizer: Any, chat: tuple[Sequence[Message], Any], template: str, which: str
+) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """Texts of a chat, and where in each the turns are that are learned, with what ends each.
+
+    One text where the assistant's turns stand in the whole chat as when each is the last; else one
+    for each turn.
+    """
+    turns, tools = chat
+
+    def text_of(count: int, ask: bool = False) -> str:
+        return render(tokenizer, turns[:count], template, tools, ask)
+
+    def part(number: int) -> tuple[str, tuple[int, int]]:
+        """The chat up to a turn, and where that is."""
+        before, after = text_of(number, ask=True), text_of(number + 1)
+        if not after.startswith(before):
+            raise ValueError(
+                f"turn {number + 1} is not written by the chat template as it asks for it: set "
+                "task.template to another"
+            )
+        return after, (len(before), len(after.rstrip()))
+
+    learned = [number for number, turn in enumerate(turns) if is_learned(turn)]
+    if which == "last" and learned:
+        learned = learned[-1:]
+        turns = turns[: learned[0] + 1]
+    parts, every = [part(number) for number in learned], text_of(len(turns))
+    if all(every.startswith(after.rstrip()) for after, _ in parts):
+        yield every, [where for _, where in parts]
+    else:
+        yield from ((after, [where]) for after, where in parts)

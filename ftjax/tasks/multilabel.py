@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from ftjax.data.encode import Examples
+from ftjax.data.fields import Field, label_sets
 from ftjax.data.fields import label_names as read_names
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
@@ -22,6 +23,9 @@ from ftjax.tasks.texts import Texts, texts_and
 class Multilabel(Texts):
     """A sigmoid a label, binary cross-entropy.
 
+    A row's labels are a list of names, names with commas between, or indicators, a list of 0 and 1:
+    see `ftjax.data.fields.label_sets`.
+
     Attributes:
         labels: names of the labels in order; empty: those of the training split.
         threshold: a label is given where its probability is above.
@@ -31,7 +35,7 @@ class Multilabel(Texts):
     threshold: float = 0.5
 
     best_metric = "f1_micro"
-    schema = texts_and(read_names)
+    schema = texts_and(Field(read_names, answer=True, settle=label_sets))
     arrays: ClassVar = {"labels": Array("example", "float32", (2,))}
     problem_type = "multi_label_classification"
 
@@ -40,10 +44,10 @@ class Multilabel(Texts):
         if not 0.0 < self.threshold < 1.0:
             raise UserError(f"task.threshold={self.threshold} must be in (0, 1)")
 
-    def label_names(self, train: Split) -> tuple[str, ...]:
+    def label_names(self, train: Split, outputs: Sequence[str] = ()) -> tuple[str, ...]:
         """See `ftjax.tasks.base.label_names`."""
         found = [name for labels in train.column("label") for name in labels]
-        return label_names(train, found, self.labels)
+        return label_names(train, found, self.labels, outputs)
 
     def labels_of(self, split: Split, names: Sequence[str]) -> np.ndarray:
         """1 for each label that a row has (rows, labels).

@@ -15,6 +15,8 @@ from ftjax.loss import Loss
 from ftjax.tasks.base import Batch, label_names, one_number
 from ftjax.tasks.texts import Texts
 
+STEP = "> "  # before the label that an output is the step above of
+
 
 @dataclass(frozen=True)
 class Ordinal(Texts):
@@ -33,12 +35,19 @@ class Ordinal(Texts):
     best_metric = "kappa"
     problem_type = "multi_label_classification"
 
-    def label_names(self, train: Split) -> tuple[str, ...]:
-        """See `ftjax.tasks.base.label_names`."""
-        return label_names(train, train.column("label"), self.labels)
+    def label_names(self, train: Split, outputs: Sequence[str] = ()) -> tuple[str, ...]:
+        """See `ftjax.tasks.base.label_names`; of a finished head's last step, what is above it is
+        the label that no step is named after."""
+        labels = set(train.column("label"))
+        if outputs:
+            steps = [name.removeprefix(STEP) for name in outputs]
+            above = sorted(labels - set(steps)) or list(self.labels[-1:])
+            named = all(name.startswith(STEP) for name in outputs)
+            outputs = (*steps, *above) if named else (*outputs, f"LABEL_{len(outputs)}")
+        return label_names(train, labels, self.labels, outputs)
 
     def output_names(self, names: Sequence[str]) -> tuple[str, ...]:
-        return tuple(f"> {name}" for name in names[:-1])
+        return tuple(f"{STEP}{name}" for name in names[:-1])
 
     def labels_of(self, split: Split, names: Sequence[str]) -> np.ndarray:
         """See `ftjax.tasks.base.one_number`."""

@@ -11,14 +11,14 @@ import numpy as np
 
 from ftjax.data import chats
 from ftjax.data.chats import Message
-from ftjax.data.encode import Columns, Examples
+from ftjax.data.encode import Columns, Examples, of_row
 from ftjax.data.fields import Field, Row, Schema, shown
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
 from ftjax.tasks.base import Apply, Array, Batch, Task
 from ftjax.tasks.causal_lm import with_targets
-from ftjax.tasks.instruction import encoded
+from ftjax.tasks.instruction import TOOLS, encoded, tools_of
 
 ANSWERS = ("chosen", "rejected")
 KINDS = ("sigmoid", "hinge", "ipo")
@@ -35,8 +35,9 @@ def turns(found: Any) -> list[Message]:
 
 def conversation(row: Mapping[str, Any], answer: str) -> list[Message]:
     """The turns of a row up to one of its answers, which may have those before it in itself."""
-    before = [{**turn, "role": turn["role"] or "user"} for turn in row.get("prompt") or ()]
-    after = [{**turn, "role": turn["role"] or "assistant"} for turn in row[answer]]
+    asked, said = (map(chats.whole, row.get(name) or ()) for name in ("prompt", answer))
+    before = [{**turn, "role": turn["role"] or "user"} for turn in asked]
+    after = [{**turn, "role": turn["role"] or "assistant"} for turn in said]
     return after if after[: len(before)] == before and len(after) > len(before) else before + after
 
 
@@ -46,7 +47,7 @@ def check(row: Row) -> None:
         if said[-1]["role"] != "assistant":
             raise ValueError(f"{answer} must end with a turn of the assistant")
         if len(said) < 2:
-            raise ValueError(f"there is no prompt before {answer}: {shown(said[0]['content'])}")
+            raise ValueError(f"there is no prompt before {answer}: {shown(said[0].get('content'))}")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,12 @@ class Preference(Task):
     refers = True
     best_metric = "accuracy"
     schema: ClassVar = Schema(
-        {"prompt": Field(turns, optional=True), **{name: Field(turns) for name in ANSWERS}}, check
+        {
+            "prompt": Field(turns, optional=True),
+            **{name: Field(turns) for name in ANSWERS},
+            "tools": TOOLS,
+        },
+        check,
     )
     arrays: ClassVar = {
         "learned": Array("token", "int32"),
@@ -103,10 +109,9 @@ class Preference(Task):
         found: dict[str, list] = {"input_ids": [], "learned": [], "cut": []}
         for number in range(len(columns["chosen"])):
             row = {name: values[number] for name, values in columns.items()}
-            pairs = [
-                encoded(tokenizer, conversation(row, answer), self.template, last=True)
-                for answer in ANSWERS
-            ]
+            with of_row(number):
+                asked = [(conversation(row, answer), tools_of(row)) for answer in ANSWERS]
+                pairs = [next(encoded(tokenizer, x, self.template, "last")) for x in asked]
             found["input_ids"].append([ids[-max_length:] for ids, _ in pairs])
             found["learned"].append([learned[-max_length:].tolist() for _, learned in pairs])
             found["cut"].append(any(len(ids) > max_length for ids, _ in pairs))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.data.encode import Examples
-from ftjax.data.fields import number
+from ftjax.data.fields import Field, number
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
 from ftjax.tasks.base import Array, Batch
@@ -26,11 +26,11 @@ class Regression(Texts):
     """
 
     best_metric = "pearson"
-    schema = texts_and(number)
+    schema = texts_and(Field(number, answer=True))
     arrays: ClassVar = {"labels": Array("example", "float32")}
     problem_type = "regression"
 
-    def label_names(self, train: Split) -> tuple[str, ...]:
+    def label_names(self, train: Split, outputs: Sequence[str] = ()) -> tuple[str, ...]:
         return ("value",)
 
     def labels_of(self, split: Split, names: Sequence[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Words and tags: where a word's tokens are, and what tags say of entities."""
+"""Words: where each one's first token is."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -6,32 +6,6 @@ from itertools import accumulate
 from typing import Any
 
 from ftjax.tasks.base import were_cut
-
-
-def check_tags(tags: Sequence[str]) -> None:
-    """Raises ValueError for tags that are no BIO, nor BIOES (Ramshaw and Marcus 1995).
-
-    I- and E- go on from B- or I- of the same type; in BIOES, an entity that is begun is ended.
-    """
-    ends = any(tag[:2] in ("E-", "S-") for tag in tags)
-    before = "O"
-    for number, tag in enumerate([*tags, "O"], 1):
-        prefix, dash, kind = tag.partition("-")
-        if tag != "O" and (prefix not in "BIES" or len(prefix) != 1 or not dash or not kind):
-            raise ValueError(f"tag {number}, {tag!r}, is not O, or B-, I-, E- or S- and a type")
-        inside = before != "O" and before[0] in "BI"
-        if prefix in "IE" and not (inside and before[2:] == kind):
-            raise ValueError(f"tag {number}, {tag!r}, does not go on from {before!r}")
-        if ends and inside and prefix not in "IE":
-            raise ValueError(f"tag {number}, {tag!r}, comes before the entity of {before!r} ends")
-        before = tag
-
-
-def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(type, first word, word after the last) of each entity, as seqeval reads them."""
-    from seqeval.metrics.sequence_labeling import get_entities
-
-    return [(kind, first, last + 1) for kind, first, last in get_entities(list(tags))]
 
 
 def first_tokens(

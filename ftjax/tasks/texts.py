@@ -15,10 +15,9 @@ from ftjax.formats import folder as folders
 from ftjax.tasks.base import Array, Task
 
 
-def texts_and(read: Any) -> Schema:
+def texts_and(label: Field) -> Schema:
     """Rows of a text or a pair, and a label."""
-    texts = {"text": Field(text), "text_pair": Field(text, optional=True)}
-    return Schema({**texts, "label": Field(read, answer=True)})
+    return Schema({"text": Field(text), "text_pair": Field(text, optional=True), "label": label})
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Texts(Task):
 
     caches: ClassVar = True
     poolings: ClassVar = ("auto", "cls", "mean")
-    schema: ClassVar = texts_and(label_name)
+    schema: ClassVar = texts_and(Field(label_name, answer=True))
     arrays: ClassVar = {"labels": Array("example", "int32")}
 
     def __post_init__(self) -> None:

@@ -1,7 +1,8 @@
 """A tag for each word: named entities, slots; with one label for all words where rows have it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,15 +18,31 @@ from ftjax.data.fields import Field, Row, Schema, label_name, same_length, words
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
-from ftjax.tasks.base import Apply, Array, Batch, Task, label_names, of_places, one_number
-from ftjax.tasks.spans import check_tags, entities, first_tokens
+from ftjax.tasks.base import (
+    Apply,
+    Array,
+    Batch,
+    Task,
+    label_names,
+    named_outputs,
+    of_places,
+    one_number,
+)
+from ftjax.tasks.schemes import (
+    check_scheme,
+    check_tags,
+    entities,
+    scheme_of,
+    strictly,
+)
+from ftjax.tasks.spans import first_tokens
 
 INTENT = "intent: "  # before the names of labels of all words
 
 
-def check(row: Row) -> None:
+def check(row: Row, scheme: str = "auto") -> None:
     same_length(row, "tokens", "tags")
-    check_tags(row["tags"])
+    check_tags(row["tags"], scheme)
 
 
 @dataclass(frozen=True)
@@ -38,9 +55,15 @@ class TokenClassification(Task):
 
     Attributes:
         labels: the tags in order; empty: those of the training split.
+        scheme: of the tags: "IOB1", "IOB2" (BIO), "IOE1", "IOE2", "BIOES", "BILOU", or "none", as
+            for parts of speech. "auto": by the tags' prefixes, of which IOB1 and IOE1 cannot be
+            told from IOB2 and IOE2. Entities are scored as seqeval does strictly; BIO by "auto" as
+            conlleval does, which published figures are of. Without a scheme F1, precision and
+            recall are means over tags.
     """
 
     labels: tuple[str, ...] = ()
+    scheme: str = "auto"
 
     best_metric = "f1"
     schema: ClassVar = Schema(
@@ -53,17 +76,32 @@ class TokenClassification(Task):
     )
     arrays: ClassVar = {"tags": Array("token", "int32"), "tagged": Array("token", "int32")}
 
-    def label_names(self, train: Split) -> tuple[str, ...]:
-        """Tags, "O" first, then by type; then labels, after `INTENT`."""
-        found = {tag for tags in train.column("tags") for tag in tags} | {"O"}
-        order = sorted(found, key=lambda tag: (tag != "O", tag[2:], tag[:1]))
-        names = self.labels or tuple(order)
+    def __post_init__(self) -> None:
+        check_scheme(self.scheme)
+        sound = partial(check, scheme=self.scheme)
+        object.__setattr__(self, "schema", replace(type(self).schema, check=sound))
+
+    def label_names(self, train: Split, outputs: Sequence[str] = ()) -> tuple[str, ...]:
+        """A finished head's; else tags, "O" first, then by type; then labels, after `INTENT`."""
+        found = {tag for tags in train.column("tags") for tag in tags}
+        scheme = scheme_of(found) if self.scheme == "auto" else self.scheme
+        check_together(train.file, found, scheme)
+        intents = train.column("label") if "label" in train.rows.column_names else []
+        if outputs:
+            every = found | {f"{INTENT}{name}" for name in intents}
+            return named_outputs(train, every, () if intents else self.labels, outputs)
+        found |= set() if scheme == "none" else {"O"}
+        by_type = (lambda tag: (tag != "O", tag)) if scheme == "none" else _by_type
+        names = self.labels or tuple(sorted(found, key=by_type))
         if strange := sorted(found - set(names)):
             raise UserError(f"{train.file}: tag {strange[0]!r} is not among task.labels")
-        if "label" not in train.rows.column_names:
-            return tuple(names)
-        labels = label_names(train, train.column("label"), ())
+        labels = label_names(train, intents, ()) if intents else ()
         return (*names, *(f"{INTENT}{name}" for name in labels))
+
+    def _scheme(self, tags: Sequence[str]) -> str:
+        """The scheme by which entities are counted; "auto" for BIO as conlleval has it."""
+        scheme = scheme_of(tags) if self.scheme == "auto" else self.scheme
+        return "auto" if scheme == "IOB2" and self.scheme == "auto" else scheme
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
         return {"head": "tokens", "labels": len(names)}
@@ -118,36 +156,21 @@ class TokenClassification(Task):
         split: Split,
         names: Sequence[str],
     ) -> dict[str, Any]:
-        """Precision, recall and F1 of entities by seqeval; accuracy of words.
+        """Precision, recall and F1 of entities by seqeval, or of tags; accuracy of words.
 
-        Words that were cut off count, as "O". With labels also their accuracy, and the share of
-        rows whose label and tags are all right ("exact").
+        Words that were cut off count, as "O", or as no tag where there is no "O". With labels also
+        their accuracy, and the share of rows whose label and tags are all right ("exact").
         """
-        from seqeval import metrics as sq
-
         tags, _ = parted(names)
         truth, guess = split.column("tags"), self._tags(outputs, examples, split, tags)
         pairs = list(zip(chain(*truth), chain(*guess), strict=True))
-        report = {}  # of no entities it has means of nothing
-        if any(tag != "O" for pair in pairs for tag in pair):
-            report = sq.classification_report(truth, guess, output_dict=True, zero_division=0)
+        scheme = self._scheme(tags)
+        each = _of_tags(pairs, tags) if scheme == "none" else _of_entities(truth, guess, scheme)
         found = {
             "loss": self._loss(outputs["tokens"], examples, len(tags)),
-            "f1": float(sq.f1_score(truth, guess, zero_division=0)),
-            "precision": float(sq.precision_score(truth, guess, zero_division=0)),
-            "recall": float(sq.recall_score(truth, guess, zero_division=0)),
             "accuracy": sum(a == b for a, b in pairs) / len(pairs),
-            "per_type": {
-                kind: {
-                    "precision": float(each["precision"]),
-                    "recall": float(each["recall"]),
-                    "f1": float(each["f1-score"]),
-                    "entities": int(each["support"]),
-                }
-                for kind, each in report.items()
-                if not kind.endswith(" avg")
-            },
             "examples": len(truth),
+            **each,
         }
         if "labels" in examples.arrays:
             right = self._intents(outputs, examples, tags) == examples.arrays["labels"].argmax(-1)
@@ -171,7 +194,7 @@ class TokenClassification(Task):
         for row, guess in every:
             spans = [
                 {"type": kind, "start": start, "end": end, "text": " ".join(row[start:end])}
-                for kind, start, end in entities(guess)
+                for kind, start, end in entities(guess, self._scheme(tags))
             ]
             rows.append({"tags": guess, "entities": spans})
         if intents:
@@ -189,7 +212,8 @@ class TokenClassification(Task):
         """The tag found for each word of each row."""
         best = outputs["tokens"][:, : len(tags)].argmax(-1)
         offsets, word = examples.ids.offsets, examples.tokens["_word"]
-        found = [["O"] * len(words) for words in split.column("tokens")]
+        outside = "O" if "O" in tags else ""
+        found = [[outside] * len(words) for words in split.column("tokens")]
         for row, start, end in zip(found, offsets[:-1], offsets[1:], strict=True):
             for at in start + np.flatnonzero(word[start:end]):
                 row[word[at] - 1] = tags[best[at]]
@@ -219,3 +243,61 @@ def parted(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The tags, and the labels of all words."""
     tags = [name for name in names if not name.startswith(INTENT)]
     return tags, [name.removeprefix(INTENT) for name in names[len(tags) :]]
+
+
+def _by_type(tag: str) -> tuple[bool, str, str]:
+    return tag != "O", tag[2:], tag[:1]
+
+
+def check_together(file: str, tags: Collection[str], scheme: str) -> None:
+    """Raises UserError where some tags are of a scheme and others of none."""
+    for tag in sorted(tags - {"O"}) if scheme != "none" else ():
+        if tag[1:2] != "-":
+            raise UserError(
+                f"{file}: tag {tag!r} is not of the scheme {scheme}, which others are of; "
+                "task.scheme names others"
+            )
+
+
+def _of_entities(truth: list[list[str]], guess: list[list[str]], scheme: str) -> dict[str, Any]:
+    """Precision, recall and F1 of entities, and of those of each type."""
+    from seqeval import metrics as sq
+
+    how = {"zero_division": 0, **strictly(scheme)}
+    if not any(entities(row, scheme) for row in chain(truth, guess)):  # means of nothing
+        return {"f1": 0.0, "precision": 0.0, "recall": 0.0, "per_type": {}}
+    report = sq.classification_report(truth, guess, output_dict=True, **how)
+    return {
+        "f1": float(sq.f1_score(truth, guess, **how)),
+        "precision": float(sq.precision_score(truth, guess, **how)),
+        "recall": float(sq.recall_score(truth, guess, **how)),
+        "per_type": {
+            kind: {
+                "precision": float(each["precision"]),
+                "recall": float(each["recall"]),
+                "f1": float(each["f1-score"]),
+                "entities": int(each["support"]),
+            }
+            for kind, each in report.items()
+            if not kind.endswith(" avg")
+        },
+    }
+
+
+def _of_tags(pairs: Sequence[tuple[str, str]], tags: Sequence[str]) -> dict[str, Any]:
+    """Means over tags of precision, recall and F1, and those of each, by scikit-learn."""
+    from sklearn import metrics as sk
+
+    truth, guess = zip(*pairs, strict=True)
+    scores = sk.precision_recall_fscore_support(truth, guess, labels=list(tags), zero_division=0.0)
+    precision, recall, f1, _ = (each.mean() for each in scores)
+    names = ("precision", "recall", "f1", "words")
+    return {
+        "f1": float(f1),
+        "precision": float(precision),
+        "recall": float(recall),
+        "per_type": {
+            tag: dict(zip(names, (*map(float, each[:3]), int(each[3])), strict=True))
+            for tag, each in zip(tags, zip(*scores, strict=True), strict=True)
+        },
+    }

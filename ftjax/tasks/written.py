@@ -3,9 +3,10 @@
 import re
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any
 
 from ftjax.data.sources import Split
+from ftjax.data.templates import chosen
 
 
 class Written:
@@ -22,7 +23,6 @@ class Written:
     max_new_tokens: int
     num_beams: int
     answer: str
-    template: ClassVar[str] = ""
 
     def prompts(self, split: Split) -> list[Any]:
         """What is gone on from, one a row: texts, or chats."""
@@ -39,6 +39,13 @@ class Written:
     def written(self, texts: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
         """Metrics of texts."""
         return {"exact_match": exact_match(texts, references, self.answer)}
+
+
+def ready(task: Any, tokenizer: Any) -> dict[str, Any]:
+    """Settings of generation as a task has them; the tokenizer then writes chats as in training."""
+    if template := getattr(task, "template", ""):
+        tokenizer.chat_template = chosen(tokenizer, template, None)
+    return task.asked(tokenizer) if isinstance(task, Written) else {}
 
 
 def exact_match(texts: Sequence[str], references: Sequence[str], pattern: str = "") -> float:

@@ -13,6 +13,7 @@ from ftjax.data.streaming import Source
 from ftjax.errors import UserError, require
 from ftjax.formats import hf, tokenizers
 from ftjax.models import kind_of
+from ftjax.parallel.agreement import require_same
 from ftjax.remote import located
 from ftjax.training.splits import read_splits
 
@@ -31,7 +32,10 @@ def make(config: ConfigDict) -> None:
     """
     wanted = config.model.new.to_dict()
     folder = located(config.model.path)
-    if not wanted or (folder / "config.json").exists():
+    there = (folder / "config.json").exists()
+    if wanted:
+        require_same(f"whether model.path={folder} is there", [there])
+    if not wanted or there:
         return
     require(jax.process_count() == 1, f"model.path={folder} is not there: make it on one host")
     model_type, kind = wanted.pop("model_type", ""), wanted.pop("tokenizer", "")

@@ -1,7 +1,7 @@
 """The models that steps of `data.prepare` ask: a classifier, a language model, a masked one.
 
 What they say is kept on disk by content, so that a run that is resumed, or another of a
-comparison, need not ask again.
+comparison, need not ask again. On several hosts all have what the first one has.
 """
 
 import hashlib
@@ -22,12 +22,13 @@ from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
 from ftjax.formats.folder import fingerprint, load_tokenizer, locate
 from ftjax.generation.command import make_generator, open_model, open_workdir
+from ftjax.parallel.agreement import require_same, told
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import Flat
 from ftjax.remote import cache_folder, located
 from ftjax.training.evaluate import Forward
 from ftjax.training.predictor import open_predictor
-from ftjax.training.records import write_json
+from ftjax.training.records import write_text
 from ftjax.tuned import Tuned
 
 LONGEST = 512  # tokens that a masked model reads of a text
@@ -62,7 +63,7 @@ def generate(model: str, prompts: Sequence[str], settings: Mapping[str, Any]) ->
     def run() -> list[str]:
         opened = open_workdir(located(model)) if trained else open_model(model, _one_device())
         changes = {name: value for name, value in settings.items() if name != "batch_size"}
-        generator = make_generator(*opened, changes)
+        generator = make_generator(*opened, changes=changes)
         size = min(settings["batch_size"], len(prompts))
         order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
         found = [""] * len(prompts)
@@ -169,9 +170,15 @@ def _run_identity(workdir: str) -> str:
 
 
 def _kept(asked: list[Any], run: Callable[[], Any]) -> Any:
-    """What `run` gives, or gave when the same was asked before."""
+    """What `run` gives, or gave when the same was asked before.
+
+    On several hosts the first one's disk decides for all whether it is asked, and what was said.
+    """
     key = hashlib.sha256(json.dumps(["1", *asked]).encode()).hexdigest()[:32]
+    require_same(f"what data.prepare has a model {asked[0]}", [key])
     file = cache_folder() / "prepared" / f"{key}.json"
-    if not file.exists():
-        write_json(file, run())
-    return json.loads(file.read_text(encoding="utf-8"))
+    said = told(file.read_text(encoding="utf-8") if file.exists() else "")
+    if not said:
+        said = told(json.dumps(run()))
+        write_text(file, said)
+    return json.loads(said)

@@ -1,5 +1,6 @@
 """From a configuration to checked, prepared and encoded splits."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from ftjax.data.preparation.pipeline import Report, prepare
 from ftjax.data.sources import Split, is_stream, load, open_parts
 from ftjax.data.streaming import Source, Windows
 from ftjax.errors import UserError, require
+from ftjax.parallel.agreement import require_same
 from ftjax.tasks.base import Task
 from ftjax.training import preparation
 from ftjax.training.batching import encode_split, with_targets
+from ftjax.training.labels import finished_outputs
 
 NAMED = 20  # rows that were left out, in the report
 
@@ -62,11 +65,16 @@ def _read(name: str, split: Split) -> dict[str, Any]:
 
 
 def read_labelled(
-    config: ConfigDict, task: Task
+    config: ConfigDict, task: Task, outputs: Sequence[str] = ()
 ) -> tuple[dict[str, Split], tuple[str, ...], Report]:
     """Prepared splits with one to train on, the labels' names, and what the steps dropped.
 
     The labels of a stream are those of the validation split.
+
+    Args:
+        config: of the run.
+        task: whose rows they are.
+        outputs: see `finished_outputs`.
     """
     raw, report = read_splits(config, task)
     stream = is_stream(config.data)
@@ -76,19 +84,35 @@ def read_labelled(
         return raw, (), report
     named = raw.get("validation" if stream else "train")
     require(named, "the labels of a stream are those of a validation split; there is none")
-    return raw, task.label_names(named), report
+    return raw, task.label_names(named, outputs), report
 
 
 def read_data(config: ConfigDict, task: Task, folder: Path) -> Data:
-    """Reads, checks, prepares and encodes all splits."""
-    raw, names, report = read_labelled(config, task)
+    """Reads, checks, prepares and encodes all splits; on all hosts the same."""
+    raw, names, report = read_labelled(config, task, finished_outputs(config, task, folder))
     splits = {name: encode_split(config, task, raw[name], names, folder) for name in raw}
     for name, examples in splits.items():
         counts = {"rows_in": len(raw[name].rows), "rows_out": len(raw[name].rows)}
         made = {"examples_made": len(examples), "cut": examples.truncated}
         report.append({"step": "encode", "split": name, **counts, **made})
     stream = open_stream(config, task, names, folder) if is_stream(config.data) else None
-    return Data(raw, splits, names, report, stream)
+    data = Data(raw, splits, names, report, stream)
+    require_same("the data, as it is prepared and encoded,", _content(data))
+    return data
+
+
+def _content(data: Data) -> Iterator[Any]:
+    """All that a run is told of its data; of a stream the first window."""
+    yield data.names
+    first = [] if data.stream is None else [("stream", data.stream[0])]
+    for name, examples in [*data.splits.items(), *first]:
+        yield name
+        for sequences in filter(None, (examples.ids, examples.decoder)):
+            yield from (sequences.values, sequences.offsets)
+        for arrays in (examples.tokens, examples.arrays):
+            for key in sorted(arrays):
+                yield from (key, arrays[key])
+        yield examples.row_numbers
 
 
 def open_stream(config: ConfigDict, task: Task, names: tuple[str, ...], folder: Path) -> Windows:

@@ -11,8 +11,7 @@ from ftjax.generation import settings
 from ftjax.generation.text import Generator
 from ftjax.partition import merge
 from ftjax.paths import Flat
-from ftjax.tasks.instruction import PLAIN
-from ftjax.tasks.written import Written
+from ftjax.tasks.written import Written, ready
 from ftjax.training.run import Run
 
 
@@ -24,10 +23,8 @@ def write(run: Run, params: Flat, prompts: Sequence[Any]) -> list[str]:
         params: its trainable leaves.
         prompts: in any order; rows of a batch are of like length.
     """
-    task, tokenizer = run.task, load_tokenizer(run.folder)
-    if task.template:
-        tokenizer.chat_template = PLAIN if task.template == "plain" else task.template
-    changes = {"temperature": 0.0, "num_return_sequences": 1, **task.asked(tokenizer)}
+    tokenizer = load_tokenizer(run.folder)
+    changes = {"temperature": 0.0, "num_return_sequences": 1, **ready(run.task, tokenizer)}
     asked = settings.of_folder(run.folder, **changes)
     generator = Generator(run.tuned, merge(params, run.frozen), tokenizer, asked)
     order = np.argsort([-len(str(prompt)) for prompt in prompts], kind="stable")

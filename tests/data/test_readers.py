@@ -1,11 +1,13 @@
 """Rows of each kind of file, from files that were written otherwise, and what is said of bad ones."""
 
 import copy
+import csv
 import json
 import subprocess
 import sys
 
 import datasets
+import pandas
 import pyarrow
 import pytest
 
@@ -313,3 +315,59 @@ def test_a_line_of_csv_that_is_no_text_is_one_bad_row(tmp_path):
         f"{path}: row 3",
         f"{path}: row 5",
     ]
+
+
+TABLE = pandas.DataFrame(
+    {"text": ['"Good" film', "it was, so", 'a "dull" one'], "label": list("aba")}
+)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("index", [False, True])
+def test_tables_as_pandas_writes_them(tmp_path, end, encoding, index):
+    """Whatever ends lines, with a byte order mark or without, with an index that has no name."""
+    file = tmp_path / "train.csv"
+    TABLE.to_csv(file, index=index, lineterminator=end, encoding=encoding)
+    split = load(data_settings(source="csv", path=str(file)), LABELLED)["train"]
+    assert split.column("text") == TABLE.text.tolist()
+    assert split.column("label") == TABLE.label.tolist()
+
+
+def test_quotation_marks_between_tabs_are_text(tmp_path):
+    """As csv's reader without quoting has them; a file that quotes all of its fields says so."""
+    file = tmp_path / "train.tsv"
+    lines = ['"I like it', 'so "dull"', '"Good" film', '"fine"', "it's \"a"]
+    file.write_text("text\tlabel\n" + "".join(f"{line}\ta\n" for line in lines))
+    split = load(data_settings(source="csv", path=str(file)), LABELLED)["train"]
+    assert split.column("text") == lines
+    for quoting, index in ((csv.QUOTE_ALL, "auto"), (csv.QUOTE_MINIMAL, "double")):
+        TABLE.to_csv(file, sep="\t", index=False, quoting=quoting)
+        split = load(data_settings(source="csv", path=str(file), quoting=index), LABELLED)["train"]
+        assert split.column("text") == TABLE.text.tolist()
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "message"),
+    [
+        ('text\tlabel\n"a ""b"""\tc\n', {}, "row 2 has quotation marks .* data.quoting=double"),
+        ('text\tlabel\n"a\n', {}, "row 2 has fewer fields .*set data.quoting=double"),
+        ("text\ttext\tlabel\na\tb\tc\n", {}, "row 1: 2 columns are called 'text'"),
+        ('text,label\na,b\n"c,d\ne,f\n', {"delimiter": ","}, "row 3 cannot be read .*quoting=none"),
+        ('text,label\n"c" d,e\n', {"delimiter": ","}, "row 2 cannot be read .*quoting=none"),
+        ("text,label\n", {"quoting": "some"}, "data.quoting='some' must be one of auto"),
+        ("text,label\n", {"delimiter": "||"}, r"data.delimiter='\|\|' must be one character"),
+    ],
+)
+def test_tables_that_say_two_things_are_refused(tmp_path, content, changes, message):
+    file = tmp_path / "train.tsv"
+    file.write_text(content)
+    with pytest.raises(UserError, match=message):
+        load(data_settings(source="csv", path=str(file), **changes), LABELLED)
+
+
+def test_rows_after_one_that_cannot_be_read(tmp_path):
+    file = tmp_path / "train.csv"
+    file.write_text('text,label\n"a" b,c\nd,e\n')
+    split = load(data_settings(source="csv", path=str(file), on_error="skip"), LABELLED)["train"]
+    assert split.column("text") == ["d"] and split.column("row") == [3] and len(split.skipped) == 1

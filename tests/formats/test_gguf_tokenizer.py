@@ -19,6 +19,7 @@ from ftjax.errors import UserError
 from ftjax.formats.export import write_export
 from ftjax.formats.folder import load_tokenizer, locate, read_config
 from ftjax.formats.gguf import read
+from ftjax.generation import settings
 from tests.formats.test_gguf import entries_of, stored, write
 from tests.models.cases import DECODER
 
@@ -57,6 +58,37 @@ def write_vocabulary(path: Path, kind: str, **changes) -> Path:
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
     entries |= entries_of("llama", model.config)
     return write(path, "llama", entries, stored("llama", model))
+
+
+@pytest.mark.parametrize(
+    ("more", "changes", "wanted"),
+    [
+        (["<end_of_turn>"], {}, ["<|im_end|>", "<end_of_turn>", "<|endoftext|>"]),
+        (["halt"], {"tokenizer.ggml.eot_token_id": -1}, ["<|im_end|>", "halt", "<|endoftext|>"]),
+        (["halt"], {"tokenizer.ggml.eom_token_id": -1}, ["<|im_end|>", "halt", "<|endoftext|>"]),
+        (["halt"], {}, ["<|im_end|>", "<|endoftext|>"]),
+        (["<|end|>"], {}, ["<|im_end|>", "<|end|>", "<|endoftext|>"]),
+        # As of gpt-oss, whose <|end|> ends what comes before an answer.
+        (
+            ["<|end|>", "<|return|>", "<|call|>"],
+            {},
+            ["<|im_end|>", "<|return|>", "<|call|>", "<|endoftext|>"],
+        ),
+    ],
+)
+def test_what_ends_a_turn_ends_a_text(tmp_path, more, changes, wanted):
+    """By llama.cpp's rules (llama-vocab.cpp, special_eog_ids)."""
+    plain = read(write_vocabulary(tmp_path / "plain.gguf", "gpt-2")).metadata
+    tokens = [*plain["tokenizer.ggml.tokens"], *more]
+    entries = {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [*plain["tokenizer.ggml.token_type"], *[3] * len(more)],
+        **{key: len(tokens) - 1 for key in changes},
+    }
+    file = write_vocabulary(tmp_path / "model.gguf", "gpt-2", **entries)
+    ends = settings.of_folder(file).end
+    assert tokens[ends[0]] == "<|im_end|>" and {tokens[i] for i in ends} == {*wanted}
+    assert len(ends) == len(wanted)
 
 
 def reference(file: Path) -> transformers.PreTrainedTokenizerFast:

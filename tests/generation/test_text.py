@@ -1,5 +1,6 @@
 """Texts, streams, stop strings, chats, seeds, and the command."""
 
+import copy
 import json
 from itertools import pairwise
 
@@ -106,6 +107,32 @@ def test_stop_strings_end_texts_and_are_held_back(make):
     assert found == [text.split(word)[0] for text in whole]
     for texts in make(stop=[word]).stream(PROMPTS):
         assert not any(text.endswith(word[:size]) for text in texts for size in (len(word),))
+
+
+def test_stop_strings_with_special_tokens(make, decoder):
+    """A special token is found where it stands, and is no part of what is returned."""
+    tokenizer, whole = load_tokenizer(decoder), make()(PROMPTS)[0][0].split()
+    word = whole[3]
+    tokenizer.add_special_tokens({"additional_special_tokens": [word]})
+
+    def said(*stop):
+        generator = make(stop=stop)
+        generator._tokenizer = tokenizer
+        return generator(PROMPTS)[0][0]
+
+    first = whole.index(word)
+    assert said(word).strip() == " ".join(whole[:first])
+    assert said(f"{whole[first - 1]} {word}").strip() == " ".join(whole[: first - 1])
+    assert word not in said().split()  # and it is not shown where nothing stops at it
+
+
+def test_chats_that_a_template_refuses(make):
+    generator = make()
+    raises = "{{ raise_exception('no system') }}"
+    generator._tokenizer = copy.copy(generator._tokenizer)
+    generator._tokenizer.chat_template = raises
+    with pytest.raises(UserError, match="prompt 2: the chat template says: no system"):
+        generator(["good", [{"role": "user", "content": "good"}]])
 
 
 def test_seeds(make):

@@ -15,23 +15,53 @@ from ftjax.training.step import State
 from tests.conftest import perturbed
 
 
-def test_tokens_are_the_tuned_models(decoder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("GLIBC_TUNABLES", "")
-    config = default_config("lora", "causal_lm")
-    config.model.path = str(decoder)
-    config.data.max_length = 32
-    work = tmp_path / "work"
+def finished(config, work):
+    """A work folder of a run whose adapter has moved; the run, and all parameters."""
     open_workdir(work, config)
     write_labels(work, ())
     run = place_model(config, ())
     moved = perturbed(merge(run.trainable, run.frozen), run.tuned)
     trainable, _ = run.tuned.partition.split(moved)
     state = State(jnp.asarray(7), trainable, {"count": jnp.zeros(())}, jax.random.key(0))
-    meta = {"base": fingerprint(decoder), "progress": {"best_step": 7}}
+    meta = {"base": fingerprint(run.folder), "progress": {"best_step": 7}}
     checkpoints = Checkpoints(work / "checkpoints")
     checkpoints.save(state, meta, 7)
     checkpoints.wait()
     checkpoints.close()
+    return run, moved
+
+
+def configured(decoder, task):
+    config = default_config("lora", task)
+    config.model.path = str(decoder)
+    config.data.max_length = 32
+    return config
+
+
+def test_chats_are_written_as_in_training(decoder, tmp_path, capsys, monkeypatch):
+    """By the task's template and settings, not the tokenizer's and the usual ones."""
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    config, work = configured(decoder, "instruction"), tmp_path / "work"
+    template = "{% for m in messages %}good {{ m['content'] }} music {% endfor %}"
+    config.task.update({"template": template, "max_new_tokens": 5, "num_beams": 2})
+    run, moved = finished(config, work)
+    asked = Settings(max_new_tokens=5, num_beams=2, end=(3,))
+    generator = Generator(run.tuned, moved, load_tokenizer(decoder), asked)
+    tokenizer = generator._tokenizer
+    tokenizer.chat_template = template
+    read = tokenizer("good the film music ", add_special_tokens=False)["input_ids"]
+    chat = [{"role": "user", "content": "the film"}]
+    ids = generator.encode([chat])["input_ids"][0]
+    assert ids[ids > 0].tolist() == read
+    ((wanted,),) = generator([chat])
+    assert main(["generate", "--workdir", str(work), "--chat", "--prompt", "the film"]) == 0
+    assert capsys.readouterr().out == f"{wanted}\n"
+
+
+def test_tokens_are_the_tuned_models(decoder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    work = tmp_path / "work"
+    run, moved = finished(configured(decoder, "causal_lm"), work)
     generator = Generator(
         run.tuned, moved, load_tokenizer(decoder), Settings(max_new_tokens=9, end=(3,))
     )

@@ -8,9 +8,10 @@ import torch
 
 from ftjax.config import default_config
 from ftjax.data.encode import encode
+from ftjax.data.templates import PLAIN
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
-from ftjax.tasks.instruction import PLAIN, Instruction, encoded
+from ftjax.tasks.instruction import Instruction, encoded
 from ftjax.training.announce import announced
 from ftjax.training.splits import Data
 from tests.conftest import WORDS
@@ -103,14 +104,14 @@ def test_learned_tokens_equal_transformers(tokenizer, name):
         wanted = tokenizer.apply_chat_template(
             turns, chat_template=marked, return_dict=True, return_assistant_tokens_mask=True
         )
-        ids, learned = encoded(tokenizer, turns, plain)
+        ((ids, learned),) = encoded(tokenizer, (turns, None), plain)
         assert ids == wanted["input_ids"]
         assert learned.tolist() == wanted["assistant_masks"], tokenizer.decode(ids)
         said = tokenizer.decode([i for i, own in zip(ids, learned, strict=True) if own])
         count = sum(turn["role"] == "assistant" for turn in turns)
         signs = [s for s in (*SIGNS, "</s>") if said.endswith(s)]
         assert signs and said.count(signs[0]) == count
-        _, last = encoded(tokenizer, turns, plain, last=True)
+        ((ids, last),) = encoded(tokenizer, (turns, None), plain, "last")
         answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
         said = tokenizer.decode([i for i, own in zip(ids, last, strict=True) if own])
         assert said.strip() == answers[-1] + " " * (name == "llama2") + signs[0]
@@ -118,7 +119,7 @@ def test_learned_tokens_equal_transformers(tokenizer, name):
 
 def test_plain_template_by_hand(tokenizer):
     turns = [{"role": "user", "content": "good"}, {"role": "assistant", "content": "bad film"}]
-    ids, learned = encoded(tokenizer, turns, "plain")
+    ((ids, learned),) = encoded(tokenizer, (turns, None), "plain")
     assert tokenizer.decode(ids) == "user: good</s>\nassistant: bad film</s>\n"
     said = [i for i, own in zip(ids, learned, strict=True) if own]
     assert tokenizer.decode(said) == " bad film</s>"
@@ -128,22 +129,18 @@ def test_plain_template_by_hand(tokenizer):
     read = tokenizer(before, add_special_tokens=False)["input_ids"]
     assert read == ids[: len(read)]  # what is gone on from is what was learned from
     spaced = PLAIN.replace("}}:{{ ' ' +", "}}: {{").replace("assistant:", "assistant: ")
-    ids, learned = encoded(tokenizer, turns, spaced)
+    ((ids, learned),) = encoded(tokenizer, (turns, None), spaced)
     said = [i for i, own in zip(ids, learned, strict=True) if own]
     assert tokenizer.decode(said) == " bad film</s>"  # " bad" is one token
 
 
-def test_templates_that_change_turns_are_refused(tokenizer):
-    turns = chats(1, seed=2)[0]["messages"] * 2
-    for template in (
-        "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}",
-        "{% for m in messages %}{% if loop.last or m['role'] == 'user' %}{{ m['content'] }}"
-        "{% else %}-{% endif %}{% endfor %}",
-    ):
-        with pytest.raises(UserError, match="task.template: the chat template changes turns"):
-            encoded(tokenizer, turns, template)
+def test_templates_that_ask_for_other_turns_are_refused(tokenizer):
+    chat = chats(1, seed=2)[0]["messages"] * 2, None
+    counted = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(ValueError, match="turn 2 is not written by the chat template as it asks"):
+        list(encoded(tokenizer, chat, counted))
     with pytest.raises(UserError, match="no chat template: set task.template"):
-        encoded(tokenizer, turns, "")
+        list(encoded(tokenizer, chat, ""))
 
 
 FORMS = {

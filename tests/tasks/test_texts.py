@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas
 import pytest
 import torch
 import transformers
@@ -113,6 +114,46 @@ def test_labels_of_each_kind(tmp_path, kind, label, wanted):
     file = write_jsonl(tmp_path / "train.jsonl", [{"text": "good", "label": label}])
     found = load(data_settings(path=str(file)), SCHEMAS[kind])["train"].rows[0]["label"]
     assert found == wanted
+
+
+LISTS = [
+    ([[0, 1, 1], [0, 0, 0], [1, 0, 0]], [["1", "2"], [], ["0"]]),
+    ([[True, False], [False, False]], [["0"], []]),
+    ([[1.0, 0.0], [0.0, 1.0]], [["0"], ["1"]]),
+    ([[27], [0, 1], []], [["27"], ["0", "1"], []]),  # numbers of labels
+    ([["joy", "fear"], []], [["fear", "joy"], []]),
+]
+
+
+@pytest.mark.parametrize(("labels", "wanted"), LISTS)
+def test_lists_of_labels_and_indicators(tmp_path, labels, wanted):
+    """As lists, and in cells of a table as pandas and json write them."""
+    for number, write in enumerate((lambda x: x, repr, json.dumps)):
+        rows = [{"text": "good", "label": write(label)} for label in labels]
+        file = tmp_path / str(number) / "train.csv"
+        if number:
+            file.parent.mkdir()
+            pandas.DataFrame(rows).to_csv(file)
+        else:
+            write_jsonl(file.with_suffix(".jsonl"), rows)
+        settings = data_settings(source="csv" if number else "json", path=str(file.parent))
+        assert load(settings, Multilabel.schema)["train"].column("label") == wanted
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["['joy' 'fear']"], "row 1: field 'label' must be a list with commas between"),
+        (["[joy, fear"], "row 1: field 'label' must be a list that can be read"),
+        ([[0, 1, 1], [0, 1]], "row 1: field 'label' is .*a number for each label needs as many"),
+        ([[0, 1, 1]] * 1000 + [[1]], "row 1001: field 'label' must be 3 numbers 0 or 1"),
+    ],
+)
+def test_lists_of_two_forms_are_refused(tmp_path, labels, message):
+    rows = [{"text": "good", "label": label} for label in labels]
+    file = write_jsonl(tmp_path / "train.jsonl", rows)
+    with pytest.raises(UserError, match=message):
+        load(data_settings(path=str(file)), Multilabel.schema)
 
 
 @pytest.mark.parametrize(

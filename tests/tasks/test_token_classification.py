@@ -9,7 +9,8 @@ from seqeval.scheme import IOBES
 from ftjax.data.loading import token_index
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
-from ftjax.tasks.spans import check_tags, first_tokens
+from ftjax.tasks.schemes import check_tags
+from ftjax.tasks.spans import first_tokens
 from ftjax.tasks.token_classification import INTENT, TokenClassification
 from tests.conftest import WORDS
 from tests.tasks.made import (
@@ -232,40 +233,54 @@ def test_intents_by_hand(tiny):
 
 
 @pytest.mark.parametrize(
-    "tags",
+    ("tags", "scheme"),
     [
-        "O B-a I-a O",
-        "B-a B-a I-a B-b",
-        "S-a O B-a E-a",
-        "B-a I-a E-a S-b",
-        "B-x-y I-x-y",
-        "O",
+        ("O B-a I-a O", "IOB2"),
+        ("B-a B-a I-a B-b", "IOB2"),
+        ("S-a O B-a E-a", "BIOES"),
+        ("B-a I-a E-a S-b", "BIOES"),
+        ("U-a O B-a L-a", "BILOU"),
+        ("I-a E-a E-a I-b E-b", "IOE2"),
+        ("I-a B-a I-a I-b O I-b", "IOB1"),
+        ("I-a E-a I-a I-b O I-b", "IOE1"),
+        ("B-x-y I-x-y", "IOB2"),
+        ("O", "IOB2"),
+        ("NN -LRB- VB", "none"),
     ],
 )
-def test_sound_tags(tags):
-    check_tags(tags.split())
+def test_sound_tags(tags, scheme):
+    check_tags(tags.split(), scheme)
+    if scheme[-1] != "1":
+        check_tags(tags.split(), "auto")
 
 
 @pytest.mark.parametrize(
-    ("tags", "message"),
+    ("tags", "scheme", "message"),
     [
-        ("I-a", "tag 1, 'I-a', does not go on from 'O'"),
-        ("B-a I-b", "tag 2, 'I-b', does not go on from 'B-a'"),
-        ("B-a O I-a", "tag 3, 'I-a', does not go on from 'O'"),
-        ("B-a E-a I-a", "tag 3, 'I-a', does not go on from 'E-a'"),
-        ("S-a E-a", "tag 2, 'E-a', does not go on from 'S-a'"),
-        ("B-a O S-b", "comes before the entity of 'B-a' ends"),
-        ("B-a E-a B-b", "tag 4, 'O', comes before the entity of 'B-b' ends"),
-        ("per", "tag 1, 'per', is not O"),
-        ("B-", "tag 1, 'B-', is not O"),
-        ("X-a", "tag 1, 'X-a', is not O"),
-        ("BI-a", "tag 1, 'BI-a', is not O"),
-        ("o", "tag 1, 'o', is not O"),
+        ("I-a", "auto", r"tag 1, 'I-a', does not go on from 'O' \(read as IOB2; task.scheme names"),
+        ("B-a I-b", "IOB2", "tag 2, 'I-b', does not go on from 'B-a'"),
+        ("B-a O I-a", "IOB2", "tag 3, 'I-a', does not go on from 'O'"),
+        ("B-a E-a I-a", "auto", "tag 3, 'I-a', does not go on from 'E-a'"),
+        ("S-a E-a", "BIOES", "tag 2, 'E-a', does not go on from 'S-a'"),
+        ("B-a O S-b", "auto", "comes before the entity of 'B-a' ends"),
+        ("B-a E-a B-b", "auto", "tag 4, 'O', comes before the entity of 'B-b' ends"),
+        ("B-a U-a", "auto", "tag 2, 'U-a', comes before the entity of 'B-a' ends"),
+        ("B-a L-b", "BILOU", "tag 2, 'L-b', does not go on from 'B-a'"),
+        ("I-a E-b", "IOE2", "tag 2, 'E-b', comes before the entity of 'I-a' ends"),
+        ("I-a O B-a", "IOB1", "tag 'B-a' is not between two entities of a type"),
+        ("I-a E-a", "IOE1", "tag 'E-a' is not between two entities of a type"),
+        ("per", "IOB2", "tag 1, 'per', is not O"),
+        ("B-", "auto", "tag 1, 'B-', is not O"),
+        ("B I O", "auto", "tag 1, 'B', is not O"),
+        ("X-a", "BIOES", "tag 1, 'X-a', is not O"),
+        ("BI-a", "IOB2", "tag 1, 'BI-a', is not O"),
+        ("o B-a", "auto", "tag 1, 'o', is not O"),
+        ("S-a", "IOB2", "tag 1, 'S-a', is not O, or B-, I- and a type"),
     ],
 )
-def test_unsound_tags_are_named(tags, message):
+def test_unsound_tags_are_named(tags, scheme, message):
     with pytest.raises(ValueError, match=message):
-        check_tags(tags.split())
+        check_tags(tags.split(), scheme)
 
 
 def test_rows_are_checked(tiny):
@@ -275,6 +290,11 @@ def test_rows_are_checked(tiny):
         )
     with pytest.raises(UserError, match="row 1: tag 1, 'I-per', does not go on"):
         examples_of(TASK, [{"tokens": ["a"], "tags": ["I-per"]}], tiny)
+    rows = [{"tokens": ["a"], "tags": [tag]} for tag in ("B-per", "NN")]
+    with pytest.raises(UserError, match="tag 'NN' is not of the scheme IOB2"):
+        examples_of(TASK, rows, tiny)
+    with pytest.raises(UserError, match="task.scheme='BIO' must be one of auto, IOB1"):
+        TokenClassification(scheme="BIO")
     with pytest.raises(UserError, match="tag 'B-per' is not among task.labels"):
         examples_of(
             TokenClassification(labels=("O",)), [{"tokens": ["a"], "tags": ["B-per"]}], tiny
