@@ -84,7 +84,7 @@ def test_what_trains_already_keeps_its_moments():
         phase = model.at_step(step).partition
         active = phase.split(params)[0]
         labels = {path: phase.labels[path] for path in active}
-        optimizer = make_optimizer(ADAM, labels, rate, model.method, model.rates(), steps)
+        optimizer = make_optimizer(ADAM, labels, rate, model.optimizer, model.rates(), steps)
         if phase is not before:
             fresh = optimizer.init(active)
             state, before = fresh if state is None else carry(state, fresh, step), phase
