@@ -337,9 +337,13 @@ def build(
         of_words=str(model.head).endswith("_lm") or model.head == "pretraining",
     )
     interceptor = method.interceptor(base)
-    # What comes after a block needs its output, which parts would have to compute once more.
-    around = r".*layers?_[\d_]+(/ffn(/(up|gate|down))?)?", "__call__", "product"
-    if parts > 1 and not (interceptor and interceptor.changes(*around)):
+    if parts > 1:
+        inside = r".*layers?_[\d_]+/ffn/(up|gate|down)", "__call__", "product"
+        if interceptor and interceptor.changes(*inside):
+            raise UserError(
+                f"model.parts={parts} must be 1 with method.name={name_of(method)}, which changes "
+                "projections of feed-forward blocks, so that these cannot be computed in parts"
+            )
         options = replace(config.options, parts=parts)
         model = model.clone(config=replace(config, options=options))
     limit = _positions(config)
