@@ -2,7 +2,7 @@
 
 ftjax compile --config configs/ahead.py:lora --topology v5e:8x8
 ftjax compile --config configs/ahead.py:full/classification --topology v5e:4x8 \\
-    --config.model.path=t5-11b --config.model.parts=1 --config.data.max_length=512
+    --config.model.path=t5-11b --config.data.max_length=512
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,8 @@ def get_config(what: str = "lora") -> ConfigDict:
     config.model.dtype = "bfloat16"
     config.model.segments = "scan"
     config.model.remat = "full"
-    config.model.parts = 4
+    if task in ("", "causal_lm") and method in ("full", "lora"):
+        config.model.parts = 4  # of feed-forward blocks that the method leaves as they are
     config.data.max_length = 4096
     config.data.batching = "pad"
     config.train.batch_size = 64

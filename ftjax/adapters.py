@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError, require
+from ftjax.methods import name_of
 from ftjax.methods.factors import weight_of
+from ftjax.methods.lora import Lora
 from ftjax.methods.quantized import dequantized
 from ftjax.partition import merge
 from ftjax.paths import Flat
@@ -69,7 +71,7 @@ def apply_mixed(
 
 
 def update(tuned: Tuned, params: Flat, base: Flat | None = None) -> Flat:
-    """ΔW of every base parameter that the method changes, the head's left out (task vector).
+    """ΔW of every base parameter that the method changes, a task's head left out (task vector).
 
     Args:
         tuned: the model under the method.
@@ -80,10 +82,11 @@ def update(tuned: Tuned, params: Flat, base: Flat | None = None) -> Flat:
         UserError: the method cannot be merged, or `base` is needed.
     """
     params = dequantized(params)
+    head = () if tuned.base.of_words else tuned.base.head
     merged, base, changed = tuned.merged(params), base and dequantized(base), {}
     for path in tuned.base.shapes:
         trained = tuned.partition.is_trainable(path)
-        if path.split("/")[0] in tuned.base.head or (merged[path] is params[path] and not trained):
+        if path.split("/")[0] in head or (merged[path] is params[path] and not trained):
             continue
         require(bool(base) or not trained, f"{path!r} itself was trained: `base` is needed")
         before = (base or params)[path]
@@ -115,22 +118,27 @@ def combined(updates: Sequence[Flat], weights: Sequence[float]) -> Flat:
 def ties(updates: Sequence[Flat], weights: Sequence[float], density: float = 0.2) -> Flat:
     """Updates with interference taken out (TIES, Yadav et al. 2023, alg. 1).
 
-    Of each update the `density` largest entries are kept; each entry takes the sign that has more
-    weight; it becomes the mean of the updates that have this sign.
+    Of each update the `density` largest entries are kept; each entry takes the sign of their sum,
+    and becomes the mean, over the updates that have this sign there, of weight times entry. An
+    update is zero where it has no entry. Equal to `peft`'s, to which all parameters are one tensor.
     """
     require(0 < density <= 1, f"density={density} must be in (0, 1]")
-    kept = [_largest(update, density) for update in updates]
+    require(len(updates) == len(weights), f"{len(updates)} updates have {len(weights)} weights")
+    trimmed = [_largest(update, density) for update in updates]
+    shapes = {path: leaf.shape for update in updates for path, leaf in update.items()}
+    factors = jnp.asarray(weights, jnp.float32)
     merged = {}
-    for path in kept[0]:
-        each = jnp.stack([w * update[path] for update, w in zip(kept, weights, strict=True)])
-        agrees = (jnp.sign(each) == jnp.sign(each.sum(0))) & (each != 0)
-        merged[path] = (each * agrees).sum(0) / jnp.maximum(agrees.sum(0), 1)
+    for path, shape in shapes.items():
+        each = jnp.stack([update.get(path, jnp.zeros(shape)) for update in trimmed])
+        agrees = jnp.sign(each) == jnp.where(each.sum(0) >= 0, 1, -1)
+        total = jnp.tensordot(factors, each * agrees, 1)
+        merged[path] = total / jnp.maximum(agrees.sum(0), 1)
     return merged
 
 
 def _largest(update: Flat, density: float) -> Flat:
     sizes = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in update.values()])
-    limit = jnp.sort(sizes)[-max(1, round(density * sizes.size))]
+    limit = jnp.sort(sizes)[-max(1, int(density * sizes.size))]
     return {path: jnp.where(jnp.abs(leaf) >= limit, leaf, 0) for path, leaf in update.items()}
 
 
@@ -151,24 +159,28 @@ def to_lora(tuned: Tuned, update: Flat) -> tuple[Flat, dict[str, float]]:
     """LoRA's leaves for an update, by SVD: exact where its rank is not above the method's.
 
     Args:
-        tuned: a model under LoRA, of the rank wanted, whose targets the update changes.
+        tuned: a model under LoRA, over a quantized base or not, of the ranks wanted, whose targets
+            the update changes.
         update: ΔW by path; of kernels that are no targets nothing may be there.
 
     Returns:
         lora_a and lora_b of every target, and the share of ‖ΔW‖² that each target loses.
 
     Raises:
-        UserError: the update changes what LoRA does not adapt.
+        UserError: the method is not LoRA, or the update changes what it does not adapt.
     """
     leaves, lost = {}, {}
-    rank, scale = tuned.method.rank, tuned.method.scale
-    modules = [p.removesuffix("/lora_a") for p in tuned.shapes if p.endswith("/lora_a")]
-    weights = {module: weight_of(module, tuned.shapes) for module in modules}
+    method = getattr(tuned.method, "inner", tuned.method)
+    plain = isinstance(method, Lora) and method.leaves == Lora.leaves
+    require(plain, f"{name_of(method)} has more than LoRA's leaves: use method.name=lora or rslora")
+    weights = {module: weight_of(module, tuned.shapes) for module in method.matched(tuned.base)}
     strange = sorted(set(update) - set(weights.values()))
     if strange:
         raise UserError(f"{strange[0]!r} is changed, and method.targets does not adapt it")
     for module, path in weights.items():
-        delta = update.get(path, jnp.zeros(tuned.shapes[path].shape)) / scale
+        own = method.of(tuned.base, module)
+        rank = own.rank
+        delta = update.get(path, jnp.zeros(tuned.shapes[path].shape)) / own.scale
         u, s, vt = jnp.linalg.svd(delta, full_matrices=False)
         root = jnp.sqrt(s[..., :rank])
         leaves[f"{module}/lora_a"] = u[..., :rank] * root[..., None, :]

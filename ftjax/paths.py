@@ -78,6 +78,12 @@ class Base:
         """(vocabulary, features) of the words' table."""
         return self.shapes[f"{self.words}/embedding"].shape
 
+    def reading_off(self) -> dict[str, tuple[int, int]]:
+        """Path of the projection by which words are read off, where it has weights of its own."""
+        heads = self.head if self.of_words else ()
+        kernels = {head: self.shapes.get(f"{head}/kernel") for head in heads}
+        return {head: kernel.shape for head, kernel in kernels.items() if kernel is not None}
+
     @property
     def two_sided(self) -> bool:
         """Whether the model is an encoder-decoder."""
@@ -110,6 +116,10 @@ class Base:
         }
         return frozenset(path for path in self.projections() if axes[f"{path}/kernel"] == 3)
 
+    def routers(self) -> frozenset[str]:
+        """Paths of the projections that choose among experts."""
+        return self.modules("router")
+
     def modules(self, pattern: str) -> frozenset[str]:
         """Paths of the modules whose last name matches `pattern` in full."""
         parents = {
@@ -119,9 +129,33 @@ class Base:
         }
         return frozenset(p for p in parents if re.fullmatch(pattern, p.split("/")[-1]))
 
-    def _names_of(self, unrolled: str) -> tuple[str, ...]:
+    def names_of(self, unrolled: str) -> tuple[str, ...]:
+        """What a module may be called by: our path, and Hugging Face's name."""
         theirs = self.names.get(unrolled, "")
         return (unrolled.replace("/", "."), unrolled, theirs, f"{self.prefix}.{theirs}")
+
+    def value_at(self, module: str, pattern: Iterable[tuple[str, Any]]) -> Any:
+        """What the first of (pattern, value) that matches a module says; None where none does.
+
+        A pattern must match the last dotted parts of one of the module's names.
+
+        Raises:
+            UserError: it says different things of the layers of a scanned segment.
+        """
+
+        def value(unrolled: str) -> Any:
+            for key, value in pattern:
+                if any(re.match(rf"(.*\.)?({key})$", name) for name in self.names_of(unrolled)):
+                    return value
+            return None
+
+        values = {value(name) for name in expand(module)}
+        if len(values) > 1:
+            raise UserError(
+                f"{dict(pattern)} differs between layers of the scanned segment {module!r}; set "
+                "model.segments so that it does not cross them"
+            )
+        return values.pop()
 
     def match(
         self, targets: str | Iterable[str], words: bool = False
@@ -129,19 +163,39 @@ class Base:
         """Projections that `targets` selects, by our names or Hugging Face's → (in, out).
 
         Args:
-            targets: "all-linear" (all but the head and experts, which `peft` adapts, too), a
-                regular expression that must match a name in full, or a list of names, each equal
-                to a name or to its last dotted parts.
-            words: the table of words, (vocabulary, features), may be selected by name, too.
+            targets: "all-linear" (all but the head, experts and their routers), a regular
+                expression that must match a name in full, or a list of names, each equal to a name
+                or to its last dotted parts.
+            words: the table of words, (vocabulary, features), and the projection that reads words
+                off, (features, vocabulary), may be selected by name, too.
 
         Raises:
             UserError: a target matches nothing, only some layers of a scanned segment, or experts.
         """
+        key = (targets if isinstance(targets, str) else tuple(targets), words)
+        if key not in self._matches:
+            self._matches[key] = self._match(*key)
+        return dict(self._matches[key])
+
+    @cached_property
+    def _matches(self) -> dict[tuple, dict[str, tuple[int, int]]]:
+        """What `match` has found, for methods ask again for every parameter."""
+        return {}
+
+    def _match(self, targets: str | tuple[str, ...], words: bool) -> dict[str, tuple[int, int]]:
         projections, experts = self.projections(), self.experts()
         if targets == "all-linear":
-            return {path: shape for path, shape in projections.items() if path not in experts}
+            left_out = experts | self.routers()
+            return {path: shape for path, shape in projections.items() if path not in left_out}
         if words:
             projections[self.words] = self.words_shape
+            projections |= self.reading_off()
+        named = set() if isinstance(targets, str) else {name.split(".")[-1] for name in targets}
+        if "lm_head" in named - projections.keys():
+            raise UserError(
+                "method.targets: this model has no projection 'lm_head': words are read off by the "
+                "table that they are looked up in, or the task has another head"
+            )
         matched = self.select(targets, projections, "projection")
         for path in sorted(experts.intersection(matched)):
             raise UserError(
@@ -182,7 +236,7 @@ class Base:
                 ) from error
 
         def hit(target: str, unrolled: str) -> bool:
-            names = self._names_of(unrolled)
+            names = self.names_of(unrolled)
             if regex:
                 return any(re.fullmatch(target, name) for name in names)
             return any(name == target or name.endswith("." + target) for name in names)
@@ -202,7 +256,7 @@ class Base:
                 matched[path] = value
         missed = [t for t in wanted if t not in used]
         if missed or not matched:
-            known = {n.split(".")[-1] for p in modules for n in self._names_of(expand(p)[0])}
+            known = {n.split(".")[-1] for p in modules for n in self.names_of(expand(p)[0])}
             missed = missed or [str(targets)]
             raise UserError(
                 f"method.targets: {missed[0]!r} matches no {kind}"

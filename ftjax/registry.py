@@ -36,11 +36,14 @@ def coerce(key: str, old: Any, value: Any) -> Any:
     """`value` as the type of the default `old`.
 
     Sequences may be given as "a,b" where the default is a sequence; `method.targets`,
-    `method.feedforward`, `model.segments` and `task.class_weights` take a string or a sequence.
+    `method.feedforward`, `model.segments` and `task.class_weights` take a string or a sequence,
+    `method.rank_pattern` and `method.alpha_pattern` pairs or a mapping.
     """
     flexible = key in ("model.segments", "task.class_weights") or (
         key.startswith("method.") and key.endswith((".targets", ".feedforward"))
     )
+    if key.endswith("_pattern") and isinstance(value, Mapping):
+        value = tuple(value.items())
     if value is None and (flexible or isinstance(old, str)):
         value = "none"  # the name of a choice, as of model.remat
     if flexible or isinstance(old, tuple | list):
@@ -83,9 +86,9 @@ def create(section: str, table: Table, settings: Mapping[str, Any]) -> Any:
             raise UserError(
                 f"{section}.{key} is not an option of {settings['name']!r}{nearest(key, known)}"
             )
-    return cls(**{key: _tuples(value) for key, value in values.items()})
+    return cls(**{key: as_tuples(value) for key, value in values.items()})
 
 
-def _tuples(value: Any) -> Any:
+def as_tuples(value: Any) -> Any:
     """Sequences within sequences as tuples, whatever a file made of them."""
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+    return tuple(map(as_tuples, value)) if isinstance(value, list | tuple) else value

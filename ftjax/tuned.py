@@ -12,11 +12,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from ftjax.errors import UserError, nearest
 from ftjax.formats import hf
 from ftjax.formats.folder import load_tokenizer, open_weights
+from ftjax.methods import name_of
 from ftjax.methods.base import Method, nested
 from ftjax.methods.virtual import changed_words
 from ftjax.models import family as family_of
@@ -135,6 +137,16 @@ class Tuned:
             self._phases[method] = replace(self, method=method, partition=partition)
         return self._phases[method]
 
+    def optimizer(
+        self,
+        group: str,
+        core: optax.GradientTransformation,
+        rest: optax.GradientTransformation,
+        steps: int,
+    ) -> optax.GradientTransformation:
+        """The optimizer of a group of the partition: see `Method.optimizer`."""
+        return self.method.optimizer(self.base, group, core, rest, steps)
+
     def rates(self) -> dict[str, Any]:
         """What learning rates are multiplied by, where not 1: a number, or one a scanned layer."""
         rates = {}
@@ -145,15 +157,19 @@ class Tuned:
                 rates[path] = found[0] if len(set(found)) == 1 else each
         return rates
 
+    @property
+    def ties_words(self) -> bool:
+        """Whether the head reads words off by the table that they are looked up in."""
+        return str(self.model.head).endswith("_lm") and getattr(self.config, "tied", True)
+
     def merged(self, params: Flat) -> Flat:
         """Parameters of the plain model that computes the same.
 
         Raises:
             UserError: the method cannot be merged.
         """
-        merged, table = self.method.merge(params), f"{self.base.words}/embedding"
-        tied = str(self.model.head).endswith("_lm") and getattr(self.config, "tied", True)
-        if tied and merged[table] is not params[table]:
+        merged, table = self.method.merge(self.base, params), f"{self.base.words}/embedding"
+        if self.ties_words and merged[table] is not params[table]:
             raise UserError(
                 "the head reads words off by their embeddings, of which the method adapts the "
                 "look-up alone: that cannot be merged into one table"
@@ -321,9 +337,13 @@ def build(
         of_words=str(model.head).endswith("_lm") or model.head == "pretraining",
     )
     interceptor = method.interceptor(base)
-    # What comes after a block needs its output, which parts would have to compute once more.
-    around = r".*layers?_[\d_]+(/ffn(/(up|gate|down))?)?", "__call__", "product"
-    if parts > 1 and not (interceptor and interceptor.changes(*around)):
+    if parts > 1:
+        inside = r".*layers?_[\d_]+/ffn/(up|gate|down)", "__call__", "product"
+        if interceptor and interceptor.changes(*inside):
+            raise UserError(
+                f"model.parts={parts} must be 1 with method.name={name_of(method)}, which changes "
+                "projections of feed-forward blocks, so that these cannot be computed in parts"
+            )
         options = replace(config.options, parts=parts)
         model = model.clone(config=replace(config, options=options))
     limit = _positions(config)

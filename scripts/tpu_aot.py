@@ -35,6 +35,7 @@ METHODS = {  # name in the table → method, overrides
     "prompt_tuning": ("prompt_tuning", ()),
     "prefix_tuning": ("prefix_tuning", ()),
 }
+WHOLE = ("lora all-linear", "qlora all-linear", "houlsby")  # which change feed-forward blocks
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def compiled(workdir: Path, place: Place, name: str) -> dict[str, Any]:
             "train.batch_size": place.batch,
             "data.max_length": place.length - LESS.get((place.model, name), 0),
             "mesh.data": place.slices,
-            "model.parts": 4 if place.task == "causal_lm" else 1,
+            "model.parts": 4 if place.task == "causal_lm" and name not in WHOLE else 1,
         }
         changes = [f"{key}={value}" for key, value in settings.items()]
         command = [sys.executable, "-m", "ftjax", "compile", "--topology", place.topology]

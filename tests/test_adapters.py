@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from flax.core import FrozenDict
+from peft.utils import merge_utils
 
 from ftjax import adapters, tuned
 from ftjax.errors import UserError
@@ -126,6 +127,30 @@ def test_ties_by_hand():
     np.testing.assert_allclose(merged["b"], [3.5, 0.0, 0.0])
 
 
+@pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
+def test_ties_are_pefts_of_all_parameters_together(density):
+    """Updates of different parameters, too: where one has none it is zero."""
+    random = np.random.default_rng(0)
+    shapes = {"a": (3, 4), "b": (5,), "c": (2, 2), "d": (6,)}
+    updates = [
+        {path: random.normal(size=shapes[path]).astype("f") for path in shapes if path != lacking}
+        for lacking in ("d", "a", "")
+    ]
+    pruned, weights = [], [0.5, 2.0, -1.0]
+    for each in updates:
+        whole = np.concatenate([each.get(p, np.zeros(shapes[p])).ravel() for p in shapes])
+        kept = int(density * sum(map(np.size, each.values())))  # a share of what it has
+        share = (kept + 0.5) / len(whole)
+        pruned.append(merge_utils.prune(torch.tensor(whole), share, "magnitude"))
+    wanted = merge_utils.ties(pruned, torch.tensor(weights), 1.0).numpy()
+    merged = adapters.ties(updates, weights, density)
+    assert set(merged) == set(shapes)
+    found = np.concatenate([np.ravel(merged[path]) for path in shapes])
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    with pytest.raises(UserError, match="3 updates have 2 weights"):
+        adapters.ties(updates, weights[:2], density)
+
+
 def test_dare_keeps_the_expectation():
     update = {"a": jnp.ones(40_000)}
     dropped = np.asarray(adapters.dare(update, 0.9, jax.random.key(0))["a"])
@@ -178,6 +203,31 @@ def test_a_table_of_words_is_an_update_too():
     again = leaves["embeddings/word/lora_a"] @ leaves["embeddings/word/lora_b"]
     np.testing.assert_allclose(again, table, atol=1e-4)
     assert max(lost.values()) < 1e-10
+
+
+def test_a_quantized_base_takes_an_update_as_lora():
+    """Of ranks by module; the update is the product again."""
+    pattern = (("key", 6), (r"layer_1\.attention\.query", 5))
+    over = FrozenDict({"name": "rslora", "rank": 4, "alpha": 6.0, "rank_pattern": pattern})
+    over = over.copy({"targets": ("query", "key")})
+    model, _, found = trained("qlora", over=over)
+    whole = adapters.update(model, found[0])
+    leaves, lost = adapters.to_lora(model, whole)
+    assert {path for path in found[0] if "/lora_" in path} == set(leaves)
+    assert max(lost.values()) < 1e-6
+    for path, leaf in leaves.items():
+        assert leaf.shape == model.shapes[path].shape
+    for path, delta in whole.items():
+        module = path.removesuffix("/kernel")
+        rank = 6 if "key" in path else 5 if "layer_1" in path else 4
+        product = 6.0 / rank**0.5 * leaves[f"{module}/lora_a"] @ leaves[f"{module}/lora_b"]
+        np.testing.assert_allclose(product, delta, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dora", "adalora", "pissa", "ia3"])
+def test_what_has_more_than_loras_leaves_takes_no_update(name):
+    with pytest.raises(UserError, match=rf"{name} has more than LoRA's leaves"):
+        adapters.to_lora(build("bert", {"name": name}), {})
 
 
 def test_adapters_that_differ_are_named():

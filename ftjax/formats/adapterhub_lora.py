@@ -94,6 +94,8 @@ def _targets(
 
 def write_lora(tuned: Tuned, model_type: str) -> dict[str, Any]:
     method = tuned.method
+    patterns = method.rank_pattern or method.alpha_pattern
+    require(not patterns, "AdapterHub's lora has one rank and one alpha: no method.rank_pattern")
     alpha = int(method.alpha) if float(method.alpha).is_integer() else method.alpha
     config = {"r": method.rank, "alpha": alpha, "dropout": method.dropout}
     return LORA | config | _selected(tuned, model_type, method.matched(tuned.base))

@@ -101,8 +101,9 @@ class Names:
         }
 
     def in_head(self, path: str) -> bool:
-        """Whether a parameter is the head's."""
-        return path.rsplit("/", 1)[0] in self.head
+        """Whether a parameter is the head's own, not what a method adds to it."""
+        module, _, leaf = path.rpartition("/")
+        return module in self.head and leaf in LEAVES
 
 
 def names_of(family: ModuleType, config: Any, head: str | None) -> Names:
@@ -126,7 +127,7 @@ def names_of(family: ModuleType, config: Any, head: str | None) -> Names:
     return Names(prefix or usual, usual, family.hf_modules(config), modules, ignored)
 
 
-def _shape(shape: Sequence[int], part: Part, leaf: str) -> tuple[int, ...]:
+def shape_of(shape: Sequence[int], part: Part, leaf: str) -> tuple[int, ...]:
     """Shape of one module's parameter, of a stored tensor's."""
     shape = tuple(shape)
     if part.shape == shape:
@@ -156,7 +157,7 @@ class Stored:
 
     def read(self, index: tuple[slice, ...], dtype: Any) -> np.ndarray:
         """What `index` (a slice a dimension, without steps) selects of the parameter."""
-        inner = len(_shape(self.tensors[0].shape, self.part, self.leaf))
+        inner = len(shape_of(self.tensors[0].shape, self.part, self.leaf))
         axes = len(self.shape) - inner
         numbers = np.arange(len(self.tensors)).reshape(self.shape[:axes])[index[:axes]]
         if not axes:
@@ -224,7 +225,7 @@ def load(
             )
         tensors = [weights[name] for name, _ in stored]
         for (name, part), tensor in zip(stored, tensors, strict=True):
-            shape = _shape(tensor.shape, part, kind)
+            shape = shape_of(tensor.shape, part, kind)
             count = len(stored) * math.prod(shape)
             if shape != leaf.shape[leaf.ndim - len(shape) :] or count != leaf.size:
                 turned = " (transposed)" if kind == "kernel" else ""

@@ -13,32 +13,27 @@ from safetensors.numpy import load_file, save_file
 from ftjax.errors import UserError, nearest
 from ftjax.formats import hf
 from ftjax.formats import peft_tables as tables
-from ftjax.formats.folder import read_json
+from ftjax.formats.folder import open_weights, read_json
+from ftjax.formats.peft_config import agree, named, patterns, refuse, written
 from ftjax.formats.peft_forms import FORMS, Form
 from ftjax.formats.peft_places import (
-    TASKS,
+    INSIDE,
     Piece,
     form_of,
     join,
+    key_of,
     own_paths,
-    part_of,
     pieces_of,
     prefixed,
     take,
     uncut,
 )
+from ftjax.formats.peft_saved import changed, plain_names, refuse_resized, saved
 from ftjax.methods import hyperparameters
 from ftjax.paths import Flat, expand
 from ftjax.tuned import Tuned, placed
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-INSIDE = "base_model.model."
-# What a configuration must not ask for, since no method here computes it.
-REFUSED = ("layer_replication", "target_parameters", "trainable_token_indices", "use_qalora")
-REFUSED += ("lora_bias", "coft", "block_share", "alora_invocation_tokens", "megatron_config")
-REFUSED += ("ensure_weight_tying",)
-CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # inits that change base weights
-TURNING = ("LORA", "VERA", "IA3", "ADALORA")  # kinds that say whether kernels are (in, out)
 
 
 def _adapter(tuned: Tuned) -> Tuned:
@@ -66,6 +61,7 @@ def to_peft(tuned: Tuned, params: Mapping[str, Any]) -> tuple[dict[str, Any], di
     """
     tuned = _adapter(tuned)
     form, inside = form_of(tuned), INSIDE
+    config = written(tuned, form)
     if prefixed(tuned) and tuned.names.prefix:
         inside += f"{tuned.names.prefix}."
     own = {path: np.asarray(params[path]) for path in own_paths(tuned, form) if path in params}
@@ -74,16 +70,16 @@ def to_peft(tuned: Tuned, params: Mapping[str, Any]) -> tuple[dict[str, Any], di
         pieces = pieces_of(tuned, form, path)
         layers = array.reshape(len(pieces), *array.shape[path != expand(path)[0] :])
         for piece, layer in zip(pieces, layers, strict=True):
-            key = inside + piece.key if piece.module else f"base_model.{piece.key}"
+            key = key_of(tuned, piece, inside)
             held.setdefault(key, []).append((piece, piece.leaf.store(layer)))
     tensors = {key: join(key, parts) for key, parts in held.items()}
     if form.table:
         tensors[tables.TABLE] = tables.to_table(tuned, params)
-    head = {path: np.asarray(leaf) for path, leaf in params.items() if tuned.names.in_head(path)}
-    if prefixed(tuned):
+    if prefixed(tuned) and not tuned.base.of_words:
+        head = {path: np.asarray(x) for path, x in params.items() if tuned.names.in_head(path)}
         found = hf.to_tensors(head, tuned.names, True)
         tensors |= {_outside(form) + name: array for name, array in found.items()}
-    return _config(tuned, form), tensors
+    return config, tensors
 
 
 def write(
@@ -99,6 +95,12 @@ def write(
         text: what README.md says besides.
     """
     config, tensors = to_peft(tuned, params)
+    path = changed(tuned, params, open_weights(source))
+    if path:
+        raise UserError(
+            f"{path!r} of the base is not what {source} has, since training began from an adapter "
+            "with parameters of the base: a PEFT folder would lose them; use --format hf"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: array.astype(np.float32) for name, array in tensors.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -119,8 +121,9 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder is damaged, or its method is not known here.
     """
-    config, tensors = read_json(folder / CONFIG), _open(folder)
-    name = _named(folder, config)
+    config, tensors = read_json(folder / CONFIG), plain_names(_open(folder))
+    name = named(folder / CONFIG, config)
+    refuse(folder / CONFIG, config)
     form = FORMS[name]
     settings = {ours: config[theirs] for ours, theirs in form.fields.items() if theirs in config}
     if form.table:
@@ -137,6 +140,8 @@ def read(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / WEIGHTS} has no tensor of {form.kind}")
     for leaf in form.leaves.values():
         selected.setdefault(leaf.selected, ("none",))
+    if form.patterned:
+        settings |= patterns(form, config, tensors, selected["targets"])
     known = hyperparameters(name)
     return {"name": name, **settings, **{k: v for k, v in selected.items() if k in known}}
 
@@ -156,19 +161,20 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
         UserError: a hyperparameter, a target or a tensor of the folder is not the method's.
     """
     tuned = _adapter(tuned)
-    form, config, tensors = form_of(tuned), read_json(folder / CONFIG), _open(folder)
-    _agree(tuned, form, folder, config)
+    form, config = form_of(tuned), read_json(folder / CONFIG)
+    tensors = plain_names(_open(folder))
     if form.kind == "ADALORA":
         tensors = uncut(str(folder / WEIGHTS), tensors, config.get("rank_pattern") or {})
     known = (tuned.names.prefix, tuned.names.usual)
     prefixes = [f"{INSIDE}{prefix}." for prefix in known if prefix] + [INSIDE]
     inside = next(p for p in prefixes if p == INSIDE or any(k.startswith(p) for k in tensors))
+    agree(tuned, form, folder / CONFIG, config, inside.removeprefix(INSIDE))
     used, loaded, absent = set(), {}, []
     for path in own_paths(tuned, form):
         shape, layers = tuned.shapes[path].shape, []
         pieces = pieces_of(tuned, form, path)
         for piece in pieces:
-            key = inside + piece.key if piece.module else f"base_model.{piece.key}"
+            key = key_of(tuned, piece, inside)
             if key not in tensors:
                 raise UserError(
                     f"{folder / WEIGHTS} lacks {key!r} of parameter {path!r}: method.targets or "
@@ -178,7 +184,6 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
             inner = shape[path != expand(path)[0] :]
             layers.append(take(f"{folder / WEIGHTS}: {key!r}", tensors[key], piece, inner))
         loaded[path] = np.stack(layers).reshape(shape)
-    loaded |= _words(tuned, folder, tensors, inside, used)
     if form.table:
         if tables.TABLE not in tensors:
             raise UserError(f"{folder / WEIGHTS} lacks {tables.TABLE!r}")
@@ -194,90 +199,20 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
         value = hf.Stored(tuned.shapes[path].shape, arrays, stored[0][1], path.rsplit("/", 1)[1])
         loaded[path] = value.read(tuple(slice(None) for _ in value.shape), np.float32)
         if loaded[path].shape != value.shape:
+            if tuned.base.of_words:
+                refuse_resized(str(folder / WEIGHTS), stored[0][0], arrays[0].shape, value.shape)
             raise UserError(
                 f"{folder / WEIGHTS}: {stored[0][0]!r} has shape {arrays[0].shape}, but "
                 f"parameter {path!r} needs {value.shape} (transposed)"
             )
-    strange = sorted(set(tensors) - used)
-    if strange:
-        raise UserError(
-            f"{folder / WEIGHTS} has {strange[0]!r}, which method.targets does not adapt and the "
-            "head does not have"
-        )
+    rest = {key: array for key, array in tensors.items() if key not in used}
+    loaded |= saved(tuned, {**params, **loaded}, rest, config, inside, str(folder / WEIGHTS))
     return {**params, **{path: placed(x, params[path]) for path, x in loaded.items()}}, absent
-
-
-def _words(
-    tuned: Tuned, folder: Path, tensors: Mapping[str, Any], inside: str, used: set[str]
-) -> Flat:
-    """The base's table of words, which PEFT saves besides where it is adapted."""
-    key = f"{inside}{part_of(tuned, tuned.base.words).name}.base_layer.weight"
-    if key not in tensors:
-        return {}
-    if tensors[key].shape != tuned.base.words_shape:
-        raise UserError(
-            f"{folder / WEIGHTS}: {key!r} has shape {tensors[key].shape}, but the model's table of "
-            f"words is {tuned.base.words_shape}"
-        )
-    used.add(key)
-    return {f"{tuned.base.words}/embedding": tensors[key]}
 
 
 def _outside(form: Form) -> str:
     """What comes before the base model's names."""
     return "base_model." if form.table else INSIDE
-
-
-def _config(tuned: Tuned, form: Form) -> dict[str, Any]:
-    method, classes = tuned.method, prefixed(tuned)
-    chosen: dict[str, set[str]] = {}
-    turned = False
-    for path in own_paths(tuned, form):
-        for piece in pieces_of(tuned, form, path):
-            if piece.module:
-                chosen.setdefault(piece.leaf.selected, set()).add(piece.part.name)
-                turned |= piece.part.turned
-    head = {part.name for part in map(_head_part, tuned.names.head.values())}
-    config = {
-        "peft_type": form.kind,
-        "task_type": TASKS[tuned.model.head] if classes else "FEATURE_EXTRACTION",
-        "inference_mode": True,
-        "target_modules": _targets(tuned, set().union(*chosen.values())),
-        "modules_to_save": sorted({name.split(".")[0] for name in head}) if classes else None,
-        **{theirs: getattr(method, ours) for ours, theirs in form.fields.items()},
-        **form.constants,
-    }
-    if "feedforward" in {leaf.selected for leaf in form.leaves.values()}:
-        config["feedforward_modules"] = _targets(tuned, chosen.get("feedforward", set()))
-    if form.table:
-        del config["target_modules"]
-        config |= tables.sizes_of(tuned)
-    if turned and form.kind in TURNING:
-        config["fan_in_fan_out"] = True
-    ranks = {
-        piece.part.name: len(piece.mates)
-        for path in own_paths(tuned, form)
-        for piece in pieces_of(tuned, form, path)
-        if piece.leaf.fused == "rank" and piece.part.sizes
-    }
-    if ranks:  # stacked along the rank, under the same scale
-        config["rank_pattern"] = {name: n * method.rank for name, n in ranks.items()}
-        root = 0.5 if config.get("use_rslora") else 1.0
-        config["alpha_pattern"] = {name: n**root * method.alpha for name, n in ranks.items()}
-    return config
-
-
-def _head_part(part: str | hf.Part) -> hf.Part:
-    return hf.Part(part) if isinstance(part, str) else part
-
-
-def _targets(tuned: Tuned, names: set[str]) -> list[str]:
-    """Last parts of the modules' names, or whole names where those would select more."""
-    short = {name.rsplit(".", 1)[-1] for name in names}
-    others = {part.name for part in map(_head_part, tuned.names.head.values())}
-    others |= {part_of(tuned, module).name for module in tuned.names.base}
-    chosen = {name for name in others if name.rsplit(".", 1)[-1] in short}
-    return sorted(short if chosen == names else names)
 
 
 def _open(folder: Path) -> dict[str, np.ndarray]:
@@ -292,57 +227,3 @@ def _open(folder: Path) -> dict[str, np.ndarray]:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file} is corrupt or truncated: {error}") from error
-
-
-def _named(folder: Path, config: Mapping[str, Any]) -> str:
-    """The method of a configuration."""
-    kind = config.get("peft_type")
-    for name, form in FORMS.items():
-        same = (_same(config.get(key), value) for key, value in form.constants.items())
-        if kind in (form.kind, *form.also) and all(same):
-            return name
-    known = sorted({kind for form in FORMS.values() for kind in (form.kind, *form.also)})
-    raise UserError(
-        f"{folder / CONFIG}: peft_type={kind!r} is not known{nearest(str(kind), known)}"
-    )
-
-
-def _same(found: Any, wanted: Any) -> bool:
-    """Whether a configuration says what a form does: a word, or that something is on."""
-    return found == wanted if isinstance(wanted, str) else bool(found) == bool(wanted)
-
-
-def _agree(tuned: Tuned, form: Form, folder: Path, config: Mapping[str, Any]) -> None:
-    """Raises UserError where a configuration is of another adapter than the model's method."""
-    file = folder / CONFIG
-    if config.get("peft_type") not in (form.kind, *form.also):
-        name = type(tuned.method).__name__.lower()
-        raise UserError(
-            f"{file} has peft_type={config.get('peft_type')!r}, and method.name={name} is stored "
-            f"as {form.kind}"
-        )
-    for key, value in form.constants.items():
-        if not _same(config.get(key, value), value):
-            raise UserError(f"{file} has {key}={config.get(key)!r}, and the method {value!r}")
-    for ours, theirs in form.fields.items():
-        value = getattr(tuned.method, ours)
-        if ours not in form.free and theirs in config and config[theirs] != value:
-            raise UserError(
-                f"method.{ours}={value!r} differs from {theirs}={config[theirs]!r} of {file}"
-            )
-    for key in REFUSED:
-        if config.get(key):
-            raise UserError(f"{file}: {key}={config[key]!r} is not implemented")
-    if config.get("bias", "none") != "none":
-        raise UserError(f"{file}: bias={config['bias']!r} is not implemented; only 'none' is")
-    start = str(config.get("init_lora_weights", "")).lower()
-    if start.startswith(CHANGED_BASE) and "init_lora_weights" not in form.constants:
-        raise UserError(
-            f"{file}: init_lora_weights={start!r} changes the base's weights, which the folder "
-            "does not hold; convert it to plain LoRA with peft"
-        )
-    fused = {part.name for part in tuned.names.base.values() if isinstance(part, hf.Part)}
-    for key in ("rank_pattern", "alpha_pattern")[form.kind == "ADALORA" :]:
-        for name in config.get(key) or {}:
-            if not any(theirs.endswith(name) for theirs in fused):
-                raise UserError(f"{file}: {key} of {name!r} is not implemented: one rank for all")

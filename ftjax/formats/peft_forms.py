@@ -67,6 +67,11 @@ class Form:
     table: bool = False
     also: tuple[str, ...] = ()
 
+    @property
+    def patterned(self) -> bool:
+        """Whether modules may have ranks and α of their own."""
+        return self.kind in ("LORA", "LOHA", "LOKR")
+
 
 WORDS = "words:"  # before the names of leaves of the table of words, where they differ
 LORA_LEAVES = {
@@ -80,8 +85,8 @@ LORA_FIELDS = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 LORA_PLAIN = {"use_rslora": False, "use_dora": False}
 
 
-def _lora(leaves: Mapping[str, Leaf] = LORA_LEAVES, **constants: Any) -> Form:
-    return Form("LORA", leaves, LORA_FIELDS, {**LORA_PLAIN, **constants})
+def _lora(**constants: Any) -> Form:
+    return Form("LORA", LORA_LEAVES, LORA_FIELDS, {**LORA_PLAIN, **constants})
 
 
 VERA_LEAVES = {
@@ -127,9 +132,11 @@ FORMS: Mapping[str, Form] = {
     "lora_plus": _lora(),
     "lora_fa": _lora(),
     "rslora": _lora(use_rslora=True),
-    "dora": _lora(
+    "dora": Form(
+        "LORA",
         {**LORA_LEAVES, "lora_m": Leaf("lora_magnitude_vector", fused="split", fill=None)},
-        use_dora=True,
+        {**LORA_FIELDS, "rank_stabilized": "use_rslora"},
+        {"use_dora": True},
     ),
     "vera": Form(
         "VERA",

@@ -12,6 +12,7 @@ from ftjax.methods import METHODS
 from ftjax.paths import expand
 from ftjax.tuned import Tuned
 
+INSIDE = "base_model.model."  # before the base model's names
 TASKS = {
     None: "FEATURE_EXTRACTION",
     "embedding": "FEATURE_EXTRACTION",
@@ -72,8 +73,15 @@ def own_paths(tuned: Tuned, form: Form) -> Iterator[str]:
 
 
 def part_of(tuned: Tuned, module: str) -> hf.Part:
-    part = tuned.names.base[module]
+    part = tuned.names.head.get(module) or tuned.names.base[module]
     return hf.Part(part) if isinstance(part, str) else part
+
+
+def key_of(tuned: Tuned, piece: Piece, inside: str) -> str:
+    """The tensor that a piece lies in; `inside` comes before names of what is not the head."""
+    if not piece.module:
+        return f"base_model.{piece.key}"
+    return f"{INSIDE if piece.module in tuned.names.head else inside}{piece.key}"
 
 
 def pieces_of(tuned: Tuned, form: Form, path: str) -> list[Piece]:

@@ -13,9 +13,9 @@ import optax
 from ftjax.errors import require
 from ftjax.methods.allocation import Schedule, allocated, is_e
 from ftjax.methods.base import leaf
-from ftjax.methods.factors import adapters, product
+from ftjax.methods.factors import product
 from ftjax.methods.lora import Lora
-from ftjax.paths import Flat, expand
+from ftjax.paths import Base, Flat, expand
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,13 @@ class AdaLora(Lora):
     orthogonality: float = 0.5
 
     inits: ClassVar[tuple[str, ...]] = ("normal", "random")
-    trained: ClassVar[str] = "abe"
+    leaves: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b", "lora_e")
     embeddings: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        patterns = self.rank_pattern or self.alpha_pattern
+        require(not patterns, "adalora moves ranks itself: it has no rank_pattern or alpha_pattern")
         fits = 0 < self.target_rank <= self.rank
         require(fits, f"method.target_rank={self.target_rank} is not in 1 to {self.rank}")
         require(self.interval > 0, f"method.interval must be positive, got {self.interval}")
@@ -86,27 +88,28 @@ class AdaLora(Lora):
         """W + s A diag(E) B."""
         return super().merged(kernel, lora_a * lora_e[..., None, :], lora_b)
 
-    def penalty(self, params: Flat) -> jax.Array:
+    def penalty(self, base: Base, params: Flat) -> jax.Array:
         def distances(factor: jax.Array) -> jax.Array:
             gram = factor @ jnp.swapaxes(factor, -1, -2)
             return jnp.linalg.norm(gram - jnp.eye(self.rank), axis=(-2, -1)).reshape(-1)
 
         found = [
             distances(factor)
-            for leaves in adapters(params).values()
+            for leaves in self.added(base, params).values()
             for factor in (jnp.swapaxes(leaves["lora_a"], -1, -2), leaves["lora_b"])
         ]
         return self.orthogonality * jnp.concatenate(found).mean()
 
     def optimizer(
         self,
+        base: Base,
         group: str,
         core: optax.GradientTransformation,
         rest: optax.GradientTransformation,
         steps: int,
     ) -> optax.GradientTransformation:
         whole = optax.chain(core, rest)
-        if group != "lora":
+        if group != self.group:
             return whole
         begin, end = (int(x * steps if x < 1 else x) for x in (self.begin, self.end))
         fits = begin + end < steps
@@ -114,8 +117,10 @@ class AdaLora(Lora):
         schedule = Schedule(begin, steps - end, self.interval, self.target_rank / self.rank)
         return allocated(whole, schedule, self.beta1, self.beta2)
 
-    def report(self, params: Flat) -> dict[str, Any]:
-        left = ranks(params)
+    def report(self, base: Base, params: Flat) -> dict[str, Any]:
+        left = ranks(
+            {f"{path}/lora_e": x["lora_e"] for path, x in self.added(base, params).items()}
+        )
         return {"ranks": {"sum": sum(left.values()), "modules": left}}
 
 

@@ -140,12 +140,13 @@ class Method:
         """What the learning rate of a parameter is multiplied by; the path is unrolled."""
         return 1.0
 
-    def penalty(self, params: Flat) -> jax.Array | None:
+    def penalty(self, base: Base, params: Flat) -> jax.Array | None:
         """What is added to the mean loss, from the trainable parameters."""
         return None
 
     def optimizer(
         self,
+        base: Base,
         group: str,
         core: optax.GradientTransformation,
         rest: optax.GradientTransformation,
@@ -154,6 +155,7 @@ class Method:
         """The optimizer of a group of the partition, which sees `frozen` as an extra argument.
 
         Args:
+            base: what the method knows of the model.
             group: of `rules`.
             core: keeps moments.
             rest: weight decay and learning rate.
@@ -161,11 +163,11 @@ class Method:
         """
         return optax.chain(core, rest)
 
-    def report(self, params: Flat) -> dict[str, Any]:
+    def report(self, base: Base, params: Flat) -> dict[str, Any]:
         """What `result.json` says of the trained parameters besides, by key."""
         return {}
 
-    def merge(self, params: Flat) -> Flat:
+    def merge(self, base: Base, params: Flat) -> Flat:
         """Parameters of the plain model that computes the same.
 
         Raises:

@@ -13,8 +13,9 @@ from flax.errors import NameInUseError
 
 from ftjax import methods
 from ftjax.errors import UserError, require
+from ftjax.methods.additive import Additive
 from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, nested
-from ftjax.methods.selection import Selection
+from ftjax.methods.quantized import QLora, is_frozen
 from ftjax.partition import Rules, selecting
 from ftjax.paths import Base, Flat, expand
 
@@ -90,17 +91,39 @@ class Combination(Method):
         """See `Method.interceptor`.
 
         Raises:
-            UserError: two parts add the same parameter.
+            UserError: two parts add the same parameter, or one reads weights that an earlier one
+                changes, or trains what another quantizes.
         """
+        for part in (part for part in self.parts if isinstance(part, QLora)):
+            self._check_quantized(base, part)
+        changed: dict[str, Method] = {}
+        parts = (getattr(part, "inner", part) for part in self.parts)
+        for part in (part for part in parts if isinstance(part, Additive)):
+            matched, its = part.matched(base), methods.name_of(part)
+            for module in matched.keys() & changed.keys() if part.reads_weights else ():
+                raise UserError(
+                    f"method.parts: {its} reads the weights of {module!r} that "
+                    f"{methods.name_of(changed[module])} changes; name {its} first"
+                )
+            changed |= dict.fromkeys(matched, part)
+        return nested(*(part.interceptor(base) for part in self.parts), at({""}, self.guarded))
 
-        def guarded(module: nn.Module, call: Callable, *args: Any, **kwargs: Any) -> Any:
-            try:
-                return call(*args, **kwargs)
-            except NameInUseError as error:
-                same = f"method.parts: {self.names} add the same parameter: {error}"
-                raise UserError(same) from error
+    def _check_quantized(self, base: Base, part: QLora) -> None:
+        inside = "use method.name=qlora, with method.over.name=combination"
+        for other in (other for other in self.parts if other is not part):
+            require(not isinstance(other, QLora), f"method.parts: qlora is there twice; {inside}")
+            rules, name = other.rules(base), methods.name_of(other)
+            for path in sorted(part.kernels(base)):
+                clash = f"method.parts: {name} trains {path!r}, which qlora stores; {inside}"
+                require(is_frozen(rules, f"{path}/kernel"), clash)
 
-        return nested(*(part.interceptor(base) for part in self.parts), at({""}, guarded))
+    def guarded(self, module: nn.Module, call: Callable, *args: Any, **kwargs: Any) -> Any:
+        """The model's call, in which no two parts may add the same parameter."""
+        try:
+            return call(*args, **kwargs)
+        except NameInUseError as error:
+            same = f"method.parts: {self.names} add the same parameter: {error}"
+            raise UserError(same) from error
 
     def disabled(self, base: Base) -> Interceptor | None:
         return nested(*(part.disabled(base) for part in self.parts))
@@ -129,21 +152,23 @@ class Combination(Method):
     def rate_of(self, base: Base, path: str) -> float:
         return math.prod(part.rate_of(base, path) for part in self.parts)
 
-    def penalty(self, params: Flat) -> jax.Array | None:
-        found = [x for part in self.parts if (x := part.penalty(params)) is not None]
+    def penalty(self, base: Base, params: Flat) -> jax.Array | None:
+        found = [x for part in self.parts if (x := part.penalty(base, params)) is not None]
         return sum(found) if found else None
 
-    def optimizer(self, group: str, *others: Any) -> optax.GradientTransformation:
+    def optimizer(self, base: Base, group: str, *others: Any) -> optax.GradientTransformation:
         number, _, name = ("0", "", HEAD) if group == HEAD else group.partition("_")
-        return self.parts[int(number)].optimizer(name, *others)
+        return self.parts[int(number)].optimizer(base, name, *others)
 
-    def report(self, params: Flat) -> dict[str, Any]:
-        return {key: x for part in self.parts for key, x in part.report(params).items()}
+    def report(self, base: Base, params: Flat) -> dict[str, Any]:
+        """The parts' own; with a part's number where several report the same."""
+        result: dict[str, Any] = {}
+        for number, part in enumerate(self.parts):
+            for key, value in part.report(base, params).items():
+                result[f"{number}_{key}" if key in result else key] = value
+        return result
 
-    def merge(self, params: Flat) -> Flat:
-        merges = [type(part).merge for part in self.parts if not isinstance(part, Selection)]
-        own = [merge for merge in merges if merge is not Method.merge]
-        require(len(set(own)) == len(own), f"{self.names} name parameters alike: cannot be merged")
+    def merge(self, base: Base, params: Flat) -> Flat:
         for part in self.parts:
-            params = part.merge(params)
+            params = part.merge(base, params)
         return params

@@ -23,11 +23,22 @@ class Dora(Lora):
     identity. r (in + out) + out parameters a projection. Equal to `peft`'s use_dora, except that
     with dropout `peft` also drops (m/n − 1) · x W. Closer to full fine-tuning than LoRA of the
     same rank, for some more time.
+
+    Attributes:
+        rank_stabilized: s = α/√r, as `rslora`'s, instead of α/r.
     """
 
-    trained: ClassVar[str] = "abm"
+    rank_stabilized: bool = False
 
-    def interceptor(self, base: Base) -> Interceptor:
+    leaves: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b", "lora_m", "lora_n0")
+    fixed: ClassVar[tuple[str, ...]] = ("lora_n0",)
+    reads_weights: ClassVar[bool] = True
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
+
+    def on(self, base: Base, modules: frozenset[str]) -> Interceptor:
         kernels: list[jax.Array] = []  # of the projection under way
 
         def kept(module: nn.Module, call: Callable, size: int) -> jax.Array:
@@ -38,10 +49,10 @@ class Dora(Lora):
             y = call(x)
             return self.scaled(module, kernels.pop(), x.astype(y.dtype), y)
 
-        targets = self.matched(base)
-        words = {base.words} & targets.keys()
-        rest = targets.keys() - words
+        words, heads = {base.words} & modules, base.reading_off().keys() & modules
+        rest = modules - words - heads
         return nested(
+            at(heads, self.read_off, "weight"),
             at(rest, kept, "weight"),
             at(rest, adapted),
             at(words, self.prepared, "setup"),
@@ -56,6 +67,12 @@ class Dora(Lora):
         update = self.scale * product(module, self.dropped(module, x), a, b)
         # Added to y, so that a ratio of one leaves it as it is, to the bit.
         return y + (ratio - 1) * (y - bias) + ratio * update
+
+    def read_off(self, module: nn.Module, call: Callable, size: int) -> jax.Array:
+        kernel = call(size)
+        a, b = self.factors(module, *kernel.shape)
+        ratio = self.ratio(kernel, a, b, *magnitudes(module, kernel.shape[-1]))
+        return kernel + (ratio - 1) * kernel + ratio * self.scale * (a @ b)
 
     def prepared(self, module: nn.Module, call: Callable) -> None:
         super().prepared(module, call)

@@ -8,27 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ftjax.errors import UserError
 from ftjax.methods.base import leaf
 from ftjax.parallel.product import matmul
-from ftjax.paths import Base, Flat
-
-
-def low_rank(
-    base: Base, targets: Any, rank: int, words: bool = False
-) -> dict[str, tuple[int, int]]:
-    """Projections that `targets`, or else the family's default, selects → (in, out).
-
-    `words` says that the table of words may be among them, as by `Base.match`.
-
-    Raises:
-        UserError: the rank exceeds a side of one.
-    """
-    matched = base.match(targets or base.default_targets, words)
-    for path, shape in matched.items():
-        if rank > min(shape):
-            raise UserError(f"method.rank={rank} exceeds the smaller side of {path!r} {shape}")
-    return matched
+from ftjax.paths import Flat
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

@@ -79,7 +79,7 @@ class AdapterFusion(Pfeiffer):
         ]
         return Fusion(parent=module, name="fusion")(x, jnp.stack(made, -2))
 
-    def penalty(self, params: Flat) -> Array:
+    def penalty(self, base: Base, params: Flat) -> Array:
         """λ Σ ‖I − V‖² over all layers, stacked or not."""
         values = [x for path, x in params.items() if path.endswith("fusion/value_kernel")]
         away = (jnp.square(jnp.eye(x.shape[-1]) - x).sum() for x in values)

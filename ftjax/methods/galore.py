@@ -58,6 +58,7 @@ class Galore(Full):
 
     def optimizer(
         self,
+        base: Base,
         group: str,
         core: optax.GradientTransformation,
         rest: optax.GradientTransformation,

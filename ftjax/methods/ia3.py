@@ -8,15 +8,15 @@ import flax.linen as nn
 import jax
 
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, nested
-from ftjax.partition import Rules
-from ftjax.paths import Base, Flat
+from ftjax.methods.additive import Additive
+from ftjax.methods.base import Interceptor, at, leaf, nested
+from ftjax.paths import Base
 
 NONE = ("none", ("none",))
 
 
 @dataclass(frozen=True)
-class Ia3(Method):
+class Ia3(Additive):
     """y = l ∘ (x W + b) for `targets`, y = (l ∘ x) W + b for `feedforward` (§3.3).
 
     A vector l starts at one: out parameters a target, in parameters a feed-forward projection.
@@ -30,22 +30,30 @@ class Ia3(Method):
         init: "ones" (the identity) or "random" (N(1, 0.1)).
     """
 
-    targets: str | tuple[str, ...] = ()
     feedforward: str | tuple[str, ...] = ()
     init: str = "ones"
 
+    group: ClassVar[str] = "ia3"
+    leaves: ClassVar[tuple[str, ...]] = ("ia3_in", "ia3_out")
     non_identity: ClassVar = {"init": "random"}
 
     def __post_init__(self) -> None:
         known = ("ones", "random")
         require(self.init in known, f"method.init={self.init!r} must be one of {known}")
 
-    def rules(self, base: Base) -> Rules:
-        return ((r".*/ia3_(in|out)", "ia3"), head_rule(base), FREEZE_REST)
+    def outputs(self, base: Base) -> dict[str, tuple[int, int]]:
+        """Projections whose output is rescaled."""
+        return base.match(self.targets or ("key", "value"))
+
+    def inputs(self, base: Base) -> dict[str, tuple[int, int]]:
+        """Projections whose input is."""
+        return {} if self.feedforward in NONE else base.match(self.feedforward or ("down",))
+
+    def matched(self, base: Base) -> dict[str, tuple[int, int]]:
+        return self.outputs(base) | self.inputs(base)
 
     def interceptor(self, base: Base) -> Interceptor:
-        outputs = base.match(self.targets or ("key", "value"))
-        inputs = {} if self.feedforward in NONE else base.match(self.feedforward or ("down",))
+        outputs, inputs = self.outputs(base), self.inputs(base)
         both = sorted(outputs.keys() & inputs.keys())
         require(not both, f"method.feedforward and method.targets both select {both[:1]}")
 
@@ -63,16 +71,11 @@ class Ia3(Method):
 
         return nested(at(outputs, out), at(inputs, into))
 
-    def merge(self, params: Flat) -> Flat:
-        """W and b times l, layer by layer where layers are stacked."""
-        merged = {path: x for path, x in params.items() if not path.endswith(("_in", "_out"))}
-        for path, scale in params.items():
-            module, _, name = path.rpartition("/")
-            kernel, bias = f"{module}/kernel", f"{module}/bias"
-            if name == "ia3_in":
-                merged[kernel] = (merged[kernel] * scale[..., None]).astype(merged[kernel].dtype)
-            elif name == "ia3_out":
-                merged[kernel] = (merged[kernel] * scale[..., None, :]).astype(merged[kernel].dtype)
-                if bias in merged:
-                    merged[bias] = (merged[bias] * scale).astype(merged[bias].dtype)
-        return merged
+    def merged(self, kernel: jax.Array, **leaves: jax.Array) -> jax.Array:
+        """W times l, of its inputs or of its outputs."""
+        if "ia3_in" in leaves:
+            return kernel * leaves["ia3_in"][..., None]
+        return kernel * leaves["ia3_out"][..., None, :]
+
+    def merged_bias(self, bias: jax.Array, **leaves: jax.Array) -> jax.Array:
+        return bias if "ia3_in" in leaves else bias * leaves["ia3_out"]

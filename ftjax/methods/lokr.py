@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf
-from ftjax.methods.factors import low_rank
+from ftjax.methods.additive import LowRank
+from ftjax.methods.base import Interceptor, at, leaf, nested
 from ftjax.methods.loha import UNIFORM
-from ftjax.partition import Rules
-from ftjax.paths import Base, Flat
+from ftjax.paths import Base
 
 
 def factors(size: int, factor: int) -> tuple[int, int]:
@@ -28,7 +27,7 @@ def factors(size: int, factor: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Lokr(Method):
+class Lokr(LowRank):
     """y = x W + b + (α/r) · x ΔW with ΔW = w1 ⊗ w2 (LyCORIS, eq. 6).
 
     With in = m n and out = l k, w1 has shape (m, l) and w2 (n, k), the transposes of `peft`'s
@@ -38,71 +37,56 @@ class Lokr(Method):
     rank on a small budget.
 
     Attributes:
-        rank: r.
-        alpha: α.
-        targets: projections to adapt, see `Base.match`; empty for the family's default.
         factor: see `factors`.
         decompose_both: w1 has low rank too.
         init: "zero" (w1 zero: the identity) or "random" (all uniform).
     """
 
-    rank: int = 8
-    alpha: float = 8.0
-    targets: str | tuple[str, ...] = ()
     factor: int = -1
     decompose_both: bool = False
     init: str = "zero"
 
+    group: ClassVar[str] = "lokr"
+    leaves: ClassVar = tuple(f"lokr_w{i}{side}" for i in (1, 2) for side in ("", "_a", "_b"))
     non_identity: ClassVar = {"init": "random"}
 
     def __post_init__(self) -> None:
-        require(self.rank > 0, f"method.rank must be positive, got {self.rank}")
+        super().__post_init__()
         good = self.factor == -1 or self.factor > 0
         require(good, f"method.factor must be positive or -1, got {self.factor}")
         known = ("zero", "random")
         require(self.init in known, f"method.init={self.init!r} must be one of {known}")
 
-    def rules(self, base: Base) -> Rules:
-        return ((r".*/lokr_w[12](_[ab])?", "lokr"), head_rule(base), FREEZE_REST)
-
     def interceptor(self, base: Base) -> Interceptor:
+        return nested(*(at(modules, method.adapted) for method, modules in self.variants(base)))
+
+    def adapted(self, module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
+        """What an adapted projection gives."""
+        y = call(x)
         first = UNIFORM if self.init == "random" else nn.initializers.zeros
+        (m, n), (outer, inner) = (factors(z.shape[-1], self.factor) for z in (x, y))
 
-        def adapted(module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
-            y = call(x)
-            (m, n), (outer, inner) = (factors(z.shape[-1], self.factor) for z in (x, y))
+        def multiply(z: jax.Array, name: str, size: int, init: Callable) -> jax.Array:
+            """z (..., rows) times the factor (rows, size), or times its two factors."""
+            rows = z.shape[-1]
+            steps = [(name, (rows, size), init)]
+            if self.rank < max(rows, size) / 2 and (self.decompose_both or name == "lokr_w2"):
+                one, two = (f"{name}_b", (rows, self.rank)), (f"{name}_a", (self.rank, size))
+                steps = [(*one, UNIFORM), (*two, init)]
+            for key, shape, start in steps:
+                z = z @ leaf(module, key, start, shape, (None, None)).astype(z.dtype)
+            return z
 
-            def multiply(z: jax.Array, name: str, size: int, init: Callable) -> jax.Array:
-                """z (..., rows) times the factor (rows, size), or times its two factors."""
-                rows = z.shape[-1]
-                steps = [(name, (rows, size), init)]
-                if self.rank < max(rows, size) / 2 and (self.decompose_both or name == "lokr_w2"):
-                    one, two = (f"{name}_b", (rows, self.rank)), (f"{name}_a", (self.rank, size))
-                    steps = [(*one, UNIFORM), (*two, init)]
-                for key, shape, start in steps:
-                    z = z @ leaf(module, key, start, shape, (None, None)).astype(z.dtype)
-                return z
+        z = x.astype(y.dtype).reshape(*x.shape[:-1], m, n)
+        z = multiply(z, "lokr_w2", inner, UNIFORM)
+        z = multiply(z.swapaxes(-1, -2), "lokr_w1", outer, first)
+        return y + z.swapaxes(-1, -2).reshape(y.shape) * self.scale
 
-            z = x.astype(y.dtype).reshape(*x.shape[:-1], m, n)
-            z = multiply(z, "lokr_w2", inner, UNIFORM)
-            z = multiply(z.swapaxes(-1, -2), "lokr_w1", outer, first)
-            return y + z.swapaxes(-1, -2).reshape(y.shape) * (self.alpha / self.rank)
-
-        return at(low_rank(base, self.targets, self.rank), adapted)
-
-    def merge(self, params: Flat) -> Flat:
-        """W + (α/r) w1 ⊗ w2, layer by layer where layers are stacked."""
-
-        def whole(name: str) -> jax.Array:
-            if name in params:
-                return params[name]
-            return jnp.matmul(params[f"{name}_b"], params[f"{name}_a"])
-
-        merged = {path: x for path, x in params.items() if "/lokr_w" not in path}
-        for module in {path.rsplit("/lokr_w", 1)[0] for path in params if "/lokr_w" in path}:
-            kernel = merged[f"{module}/kernel"]
-            one, two = whole(f"{module}/lokr_w1"), whole(f"{module}/lokr_w2")
-            product = jnp.einsum("...ml,...nk->...mnlk", one, two).reshape(kernel.shape)
-            update = product * (self.alpha / self.rank)
-            merged[f"{module}/kernel"] = (kernel + update).astype(kernel.dtype)
-        return merged
+    def merged(self, kernel: jax.Array, **leaves: jax.Array) -> jax.Array:
+        """W + (α/r) w1 ⊗ w2."""
+        one, two = (
+            leaves[name] if name in leaves else leaves[f"{name}_b"] @ leaves[f"{name}_a"]
+            for name in ("lokr_w1", "lokr_w2")
+        )
+        product = jnp.einsum("...ml,...nk->...mnlk", one, two).reshape(kernel.shape)
+        return kernel + product * self.scale

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 
 from ftjax.dropout import dropout
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, nested
-from ftjax.methods.factors import adapters, held, low_rank, pair, product, uniform, weight_of
-from ftjax.partition import Rules
-from ftjax.paths import Base, Flat
+from ftjax.methods.additive import LowRank
+from ftjax.methods.base import Interceptor, at, nested
+from ftjax.methods.factors import held, pair, product, uniform
+from ftjax.paths import Base
 
 
 @dataclass(frozen=True)
-class Lora(Method):
+class Lora(LowRank):
     """y = x W + b + (α/r) · dropout(x) A B, with W frozen (Hu et al. 2022, eq. 3).
 
     A has shape (in, r) and B (r, out); r (in + out) parameters a projection. Equal to `peft`'s
@@ -31,52 +31,40 @@ class Lora(Method):
 
     The table of words may be a target, too: W[x] + (α/r) · A[x] B, A (vocabulary, r) zero and
     B ~ N(0, 1) at first, without dropout. A head that reads words off by the same table reads
-    them off the unadapted one, as in `peft`; such a model cannot be merged.
+    them off the unadapted one, as in `peft`; such a model cannot be merged. A head with weights of
+    its own may be a target by its name, "lm_head", without dropout.
 
     Attributes:
-        rank: r.
-        alpha: α.
         dropout: on the update's input, in training.
-        targets: what to adapt, see `Base.match`; empty for the family's default.
         init: of projections, "kaiming" (A uniform, B zero: the identity), "gaussian" (A ~
             N(0, 1/r), B zero: the identity), or "random" (A and B uniform, also where A is zero
             otherwise: changes the model at step 0).
     """
 
-    rank: int = 8
-    alpha: float = 8.0
     dropout: float = 0.0
-    targets: str | tuple[str, ...] = ()
     init: str = "kaiming"
 
+    group: ClassVar[str] = "lora"
+    leaves: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b")
     inits: ClassVar[tuple[str, ...]] = ("kaiming", "gaussian", "random")
-    trained: ClassVar[str] = "ab"  # which of the leaves lora_* train
-    embeddings: ClassVar[bool] = True  # whether the table of words may be a target
+    embeddings: ClassVar[bool] = True
     non_identity: ClassVar[dict[str, Any]] = {"init": "random"}
 
     def __post_init__(self) -> None:
-        require(self.rank > 0, f"method.rank must be positive, got {self.rank}")
+        super().__post_init__()
         require(0 <= self.dropout < 1, f"method.dropout must be in [0, 1), got {self.dropout}")
         known = self.init in self.inits
         require(known, f"method.init={self.init!r} must be one of {self.inits}")
 
-    @property
-    def scale(self) -> float:
-        """s, what the update is multiplied by."""
-        return self.alpha / self.rank
-
-    def rules(self, base: Base) -> Rules:
-        return ((rf".*/lora_[{self.trained}]", "lora"), head_rule(base), FREEZE_REST)
-
-    def matched(self, base: Base) -> dict[str, tuple[int, int]]:
-        """Module paths of what is adapted → (in, out)."""
-        return low_rank(base, self.targets, self.rank, self.embeddings)
-
     def interceptor(self, base: Base) -> Interceptor:
-        matched = self.matched(base)
-        words = {base.words} & matched.keys()
+        return nested(*(method.on(base, modules) for method, modules in self.variants(base)))
+
+    def on(self, base: Base, modules: frozenset[str]) -> Interceptor:
+        """Of modules that have this r and α."""
+        words, heads = {base.words} & modules, base.reading_off().keys() & modules
         return nested(
-            at(matched.keys() - words, self.adapted),
+            at(modules - words - heads, self.adapted),
+            at(heads, self.read_off, "weight"),
             at(words, self.prepared, "setup"),
             at(words, self.looked_up),
         )
@@ -85,6 +73,11 @@ class Lora(Method):
         """What an adapted projection gives."""
         y = call(x)
         return y + self.update(module, x.astype(y.dtype), y.shape[-1])
+
+    def read_off(self, module: nn.Module, call: Callable, size: int) -> jax.Array:
+        """What a head multiplies by, which may have use for its weights alone."""
+        kernel = call(size)
+        return self.merged(kernel, *self.factors(module, *kernel.shape))
 
     def prepared(self, module: nn.Module, call: Callable) -> None:
         """Gives a table of words its parameters, for which there is time in its setup alone."""
@@ -119,14 +112,6 @@ class Lora(Method):
         if self.dropout and module.has_rng("dropout"):
             return dropout(module.make_rng("dropout"), x, self.dropout)
         return x
-
-    def merge(self, params: Flat) -> Flat:
-        """Layer by layer where layers are stacked."""
-        merged = {path: leaf for path, leaf in params.items() if "/lora_" not in path}
-        for module, leaves in adapters(params).items():
-            path = weight_of(module, merged)
-            merged[path] = self.merged(merged[path], **leaves).astype(merged[path].dtype)
-        return merged
 
     def merged(self, kernel: jax.Array, lora_a: jax.Array, lora_b: jax.Array) -> jax.Array:
         """W + s A B."""

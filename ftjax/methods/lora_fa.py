@@ -1,5 +1,6 @@
 """LoRA-FA (Zhang et al. 2023): LoRA of which A is frozen."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,7 +9,7 @@ import optax
 
 from ftjax.methods.base import present
 from ftjax.methods.lora import Lora
-from ftjax.paths import Flat
+from ftjax.paths import Base, Flat
 
 
 @dataclass(frozen=True)
@@ -22,32 +23,35 @@ class LoraFa(Lora):
     with the inverse in bfloat16 under autocast, though; here it is in float32.
     """
 
-    trained: ClassVar[str] = "b"
+    fixed: ClassVar[tuple[str, ...]] = ("lora_a",)
     embeddings: ClassVar[bool] = False  # whose A is zero
 
     def optimizer(
         self,
+        base: Base,
         group: str,
         core: optax.GradientTransformation,
         rest: optax.GradientTransformation,
         steps: int,
     ) -> optax.GradientTransformation:
-        if group != "lora":
+        if group != self.group:
             return optax.chain(core, rest)
-        return optax.chain(preconditioned(self.scale), core, rest)
+        scales = {module: self.of(base, module).scale for module in self.matched(base)}
+        return optax.chain(preconditioned(scales), core, rest)
 
 
-def preconditioned(scale: float) -> optax.GradientTransformationExtraArgs:
-    """g → (1/s²) (AᵀA + 1e-8 I)⁻¹ g for every lora_b, with A among the frozen leaves."""
+def preconditioned(scales: Mapping[str, float]) -> optax.GradientTransformationExtraArgs:
+    """g → (1/s²) (AᵀA + 1e-8 I)⁻¹ g for the lora_b of every module, with A among the frozen."""
 
     def update(
         grads: Flat, state: Any, params: Any = None, *, frozen: Flat, **extra: Any
     ) -> tuple[Flat, Any]:
         solved = {}
         for path, grad in present(grads).items():
-            a = frozen[path.removesuffix("b") + "a"].astype(jnp.float32)
+            module = path.removesuffix("/lora_b")
+            a = frozen[f"{module}/lora_a"].astype(jnp.float32)
             gram = jnp.swapaxes(a, -1, -2) @ a + 1e-8 * jnp.eye(a.shape[-1])
-            solved[path] = jnp.linalg.solve(gram, grad) / scale**2
+            solved[path] = jnp.linalg.solve(gram, grad) / scales[module] ** 2
         return {**grads, **solved}, state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

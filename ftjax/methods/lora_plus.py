@@ -1,8 +1,10 @@
 """LoRA+ (Hayou et al. 2024): B learns faster than A."""
 
+import re
 from dataclasses import dataclass
 
 from ftjax.errors import require
+from ftjax.methods.additive import leaves_of
 from ftjax.methods.lora import Lora
 from ftjax.paths import Base
 
@@ -27,4 +29,4 @@ class LoraPlus(Lora):
         require(self.ratio > 0, f"method.ratio must be positive, got {self.ratio}")
 
     def rate_of(self, base: Base, path: str) -> float:
-        return self.ratio if path.endswith("/lora_b") else 1.0
+        return self.ratio if re.fullmatch(leaves_of(self.matched(base), "lora_b"), path) else 1.0

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf
-from ftjax.partition import Rules
-from ftjax.paths import Base, Flat
+from ftjax.methods.additive import Additive
+from ftjax.methods.base import Interceptor, at, leaf
+from ftjax.paths import Base
 
 
 def skew(entries: jax.Array, size: int) -> jax.Array:
@@ -37,7 +37,7 @@ def rotation(q: jax.Array, neumann: bool) -> jax.Array:
 
 
 @dataclass(frozen=True)
-class Oft(Method):
+class Oft(Additive):
     """y = (x R) W + b, with R block-diagonal and W frozen (Qiu et al. 2023, eq. 2, on the input).
 
     A block of size b is the rotation of a skew-symmetric matrix: (in / b) b (b − 1) / 2
@@ -47,15 +47,15 @@ class Oft(Method):
     Attributes:
         block: b, which must divide every input.
         neumann: the series instead of the Cayley transform, as in the reference by default.
-        targets: projections to adapt, see `Base.match`; empty for the family's default.
         init: "zero" (the identity) or "random" (N(0, 0.02)).
     """
 
     block: int = 32
     neumann: bool = True
-    targets: str | tuple[str, ...] = ()
     init: str = "zero"
 
+    group: ClassVar[str] = "oft"
+    leaves: ClassVar[tuple[str, ...]] = ("oft_r",)
     non_identity: ClassVar = {"init": "random"}
 
     def __post_init__(self) -> None:
@@ -63,11 +63,8 @@ class Oft(Method):
         known = ("zero", "random")
         require(self.init in known, f"method.init={self.init!r} must be one of {known}")
 
-    def rules(self, base: Base) -> Rules:
-        return ((r".*/oft_r", "oft"), head_rule(base), FREEZE_REST)
-
     def interceptor(self, base: Base) -> Interceptor:
-        targets = base.match(self.targets or base.default_targets)
+        targets = self.matched(base)
         for path, (into, _) in targets.items():
             require(
                 into % self.block == 0,
@@ -85,15 +82,8 @@ class Oft(Method):
 
         return at(targets, adapted)
 
-    def merge(self, params: Flat) -> Flat:
-        """R W, layer by layer where layers are stacked."""
-        merged = {path: x for path, x in params.items() if not path.endswith("/oft_r")}
-        for path, entries in params.items():
-            if path.endswith("/oft_r"):
-                name = path.removesuffix("oft_r") + "kernel"
-                kernel = merged[name]
-                r = rotation(skew(jnp.asarray(entries), self.block), self.neumann)
-                rows = kernel.reshape(*r.shape[:-1], kernel.shape[-1])
-                turned = jnp.einsum("...kc,...co->...ko", r, rows).reshape(kernel.shape)
-                merged[name] = turned.astype(kernel.dtype)
-        return merged
+    def merged(self, kernel: jax.Array, oft_r: jax.Array) -> jax.Array:
+        """R W."""
+        r = rotation(skew(jnp.asarray(oft_r), self.block), self.neumann)
+        rows = kernel.reshape(*r.shape[:-1], kernel.shape[-1])
+        return jnp.einsum("...kc,...co->...ko", r, rows).reshape(kernel.shape)

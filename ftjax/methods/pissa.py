@@ -28,6 +28,8 @@ class Residual(Lora):
         init: how A₀ and B₀ are made; "random" starts at A B with A₀ B₀ = 0 (changes the model).
     """
 
+    leaves: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b", "lora_a0", "lora_b0")
+    fixed: ClassVar[tuple[str, ...]] = ("lora_a0", "lora_b0")
     embeddings: ClassVar[bool] = False
 
     def update(self, module: nn.Module, x: jax.Array, features: int) -> jax.Array:
@@ -46,7 +48,7 @@ class Residual(Lora):
         first = {}
         for path in self.matched(base):
             kernel = params[f"{path}/kernel"].astype(jnp.float32)
-            a, b = each_matrix(self.split, kernel)
+            a, b = each_matrix(self.of(base, path).split, kernel)
             for name, value in (("lora_a", a), ("lora_b", b)):
                 kept = value.astype(params[f"{path}/{name}0"].dtype)
                 first |= {f"{path}/{name}0": kept, f"{path}/{name}": kept.astype(jnp.float32)}

@@ -19,6 +19,7 @@ from ftjax.parallel.mesh import fitted
 from ftjax.partition import FROZEN, Rules
 from ftjax.paths import Base, Flat, expand
 from ftjax.quantization import BLOCK, FORMATS, Quantized
+from ftjax.registry import as_tuples
 
 
 def _inner(name: str) -> property:
@@ -33,9 +34,9 @@ class QLora(Method):
     Kernels that the other method leaves frozen are quantized as they are loaded, and each is
     dequantized inside its layer, in the forward and again in the backward pass; no gradient
     reaches them. "nf4" takes 4.127 bits a parameter, "int8" 8 and a scale an output, see
-    `ftjax.quantization`. Embeddings, norms, biases, the head and what trains stay as they are. The
-    base model is then the quantized one: step 0 equals it, and merged it is dequantized. For
-    models that do not fit otherwise; steps are slower.
+    `ftjax.quantization`. Embeddings, norms, biases, routers of experts, the head and what trains
+    stay as they are. The base model is then the quantized one: step 0 equals it, and merged it is
+    dequantized. For models that do not fit otherwise; steps are slower.
 
     Attributes:
         bits: "nf4" or "int8".
@@ -52,7 +53,7 @@ class QLora(Method):
             self.bits in FORMATS,
             f"method.bits={self.bits!r} must be one of {', '.join(FORMATS)}",
         )
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in self.over.items()}
+        values = {key: as_tuples(value) for key, value in self.over.items()}
         object.__setattr__(self, "over", FrozenDict(values))  # hashable
         name = values.get("name")
         require(name not in (None, "qlora"), f"method.over.name={name!r} must be another method")
@@ -65,11 +66,11 @@ class QLora(Method):
 
     def kernels(self, base: Base) -> frozenset[str]:
         """Module paths of the projections that are quantized."""
-        rules = self.inner.rules(base)
+        rules, routers = self.inner.rules(base), base.routers()
         found = {
             path: size
             for path, (size, _) in base.projections().items()
-            if _frozen(rules, f"{path}/kernel")
+            if path not in routers and is_frozen(rules, f"{path}/kernel")
         }
         require(bool(found), f"method.over={dict(self.over)} trains every projection: none is left")
         for path, size in found.items():
@@ -109,8 +110,8 @@ class QLora(Method):
         return nested(at(kernels, dequantized, "weight"), at(kernels, recomputed, "product"))
 
     def stored(self, base: Base, path: str, array: jax.Array) -> Any:
-        kernel = path.removesuffix("/kernel") in base.projections()
-        if not kernel or not _frozen(self.inner.rules(base), path):
+        projection = path.removesuffix("/kernel") in base.projections().keys() - base.routers()
+        if not projection or not is_frozen(self.inner.rules(base), path):
             return self.inner.stored(base, path, array)
         quantize, placed = _quantizer(self.bits, array.shape, array.sharding)
         if isinstance(array, jax.Array):
@@ -121,8 +122,8 @@ class QLora(Method):
     def initialize(self, base: Base, params: Flat, key: jax.Array) -> Flat:
         return self.inner.initialize(base, dequantized(params), key)
 
-    def merge(self, params: Flat) -> Flat:
-        return self.inner.merge(dequantized(params))
+    def merge(self, base: Base, params: Flat) -> Flat:
+        return self.inner.merge(base, dequantized(params))
 
 
 @cache
@@ -141,7 +142,7 @@ def _quantizer(
     return jax.jit(quantize, out_shardings=placed if sharding else None), placed
 
 
-def _frozen(rules: Rules, path: str) -> bool:
+def is_frozen(rules: Rules, path: str) -> bool:
     """Whether no layer of a parameter trains."""
 
     def group(name: str) -> str:

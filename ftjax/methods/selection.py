@@ -14,7 +14,7 @@ from ftjax.paths import Base, Flat, expand
 class Selection(Method):
     """A method without parameters of its own is merged as it is."""
 
-    def merge(self, params: Flat) -> Flat:
+    def merge(self, base: Base, params: Flat) -> Flat:
         return dict(params)
 
 

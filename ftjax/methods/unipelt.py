@@ -11,14 +11,14 @@ import optax
 from ftjax import methods
 from ftjax.errors import require
 from ftjax.methods.adapter import NORMAL, ZERO, Bottleneck
-from ftjax.methods.base import Interceptor, at, leaf, nested
+from ftjax.methods.base import Interceptor, Method, at, leaf, nested
 from ftjax.methods.bottleneck import Houlsby, Parallel, Pfeiffer
 from ftjax.methods.combination import Combination, Part
 from ftjax.methods.examples import segments_of, side_of
 from ftjax.methods.lora import Lora
 from ftjax.methods.prefix import PrefixTuning
 from ftjax.partition import Rules
-from ftjax.paths import Base
+from ftjax.paths import Base, Flat
 
 Array = jax.Array
 GATED = (PrefixTuning, Houlsby, Pfeiffer, Parallel, Lora)
@@ -56,12 +56,16 @@ class Unipelt(Combination):
     def rules(self, base: Base) -> Rules:
         return ((r".*/gate_.*", "gate"), *super().rules(base))
 
-    def optimizer(self, group: str, *others: Any) -> optax.GradientTransformation:
-        return super().optimizer("head" if group == "gate" else group, *others)
+    def optimizer(self, base: Base, group: str, *others: Any) -> optax.GradientTransformation:
+        return super().optimizer(base, "head" if group == "gate" else group, *others)
+
+    def merge(self, base: Base, params: Flat) -> Flat:
+        return Method.merge(self, base, params)  # gates depend on the input
 
     def interceptor(self, base: Base) -> Interceptor:
         gate = Gate(base)
-        return nested(*(gate.part(part) for part in self.parts), gate.interceptor())
+        parts = (gate.part(part) for part in self.parts)
+        return nested(*parts, gate.interceptor(), at({""}, self.guarded))
 
 
 class Gate:
@@ -133,7 +137,8 @@ class Gate:
         def adapted(module: nn.Module, call: Callable, x: Array) -> Array:
             y = call(x)
             gate = self(module, x, "lora")[..., 0].astype(y.dtype)
-            return y + gate * part.update(module, x.astype(y.dtype), y.shape[-1])
+            own = part.of(self.base, "/".join(module.path))
+            return y + gate * own.update(module, x.astype(y.dtype), y.shape[-1])
 
         return at(matched, adapted)
 

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 
 from ftjax.dropout import dropout
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, nested
-from ftjax.partition import Rules
-from ftjax.paths import Base, Flat
+from ftjax.methods.additive import Additive
+from ftjax.methods.base import Interceptor, at, leaf, nested
+from ftjax.paths import Base
 
 ZEROS = nn.initializers.zeros
 
 
 @dataclass(frozen=True)
-class Vera(Method):
+class Vera(Additive):
     """y = x W + b + λ_b ∘ ((λ_d ∘ (dropout(x) A)) B), with W, A and B frozen (eq. 2).
 
     A (largest in, r) and B (r, largest out) are random, kaiming-uniform, the same in all layers,
@@ -31,7 +31,6 @@ class Vera(Method):
         rank: r; above in · out, entries of λ_d are redundant, and refused.
         d_initial: λ_d at the start.
         dropout: on the update's input, in training.
-        targets: projections to adapt, see `Base.match`; empty for the family's default.
         seed: of A and B.
         init: "zero" (λ_b zero: the identity) or "random" (λ_b uniform).
     """
@@ -39,10 +38,12 @@ class Vera(Method):
     rank: int = 256
     d_initial: float = 0.1
     dropout: float = 0.0
-    targets: str | tuple[str, ...] = ()
     seed: int = 0
     init: str = "zero"
 
+    group: ClassVar[str] = "vera"
+    leaves: ClassVar[tuple[str, ...]] = ("lambda_b", "lambda_d")
+    shared: ClassVar[tuple[str, ...]] = ("vera_a", "vera_b")
     non_identity: ClassVar = {"init": "random"}
 
     def __post_init__(self) -> None:
@@ -51,11 +52,8 @@ class Vera(Method):
         known = ("zero", "random")
         require(self.init in known, f"method.init={self.init!r} must be one of {known}")
 
-    def rules(self, base: Base) -> Rules:
-        return ((r".*/lambda_[bd]", "vera"), head_rule(base), FREEZE_REST)
-
     def interceptor(self, base: Base) -> Interceptor:
-        targets = base.match(self.targets or base.default_targets)
+        targets = self.matched(base)
         for path, (into, out) in targets.items():
             require(
                 self.rank <= into * out,
@@ -86,17 +84,15 @@ class Vera(Method):
 
         return nested(at(targets, adapted), at({""}, sharing))
 
-    def merge(self, params: Flat) -> Flat:
-        """W + (A ∘ λ_d) (B ∘ λ_b), layer by layer where layers are stacked."""
-        added = ("lambda_b", "lambda_d", "vera_a", "vera_b")
-        merged = {path: x for path, x in params.items() if path.rsplit("/", 1)[-1] not in added}
-        a, b = params["vera_a"], params["vera_b"]
-        for path in params:
-            if path.endswith("/lambda_d"):
-                module = path.removesuffix("/lambda_d")
-                kernel = merged[f"{module}/kernel"]
-                into, out = kernel.shape[-2:]
-                left = a[:into] * params[path][..., None, :]
-                right = b[:, :out] * params[f"{module}/lambda_b"][..., None, :]
-                merged[f"{module}/kernel"] = (kernel + jnp.matmul(left, right)).astype(kernel.dtype)
-        return merged
+    def merged(
+        self,
+        kernel: jax.Array,
+        lambda_b: jax.Array,
+        lambda_d: jax.Array,
+        vera_a: jax.Array,
+        vera_b: jax.Array,
+    ) -> jax.Array:
+        """W + (A ∘ λ_d) (B ∘ λ_b)."""
+        into, out = kernel.shape[-2:]
+        left = vera_a[:into] * lambda_d[..., None, :]
+        return kernel + jnp.matmul(left, vera_b[:, :out] * lambda_b[..., None, :])

@@ -384,5 +384,5 @@ class _Training:
             epochs=self._epochs(step),
             cached_frozen=self.cached,
             **({} if self.stream is None else self.stream.counts),
-            **self.run_.tuned.method.report(params),
+            **self.run_.tuned.method.report(self.run_.tuned.base, params),
         )

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import optax
 
 from ftjax.errors import UserError, nearest
-from ftjax.methods.base import Method
 from ftjax.paths import Flat
 
 Schedule = Callable[[Any], Any]
+GroupOptimizer = Callable[..., optax.GradientTransformation]  # as `plain`
 SCHEDULES = ("linear", "cosine", "constant", "inverse_sqrt")
 OPTIMIZERS = ("adamw", "sgd", "adafactor", "lion")
-PLAIN = Method()  # leaves optimizers as they are
 NO_DECAY = r".*(bias|scale)"  # as is usual: biases and norms are not decayed
 
 
@@ -80,11 +79,21 @@ def _named(
     raise UserError(f"optimizer.name={name!r} is not known{nearest(name, OPTIMIZERS)}")
 
 
+def plain(
+    group: str,
+    core: optax.GradientTransformation,
+    rest: optax.GradientTransformation,
+    steps: int,
+) -> optax.GradientTransformation:
+    """A group's optimizer where the method leaves it as it is."""
+    return optax.chain(core, rest)
+
+
 def make_optimizer(
     settings: Mapping[str, Any],
     labels: Mapping[str, str],
     rate: Schedule,
-    method: Method = PLAIN,
+    own: GroupOptimizer = plain,
     rates: Mapping[str, Any] = MappingProxyType({}),
     steps: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
@@ -95,14 +104,14 @@ def make_optimizer(
         labels: group of each trainable path; frozen paths are not among them, so that they have
             no state, no decay, and no part in any norm.
         rate: learning rate by step.
-        method: may transform a group's optimizer.
+        own: gives a group's optimizer, see `Tuned.optimizer`.
         rates: what the learning rates of some paths are multiplied by.
         steps: of the whole run.
     """
 
     def group(name: str) -> optax.GradientTransformation:
         core, rest = _named(settings, rate)
-        return optax.chain(method.optimizer(name, core, rest, steps), _scaled(rates))
+        return optax.chain(own(name, core, rest, steps), _scaled(rates))
 
     groups: Iterable[str] = sorted(set(labels.values()))
     return optax.with_extra_args_support(

@@ -60,7 +60,8 @@ class Recipe:
 
     def penalty(self, params: Flat, frozen: Flat) -> jax.Array | None:
         """What is added to the mean loss."""
-        settings, found = self.config.regularization, self.tuned.method.penalty(params)
+        settings, tuned = self.config.regularization, self.tuned
+        found = tuned.method.penalty(tuned.base, params)
         if settings.l2_sp or settings.l2_sp_new:
             pull = l2_sp(params, frozen, settings.l2_sp, settings.l2_sp_new)
             return pull if found is None else pull + found
@@ -78,7 +79,7 @@ class Recipe:
         """The optimizer of what trains in a phase."""
         labels = {path: g for path, g in phase.partition.labels.items() if g != FROZEN}
         settings = self.config.optimizer
-        return make_optimizer(settings, labels, self.rate, phase.method, self.rates, self.total)
+        return make_optimizer(settings, labels, self.rate, phase.optimizer, self.rates, self.total)
 
     def state_shapes(self, trainable: Flat, mesh: Mesh, done: int) -> State:
         """The state after `done` steps as shapes in their places.

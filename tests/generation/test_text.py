@@ -87,7 +87,7 @@ def test_every_method_generates_as_without_a_cache(name, decoder, one_device):
             read_config(decoder), methods.create({"name": "full"}), segments, {"head": "causal_lm"}
         )
         settings = Settings(max_new_tokens=8)
-        merged = Generator(plain, method.merge(params), tokenizer, settings)
+        merged = Generator(plain, method.merge(model.base, params), tokenizer, settings)
         assert [texts[0] for texts in merged(PROMPTS)] == found
 
 

@@ -40,6 +40,10 @@ FAMILIES = {  # name → configuration, class, our head, peft's task
         lambda: transformers.LlamaConfig(**{**PLAIN, "num_hidden_layers": 2}),
         transformers.LlamaForSequenceClassification,
     ),
+    "phi3": (
+        lambda: transformers.Phi3Config(**{**PLAIN, "num_hidden_layers": 2}),
+        transformers.Phi3ForSequenceClassification,
+    ),
     "mixtral": (
         lambda: transformers.MixtralConfig(
             **{**PLAIN, "num_hidden_layers": 2}, num_local_experts=4, num_experts_per_tok=2

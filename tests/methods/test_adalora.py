@@ -48,13 +48,13 @@ def run(tmp_path_factory):
     ).eval()
     trainable, frozen = model.partition.split(params)
     labels = {path: model.partition.labels[path] for path in trainable}
-    optimizer = make_optimizer(OPTIMIZER, labels, lambda step: RATE, model.method, {}, STEPS)
+    optimizer = make_optimizer(OPTIMIZER, labels, lambda step: RATE, model.optimizer, {}, STEPS)
     batch, wanted = base.batch, base.labels
 
     def loss(trainable):
         logits = model.apply({**frozen, **trainable}, batch)
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted[..., None], -1)
-        return -picked.mean() + model.method.penalty(trainable)
+        return -picked.mean() + model.method.penalty(model.base, trainable)
 
     def step(trainable, state):
         value, grads = jax.value_and_grad(loss)(trainable)
@@ -118,7 +118,9 @@ def test_the_same_triplets_are_left_after_every_step(run):
 def test_ranks_tells_what_each_layer_kept(run):
     model, params, _, left, _ = run
     found = ranks(params)
-    assert model.method.report(params) == {"ranks": {"sum": sum(found.values()), "modules": found}}
+    assert model.method.report(model.base, params) == {
+        "ranks": {"sum": sum(found.values()), "modules": found}
+    }
     assert {model.base.names[name]: n for name, n in found.items()} == {
         name: sum(row) for name, row in left[-1][0].items()
     }
@@ -204,4 +206,4 @@ def test_a_schedule_longer_than_the_run_is_refused():
 
     method = methods.create({"name": "adalora", "begin": 10, "end": 10})
     with pytest.raises(UserError, match=r"method\.begin=10 and method\.end=10"):
-        method.optimizer("lora", optax.identity(), optax.identity(), 20)
+        method.optimizer(None, "lora", optax.identity(), optax.identity(), 20)

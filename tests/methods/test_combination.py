@@ -49,7 +49,7 @@ def test_merges_are_done_in_turn(one_device):
     params, _ = tuned.load(folder("bert"), model, one_device, jax.random.key(0))
     batch = make_batch("bert")
     adapted = quick(model.apply)(params, batch)
-    merged = model.method.merge(params)
+    merged = model.method.merge(model.base, params)
     assert set(merged) == set(model.base.shapes)
     plain = build("bert", {"name": "full"})
     np.testing.assert_allclose(quick(plain.apply)(merged, batch), adapted, atol=1e-4)
@@ -59,11 +59,7 @@ def test_merges_are_done_in_turn(one_device):
 def test_what_cannot_be_merged(loaded):
     model, params = loaded
     with pytest.raises(UserError, match="houlsby changes the computation and cannot be merged"):
-        model.method.merge(params)
-    lora = [{"name": "lora", "targets": ["query"]}, {"name": "rslora", "targets": ["key"]}]
-    two = combined(*lora)
-    with pytest.raises(UserError, match="lora and rslora name parameters alike.*cannot be merged"):
-        two.method.merge(dict.fromkeys(two.shapes))
+        model.method.merge(model.base, params)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +68,11 @@ def test_what_cannot_be_merged(loaded):
         (("lora", "full"), "lora and full both train"),
         (({"name": "top_k", "k": 1}, "layer_norm"), "top_k and layer_norm both train 'encoder"),
         (("lora", "rslora"), 'lora and rslora add the same parameter.*"lora_a"'),
+        (("vera", {"name": "vera", "targets": ["up"]}), 'add the same parameter.*"vera_a"'),
+        (("ia3", "dora"), "dora reads the weights of '.*value' that ia3 changes; name dora first"),
         (("houlsby", "parallel"), 'houlsby and parallel add the same parameter.*"adapter"'),
+        (("qlora", {"name": "top_k", "k": 1}), "top_k trains 'encoder.*', which qlora stores"),
+        (("qlora", {"name": "qlora", "over": {"name": "ia3"}}), "qlora is there twice"),
         (("lora",), "two methods or more"),
         ((), "two methods or more"),
         (("lora", "bitfitt"), "did you mean 'bitfit'"),
@@ -102,24 +102,28 @@ def test_optimizers_rates_steps_and_penalties_are_the_parts():
     seen = []
 
     class Heard(type(methods.create({"name": "lora"}))):
-        def optimizer(self, group, core, rest, steps):
+        def optimizer(self, base, group, core, rest, steps):
             seen.append(group)
             return core
 
         def rate_of(self, base, path):
             return 2.0 if path.endswith("_b") else 1.0
 
-        def penalty(self, params):
+        def penalty(self, base, params):
             return params["x"] ** 2
 
     frozen = {"name": "gradual_unfreezing", "every": 1}
     both = Combination((Heard(), methods.create({"name": "ia3"})))
     one = optax.identity()
-    assert both.optimizer("0_lora", one, one, 1) is both.optimizer("head", one, one, 1) is one
+    assert (
+        both.optimizer(None, "0_lora", one, one, 1)
+        is both.optimizer(None, "head", one, one, 1)
+        is one
+    )
     assert seen == ["lora", "head"]
     assert both.rate_of(None, "a/lora_b") == 2.0
-    assert both.penalty({"x": 3.0}) == 9.0
-    assert methods.create({"name": "combination"}).penalty({}) is None
+    assert both.penalty(None, {"x": 3.0}) == 9.0
+    assert methods.create({"name": "combination"}).penalty(None, {}) is None
     model = combined(frozen, {"name": "lora"}, base="bert")
     first, last = model.at_step(0).partition, model.at_step(9).partition
     assert first.labels["encoder/layer_1/ffn/up/kernel"] == "frozen"

@@ -55,7 +55,7 @@ def test_values_are_kept_near_the_identity():
     params["top/ffn/fusion/value_kernel"] = 2 * values[0]
     wanted = sum(((np.eye(4) - v) ** 2).sum() for v in (*values, 2 * values[0]))
     method = methods.create({"name": "adapter_fusion", "regularization": 0.5})
-    np.testing.assert_allclose(method.penalty(params), 0.5 * wanted, rtol=1e-5)
+    np.testing.assert_allclose(method.penalty(None, params), 0.5 * wanted, rtol=1e-5)
 
 
 def test_adapters_that_do_not_fit_are_refused(config_file, runs, tmp_path):

@@ -39,7 +39,7 @@ def test_updates_equal_the_papers(shape):
     method = Galore(rank=RANK, every=EVERY, scale=SCALE)
     params, state = {"x/kernel": weights}, None
     for step, grad in enumerate(grads):
-        optimizer = method.at_step(step, None).optimizer("projected", core, rest, len(grads))
+        optimizer = method.at_step(step, None).optimizer(None, "projected", core, rest, len(grads))
         state = optimizer.init(params) if state is None else state
         updates, state = jax.jit(optimizer.update)({"x/kernel": grad}, state, params)
         params = optax.apply_updates(params, updates)

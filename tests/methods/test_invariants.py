@@ -152,7 +152,7 @@ class Trained:
             return 1e-3
 
         method = model.method
-        optimizer = make_optimizer(OPTIMIZER, labels, rate, method, model.rates(), STEPS)
+        optimizer = make_optimizer(OPTIMIZER, labels, rate, model.optimizer, model.rates(), STEPS)
         state = init_state(jax.tree.map(jnp.copy, trainable), optimizer, 0, mesh, phase)
         self.moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
         step = make_step(
@@ -161,7 +161,7 @@ class Trained:
             rate,
             clip_norm=1.0,
             accumulation=1,
-            penalty=lambda params, frozen: method.penalty(params),
+            penalty=lambda params, frozen: method.penalty(model.base, params),
             active=phase,
         )
         batch = place_rows(mesh, batch, ROWS + empty)
@@ -212,7 +212,7 @@ def test_2_3_what_trains_moves_and_what_is_frozen_has_nothing(it):
 
 def test_4_merged_is_a_plain_model_or_an_error(it):
     try:
-        merged = it.model.method.merge(it.moved)
+        merged = it.model.method.merge(it.model.base, it.moved)
     except UserError as error:
         assert "cannot be merged" in str(error)
         return

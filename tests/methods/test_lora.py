@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from ftjax import methods, tuned
+from ftjax.config import check, from_json, load_config, to_json
 from ftjax.errors import UserError
 from ftjax.formats import peft as files
 from ftjax.formats.folder import read_config
@@ -150,7 +151,7 @@ def test_methods_of_projections_alone_refuse_words(tiny, name):
 
 
 def test_all_linear_leaves_experts_out(tmp_path):
-    """The router is among the targets, which in transformers is no linear module."""
+    """And their router, which decides where tokens go."""
     base = base_of("mixtral", tmp_path)
     model = base.under({"name": "lora", "rank": 3, "alpha": 6.0, "targets": "all-linear"})
     params = base.moved(model)
@@ -163,7 +164,7 @@ def test_all_linear_leaves_experts_out(tmp_path):
     count = sum(p.numel() for p in theirs.parameters() if p.requires_grad)
     assert count == model.partition.counts(model.shapes)[0]
     adapted = {path.rsplit("/", 2)[1] for path in params if path.endswith("lora_a")}
-    assert adapted == {"query", "key", "value", "output", "router"}
+    assert adapted == {"query", "key", "value", "output"}
 
 
 @pytest.mark.parametrize("segments", ["unrolled", "scan"])
@@ -179,3 +180,52 @@ def test_a_target_within_a_scanned_segment_is_refused(tiny):
     assert build(tiny, settings).partition.counts(build(tiny, settings).shapes)
     with pytest.raises(UserError, match="scanned segment"):
         build(tiny, settings, {"segments": "scan"})
+
+
+@pytest.mark.parametrize("text", ['{"query": 2, "layer.1..*value": 6}', "[['query', 2]]"])
+def test_patterns_come_from_the_command_line_and_back_from_a_file(text, tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from ftjax.config import default_config\n"
+        "def get_config(method='lora'):\n"
+        "    return default_config(method)\n"
+    )
+    config = check(load_config(str(file), [f"--config.method.rank_pattern={text}"]))
+    method = methods.create(config.method)
+    assert method.rank_pattern[0] == ("query", 2)
+    again = methods.create(check(from_json(to_json(config))).method)
+    assert again == method and hash(again) == hash(method)
+    over = {"name": "lora", "rank_pattern": [["query", 2]]}
+    assert methods.create({"name": "qlora", "over": over}).inner.rank_pattern == (("query", 2),)
+
+
+@pytest.mark.parametrize("segments", ["unrolled", "scan"])
+@pytest.mark.parametrize("name", ["lora", "rslora", "loha", "lora_fa"])
+def test_ranks_and_alphas_by_module(name, segments, tiny, one_device):
+    """Shapes are of each module's rank; merged, each has its own scale."""
+    settings = {"rank_pattern": {"query": 3}, "alpha_pattern": {"value": 20.0, "query": 1.5}}
+    model = build(tiny, {"name": name, "rank": 5, **settings}, {"segments": segments})
+    params, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+    random = np.random.default_rng(0)
+    leaves = set(model.method.leaves)
+    moved = {
+        path: np.asarray(random.normal(size=x.shape), np.float32)
+        if path.rpartition("/")[2] in leaves
+        else x
+        for path, x in params.items()
+    }
+    merged = model.merged(moved)
+    changed = {path for path in merged if np.any(merged[path] != params[path])}
+    assert changed == {f"{module}/kernel" for module in model.method.matched(model.base)}
+    for path in changed:
+        module, query = path.removesuffix("/kernel"), "query" in path
+        rank, alpha = (3, 1.5) if query else (5, 20.0)
+        own = {leaf: moved[f"{module}/{leaf}"].astype(float) for leaf in leaves}
+        assert all(rank in leaf.shape[-2:] for leaf in own.values())
+        scale = alpha / (rank**0.5 if name == "rslora" else rank)
+        if name == "loha":
+            one, two = (own[f"hada_w{i}_b"] @ own[f"hada_w{i}_a"] for i in (1, 2))
+            delta = scale * one * two
+        else:
+            delta = scale * own["lora_a"] @ own["lora_b"]
+        np.testing.assert_allclose(merged[path] - params[path], delta, rtol=1e-4, atol=1e-4)

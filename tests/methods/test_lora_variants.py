@@ -28,7 +28,7 @@ def ours(model, base, params, **settings):
     labels = {path: model.partition.labels[path] for path in trainable}
     settings = {"weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "momentum": 0.0, **settings}
     optimizer = make_optimizer(
-        settings, labels, lambda step: RATE, model.method, model.rates(), STEPS
+        settings, labels, lambda step: RATE, model.optimizer, model.rates(), STEPS
     )
     losses, state, grad = [], optimizer.init(trainable), stepper(model, base, RATE)
 
@@ -102,7 +102,7 @@ def test_lora_fa_follows_the_reference(bert, tmp_path, monkeypatch):
 def test_lora_fa_moves_weights_along_the_full_gradient(segments):
     """s A ΔB is the projection of the weights' gradient on what A reaches: A A⁺ G."""
     model = bases.build("bert", {"name": "lora_fa", "alpha": 6.0}, {"segments": segments})
-    optimizer = model.method.optimizer("lora", optax.identity(), optax.identity(), 1)
+    optimizer = model.optimizer("lora", optax.identity(), optax.identity(), 1)
     random, shapes = np.random.default_rng(0), model.base.shapes
     path = next(path for path in model.shapes if path.endswith("query/lora_a"))
     module, s = path.removesuffix("/lora_a"), model.method.scale

@@ -141,7 +141,7 @@ def test_it_is_the_other_method_over_the_dequantized_base(bits, name):
     np.testing.assert_allclose(disabled({**frozen, **moved}), base_now, atol=1e-6)
     if name == "pfeiffer":  # cannot be merged
         return
-    merged = model.method.merge({**frozen, **moved})
+    merged = model.method.merge(model.base, {**frozen, **moved})
     np.testing.assert_allclose(apply(merged), logits, atol=1e-4)
 
 
@@ -179,7 +179,7 @@ def test_it_trains_on_a_mesh():
         trainable, frozen = model.partition.split(params)
         labels = {path: model.partition.labels[path] for path in trainable}
         adam = {"name": "adamw", "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
-        optimizer = make_optimizer(adam, labels, rate, model.method)
+        optimizer = make_optimizer(adam, labels, rate, model.optimizer)
         state, found = init_state(trainable, optimizer, 0, mesh), []
         step = make_step(loss, optimizer, rate, clip_norm=1.0, accumulation=1)
         placed = place_rows(mesh, batch, 8)
@@ -249,6 +249,10 @@ def test_experts_are_quantized():
     quantize = quick(Nf4.of)
     quantized = {p: quantize(x) for p, x in held.items()}
     assert params[path].ndim == 3 and path in quantized
+    router = path.replace("/up/", "/router/")
+    assert router in params and router not in quantized  # it decides where tokens go
+    small = jnp.asarray(params[router])
+    assert method.stored(model.base, router, small) is small
     batch = made.inputs("mixtral")
     found = quick(lambda p: model.apply(p, batch))({**params, **added, **quantized})
     wanted = quick(lambda p: plain.apply(p, batch))(dequantized({**params, **quantized}))

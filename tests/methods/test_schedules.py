@@ -85,7 +85,7 @@ def test_what_trains_already_keeps_its_moments(one_device):
         phase = model.at_step(step).partition
         active = phase.split(params)[0]
         labels = {path: phase.labels[path] for path in active}
-        optimizer = make_optimizer(ADAM, labels, rate, model.method, model.rates(), steps)
+        optimizer = make_optimizer(ADAM, labels, rate, model.optimizer, model.rates(), steps)
         if phase is not before:
             place, before = (active, optimizer, one_device), phase
             state = carried_moments(state, *place, step) if step else init_moments(*place)

@@ -82,3 +82,15 @@ def test_what_is_refused():
         build("bert", {"name": "unipelt", "parts": ("pfeiffer", words)})
     with pytest.raises(UserError, match="which relative positions pass, too"):
         tuned.build(config_of("deberta-v3"), methods.create({"name": "unipelt"}))
+
+
+def test_parts_that_could_be_merged_alone_are_not_beside_gates():
+    parts = ({"name": "lora", "targets": ("query",)}, {"name": "lora", "targets": ("key",)})
+    model = build("bert", {"name": "unipelt", "parts": parts})
+    with pytest.raises(UserError, match="unipelt changes the computation and cannot be merged"):
+        model.merged(parameters(model))
+
+
+def test_parts_on_the_same_projection_are_refused():
+    with pytest.raises(UserError, match='lora and lora add the same parameter.*"gate_lora_kernel"'):
+        build("bert", {"name": "unipelt", "parts": ("lora", "lora")})

@@ -13,10 +13,9 @@ from tests.training.abstract import LLAMA
 
 METHODS = {
     "full": {},
-    "lora": {"rank": 4, "targets": "all-linear"},  # changes products inside: computed whole
-    "dora": {"rank": 4, "targets": "all-linear"},
+    "lora": {"rank": 4, "targets": ("q_proj", "o_proj")},
     "houlsby": {"reduction": 8},
-    "ia3": {},
+    "reft": {},
 }
 
 
@@ -71,6 +70,22 @@ def test_what_is_computed_at_a_time_is_a_part():
 
     wide = "f32[4,9,128]"
     assert wide in shapes(1) and wide not in shapes(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("lora", {"targets": "all-linear"}),
+        ("dora", {"targets": ("down",)}),
+        ("ia3", {}),
+        ("qlora", {}),
+        ("combination", {"parts": ("bitfit", {"name": "oft", "targets": ("up",), "block": 8})}),
+    ],
+)
+def test_what_changes_products_inside_has_no_parts(name, settings):
+    method = methods.create({"name": name, **settings})
+    with pytest.raises(UserError, match=rf"model\.parts=2 must be 1 with method\.name={name}"):
+        build(LLAMA, method, {"parts": 2}, {"head": "causal_lm"})
 
 
 @pytest.mark.parametrize(("parts", "changes"), [(0, {}), (200, {}), (2, {"model_type": "gpt2"})])

@@ -1,0 +1,266 @@
+"""`adapter_config.json` of PEFT: written, and compared with a method."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ftjax.errors import UserError, nearest
+from ftjax.formats import hf
+from ftjax.formats import peft_tables as tables
+from ftjax.formats.peft_forms import FORMS, Form
+from ftjax.formats.peft_places import INSIDE, TASKS, Piece, own_paths, part_of, pieces_of, prefixed
+from ftjax.tuned import Tuned
+
+# What a configuration must not ask for, since no method here computes it.
+REFUSED = ("layer_replication", "target_parameters", "use_qalora", "lora_bias", "coft")
+REFUSED += ("block_share", "alora_invocation_tokens", "megatron_config")
+CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # inits that change base weights
+TURNING = ("LORA", "VERA", "IA3", "ADALORA")  # kinds that say whether kernels are (in, out)
+MERGE = "merge it into its base with peft (merge_and_unload) and load that as model.path"
+
+
+def value_at(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """What PEFT takes from a pattern for a module: its first key that matches."""
+    for key, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default
+
+
+def named(file: Path, config: Mapping[str, Any]) -> str:
+    """The method of a configuration.
+
+    Raises:
+        UserError: it is not known here.
+    """
+    kind = config.get("peft_type")
+    for name, form in FORMS.items():
+        same = (_same(config.get(key), value) for key, value in form.constants.items())
+        if kind in (form.kind, *form.also) and all(same):
+            return name
+    known = sorted({kind for form in FORMS.values() for kind in (form.kind, *form.also)})
+    raise UserError(f"{file}: peft_type={kind!r} is not known{nearest(str(kind), known)}")
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    """Whether a configuration says what a form does: a word, or that something is on."""
+    return found == wanted if isinstance(wanted, str) else bool(found) == bool(wanted)
+
+
+def written(tuned: Tuned, form: Form) -> dict[str, Any]:
+    """The configuration of a model's method.
+
+    Raises:
+        UserError: parts of one module of PEFT's have ranks or α of their own.
+    """
+    method, classes = tuned.method, prefixed(tuned)
+    trained = classes and not tuned.base.of_words
+    chosen: dict[str, set[str]] = {}
+    turned = False
+    for piece in _pieces(tuned, form):
+        chosen.setdefault(piece.leaf.selected, set()).add(piece.part.name)
+        turned |= piece.part.turned
+    head = {_part(part).name for part in tuned.names.head.values()}
+    config = {
+        "peft_type": form.kind,
+        "task_type": TASKS[tuned.model.head] if classes else "FEATURE_EXTRACTION",
+        "inference_mode": True,
+        "target_modules": _targets(tuned, set().union(*chosen.values())),
+        "modules_to_save": sorted({name.split(".")[0] for name in head}) if trained else None,
+        **{theirs: getattr(method, ours) for ours, theirs in form.fields.items()},
+        **form.constants,
+    }
+    if "feedforward" in {leaf.selected for leaf in form.leaves.values()}:
+        config["feedforward_modules"] = _targets(tuned, chosen.get("feedforward", set()))
+    if form.table:
+        del config["target_modules"]
+        config |= tables.sizes_of(tuned)
+    if turned and form.kind in TURNING:
+        config["fan_in_fan_out"] = True
+    if form.patterned:
+        config |= _patterns(tuned, form)
+    return config
+
+
+def _patterns(tuned: Tuned, form: Form) -> dict[str, dict[str, Any]]:
+    """r and α of the modules whose own differ from the method's."""
+    each: dict[str, tuple[int, float]] = {}
+    for piece in _pieces(tuned, form):
+        both = own_factors(tuned, form, piece)
+        if each.setdefault(piece.part.name, both) != both:
+            raise UserError(
+                f"PEFT adapts {piece.part.name!r} as one projection, and here its parts have ranks "
+                "or alphas of their own; use --format hf"
+            )
+    method = tuned.method
+    own = {
+        "rank_pattern": {name: rank for name, (rank, _) in each.items() if rank != method.rank},
+        "alpha_pattern": {name: a for name, (_, a) in each.items() if a != method.alpha},
+    }
+    return {key: pattern for key, pattern in own.items() if pattern}
+
+
+def own_factors(tuned: Tuned, form: Form, piece: Piece, apart: bool = False) -> tuple[int, float]:
+    """r and α of PEFT's module that holds a piece.
+
+    Args:
+        tuned: the model under its method.
+        form: of the method.
+        piece: of one of its parameters.
+        apart: PEFT's module holds it as it is, not beside those of the other parts along the rank.
+    """
+    method = tuned.method.of(tuned.base, piece.module)
+    if apart or form.kind != "LORA" or not piece.part.sizes:
+        return method.rank, method.alpha
+    rank = len(piece.mates) * method.rank
+    return rank, method.alpha * (method.scale / replace(method, rank=rank).scale)
+
+
+def refuse(file: Path, config: Mapping[str, Any]) -> None:
+    """Raises UserError where a configuration asks for what no method here computes."""
+    for key in REFUSED:
+        if config.get(key):
+            raise UserError(f"{file}: {key}={config[key]!r} is not implemented: {MERGE}")
+
+
+def agree(tuned: Tuned, form: Form, file: Path, config: Mapping[str, Any], inside: str) -> None:
+    """Whether a configuration is of the model's method.
+
+    Args:
+        tuned: the model under its method.
+        form: of the method.
+        file: that has the configuration.
+        config: its mapping.
+        inside: what comes before the base model's names, of which patterns see all.
+
+    Raises:
+        UserError: it is of another method, or of one with other hyperparameters.
+    """
+    if config.get("peft_type") not in (form.kind, *form.also):
+        name = type(tuned.method).__name__.lower()
+        raise UserError(
+            f"{file} has peft_type={config.get('peft_type')!r}, and method.name={name} is stored "
+            f"as {form.kind}"
+        )
+    for key, value in form.constants.items():
+        if not _same(config.get(key, value), value):
+            raise UserError(f"{file} has {key}={config.get(key)!r}, and the method {value!r}")
+    for ours, theirs in form.fields.items():
+        value, apart = getattr(tuned.method, ours), form.patterned and ours in ("rank", "alpha")
+        if ours not in form.free and not apart and theirs in config and config[theirs] != value:
+            raise UserError(
+                f"method.{ours}={value!r} differs from {theirs}={config[theirs]!r} of {file}"
+            )
+    refuse(file, config)
+    adapted = any(path.startswith(f"{tuned.base.words}/lora_") for path in tuned.shapes)
+    if config.get("ensure_weight_tying") and adapted:
+        raise UserError(
+            f"{file}: ensure_weight_tying adapts the head by the adapter of the table of words, "
+            f"which is not implemented: {MERGE}"
+        )
+    start = str(config.get("init_lora_weights", "")).lower()
+    if start.startswith(CHANGED_BASE) and "init_lora_weights" not in form.constants:
+        raise UserError(
+            f"{file}: init_lora_weights={start!r} changes the base's weights, which the folder "
+            "does not hold; convert it to plain LoRA with peft"
+        )
+    if form.patterned:
+        for piece in _pieces(tuned, form):
+            _agree_in(tuned, form, file, config, piece, inside)
+
+
+def _agree_in(
+    tuned: Tuned, form: Form, file: Path, config: Mapping[str, Any], piece: Piece, inside: str
+) -> None:
+    """Raises UserError where a module's r or α is another than the method's."""
+    module = f"{inside}{piece.part.name}"
+    found = []
+    for ours in ("rank", "alpha"):
+        theirs, pattern = form.fields[ours], config.get(f"{ours}_pattern")
+        default = config.get(theirs, getattr(tuned.method, ours))
+        found.append((theirs, value_at(pattern, module, default)))
+    (_, rank), (_, alpha) = found
+    choices = [own_factors(tuned, form, piece, apart) for apart in (True, False)]
+    wanted = next((it for it in choices if it[0] == rank), choices[0])
+    if rank == wanted[0] and isinstance(alpha, int | float) and math.isclose(alpha, wanted[1]):
+        return
+    ours = "alpha" if rank == wanted[0] else "rank"
+    theirs, value = found[ours == "alpha"]
+    where = f", at {module!r}" if config.get(f"{ours}_pattern") else ""
+    own = wanted[ours == "alpha"]
+    raise UserError(f"method.{ours}={own!r} differs from {theirs}={value!r} of {file}{where}")
+
+
+def _pieces(tuned: Tuned, form: Form) -> list[Piece]:
+    """Where parameters of modules lie."""
+    pieces = (piece for path in own_paths(tuned, form) for piece in pieces_of(tuned, form, path))
+    return [piece for piece in pieces if piece.module]
+
+
+def _part(part: str | hf.Part) -> hf.Part:
+    return hf.Part(part) if isinstance(part, str) else part
+
+
+def _targets(tuned: Tuned, names: set[str]) -> list[str]:
+    """Last parts of the modules' names, or whole names where those would select more."""
+    short = {name.rsplit(".", 1)[-1] for name in names}
+    others = {_part(part).name for part in tuned.names.head.values()}
+    others |= {part_of(tuned, module).name for module in tuned.names.base}
+    chosen = {name for name in others if name.rsplit(".", 1)[-1] in short}
+    return sorted(short if chosen == names else names)
+
+
+def patterns(
+    form: Form, config: Mapping[str, Any], tensors: Mapping[str, Any], modules: tuple[str, ...]
+) -> dict[str, tuple[tuple[str, Any], ...]]:
+    """`rank_pattern` and `alpha_pattern` of a method, from a configuration's.
+
+    Keys of modules that are not adapted are left out. Parts that are held side by side along the
+    rank, as this project writes them, have each a share of it.
+
+    Args:
+        form: of the method.
+        config: adapter_config.json's mapping.
+        tensors: by name.
+        modules: names of those adapted.
+    """
+    shares = {name: _side_by_side(tensors, name) for name in modules}
+    root = 0.5 if config.get("use_rslora") else 1.0
+    own: dict[str, tuple[tuple[str, Any], ...]] = {}
+    for ours, power in (("rank", 1.0), ("alpha", root)):
+        pattern = config.get(f"{ours}_pattern") or {}
+        default = config.get(form.fields[ours])
+        used = {
+            next((key for key in pattern if value_at({key: True}, name, False)), None)
+            for name, share in shares.items()
+            if share == 1
+        }
+        rest = {key: value for key, value in pattern.items() if key in used}
+        apart = {}
+        for name, share in shares.items():
+            value = value_at(pattern, name, default)
+            if share > 1 and isinstance(value, int | float):
+                each = value / share**power
+                each = round(each) if ours == "rank" or math.isclose(each, round(each)) else each
+                if each != value_at(rest, name, default):
+                    apart[name] = each
+        own[f"{ours}_pattern"] = (*apart.items(), *rest.items())
+    return own
+
+
+def _side_by_side(tensors: Mapping[str, Any], module: str) -> int:
+    """Of how many parts, in turn, lora_B (out, n r) gives each output by r of its own."""
+    b = tensors.get(f"{INSIDE}{module}.lora_B.weight")
+    for count in (3, 2):
+        if b is None or b.shape[1] % count:
+            continue
+        parts = b.reshape(len(b), count, -1).any(-1)  # (out, n)
+        owners = parts.argmax(1)[parts.any(1)]
+        if (parts.sum(1) <= 1).all() and parts.any(0).all() and (np.diff(owners) >= 0).all():
+            return count
+    return 1
