@@ -46,10 +46,10 @@ def run(arguments: Namespace, overrides: Sequence[str] = ()) -> None:
         raise UserError(f"{overrides[0]} changes a run's configuration: give --workdir")
     if arguments.workdir:
         asked = {"model.dtype": arguments.dtype, "mesh.tensor": arguments.tensor}
-        changes = [f"--config.{key}={value}" for key, value in asked.items() if value]
+        changes = [f"--config.{key}={value}" for key, value in asked.items() if value is not None]
         opened = open_workdir(arguments.workdir, [*overrides, *changes])
     else:
-        tensor = arguments.tensor or 1
+        tensor = 1 if arguments.tensor is None else arguments.tensor
         # On several hosts all devices, since each of them has to have a part.
         devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:tensor]
         mesh = make_mesh(-1, 1, tensor, devices)
