@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ftjax.errors import UserError
 from ftjax.models import encoder
@@ -103,13 +105,18 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     return checked(Config(**values, relative=relative, heads=heads, options=options), "deberta-v2")
 
 
-def bucket(distance: Array, buckets: int, most: int) -> Array:
-    """Distances: exact below half the buckets, logarithmic from there to `most`."""
-    middle = buckets // 2
-    size = jnp.where(jnp.abs(distance) < middle, middle - 1, jnp.abs(distance))
-    scale = (middle - 1) / math.log((most - 1) / middle)
-    far = jnp.ceil(jnp.log(size / middle) * scale).astype(jnp.int32) + middle
-    return jnp.where(size <= middle, distance, far * jnp.sign(distance))
+@lru_cache
+def buckets_of(buckets: int, most: int) -> np.ndarray:
+    """What distances -most to most are rounded to; those farther away are as the farthest.
+
+    Exact below half the buckets, logarithmic from there. In float32 and in the order of the
+    reference, since a distance may lie on the edge of a bucket.
+    """
+    distance, middle = np.arange(-most, most + 1), buckets // 2
+    size = np.maximum(np.abs(distance), middle).astype(np.float32)
+    scale = np.log(np.float32((most - 1) / middle))
+    far = np.ceil(np.log(size / np.float32(middle)) / scale * np.float32(middle - 1)) + middle
+    return np.where(size > middle, far * np.sign(distance), distance).astype(np.int32)
 
 
 class Attention(nn.Module):
@@ -170,7 +177,9 @@ class Attention(nn.Module):
         query = jnp.arange(length)[None] if starts is None else starts
         distance = query[..., None] - jnp.arange(length)
         if c.position_buckets:
-            distance = bucket(distance, c.position_buckets, c.max_relative_positions)
+            most = c.max_relative_positions
+            table = jnp.asarray(buckets_of(c.position_buckets, most))
+            distance = table[jnp.clip(distance, -most, most) + most]
         return jnp.clip(distance + c.span, 0, 2 * c.span - 1)
 
 

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ftjax.errors import UserError
 from ftjax.formats.hf import Part
@@ -147,8 +148,21 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     )
 
 
+@lru_cache
+def buckets_of(buckets: int, most: int) -> np.ndarray:
+    """Numbers of distances 0 to `most`: half exact, half logarithmic; farther ones are as `most`.
+
+    In float32 and in the order of the reference, since a distance may lie on the edge of a bucket.
+    """
+    distance, exact = np.arange(most + 1), buckets // 2
+    size = np.maximum(distance, 1).astype(np.float32) / np.float32(exact)
+    scale = np.float32(math.log(most / exact))
+    far = exact + (np.log(size) / scale * np.float32(buckets - exact)).astype(np.int32)
+    return np.where(distance < exact, distance, np.minimum(far, buckets - 1)).astype(np.int32)
+
+
 def bucket(distance: Array, buckets: int, most: int, both: bool) -> Array:
-    """Numbers of key position - query position: half exact, half logarithmic up to `most`."""
+    """Numbers of key position - query position, of which half are of keys to the right."""
     side = jnp.zeros_like(distance)
     if both:
         buckets //= 2
@@ -156,10 +170,7 @@ def bucket(distance: Array, buckets: int, most: int, both: bool) -> Array:
         distance = jnp.abs(distance)
     else:
         distance = -jnp.minimum(distance, 0)
-    exact = buckets // 2
-    scale = (buckets - exact) / math.log(most / exact)
-    far = exact + (jnp.log(jnp.maximum(distance, 1) / exact) * scale).astype(jnp.int32)
-    return side + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
+    return side + jnp.asarray(buckets_of(buckets, most))[jnp.minimum(distance, most)]
 
 
 class RelativeBias(nn.Module):
