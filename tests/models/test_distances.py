@@ -7,7 +7,7 @@ import torch
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from ftjax.models import deberta, t5
+from ftjax.models import configure, deberta, t5
 from ftjax.models.layers import Options
 from tests.models.made import config_of
 
@@ -19,7 +19,7 @@ FARTHEST = 1023
 )
 def test_deberta(buckets, most):
     hf = {**config_of("deberta-v3"), "position_buckets": buckets, "max_relative_positions": most}
-    attention = deberta.Attention(deberta.from_hf(hf, Options()), parent=None)
+    attention = deberta.Attention(configure(hf, Options()), parent=None)
     distance = torch.arange(-FARTHEST, FARTHEST + 1)
     bucket = make_log_bucket_position(distance, buckets, most).to(torch.int64)
     wanted = torch.clamp(bucket + buckets, 0, 2 * buckets - 1).numpy()  # as attention looks it up
