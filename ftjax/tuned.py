@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ftjax.errors import UserError, nearest
 from ftjax.formats import hf
 from ftjax.formats.folder import load_tokenizer, open_weights
-from ftjax.formats.vocabulary import Resized
+from ftjax.formats.vocabulary import widened
 from ftjax.methods import name_of
 from ftjax.methods.base import Method, nested
 from ftjax.methods.virtual import changed_words
@@ -382,14 +382,7 @@ def load(
 ) -> tuple[Flat, list[str]]:
     """Parameters in place: the folder's tensors streamed, the rest initialized by jit.
 
-    Args:
-        folder: of the pretrained model.
-        tuned: what is loaded.
-        mesh: where parameters lie.
-        key: of what is initialized.
-        replicate: patterns of parameters that stay whole.
-        new_head: start a new head even where the folder has one.
-        resize: the folder may have fewer words than the model; see `Resized`.
+    With `new_head`, the folder's head is left; with `resize`, it may have fewer words.
 
     Returns:
         Flat parameters, and the paths of the head's parameters that the folder lacks.
@@ -409,18 +402,12 @@ def load(
         return tuned.method.stored(tuned.base, path, array)
 
     def widen(path: str, tensor: Any) -> Any:
-        axes, sizes = tuned.axes[path], tuned.base.shapes[path].shape
-        if not resize or "vocab" not in axes:
-            return tensor
-        axis = axes.index("vocab")
-        size, turned, module = sizes[axis], path.endswith("/kernel"), path.rsplit("/", 1)[0]
-        axis = len(axes) - 1 - axis if turned else axis
-        zero = (path.endswith("/bias") and tuned.config.tied) or module in tuned.base.buffers
-        return Resized(tensor, axis, size, zero) if tensor.shape[axis] < size else tensor
+        buffer = path.rsplit("/", 1)[0] in tuned.base.buffers
+        zero = buffer or (path.endswith("/bias") and tuned.config.tied)
+        return widened(tensor, path, tuned.axes[path], tuned.base.shapes[path].shape, zero)
 
-    loaded, absent = hf.load(
-        open_weights(folder), tuned.base.shapes, tuned.names, place, new_head, widen
-    )
+    stored = open_weights(folder), tuned.base.shapes, tuned.names
+    loaded, absent = hf.load(*stored, place, new_head, widen if resize else None)
     missing = [path for path in tuned.shapes if path not in loaded]
     params = merge(loaded, tuned.init(key, missing, shardings))
     return params | tuned.started(params, key, shardings, folder), absent

@@ -204,7 +204,7 @@ def load(
     names: Names,
     place: Callable[[str, Stored], Any],
     new_head: bool = False,
-    widen: Callable[[str, Any], Any] = lambda path, tensor: tensor,
+    widen: Callable[[str, Any], Any] | None = None,
 ) -> tuple[Flat, list[str]]:
     """Streams a folder's tensors into parameters, one at a time.
 
@@ -214,7 +214,7 @@ def load(
         names: what Hugging Face calls the model's modules.
         place: puts one parameter where it lives.
         new_head: leave the head out, even where the file has one.
-        widen: what is read of a parameter's stored tensor instead.
+        widen: what is read of a parameter's stored tensor instead, where it is given.
 
     Returns:
         The parameters, and the paths of the head's parameters that the folder lacks.
@@ -244,7 +244,8 @@ def load(
                 + ("; mean pooling needs none" if path.startswith("pooler/") else "")
                 + nearest(missing[0], weights)
             )
-        tensors = [widen(path, weights[name]) for name, _ in stored]
+        tensors = [weights[name] for name, _ in stored]
+        tensors = [widen(path, tensor) for tensor in tensors] if widen else tensors
         for (name, part), tensor in zip(stored, tensors, strict=True):
             shape = shape_of(tensor.shape, part, kind)
             count = len(stored) * math.prod(shape)

@@ -1,6 +1,6 @@
 """A tokenizer that has more words than its model's table: noticed, and the table made larger."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,3 +117,22 @@ class Resized:
             part = (*(slice(None),) * self.axis, slice(i, min(i + ROWS, count)))
             total += np.asarray(self.tensor[part], np.float64).sum(self.axis, keepdims=True)
         return (total / count).astype(np.float32)
+
+
+def widened(
+    tensor: Any, path: str, axes: Sequence[str | None], shape: Sequence[int], zero: bool
+) -> Any:
+    """A parameter's stored tensor with as many words as the parameter has.
+
+    Args:
+        tensor: with a shape, that slices index.
+        path: of the parameter.
+        axes, shape: the parameter's.
+        zero: see `Resized`.
+    """
+    if "vocab" not in axes:
+        return tensor
+    axis = axes.index("vocab")
+    size = shape[axis]
+    axis = len(axes) - 1 - axis if path.endswith("/kernel") else axis
+    return Resized(tensor, axis, size, zero) if tensor.shape[axis] < size else tensor
