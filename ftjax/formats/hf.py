@@ -272,10 +272,10 @@ def require_equal(table: str, copies: Iterable[str], weights: Mapping[str, Any])
     """Raises UserError where a tensor that should be the words' table differs from it."""
     for name in copies:
         one, other = weights[table], weights[name]
-        same = tuple(one.shape) == tuple(other.shape) and all(
-            np.array_equal(one[i : i + ROWS], other[i : i + ROWS])
-            for i in range(0, one.shape[0], ROWS)
-        )
+        count = one.shape[0]
+        parts = (slice(i, min(i + ROWS, count)) for i in range(0, count, ROWS))
+        same = tuple(one.shape) == tuple(other.shape)
+        same = same and all(np.array_equal(one[part], other[part]) for part in parts)
         if not same:
             raise UserError(
                 f"config.json says that {name!r} is tied to {table!r}, but the two differ; set "

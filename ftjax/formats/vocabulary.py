@@ -100,12 +100,13 @@ class Resized:
         start, stop, _ = given[self.axis].indices(self.size)
         count = self.tensor.shape[self.axis]
         before, after = given[: self.axis], given[self.axis + 1 :]
-        old = self.tensor[(*before, slice(min(start, count), min(stop, count)), *after)]
-        new = max(stop, count) - max(start, count)
-        if new <= 0:
-            return old
-        mean = self.mean[(*before, slice(None), *after)].astype(old.dtype)
-        return np.concatenate([old, np.repeat(mean, new, self.axis)], self.axis)
+        parts = []
+        if start < count:
+            parts.append(self.tensor[(*before, slice(start, min(stop, count)), *after)])
+        if stop > count:
+            mean = self.mean[(*before, slice(None), *after)]
+            parts.append(np.repeat(mean, stop - max(start, count), self.axis))
+        return np.concatenate([part.astype(parts[0].dtype) for part in parts], self.axis)
 
     @cached_property
     def mean(self) -> np.ndarray:
