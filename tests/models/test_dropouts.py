@@ -19,6 +19,7 @@ OURS = ("pooler_dropout", "dropout")
 # Configurations in which each key that falls back on another, or may be zero, does so.
 CHANGES = ("distinct", "none", "zero")
 OWN = {"classifier_dropout", "classifier_dropout_prob", "cls_dropout"}
+BELOW = ("transformer.", "encoder.", "decoder.")  # where some models have the one without a head
 CLASSIFIERS = {"classification", "tokens", "choice"}
 # Whose classifiers call one module before and after the dense layer.
 TWICE = {"roberta", "xlm-roberta", "electra", "t5", "t5-v1.1", "mt5", "bart", "mbart"}
@@ -44,13 +45,9 @@ def of_theirs(model: torch.nn.Module) -> tuple[list[float], set[float]]:
         every |= {float(rate) for rate in rates if isinstance(rate, float)}
         if isinstance(module, torch.nn.Dropout):
             every.add(module.p)
-            heads += [] if name.startswith(f"{inside(model)}.") else [module.p]
+            inside = name.startswith((f"{model.base_model_prefix}.", *BELOW))
+            heads += [] if inside else [module.p]
     return [rate for rate in heads if rate], every - {0.0}
-
-
-def inside(model: torch.nn.Module) -> str:
-    """Where a model with a head has the model without."""
-    return next(name for name in (model.base_model_prefix, "transformer") if hasattr(model, name))
 
 
 def of_ours(config: dict, head: str) -> tuple[list[float], set[float]]:
