@@ -40,6 +40,7 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "attention": "auto",  # xla | cudnn | gpu (cudnn or xla) | splash (TPUs, decoders)
             "parts": 1,  # of feed-forward blocks, computed in turn in less memory
             "adapter": "",  # a PEFT or AdapterHub folder of the method, to start from
+            "resize_vocabulary": False,  # where the tokenizer has more words than the model
             "new_head": False,  # start a new head even where the folder has one
             "new": ConfigDict(),  # of a model made at model.path: see ftjax.training.fresh
         },

@@ -18,11 +18,12 @@ from jax.sharding import Mesh
 from ftjax.errors import UserError, nearest
 from ftjax.formats import hf
 from ftjax.formats.folder import load_tokenizer, open_weights
+from ftjax.formats.vocabulary import widened
 from ftjax.methods import name_of
 from ftjax.methods.base import Method, nested
 from ftjax.methods.virtual import changed_words
+from ftjax.models import configure, kind_of
 from ftjax.models import family as family_of
-from ftjax.models import kind_of
 from ftjax.models.attention import ATTENTION
 from ftjax.models.layers import Options
 from ftjax.models.stack import POLICIES, resolve_segments
@@ -160,7 +161,7 @@ class Tuned:
     @property
     def ties_words(self) -> bool:
         """Whether the head reads words off by the table that they are looked up in."""
-        return str(self.model.head).endswith("_lm") and getattr(self.config, "tied", True)
+        return self.base.of_words and self.config.tied
 
     def merged(self, params: Flat) -> Flat:
         """Parameters of the plain model that computes the same.
@@ -290,10 +291,7 @@ def build(
     )
     if options.attention == "splash" and kind_of(hf_config) != "decoder":
         raise UserError(f"model.attention=splash is for decoders, not {hf_config['model_type']}")
-    try:
-        config = family.from_hf(hf_config, options)
-    except KeyError as error:
-        raise UserError(f"config.json of this {hf_config['model_type']} lacks {error}") from error
+    config = configure(hf_config, options)
     parts = settings.get("parts", 1)
     divisible = kind_of(hf_config) == "decoder" and config.divisible
     if parts != 1 and not (divisible and 1 < parts <= config.intermediate_size):
@@ -380,8 +378,11 @@ def load(
     key: jax.Array,
     replicate: tuple[str, ...] = (),
     new_head: bool = False,
+    resize: bool = False,
 ) -> tuple[Flat, list[str]]:
     """Parameters in place: the folder's tensors streamed, the rest initialized by jit.
+
+    With `new_head`, the folder's head is left; with `resize`, it may have fewer words.
 
     Returns:
         Flat parameters, and the paths of the head's parameters that the folder lacks.
@@ -400,7 +401,13 @@ def load(
         array = jax.make_array_from_single_device_arrays(stored.shape, sharding, parts)
         return tuned.method.stored(tuned.base, path, array)
 
-    loaded, absent = hf.load(open_weights(folder), tuned.base.shapes, tuned.names, place, new_head)
+    def widen(path: str, tensor: Any) -> Any:
+        buffer = path.rsplit("/", 1)[0] in tuned.base.buffers
+        zero = buffer or (path.endswith("/bias") and tuned.config.tied)
+        return widened(tensor, path, tuned.axes[path], tuned.base.shapes[path].shape, zero)
+
+    stored = open_weights(folder), tuned.base.shapes, tuned.names
+    loaded, absent = hf.load(*stored, place, new_head, widen if resize else None)
     missing = [path for path in tuned.shapes if path not in loaded]
     params = merge(loaded, tuned.init(key, missing, shardings))
     return params | tuned.started(params, key, shardings, folder), absent

@@ -14,6 +14,7 @@ from ftjax.errors import UserError
 from ftjax.formats import hf, peft
 from ftjax.formats.adapterhub import export_adapterhub
 from ftjax.formats.folder import open_weights, read_config
+from ftjax.formats.vocabulary import sized
 from ftjax.paths import Flat
 from ftjax.tuned import Tuned
 
@@ -42,7 +43,7 @@ def export_hf(
         UserError: the method cannot be merged.
     """
     plain = tuned.merged(jax.tree.map(np.asarray, params))
-    config = {**read_config(source), "dtype": "float32"}
+    config = {**sized(read_config(source), tuned.config.vocab_size), "dtype": "float32"}
     config.pop("torch_dtype", None)
     labels = {
         "id2label": {str(i): name for i, name in enumerate(names)},
@@ -150,6 +151,11 @@ def write_export(
         raise UserError(
             "task.pooling=entities: no library has a classifier that reads entities, so this model "
             "cannot be exported; task.pooling=cls and mean can"
+        )
+    if kind != "hf" and sized(config := read_config(source), tuned.config.vocab_size) != config:
+        raise UserError(
+            f"model.resize_vocabulary gave the model more words than {source} has, and an adapter "
+            "folder holds none of them; export --format hf"
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists and is not empty")

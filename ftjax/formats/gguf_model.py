@@ -47,6 +47,7 @@ GPT2_OUTER = {
     "token_embd": "transformer.wte",
     "position_embd": "transformer.wpe",
     "output_norm": "transformer.ln_f",
+    "output": "lm_head",
 }
 
 
@@ -163,6 +164,14 @@ class Weights(Mapping[str, np.ndarray]):
         return len(self._stored)
 
 
+def _tied(file: File) -> bool:
+    """Whether words are read off by their table: there is no other, or a copy of it."""
+    table, head = (file.tensors.get(f"{name}.weight") for name in ("token_embd", "output"))
+    return head is None or (
+        head.tensor_type == table.tensor_type and np.array_equal(head.data, table.data)
+    )
+
+
 def _llama(file: File) -> dict[str, Any]:
     """What the kin of Llama share."""
     if file.get("expert_count", 0):
@@ -179,7 +188,7 @@ def _llama(file: File) -> dict[str, Any]:
         "max_position_embeddings": file.get("context_length"),
         "rms_norm_eps": file.get("attention.layer_norm_rms_epsilon"),
         "rope_parameters": _rope(file, head_dim),
-        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "tie_word_embeddings": _tied(file),
         "attention_bias": "blk.0.attn_q.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
     }
@@ -243,8 +252,7 @@ def _phi3(file: File) -> dict[str, Any]:
 
 
 def _gemma(file: File) -> dict[str, Any]:
-    given = {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}
-    return {**_llama(file), **given}
+    return {**_llama(file), "hidden_activation": "gelu_pytorch_tanh"}
 
 
 def _gemma2(file: File, largest: int = 46) -> dict[str, Any]:
@@ -290,6 +298,7 @@ def _gpt2(file: File) -> dict[str, Any]:
         "n_head": file.get("attention.head_count"),
         "n_positions": file.get("context_length"),
         "layer_norm_epsilon": file.get("attention.layer_norm_epsilon"),
+        "tie_word_embeddings": _tied(file),
     }
 
 
@@ -322,6 +331,5 @@ ARCHITECTURES = {
         layer=GPT2,
         layers="transformer.h",
         turned=True,
-        ignored=("output",),
     ),
 }

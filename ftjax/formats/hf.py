@@ -30,6 +30,8 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 SINGLE = "model.safetensors"
+WORDS = ("words/embedding", "embeddings/word/embedding")
+ROWS = 8192  # that are compared at a time
 SHARD_BYTES = 5_000_000_000
 
 
@@ -47,6 +49,8 @@ class Part:
         raw: the module is itself a tensor.
         shape: as stored, where axes after the first are one of the matrix; empty for a matrix.
         buffer: never trained, by any method.
+        copy: a tensor that the published class has besides and that equals one of these: written
+            beside it, and read where that is absent.
     """
 
     name: str
@@ -57,6 +61,11 @@ class Part:
     raw: bool = False
     shape: tuple[int, ...] = ()
     buffer: bool = False
+    copy: str = ""
+
+    def copy_of(self, leaf: str) -> str:
+        """The tensor that equals the one that holds a leaf; empty for none."""
+        return self.copy if self.copy.endswith(f".{LEAVES.get(leaf)}") else ""
 
     def tensors(self, leaf: str) -> list[str]:
         """Names of the tensors that hold a leaf."""
@@ -76,6 +85,7 @@ class Names:
         base: our module path → theirs, for unrolled layers.
         head: the same for the head, without the prefix.
         ignored: patterns of tensors that this model does without.
+        copies: tensors that equal the words' table where a folder holds them, since it is tied.
     """
 
     prefix: str
@@ -83,6 +93,7 @@ class Names:
     base: Mapping[str, str | Part]
     head: Mapping[str, str | Part]
     ignored: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
 
     def stored(self, path: str) -> list[tuple[str, Part]]:
         """Where a parameter lies, a layer and a stacked module each: (tensor, how)."""
@@ -119,12 +130,15 @@ def names_of(family: ModuleType, config: Any, head: str | None) -> Names:
     # A folder may hold other heads, copies of tied tensors, and buffers.
     others = [part for other in config.heads.values() for part in other.modules.values()]
     theirs = {part if isinstance(part, str) else part.name for part in others}
+    theirs |= {part.copy for part in others if isinstance(part, Part) and part.copy}
     copies = r"(.*\.)?(lm_head|(en|de)coder\.embed_tokens)\.weight"
     buffers = (r".*position_ids", r".*\.(attn|attention)\.(masked_)?bias")  # of older folders
     ignored = (copies, *buffers, *(rf"{re.escape(name)}(\..*)?" for name in sorted(theirs)))
     prefix = config.heads[head].prefix if head in config.heads else None
-    usual = family.HF_PREFIX
-    return Names(prefix or usual, usual, family.hf_modules(config), modules, ignored)
+    usual, base = family.HF_PREFIX, family.hf_modules(config)
+    vocabulary = config.heads[head].vocabulary if head in config.heads and config.tied else ""
+    copies = (f"{vocabulary}.weight",) if vocabulary else ()
+    return Names(prefix or usual, usual, base, modules, ignored, copies)
 
 
 def shape_of(shape: Sequence[int], part: Part, leaf: str) -> tuple[int, ...]:
@@ -190,6 +204,7 @@ def load(
     names: Names,
     place: Callable[[str, Stored], Any],
     new_head: bool = False,
+    widen: Callable[[str, Any], Any] | None = None,
 ) -> tuple[Flat, list[str]]:
     """Streams a folder's tensors into parameters, one at a time.
 
@@ -199,6 +214,7 @@ def load(
         names: what Hugging Face calls the model's modules.
         place: puts one parameter where it lives.
         new_head: leave the head out, even where the file has one.
+        widen: what is read of a parameter's stored tensor instead, where it is given.
 
     Returns:
         The parameters, and the paths of the head's parameters that the folder lacks.
@@ -211,7 +227,12 @@ def load(
     params, absent, used = {}, [], set()
     for path, leaf in shapes.items():
         head, kind = names.in_head(path), path.rsplit("/", 1)[1]
-        stored = [((("" if head else prefix) + name), part) for name, part in names.stored(path)]
+        before, stored = "" if head else prefix, []
+        for name, part in names.stored(path):
+            copy = part.copy_of(kind)
+            used.update([before + copy] if copy else ())
+            name = copy if before + name not in weights and before + copy in weights else name
+            stored.append((before + name, part))
         missing = [name for name, _ in stored if name not in weights]
         if head and (missing or new_head):
             absent.append(path)
@@ -224,6 +245,7 @@ def load(
                 + nearest(missing[0], weights)
             )
         tensors = [weights[name] for name, _ in stored]
+        tensors = [widen(path, tensor) for tensor in tensors] if widen else tensors
         for (name, part), tensor in zip(stored, tensors, strict=True):
             shape = shape_of(tensor.shape, part, kind)
             count = len(stored) * math.prod(shape)
@@ -234,6 +256,8 @@ def load(
                     f"tensor {name!r}{turned} has shape {shape}, but parameter "
                     f"{path!r} needs {leaf.shape}{hint}"
                 )
+        if path.endswith(WORDS) and names.copies:
+            require_equal(stored[0][0], [name for name in names.copies if name in weights], weights)
         params[path] = place(path, Stored(leaf.shape, tensors, stored[0][1], kind))
         used.update(name for name, _ in stored)
     known = {prefix + name for name in names.plain().values()}
@@ -244,17 +268,34 @@ def load(
     return params, absent
 
 
+def require_equal(table: str, copies: Iterable[str], weights: Mapping[str, Any]) -> None:
+    """Raises UserError where a tensor that should be the words' table differs from it."""
+    for name in copies:
+        one, other = weights[table], weights[name]
+        count = one.shape[0]
+        parts = (slice(i, min(i + ROWS, count)) for i in range(0, count, ROWS))
+        same = tuple(one.shape) == tuple(other.shape)
+        same = same and all(np.array_equal(one[part], other[part]) for part in parts)
+        if not same:
+            raise UserError(
+                f"config.json says that {name!r} is tied to {table!r}, but the two differ; set "
+                '"tie_word_embeddings": false there to use both'
+            )
+
+
 def to_tensors(params: Mapping[str, Any], names: Names, prefix: bool) -> dict[str, np.ndarray]:
     """The inverse of `load`: Hugging Face's tensors by name."""
     pieces: dict[str, dict[int, np.ndarray]] = {}
-    turned, shapes = {}, {}
+    turned, shapes, copies = {}, {}, {}
     for path, leaf in params.items():
         stored, array = names.stored(path), np.asarray(leaf)
         inside = prefix and not names.in_head(path)
         axes = (path != expand(path)[0]) + bool(stored[0][1].stack)
         layers = array.reshape(len(stored), *array.shape[axes:])
         for (name, part), layer in zip(stored, layers, strict=True):
-            name = f"{names.prefix}." * bool(inside and names.prefix) + name
+            before = f"{names.prefix}." * bool(inside and names.prefix)
+            name, copy = before + name, part.copy_of(path.rsplit("/", 1)[1])
+            copies.update({name: before + copy} if copy else {})
             pieces.setdefault(name, {})[part.index] = layer
             turned[name] = path.endswith("/kernel") and not part.turned
             shapes[name] = part.shape
@@ -263,6 +304,8 @@ def to_tensors(params: Mapping[str, Any], names: Names, prefix: bool) -> dict[st
         array = np.concatenate([parts[i] for i in sorted(parts)], -1)
         array = np.ascontiguousarray(array.T if turned[name] else array)
         tensors[name] = array.reshape(shapes[name] or array.shape)
+    for name, copy in copies.items():
+        tensors.setdefault(copy, tensors[name].copy())  # files hold no two names of one array
     return tensors
 
 

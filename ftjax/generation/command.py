@@ -15,6 +15,7 @@ from ftjax.data.readers import READERS
 from ftjax.errors import UserError
 from ftjax.formats import adapter
 from ftjax.formats.folder import load_tokenizer, locate, read_config
+from ftjax.formats.vocabulary import with_words
 from ftjax.generation import settings
 from ftjax.generation.text import Generator
 from ftjax.models import kind_of
@@ -91,7 +92,7 @@ def open_model(
         UserError: it has no such head.
     """
     folder = locate(name)
-    config = read_config(folder)
+    config = with_words(folder, read_config(folder))
     head = head or HEADS.get(kind_of(config), "")
     if not head:
         raise UserError(f"{name}: {config['model_type']} does not generate")

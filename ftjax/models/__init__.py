@@ -1,6 +1,6 @@
 """The registry of model families: a new family is one file and one line here.
 
-A family's module has `from_hf`, `Model`, `hf_modules`, `MODEL`, `HF_PREFIX` and
+A family's module has `KEYS`, `from_hf`, `Model`, `hf_modules`, `MODEL`, `HF_PREFIX` and
 `DEFAULT_TARGETS`; see `ftjax/models/bert.py`.
 """
 
@@ -12,6 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from ftjax.errors import UserError
+from ftjax.models.keys import resolve
+from ftjax.models.layers import Options
 
 # Hugging Face's model_type → (module, what it covers). Imported when used.
 FAMILIES: dict[str, tuple[str, str]] = {
@@ -73,6 +75,19 @@ def family(hf_config: Mapping[str, Any]) -> ModuleType:
             f"model type {kind!r} is not supported (supported: {', '.join(sorted(FAMILIES))})"
         )
     return importlib.import_module(f"ftjax.models.{FAMILIES[kind][0]}")
+
+
+def configure(hf_config: Mapping[str, Any], options: Options) -> Any:
+    """The family's `Config` of what config.json says.
+
+    Raises:
+        UserError: a key is missing, or says what is not implemented.
+    """
+    module, kind = family(hf_config), hf_config["model_type"]
+    try:
+        return module.from_hf(resolve(hf_config, module.KEYS[kind]), options)
+    except KeyError as error:
+        raise UserError(f"config.json of this {kind} lacks {error}") from error
 
 
 def kind_of(hf_config: Mapping[str, Any]) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from ftjax.errors import UserError
-from ftjax.models import encoder
+from ftjax.models import bert, encoder
 from ftjax.models.encoder import DEFAULT_TARGETS, Embeddings, Inputs, Layer, checked
-from ftjax.models.heads import Head
+from ftjax.models.heads import Head, untied, with_dropouts
+from ftjax.models.keys import keys
 from ftjax.models.layers import Options
 from ftjax.models.stack import POLICIES
 
@@ -19,6 +19,7 @@ __all__ = ["DEFAULT_TARGETS", "Model"]
 Array = jax.Array
 MODEL = "AlbertModel"
 HF_PREFIX = "albert"
+WORDS = "predictions.decoder"
 MLM = {
     "mlm/dense": "predictions.dense",
     "mlm/norm": "predictions.LayerNorm",
@@ -30,11 +31,12 @@ HEADS = {
     "choice": Head("AlbertForMultipleChoice", POOLED, activation="tanh"),
     "tokens": Head("AlbertForTokenClassification", {"classifier": "classifier"}),
     "span": Head("AlbertForQuestionAnswering", {"classifier": "qa_outputs"}),
-    "masked_lm": Head("AlbertForMaskedLM", MLM),
+    "masked_lm": Head("AlbertForMaskedLM", MLM, vocabulary=WORDS),
     "pretraining": Head(
         "AlbertForPreTraining",
         {**MLM, "next_sentence": "sop_classifier.classifier"},
         activation="tanh",
+        vocabulary=WORDS,
     ),
 }
 LAYER = {
@@ -46,6 +48,22 @@ LAYER = {
     "ffn/up": "ffn",
     "ffn/down": "ffn_output",
     "ffn_norm": "full_layer_layer_norm",
+}
+DEFAULTS = {
+    "vocab_size": 30000,
+    "embedding_size": 128,
+    "hidden_size": 4096,
+    "num_attention_heads": 64,
+    "intermediate_size": 16384,
+    "hidden_act": "gelu_new",
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+KEYS = {
+    "albert": keys(
+        f"{bert.READ} embedding_size classifier_dropout_prob num_hidden_groups inner_group_num",
+        **bert.FIXED,
+    )
 }
 
 
@@ -63,20 +81,20 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     Raises:
         UserError: an option that is not implemented.
     """
-    position = hf.get("position_embedding_type", "absolute")
-    if position not in ("absolute", None):
-        raise UserError(f"albert: position_embedding_type={position!r} is not implemented")
+    hf = {**DEFAULTS, **hf}
     names = [name for name in Config.__dataclass_fields__ if name in hf]
-    values = {"embedding_size": 128, **{name: hf[name] for name in names}}
-    dropout = hf.get("classifier_dropout_prob", 0.1)
-    made = Config(
-        **values,
-        classifier_dropout=dropout,
+    rate, tied = hf.get("classifier_dropout_prob", 0.1), hf.get("tie_word_embeddings", True)
+    rate = hf["hidden_dropout_prob"] if rate is None else rate
+    rates = dict.fromkeys(("classification", "choice", "tokens", "pretraining"), rate)
+    heads = with_dropouts(HEADS, rates)
+    config = Config(
+        **{name: hf[name] for name in names},
         project_embeddings=True,
-        heads=HEADS,
+        tied=tied,
+        heads=heads if tied else untied(heads, "mlm"),
         options=options,
     )
-    return checked(made, "albert")
+    return checked(config, "albert")
 
 
 class Group(nn.Module):

@@ -15,13 +15,15 @@ from ftjax.formats.hf import Part
 from ftjax.models import sequences
 from ftjax.models.cache import View
 from ftjax.models.decoder import last_tokens
-from ftjax.models.heads import Head
+from ftjax.models.heads import Head, untied, with_dropouts
+from ftjax.models.keys import keys
 from ftjax.models.layers import (
     ACTIVATIONS,
     Bias,
     Dense,
     Dropout,
     Embedding,
+    Kernel,
     LayerNorm,
     Options,
     at_starts,
@@ -47,6 +49,7 @@ class Config:
         embedding_norm: embeddings are normalized.
         sinusoidal: positions are computed, not learned.
         embedding_scale: what word embeddings are multiplied by.
+        tied: one table embeds words on both sides and reads them off; else there are three.
     """
 
     vocab_size: int
@@ -66,10 +69,10 @@ class Config:
     dropout: float
     attention_dropout: float
     activation_dropout: float
-    classifier_dropout: float
     start: int
     end: int
     initializer_range: float
+    tied: bool = True
     heads: Mapping[str, Head] = field(default_factory=dict, hash=False)
     options: Options = field(default_factory=Options)
 
@@ -86,20 +89,52 @@ class Config:
 BIAS = {"logits": Part("final_logits_bias", raw=True, buffer=True)}
 
 
-def heads_of(name: str) -> dict[str, Head]:
+READ = (
+    "vocab_size d_model encoder_layers decoder_layers encoder_attention_heads "
+    "decoder_attention_heads encoder_ffn_dim decoder_ffn_dim activation_function "
+    "max_position_embeddings scale_embedding dropout attention_dropout activation_dropout "
+    "init_std decoder_start_token_id eos_token_id tie_word_embeddings"
+)
+INERT = "forced_eos_token_id"  # of generation
+ALIASES = {
+    "num_attention_heads": "encoder_attention_heads",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "encoder_layers",
+}
+FIXED = {
+    "encoder_layerdrop": (0.0,),
+    "decoder_layerdrop": (0.0,),
+    "is_decoder": (False,),
+    "is_encoder_decoder": (True,),
+}
+KEYS = {
+    "bart": keys(f"{READ} classifier_dropout", INERT, ALIASES, **FIXED),
+    "mbart": keys(f"{READ} classifier_dropout", INERT, ALIASES, **FIXED),
+    "marian": keys(
+        f"{READ} decoder_vocab_size",
+        INERT,
+        ALIASES,
+        **FIXED,
+        share_encoder_decoder_embeddings=(True,),
+    ),
+}
+# Where config.json does not say where decoders start, and texts end.
+START, END = {"bart": 2, "mbart": 0, "marian": 58100}, {"bart": 2, "mbart": 2, "marian": 0}
+
+
+def heads_of(name: str, tied: bool, dropout: float) -> dict[str, Head]:
     """The heads that Hugging Face has, by the prefix of their classes."""
-    if name == "Marian":
-        return {"seq2seq_lm": Head("MarianMTModel", BIAS)}
-    return {
-        "seq2seq_lm": Head(f"{name}ForConditionalGeneration", BIAS),
-        "classification": Head(
+    kind = "MTModel" if name == "Marian" else "ForConditionalGeneration"
+    heads = {"seq2seq_lm": Head(f"{name}{kind}", BIAS, vocabulary="lm_head")}
+    if name != "Marian":
+        heads["classification"] = Head(
             f"{name}ForSequenceClassification",
             {"pooler": "classification_head.dense", "classifier": "classification_head.out_proj"},
             activation="tanh",
-            drop_first=True,
-        ),
-        "span": Head(f"{name}ForQuestionAnswering", {"classifier": "qa_outputs"}),
-    }
+        )
+        heads["span"] = Head(f"{name}ForQuestionAnswering", {"classifier": "qa_outputs"})
+    heads = with_dropouts(heads, {"classification": (dropout, dropout)})
+    return heads if tied else untied(heads, "lm_head")
 
 
 def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
@@ -109,13 +144,15 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         UserError: an option that is not implemented.
     """
     family = hf["model_type"]
-    if not hf.get("share_encoder_decoder_embeddings", True):
-        raise UserError(f"{family}: share_encoder_decoder_embeddings=False is not implemented")
+    if hf.get("decoder_vocab_size") not in (None, hf["vocab_size"]):
+        count = hf["decoder_vocab_size"]
+        raise UserError(f"{family}: decoder_vocab_size={count} other than vocab_size")
     act = hf.get("activation_function", "gelu")
     if act not in ACTIVATIONS:
         raise UserError(f"{family}: activation_function={act!r} is not implemented")
     name = {"bart": "Bart", "mbart": "MBart", "marian": "Marian"}[family]
     layers, size = hf["encoder_layers"], hf["d_model"]
+    tied = hf.get("tie_word_embeddings", True)
     return Config(
         vocab_size=hf["vocab_size"],
         hidden_size=size,
@@ -134,11 +171,11 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         dropout=hf.get("dropout", 0.1),
         attention_dropout=hf.get("attention_dropout", 0.0),
         activation_dropout=hf.get("activation_dropout", 0.0),
-        classifier_dropout=hf.get("classifier_dropout", 0.0),
-        start=hf.get("decoder_start_token_id") or 0,
-        end=hf.get("eos_token_id", 2),
+        start=hf.get("decoder_start_token_id", START[family]) or 0,
+        end=hf.get("eos_token_id", END[family]),
         initializer_range=hf.get("init_std", 0.02),
-        heads=heads_of(name),
+        tied=tied,
+        heads=heads_of(name, tied, hf.get("classifier_dropout", 0.0)),
         options=replace(options, segments=options.segments or (1,) * layers),
     )
 
@@ -251,6 +288,10 @@ class Model(sequences.Model):
 
     config: Config
 
+    @property
+    def one_table(self) -> bool:
+        return self.config.tied
+
     def side(self, decoder: bool, segments: tuple[int, ...]) -> Side:
         return Side(self.config, segments, decoder, name="decoder" if decoder else "encoder")
 
@@ -261,15 +302,28 @@ class Model(sequences.Model):
         return at_starts(ids, last_tokens(ids.shape, mask, None, None))
 
     def logits(self, x: Array, words: Embedding, *targets: Any) -> Array | Scores:
-        bias = Bias((1, self.config.vocab_size), (None, "vocab"), name="logits")()
+        c = self.config
+        bias = Bias((1, c.vocab_size), (None, "vocab"), name="logits")()
+        if c.tied:
+            kernel = words.embedding.T
+        else:
+            head = Kernel(
+                c.vocab_size, ("embed", "vocab"), stddev=c.initializer_range, name="lm_head"
+            )
+            kernel = head(x.shape[-1])
         if targets:
-            return score(with_ones(x), jnp.concatenate([words.embedding.T, bias]), *targets)
-        return x @ words.embedding.T.astype(x.dtype) + bias
+            return score(with_ones(x), jnp.concatenate([kernel, bias]), *targets)
+        return x @ kernel.astype(x.dtype) + bias
 
 
 def hf_modules(config: Config) -> dict[str, str | Part]:
     """Our module path → where it is stored, for unrolled layers."""
     names: dict[str, str | Part] = {"words": "shared"}
+    if not config.tied:  # then the shared table is of no use, but is there
+        names = {
+            "words": Part("encoder.embed_tokens", copy="shared.weight"),
+            "decoder_words": Part("decoder.embed_tokens", copy="shared.weight"),
+        }
     for side, count in (
         ("encoder", config.num_hidden_layers),
         ("decoder", config.num_decoder_layers),

@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ftjax.errors import UserError
 from ftjax.models.encoder import DEFAULT_TARGETS, Config, Model, checked
-from ftjax.models.heads import Head
+from ftjax.models.heads import Head, untied, with_dropouts
+from ftjax.models.keys import keys
 from ftjax.models.layers import Options
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
 
 MODEL = "BertModel"
 HF_PREFIX = "bert"
+WORDS = "cls.predictions.decoder"
 MLM = {
     "mlm/dense": "cls.predictions.transform.dense",
     "mlm/norm": "cls.predictions.transform.LayerNorm",
@@ -24,11 +25,26 @@ HEADS = {
     "choice": Head("BertForMultipleChoice", {"classifier": "classifier"}, activation="tanh"),
     "tokens": Head("BertForTokenClassification", {"classifier": "classifier"}),
     "span": Head("BertForQuestionAnswering", {"classifier": "qa_outputs"}),
-    "masked_lm": Head("BertForMaskedLM", MLM),
+    "masked_lm": Head("BertForMaskedLM", MLM, vocabulary=WORDS),
     "pretraining": Head(
-        "BertForPreTraining", {**MLM, "next_sentence": "cls.seq_relationship"}, activation="tanh"
+        "BertForPreTraining",
+        {**MLM, "next_sentence": "cls.seq_relationship"},
+        activation="tanh",
+        vocabulary=WORDS,
     ),
 }
+READ = (
+    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act "
+    "hidden_dropout_prob attention_probs_dropout_prob max_position_embeddings type_vocab_size "
+    "layer_norm_eps initializer_range tie_word_embeddings"
+)
+FIXED = {
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "position_embedding_type": ("absolute", None),
+}
+KEYS = {"bert": keys(f"{READ} classifier_dropout", **FIXED)}
 LAYER = {
     "attention/query": "attention.self.query",
     "attention/key": "attention.self.key",
@@ -47,14 +63,25 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     Raises:
         UserError: an option that is not implemented.
     """
-    position = hf.get("position_embedding_type", "absolute")
-    if position not in ("absolute", None):
-        raise UserError(f"bert: position_embedding_type={position!r} is not implemented")
-    if hf.get("is_decoder") or hf.get("add_cross_attention"):
-        raise UserError("bert: is_decoder and add_cross_attention are not implemented")
+    rate = classifier_dropout(hf)
+    heads = with_dropouts(HEADS, {"classification": rate, "choice": rate, "tokens": rate})
+    return read(hf, options, heads)
+
+
+def classifier_dropout(hf: Mapping[str, Any]) -> float:
+    """The dropout before a classifier: its own, or else that of hidden states."""
+    rate = hf.get("classifier_dropout")
+    return hf.get("hidden_dropout_prob", 0.1) if rate is None else rate
+
+
+def read(hf: Mapping[str, Any], options: Options, heads: Mapping[str, Head]) -> Config:
+    """The configuration of BERT, or of kin whose keys are called the same, under its heads."""
     names = [name for name in Config.__dataclass_fields__ if name in hf]
     values = {"embedding_size": hf.get("hidden_size", 768), **{name: hf[name] for name in names}}
-    return checked(Config(**values, heads=HEADS, options=options), "bert")
+    tied = hf.get("tie_word_embeddings", True)
+    heads = heads if tied else untied(heads, "mlm")
+    config = Config(**values, tied=tied, heads=heads, options=options)
+    return checked(config, hf["model_type"])
 
 
 def hf_modules(config: Config) -> dict[str, str]:

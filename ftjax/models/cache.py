@@ -80,6 +80,20 @@ def causal_mask(
     return mask if seen is None else mask & seen
 
 
+def two_sided_mask(
+    length: int,
+    attention_mask: Array | None,
+    segment_ids: Array | None,
+    window: int | None,
+) -> Array:
+    """As `causal_mask`, but a token sees what is after it, too, and as far."""
+    place = jnp.arange(length)
+    distance = jnp.abs(place[:, None] - place)
+    mask = (distance < (length if window is None else window))[None, None]
+    seen = encoder_mask(attention_mask, segment_ids)
+    return mask if seen is None else mask & seen
+
+
 def prompt_view(
     length: int,
     attention_mask: Array | None,

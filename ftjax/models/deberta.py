@@ -3,18 +3,20 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ftjax.errors import UserError
-from ftjax.models import encoder
+from ftjax.models import bert, encoder
 from ftjax.models.attention import AttentionCore
-from ftjax.models.bert import LAYER
 from ftjax.models.encoder import DEFAULT_TARGETS, Embeddings, Inputs, Layer, checked
-from ftjax.models.heads import Head
+from ftjax.models.heads import Head, untied, with_dropouts
+from ftjax.models.keys import keys
 from ftjax.models.layers import (
     Dropout,
     Embedding,
@@ -36,6 +38,25 @@ NAMES = {
     "attention/value": "attention.self.value_proj",
     "attention/position_key": "attention.self.pos_key_proj",
     "attention/position_query": "attention.self.pos_query_proj",
+}
+DEFAULTS = {
+    "vocab_size": 128100,
+    "hidden_size": 1536,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 24,
+    "intermediate_size": 6144,
+    "type_vocab_size": 0,
+    "layer_norm_eps": 1e-7,
+}
+KEYS = {
+    "deberta-v2": keys(
+        f"{bert.READ} embedding_size pos_att_type relative_attention max_relative_positions "
+        "position_buckets position_biased_input norm_rel_ebd share_att_key cls_dropout legacy "
+        "pooler_dropout pooler_hidden_act pooler_hidden_size attention_head_size",
+        inert="conv_act conv_groups",
+        conv_kernel_size=(0,),
+        is_encoder_decoder=(False,),
+    )
 }
 
 
@@ -69,27 +90,39 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     Raises:
         UserError: an option that is not implemented.
     """
-    if hf.get("conv_kernel_size", 0) > 0:
-        raise UserError("deberta-v2: conv_kernel_size is not implemented")
-    if hf.get("embedding_size", hf.get("hidden_size")) != hf.get("hidden_size"):
-        raise UserError("deberta-v2: embedding_size other than hidden_size is not implemented")
+    hf = {**DEFAULTS, **hf}
+    size, heads = hf["hidden_size"], hf["num_attention_heads"]
+    for name, usual in (
+        ("embedding_size", size),
+        ("pooler_hidden_size", size),
+        ("attention_head_size", size // heads),
+    ):
+        if hf.get(name, usual) != usual:
+            raise UserError(f"deberta-v2: {name}={hf[name]} other than {usual} is not implemented")
     kinds = hf.get("pos_att_type") or ()
     kinds = [kind.strip() for kind in kinds.lower().split("|")] if isinstance(kinds, str) else kinds
-    relative = tuple(kinds) if hf.get("relative_attention") else ()
     most = hf.get("max_relative_positions", -1)
-    names = [name for name in Config.__dataclass_fields__ if name in hf]
-    values = {"type_vocab_size": 0, "layer_norm_eps": 1e-7, **{name: hf[name] for name in names}}
-    values |= {
-        "embedding_size": hf["hidden_size"],
+    legacy, tied = hf.get("legacy", True), hf.get("tie_word_embeddings", True)
+    # The other head reads words off by their table, whether tied or not.
+    tied = tied or not legacy
+    values = {name: hf[name] for name in Config.__dataclass_fields__ if name in hf} | {
+        "embedding_size": size,
+        "relative": tuple(kinds) if hf.get("relative_attention") else (),
         "position_buckets": max(hf.get("position_buckets", -1), 0),
         "max_relative_positions": most if most > 0 else hf.get("max_position_embeddings", 512),
         "positions": hf.get("position_biased_input", True),
         "norm_relative": "layer_norm" in (hf.get("norm_rel_ebd") or "none").lower(),
-        "classifier_dropout": hf.get("cls_dropout"),
+        "tied": tied,
+        "heads": heads_of(hf, legacy, tied),
     }
+    return checked(Config(**values, options=options), "deberta-v2")
+
+
+def heads_of(hf: Mapping[str, Any], legacy: bool, tied: bool) -> dict[str, Head]:
+    """The heads that Hugging Face has; of the masked language model's there are two."""
     pooled = {"activation": hf.get("pooler_hidden_act", "gelu")}
-    lm = "cls.predictions" if hf.get("legacy", True) else "lm_predictions.lm_head"
-    inside = f"{lm}.transform" if hf.get("legacy", True) else lm
+    lm = "cls.predictions" if legacy else "lm_predictions.lm_head"
+    inside = f"{lm}.transform" if legacy else lm
     heads = {
         "classification": Head("DebertaV2ForSequenceClassification", POOLED, **pooled),
         "choice": Head("DebertaV2ForMultipleChoice", POOLED, **pooled),
@@ -98,18 +131,28 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         "masked_lm": Head(
             "DebertaV2ForMaskedLM",
             {"mlm/dense": f"{inside}.dense", "mlm/norm": f"{inside}.LayerNorm", "mlm": lm},
+            vocabulary=f"{lm}.decoder" if legacy else "",
         ),
     }
-    return checked(Config(**values, relative=relative, heads=heads, options=options), "deberta-v2")
+    hidden, rate = hf.get("hidden_dropout_prob", 0.1), hf.get("cls_dropout")
+    pooled = hf.get("pooler_dropout", 0.0), hidden if rate is None else rate
+    rates = {"classification": pooled, "choice": pooled, "tokens": hidden}
+    heads = with_dropouts(heads, rates)
+    return heads if tied else untied(heads, "mlm")
 
 
-def bucket(distance: Array, buckets: int, most: int) -> Array:
-    """Distances: exact below half the buckets, logarithmic from there to `most`."""
-    middle = buckets // 2
-    size = jnp.where(jnp.abs(distance) < middle, middle - 1, jnp.abs(distance))
-    scale = (middle - 1) / math.log((most - 1) / middle)
-    far = jnp.ceil(jnp.log(size / middle) * scale).astype(jnp.int32) + middle
-    return jnp.where(size <= middle, distance, far * jnp.sign(distance))
+@lru_cache
+def buckets_of(buckets: int, most: int) -> np.ndarray:
+    """What distances -most to most are rounded to; those farther away are as the farthest.
+
+    Exact below half the buckets, logarithmic from there. In float32 and in the order of the
+    reference, since a distance may lie on the edge of a bucket.
+    """
+    distance, middle = np.arange(-most, most + 1), buckets // 2
+    size = np.maximum(np.abs(distance), middle).astype(np.float32)
+    scale = np.log(np.float32((most - 1) / middle))
+    far = np.ceil(np.log(size / np.float32(middle)) / scale * np.float32(middle - 1)) + middle
+    return np.where(size > middle, far * np.sign(distance), distance).astype(np.int32)
 
 
 class Attention(nn.Module):
@@ -170,7 +213,9 @@ class Attention(nn.Module):
         query = jnp.arange(length)[None] if starts is None else starts
         distance = query[..., None] - jnp.arange(length)
         if c.position_buckets:
-            distance = bucket(distance, c.position_buckets, c.max_relative_positions)
+            most = c.max_relative_positions
+            table = jnp.asarray(buckets_of(c.position_buckets, most))
+            distance = table[jnp.clip(distance, -most, most) + most]
         return jnp.clip(distance + c.span, 0, 2 * c.span - 1)
 
 
@@ -233,6 +278,6 @@ def hf_modules(config: Config) -> dict[str, str]:
         "encoder/distance_norm": "encoder.LayerNorm",
     }
     for i in range(config.num_hidden_layers):
-        for ours, theirs in {**LAYER, **NAMES}.items():
+        for ours, theirs in {**bert.LAYER, **NAMES}.items():
             names[f"encoder/layers/layer_{i}/{ours}"] = f"encoder.layer.{i}.{theirs}"
     return names

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from ftjax.errors import UserError
 from ftjax.models.attention import AttentionCore
-from ftjax.models.cache import Cache, View, prompt_view, token_view
+from ftjax.models.cache import Cache, View, prompt_view, token_view, two_sided_mask
 from ftjax.models.experts import Experts
 from ftjax.models.feed_forward import FeedForward
 from ftjax.models.heads import Head
@@ -53,6 +53,7 @@ class Config:
         windows: by kind of layer, how many positions back a token sees; None for all.
         rotaries: by kind of layer; empty for a table of learned positions.
         kinds: of each layer; empty for all 0.
+        both_sides: a token sees those after it, too, and a window is as wide to either side.
         scale: of attention scores; None for 1 / √head_dim.
         attention_softcap, logit_softcap: c in c · tanh(x / c).
         embedding_scale: what embeddings are multiplied by.
@@ -81,6 +82,7 @@ class Config:
     windows: tuple[int | None, ...] = (None,)
     rotaries: tuple[Rotary, ...] = ()
     kinds: tuple[int, ...] = ()
+    both_sides: bool = False
     scale: float | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
@@ -89,7 +91,6 @@ class Config:
     embedding_dropout: float = 0.0
     attention_dropout: float = 0.0
     residual_dropout: float = 0.0
-    classifier_dropout: float = 0.0
     experts: int = 0
     active: int = 0
     initializer_range: float = 0.02
@@ -312,6 +313,11 @@ class Model(nn.Module):
         ends = [sum(c.options.segments[:i]) for i in range(len(c.options.segments) + 1)]
         # Scanned together, layers of several kinds keep equally many keys.
         ring = all(len(set(c.kinds[a:b])) == 1 for a, b in pairwise(ends))
+        if c.both_sides and (keep or column is not None):
+            raise UserError("a model that sees both sides of a token does not generate")
+        if c.both_sides:
+            masks = [two_sided_mask(length, attention_mask, segment_ids, w) for w in c.windows]
+            return tuple(View(mask) for mask in masks)
         if column is not None:
             return tuple(token_view(column, attention_mask, w, ring) for w in c.windows)
         views = [prompt_view(length, attention_mask, segment_ids, w, keep, ring) for w in c.windows]
@@ -331,8 +337,9 @@ class Model(nn.Module):
         if self.head == "causal_lm":
             return self.language(x, words)
         dense = partial(Dense, stddev=c.initializer_range)
-        count, rate = (2, 0.0) if self.head == "span" else (self.labels, c.classifier_dropout)
-        return dense(count, ("embed", None), name="classifier")(Dropout(rate, name="dropout")(x))
+        count = 2 if self.head == "span" else self.labels
+        x = Dropout(c.heads[self.head].dropout, name="dropout")(x)
+        return dense(count, ("embed", None), name="classifier")(x)
 
     def language(self, x: Array, words: Embedding, *targets: Any) -> Array | Scores:
         """Logits, or the scores of targets, their weights and smoothing."""

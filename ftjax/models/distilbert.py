@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ftjax.errors import UserError
 from ftjax.models.encoder import DEFAULT_TARGETS, Config, Model, checked
-from ftjax.models.heads import Head
+from ftjax.models.heads import Head, untied, with_dropouts
+from ftjax.models.keys import keys
 from ftjax.models.layers import Options
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
@@ -21,7 +21,22 @@ HEADS = {
     "masked_lm": Head(
         "DistilBertForMaskedLM",
         {"mlm/dense": "vocab_transform", "mlm/norm": "vocab_layer_norm", "mlm": "vocab_projector"},
+        vocabulary="vocab_projector",
     ),
+}
+KEYS = {
+    "distilbert": keys(
+        "vocab_size dim n_layers n_heads hidden_dim activation dropout attention_dropout "
+        "seq_classif_dropout qa_dropout max_position_embeddings initializer_range "
+        "tie_word_embeddings",
+        aliases={
+            "hidden_size": "dim",
+            "num_attention_heads": "n_heads",
+            "num_hidden_layers": "n_layers",
+        },
+        sinusoidal_pos_embds=(False,),  # which start as sines and are not trained
+        is_encoder_decoder=(False,),
+    )
 }
 LAYER = {
     "attention/query": "attention.q_lin",
@@ -41,8 +56,13 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     Raises:
         UserError: an option that is not implemented.
     """
-    if hf.get("sinusoidal_pos_embds") and not hf.get("pad_token_id", 0) == 0:
-        raise UserError("distilbert: sinusoidal positions with another padding are not implemented")
+    rates = {
+        "classification": hf.get("seq_classif_dropout", 0.2),
+        "choice": hf.get("seq_classif_dropout", 0.2),
+        "tokens": hf.get("dropout", 0.1),
+        "span": hf.get("qa_dropout", 0.1),
+    }
+    heads, tied = with_dropouts(HEADS, rates), hf.get("tie_word_embeddings", True)
     return checked(
         Config(
             vocab_size=hf.get("vocab_size", 30522),
@@ -54,11 +74,11 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             hidden_act=hf.get("activation", "gelu"),
             hidden_dropout_prob=hf.get("dropout", 0.1),
             attention_probs_dropout_prob=hf.get("attention_dropout", 0.1),
-            classifier_dropout=hf.get("seq_classif_dropout", 0.2),
             max_position_embeddings=hf.get("max_position_embeddings", 512),
             type_vocab_size=0,
             initializer_range=hf.get("initializer_range", 0.02),
-            heads=HEADS,
+            tied=tied,
+            heads=heads if tied else untied(heads, "mlm"),
             options=options,
         ),
         "distilbert",

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ftjax.errors import UserError
 from ftjax.models import bert
 from ftjax.models.encoder import DEFAULT_TARGETS, Config, Model
-from ftjax.models.heads import Head
+from ftjax.models.heads import Head, with_dropouts
+from ftjax.models.keys import keys
 from ftjax.models.layers import Options
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
@@ -19,7 +19,6 @@ HEADS = {
         "ElectraForSequenceClassification",
         {"pooler": "classifier.dense", "classifier": "classifier.out_proj"},
         activation="gelu",
-        drop_first=True,
     ),
     "choice": Head(
         "ElectraForMultipleChoice",
@@ -36,7 +35,19 @@ HEADS = {
             "mlm": "generator_lm_head",
         },
         activation="gelu",
+        vocabulary="generator_lm_head",
     ),
+}
+DEFAULTS = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
+KEYS = {
+    "electra": keys(
+        f"{bert.READ} classifier_dropout embedding_size summary_first_dropout summary_last_dropout",
+        **bert.FIXED,
+        summary_type=("first",),
+        summary_activation=("gelu",),
+        summary_use_proj=(True,),
+        summary_proj_to_labels=(False,),
+    )
 }
 
 
@@ -46,10 +57,11 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     Raises:
         UserError: an option that is not implemented.
     """
-    kind, act = hf.get("summary_type", "first"), hf.get("summary_activation", "gelu")
-    if kind != "first" or act != "gelu" or not hf.get("summary_use_proj", True):
-        raise UserError(f"electra: summary_type={kind!r} with {act!r} is not implemented")
-    config = replace(bert.from_hf(hf, options), heads=HEADS)
+    hf = {**DEFAULTS, **hf}
+    rate = bert.classifier_dropout(hf)
+    summary = hf.get("summary_first_dropout", 0.0), hf.get("summary_last_dropout", 0.1)
+    rates = {"classification": (rate, rate), "choice": summary, "tokens": rate}
+    config = bert.read(hf, options, with_dropouts(HEADS, rates))
     size = hf.get("embedding_size", 128)
     return replace(config, embedding_size=size, project_embeddings=size != config.hidden_size)
 

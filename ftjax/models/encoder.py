@@ -45,6 +45,7 @@ class Config:
         positions: whether there is a table of them.
         first_position: number of the first token's position in it.
         activation_dropout: between the projections of feed-forward.
+        tied: words are read off by their table.
         heads: by kind, as the family has them.
     """
 
@@ -59,13 +60,13 @@ class Config:
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     activation_dropout: float = 0.0
-    classifier_dropout: float | None = None
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
     positions: bool = True
     first_position: int = 0
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
+    tied: bool = True
     heads: Mapping[str, Head] = field(default_factory=dict, hash=False)
     options: Options = field(default_factory=Options)
 
@@ -320,8 +321,7 @@ class Model(nn.Module):
         head = c.heads[self.head]
         if self.pooling != "cls":
             head = replace(head, activation=None)
-        rate = c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout
-        return classify(head, x, labels, rate, c.initializer_range)
+        return classify(head, x, labels, c.initializer_range)
 
     def each_token(
         self, x: Array, table: Array, starts: Array | None, at_positions: Array | None = None
@@ -330,16 +330,17 @@ class Model(nn.Module):
         c = self.config
         dense = partial(Dense, stddev=c.initializer_range)
         if self.head in ("tokens", "span"):
-            rate = c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout
-            x = Dropout(rate if self.head == "tokens" else 0.0, name="dropout")(x)
+            x = Dropout(c.heads[self.head].dropout, name="dropout")(x)
             count = self.labels if self.head == "tokens" else 2
             return dense(count, ("embed", None), name="classifier")(x)
         masked = at_starts(x, at_positions) if at_positions is not None else x
-        mlm = MaskedLM(c.hidden_act, c.layer_norm_eps, c.initializer_range, name="mlm")
+        act = c.heads["masked_lm"].activation or c.hidden_act
+        mlm = MaskedLM(act, c.layer_norm_eps, c.initializer_range, c.tied, name="mlm")
         words = mlm(masked, table)
         if self.head == "masked_lm":
             return words
         first = at_starts(x, starts)
         pooled = jnp.tanh(dense(c.hidden_size, ("embed", None), name="pooler")(first))
+        pooled = Dropout(c.heads[self.head].dropout, name="dropout")(pooled)
         follows = dense(2, ("embed", None), name="next_sentence")(pooled)
         return words, follows[:, 0] if starts is None else follows

@@ -8,6 +8,7 @@ from ftjax.formats.hf import Part
 from ftjax.models import llama, rotary
 from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked
 from ftjax.models.heads import Head
+from ftjax.models.keys import keys
 from ftjax.models.layers import Options
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
@@ -20,6 +21,46 @@ POST_NORMS = {
     "ffn_norm": "pre_feedforward_layernorm",
     "ffn_post_norm": "post_feedforward_layernorm",
 }
+READ = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
+    "num_key_value_heads head_dim max_position_embeddings rms_norm_eps attention_bias "
+    "attention_dropout initializer_range tie_word_embeddings "
+    f"{rotary.KEYS}"
+)
+TOKENS = "classifier_dropout hidden_dropout"
+LATER = "hidden_activation query_pre_attn_scalar final_logit_softcapping"
+SLIDING = "sliding_window layer_types"
+KEYS = {
+    # In the first two, what transformers makes of it depends on whether there is padding.
+    "gemma": keys(
+        f"{READ} {TOKENS} hidden_act", use_bidirectional_attention=(None, False), **llama.ONE_SIDED
+    ),
+    "gemma2": keys(
+        f"{READ} {TOKENS} {LATER} {SLIDING} attn_logit_softcapping",
+        use_bidirectional_attention=(None, False),
+        **llama.ONE_SIDED,
+    ),
+    "gemma3_text": keys(
+        f"{READ} {LATER} {SLIDING} sliding_window_pattern _sliding_window_pattern "
+        "rope_local_base_freq use_bidirectional_attention",
+        attn_logit_softcapping=(None,),  # which transformers' class knows and does not heed
+        **llama.ONE_SIDED,
+    ),
+}
+DEFAULTS = {
+    "gemma": {},
+    "gemma2": {
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "gemma3_text": {
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "max_position_embeddings": 131072,
+    },
+}
 
 
 def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
@@ -29,10 +70,17 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         UserError: an option that is not implemented.
     """
     family = hf["model_type"]
+    hf = {**DEFAULTS[family], **hf}
     layers, head_dim = hf["num_hidden_layers"], hf.get("head_dim", 256)
-    windows, kinds = (None,), ()
+    windows, kinds, both = (None,), (), bool(hf.get("use_bidirectional_attention"))
+    if both:  # the window is then of both sides together
+        hf = {**hf, "sliding_window": hf["sliding_window"] // 2 + 1}
     if family != "gemma":
-        every = hf.get("sliding_window_pattern", 2 if family == "gemma2" else 6)
+        every = (
+            2
+            if family == "gemma2"
+            else hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern") or 6
+        )
         names = hf.get("layer_types") or [
             "sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)
         ]
@@ -42,7 +90,10 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     if len(windows) > 1:
         local = {**hf, "rope_theta": hf.get("rope_local_base_freq", hf.get("rope_theta", 1e4))}
         rotaries.append(rotary.from_hf(local, head_dim, family, "sliding_attention"))
-    scalar = hf.get("query_pre_attn_scalar")
+    scalar, tied = hf.get("query_pre_attn_scalar"), hf.get("tie_word_embeddings", True)
+    act = hf.get("hidden_activation", hf.get("hidden_act", "gelu_pytorch_tanh"))
+    if family == "gemma" and act == "gelu":  # which released configurations call so
+        act = "gelu_pytorch_tanh"
     return checked(
         Config(
             vocab_size=hf["vocab_size"],
@@ -53,7 +104,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             num_key_value_heads=hf["num_key_value_heads"],
             head_dim=head_dim,
             max_position_embeddings=hf.get("max_position_embeddings", 8192),
-            hidden_act=hf.get("hidden_activation") or hf.get("hidden_act", "gelu_pytorch_tanh"),
+            hidden_act=act,
             norm="rms_offset",
             norm_eps=hf.get("rms_norm_eps", 1e-6),
             biases=("qkv", "output") if hf.get("attention_bias") else (),
@@ -61,25 +112,25 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             post_norms=family != "gemma",
             windows=windows,
             kinds=kinds,
+            both_sides=both,
             rotaries=tuple(rotaries),
             scale=scalar**-0.5 if scalar else None,
             attention_softcap=hf.get("attn_logit_softcapping"),
             logit_softcap=hf.get("final_logit_softcapping"),
             embedding_scale=hf["hidden_size"] ** 0.5,
-            tied=True,
+            tied=tied,
             attention_dropout=hf.get("attention_dropout") or 0.0,
-            classifier_dropout=hf.get("classifier_dropout") or 0.1,
             initializer_range=hf.get("initializer_range", 0.02),
-            heads=heads_of(KINDS[family]),
+            heads=heads_of(KINDS[family], tied, llama.tokens_dropout(hf)),
             options=options,
         ),
         family,
     )
 
 
-def heads_of(name: str) -> dict[str, Head]:
-    """The heads that Hugging Face has."""
-    heads = llama.heads_of(name, tied=True)
+def heads_of(name: str, tied: bool, dropout: float) -> dict[str, Head]:
+    """The heads that Hugging Face has; see `ftjax.models.llama.heads_of`."""
+    heads = llama.heads_of(name, tied, dropout)
     if name == "Gemma3":
         text = replace(heads["classification"], architecture="Gemma3TextForSequenceClassification")
         return {"causal_lm": heads["causal_lm"], "classification": text}

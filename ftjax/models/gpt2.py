@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ftjax.errors import UserError
 from ftjax.formats.hf import Part
 from ftjax.models.decoder import Config, Model, checked
-from ftjax.models.heads import Head
+from ftjax.models.heads import Head, untied, with_dropouts
+from ftjax.models.keys import keys
 from ftjax.models.layers import Options
+from ftjax.models.llama import tokens_dropout
 
 __all__ = ["Model"]
 
@@ -16,10 +17,29 @@ DEFAULT_TARGETS = ("c_attn",)  # query, key and value, which are stored as one
 MODEL = "GPT2Model"
 HF_PREFIX = "transformer"
 HEADS = {
-    "causal_lm": Head("GPT2LMHeadModel"),
+    "causal_lm": Head("GPT2LMHeadModel", vocabulary="lm_head"),
     "classification": Head("GPT2ForSequenceClassification", {"classifier": "score"}),
     "tokens": Head("GPT2ForTokenClassification", {"classifier": "classifier"}),
     "span": Head("GPT2ForQuestionAnswering", {"classifier": "qa_outputs"}),
+}
+KEYS = {
+    "gpt2": keys(
+        "vocab_size n_embd n_inner n_layer n_head n_positions activation_function "
+        "layer_norm_epsilon scale_attn_weights embd_pdrop attn_pdrop resid_pdrop "
+        "classifier_dropout hidden_dropout initializer_range tie_word_embeddings",
+        # The summary is of a head for choices that is not among `HEADS`.
+        inert="reorder_and_upcast_attn summary_activation summary_first_dropout "
+        "summary_last_dropout summary_proj_to_labels summary_type summary_use_proj",
+        aliases={
+            "hidden_size": "n_embd",
+            "max_position_embeddings": "n_positions",
+            "num_attention_heads": "n_head",
+            "num_hidden_layers": "n_layer",
+        },
+        scale_attn_by_inverse_layer_idx=(False,),
+        add_cross_attention=(False,),
+        is_encoder_decoder=(False,),
+    )
 }
 
 
@@ -29,11 +49,9 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     Raises:
         UserError: an option that is not implemented.
     """
-    for option in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
-        if hf.get(option):
-            raise UserError(f"gpt2: {option} is not implemented")
     size, heads, layers = hf.get("n_embd", 768), hf.get("n_head", 12), hf.get("n_layer", 12)
-    stddev = hf.get("initializer_range", 0.02)
+    stddev, tied = hf.get("initializer_range", 0.02), hf.get("tie_word_embeddings", True)
+    family_heads = with_dropouts(HEADS, {"tokens": tokens_dropout(hf)})
     return checked(
         Config(
             vocab_size=hf.get("vocab_size", 50257),
@@ -50,14 +68,13 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             norm_eps=hf.get("layer_norm_epsilon", 1e-5),
             biases=("qkv", "output", "ffn"),
             scale=None if hf.get("scale_attn_weights", True) else 1.0,
-            tied=True,
+            tied=tied,
             embedding_dropout=hf.get("embd_pdrop", 0.1),
             attention_dropout=hf.get("attn_pdrop", 0.1),
             residual_dropout=hf.get("resid_pdrop", 0.1),
-            classifier_dropout=0.1,
             initializer_range=stddev,
             residual_range=stddev / (2 * layers) ** 0.5,
-            heads=HEADS,
+            heads=family_heads if tied else untied(family_heads, "lm_head"),
             options=options,
         ),
         "gpt2",

@@ -5,7 +5,8 @@ from typing import Any
 
 from ftjax.errors import UserError
 from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked
-from ftjax.models.heads import Head
+from ftjax.models.heads import Head, untied, with_dropouts
+from ftjax.models.keys import keys
 from ftjax.models.layers import Options
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
@@ -13,12 +14,21 @@ __all__ = ["DEFAULT_TARGETS", "Model"]
 MODEL = "GPTNeoModel"
 HF_PREFIX = "transformer"
 HEADS = {
-    "causal_lm": Head("GPTNeoForCausalLM"),
+    "causal_lm": Head("GPTNeoForCausalLM", vocabulary="lm_head"),
     "classification": Head("GPTNeoForSequenceClassification", {"classifier": "score"}),
     "tokens": Head("GPTNeoForTokenClassification", {"classifier": "classifier"}),
     "span": Head("GPTNeoForQuestionAnswering", {"classifier": "qa_outputs"}),
 }
-UNTIED = HEADS | {"causal_lm": Head("GPTNeoForCausalLM", {"lm_head": "lm_head"})}
+KEYS = {
+    "gpt_neo": keys(
+        "vocab_size hidden_size intermediate_size num_layers num_heads max_position_embeddings "
+        "activation_function layer_norm_epsilon attention_types attention_layers window_size "
+        "embed_dropout attention_dropout resid_dropout classifier_dropout initializer_range "
+        "tie_word_embeddings",
+        aliases={"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
+        is_encoder_decoder=(False,),
+    )
+}
 KINDS = ("global", "local")
 LAYER = {
     "attention_norm": "ln_1",
@@ -39,7 +49,9 @@ def kinds_of(hf: Mapping[str, Any]) -> tuple[int, ...]:
         UserError: `attention_types` names another kind, or not as many layers as there are.
     """
     types = hf.get("attention_types") or [[KINDS, 12]]
-    names = [name for pattern, times in types for _ in range(times) for name in pattern]
+    names = hf.get("attention_layers") or [
+        name for pattern, times in types for _ in range(times) for name in pattern
+    ]
     unknown = [name for name in names if name not in KINDS]
     if unknown:
         raise UserError(f"gpt_neo: attention_types {unknown[0]!r} is not implemented")
@@ -59,6 +71,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     if size % heads:
         raise UserError("gpt_neo: num_heads does not divide hidden_size")
     tied = hf.get("tie_word_embeddings", True)
+    family_heads = with_dropouts(HEADS, {"tokens": hf.get("classifier_dropout", 0.1)})
     return checked(
         Config(
             vocab_size=hf.get("vocab_size", 50257),
@@ -81,9 +94,8 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             embedding_dropout=hf.get("embed_dropout", 0.0),
             attention_dropout=hf.get("attention_dropout", 0.0),
             residual_dropout=hf.get("resid_dropout", 0.0),
-            classifier_dropout=hf.get("classifier_dropout", 0.1),
             initializer_range=hf.get("initializer_range", 0.02),
-            heads=HEADS if tied else UNTIED,
+            heads=family_heads if tied else untied(family_heads, "lm_head"),
             options=options,
         ),
         "gpt_neo",

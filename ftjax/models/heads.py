@@ -1,13 +1,14 @@
 """Task heads that the families share, and how Hugging Face names their parts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.formats.hf import Part
 from ftjax.models.layers import ACTIVATIONS, Dense, Dropout, LayerNorm
 
 Array = jax.Array
@@ -22,35 +23,73 @@ class Head:
         modules: our module → theirs, of the parts outside the model's prefix. They are what
             every method trains.
         activation: of the dense layer "pooler" between the pooled vector and the classifier;
-            None where there is no such layer.
-        drop_first: dropout also before that layer.
+            None where there is no such layer. Of a masked language model's dense layer, where it
+            is not that of the other layers.
+        dropout: before the classifier.
+        first_dropout: before the dense layer.
         prefix: of the model's other tensors, where it is not the family's.
+        vocabulary: what they call the projection to the vocabulary, whose kernel is the words'
+            table where the two are tied; empty where the head says no words.
     """
 
     architecture: str
     modules: Mapping[str, Any] = field(default_factory=dict)
     activation: str | None = None
-    drop_first: bool = False
+    dropout: float = 0.0
+    first_dropout: float = 0.0
     prefix: str | None = None
+    vocabulary: str = ""
 
 
-def classify(head: Head, x: Array, labels: int, dropout: float, stddev: float) -> Array:
+def with_dropouts(
+    heads: Mapping[str, Head], rates: Mapping[str, float | tuple[float, float]]
+) -> dict[str, Head]:
+    """Heads with their dropouts: by kind, before the classifier, or before the dense layer too."""
+    both = {kind: rate if isinstance(rate, tuple) else (0.0, rate) for kind, rate in rates.items()}
+    none = (0.0, 0.0)
+    return {
+        kind: replace(head, first_dropout=both.get(kind, none)[0], dropout=both.get(kind, none)[1])
+        for kind, head in heads.items()
+    }
+
+
+def untied(heads: Mapping[str, Head], module: str) -> dict[str, Head]:
+    """Heads of a model whose projection to the vocabulary, our `module`, is not the words' table.
+
+    Where the bias was stored elsewhere than beside the kernel, a copy stays there.
+    """
+
+    def one(head: Head) -> Head:
+        if not head.vocabulary:
+            return head
+        place = head.modules.get(module, head.vocabulary)
+        copy = "" if place == head.vocabulary else f"{place}.bias"
+        return replace(head, modules={**head.modules, module: Part(head.vocabulary, copy=copy)})
+
+    return {kind: one(head) for kind, head in heads.items()}
+
+
+def classify(head: Head, x: Array, labels: int, stddev: float) -> Array:
     """Logits (..., labels) of pooled float32 vectors (..., features)."""
     if head.activation:
-        if head.drop_first:
-            x = Dropout(dropout, name="pooler_dropout")(x)
+        x = Dropout(head.first_dropout, name="pooler_dropout")(x)
         dense = Dense(x.shape[-1], ("embed", None), stddev=stddev, name="pooler")
         x = ACTIVATIONS[head.activation](dense(x))
-    x = Dropout(dropout, name="dropout")(x)
+    x = Dropout(head.dropout, name="dropout")(x)
     return Dense(labels, ("embed", None), stddev=stddev, name="classifier")(x)
 
 
 class MaskedLM(nn.Module):
-    """norm(act(dense(x))) times the word embeddings, plus a bias: float32 (..., vocabulary)."""
+    """norm(act(dense(x))) times the word embeddings, plus a bias: float32 (..., vocabulary).
+
+    Attributes:
+        tied: the words' table is the kernel; else the head has its own.
+    """
 
     activation: str
     epsilon: float
     stddev: float
+    tied: bool = True
 
     @nn.compact
     def __call__(self, x: Array, table: Array) -> Array:
@@ -58,4 +97,12 @@ class MaskedLM(nn.Module):
         x = LayerNorm(self.epsilon, name="norm")(ACTIVATIONS[self.activation](x))
         init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
         bias = self.param("bias", init, table.shape[:1], jnp.float32)
-        return x @ table.T.astype(x.dtype) + bias
+        return x @ self.kernel(table).astype(x.dtype) + bias
+
+    def kernel(self, table: Array) -> Array:
+        """The projection to the vocabulary (features, words)."""
+        if self.tied:
+            return table.T
+        normal = nn.initializers.normal(self.stddev)
+        init = nn.with_logical_partitioning(normal, ("embed", "vocab"))
+        return self.param("kernel", init, table.shape[::-1], jnp.float32)

@@ -7,7 +7,8 @@ from ftjax.errors import UserError
 from ftjax.formats.hf import Part
 from ftjax.models import rotary
 from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked
-from ftjax.models.heads import Head
+from ftjax.models.heads import Head, untied, with_dropouts
+from ftjax.models.keys import keys
 from ftjax.models.layers import Options
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
@@ -37,10 +38,61 @@ LAYER = {
 }
 
 
-def heads_of(name: str, tied: bool = False) -> dict[str, Head]:
-    """The heads that Hugging Face has, by the prefix of their classes."""
+READ = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
+    "num_key_value_heads head_dim max_position_embeddings hidden_act rms_norm_eps "
+    "attention_dropout classifier_dropout hidden_dropout initializer_range tie_word_embeddings "
+    f"{rotary.KEYS}"
+)
+SLIDING = "sliding_window use_sliding_window layer_types max_window_layers"
+ONE_SIDED = {"is_encoder_decoder": (False,)}
+KEYS = {
+    "llama": keys(f"{READ} attention_bias mlp_bias", inert="pretraining_tp", **ONE_SIDED),
+    "mistral": keys(f"{READ} sliding_window", **ONE_SIDED),
+    "mixtral": keys(
+        f"{READ} sliding_window num_local_experts num_experts_per_tok",
+        inert="router_aux_loss_coef",  # of a loss that is refused
+        aliases={"num_experts": "num_local_experts"},
+        output_router_logits=(False,),
+        router_jitter_noise=(0.0,),
+        **ONE_SIDED,
+    ),
+    "qwen2": keys(f"{READ} {SLIDING}", **ONE_SIDED),
+    "qwen3": keys(f"{READ} {SLIDING} attention_bias", **ONE_SIDED),
+    "phi3": keys(
+        f"{READ} sliding_window resid_pdrop partial_rotary_factor",
+        inert="embd_pdrop original_max_position_embeddings",  # the latter of a refused scaling
+        **ONE_SIDED,
+    ),
+}
+QWEN = {"num_key_value_heads": 32, "sliding_window": 4096, "max_position_embeddings": 32768}
+DEFAULTS = {
+    "mistral": {
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+        "max_position_embeddings": 131072,
+    },
+    "mixtral": {
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131072,
+    },
+    "qwen2": QWEN,
+    "qwen3": {**QWEN, "head_dim": 128},
+    "phi3": {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
+}
+
+
+def heads_of(name: str, tied: bool = False, dropout: float = 0.1) -> dict[str, Head]:
+    """The heads that Hugging Face has, by the prefix of their classes.
+
+    Args:
+        name: the prefix.
+        tied: words are read off by their table.
+        dropout: before the classifier of tokens.
+    """
     heads = {
-        "causal_lm": Head(f"{name}ForCausalLM", {} if tied else {"lm_head": "lm_head"}),
+        "causal_lm": Head(f"{name}ForCausalLM", vocabulary="lm_head"),
         "classification": Head(f"{name}ForSequenceClassification", {"classifier": "score"}),
         "tokens": Head(f"{name}ForTokenClassification", {"classifier": "score"}),
     }
@@ -48,7 +100,14 @@ def heads_of(name: str, tied: bool = False) -> dict[str, Head]:
         inside = "transformer" if name in ("Llama", "Qwen2", "Qwen3") else None
         architecture, modules = f"{name}ForQuestionAnswering", {"classifier": "qa_outputs"}
         heads["span"] = Head(architecture, modules, prefix=inside)
-    return heads
+    heads = with_dropouts(heads, {"tokens": dropout})
+    return heads if tied else untied(heads, "lm_head")
+
+
+def tokens_dropout(hf: Mapping[str, Any]) -> float:
+    """The dropout before the classifier of tokens, as transformers' generic class takes it."""
+    rates = (hf.get("classifier_dropout"), hf.get("hidden_dropout"), 0.1)
+    return next(rate for rate in rates if rate is not None)
 
 
 def windows_of(hf: Mapping[str, Any]) -> tuple[tuple[int | None, ...], tuple[int, ...]]:
@@ -59,9 +118,12 @@ def windows_of(hf: Mapping[str, Any]) -> tuple[tuple[int | None, ...], tuple[int
     """
     window, layers = hf.get("sliding_window"), hf["num_hidden_layers"]
     kinds = hf.get("layer_types")
-    if kinds is None and "use_sliding_window" in hf:
-        first = hf.get("max_window_layers", layers) if hf["use_sliding_window"] else layers
-        kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+    if hf["model_type"] in ("qwen2", "qwen3"):
+        window = window if hf.get("use_sliding_window") else None
+        first = hf.get("max_window_layers", 28)
+        kinds = kinds or [
+            "sliding_attention" if i >= first else "full_attention" for i in range(layers)
+        ]
     for kind in kinds or ():
         if kind not in ("full_attention", "sliding_attention"):
             raise UserError(f"{hf['model_type']}: layer_types with {kind!r} is not implemented")
@@ -78,14 +140,15 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     Raises:
         UserError: an option that is not implemented.
     """
-    family = hf.get("model_type", "llama")
-    if hf.get("pretraining_tp", 1) not in (None, 1):
-        raise UserError(f"{family}: pretraining_tp is not implemented")
+    family = hf["model_type"]
+    hf = {**DEFAULTS.get(family, {}), **hf}
     size, heads = hf["hidden_size"], hf["num_attention_heads"]
     head_dim = hf.get("head_dim") or size // heads
     biases = ("qkv", "output") if hf.get("attention_bias") else ()
     biases = ("qkv",) if family == "qwen2" else biases
     windows, kinds = windows_of(hf)
+    theta, partly = 1e6 if family == "mixtral" else 1e4, family == "phi3"
+    turned = rotary.from_hf(hf, head_dim, family, theta=theta, partly=partly)
     tied = hf.get("tie_word_embeddings", False)
     return checked(
         Config(
@@ -103,16 +166,14 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             query_norm=family == "qwen3",
             windows=windows,
             kinds=kinds,
-            rotaries=(rotary.from_hf(hf, head_dim, family),) * len(windows),
-            experts=hf.get("num_local_experts", 0),
-            active=hf.get("num_experts_per_tok", 0),
+            rotaries=(turned,) * len(windows),
+            experts=hf.get("num_local_experts", 8) if family == "mixtral" else 0,
+            active=hf.get("num_experts_per_tok", 2) if family == "mixtral" else 0,
             tied=tied,
-            embedding_dropout=hf.get("embd_pdrop", 0.0),
             attention_dropout=hf.get("attention_dropout") or 0.0,
             residual_dropout=hf.get("resid_pdrop", 0.0),
-            classifier_dropout=hf.get("classifier_dropout") or 0.1,
             initializer_range=hf.get("initializer_range", 0.02),
-            heads=heads_of(KINDS[family], tied=tied),
+            heads=heads_of(KINDS[family], tied, tokens_dropout(hf)),
             options=options,
         ),
         family,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,8 @@ from ftjax.formats.hf import Part
 from ftjax.models import decoder, encoder, rotary
 from ftjax.models.cache import View
 from ftjax.models.decoder import DEFAULT_TARGETS, Attention, checked, pick
-from ftjax.models.heads import Head
+from ftjax.models.heads import Head, with_dropouts
+from ftjax.models.keys import keys
 from ftjax.models.layers import (
     ACTIVATIONS,
     Bias,
@@ -40,7 +42,22 @@ HEADS = {
     "choice": Head("ModernBertForMultipleChoice", CLASSIFIER),
     "tokens": Head("ModernBertForTokenClassification", CLASSIFIER),
     "span": Head("ModernBertForQuestionAnswering", CLASSIFIER),
-    "masked_lm": Head("ModernBertForMaskedLM", {**TRANSFORM, "logits": "decoder"}),
+    "masked_lm": Head(
+        "ModernBertForMaskedLM", {**TRANSFORM, "logits": "decoder"}, vocabulary="decoder"
+    ),
+}
+KEYS = {
+    "modernbert": keys(
+        "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
+        "max_position_embeddings hidden_activation norm_eps norm_bias attention_bias mlp_bias "
+        "classifier_bias decoder_bias classifier_activation classifier_pooling "
+        "classifier_dropout embedding_dropout attention_dropout mlp_dropout layer_types "
+        "global_attn_every_n_layers local_attention rope_parameters rope_scaling global_rope_theta "
+        "local_rope_theta initializer_range initializer_cutoff_factor head_dim "
+        "tie_word_embeddings",
+        inert="deterministic_flash_attn sparse_prediction sparse_pred_ignore_index",
+        is_encoder_decoder=(False,),
+    )
 }
 KINDS = {"full_attention": ("global", 160_000.0), "sliding_attention": ("local", 10_000.0)}
 
@@ -76,8 +93,10 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     layers, every = hf.get("num_hidden_layers", 22), hf.get("global_attn_every_n_layers", 3)
     if size % heads:
         raise UserError("modernbert: num_attention_heads does not divide hidden_size")
-    if not hf.get("tie_word_embeddings", True):
-        raise UserError("modernbert: tie_word_embeddings=False is not implemented")
+    if hf.get("head_dim") not in (None, size // heads):
+        raise UserError(f"modernbert: head_dim={hf['head_dim']} other than hidden_size / heads")
+    rate = hf.get("classifier_dropout", 0.0)
+    rates = dict.fromkeys(("classification", "choice", "tokens", "span"), rate)
     activation, pooling = hf.get("classifier_activation", "gelu"), hf.get("classifier_pooling")
     if activation not in ACTIVATIONS:
         raise UserError(f"modernbert: classifier_activation={activation!r} is not implemented")
@@ -127,13 +146,13 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             attention_dropout=hf.get("attention_dropout", 0.0),
             residual_dropout=hf.get("attention_dropout", 0.0),
             ffn_dropout=hf.get("mlp_dropout", 0.0),
-            classifier_dropout=hf.get("classifier_dropout", 0.0),
             classifier_pooling=pooling or "cls",
             classifier_activation=activation,
             initializer_range=spread,
             residual_range=spread / (2 * layers) ** 0.5,
             classifier_range=kept / size**0.5,
-            heads=HEADS,
+            tied=hf.get("tie_word_embeddings", True),
+            heads=with_dropouts(HEADS, rates),
             options=options,
         ),
         "modernbert",
@@ -249,15 +268,19 @@ class Model(encoder.Model):
         x = Transform(self.config, name="transform")(x)
         if self.head != "masked_lm":
             return self.score(x, 2 if self.head == "span" else self.labels)
+        c, biased = self.config, "logits" in self.config.biases
+        if not c.tied:
+            make = partial(Dense, stddev=c.residual_range, name="logits")
+            return make(len(table), ("embed", "vocab"), biased)(x)
         logits = x @ table.T.astype(x.dtype)
-        if "logits" in self.config.biases:
+        if biased:
             logits = logits + Bias(table.shape[:1], ("vocab",), name="logits")()
         return logits
 
     def score(self, x: Array, labels: int) -> Array:
         """Logits (..., labels) of what the transform, if any, gave."""
         c = self.config
-        x = Dropout(c.classifier_dropout, name="dropout")(x)
+        x = Dropout(c.heads[self.head].dropout, name="dropout")(x)
         return Dense(labels, ("embed", None), stddev=c.classifier_range, name="classifier")(x)
 
 

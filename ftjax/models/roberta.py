@@ -9,7 +9,8 @@ from typing import Any
 
 from ftjax.models import bert
 from ftjax.models.encoder import DEFAULT_TARGETS, Config, Model
-from ftjax.models.heads import Head
+from ftjax.models.heads import Head, with_dropouts
+from ftjax.models.keys import keys
 from ftjax.models.layers import Options
 
 __all__ = ["DEFAULT_TARGETS", "Model", "hf_modules"]
@@ -21,7 +22,6 @@ HEADS = {
         "RobertaForSequenceClassification",
         {"pooler": "classifier.dense", "classifier": "classifier.out_proj"},
         activation="tanh",
-        drop_first=True,
     ),
     "choice": Head("RobertaForMultipleChoice", {"classifier": "classifier"}, activation="tanh"),
     "tokens": Head("RobertaForTokenClassification", {"classifier": "classifier"}),
@@ -29,8 +29,14 @@ HEADS = {
     "masked_lm": Head(
         "RobertaForMaskedLM",
         {"mlm/dense": "lm_head.dense", "mlm/norm": "lm_head.layer_norm", "mlm": "lm_head"},
+        activation="gelu",  # whatever `hidden_act` says
+        vocabulary="lm_head.decoder",
     ),
 }
+DEFAULTS = {"roberta": {"vocab_size": 50265}, "xlm-roberta": {}}
+KEYS = dict.fromkeys(
+    ("roberta", "xlm-roberta"), keys(f"{bert.READ} classifier_dropout pad_token_id", **bert.FIXED)
+)
 
 
 def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
@@ -39,14 +45,16 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     Raises:
         UserError: an option that is not implemented.
     """
-    config = bert.from_hf(hf, options)
-    first = hf.get("pad_token_id", 1) + 1
-    kind = "XLMRoberta" if hf.get("model_type") == "xlm-roberta" else "Roberta"
+    kind = "XLMRoberta" if hf["model_type"] == "xlm-roberta" else "Roberta"
     heads = {
         name: replace(head, architecture=head.architecture.replace("Roberta", kind))
         for name, head in HEADS.items()
     }
-    return replace(config, first_position=first, heads=heads)
+    rate, hidden = bert.classifier_dropout(hf), hf.get("hidden_dropout_prob", 0.1)
+    rates = {"classification": (rate, rate), "choice": hidden, "tokens": rate}
+    hf = {**DEFAULTS[hf["model_type"]], **hf}
+    config = bert.read(hf, options, with_dropouts(heads, rates))
+    return replace(config, first_position=hf.get("pad_token_id", 1) + 1)
 
 
 hf_modules = bert.hf_modules

@@ -12,6 +12,7 @@ import numpy as np
 from ftjax.errors import UserError
 
 Array = jax.Array
+KEYS = "rope_parameters rope_scaling rope_theta"  # of config.json, that `from_hf` reads
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,12 @@ def rotate(x: Array, table: tuple[Array, Array]) -> Array:
 
 
 def from_hf(
-    hf: Mapping[str, Any], size: int, family: str, kind: str | None = None, theta: float = 10_000.0
+    hf: Mapping[str, Any],
+    size: int,
+    family: str,
+    kind: str | None = None,
+    theta: float = 10_000.0,
+    partly: bool = False,
 ) -> Rotary:
     """Reads `rope_parameters`, or the older `rope_theta` and `rope_scaling`, of config.json.
 
@@ -75,6 +81,7 @@ def from_hf(
         family: for messages.
         kind: of layer, where each has its own parameters.
         theta: where the configuration gives none.
+        partly: the family heeds `partial_rotary_factor`.
 
     Raises:
         UserError: a scaling that is not implemented.
@@ -87,10 +94,10 @@ def from_hf(
     scaling = given.get("rope_type", given.get("type", "default")) or "default"
     if scaling not in ("default", "linear", "llama3"):
         raise UserError(f"{family}: rope_type={scaling!r} is not implemented")
-    partial = given.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)) or 1.0
+    partial = given.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0))
     return Rotary(
         theta=given.get("rope_theta", hf.get("rope_theta", theta)),
-        size=int(size * partial),
+        size=int(size * partial) if partly and partial else size,
         scaling=scaling,
         factor=given.get("factor", 1.0),
         low=given.get("low_freq_factor", 1.0),

@@ -86,6 +86,11 @@ class Model(nn.Module):
     labels: int = 2
     pooling: str = "end"
 
+    @property
+    def one_table(self) -> bool:
+        """Whether words are embedded alike on both sides."""
+        return True
+
     def side(self, decoder: bool, segments: tuple[int, ...]) -> nn.Module:
         """The encoder or the decoder: maps embedded tokens, a `View`, and in the decoder the
         encoder's output, its `View` and `column`, to hidden states."""
@@ -121,7 +126,8 @@ class Model(nn.Module):
         if features is not None:
             return self.classify(features)
         c = self.config
-        words = Embedding(c.vocab_size, c.hidden_size, stddev=c.embedding_stddev, name="words")
+        make = partial(Embedding, c.vocab_size, c.hidden_size, stddev=c.embedding_stddev)
+        words = make(name="words")
         dense = partial(Dense, stddev=c.initializer_range)
         keep = self.is_mutable_collection("cache") and not self.is_initializing()
         memory, memory_view = None, View(encoder_mask(attention_mask, None), column)
@@ -131,7 +137,7 @@ class Model(nn.Module):
             slots = jnp.arange(memory.shape[1]) if keep else None
             memory_view = memory_view._replace(slots=slots)
         if self.head == "tokens":
-            x = Dropout(c.classifier_dropout, name="dropout")(memory.astype(jnp.float32))
+            x = Dropout(c.heads["tokens"].dropout, name="dropout")(memory.astype(jnp.float32))
             return dense(self.labels, ("embed", None), name="classifier")(x)
         if decoder_input_ids is None:
             written = (input_ids, attention_mask) if targets is None else (targets, target_weights)
@@ -141,6 +147,7 @@ class Model(nn.Module):
         else:
             view = token_view(column, decoder_attention_mask)
         decoder = self.side(True, matching_segments(c.options.segments, c.num_decoder_layers))
+        words = words if self.one_table else make(name="decoder_words")
         x = words(decoder_input_ids) * c.embedding_scale
         x = decoder(x, view, memory, memory_view, column)
         x = x[:, -1:] if keep else x
@@ -161,4 +168,4 @@ class Model(nn.Module):
     def classify(self, x: Array) -> Array:
         c = self.config
         head = c.heads[self.head]
-        return classify(head, x, self.labels, c.classifier_dropout, c.initializer_range)
+        return classify(head, x, self.labels, c.initializer_range)

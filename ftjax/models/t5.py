@@ -3,18 +3,20 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ftjax.errors import UserError
 from ftjax.formats.hf import Part
 from ftjax.models import sequences
 from ftjax.models.cache import View, held
-from ftjax.models.heads import Head
+from ftjax.models.heads import Head, untied, with_dropouts
+from ftjax.models.keys import keys
 from ftjax.models.layers import (
     ACTIVATIONS,
     Dense,
@@ -41,7 +43,7 @@ class Config:
         num_hidden_layers, num_decoder_layers: of the encoder and of the decoder.
         buckets, max_distance: of relative positions.
         tied: logits are read off by the words' table.
-        scale_outputs: by 1 / √hidden_size, before that table.
+        scale_outputs: by 1 / √hidden_size, before words are read off.
     """
 
     vocab_size: int
@@ -57,7 +59,6 @@ class Config:
     buckets: int
     max_distance: int
     dropout: float
-    classifier_dropout: float
     tied: bool
     scale_outputs: bool
     start: int
@@ -65,10 +66,14 @@ class Config:
     initializer_range: float = 0.02
     heads: Mapping[str, Head] = field(default_factory=dict, hash=False)
     options: Options = field(default_factory=Options)
-    embedding_stddev: float = 1.0
+    initializer_factor: float = 1.0
     embedding_scale: float = 1.0
 
     pre_norm: ClassVar[bool] = True
+
+    @property
+    def embedding_stddev(self) -> float:
+        return self.initializer_factor
 
     @property
     def attention_dropout(self) -> float:
@@ -86,21 +91,38 @@ class Config:
             axes,
             use_bias=False,
             dtype=self.options.dtype,
-            stddev=coming**-0.5,
+            stddev=self.initializer_factor * coming**-0.5,
             name=name,
         )
 
 
-def heads_of(name: str, tied: bool) -> dict[str, Head]:
+READ = (
+    "vocab_size d_model d_kv d_ff num_layers num_decoder_layers num_heads feed_forward_proj "
+    "dense_act_fn is_gated_act relative_attention_num_buckets relative_attention_max_distance "
+    "dropout_rate classifier_dropout layer_norm_epsilon initializer_factor decoder_start_token_id "
+    "pad_token_id eos_token_id tie_word_embeddings"
+)
+ALIASES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "head_dim": "d_kv",
+}
+FIXED = {"is_decoder": (False,), "is_encoder_decoder": (True,)}
+KEYS = {
+    "t5": keys(f"{READ} scale_decoder_outputs", aliases=ALIASES, **FIXED),
+    "mt5": keys(READ, aliases=ALIASES, **FIXED),
+}
+
+
+def heads_of(name: str, tied: bool, dropout: float) -> dict[str, Head]:
     """The heads that Hugging Face has, by the prefix of their classes."""
-    lm = {} if tied else {"lm_head": "lm_head"}
-    return {
-        "seq2seq_lm": Head(f"{name}ForConditionalGeneration", lm),
+    heads = {
+        "seq2seq_lm": Head(f"{name}ForConditionalGeneration", vocabulary="lm_head"),
         "classification": Head(
             f"{name}ForSequenceClassification",
             {"pooler": "classification_head.dense", "classifier": "classification_head.out_proj"},
             activation="tanh",
-            drop_first=True,
             prefix="transformer",
         ),
         "tokens": Head(
@@ -108,6 +130,8 @@ def heads_of(name: str, tied: bool) -> dict[str, Head]:
         ),
         "span": Head(f"{name}ForQuestionAnswering", {"classifier": "qa_outputs"}),
     }
+    heads = with_dropouts(heads, {"classification": (dropout, dropout), "tokens": dropout})
+    return heads if tied else untied(heads, "lm_head")
 
 
 def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
@@ -117,8 +141,9 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         UserError: an option that is not implemented.
     """
     family = hf["model_type"]
-    kind = hf.get("feed_forward_proj", "relu").split("-")
+    kind = hf.get("feed_forward_proj", "relu" if family == "t5" else "gated-gelu").split("-")
     act = {"gated-gelu": "gelu_new"}.get("-".join(kind), kind[-1])
+    act = hf.get("dense_act_fn", act)
     if act not in ACTIVATIONS:
         raise UserError(f"{family}: feed_forward_proj={'-'.join(kind)!r} is not implemented")
     tied = hf.get("tie_word_embeddings", True)
@@ -132,23 +157,36 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         num_attention_heads=hf["num_heads"],
         head_dim=hf["d_kv"],
         hidden_act=act,
-        gated=kind[0] == "gated",
+        gated=hf.get("is_gated_act", kind[0] == "gated"),
         norm_eps=hf.get("layer_norm_epsilon", 1e-6),
         buckets=hf.get("relative_attention_num_buckets", 32),
         max_distance=hf.get("relative_attention_max_distance", 128),
         dropout=hf.get("dropout_rate", 0.1),
-        classifier_dropout=hf.get("classifier_dropout", 0.0),
         tied=tied,
         scale_outputs=hf.get("scale_decoder_outputs", tied and family == "t5"),
         start=hf.get("decoder_start_token_id", hf.get("pad_token_id", 0)) or 0,
         end=hf.get("eos_token_id", 1),
-        heads=heads_of("MT5" if family == "mt5" else "T5", tied),
+        initializer_factor=hf.get("initializer_factor", 1.0),
+        heads=heads_of("MT5" if family == "mt5" else "T5", tied, hf.get("classifier_dropout", 0.0)),
         options=replace(options, segments=options.segments or (1,) * layers),
     )
 
 
+@lru_cache
+def buckets_of(buckets: int, most: int) -> np.ndarray:
+    """Numbers of distances 0 to `most`: half exact, half logarithmic; farther ones are as `most`.
+
+    In float32 and in the order of the reference, since a distance may lie on the edge of a bucket.
+    """
+    distance, exact = np.arange(most + 1), buckets // 2
+    size = np.maximum(distance, 1).astype(np.float32) / np.float32(exact)
+    scale = np.float32(math.log(most / exact))
+    far = exact + (np.log(size) / scale * np.float32(buckets - exact)).astype(np.int32)
+    return np.where(distance < exact, distance, np.minimum(far, buckets - 1)).astype(np.int32)
+
+
 def bucket(distance: Array, buckets: int, most: int, both: bool) -> Array:
-    """Numbers of key position - query position: half exact, half logarithmic up to `most`."""
+    """Numbers of key position - query position, of which half are of keys to the right."""
     side = jnp.zeros_like(distance)
     if both:
         buckets //= 2
@@ -156,10 +194,7 @@ def bucket(distance: Array, buckets: int, most: int, both: bool) -> Array:
         distance = jnp.abs(distance)
     else:
         distance = -jnp.minimum(distance, 0)
-    exact = buckets // 2
-    scale = (buckets - exact) / math.log(most / exact)
-    far = exact + (jnp.log(jnp.maximum(distance, 1) / exact) * scale).astype(jnp.int32)
-    return side + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
+    return side + jnp.asarray(buckets_of(buckets, most))[jnp.minimum(distance, most)]
 
 
 class RelativeBias(nn.Module):
@@ -177,7 +212,7 @@ class RelativeBias(nn.Module):
             c.buckets,
             c.num_attention_heads,
             axes=(None, "heads"),
-            stddev=c.hidden_size**-0.5,
+            stddev=c.initializer_factor * c.hidden_size**-0.5,
             name="table",
         )
         return table(number).transpose(2, 0, 1)[None]
@@ -274,10 +309,10 @@ class Model(sequences.Model):
 
     def logits(self, x: Array, words: Embedding, *targets: Any) -> Array | Scores:
         c = self.config
+        x = x * c.hidden_size**-0.5 if c.scale_outputs else x
         if not c.tied:
             head = partial(LanguageHead, c.vocab_size, ("embed", "vocab"), False)
             return head(stddev=c.hidden_size**-0.5, name="lm_head")(x, *targets)
-        x = x * c.hidden_size**-0.5 if c.scale_outputs else x
         if targets:
             return score(x, words.embedding.T, *targets)
         return x @ words.embedding.T.astype(x.dtype)

@@ -18,7 +18,8 @@ from ftjax.models import encoder
 from ftjax.models.attention import AttentionCore
 from ftjax.models.decoder import last_tokens
 from ftjax.models.encoder import DEFAULT_TARGETS, Inputs, Layer, checked
-from ftjax.models.heads import Head
+from ftjax.models.heads import Head, with_dropouts
+from ftjax.models.keys import keys
 from ftjax.models.layers import (
     ACTIVATIONS,
     Bias,
@@ -44,6 +45,26 @@ LAYER = {
     "ffn_norm": "ff.layer_norm",
 }
 KERNELS = {"query": "q", "key": "k", "value": "v", "position_key": "r"}
+KEYS = {
+    "xlnet": keys(
+        "vocab_size d_model n_layer n_head d_inner d_head ff_activation dropout layer_norm_eps "
+        "initializer_range clamp_len summary_activation summary_first_dropout "
+        "summary_last_dropout tie_word_embeddings",
+        inert="mem_len reuse_len same_length use_mems_eval use_mems_train start_n_top end_n_top",
+        aliases={
+            "n_token": "vocab_size",
+            "hidden_size": "d_model",
+            "num_attention_heads": "n_head",
+            "num_hidden_layers": "n_layer",
+        },
+        attn_type=("bi",),
+        bi_data=(False,),
+        summary_type=("last", "cls_index"),  # which is the last token's, where none is given
+        summary_use_proj=(True,),
+        summary_proj_to_labels=(False,),
+        is_encoder_decoder=(False,),
+    )
+}
 BIASES = {"content_bias": "r_w_bias", "position_bias": "r_r_bias", "segment_bias": "r_s_bias"}
 
 
@@ -64,45 +85,38 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     Raises:
         UserError: an option that is not implemented.
     """
-    usual = {
-        "attn_type": ("bi",),
-        "bi_data": (False,),
-        "summary_type": ("last", "cls_index"),  # which is the last token's, where none is given
-        "summary_use_proj": (True,),
-        "summary_activation": tuple(ACTIVATIONS),
-        "summary_proj_to_labels": (False,),
-        "summary_first_dropout": (0,),
-        "tie_word_embeddings": (True,),
-    }
-    for option, known in usual.items():
-        if option in hf and hf[option] not in known:
-            raise UserError(f"xlnet: {option}={hf[option]!r} is not implemented")
-    size, dropout = hf.get("d_model", 1024), hf.get("dropout", 0.1)
-    pooled = {"activation": hf.get("summary_activation", "tanh")}
+    size, count = hf.get("d_model", 1024), hf.get("n_head", 16)
+    if hf.get("d_head") not in (None, size // count):
+        raise UserError(f"xlnet: d_head={hf['d_head']} other than d_model / n_head")
+    activation = hf.get("summary_activation", "tanh")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"xlnet: summary_activation={activation!r} is not implemented")
+    dropout, pooled = hf.get("dropout", 0.1), {"activation": activation}
     heads = {
         "classification": Head("XLNetForSequenceClassification", POOLED, **pooled),
         "choice": Head("XLNetForMultipleChoice", POOLED, **pooled),
         "tokens": Head("XLNetForTokenClassification", {"classifier": "classifier"}),
         "span": Head("XLNetForQuestionAnsweringSimple", {"classifier": "qa_outputs"}),
-        "causal_lm": Head("XLNetLMHeadModel", {"logits": "lm_loss"}),
+        "causal_lm": Head("XLNetLMHeadModel", {"logits": "lm_loss"}, vocabulary="lm_loss"),
     }
+    summary = hf.get("summary_first_dropout", 0.0), hf.get("summary_last_dropout", 0.1)
     return checked(
         Config(
             vocab_size=hf.get("vocab_size", 32000),
             hidden_size=size,
             embedding_size=size,
             num_hidden_layers=hf.get("n_layer", 24),
-            num_attention_heads=hf.get("n_head", 16),
+            num_attention_heads=count,
             intermediate_size=hf.get("d_inner", 4096),
             hidden_act=hf.get("ff_activation", "gelu"),
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
             activation_dropout=dropout,
-            classifier_dropout=hf.get("summary_last_dropout", 0.1),
             layer_norm_eps=hf.get("layer_norm_eps", 1e-12),
             initializer_range=hf.get("initializer_range", 0.02),
             clamp_len=hf.get("clamp_len", -1),
-            heads=heads,
+            tied=hf.get("tie_word_embeddings", True),
+            heads=with_dropouts(heads, {"classification": summary, "choice": summary}),
             options=options,
         ),
         "xlnet",
@@ -244,9 +258,12 @@ class Model(encoder.Model):
         return at_starts(x, last_tokens(x.shape[:2], *seen))
 
     def each_token(self, x: Array, table: Array, starts: Array | None) -> Array:
+        stddev = self.config.initializer_range
+        if self.head == "causal_lm" and not self.config.tied:
+            return Dense(table.shape[0], ("embed", "vocab"), stddev=stddev, name="logits")(x)
         if self.head == "causal_lm":
             return x @ table.T.astype(x.dtype) + Bias(table.shape[:1], ("vocab",), name="logits")()
-        count, stddev = 2 if self.head == "span" else self.labels, self.config.initializer_range
+        count = 2 if self.head == "span" else self.labels
         return Dense(count, ("embed", None), stddev=stddev, name="classifier")(x)
 
 

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from ftjax.formats import hf
 from ftjax.formats.folder import open_weights, read_config, read_json
-from ftjax.models import family as family_of
+from ftjax.models import configure
 from ftjax.models.layers import Options
 from ftjax.remote import copied, located
 
@@ -29,10 +29,7 @@ def finished_outputs(config: ConfigDict, task: Any, folder: Path) -> tuple[str, 
         if file.exists() and (numbers := (read_json(file).get("config") or {}).get("label2id")):
             return tuple(map(str, sorted(numbers, key=numbers.get)))
     hf_config = read_config(folder)
-    try:
-        heads = family_of(hf_config).from_hf(hf_config, Options()).heads
-    except KeyError:  # which is said where the model is built
-        return ()
+    heads = configure(hf_config, Options()).heads
     part = heads[head].modules.get(CLASSIFIER) if head in heads else None
     name = part.name if isinstance(part, hf.Part) else part
     if not name or f"{name}.weight" not in open_weights(folder):

@@ -17,6 +17,7 @@ from ftjax.config import flat_keys, from_json, to_json
 from ftjax.errors import UserError, nearest, require
 from ftjax.formats.adapter import load_into
 from ftjax.formats.folder import locate, read_config
+from ftjax.formats.vocabulary import with_words
 from ftjax.methods.fusion import AdapterFusion
 from ftjax.methods.prompting import HEADS, Prompting
 from ftjax.models import kind_of
@@ -111,7 +112,8 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
     method = methods.create(config.method)
     if not method.trains and config.task.name != "classification":
         raise UserError(f"method.name={config.method.name} is for task.name=classification")
-    head, hf_config = task.head(names, folder), read_config(folder)
+    resize = config.model.resize_vocabulary
+    head, hf_config = task.head(names, folder), with_words(folder, read_config(folder), resize)
     if not method.trains:
         head["head"] = HEADS[prompt_kind(method, folder, hf_config)]
     model = tuned.build(hf_config, method, config.model, head, jax.default_backend())
@@ -123,7 +125,7 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
         require(task.packs, f"data.batching=pack is not for task.name={name}; use bucket")
     key = jax.random.key(config.seed)
     params, absent = tuned.load(
-        folder, model, mesh, key, config.mesh.replicate, config.model.new_head
+        folder, model, mesh, key, config.mesh.replicate, config.model.new_head, resize
     )
     if absent and not method.trains:
         raise UserError(

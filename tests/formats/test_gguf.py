@@ -204,10 +204,17 @@ def llama3_divisors() -> np.ndarray:
 SCALING = {**LLAMA3, "rope_theta": 20.0, "original_max_position_embeddings": 40}
 
 
-def tiny(name: str) -> torch.nn.Module:
-    """A random model, with norms and biases that are not trivial."""
+def tiny(name: str, turned: bool = False) -> torch.nn.Module:
+    """A random model, with norms and biases that are not trivial.
+
+    Args:
+        name: of a case.
+        turned: words are tied where they are not, and the other way round.
+    """
     torch.manual_seed(0)
     config = CASES[name]()
+    if turned:
+        config.tie_word_embeddings = not config.tie_word_embeddings
     if name == "llama":
         config.rope_parameters = SCALING
     if name == "qwen2":  # a file says nothing of windows
@@ -223,11 +230,15 @@ def tiny(name: str) -> torch.nn.Module:
 
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3", "gpt2"]
+TURNED = ["qwen2", "gemma3", "gpt2"]  # words tied that are not, or not tied, where llama.cpp can
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_architecture_is_what_its_folder_is(tmp_path, architecture):
-    model = tiny(architecture)
+@pytest.mark.parametrize(
+    ("architecture", "turned"),
+    [*((name, False) for name in ARCHITECTURES), *((name, True) for name in TURNED)],
+)
+def test_an_architecture_is_what_its_folder_is(tmp_path, architecture, turned):
+    model = tiny(architecture, turned)
     model.save_pretrained(tmp_path / "folder")
     tensors = stored(architecture, model)
     if architecture == "llama":
@@ -237,7 +248,7 @@ def test_an_architecture_is_what_its_folder_is(tmp_path, architecture):
     found, wanted = read_config(file), read_config(tmp_path / "folder")
     family = models.family(wanted)
     assert models.family(found) is family
-    ours, theirs = (family.from_hf(config, Options()) for config in (found, wanted))
+    ours, theirs = (models.configure(config, Options()) for config in (found, wanted))
     drawn = ("initializer_range", "residual_range")  # of which the file says nothing
     assert replace(ours, **{name: getattr(theirs, name) for name in drawn}) == theirs
     weights, folder = open_weights(file), open_weights(tmp_path / "folder")
@@ -245,6 +256,18 @@ def test_an_architecture_is_what_its_folder_is(tmp_path, architecture):
     for name, array in folder.items():
         np.testing.assert_allclose(weights[name], array, atol=1e-6, err_msg=name)
     assert found["architectures"] == wanted["architectures"]
+
+
+def test_a_copy_of_the_table_is_tied(tmp_path):
+    model = tiny("gpt2")
+    tensors = stored("gpt2", model)
+    entries = entries_of("gpt2", model.config)
+    tensors["output.weight"] = tensors["token_embd.weight"]
+    file = write(tmp_path / "model.gguf", "gpt2", entries, tensors)
+    assert read_config(file)["tie_word_embeddings"]
+    tensors["output.weight"] = tensors["output.weight"] + 1
+    file = write(tmp_path / "other.gguf", "gpt2", entries, tensors)
+    assert not read_config(file)["tie_word_embeddings"]
 
 
 def test_a_scaling_that_is_not_llama_3s_is_refused(tmp_path):

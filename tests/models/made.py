@@ -9,8 +9,7 @@ import jax
 import numpy as np
 
 from ftjax import methods, tuned
-from ftjax.models import FAMILIES
-from ftjax.models import family as family_of
+from ftjax.models import FAMILIES, configure
 from ftjax.models.layers import Options
 from ftjax.paths import Flat, expand
 from tests.compiler import OPTIONS
@@ -33,7 +32,7 @@ def kind_of(case: str) -> str:
 def heads_of(case: str) -> set[str]:
     """The heads of a case's family."""
     config = config_of(case)
-    return set(family_of(config).from_hf(config, Options()).heads)
+    return set(configure(config, Options()).heads)
 
 
 def natural(case: str) -> str:

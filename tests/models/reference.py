@@ -10,8 +10,7 @@ import numpy as np
 import torch
 import transformers
 
-from ftjax.models import FAMILIES
-from ftjax.models import family as family_of
+from ftjax.models import FAMILIES, configure
 from ftjax.models.heads import Head
 from ftjax.models.layers import Options
 from tests.models.cases import CASES
@@ -28,7 +27,7 @@ Batch = dict[str, np.ndarray]
 def heads_of(config: transformers.PretrainedConfig) -> dict[str, Head]:
     """The heads that we have of a configuration's family."""
     hf = json.loads(config.to_json_string())
-    return dict(family_of(hf).from_hf(hf, Options()).heads)
+    return dict(configure(hf, Options()).heads)
 
 
 def registered() -> list[tuple[str, str]]:

@@ -1,0 +1,88 @@
+"""The keys of config.json: which a family reads, which change nothing, and which are refused.
+
+A family's file has a table, `KEYS`, by model type. Its `from_hf` sees the keys that the table says
+it reads and no others, so that none is read, or ignored, in silence.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Any
+
+from ftjax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What a model type makes of config.json's keys.
+
+    Attributes:
+        read: by `from_hf`.
+        inert: they change nothing here, besides `INERT`.
+        fixed: of others, the values that are implemented.
+        aliases: other names of keys, which win over them.
+    """
+
+    read: frozenset[str]
+    inert: frozenset[str] = frozenset()
+    fixed: Mapping[str, tuple] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+def names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+def keys(
+    read: str, inert: str = "", aliases: Mapping[str, str] | None = None, **fixed: tuple
+) -> Keys:
+    """A table; names are separated by spaces."""
+    return Keys(names(read), names(inert), fixed, aliases or {})
+
+
+# What no model's outputs or loss depend on here: records, labels, other libraries' settings.
+INERT = names(
+    "architectures attn_implementation bos_token_id chunk_size_feed_forward cls_token_id dtype "
+    "eos_token_id experts_implementation id2label label2id name_or_path _name_or_path num_labels "
+    "output_attentions output_hidden_states pad_token_id problem_type return_dict sep_token_id "
+    "torch_dtype transformers_version use_cache"
+)
+# What no family has.
+FIXED = {"per_layer_config": (None,), "tie_last_hidden_states": (None,)}
+
+
+@lru_cache
+def _defaults(model_type: str) -> Mapping[str, Any]:
+    """Every key that transformers' class of a model type knows → its default."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if model_type not in CONFIG_MAPPING:
+        return {}
+    config = CONFIG_MAPPING[model_type]
+    values = config().to_dict()
+    return {each.name: values.get(each.name) for each in fields(config)}
+
+
+def resolve(hf: Mapping[str, Any], table: Keys) -> dict[str, Any]:
+    """The keys that a family reads, by their own names, and the model type.
+
+    Keys that neither the table nor transformers' class knows are ignored, as transformers does.
+
+    Raises:
+        UserError: another key that transformers' class knows has not its default value.
+    """
+    kind = hf["model_type"]
+    named = {name: value for name, value in hf.items() if name not in table.aliases}
+    named |= {table.aliases[name]: value for name, value in hf.items() if name in table.aliases}
+    fixed = {**FIXED, **table.fixed}
+    for name, values in fixed.items():
+        if name in named and named[name] not in values:
+            raise UserError(f"{kind}: {name}={named[name]!r} is not implemented")
+    known = table.read | table.inert | fixed.keys() | INERT | {"model_type"}
+    others = named.keys() - known
+    if others:  # asked of transformers last, since its import takes seconds
+        defaults = _defaults(kind)
+        for name in sorted(others & defaults.keys()):
+            if named[name] != defaults[name]:
+                raise UserError(f"{kind}: {name}={named[name]!r} is not implemented")
+    return {name: named[name] for name in named if name in table.read} | {"model_type": kind}

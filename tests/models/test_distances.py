@@ -1,0 +1,37 @@
+"""Distances fall into the reference's buckets, every one of them."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from ftjax.models import configure, deberta, t5
+from ftjax.models.layers import Options
+from tests.models.made import config_of
+
+FARTHEST = 1023
+
+
+@pytest.mark.parametrize(
+    ("buckets", "most"), [(256, 512), (4, 16), (32, 512), (256, 1024), (64, 128), (128, 500)]
+)
+def test_deberta(buckets, most):
+    hf = {**config_of("deberta-v3"), "position_buckets": buckets, "max_relative_positions": most}
+    attention = deberta.Attention(configure(hf, Options()), parent=None)
+    distance = torch.arange(-FARTHEST, FARTHEST + 1)
+    bucket = make_log_bucket_position(distance, buckets, most).to(torch.int64)
+    wanted = torch.clamp(bucket + buckets, 0, 2 * buckets - 1).numpy()  # as attention looks it up
+    rows = np.asarray(attention.index(FARTHEST + 1, None))[0]
+    found = np.concatenate([rows[0, :0:-1], rows[:, 0]])  # of queries left and right of the key
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize(("buckets", "most"), [(32, 128), (8, 6), (32, 100), (64, 1000), (16, 40)])
+def test_t5(buckets, most, both):
+    distance = torch.arange(-FARTHEST, FARTHEST + 1)
+    wanted = T5Attention._relative_position_bucket(distance, both, buckets, most).numpy()
+    found = np.asarray(t5.bucket(jnp.asarray(distance.numpy()), buckets, most, both))
+    np.testing.assert_array_equal(found, wanted)

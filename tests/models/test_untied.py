@@ -1,0 +1,72 @@
+"""Words that are not tied: their loss, what trains, and folders that contradict themselves."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from ftjax import methods, tuned
+from ftjax.errors import UserError
+from ftjax.formats.folder import read_config
+from tests.models import made
+
+
+def untied(case: str, head: str, method: str = "full") -> tuned.Tuned:
+    config = {**made.config_of(case), "tie_word_embeddings": False}
+    return tuned.build(config, methods.create({"name": method}), {}, {"head": head})
+
+
+@pytest.mark.parametrize("case", ["bart", "gpt2"])
+def test_the_loss_is_that_of_the_logits(case):
+    model, batch = untied(case, made.natural(case)), made.inputs(case)
+    params = made.parameters(model)
+    targets = np.random.default_rng(1).integers(0, 64, batch["input_ids"].shape).astype(np.int32)
+    weights = np.ones(targets.shape, np.float32)
+    if case == "bart":
+        batch = {**batch, "decoder_input_ids": made.inputs(case)["input_ids"]}
+    given = {**batch, "targets": targets, "target_weights": weights}
+    if case == "bart":  # of which the decoder reads the targets, shifted
+        start = np.full((len(targets), 1), model.config.start, np.int32)
+        batch["decoder_input_ids"] = np.concatenate([start, targets[:, :-1]], 1)
+        given.pop("decoder_input_ids")
+    found = made.quick(model.apply)(params, given).loss
+    logits = made.quick(model.apply)(params, batch)
+    wanted = optax.softmax_cross_entropy_with_integer_labels(logits, targets).sum()
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_the_head_trains_with_the_model_and_words_may_be_adapted_alone():
+    model = untied("bert", "masked_lm")
+    assert model.partition.is_trainable("mlm/kernel")
+    params = made.parameters(model)
+    merged = model.merged({**params, "embeddings/word/embedding": params["mlm/kernel"].T})
+    assert "mlm/kernel" in merged
+
+
+@pytest.mark.parametrize("case", ["gemma", "distilbert"])
+def test_a_head_that_is_said_to_be_tied_and_differs_is_refused(case, one_device, tmp_path):
+    name = "AutoModelForCausalLM" if case == "gemma" else "AutoModelForMaskedLM"
+    config = transformers.AutoConfig.for_model(**made.config_of(case))
+    getattr(transformers, name).from_config(config).save_pretrained(tmp_path)
+    head, file = made.natural(case), tmp_path / "model.safetensors"
+    model = tuned.build(read_config(tmp_path), methods.create({"name": "full"}), {}, {"head": head})
+    tensors = load_file(file)
+    table = next(tensor for path, tensor in tensors.items() if path.endswith(WORDS[case]))
+    copy = model.config.heads[head].vocabulary + ".weight"
+    save_file({**tensors, copy: table.copy()}, file)
+    tuned.load(tmp_path, model, one_device, jax.random.key(0))  # a copy, as older folders have
+    save_file({**tensors, copy: table + 1}, file)
+    with pytest.raises(UserError, match=f"{copy}.*tied.*differ.*tie_word_embeddings"):
+        tuned.load(tmp_path, model, one_device, jax.random.key(0))
+
+
+WORDS = {"gemma": "embed_tokens.weight", "distilbert": "word_embeddings.weight"}
+
+
+def test_a_model_that_sees_both_sides_does_not_generate():
+    config = {**made.config_of("gemma3"), "use_bidirectional_attention": True}
+    model = tuned.build(config, methods.create({"name": "full"}), {}, {"head": "causal_lm"})
+    with pytest.raises(UserError, match="both sides"):
+        model.apply_cached(made.parameters(model), None, made.inputs("gemma3"))
