@@ -102,6 +102,8 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--stop", action="append", default=[], help="a text that ends a text")
     generate.add_argument("--batch-size", type=int, default=8, help="of --input (default 8)")
     generate.add_argument("--dtype", choices=("float32", "bfloat16"), help="of computation")
+    kernels = "auto (default, by what it runs on), xla, cudnn, gpu or splash"
+    generate.add_argument("--attention", help=kernels)
     generate.add_argument("--tensor", type=int, help="devices that share each layer")
     for name, (kind, text) in CHOICES.items():
         generate.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)

@@ -24,7 +24,7 @@ from ftjax.methods.base import Method, nested
 from ftjax.methods.virtual import changed_words
 from ftjax.models import configure, kind_of
 from ftjax.models import family as family_of
-from ftjax.models.attention import ATTENTION
+from ftjax.models.attention import ATTENTION, PLATFORMS, runs_on
 from ftjax.models.layers import Options
 from ftjax.models.stack import POLICIES, resolve_segments
 from ftjax.parallel.mesh import param_shardings
@@ -291,6 +291,12 @@ def build(
     )
     if options.attention == "splash" and kind_of(hf_config) != "decoder":
         raise UserError(f"model.attention=splash is for decoders, not {hf_config['model_type']}")
+    if not runs_on(options.attention, platform):
+        wanted = PLATFORMS[options.attention]
+        raise UserError(
+            f"model.attention={options.attention} runs on {wanted.upper()}s, and this is a "
+            f"{platform.upper()}: use attention=auto"
+        )
     config = configure(hf_config, options)
     parts = settings.get("parts", 1)
     divisible = kind_of(hf_config) == "decoder" and config.divisible

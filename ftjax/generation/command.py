@@ -46,7 +46,11 @@ def run(arguments: Namespace, overrides: Sequence[str] = ()) -> None:
     if overrides and not arguments.workdir:
         raise UserError(f"{overrides[0]} changes a run's configuration: give --workdir")
     if arguments.workdir:
-        asked = {"model.dtype": arguments.dtype, "mesh.tensor": arguments.tensor}
+        asked = {
+            "model.dtype": arguments.dtype,
+            "model.attention": arguments.attention,
+            "mesh.tensor": arguments.tensor,
+        }
         changes = [f"--config.{key}={value}" for key, value in asked.items() if value is not None]
         opened = open_workdir(arguments.workdir, [*overrides, *changes])
     else:
@@ -54,8 +58,8 @@ def run(arguments: Namespace, overrides: Sequence[str] = ()) -> None:
         # On several hosts all devices, since each of them has to have a part.
         devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:tensor]
         mesh = make_mesh(-1, 1, tensor, devices)
-        dtype = arguments.dtype or "float32"
-        opened = open_model(arguments.model, mesh, dtype, arguments.adapter)
+        dtype, attention = arguments.dtype or "float32", arguments.attention or "auto"
+        opened = open_model(arguments.model, mesh, dtype, arguments.adapter, attention=attention)
     given = {name: getattr(arguments, name, None) for name in settings.SAME}
     changes = {name: value for name, value in given.items() if value is not None}
     generator = make_generator(*opened, changes=changes, stop=arguments.stop)
@@ -78,6 +82,7 @@ def open_model(
     dtype: str = "float32",
     adapter_folder: Path | None = None,
     head: str = "",
+    attention: str = "auto",
 ) -> tuple[tuned.Tuned, Flat, Path]:
     """A pretrained model, all of it frozen, in the compute dtype; or one under an adapter.
 
@@ -87,6 +92,7 @@ def open_model(
         dtype: of computation.
         adapter_folder: of PEFT.
         head: of a language model; empty: the one that generates.
+        attention: `model.attention` of a configuration.
 
     Raises:
         UserError: it has no such head.
@@ -97,7 +103,10 @@ def open_model(
     if not head:
         raise UserError(f"{name}: {config['model_type']} does not generate")
     method = adapter.read_method(adapter_folder) if adapter_folder else {"name": "prompting"}
-    model = tuned.build(config, methods.create(method), {"dtype": dtype}, {"head": head})
+    options = {"dtype": dtype, "attention": attention}
+    model = tuned.build(
+        config, methods.create(method), options, {"head": head}, jax.default_backend()
+    )
     params, absent = tuned.load(folder, model, mesh, jax.random.key(0))
     if absent:
         raise UserError(f"{folder} has no language-model head: it lacks {absent[0]!r}")

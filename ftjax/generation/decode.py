@@ -63,7 +63,7 @@ def read_prompt(
         tuned: a model under "causal_lm" or "seq2seq_lm".
         params: flat parameters.
         batch: input_ids and attention_mask (rows, length): a decoder's prompt is padded on the
-            left, an encoder's input anywhere.
+            left, an encoder's input on the right.
         room: tokens that may follow.
         first: see `Settings.start`.
 

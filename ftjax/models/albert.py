@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 
 from ftjax.models import bert, encoder
+from ftjax.models.cache import View
 from ftjax.models.encoder import DEFAULT_TARGETS, Embeddings, Inputs, Layer, checked
 from ftjax.models.heads import Head, untied, with_dropouts
 from ftjax.models.keys import keys
@@ -103,13 +104,13 @@ class Group(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None, starts: Array | None) -> Array:
+    def __call__(self, x: Array, view: View, starts: Array | None) -> Array:
         c, make = self.config, Layer
         if c.options.remat != "none":
             scanned = max(c.options.segments) > 1
             make = nn.remat(Layer, policy=POLICIES[c.options.remat], prevent_cse=not scanned)
         for i in range(c.inner_group_num):
-            x = make(c, name=f"inner_{i}")(x, mask, starts)
+            x = make(c, name=f"inner_{i}")(x, view, starts)
         return x
 
 
@@ -123,7 +124,7 @@ class Repeated(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None, starts: Array | None) -> Array:
+    def __call__(self, x: Array, view: View, starts: Array | None) -> Array:
         c = self.config
         depth, scanned = c.num_hidden_layers, max(c.options.segments) > 1
         numbers = [i * c.num_hidden_groups // depth for i in range(depth)]
@@ -131,7 +132,7 @@ class Repeated(nn.Module):
             group, passes = Group(c, name=f"group_{number}"), numbers.count(number)
             if not scanned:
                 for _ in range(passes):
-                    x = group(x, mask, starts)
+                    x = group(x, view, starts)
                 continue
             run = nn.scan(
                 lambda group, x, *shared: (group(x, *shared), None),
@@ -140,7 +141,7 @@ class Repeated(nn.Module):
                 in_axes=nn.broadcast,
                 length=passes,
             )
-            x, _ = run(group, x, mask, starts)
+            x, _ = run(group, x, view, starts)
         return x
 
 
@@ -152,7 +153,7 @@ class Model(encoder.Model):
     def encode(self, inputs: Inputs, starts_only: bool) -> tuple[Array, Array]:
         c = self.config
         x, table = Embeddings(c, name="embeddings")(inputs)
-        x = Repeated(c, name="encoder")(x, inputs.mask, inputs.starts)
+        x = Repeated(c, name="encoder")(x, inputs.view, inputs.starts)
         return encoder.at_starts(x, inputs.starts) if starts_only else x, table
 
 

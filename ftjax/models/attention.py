@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError
-from ftjax.models import splash
+from ftjax.models import cudnn, splash
 from ftjax.models.layers import Dropout
-from ftjax.models.splash import Pattern
+from ftjax.models.pattern import Pattern
 
 Array = jax.Array
 
@@ -21,8 +21,8 @@ class Asked(NamedTuple):
     """What a back end is asked for; shapes are those of `AttentionCore`.
 
     Attributes:
-        drop: dropout of the weights.
         pattern: the mask as kernels take it.
+        drop: dropout of the weights.
     """
 
     query: Array
@@ -31,9 +31,9 @@ class Asked(NamedTuple):
     mask: Array | None
     bias: Array | None
     scale: float
+    pattern: Pattern | None
     softcap: float | None
     drop: Callable[[Array], Array]
-    pattern: Pattern | None
 
 
 def _xla_attention(asked: Asked) -> Array:
@@ -73,32 +73,31 @@ def _length_is_spread() -> bool:
     return not mesh.empty and mesh.shape["sequence"] > 1
 
 
-def _cudnn_attention(asked: Asked) -> Array:
-    # Of dropout nothing: `AttentionCore` refuses it with this back end.
+def _cudnn_refusal(asked: Asked) -> str | None:
+    """Why cuDNN cannot compute it; None where it can. Of dropout nothing: see `AttentionCore`."""
     if asked.softcap:
-        raise UserError("model.attention=cudnn has no soft-capping; use attention=xla")
-    try:
-        return jax.nn.dot_product_attention(
-            *asked[:3], asked.bias, asked.mask, scale=asked.scale, implementation="cudnn"
-        )
-    except RuntimeError as error:  # no cuDNN, or not for this dtype
-        raise UserError(f"model.attention=cudnn: {error} Use attention=xla.") from error
+        return "it has no soft-capping"
+    return cudnn.refusal(*asked[:7])
 
 
-def _splash_attention(asked: Asked) -> Array:
-    if asked.pattern is None:  # a token that goes on from what is kept
-        return _xla_attention(asked)
-    return splash.attend(*asked[:3], asked.pattern, asked.scale, asked.softcap)
+def _cudnn_attention(asked: Asked) -> Array:
+    reason = _cudnn_refusal(asked)
+    if reason:
+        raise UserError(f"model.attention=cudnn: {reason}; use attention=gpu or xla")
+    return cudnn.attend(*asked[:7])
 
 
 def _gpu_attention(asked: Asked) -> Array:
-    """cuDNN's where it is there and has what is asked, else XLA's; what is missing is said."""
-    if asked.query.dtype in (jnp.bfloat16, jnp.float16) and not asked.softcap:
-        try:
-            return _cudnn_attention(asked)
-        except (UserError, NotImplementedError, ValueError) as error:
-            _say_once(str(error))
-    return _xla_attention(asked)
+    """cuDNN's where it is there and takes what is asked, else XLA's; what is missing is said."""
+    reason = _cudnn_refusal(asked)
+    if reason:
+        _say_once(reason)
+        return _xla_attention(asked)
+    return cudnn.attend(*asked[:7])
+
+
+def _splash_attention(asked: Asked) -> Array:
+    return splash.attend(*asked[:3], asked.pattern, asked.scale, asked.softcap)
 
 
 @cache
@@ -112,6 +111,12 @@ ATTENTION = {
     "gpu": _gpu_attention,
     "splash": _splash_attention,
 }
+PLATFORMS = {"cudnn": "gpu", "gpu": "gpu", "splash": "tpu"}  # of those that need one
+
+
+def runs_on(backend: str, platform: str) -> bool:
+    """Whether a back end, or "auto", computes on "cpu", "gpu" or "tpu"."""
+    return PLATFORMS.get(backend, platform) == platform
 
 
 class AttentionCore(nn.Module):
@@ -127,7 +132,8 @@ class AttentionCore(nn.Module):
         scale: None for 1 / √d.
         softcap: c in c · tanh(scores / c), before the mask; None for none.
 
-    `pattern` is the mask as kernels take it.
+    `pattern` is the mask as kernels take it. Without it, or for one query, `backend` is not used:
+    a row of scores is no more than the keys, and XLA's products read those once.
     """
 
     dropout: float = 0.0
@@ -146,7 +152,8 @@ class AttentionCore(nn.Module):
         pattern: Pattern | None = None,
     ) -> Array:
         drop = Dropout(self.dropout, name="dropout")
-        backend = self.backend
+        pattern = None if self.is_initializing() else pattern
+        backend = "xla" if pattern is None or query.shape[1] == 1 else self.backend
         if backend != "xla" and self.dropout and self.has_rng("dropout"):
             if backend != "gpu":
                 raise UserError(
@@ -154,6 +161,5 @@ class AttentionCore(nn.Module):
                 )
             backend = "xla"
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        pattern = None if self.is_initializing() else pattern
-        asked = Asked(query, key, value, mask, bias, scale, self.softcap, drop, pattern)
+        asked = Asked(query, key, value, mask, bias, scale, pattern, self.softcap, drop)
         return ATTENTION[backend](asked)

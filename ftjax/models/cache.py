@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.models.layers import encoder_mask
-from ftjax.models.splash import Pattern
+from ftjax.models.pattern import Pattern, pattern_of
 
 Array = jax.Array
 
@@ -24,10 +24,10 @@ class View(NamedTuple):
         mask: boolean, to (batch, heads, queries, keys); None for all.
         slots: None where nothing is kept; (slots,) the column that each slot takes of a prompt's
             keys; () the slot that one more token's key takes.
-        pattern: the mask of whole rows, as kernels take it; None for one more token.
+        pattern: the mask of whole rows, as kernels take it; None for queries that are not.
     """
 
-    mask: Array | None
+    mask: Array | None = None
     slots: Array | None = None
     pattern: Pattern | None = None
 
@@ -58,6 +58,19 @@ class Cache(nn.Module):
                 self.put_variable("cache", name, kept)
             found.append(kept.swapaxes(1, 2))
         return tuple(found)
+
+
+def rows_view(
+    attention_mask: Array | None,
+    segment_ids: Array | None = None,
+    perm_mask: Array | None = None,
+) -> View:
+    """Attention of whole rows to whole rows, both ways; arguments as `encoder_mask` has them."""
+    masked = perm_mask is not None
+    return View(
+        encoder_mask(attention_mask, segment_ids, perm_mask),
+        pattern=pattern_of(attention_mask, segment_ids, causal=False, masked=masked),
+    )
 
 
 def causal_mask(
@@ -115,10 +128,11 @@ def prompt_view(
     """
     seen = None if attention_mask is None else attention_mask[:, :length]
     mask = causal_mask(length, seen, segment_ids, window)
+    pattern = pattern_of(seen, segment_ids, (window,), masked=keep)  # prompts are padded in front
     if not keep:
-        return View(mask)
+        return View(mask, pattern=pattern)
     size = _slots(attention_mask.shape[1], window, ring)
-    return View(mask, jnp.maximum(held(length - 1, size), 0))
+    return View(mask, jnp.maximum(held(length - 1, size), 0), pattern)
 
 
 def token_view(

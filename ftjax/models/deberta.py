@@ -14,6 +14,7 @@ import numpy as np
 from ftjax.errors import UserError
 from ftjax.models import bert, encoder
 from ftjax.models.attention import AttentionCore
+from ftjax.models.cache import View
 from ftjax.models.encoder import DEFAULT_TARGETS, Embeddings, Inputs, Layer, checked
 from ftjax.models.heads import Head, untied, with_dropouts
 from ftjax.models.keys import keys
@@ -162,14 +163,14 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, memory: Array, mask: Array | None, starts: Array | None, distances: Array
+        self, x: Array, memory: Array, view: View, starts: Array | None, distances: Array
     ) -> Array:
         """See `ftjax.models.encoder.Attention`.
 
         Args:
             x: (batch, queries, features).
             memory: (batch, length, features).
-            mask: which keys a query sees.
+            view: which keys a query sees.
             starts: positions of the queries, where they are not all.
             distances: (2 span, features), what stands for each distance.
         """
@@ -203,7 +204,7 @@ class Attention(nn.Module):
         core = AttentionCore(
             c.attention_probs_dropout_prob, c.options.attention, spread, name="core"
         )
-        context = core(query, key, value, mask, bias).reshape(x.shape)
+        context = core(query, key, value, view.mask, bias, view.pattern).reshape(x.shape)
         out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
         return Dropout(c.hidden_dropout_prob, name="dropout")(out)
 
@@ -226,7 +227,7 @@ class Encoder(nn.Module):
     starts_only: bool
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None, starts: Array | None) -> Array:
+    def __call__(self, x: Array, view: View, starts: Array | None) -> Array:
         c = self.config
         shared = []
         if c.relative:
@@ -250,7 +251,7 @@ class Encoder(nn.Module):
             c.options.remat,
             name="layers",
         )
-        return stack(x, mask, starts, *shared)
+        return stack(x, view, starts, *shared)
 
 
 class Model(encoder.Model):
@@ -261,7 +262,7 @@ class Model(encoder.Model):
     def encode(self, inputs: Inputs, starts_only: bool) -> tuple[Array, Array]:
         c = self.config
         x, table = Embeddings(c, name="embeddings")(inputs)
-        x = Encoder(c, starts_only, name="encoder")(x, inputs.mask, inputs.starts)
+        x = Encoder(c, starts_only, name="encoder")(x, inputs.view, inputs.starts)
         if starts_only and c.options.segments[-1] > 1:
             x = at_starts(x, inputs.starts)
         return x, table

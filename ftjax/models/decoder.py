@@ -31,7 +31,6 @@ from ftjax.models.layers import (
     at_starts,
 )
 from ftjax.models.rotary import Rotary, rotate
-from ftjax.models.splash import Pattern
 from ftjax.models.stack import Stack
 from ftjax.models.vocabulary import LanguageHead, Scores, capped, score
 
@@ -191,8 +190,7 @@ class Layer(nn.Module):
         """
         c = self.config
         x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
-        view, rotary = (pick(by_kind, kind) for by_kind in (views, rotaries))
-        view = view._replace(pattern=view.pattern and view.pattern.of(kind))
+        view, rotary = view_of(views, kind), pick(rotaries, kind)
         y = Attention(c, name="attention")(c.normalize("attention_norm")(x), view, rotary)
         x = x + (c.normalize("attention_post_norm")(y) if c.post_norms else y)
         block = Experts if c.experts else FeedForward
@@ -209,6 +207,12 @@ def pick(by_kind: Any, kind: Any) -> Any:
     if isinstance(kind, int):
         return by_kind[kind]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves)[kind], *by_kind)
+
+
+def view_of(views: tuple[View, ...], kind: Any) -> View:
+    """What layers of a kind see."""
+    view = pick(views, kind)
+    return view._replace(pattern=view.pattern and view.pattern.of(kind))
 
 
 class Model(nn.Module):
@@ -321,10 +325,7 @@ class Model(nn.Module):
         if column is not None:
             return tuple(token_view(column, attention_mask, w, ring) for w in c.windows)
         views = [prompt_view(length, attention_mask, segment_ids, w, keep, ring) for w in c.windows]
-        numbers = segment_ids
-        if segment_ids is None and attention_mask is not None:
-            numbers = attention_mask[:, :length] > 0
-        pattern = Pattern(numbers, 0, c.windows, segment_ids is not None)
+        pattern = views[0].pattern.replace(windows=c.windows)
         return tuple(view._replace(pattern=pattern) for view in views)
 
     def classify(self, x: Array) -> Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from ftjax.errors import UserError
 from ftjax.models.attention import AttentionCore
+from ftjax.models.cache import View, rows_view
 from ftjax.models.heads import Head, MaskedLM, classify
 from ftjax.models.layers import (
     ACTIVATIONS,
@@ -24,7 +25,6 @@ from ftjax.models.layers import (
     LayerNorm,
     Options,
     at_starts,
-    encoder_mask,
     entity_pool,
     mean_pool,
 )
@@ -100,7 +100,7 @@ def checked(config: Config, family: str) -> Config:
 
 
 class Inputs(NamedTuple):
-    """What `Model` was called with, and which keys each query sees: `mask`."""
+    """What `Model` was called with, and which keys each query sees: `view`."""
 
     input_ids: Array
     attention_mask: Array | None
@@ -108,7 +108,7 @@ class Inputs(NamedTuple):
     position_ids: Array | None
     segment_ids: Array | None
     starts: Array | None
-    mask: Array | None
+    view: View
     entities: Array | None = None
 
 
@@ -147,7 +147,7 @@ class Attention(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, x: Array, memory: Array, mask: Array | None, starts: Array | None) -> Array:
+    def __call__(self, x: Array, memory: Array, view: View, starts: Array | None) -> Array:
         c = self.config
         heads = (c.num_attention_heads, c.hidden_size // c.num_attention_heads)
 
@@ -157,7 +157,7 @@ class Attention(nn.Module):
 
         query, key, value = project(x, "query"), project(memory, "key"), project(memory, "value")
         core = AttentionCore(c.attention_probs_dropout_prob, c.options.attention, name="core")
-        context = core(query, key, value, mask).reshape(x.shape)
+        context = core(query, key, value, view.mask, pattern=view.pattern).reshape(x.shape)
         out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
         return Dropout(c.hidden_dropout_prob, name="dropout")(out)
 
@@ -181,7 +181,7 @@ class Layer(nn.Module):
 
     Attributes:
         starts_only: compute only the positions where examples start, where nothing reads others.
-        attention: the class; it is called with x, memory, mask, `starts` where x is only what
+        attention: the class; it is called with x, memory, view, `starts` where x is only what
             stands there, and what the stack's layers share.
     """
 
@@ -190,17 +190,19 @@ class Layer(nn.Module):
     attention: type[nn.Module] = Attention
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None, starts: Array | None, *shared: Array) -> Array:
+    def __call__(self, x: Array, view: View, starts: Array | None, *shared: Array) -> Array:
         c = self.config
         memory = x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
         at = None
         if self.starts_only:
             at = jnp.zeros((1, 1), jnp.int32) if starts is None else starts
             x = at_starts(memory, starts)
+            mask = view.mask
             if mask is not None and mask.shape[2] > 1:
                 mask = at_starts(mask[:, 0], starts)[:, None]
+            view = View(mask)
         x = LayerNorm(c.layer_norm_eps, name="attention_norm")(
-            self.attention(c, name="attention")(x, memory, mask, at, *shared) + x
+            self.attention(c, name="attention")(x, memory, view, at, *shared) + x
         )
         return LayerNorm(c.layer_norm_eps, name="ffn_norm")(FeedForward(c, name="ffn")(x) + x)
 
@@ -263,7 +265,6 @@ class Model(nn.Module):
             perm_mask = flat(perm_mask)
         one = self.head in ("embedding", "classification", "choice")
         starts_only = one and self.pooling == "cls"
-        mask = encoder_mask(attention_mask, segment_ids, perm_mask)
         inputs = Inputs(
             input_ids,
             attention_mask,
@@ -271,7 +272,7 @@ class Model(nn.Module):
             position_ids,
             segment_ids,
             starts,
-            mask,
+            rows_view(attention_mask, segment_ids, perm_mask),
             entities,
         )
         x, table = self.encode(inputs, starts_only)
@@ -301,7 +302,7 @@ class Model(nn.Module):
             c.options.remat,
             name="encoder",
         )
-        x = encoder(x, inputs.mask, inputs.starts)
+        x = encoder(x, inputs.view, inputs.starts)
         if starts_only and c.options.segments[-1] > 1:  # scanned layers compute all positions
             x = at_starts(x, inputs.starts)
         return x, table

@@ -14,7 +14,7 @@ from ftjax.errors import UserError
 from ftjax.formats.hf import Part
 from ftjax.models import decoder, encoder, rotary
 from ftjax.models.cache import View
-from ftjax.models.decoder import DEFAULT_TARGETS, Attention, checked, pick
+from ftjax.models.decoder import DEFAULT_TARGETS, Attention, checked, pick, view_of
 from ftjax.models.heads import Head, with_dropouts
 from ftjax.models.keys import keys
 from ftjax.models.layers import (
@@ -209,7 +209,7 @@ class Layer(nn.Module):
         c = self.config
         x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
         y = x if self.first else c.normalize("attention_norm")(x)
-        x = x + Attention(c, name="attention")(y, pick(views, kind), pick(rotaries, kind))
+        x = x + Attention(c, name="attention")(y, view_of(views, kind), pick(rotaries, kind))
         return x + FeedForward(c, name="ffn")(c.normalize("ffn_norm")(x))
 
 
@@ -236,9 +236,10 @@ class Model(encoder.Model):
         place = jnp.arange(x.shape[1])
         positions = place[None] if inputs.position_ids is None else inputs.position_ids
         distance = jnp.abs(place[:, None] - place)
-        full = jnp.ones((1, 1, 1, 1), bool) if inputs.mask is None else inputs.mask
+        mask, pattern = inputs.view.mask, inputs.view.pattern.replace(windows=c.windows)
+        full = jnp.ones((1, 1, 1, 1), bool) if mask is None else mask
         masks = [full if window is None else full & (distance <= window) for window in c.windows]
-        views = tuple(View(mask) for mask in jnp.broadcast_arrays(*masks))
+        views = tuple(View(mask, pattern=pattern) for mask in jnp.broadcast_arrays(*masks))
         first, *rest = c.options.segments  # the first layer is not like the others: never scanned
         stack = Stack(
             lambda make, name, last: make(c, name == "layer_0", name=name),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.models.attention import AttentionCore
-from ftjax.models.cache import Cache, View, prompt_view, token_view
+from ftjax.models.cache import Cache, View, prompt_view, rows_view, token_view
 from ftjax.models.decoder import last_tokens
 from ftjax.models.heads import classify
 from ftjax.models.layers import (
@@ -16,7 +16,6 @@ from ftjax.models.layers import (
     Dropout,
     Embedding,
     at_starts,
-    encoder_mask,
     shift_right,
 )
 from ftjax.models.stack import matching_segments
@@ -57,7 +56,8 @@ class Attention(nn.Module):
             key, value = project(memory, "key"), project(memory, "value")
         key, value = Cache(name="cache")(key, value, view.slots)
         core = AttentionCore(c.attention_dropout, c.options.attention, self.scale, name="core")
-        context = core(query, key, value, view.mask, bias).reshape(*x.shape[:-1], -1)
+        context = core(query, key, value, view.mask, bias, view.pattern)
+        context = context.reshape(*x.shape[:-1], -1)
         out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
         return Dropout(c.dropout, name="dropout")(out)
 
@@ -130,10 +130,10 @@ class Model(nn.Module):
         words = make(name="words")
         dense = partial(Dense, stddev=c.initializer_range)
         keep = self.is_mutable_collection("cache") and not self.is_initializing()
-        memory, memory_view = None, View(encoder_mask(attention_mask, None), column)
+        memory, memory_view = None, rows_view(attention_mask)._replace(slots=column)
         if column is None:
             encoder = self.side(False, c.options.segments)
-            memory = encoder(words(input_ids) * c.embedding_scale, View(memory_view.mask))
+            memory = encoder(words(input_ids) * c.embedding_scale, memory_view)
             slots = jnp.arange(memory.shape[1]) if keep else None
             memory_view = memory_view._replace(slots=slots)
         if self.head == "tokens":

@@ -7,43 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from ftjax.errors import UserError
+from ftjax.models.pattern import Pattern
 from ftjax.parallel.mesh import RULES
 
 Array = jax.Array
 LANES, BLOCK = 128, 512  # lengths are padded to the first; scores are computed in the second
-
-
-@struct.dataclass
-class Pattern:
-    """Which keys a query of causal self-attention sees, as a kernel takes it: not as a mask.
-
-    Attributes:
-        segments: (batch, length), tokens see those of their own number; None where all may.
-        kind: of the layer, in `windows`.
-        windows: how many positions back a token sees, itself included; None for all.
-        packed: rows hold several examples.
-        prefix: keys before the tokens' own that every query sees.
-    """
-
-    segments: Array | None = None
-    kind: int | Array = 0
-    windows: tuple[int | None, ...] = struct.field(pytree_node=False, default=(None,))
-    packed: bool = struct.field(pytree_node=False, default=False)
-    prefix: int = struct.field(pytree_node=False, default=0)
-
-    def of(self, kind: int | Array) -> "Pattern":
-        """That of a kind of layer; a number that is known chooses the window at once."""
-        if isinstance(kind, int):
-            return self.replace(windows=self.windows[kind : kind + 1])
-        return self.replace(kind=kind)
-
-    def after(self, prefix: int) -> "Pattern":
-        """With `prefix` more keys in front."""
-        return self.replace(prefix=self.prefix + prefix)
 
 
 def attend(

@@ -16,6 +16,7 @@ from ftjax.errors import UserError
 from ftjax.formats.hf import Part
 from ftjax.models import encoder
 from ftjax.models.attention import AttentionCore
+from ftjax.models.cache import View
 from ftjax.models.decoder import last_tokens
 from ftjax.models.encoder import DEFAULT_TARGETS, Inputs, Layer, checked
 from ftjax.models.heads import Head, with_dropouts
@@ -171,7 +172,7 @@ class Attention(nn.Module):
         self,
         x: Array,
         memory: Array,
-        mask: Array | None,
+        view: View,
         starts: Array | None,
         distances: Array,
         differ: Array | None,
@@ -181,7 +182,7 @@ class Attention(nn.Module):
         Args:
             x: (batch, length, features).
             memory: the same.
-            mask: which keys a query sees.
+            view: which keys a query sees.
             starts: None.
             distances: (2 length, features), what stands for each distance.
             differ: (batch, 1, length, length), whether token types do.
@@ -215,7 +216,8 @@ class Attention(nn.Module):
             score = score + jnp.where(differ, other, same)
         core = AttentionCore(c.attention_probs_dropout_prob, c.options.attention, name="core")
         bias = score * heads[1] ** -0.5
-        context = core(biased("content_bias"), key, value, mask, bias).reshape(x.shape)
+        query = biased("content_bias")
+        context = core(query, key, value, view.mask, bias, view.pattern).reshape(x.shape)
         out = c.dense(c.hidden_size, ("heads", "embed"), "output", False)(context)
         return Dropout(c.hidden_dropout_prob, name="dropout")(out)
 
@@ -232,10 +234,11 @@ class Model(encoder.Model):
     config: Config
 
     def encode(self, inputs: Inputs, starts_only: bool) -> tuple[Array, Array]:
-        c, length, mask = self.config, inputs.input_ids.shape[1], inputs.mask
+        c, length, view = self.config, inputs.input_ids.shape[1], inputs.view
         x, table = Embeddings(c, name="embeddings")(inputs.input_ids)
-        if mask is not None:
-            mask = mask | jnp.eye(length, dtype=bool)  # a token sees itself, whatever the masks say
+        if view.mask is not None:  # a token sees itself, whatever the masks say
+            pattern = view.pattern.replace(masked=True)
+            view = View(view.mask | jnp.eye(length, dtype=bool), pattern=pattern)
         kinds, differ = inputs.token_type_ids, None
         if kinds is not None:
             differ = (kinds[:, :, None] != kinds[:, None])[:, None]
@@ -248,7 +251,7 @@ class Model(encoder.Model):
             c.options.remat,
             name="encoder",
         )
-        x = stack(x, mask, None, distances, differ)
+        x = stack(x, view, None, distances, differ)
         return Dropout(c.hidden_dropout_prob, name="final_dropout")(x), table
 
     def pool(self, x: Array, inputs: Inputs) -> Array:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from ftjax.config import override, parse_override
 from ftjax.errors import UserError
+from ftjax.models.attention import runs_on
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh, mesh_like
 from ftjax.training.run import read_workdir
 
@@ -24,7 +25,7 @@ ROWS = (  # what those may that read rows of data
 def read_config(
     workdir: Path, overrides: Sequence[str] = (), may: Sequence[str] = PLACE
 ) -> ConfigDict:
-    """The configuration of a work folder, under overrides, with a mesh of the devices here.
+    """The configuration of a work folder, under overrides, for the devices that are here.
 
     Args:
         workdir: the work folder.
@@ -43,6 +44,10 @@ def read_config(
         changes[key] = value
     given = {axis: config.mesh[axis] for axis in AXES if f"mesh.{axis}" in changes}
     config.mesh.update(mesh_like(trained, given, jax.devices()))
+    if "model.attention" not in changes and not runs_on(
+        config.model.attention, jax.default_backend()
+    ):
+        config.model.attention = "auto"  # it trained on another platform
     # Rows beyond those there are have no weight, and none is trained on.
     ways = batch_ways(make_mesh(**{axis: config.mesh[axis] for axis in AXES}))
     rows = -(-config.train.eval_batch_size // ways) * ways

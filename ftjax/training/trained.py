@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from ftjax import methods, tuned
 from ftjax.errors import UserError
 from ftjax.formats.adapter import load_into
@@ -64,7 +66,7 @@ def fused(
         UserError: a folder holds no adapter of these hyperparameters for this model.
     """
     wanted = {name: getattr(method, name) for name in methods.hyperparameters("pfeiffer")}
-    model = tuned.build(hf_config, method.single, settings, head)
+    model = tuned.build(hf_config, method.single, settings, head, jax.default_backend())
     result = dict(params)
     for number, folder in enumerate(map(Path, method.adapters)):
         if (folder / "config.json").exists():

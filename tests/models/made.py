@@ -40,17 +40,27 @@ def natural(case: str) -> str:
     return next(head for head in LANGUAGE_MODELS if head in heads_of(case))
 
 
-def build(case: str, head: str | None, pooling: str = "cls", **settings: Any) -> tuned.Tuned:
-    """A case's model under a head, to be trained in full.
+def build(
+    case: str,
+    head: str | None,
+    pooling: str = "cls",
+    platform: str = "cpu",
+    method: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> tuned.Tuned:
+    """A case's model under a head.
 
     Args:
         case: a key of `CASES`.
         head: of its family.
         pooling: of the task.
+        platform: that it is to run on.
+        method: what tunes it; None trains it in full.
         settings: of `model` in a configuration.
     """
     task = {"head": head, "labels": LABELS, "pooling": pooling}
-    return tuned.build(config_of(case), methods.create({"name": "full"}), settings, task)
+    method = methods.create(method or {"name": "full"})
+    return tuned.build(config_of(case), method, settings, task, platform)
 
 
 def parameters(model: tuned.Tuned) -> Flat:
@@ -75,6 +85,48 @@ def unstacked(params: Mapping[str, Any]) -> Flat:
         layers = [leaf] if expand(path) == [path] else leaf
         unrolled |= zip(expand(path), map(np.asarray, layers), strict=True)
     return unrolled
+
+
+def packed(case: str, length: int = 10) -> dict[str, np.ndarray]:
+    """Two rows of several examples each, the second with padding at its end."""
+    batch, place, cut = inputs(case, length=length), np.arange(length), length // 3
+    del batch["attention_mask"]
+    batch["segment_ids"] = np.stack([1 + (place > cut), (1 + place // cut) * (place < 2 * cut)])
+    batch["position_ids"] = np.stack([place - (cut + 1) * (place > cut), place % cut])
+    return batch
+
+
+def real_tokens(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which of the hidden states are not of padding."""
+    if "decoder_input_ids" in batch:
+        return np.ones(batch["decoder_input_ids"].shape, bool)
+    ones = np.ones(batch["input_ids"].shape, bool)
+    return batch.get("segment_ids", batch.get("attention_mask", ones)) > 0
+
+
+def hidden(model: tuned.Tuned, params: Flat, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Hidden states of what is real."""
+    return np.asarray(quick(model.apply)(params, batch))[real_tokens(batch)]
+
+
+def graded(
+    model: tuned.Tuned, params: Flat, batch: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, Flat]:
+    """Hidden states of what is real, and gradients of their squares by unrolled name."""
+    real = real_tokens(batch)
+
+    def loss(params: Flat) -> tuple[jax.Array, jax.Array]:
+        hidden = model.apply(params, batch)
+        return (hidden**2 * real[..., None]).sum(), hidden
+
+    grads, hidden = quick(jax.grad(loss, has_aux=True))(params)
+    return np.asarray(hidden)[real], unstacked(grads)
+
+
+def furthest(grads: Flat, wanted: Flat) -> float:
+    """The largest difference of gradients, as `difference` has it of each."""
+    largest = max(np.abs(grad).max() for grad in wanted.values())
+    return max(difference(grads[path], grad, largest) for path, grad in wanted.items())
 
 
 def inputs(case: str, rows: int = 2, length: int = 10) -> dict[str, np.ndarray]:

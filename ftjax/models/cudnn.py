@@ -1,0 +1,176 @@
+"""Attention by the fused kernels of cuDNN on GPUs: no scores are kept.
+
+A mask is a bias to these kernels: a tensor of (queries, keys) for each row, whose gradient they
+compute besides. Wherever a pattern can be said without, by causality, lengths of rows or windows,
+that is what they are told. Packed rows, prompts padded on the left, windows to both sides and
+windows after a prefix need the mask, which is still less than scores of every head.
+
+What cuDNN does not take is known before it is called: by JAX's own checks, on shapes alone. Under
+`nn.remat` and `nn.scan` those of the backward pass would come too late to choose anything else.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from ftjax.models.pattern import Pattern
+from ftjax.parallel.mesh import RULES, ways_of
+
+Array = jax.Array
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    bias: Array | None,
+    scale: float,
+    pattern: Pattern,
+) -> Array:
+    """softmax(scale · q kᵀ + bias, masked) v, over the mesh: rows by batch, heads by tensor.
+
+    Args:
+        query, key, value: of `AttentionCore`'s shapes.
+        mask, bias: (1 or batch, 1 or heads, 1 or queries, 1 or keys); the mask is read only where
+            `pattern` does not say the same by structure.
+        scale: of scores.
+        pattern: of whole rows.
+    """
+    mesh, run = jax.sharding.get_abstract_mesh(), partial(_each_kind, scale)
+    if not mesh.empty:
+        rows = PartitionSpec(RULES["batch"])
+        ours = PartitionSpec(RULES["batch"], None, "tensor")
+        specs = [None if x is None else _spec(x.shape) for x in (mask, bias)]
+        # Lengths of rows are given beside them: by itself, JAX may give each device those of all.
+        segments = None if pattern.segments is None else rows
+        patterns = pattern.replace(segments=segments, kind=PartitionSpec())
+        run = jax.shard_map(
+            run,
+            in_specs=(ours, ours, ours, *specs, patterns),
+            out_specs=ours,
+            check_vma=False,
+        )
+    return run(query, key, value, mask, bias, pattern)
+
+
+def refusal(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    bias: Array | None,
+    scale: float,
+    pattern: Pattern,
+) -> str | None:
+    """Why cuDNN does not compute `attend` forwards and backwards; None where it does."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        (batch, _, heads, _), groups = query.shape, key.shape[2]
+        if mesh.shape["sequence"] > 1:
+            return "it does not spread the positions of a row (mesh.sequence)"
+        if batch % ways_of(mesh.shape, RULES["batch"]):
+            return f"{batch} rows do not divide over the mesh"
+        if heads % mesh.shape["tensor"] or groups % mesh.shape["tensor"]:
+            return f"{heads} heads, of keys {groups}, do not divide over mesh.tensor"
+
+    def total(inputs: tuple[Array | None, ...], mask: Array | None, pattern: Pattern) -> Array:
+        query, key, value, bias = inputs
+        context = _each_kind(scale, query, key, value, mask, bias, pattern)
+        return context.sum(dtype=jnp.float32)
+
+    arguments = (query, key, value, bias), mask, pattern
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), arguments
+    )
+    try:
+        jax.eval_shape(jax.grad(total), *abstract)
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        return str(error).rstrip(".")
+    return None
+
+
+def structure(pattern: Pattern, keys: int) -> dict[str, Any] | None:
+    """What `jax.nn.dot_product_attention` is told in the place of a mask.
+
+    A causal pattern says nothing of padding, which comes after tokens and is seen by padding
+    alone. With a prefix of k keys it is of queries that have k more in front.
+
+    Args:
+        pattern: with one window.
+        keys: how many there are.
+
+    Returns:
+        Arguments by name; None where only the mask says it.
+    """
+    (window,) = pattern.windows
+    near = window is not None and window < keys
+    if pattern.masked or pattern.packed or (near and (pattern.prefix or not pattern.causal)):
+        return None
+    if pattern.causal:
+        return {"is_causal": True} | ({"local_window_size": (window - 1, 0)} if near else {})
+    if pattern.segments is None:
+        return {}
+    lengths = (pattern.segments > 0).sum(1, dtype=jnp.int32)
+    return {"key_value_seq_lengths": pattern.prefix + jnp.maximum(lengths, 1)}
+
+
+def _spec(shape: tuple[int, ...]) -> PartitionSpec:
+    """Of what broadcasts to (batch, heads, queries, keys)."""
+    axes = RULES["batch"], "tensor"
+    return PartitionSpec(
+        *(axis if n > 1 else None for axis, n in zip(axes, shape[:2], strict=True))
+    )
+
+
+def _each_kind(
+    scale: float,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    bias: Array | None,
+    pattern: Pattern,
+) -> Array:
+    """What one device computes of it; of several kinds of layers, that of `pattern.kind`."""
+    inputs, kinds = (query, key, value, mask, bias), range(len(pattern.windows))
+    each = [partial(_attend, scale, pattern.of(kind)) for kind in kinds]
+    return each[0](*inputs) if len(each) == 1 else jax.lax.switch(pattern.kind, each, *inputs)
+
+
+def _attend(
+    scale: float,
+    pattern: Pattern,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    bias: Array | None,
+) -> Array:
+    (batch, queries, *_), keys = query.shape, key.shape[1]
+    told = structure(pattern, keys)
+    # The diagonal of a causal kernel begins at the first query and the first key.
+    ahead = pattern.prefix if told is not None and pattern.causal else 0
+    # JAX trains on even numbers of queries and of keys alone.
+    query_pads = ((0, 0), (ahead, (ahead + queries) % 2), (0, 0), (0, 0))
+    key_pads = ((0, 0), (0, keys % 2), (0, 0), (0, 0))
+
+    def of_scores(x: Array) -> Array:
+        full = jnp.broadcast_to(x, (*x.shape[:2], queries, keys))
+        return jnp.pad(full, (*query_pads[2:], query_pads[1], key_pads[1]))
+
+    if told is None and mask is not None:
+        told = {"mask": of_scores(mask)}
+    elif not told:
+        told = {"key_value_seq_lengths": jnp.full(batch, keys, jnp.int32)} if keys % 2 else {}
+    if bias is not None:
+        bias = of_scores(bias).astype(query.dtype)
+    query = jnp.pad(query, query_pads)
+    key, value = jnp.pad(key, key_pads), jnp.pad(value, key_pads)
+    context = jax.nn.dot_product_attention(
+        query, key, value, bias, scale=scale, implementation="cudnn", **told
+    )
+    return context[:, ahead : ahead + queries]
