@@ -10,7 +10,8 @@ import numpy as np
 
 from ftjax.errors import UserError
 from ftjax.formats import gguf
-from ftjax.formats.folder import load_tokenizer, read_json
+from ftjax.formats.folder import load_tokenizer
+from ftjax.formats.jsons import read_json
 
 ROWS = 8192  # that are averaged at a time
 
