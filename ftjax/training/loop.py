@@ -67,6 +67,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     make(config)
     folder, task = locate(config.model.path), tasks.create(config.task)
+    best_metric(config, task)
     data = read_data(config, task, folder)
     open_workdir(workdir, config)
     run = place_model(config, data.names)
@@ -329,7 +330,7 @@ class _Training:
         """Validates, and notes whether this is the best so far."""
         found = self._score(state.best_params, "validation", self.eval_layout)
         best_metric(self.config, self.run_.task, found)
-        self.progress.judge(found, self.metric, step)
+        self.progress.judge(found, self.metric, self.run_.task.better[self.metric], step)
         numbers = {f"validation/{k}": v for k, v in found.items() if isinstance(v, float)}
         records.log({"step": step, **numbers})
         value, loss = found[self.metric], found["loss"]

@@ -71,15 +71,17 @@ def best_metric(config: ConfigDict, task: Any, found: Mapping[str, Any] | None =
     """The validation metric that chooses: `train.best_metric`, or the task's.
 
     Raises:
-        UserError: it is not a number among the metrics `found`.
+        UserError: the task has no such metric, or it is not a number among those `found`.
     """
     name = config.train.best_metric
     name = task.best_metric if name == "auto" else name
-    if found is not None and not isinstance(found.get(name), float):
-        numbers = [key for key, value in found.items() if isinstance(value, float)]
+    known = {key for key in task.better if key not in task.at_end}
+    if found is not None:
+        known &= {key for key, value in found.items() if isinstance(value, float)}
+    if name not in known:
         raise UserError(
-            f"train.best_metric={name!r} is not a metric of "
-            f"{config.task.name}{nearest(name, numbers)}"
+            f"train.best_metric={name!r} is not a metric that {config.task.name} validates by"
+            f"{nearest(name, known)}"
         )
     return name
 

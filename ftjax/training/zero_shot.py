@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ftjax import methods, tasks
-from ftjax.errors import UserError
+from ftjax.errors import UserError, require
 from ftjax.formats.folder import fingerprint
 from ftjax.methods.prompting import HEADS
 from ftjax.training.progress import Progress
@@ -58,10 +58,11 @@ def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         several = scorer(splits["validation"], templates)
         for number, (name, scored) in enumerate(zip(templates, several, strict=True)):
             found = judge("validation", name, scored)
-            progress.judge(found, metric, number)
+            progress.judge(found, metric, task.better[metric], number)
             progress.tokens += int(scored.examples.sizes.sum())
             progress.examples += len(scored.logits)
             tried[name] = found[metric]
+        require(progress.best is not None, f"no template's validation {metric} is a number")
         template = templates[progress.best_step]
         progress.seconds = time.perf_counter() - start - scorer.compile_seconds
     progress.best_step = 0  # nothing was trained
