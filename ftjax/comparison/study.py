@@ -16,7 +16,7 @@ from ftjax.config import check, load_config, load_module
 from ftjax.errors import Stopped, UserError
 from ftjax.training.progress import gain
 from ftjax.training.records import read_rows, write_json
-from ftjax.training.run import read_workdir, refuse_differences
+from ftjax.training.run import finished
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,7 @@ class Study:
         changes += [] if rate is None else [f"--config.optimizer.learning_rate={rate}"]
         folder = self.folder(method, seed, rate)
         result = folder / "result.json"
-        if result.exists():
-            refuse_differences(
-                str(folder), read_workdir(folder), check(load_config(self.config, changes))
-            )
+        if finished(folder, check(load_config(self.config, changes))) is not None:
             print(f"  finished already: {result}", flush=True)
         else:
             command = [sys.executable, "-m", "ftjax", "train", "--config", self.config]

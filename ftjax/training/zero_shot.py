@@ -11,13 +11,15 @@ from ftjax import methods, tasks
 from ftjax.errors import UserError, require
 from ftjax.formats.folder import fingerprint
 from ftjax.methods.prompting import HEADS
+from ftjax.training.lock import Lock
 from ftjax.training.progress import Progress
 from ftjax.training.prompts import draw, rows_of
 from ftjax.training.records import write_data_report, write_text
 from ftjax.training.result import write_result
-from ftjax.training.run import best_metric, open_workdir, place_model, write_labels
+from ftjax.training.run import best_metric, check_workdir, open_workdir, place_model, write_labels
 from ftjax.training.scores import POOL, Scored, Scorer, announce
 from ftjax.training.splits import read_labelled
+from ftjax.training.start import begin
 
 
 def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -27,8 +29,16 @@ def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         The result that result.json holds.
 
     Raises:
-        UserError: bad input, or several templates and no validation split to choose on.
+        UserError: bad input, several templates and no validation split to choose on, or another
+            process at work in the folder.
     """
+    with Lock(workdir):
+        check_workdir(workdir, config)
+        begin(config, workdir)
+        return _chosen(config, workdir)
+
+
+def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     task, method = tasks.create(config.task), methods.create(config.method)
     splits, names, report = read_labelled(config, task)
     pairs = "text_pair" in splits["train"].rows.column_names
