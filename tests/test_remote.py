@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http import HTTPStatus
 
 import pytest
 from etils import epath
@@ -33,22 +34,21 @@ def _patch(monkeypatch):
     from gcp_storage_emulator.exceptions import NotFound
     from gcp_storage_emulator.handlers import objects
 
-    plain, insert, writing = objects.download, objects.insert, threading.Lock()
+    plain, insert = objects.download, objects.insert
 
     def once(request, response, storage, *rest):
         """With the condition that there be no such object yet."""
         meta = request.data.get("meta", {}) if isinstance(request.data, dict) else {}
         name = request.query.get("name", [meta.get("name")])[0]
-        with writing:
-            if request.query.get("ifGenerationMatch") == ["0"]:
-                try:
-                    storage.get_file_obj(request.params["bucket_name"], name)
-                except NotFound:
-                    pass
-                else:
-                    response.status = 412
-                    return
-            insert(request, response, storage, *rest)
+        if request.query.get("ifGenerationMatch") == ["0"]:
+            try:
+                storage.get_file_obj(request.params["bucket_name"], name)
+            except NotFound:
+                pass
+            else:
+                response.status = HTTPStatus.PRECONDITION_FAILED
+                return
+        insert(request, response, storage, *rest)
 
     def download(request, response, storage, *_):
         plain(request, response, storage)
@@ -140,7 +140,7 @@ def test_a_copy_has_what_the_store_has_now(bucket, monkeypatch, tmp_path):
 
 def test_of_many_at_once_one_holds_a_folder(bucket):
     """Another is refused while it gives signs of life, and takes its place when it does not."""
-    together = threading.Barrier(4)
+    together = threading.Barrier(4, timeout=30)
 
     def one(_):
         together.wait()

@@ -96,7 +96,7 @@ def test_of_many_at_once_one_holds(tmp_path):
     child = subprocess.Popen(["true"])
     child.wait()
     for turn in range(20):
-        together = threading.Barrier(8)
+        together = threading.Barrier(8, timeout=30)
         if turn % 2:
             write_text(tmp_path / NAME, replace(Holder.this(), pid=child.pid, token="x").text())
 
