@@ -74,6 +74,11 @@ def parser() -> argparse.ArgumentParser:
 
     train = command("train", "train, or go on where an earlier run in the folder stopped")
     train.add_argument("--config", required=True, help="FILE[:ARG], a file with get_config()")
+    train.add_argument(
+        "--extend",
+        action="store_true",
+        help="go on to more train.epochs or train.steps than the folder's run was begun with",
+    )
     evaluate = command("evaluate", "score the best checkpoint of a work folder on a split")
     evaluate.add_argument("--split", default="test", help="train, validation or test")
     predict = command("predict", "label the rows of a file with the best checkpoint")
@@ -120,6 +125,8 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--tensor", type=int, help="devices that share each layer")
     for name, (kind, text) in CHOICES.items():
         generate.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+    for reader in (evaluate, predict, export, generate):
+        reader.add_argument("--step", type=int, help="of the checkpoint (default: the best)")
     listing = command("list", "say what there is", workdir=False, overrides=False)
     listing.add_argument("what", choices=LISTS)
     return main
@@ -203,13 +210,11 @@ def _start_jax() -> None:
 
 def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ftjax.config import check, load_config
+    from ftjax.training.run import finished
 
     config = check(load_config(arguments.config, rest))
-    if (arguments.workdir / "result.json").exists():
-        from ftjax.training.run import open_workdir
-
-        open_workdir(arguments.workdir, config)
-        result = json.loads((arguments.workdir / "result.json").read_text())
+    result = finished(arguments.workdir, config, arguments.extend)
+    if result is not None:
         print(f"{arguments.workdir} is finished already")
     elif config.method.name == "prompting":
         from ftjax.training.zero_shot import choose_template
@@ -218,7 +223,7 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     else:
         from ftjax.training.loop import train
 
-        result = train(config, arguments.workdir)
+        result = train(config, arguments.workdir, arguments.extend)
     _print_scores(result["metrics"])
     print(f"result: {arguments.workdir / 'result.json'}")
 
@@ -275,15 +280,17 @@ def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         splits, _ = read_splits(config, task, held_out=arguments.split != "train")
     if arguments.split not in splits:
         raise UserError(f"--split {arguments.split}: the data has {', '.join(splits)}")
-    predictor = open_predictor(arguments.workdir, config)
+    predictor = open_predictor(arguments.workdir, config, arguments.step)
     split = splits[arguments.split]
     outputs, examples = predictor.outputs(split)
     found = task.score(outputs, examples, split, predictor.names)
     found |= predictor.written_scores(split)
     found |= {"step": predictor.step, "data": split.file}
-    write_json(arguments.workdir / f"evaluate_{arguments.split}.json", found)
+    of_step = "" if arguments.step is None else f"_step_{arguments.step}"
+    file = arguments.workdir / f"evaluate_{arguments.split}{of_step}.json"
+    write_json(file, found)
     _print_scores({arguments.split: found})
-    print(f"scores: {arguments.workdir / f'evaluate_{arguments.split}.json'}")
+    print(f"scores: {file}")
 
 
 def _predict(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -297,7 +304,7 @@ def _predict(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     config = read_config(arguments.workdir, rest, (*PLACE, *ROWS))
     schema = tasks.create(config.task).schema.to_predict()
     split = read_file(arguments.input, config.data, schema)
-    predictor = open_predictor(arguments.workdir, config)
+    predictor = open_predictor(arguments.workdir, config, arguments.step)
     outputs, examples = predictor.outputs(split)
     found = predictor.run.task.predictions(outputs, examples, split, predictor.names)
     if isinstance(predictor.run.task, Written):
@@ -324,7 +331,8 @@ def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ftjax.training.predictor import open_predictor
     from ftjax.training.reading import read_config
 
-    predictor = open_predictor(arguments.workdir, read_config(arguments.workdir, rest))
+    config = read_config(arguments.workdir, rest)
+    predictor = open_predictor(arguments.workdir, config, arguments.step)
     run = predictor.run
     note = write_export(
         arguments.format,

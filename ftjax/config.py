@@ -41,6 +41,8 @@ def default_config(method: str = "full", task: str = "classification") -> Config
             "parts": 1,  # of feed-forward blocks, computed in turn in less memory
             "adapter": "",  # a PEFT or AdapterHub folder of the method, to start from
             "resize_vocabulary": False,  # where the tokenizer has more words than the model
+            "from_run": "",  # a work folder over model.path whose model, merged, is begun with
+            "from_step": 0,  # of its checkpoint; 0: its best
             "new_head": False,  # start a new head even where the folder has one
             "new": ConfigDict(),  # of a model made at model.path: see ftjax.training.fresh
         },
@@ -282,6 +284,8 @@ def check(config: ConfigDict) -> ConfigDict:
             raise UserError(f"train.{key}={train[key]} must not be negative")
     if not train.epochs and not train.steps:
         raise UserError("train.epochs and train.steps are both 0: nothing to train")
+    if config.model.from_step < 0 or (config.model.from_step and not config.model.from_run):
+        raise UserError(f"model.from_step={config.model.from_step} is a step of model.from_run")
     if not 0 <= train.average < 1:
         raise UserError(f"train.average={train.average} must be in [0, 1)")
     if not 0 <= train.swa_start < 1:
@@ -346,6 +350,8 @@ def from_json(text: str) -> ConfigDict:
     saved = json.loads(text)
     with config.unlocked():
         for section, values in saved.items():
+            if section not in ("method", "task") and isinstance(values, dict):
+                values = {**config[section].to_dict(), **values}  # with keys that came later
             config[section] = ConfigDict(values) if isinstance(values, dict) else values
     for key, value in flat_keys(config).items():
         if isinstance(value, list):

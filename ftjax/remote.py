@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from etils import epath
@@ -38,6 +39,41 @@ def located(text: str | Path) -> Path:
 
 def is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
+
+
+def create(path: Path, text: str) -> bool:
+    """Writes a file where there is none: of several processes that try at once, one does.
+
+    Returns:
+        Whether it did.
+    """
+    try:
+        if not is_remote(path):
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+            return True
+        store, name = _store(path)
+        store.pipe_file(name, text.encode(), mode="create")  # the store itself refuses a second
+    except FileExistsError:
+        return False
+    return True
+
+
+def said(path: Path) -> str | None:
+    """What a small file says at this moment, whatever was listed before; None where it is not."""
+    try:
+        if not is_remote(path):
+            return path.read_text(encoding="utf-8")
+        store, name = _store(path)
+        return store.cat_file(name).decode()
+    except FileNotFoundError:
+        return None
+
+
+def _store(path: Path) -> tuple[Any, str]:
+    import fsspec
+
+    return fsspec.url_to_fs(str(path))
 
 
 def copied(folder: Path) -> Path:

@@ -4,13 +4,18 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from http import HTTPStatus
 
 import pytest
 from etils import epath
 
 from ftjax.errors import UserError
-from ftjax.remote import copied, located
+from ftjax.remote import copied, located, said
+from ftjax.training.lock import NAME, Holder, Lock
 from ftjax.training.records import read_rows
 from tests.conftest import environment, ftjax
 from tests.forked import Forked
@@ -24,11 +29,26 @@ OVERRIDES = [
 
 
 def _patch(monkeypatch):
-    """What the emulator lacks: the generation of an object in its answer, and a newer method."""
+    """What the emulator lacks: generations of objects, in answers and asked for, a newer method."""
     from gcp_storage_emulator import server
+    from gcp_storage_emulator.exceptions import NotFound
     from gcp_storage_emulator.handlers import objects
 
-    plain = objects.download
+    plain, insert = objects.download, objects.insert
+
+    def once(request, response, storage, *rest):
+        """With the condition that there be no such object yet."""
+        meta = request.data.get("meta", {}) if isinstance(request.data, dict) else {}
+        name = request.query.get("name", [meta.get("name")])[0]
+        if request.query.get("ifGenerationMatch") == ["0"]:
+            try:
+                storage.get_file_obj(request.params["bucket_name"], name)
+            except NotFound:
+                pass
+            else:
+                response.status = HTTPStatus.PRECONDITION_FAILED
+                return
+        insert(request, response, storage, *rest)
 
     def download(request, response, storage, *_):
         plain(request, response, storage)
@@ -45,7 +65,8 @@ def _patch(monkeypatch):
     path = r"^/storage/v1/b/(?P<bucket_name>[-.\w]+)/o/(?P<object_id>.+)/moveTo/o/"
     routes = [(path + "(?P<dest_object_id>.+)$", {"POST": move})]
     for path, handlers in server.HANDLERS:
-        handlers = {k: download if v is plain else v for k, v in handlers.items()}
+        mended = {plain: download, insert: once}
+        handlers = {k: mended.get(v, v) for k, v in handlers.items()}
         routes.append((path, handlers))
     monkeypatch.setattr(server, "HANDLERS", tuple(routes))
     return server
@@ -115,6 +136,34 @@ def test_a_copy_has_what_the_store_has_now(bucket, monkeypatch, tmp_path):
     os.utime(copy / "config.json", (later, later))
     assert copied(folder) == copy
     assert {file.name: file.read_text() for file in copy.iterdir()} == {"config.json": "three"}
+
+
+def test_of_many_at_once_one_holds_a_folder(bucket):
+    """Another is refused while it gives signs of life, and takes its place when it does not."""
+    together = threading.Barrier(4, timeout=30)
+
+    def one(_):
+        together.wait()
+        try:
+            with Lock(bucket / "run", beat=0.05, stale=1.0) as lock:
+                together.wait()
+                lock.check()
+                return True
+        except UserError:
+            together.wait()
+            return False
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sum(threads.map(one, range(4))) == 1
+    assert said(bucket / "run" / NAME) is None
+    (bucket / "run" / NAME).write_text(replace(Holder.this(), machine="other").text())
+    with Lock(bucket / "run", beat=0.05, stale=1.0) as first:
+        elsewhere = replace(Holder.this(), machine="other")
+        with pytest.raises(UserError, match="is being trained in by"):
+            second = Lock(bucket / "run", beat=0.05, stale=1.0)
+            second._me = elsewhere
+            second.__enter__()
+        first.check()
 
 
 def test_what_is_not_there(bucket, monkeypatch):

@@ -4,7 +4,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ftjax.comparison.row import Row
+from ftjax.comparison.row import Row, interval_of
+from ftjax.training.progress import gain
 
 PANEL = 8  # learning curves that share a panel
 
@@ -38,7 +39,7 @@ def _scores(rows: Sequence[Row]) -> bytes:
     import matplotlib.pyplot as plt
 
     metric = rows[0].metric
-    ranked = sorted(rows, key=lambda row: -row.score if metric == "loss" else row.score)
+    ranked = sorted(rows, key=lambda row: gain(row.score, row.better))
     height = 1.2 + 0.24 * len(rows)
     figure, axes = plt.subplots(
         1, 4, figsize=(12, height), sharey=True, width_ratios=(3, 2, 1.5, 1.5), layout="constrained"
@@ -51,9 +52,8 @@ def _scores(rows: Sequence[Row]) -> bytes:
     ]
     axes[0].errorbar(scores, places, xerr=error, fmt="o", ms=5, capsize=3)
     for place, row in zip(places, ranked, strict=True):
-        seeds = [run["metrics"][row.split][metric] for run in row.results]
-        axes[0].plot(seeds, [place] * len(seeds), "|", color="black", ms=7)
-    axes[0].set(title=f"{rows[0].split} {metric}, 95% interval; | a seed")
+        axes[0].plot(row.seeds, [place] * len(row.seeds), "|", color="black", ms=7)
+    axes[0].set(title=f"{rows[0].split} {metric}; | a seed\n95% interval of {interval_of(rows[0])}")
     axes[0].set_yticks(places, [row.method for row in ranked])
     axes[0].set_ylim(-0.7, len(rows) - 0.3)
     axes[1].plot([row.trainable for row in ranked], places, "o", color="tab:orange")

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ftjax.comparison.plots import draw
-from ftjax.comparison.row import SHARES, Row, headings
+from ftjax.comparison.row import Row, headings
 from ftjax.training.records import write_text
 
 
@@ -35,14 +35,24 @@ def notes(rows: Sequence[Row]) -> list[str]:
     run = rows[0].results[0]
     split = rows[0].split
     count = run["metrics"][split]["examples"]
-    of_size = rows[0].metric in SHARES
-    kind = "Wilson's, for the size of the split" if of_size else "Student's, over seeds"
+    if rows[0].of_examples:
+        kind = (
+            f"is Wilson's, of the {count:,} {split} examples alone, as if the mean over seeds were "
+            "one model's: it says how far more such examples could move the score of these trained "
+            "models, and nothing of what other seeds would give"
+        )
+    else:
+        kind = (
+            "is Student's, of the mean over seeds: it says where more seeds would bring it on the "
+            "same examples, and nothing of what other examples would give"
+        )
     data = Path(run["data"].partition(":")[2]).name
     found = [
         f"Model `{run['model']}`, task {run['task']}, data `{data}`, "
         f"{len(rows[0].results)} seed(s), {count:,} {split} examples.",
         f"Scores are of the {split} split, run once on the checkpoint with the best validation "
-        f"metric; the interval is {kind}.",
+        "metric; ± is the standard deviation over seeds, and beside it are the lowest and the "
+        f"highest. The interval {kind}.",
         "Seconds are of the training phase, without compilation and evaluation; tokens are real "
         "ones, without padding; memory is the peak of the whole process.",
     ]

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ftjax.comparison.statistics import interval, wilson
+from ftjax.registry import find
+from ftjax.tasks import TASKS
 
 SHARES = ("accuracy", "exact", "exact_match")  # metrics that are of so many rows out of all
 
@@ -20,8 +22,7 @@ class Row:
         trainable: parameters that train.
         total: parameters in all.
         score: mean of the metric on the split.
-        low, high: 95% interval: Wilson's for the split's size, of a metric of `SHARES`; of
-            others Student's over seeds, or the score itself for one seed.
+        low, high: 95% interval, see `of_examples`; the score itself where there is none.
         deviation: standard deviation over seeds, 0 for one.
         rate: peak learning rate.
         seconds: of the training phase, without compilation and evaluation, mean.
@@ -45,17 +46,39 @@ class Row:
     memory: int
     results: list[dict[str, Any]]
 
+    @property
+    def seeds(self) -> list[float]:
+        """The score of each seed."""
+        return [run["metrics"][self.split][self.metric] for run in self.results]
+
+    @property
+    def better(self) -> str:
+        """Which way the metric is better."""
+        return better_of(self.results[0])
+
+    @property
+    def of_examples(self) -> bool:
+        """What the interval is of.
+
+        True for a metric of `SHARES`: Wilson's, of the examples of the split, as if the mean over
+        seeds were one model's share of them. What another seed would give has no part in it. False
+        for others: Student's, of the mean over seeds, without the examples' part; one seed alone
+        has none.
+        """
+        return self.metric in SHARES
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "interval_of": "examples" if self.of_examples else "seeds"}
 
     def cells(self) -> tuple[str, ...]:
-        spread = f" ± {self.deviation:.3f}" if len(self.results) > 1 else ""
-        interval = f" [{self.low:.3f}, {self.high:.3f}]" if self.low < self.high else ""
+        several = len(self.results) > 1
         return (
             self.method,
             f"{self.trainable:,}",
             f"{self.trainable / self.total:.2%}",
-            f"{self.score:.3f}{spread}{interval}",
+            f"{self.score:.3f}" + (f" ± {self.deviation:.3f}" if several else ""),
+            f"{min(self.seeds):.3f} to {max(self.seeds):.3f}" if several else "one",
+            f"[{self.low:.3f}, {self.high:.3f}]" if self.low < self.high else "none",
             f"{self.rate:g}" if self.trainable else "",
             f"{self.seconds:.1f}",
             f"{self.tokens_per_second:,.0f}",
@@ -65,17 +88,28 @@ class Row:
 
 def headings(rows: Sequence[Row]) -> tuple[str, ...]:
     """What the cells of rows are."""
-    scored = f"{rows[0].split} {rows[0].metric.replace('_', ' ')}"
     return (
         "method",
         "trainable parameters",
         "share",
-        f"{scored} [95% interval]",
+        f"{rows[0].split} {rows[0].metric.replace('_', ' ')}",
+        "seeds",
+        f"95% interval of {interval_of(rows[0])}",
         "rate",
         "seconds",
         "tokens/s",
         "peak memory",
     )
+
+
+def interval_of(row: Row) -> str:
+    """What a row's interval is of, in words."""
+    return f"{row.split} examples" if row.of_examples else "the mean over seeds"
+
+
+def better_of(result: Mapping[str, Any]) -> str:
+    """Which way the metric that chose a run's best step is better."""
+    return find("task", TASKS, result["task"]).better[result["best_metric"]]
 
 
 def summarize(results: Sequence[Mapping[str, Any]]) -> list[Row]:

@@ -11,11 +11,12 @@ from typing import Any
 
 from ftjax.comparison.pool import pool_of
 from ftjax.comparison.report import markdown_table, write_report
-from ftjax.comparison.row import Row, summarize
+from ftjax.comparison.row import Row, better_of, summarize
 from ftjax.config import check, load_config, load_module
 from ftjax.errors import Stopped, UserError
+from ftjax.training.progress import gain
 from ftjax.training.records import read_rows, write_json
-from ftjax.training.run import read_workdir, refuse_differences
+from ftjax.training.run import finished
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,7 @@ class Study:
         changes += [] if rate is None else [f"--config.optimizer.learning_rate={rate}"]
         folder = self.folder(method, seed, rate)
         result = folder / "result.json"
-        if result.exists():
-            refuse_differences(
-                str(folder), read_workdir(folder), check(load_config(self.config, changes))
-            )
+        if finished(folder, check(load_config(self.config, changes))) is not None:
             print(f"  finished already: {result}", flush=True)
         else:
             command = [sys.executable, "-m", "ftjax", "train", "--config", self.config]
@@ -132,7 +130,7 @@ def compare(
     tried = {name: {} for name in methods}
     for (method, _, rate), result in zip(first, study.run_all(first), strict=True):
         tried[method][rate] = result
-    chosen = {m: max(found, key=lambda rate: score(found[rate])) for m, found in tried.items()}
+    chosen = {method: best_rate(found) for method, found in tried.items()}
     rest = [(method, seed, chosen[method]) for method in methods for seed in range(1, seeds)]
     results = [tried[method][rate] for method, rate in chosen.items()] + study.run_all(rest)
     curves = {m: read_rows(study.folder(m, 0, r) / "metrics.jsonl") for m, r in chosen.items()}
@@ -147,7 +145,11 @@ def compare(
     return rows
 
 
+def best_rate(tried: Mapping[Any, Mapping[str, Any]]) -> Any:
+    """The learning rate whose result is the best on validation."""
+    return max(tried, key=lambda rate: gain(score(tried[rate]), better_of(tried[rate])))
+
+
 def score(result: Mapping[str, Any]) -> float:
-    """The validation metric that a run's best step was chosen by, the more the better."""
-    metric, found = result["best_metric"], result["metrics"]["validation"]
-    return -found[metric] if metric == "loss" else found[metric]
+    """The validation metric that a run's best step was chosen by."""
+    return result["metrics"]["validation"][result["best_metric"]]

@@ -41,6 +41,8 @@ def run(arguments: Namespace, overrides: Sequence[str] = ()) -> None:
         raise UserError("--output is where the texts for --input go: give --input")
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size must be positive, got {arguments.batch_size}")
+    if arguments.step is not None and not arguments.workdir:
+        raise UserError("--step is of a work folder: give --workdir")
     if arguments.adapter and not arguments.model:
         raise UserError("--adapter goes over a pretrained model: give --model")
     if overrides and not arguments.workdir:
@@ -52,7 +54,7 @@ def run(arguments: Namespace, overrides: Sequence[str] = ()) -> None:
             "mesh.tensor": arguments.tensor,
         }
         changes = [f"--config.{key}={value}" for key, value in asked.items() if value is not None]
-        opened = open_workdir(arguments.workdir, [*overrides, *changes])
+        opened = open_workdir(arguments.workdir, [*overrides, *changes], arguments.step)
     else:
         tensor = 1 if arguments.tensor is None else arguments.tensor
         # On several hosts all devices, since each of them has to have a part.
@@ -116,13 +118,16 @@ def open_model(
 
 
 def open_workdir(
-    workdir: Path, overrides: Sequence[str] = ()
+    workdir: Path, overrides: Sequence[str] = (), step: int | None = None
 ) -> tuple[tuned.Tuned, Flat, Path, Any]:
-    """The best model of a work folder, and its task; see `ftjax.training.reading`."""
+    """The best model of a work folder, or that of another step, and its task.
+
+    See `ftjax.training.reading`.
+    """
     from ftjax.training.predictor import open_predictor  # with what training needs
     from ftjax.training.reading import read_config
 
-    predictor = open_predictor(workdir, read_config(workdir, overrides))
+    predictor = open_predictor(workdir, read_config(workdir, overrides), step)
     return predictor.run.tuned, predictor.params, predictor.run.folder, predictor.run.task
 
 

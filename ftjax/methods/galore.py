@@ -115,8 +115,12 @@ def projected(
 
     def init(params: Flat) -> Projected:
         found = present(params)
+        # Directions even where the first step is skipped: those of the first axes.
         bases = {
-            path: jnp.zeros((*x.shape[:-2], min(x.shape[-2:]), rank)) for path, x in found.items()
+            path: jnp.broadcast_to(
+                jnp.eye(min(x.shape[-2:]), rank), (*x.shape[:-2], min(x.shape[-2:]), rank)
+            )
+            for path, x in found.items()
         }
         return Projected(
             bases, core.init({path: down(x, bases[path]) for path, x in found.items()})

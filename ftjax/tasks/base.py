@@ -16,6 +16,7 @@ from ftjax.errors import UserError
 from ftjax.loss import Loss
 
 Batch = Mapping[str, jax.Array]
+HIGHER, LOWER = "higher", "lower"  # which way a metric is better
 Apply = Callable[..., Any]  # the model: batch → outputs
 
 
@@ -40,6 +41,8 @@ class Task:
         schema: what rows must be.
         arrays: of batches for training, by name.
         best_metric: of validation, that chooses the best step.
+        better: which way each metric is better; what only counts is none.
+        at_end: metrics of what is written, once, after training: they choose nothing.
         problem_type: that Hugging Face's config.json has for a classifier; None for other heads.
         packs: whether several examples can lie in a row.
         by_token: whether a token counts in the loss, rather than an example.
@@ -52,6 +55,8 @@ class Task:
     schema: ClassVar[Schema]
     arrays: ClassVar[Mapping[str, Array]] = {}
     best_metric: str = "loss"
+    better: ClassVar[Mapping[str, str]] = {"loss": LOWER}
+    at_end: ClassVar[Sequence[str]] = ()
     problem_type: ClassVar[str | None] = None
     packs: ClassVar[bool] = True
     by_token: ClassVar[bool] = False
@@ -147,6 +152,11 @@ class Task:
     ) -> list[dict[str, Any]]:
         """What is found, one a row of the split; arguments as of `score`."""
         raise NotImplementedError
+
+
+def directions(higher: Iterable[str] = (), lower: Iterable[str] = ()) -> dict[str, str]:
+    """`Task.better` of metrics by name, and of the loss."""
+    return {"loss": LOWER, **dict.fromkeys(higher, HIGHER), **dict.fromkeys(lower, LOWER)}
 
 
 def smoothed(batch: Batch, share: float, train: bool) -> dict[str, Any]:

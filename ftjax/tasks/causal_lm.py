@@ -14,7 +14,7 @@ from ftjax.data.fields import Field, Schema, text
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
-from ftjax.tasks.base import Apply, Batch, Task, check_smoothing, of_places, smoothed
+from ftjax.tasks.base import Apply, Batch, Task, check_smoothing, directions, of_places, smoothed
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class CausalLM(Task):
     block: int = 0
     label_smoothing: float = 0.0
 
+    better: ClassVar = directions(("token_accuracy",), ("perplexity",))
     by_token: ClassVar = True
     schema: ClassVar = Schema({"text": Field(text)})
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
-from ftjax.tasks.base import Batch, check_smoothing, label_names, one_number
+from ftjax.tasks.base import Batch, check_smoothing, directions, label_names, one_number
 from ftjax.tasks.texts import Texts
 
 
@@ -36,6 +36,7 @@ class Classification(Texts):
     focal_gamma: float = 0.0
 
     best_metric = "accuracy"
+    better: ClassVar = directions(("accuracy", "precision", "recall", "f1", "matthews"))
     problem_type = "single_label_classification"
 
     def __post_init__(self) -> None:

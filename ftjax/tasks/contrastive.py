@@ -16,7 +16,7 @@ from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.formats import folder as folders
 from ftjax.loss import Loss
-from ftjax.tasks.base import Apply, Batch, Task, cut_texts
+from ftjax.tasks.base import Apply, Batch, Task, cut_texts, directions
 
 TEXTS = ("text", "text_pair", "negative")
 
@@ -43,6 +43,7 @@ class Contrastive(Task):
 
     packs = False
     group = 2
+    better: ClassVar = directions(("accuracy", "reciprocal_rank", "spearman"))
     schema: ClassVar = Schema(
         {
             "text": Field(text),

@@ -14,7 +14,7 @@ from ftjax.data.fields import Field, Row, Schema, text
 from ftjax.data.sources import Split
 from ftjax.data.templates import render
 from ftjax.errors import UserError
-from ftjax.tasks.base import Array
+from ftjax.tasks.base import HIGHER, Array
 from ftjax.tasks.causal_lm import CausalLM
 from ftjax.tasks.written import Written
 
@@ -75,6 +75,8 @@ class Instruction(CausalLM, Written):
     num_beams: int = 1
     answer: str = ""
 
+    better: ClassVar = {**CausalLM.better, "exact_match": HIGHER}
+    at_end: ClassVar = ("exact_match",)
     schema: ClassVar = Schema(
         {
             "messages": Field(chats.messages, optional=True),

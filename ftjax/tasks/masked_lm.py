@@ -16,7 +16,7 @@ from ftjax.data.loading import Vary
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
 from ftjax.loss import Loss
-from ftjax.tasks.base import Apply, Array, Batch, Task, of_places, were_cut
+from ftjax.tasks.base import Apply, Array, Batch, Task, directions, of_places, were_cut
 from ftjax.tasks.corruption import mask_tokens
 
 
@@ -32,6 +32,7 @@ class MaskedLM(Task):
     rate: float = 0.15
     whole_words: bool = False
 
+    better: ClassVar = directions(("masked_accuracy",), ("perplexity",))
     by_token: ClassVar = True
     schema: ClassVar = Schema({"text": Field(text)})
     arrays: ClassVar = {"originals": Array("token", "int32"), "masked": Array("token", "int32")}

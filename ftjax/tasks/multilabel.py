@@ -15,7 +15,7 @@ from ftjax.data.fields import label_names as read_names
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
-from ftjax.tasks.base import Array, Batch, label_names, numbers
+from ftjax.tasks.base import Array, Batch, directions, label_names, numbers
 from ftjax.tasks.texts import Texts, texts_and
 
 
@@ -35,6 +35,7 @@ class Multilabel(Texts):
     threshold: float = 0.5
 
     best_metric = "f1_micro"
+    better: ClassVar = directions(("f1_micro", "f1_macro", "accuracy"), ("hamming",))
     schema = texts_and(Field(read_names, answer=True, settle=label_sets))
     arrays: ClassVar = {"labels": Array("example", "float32", (2,))}
     problem_type = "multi_label_classification"

@@ -16,7 +16,7 @@ from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Row, Schema, label_name, text, texts
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
-from ftjax.tasks.base import Apply, Array, Batch, Task, were_cut
+from ftjax.tasks.base import Apply, Array, Batch, Task, directions, were_cut
 
 NONE = -1e9  # what is said of a choice that a row does not have
 
@@ -59,6 +59,7 @@ class MultipleChoice(Task):
     """
 
     best_metric = "accuracy"
+    better: ClassVar = directions(("accuracy",))
     packs = False
     group = 2
     schema: ClassVar = Schema(

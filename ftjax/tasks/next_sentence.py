@@ -15,7 +15,7 @@ from ftjax.data.encode import Columns, Examples, Ragged, ragged
 from ftjax.data.loading import Vary
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
-from ftjax.tasks.base import Apply, Array, Batch
+from ftjax.tasks.base import HIGHER, Apply, Array, Batch
 from ftjax.tasks.masked_lm import MaskedLM, with_positions, with_words
 
 END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n+")
@@ -29,6 +29,7 @@ class NextSentence(MaskedLM):
     those of other texts.
     """
 
+    better: ClassVar = {**MaskedLM.better, "next_sentence_accuracy": HIGHER}
     by_token: ClassVar = False
     arrays: ClassVar = {**MaskedLM.arrays, "labels": Array("example", "int32")}
 

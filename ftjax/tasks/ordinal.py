@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import optax
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
-from ftjax.tasks.base import Batch, label_names, one_number
+from ftjax.tasks.base import Batch, directions, label_names, one_number
 from ftjax.tasks.texts import Texts
 
 STEP = "> "  # before the label that an output is the step above of
@@ -33,6 +33,7 @@ class Ordinal(Texts):
     labels: tuple[str, ...] = ()
 
     best_metric = "kappa"
+    better: ClassVar = directions(("accuracy", "kappa"), ("mean_absolute_error",))
     problem_type = "multi_label_classification"
 
     def label_names(self, train: Split, outputs: Sequence[str] = ()) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from ftjax.data.fields import Field, Row, Schema, shown
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
-from ftjax.tasks.base import Apply, Array, Batch, Task
+from ftjax.tasks.base import Apply, Array, Batch, Task, directions
 from ftjax.tasks.causal_lm import with_targets
 from ftjax.tasks.instruction import TOOLS, encoded, tools_of
 
@@ -79,6 +79,7 @@ class Preference(Task):
     group = 2
     refers = True
     best_metric = "accuracy"
+    better: ClassVar = directions(("accuracy", "margin"))
     schema: ClassVar = Schema(
         {
             "prompt": Field(turns, optional=True),

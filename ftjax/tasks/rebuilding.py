@@ -12,7 +12,7 @@ import numpy as np
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
-from ftjax.tasks.base import Apply, Batch, Task, check_smoothing, smoothed
+from ftjax.tasks.base import Apply, Batch, Task, check_smoothing, directions, smoothed
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Rebuilding(Task):
 
     label_smoothing: float = 0.0
 
+    better: ClassVar = directions(("token_accuracy",), ("perplexity",))
     packs: ClassVar = False
     writes: ClassVar = True
 

@@ -12,7 +12,7 @@ from ftjax.data.encode import Examples
 from ftjax.data.fields import Field, number
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
-from ftjax.tasks.base import Array, Batch
+from ftjax.tasks.base import Array, Batch, directions
 from ftjax.tasks.texts import Texts, texts_and
 
 
@@ -26,6 +26,9 @@ class Regression(Texts):
     """
 
     best_metric = "pearson"
+    better: ClassVar = directions(
+        ("pearson", "spearman"), ("mean_squared_error", "mean_absolute_error")
+    )
     schema = texts_and(Field(number, answer=True))
     arrays: ClassVar = {"labels": Array("example", "float32")}
     problem_type = "regression"

@@ -11,7 +11,7 @@ import numpy as np
 from ftjax.data.encode import Columns
 from ftjax.data.fields import Field, Row, Schema, label_name, text
 from ftjax.errors import UserError
-from ftjax.tasks.base import Array, were_cut
+from ftjax.tasks.base import HIGHER, Array, were_cut
 from ftjax.tasks.classification import Classification
 
 MARKED = re.compile(r"<e1>(.*?)</e1>.*<e2>(.*?)</e2>|<e2>(.*?)</e2>.*<e1>(.*?)</e1>", re.DOTALL)
@@ -41,6 +41,7 @@ class Relation(Classification):
     negative: str = "Other"
 
     best_metric = "f1_relations"
+    better: ClassVar = {**Classification.better, "f1_relations": HIGHER}
     poolings: ClassVar = ("entities", "auto", "cls", "mean")
     caches = False
     schema: ClassVar = Schema({"text": Field(text), "label": Field(label_name, answer=True)}, check)

@@ -10,7 +10,7 @@ from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Schema, text
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, nearest
-from ftjax.tasks.base import cut_to
+from ftjax.tasks.base import HIGHER, cut_to
 from ftjax.tasks.rebuilding import Rebuilding
 from ftjax.tasks.written import Written, summary_scores, translation_scores
 
@@ -42,6 +42,8 @@ class Seq2Seq(Written, Rebuilding):
     max_new_tokens: int = 128
     num_beams: int = 1
 
+    at_end: ClassVar = ("exact_match", "bleu", "chrf", "rouge1", "rouge2", "rougeL")
+    better: ClassVar = {**Rebuilding.better, **dict.fromkeys(at_end, HIGHER)}
     answer: ClassVar = ""
     schema: ClassVar = Schema({"source": Field(text), "target": Field(text, answer=True)})
 

@@ -19,7 +19,7 @@ from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
 from ftjax.tasks import squad
-from ftjax.tasks.base import Apply, Array, Batch, Task
+from ftjax.tasks.base import Apply, Array, Batch, Task, directions
 
 CANDIDATES = 20  # starts, and ends, that are tried of each window
 NONE = -1e9
@@ -70,6 +70,11 @@ class SpanQA(Task):
     language: str = "en"
 
     best_metric = "f1"
+    better: ClassVar = directions(
+        f"{name}{among}"
+        for name in ("exact_match", "f1")
+        for among in ("", "_answerable", "_unanswerable")
+    )
     packs = False
     schema: ClassVar = Schema(
         {

@@ -23,6 +23,7 @@ from ftjax.tasks.base import (
     Array,
     Batch,
     Task,
+    directions,
     label_names,
     named_outputs,
     of_places,
@@ -66,6 +67,9 @@ class TokenClassification(Task):
     scheme: str = "auto"
 
     best_metric = "f1"
+    better: ClassVar = directions(
+        ("f1", "precision", "recall", "accuracy", "intent_accuracy", "exact")
+    )
     schema: ClassVar = Schema(
         {
             "tokens": Field(words),

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ftjax.training.recipe import Recipe
 from ftjax.training.run import Run
 from ftjax.training.splits import Data
 
@@ -47,3 +48,12 @@ def announced(run: Run, data: Data, total: int, lengths: Sequence[int], step: in
             )
     if step:
         yield f"resumed at step {step}"
+
+
+def extended(recipe: Recipe, before: int, step: int) -> str:
+    """What is said of a run that was of `before` steps and goes on at `step` to a later end."""
+    name, rate = recipe.config.optimizer.schedule, float(recipe.rate(step))
+    return (
+        f"extended from {before:,} to {recipe.total:,} steps: the learning rate goes on at "
+        f"{rate:.3g}, that of step {step:,} of a {name} schedule over all of them"
+    )

@@ -1,7 +1,10 @@
 """Models that are trained from scratch: made, with their tokenizer, where `model.path` is to be."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import jax
 import numpy as np
@@ -42,12 +45,30 @@ def make(config: ConfigDict) -> None:
     if not model_type or not kind:
         raise UserError("model.new needs model_type and tokenizer")
     task = tasks.create(config.task)
-    partial = folder.with_name(f".{folder.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    # Of several runs that make the same model at once, the first wins, and clears away what the
+    # others, or killed ones, have begun.
+    partial = folder.with_name(f".{folder.name}.{uuid4().hex}.partial")
+    partial.mkdir(parents=True)
+    try:
+        _write(config, task, partial, model_type, kind, wanted)
+        partial.rename(folder)
+    except Exception:
+        if not (folder / "config.json").exists():
+            raise
+    finally:
+        for begun in folder.parent.glob(f".{folder.name}*.partial"):
+            if begun == partial or (folder / "config.json").exists():
+                shutil.rmtree(begun, ignore_errors=True)
+
+
+def _write(
+    config: ConfigDict, task: Any, folder: Path, model_type: str, kind: str, wanted: dict[str, Any]
+) -> None:
+    """The model's folder; arguments as of `make`."""
     tokenizer = tokenizers.train(
         kind, _texts(config, task), wanted.pop("vocab_size", 8000), model_type
     )
-    found = _config(model_type, {**wanted, **tokenizers.save(tokenizer, partial, model_type)})
+    found = _config(model_type, {**wanted, **tokenizers.save(tokenizer, folder, model_type)})
     head = {"decoder": "causal_lm", "encoder-decoder": "seq2seq_lm"}.get(kind_of(found))
     if head is None:
         head = task.head(("0", "1"), None).get("head")
@@ -58,8 +79,7 @@ def make(config: ConfigDict) -> None:
     held = {path: np.asarray(leaf) for path, leaf in params.items()}
     tensors = hf.to_tensors(held, model.names, prefix=head is not None)
     architecture = model.config.heads[head].architecture if head else model.family.MODEL
-    hf.write_folder(partial, partial, {**found, "architectures": [architecture]}, tensors)
-    partial.rename(folder)
+    hf.write_folder(folder, folder, {**found, "architectures": [architecture]}, tensors)
 
 
 def _config(model_type: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -20,28 +20,32 @@ from ftjax.data.loading import Loader
 from ftjax.data.planning import Layout
 from ftjax.data.streaming import StreamLoader
 from ftjax.errors import Stopped, UserError, require
-from ftjax.formats.folder import fingerprint, locate, require_same
+from ftjax.formats.folder import locate, require_same
 from ftjax.parallel.chips import peak_flops
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
 from ftjax.paths import Flat
 from ftjax.regularization import changes_words
 from ftjax.regularization.l2_sp import starts
-from ftjax.training.announce import announced
+from ftjax.training.announce import announced, extended
 from ftjax.training.batching import choose_layout, variation
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.evaluate import Forward, cache_features, refer
 from ftjax.training.fresh import make
+from ftjax.training.inputs import inputs_of, require_same_inputs
+from ftjax.training.lock import Lock
 from ftjax.training.memory import free, memory_in_use
 from ftjax.training.minimum import least_flops
 from ftjax.training.profile import Profiler, dump
 from ftjax.training.progress import Progress
 from ftjax.training.recipe import Recipe
-from ftjax.training.records import Records, write_data_report
-from ftjax.training.result import write_result
+from ftjax.training.records import Records, write_data_report, write_text
+from ftjax.training.result import set_result_aside, write_result
 from ftjax.training.resuming import newest
 from ftjax.training.run import (
     Run,
     best_metric,
+    check_workdir,
+    length_before,
     open_workdir,
     place_model,
     refuse_differences,
@@ -50,35 +54,53 @@ from ftjax.training.run import (
 )
 from ftjax.training.signals import stop_signal
 from ftjax.training.splits import Data, read_data
+from ftjax.training.start import begin
 from ftjax.training.step import State, carried_moments, init_state, lower_step
 from ftjax.training.writing import written_scores
 
 
-def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, Any]:
     """Trains, or goes on where an earlier run in `workdir` stopped.
+
+    Args:
+        config: of the run.
+        workdir: the work folder, made if absent.
+        extend: go on with a run although `train.epochs` or `train.steps` are more than it was
+            begun with, also where it has finished. All that is a share of the run, and the learning
+            rate's schedule, are then those of the new length, from where the run goes on: a linear
+            schedule that had come to 0 rises to where it would be at that step of the longer run.
+            Early stopping counts anew; the best so far stays the best until there is a better one.
 
     Returns:
         The result that result.json holds.
 
     Raises:
         Stopped: SIGTERM or Ctrl-C stopped the run, after saving.
-        UserError: bad input, a work folder of another configuration, or a loss that is not
-            finite.
+        UserError: bad input, a work folder of another configuration or that another process
+            trains in, or a loss that is not finite.
     """
     make(config)
-    folder, task = locate(config.model.path), tasks.create(config.task)
-    data = read_data(config, task, folder)
-    open_workdir(workdir, config)
-    run = place_model(config, data.names)
-    write_labels(workdir, data.names)
-    write_data_report(workdir, data.report)
-    return _Training(run, data, workdir).run()
+    task = tasks.create(config.task)
+    best_metric(config, task)
+    with Lock(workdir) as lock:
+        check_workdir(workdir, config, extend)
+        begin(config, workdir)
+        folder = locate(config.model.path)
+        data = read_data(config, task, folder)
+        open_workdir(workdir, config, extend)
+        inputs = inputs_of(config, data, folder)
+        require_same_inputs(workdir, inputs)
+        run = place_model(config, data.names)
+        write_labels(workdir, data.names)
+        write_data_report(workdir, data.report)
+        return _Training(run, data, workdir, lock, inputs["base model"]).run()
 
 
 class _Training:
     """One run of one configuration in one work folder."""
 
-    def __init__(self, run: Run, data: Data, workdir: Path) -> None:
+    def __init__(self, run: Run, data: Data, workdir: Path, lock: Lock, base: str) -> None:
+        self.lock, self.base = lock, base
         seen = data.splits["train"] if data.stream is None else data.stream[0]
         self.run_ = run = with_bias(run, run.task.first_bias(seen))
         self.data, self.workdir, self.names = data, workdir, data.names
@@ -105,7 +127,7 @@ class _Training:
         local = partial(local_rows, self.mesh)
         self.loader = kind(rows, settings.batch_size, layout, self.config.seed, local, vary)
         per_epoch = self.loader.steps_per_epoch
-        self.total = settings.steps or settings.epochs * per_epoch
+        self.total = self.before = settings.steps or settings.epochs * per_epoch
         self.eval_every = settings.eval_every or per_epoch or self.total
         self.save_every = settings.checkpoint_every or self.eval_every
         self.peak = None if self.cached else peak_flops(jax.devices())
@@ -152,10 +174,15 @@ class _Training:
     def run(self) -> dict[str, Any]:
         run, settings = self.run_, self.config.train
         checkpoints = Checkpoints(self.workdir / "checkpoints", settings.keep)
-        self.base = fingerprint(run.folder)
         iterator = self.loader.iterate(self.total)
         state, notes = self._started(checkpoints, iterator)
         step = int(state.step)
+        if self.total > self.before:
+            self.progress.worse = 0
+            notes.append(extended(self.recipe, self.before, step))
+        if step < self.total:
+            set_result_aside(self.workdir, step)
+        write_text(self.workdir / "config.json", to_json(self.config))  # paths may be new
         main = jax.process_index() == 0
         records = Records(self.workdir, step, self.total, main)
         try:
@@ -289,6 +316,7 @@ class _Training:
                 self._evaluate(state, step, records)
                 done = settings.early_stopping and progress.worse >= settings.early_stopping
             if due or step % self.save_every == 0 or stop:
+                self.lock.check()
                 records.keep()
                 checkpoints.save(state, self._meta(iterator), progress.best_step)
             if stop:
@@ -329,7 +357,7 @@ class _Training:
         """Validates, and notes whether this is the best so far."""
         found = self._score(state.best_params, "validation", self.eval_layout)
         best_metric(self.config, self.run_.task, found)
-        self.progress.judge(found, self.metric, step)
+        self.progress.judge(found, self.metric, self.run_.task.better[self.metric], step)
         numbers = {f"validation/{k}": v for k, v in found.items() if isinstance(v, float)}
         records.log({"step": step, **numbers})
         value, loss = found[self.metric], found["loss"]
@@ -348,14 +376,16 @@ class _Training:
             "windows": self.loader.starts if self.stream is not None else None,
             "progress": asdict(self.progress),
             "config": to_json(self.config),
+            "total": self.total,
             "base": self.base,
         }
 
     def _read(self, checkpoints: Checkpoints, step: int) -> tuple[State, dict[str, Any], Progress]:
         """What a checkpoint holds: the state, what was saved beside it, and the progress in it."""
         meta = checkpoints.meta(step)
-        refuse_differences(str(self.workdir), from_json(meta["config"]), self.config)
+        refuse_differences(str(self.workdir), from_json(meta["config"]), self.config, extend=True)
         require_same(self.workdir, meta["base"], self.run_.folder, self.base)
+        self.before = length_before(self.workdir, meta, self.total)
         shapes = self.recipe.state_shapes(self.run_.trainable, self.mesh, step)
         free(self.run_.trainable)  # which come from the checkpoint
         return checkpoints.restore(step, shapes), meta, Progress(**meta["progress"])

@@ -132,16 +132,27 @@ def carry(old: Any, new: Any, step: jax.Array | int) -> Any:
     Leaves that train anew start their moments here; the learning rate goes on from `step`.
     """
     kept = dict(jax.tree_util.tree_leaves_with_path(old))
+    return at_step(
+        jax.tree_util.tree_map_with_path(lambda path, leaf: kept.get(path, leaf), new), step
+    )
+
+
+def at_step(state: Any, step: jax.Array | int) -> Any:
+    """An optimizer state whose learning rates are those of `step`.
+
+    They go by the steps of the run, of which some are skipped, or before a leaf trains; moments
+    count their own updates, by which Adam corrects them.
+    """
 
     def is_schedule(node: Any) -> bool:
         return isinstance(node, optax.ScaleByScheduleState)
 
-    def place(path: tuple, leaf: Any) -> Any:
-        if is_schedule(leaf):
-            return optax.ScaleByScheduleState(jnp.array(step, leaf.count.dtype))
-        return kept.get(path, leaf)
+    def placed(node: Any) -> Any:
+        if not is_schedule(node):
+            return node
+        return optax.ScaleByScheduleState(jnp.array(step, node.count.dtype))
 
-    return jax.tree_util.tree_map_with_path(place, new, is_leaf=is_schedule)
+    return jax.tree.map(placed, state, is_leaf=is_schedule)
 
 
 def clip(grads: Flat, norm: jax.Array, limit: float) -> Flat:

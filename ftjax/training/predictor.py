@@ -9,7 +9,7 @@ from orbax.checkpoint.utils import to_shape_dtype_struct
 
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
-from ftjax.errors import UserError
+from ftjax.errors import UserError, require
 from ftjax.partition import merge
 from ftjax.paths import Flat
 from ftjax.training.batching import choose_layout, encode_split, variation
@@ -24,12 +24,12 @@ from ftjax.training.writing import write, written_scores
 
 @dataclass(frozen=True)
 class Predictor:
-    """A work folder's model with the parameters of its best step.
+    """A work folder's model with the parameters of its best step, or of another.
 
     Attributes:
-        run: the model in place; its trainable leaves are the best step's.
+        run: the model in place; its trainable leaves are the step's.
         names: of the labels.
-        step: the best step.
+        step: the best step, or the one that was asked for.
         workdir: the work folder.
         untrained: trainable leaves before training, where the task refers to them.
     """
@@ -70,15 +70,16 @@ class Predictor:
         return write(self.run, self.run.trainable, self.run.task.prompts(split))
 
 
-def open_predictor(workdir: Path, config: Any = None) -> Predictor:
-    """The best model of a work folder.
+def open_predictor(workdir: Path, config: Any = None, step: int | None = None) -> Predictor:
+    """The best model of a work folder, or that of another step.
 
     Args:
         workdir: of a run that has at least one checkpoint.
         config: its configuration as `read_config` gives it; None for that without overrides.
+        step: of the checkpoint; None for the best.
 
     Raises:
-        UserError: nothing was saved there, or the base model has changed.
+        UserError: nothing was saved there, or not that step, or the base model has changed.
     """
     config = config or read_config(workdir)
     names = read_labels(workdir)
@@ -86,10 +87,11 @@ def open_predictor(workdir: Path, config: Any = None) -> Predictor:
     if not run.tuned.method.trains:
         if not (workdir / "result.json").exists():
             raise UserError(f"{workdir} has no result.json: the run has not finished")
+        require(step is None, f"--step {step}: {workdir} has no steps, for nothing was trained")
         return Predictor(run, names, 0, workdir)
     untrained = run.trainable if run.task.refers else None
     shapes = jax.tree.map(to_shape_dtype_struct, run.trainable)
     if untrained is None:
         free(run.trainable)
-    params, step = best_params(workdir, run.folder, shapes)
+    params, step = best_params(workdir, run.folder, shapes, step)
     return Predictor(replace(run, trainable=params), names, step, workdir, untrained)

@@ -1,13 +1,22 @@
 """What a run has come to, saved with its state."""
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ftjax.data.loading import Counts
+from ftjax.tasks.base import LOWER
 
 COUNTED = ("seconds", "tokens", "examples", "slots", "waited", "flops")
+
+
+def gain(score: float, better: str) -> float:
+    """A score as the more, the better; what is no number is worse than any."""
+    if math.isnan(score):
+        return -math.inf
+    return -score if better == LOWER else score
 
 
 @dataclass
@@ -15,10 +24,10 @@ class Progress:
     """What a run must remember besides the state: saved with it.
 
     Attributes:
-        best: best validation metric so far, None before the first evaluation.
+        best: best validation metric so far, None before there is one that is a number.
         best_step: where it was.
         worse: evaluations since.
-        validation: the metrics of the best.
+        validation: the metrics of the best; while there is none, of the last.
         seconds: in the training phase: steps and waiting for data, without compilation,
             evaluation and saving.
         tokens: real tokens trained on.
@@ -83,11 +92,24 @@ class Progress:
         self.logged, self.losses = now, []
         return row
 
-    def judge(self, found: dict[str, Any], metric: str, step: int) -> None:
-        """Notes whether an evaluation's `metric` is the best so far; a loss is best when least."""
-        sign = -1 if metric == "loss" else 1
-        if self.best is None or sign * found[metric] > sign * self.best:
+    def judge(self, found: dict[str, Any], metric: str, better: str, step: int) -> None:
+        """Notes whether an evaluation's `metric` is the best so far.
+
+        What is no number is never the best; while nothing else was found, there is none.
+
+        Args:
+            found: all metrics.
+            metric: which of them chooses.
+            better: HIGHER or LOWER.
+            step: of the evaluation.
+        """
+        none = self.best is None or math.isnan(self.best)
+        if not math.isnan(found[metric]) and (
+            none or gain(found[metric], better) > gain(self.best, better)
+        ):
             self.best, self.best_step, self.worse = found[metric], step, 0
             self.validation = found
-        else:
-            self.worse += 1
+            return
+        self.worse += 1
+        if none:
+            self.best, self.best_step, self.validation = None, -1, found

@@ -41,7 +41,7 @@ def write_result(
     scores = {"validation": progress.validation, "test": test}
     result = {
         "method": config.method.name,
-        "model": config.model.path,
+        "model": config.model.from_run or config.model.path,
         "task": config.task.name,
         "data": f"{config.data.source}:{config.data.path}",
         "seed": config.seed,
@@ -64,3 +64,10 @@ def write_result(
     if jax.process_index() == 0:
         write_json(workdir / "result.json", result)
     return result
+
+
+def set_result_aside(workdir: Path, step: int) -> None:
+    """Renames the result of a run that goes on beyond it, at `step`."""
+    path = workdir / "result.json"
+    if jax.process_index() == 0 and path.exists():
+        path.rename(workdir / f"result_{step}.json")

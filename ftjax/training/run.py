@@ -24,6 +24,7 @@ from ftjax.models import kind_of
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
 from ftjax.paths import Flat
 from ftjax.remote import copied, located
+from ftjax.training import lock
 from ftjax.training.records import write_json, write_text
 from ftjax.training.trained import fused
 
@@ -39,6 +40,10 @@ FREE = (
     "train.profile_steps",
     "train.dump_programs",
 )
+# Where something lies: what is there is compared by content, see `ftjax.training.inputs`.
+PATHS = ("data.path", "data.mixture", "model.path", "model.adapter", "method.adapters")
+START = "start"  # of a work folder: the model of `model.from_run`
+LENGTHS = ("train.epochs", "train.steps")  # which `--extend` may raise
 
 
 @dataclass(frozen=True)
@@ -72,15 +77,17 @@ def best_metric(config: ConfigDict, task: Any, found: Mapping[str, Any] | None =
     """The validation metric that chooses: `train.best_metric`, or the task's.
 
     Raises:
-        UserError: it is not a number among the metrics `found`.
+        UserError: the task has no such metric, or it is not a number among those `found`.
     """
     name = config.train.best_metric
     name = task.best_metric if name == "auto" else name
-    if found is not None and not isinstance(found.get(name), float):
-        numbers = [key for key, value in found.items() if isinstance(value, float)]
+    known = {key for key in task.better if key not in task.at_end}
+    if found is not None:
+        known &= {key for key, value in found.items() if isinstance(value, float)}
+    if name not in known:
         raise UserError(
-            f"train.best_metric={name!r} is not a metric of "
-            f"{config.task.name}{nearest(name, numbers)}"
+            f"train.best_metric={name!r} is not a metric that {config.task.name} validates by"
+            f"{nearest(name, known)}"
         )
     return name
 
@@ -151,8 +158,13 @@ def with_bias(run: Run, values: Sequence[float] | None) -> Run:
     return replace(run, trainable={**run.trainable, path: new})
 
 
-def open_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Makes a work folder, or checks that it is of this configuration.
+def check_workdir(workdir: Path, config: ConfigDict, extend: bool = False) -> None:
+    """Checks that a work folder is of this configuration, or new.
+
+    Args:
+        workdir: the work folder.
+        config: of the run.
+        extend: whether the run may be longer than the folder says.
 
     Raises:
         UserError: the folder belongs to another configuration; the differences are named.
@@ -160,33 +172,108 @@ def open_workdir(workdir: Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
     # Listed before config.json is looked for: another host may be writing it, and files after it
     there = workdir.iterdir() if workdir.exists() else ()
-    others = [file.name for file in there if not file.name.startswith(f".{path.name}.")]
+    own = (lock.NAME, *(f".{name}." for name in (lock.NAME, START, path.name)))
+    names = [file.name for file in there]
+    others = [name for name in names if name != START and not name.startswith(own)]
     if path.exists():
-        refuse_differences(str(workdir), from_json(path.read_text(encoding="utf-8")), config)
+        refuse_differences(str(workdir), read_workdir(workdir), config, extend)
     elif others:
         raise UserError(f"--workdir {workdir} holds other files and no config.json")
-    else:
+
+
+def open_workdir(workdir: Path, config: ConfigDict, extend: bool = False) -> None:
+    """Makes a work folder, or checks that it is of this configuration: see `check_workdir`."""
+    check_workdir(workdir, config, extend)
+    path = workdir / "config.json"
+    if not path.exists():
         write_text(path, to_json(config))
 
 
-def refuse_differences(where: str, saved: ConfigDict, config: ConfigDict) -> None:
-    """Raises UserError where two configurations differ in what changes results."""
+def finished(workdir: Path, config: ConfigDict, extend: bool = False) -> dict[str, Any] | None:
+    """The result of a run that is finished; None where something is left to do, or to compare.
+
+    Args:
+        workdir: the work folder, also one that is not there.
+        config: of the run.
+        extend: whether the run may be longer than the folder says.
+
+    Raises:
+        UserError: the folder belongs to another configuration; the differences are named.
+    """
+    path = workdir / "result.json"
+    if not path.exists():
+        return None
+    saved = read_workdir(workdir)
+    refuse_differences(str(workdir), saved, config, extend)
     old, new = flat_keys(saved), flat_keys(config)
+    if config.model.from_run:  # its model is in the work folder
+        new["model.path"] = old["model.path"]
+    changed = [key for key in (*LENGTHS, *PATHS) if _text(old.get(key)) != _text(new.get(key))]
+    if changed and (workdir / "checkpoints").exists():
+        return None
+    require(not changed, f"{workdir} is finished; {changed} differ from its configuration")
+    return json.loads(path.read_text(encoding="utf-8"))
 
-    def differs(key: str) -> bool:
-        there, now = (json.dumps(keys.get(key), sort_keys=True) for keys in (old, new))
-        return there != now and not key.startswith(FREE)
 
-    differences = [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=dict)
+
+
+def refuse_differences(
+    where: str, saved: ConfigDict, config: ConfigDict, extend: bool = False
+) -> None:
+    """Raises UserError where two configurations differ in what changes results.
+
+    Args:
+        where: the folder of the first.
+        saved: its configuration.
+        config: the other.
+        extend: whether the length of the run may differ.
+    """
+    old, new = flat_keys(saved), flat_keys(config)
+    different = [
+        key
         for key in sorted({*old, *new})
-        if differs(key)
+        if not key.startswith(FREE) and _unplaced(key, old.get(key)) != _unplaced(key, new.get(key))
     ]
-    if differences:
+    if extend:
+        different = [key for key in different if key not in LENGTHS]
+    if not different:
+        return
+    each = [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in different]
+    mend = "use another --workdir, or the same configuration"
+    if set(different) <= set(LENGTHS):
+        mend = f"--extend goes on from its last checkpoint to a later end; otherwise {mend}"
+    raise UserError(f"{where} holds a run of another configuration ({'; '.join(each)}); {mend}")
+
+
+def length_before(workdir: Path, meta: Mapping[str, Any], total: int) -> int:
+    """The steps that a run was to have when a checkpoint of it was written.
+
+    Args:
+        workdir: of the run.
+        meta: what was saved with the checkpoint.
+        total: the steps that it is to have now.
+
+    Raises:
+        UserError: they were more.
+    """
+    before = meta.get("total", total)
+    if total < before:
         raise UserError(
-            f"{where} holds a run of another configuration ({'; '.join(differences)}); "
-            "use another --workdir, or the same configuration"
+            f"{workdir} holds a run of {before:,} steps, and {total:,} are fewer: raise "
+            "train.epochs or train.steps"
         )
+    return before
+
+
+def _unplaced(key: str, value: Any) -> str:
+    """A key's value as it is compared: without where something lies."""
+    if key == "data.mixture":
+        value = [{name: x for name, x in part.items() if name != "path"} for part in value or ()]
+    elif key in PATHS:
+        value = len(value) if isinstance(value, tuple | list) else bool(value)
+    return _text(value)
 
 
 def read_workdir(workdir: Path) -> ConfigDict:
@@ -198,7 +285,10 @@ def read_workdir(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.exists():
         raise UserError(f"--workdir {workdir} has no config.json: no run was started there")
-    return from_json(path.read_text(encoding="utf-8"))
+    config = from_json(path.read_text(encoding="utf-8"))
+    if config.model.from_run:  # wherever the folder lies now
+        config.model.path = str(workdir / START)
+    return config
 
 
 def write_labels(workdir: Path, names: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from ftjax.partition import Partition, merge
 from ftjax.paths import Flat
 from ftjax.regularization.adversarial import Grad, Total
 from ftjax.training.averages import Average
-from ftjax.training.optimizers import Schedule, carry, clip
+from ftjax.training.optimizers import Schedule, at_step, carry, clip
 
 Batch = Mapping[str, jax.Array]
 
@@ -209,7 +209,7 @@ def make_step(
 
     The gradient norm is that of the trainable leaves: a norm over all leaves would make the
     compiler compute the frozen ones' gradients. A step whose loss or norm is not finite changes
-    nothing but its number.
+    nothing but its number, and what goes by that: schedules, and an average over the run.
     """
 
     def step(state: State, frozen: Flat, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
@@ -233,8 +233,8 @@ def make_step(
             return jax.tree.map(partial(jnp.where, finite), new, old)
 
         params = merge(chosen(optax.apply_updates(params, updates), params), rest)
-        opt_state = chosen(opt_state, state.opt_state)
         done, mean = state.step + 1, state.average
+        opt_state = at_step(chosen(opt_state, state.opt_state), done)
         if average is not None:
             mean = average(mean, params, done)
         return State(done, params, opt_state, state.key, mean), metrics

@@ -16,16 +16,19 @@ from ftjax.paths import Flat
 from ftjax.training.saved import Damaged, Saved
 
 
-def best_params(workdir: Path, base: Path, like: Flat | None = None) -> tuple[Flat, int]:
-    """The trainable leaves of a work folder's best step, and its number.
+def best_params(
+    workdir: Path, base: Path, like: Flat | None = None, step: int | None = None
+) -> tuple[Flat, int]:
+    """The trainable leaves of a work folder's best step, or of another, and its number.
 
     Args:
         workdir: of a run that has at least one checkpoint.
         base: folder of the base model.
         like: arrays, or their shapes, in whose shardings they come; None for the host's memory.
+        step: that is asked for; None for the best.
 
     Raises:
-        UserError: nothing was saved there, or the base model has changed.
+        UserError: nothing was saved there, or not that step, or the base model has changed.
     """
     saved = Saved(workdir / "checkpoints")
     try:
@@ -34,8 +37,14 @@ def best_params(workdir: Path, base: Path, like: Flat | None = None) -> tuple[Fl
                 meta = saved.meta(steps[-1])
                 require_same(workdir, meta["base"], base)
                 best = meta["progress"]["best_step"]
-                step = steps[-1] if best < 0 else best
-                return saved.params(step, like), step
+                chosen = step if step is not None else steps[-1] if best < 0 else best
+                if step is not None and step not in steps:
+                    raise UserError(
+                        f"{workdir} has no checkpoint of step {step}, only of "
+                        f"{', '.join(map(str, steps))}: train.keep is how many of the newest stay, "
+                        "besides the best"
+                    )
+                return saved.params(chosen, like), chosen
             except Damaged:
                 if steps == saved.steps():  # otherwise a run that goes on has deleted it
                     raise

@@ -8,16 +8,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ftjax import methods, tasks
-from ftjax.errors import UserError
+from ftjax.errors import UserError, require
 from ftjax.formats.folder import fingerprint
 from ftjax.methods.prompting import HEADS
+from ftjax.training.lock import Lock
 from ftjax.training.progress import Progress
 from ftjax.training.prompts import draw, rows_of
 from ftjax.training.records import write_data_report, write_text
 from ftjax.training.result import write_result
-from ftjax.training.run import best_metric, open_workdir, place_model, write_labels
+from ftjax.training.run import best_metric, check_workdir, open_workdir, place_model, write_labels
 from ftjax.training.scores import POOL, Scored, Scorer, announce
 from ftjax.training.splits import read_labelled
+from ftjax.training.start import begin
 
 
 def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -27,8 +29,16 @@ def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         The result that result.json holds.
 
     Raises:
-        UserError: bad input, or several templates and no validation split to choose on.
+        UserError: bad input, several templates and no validation split to choose on, or another
+            process at work in the folder.
     """
+    with Lock(workdir):
+        check_workdir(workdir, config)
+        begin(config, workdir)
+        return _chosen(config, workdir)
+
+
+def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     task, method = tasks.create(config.task), methods.create(config.method)
     splits, names, report = read_labelled(config, task)
     pairs = "text_pair" in splits["train"].rows.column_names
@@ -58,10 +68,11 @@ def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         several = scorer(splits["validation"], templates)
         for number, (name, scored) in enumerate(zip(templates, several, strict=True)):
             found = judge("validation", name, scored)
-            progress.judge(found, metric, number)
+            progress.judge(found, metric, task.better[metric], number)
             progress.tokens += int(scored.examples.sizes.sum())
             progress.examples += len(scored.logits)
             tried[name] = found[metric]
+        require(progress.best is not None, f"no template's validation {metric} is a number")
         template = templates[progress.best_step]
         progress.seconds = time.perf_counter() - start - scorer.compile_seconds
     progress.best_step = 0  # nothing was trained

@@ -1,8 +1,11 @@
 """The numbers and the pages of a comparison."""
 
+import math
+
 import pytest
 from scipy.stats import binomtest, t
 
+from ftjax.comparison import plots, study
 from ftjax.comparison.report import markdown_table, write_report
 from ftjax.comparison.row import summarize
 from ftjax.comparison.statistics import wilson
@@ -45,8 +48,45 @@ def test_metrics_that_are_no_shares_have_intervals_over_seeds():
     wanted = t.interval(0.95, 2, loc=0.8, scale=0.1 / 3**0.5)
     assert (row.low, row.high) == pytest.approx(wanted) and row.score == pytest.approx(0.8)
     assert "test f1" in markdown_table([row])
+    assert "95% interval of the mean over seeds" in markdown_table([row])
+    assert row.to_json()["interval_of"] == "seeds"
     (alone,) = summarize(runs[:1])
-    assert alone.low == alone.high == 0.8 and "[" not in alone.cells()[3]
+    assert alone.low == alone.high == 0.8 and alone.cells()[3:6] == ("0.800", "one", "none")
+
+
+def test_an_interval_of_examples_says_so_beside_the_seeds(tmp_path):
+    """Seeds that differ by far more than the examples' share of chance."""
+    scores = (0.6, 0.75, 0.9)
+    runs = [result("full", seed, score) for seed, score in enumerate(scores)]
+    for run in runs:
+        run["metrics"]["test"]["examples"] = 2000
+    rows = summarize(runs)
+    wanted = binomtest(1500, 2000).proportion_ci(0.95, method="wilson")
+    interval = f"[{wanted.low:.3f}, {wanted.high:.3f}]"
+    assert interval == "[0.731, 0.768]"
+    assert rows[0].cells()[3:6] == ("0.750 ± 0.150", "0.600 to 0.900", interval)
+    write_report(tmp_path, rows, {})
+    for name in ("report.md", "report.html"):
+        page = (tmp_path / name).read_text()
+        assert "95% interval of test examples" in page and "0.600 to 0.900" in page
+        assert "of the 2,000 test examples alone" in page
+        assert "nothing of what other seeds would give" in page
+    assert rows[0].to_json()["interval_of"] == "examples"
+
+
+def test_methods_are_ranked_by_what_is_better(monkeypatch):
+    """The worst is drawn lowest; of learning rates the best is kept, and one without a number not."""
+    runs = [result(name, 0, 0.5, task="causal_lm", best_metric="perplexity") for name in "abc"]
+    for run, value in zip(runs, (20.0, 10.0, math.nan), strict=True):
+        for split in ("validation", "test"):
+            run["metrics"][split]["perplexity"] = value
+    rows, drawn = summarize(runs), []
+    monkeypatch.setattr(plots, "_png", lambda figure: drawn.append(figure) or b"")
+    plots._scores(rows)
+    labels = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
+    assert labels == ["c", "a", "b"]
+    tried = {rate: run for rate, run in zip((1e-3, 1e-4, 1e-5), runs, strict=True)}
+    assert study.best_rate(tried) == 1e-4
 
 
 def test_report(tmp_path):
@@ -61,7 +101,9 @@ def test_report(tmp_path):
     assert rows[0].deviation == pytest.approx(0.0707, abs=1e-4)
     assert rows[0].memory == 2 * 2**20
     table = markdown_table(rows)
-    assert "0.850 ± 0.071 [0.767, 0.907]" in table and "1.00%" in table
+    cells = [cell.strip() for cell in table.splitlines()[2].split("|")]
+    assert cells[4:7] == ["0.850 ± 0.071", "0.800 to 0.900", "[0.767, 0.907]"]
+    assert cells[3] == "1.00%"
     assert len({len(line) for line in table.splitlines()}) == 1
     curves = {
         "full": [{"step": 1, "loss": 1.0}, {"step": 2, "validation/accuracy": 0.5}],

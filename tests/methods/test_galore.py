@@ -46,3 +46,18 @@ def test_updates_equal_the_papers(shape):
     for layer in range(2):
         wanted = numpy_galore(weights[layer].astype(np.float64), list(grads[:, layer]))
         np.testing.assert_allclose(params["x/kernel"][layer], wanted, atol=1e-4)
+
+
+def test_a_skipped_first_step_leaves_directions():
+    """Until they are found, those of the first axes: the update is Adam's on those rows."""
+    params = {"x/kernel": np.ones((6, 9), np.float32)}
+    grad = {"x/kernel": np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32)}
+    core, rest = optax.scale_by_adam(B1, B2, EPSILON), optax.scale(-RATE)
+    method = Galore(rank=RANK, every=200, scale=SCALE)
+    first, second = (
+        method.at_step(step, None).optimizer("projected", core, rest, 300) for step in (0, 1)
+    )
+    updates, _ = second.update(grad, first.init(params), params)
+    wanted = np.zeros((6, 9))
+    wanted[:RANK] = -RATE * SCALE * np.sign(grad["x/kernel"][:RANK])  # Adam's first step
+    np.testing.assert_allclose(updates["x/kernel"], wanted, atol=1e-5)

@@ -11,6 +11,7 @@ import transformers
 from ftjax import methods, tuned
 from ftjax.config import default_config
 from ftjax.errors import UserError
+from ftjax.loss import Loss
 from ftjax.parallel.mesh import make_mesh
 from ftjax.training.ahead import abstract_recipe, compiled
 from ftjax.training.averages import moving
@@ -82,6 +83,37 @@ def test_a_step_that_is_not_finite_changes_nothing(quiet, one_device):
     )
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_rate_logged_is_the_one_used_after_skipped_steps(name, parts):
+    """Each step moves by its logged rate times what a rate of 1 would; the schedule ends at 0."""
+    params = {"a/kernel": jnp.full((2, 3), 0.3), "a/bias": jnp.full(3, 0.3)}
+
+    def loss_fn(params, batch, key):
+        away = sum(jnp.square(leaf - 1).sum() for leaf in params.values())
+        return Loss(away * batch["scale"].sum(), jnp.ones(()))
+
+    steps, skipped = 8, (0, 3, 4)
+    rate, labels = schedule("linear", 0.1, 2, steps), dict.fromkeys(params, "all")
+    settings = {**SETTINGS, "name": name, "momentum": 0.9}
+    optimizer = make_optimizer(settings, labels, rate)
+    unit = jax.jit(make_optimizer(settings, labels, optax.constant_schedule(1.0)).update)
+    step = jax.jit(make_step(loss_fn, optimizer, rate, clip_norm=0.0, accumulation=parts))
+    state = State(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key(0))
+    for number in range(steps):
+        batch = {"scale": jnp.full(2, jnp.nan if number in skipped else 0.5)}
+        before = state
+        state, metrics = step(state, {}, batch)
+        whole = {"scale": jnp.full(2, 0.5)}
+        _, grads = gradients(loss_fn, before.params, {}, whole, jax.random.key(0), parts)
+        wanted, _ = unit(grads, before.opt_state, before.params, frozen={})
+        used = 0.0 if number in skipped else float(metrics["learning_rate"])
+        for path, leaf in wanted.items():
+            moved = state.params[path] - before.params[path]
+            np.testing.assert_allclose(moved, used * leaf, rtol=1e-4, atol=1e-7)
+    assert float(metrics["learning_rate"]) == pytest.approx(0.1 / 6)  # a step more would be at 0
+
+
 def of_parts(loss_fn, params, batch, key, parts):
     """The loss and gradients of a batch in microbatches."""
 
@@ -125,8 +157,6 @@ def run_ours(name, steps=6, clip=0.0, **settings):
 
     def loss_fn(params, batch, key):
         total = sum(((params[p] - target[p]) ** 2).sum() for p in target)
-        from ftjax.loss import Loss
-
         return Loss(total, jnp.ones(()))
 
     rate = schedule("linear", 0.1, 2, steps)

@@ -1,0 +1,142 @@
+"""What a run is made of, by content: it goes on with the same data and models, wherever they lie.
+
+`inputs.json` of a work folder has a fingerprint of the base model, of the labels' names, of each
+encoded split (with the rows that held-out ones are scored by), and of the adapters that are loaded.
+Of a stream, which is too large to be read for it, it has the first window.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ftjax.data.encode import ROW, Examples, Ragged
+from ftjax.data.sources import Split
+from ftjax.errors import UserError
+from ftjax.formats.folder import fingerprint
+from ftjax.parallel.agreement import told
+from ftjax.paths import Flat
+from ftjax.remote import copied, located
+from ftjax.training.records import write_json
+from ftjax.training.splits import Data
+from ftjax.training.trained import best_params
+
+NAME = "inputs.json"
+ENDS = (".safetensors", ".bin")  # of the files that hold an adapter's tensors
+
+
+def inputs_of(config: ConfigDict, data: Data, folder: Path) -> dict[str, str]:
+    """What a run is made of → a fingerprint of it.
+
+    Args:
+        config: of the run.
+        data: its splits, as they were read.
+        folder: of the base model.
+    """
+    found = {"base model": fingerprint(folder)}
+    if data.names:
+        found["label names"] = f"{', '.join(data.names)}"[:200] + f", {_sha256(data.names)}"
+    for name, examples in data.splits.items():
+        scored = data.raw[name] if name != "train" else None
+        digest = _sha256([*_parts(examples), *_rows(scored)])
+        found[f"{name} split"] = f"{len(examples):,} examples, {digest}"
+    if data.stream is not None:
+        digest = _sha256(_parts(data.stream[0]))
+        found["stream's first window"] = digest
+    if config.model.adapter:
+        found["model.adapter"] = _adapter(config.model.adapter, folder)
+    for number, each in enumerate(config.method.get("adapters") or ()):
+        found[f"method.adapters, number {number + 1}"] = _adapter(each, folder)
+    return found
+
+
+def require_same_inputs(workdir: Path, found: dict[str, str]) -> None:
+    """Notes what a run is made of, or checks that it is what the run began with.
+
+    Nothing is written where something differs. Until there is a checkpoint, anything may.
+
+    Raises:
+        UserError: what has changed, in all processes alike.
+    """
+    changed: list[str] = []
+    if jax.process_index() == 0:
+        changed = _changed(workdir, found)
+        if not changed:
+            write_json(workdir / NAME, found)
+    if changed := told(changed):
+        raise UserError(
+            f"{workdir} holds a run that began with something else ({'; '.join(changed)}); put "
+            "back what it began with, or use another --workdir"
+        )
+
+
+def _changed(workdir: Path, found: dict[str, str]) -> list[str]:
+    """What differs from what a work folder has noted, in words."""
+    file, checkpoints = workdir / NAME, workdir / "checkpoints"
+    begun = checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
+    if not file.exists() or not begun:
+        return []
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    return [
+        f"{name}: {saved.get(name, 'none')} there, {found.get(name, 'none')} now"
+        for name in sorted({*saved, *found})
+        if saved.get(name) != found.get(name)
+    ]
+
+
+def _adapter(path: str, base: Path) -> str:
+    """A fingerprint of the tensors of an adapter's folder, or of a work folder's best step."""
+    folder = copied(located(path))
+    if (folder / "config.json").exists() and (folder / "checkpoints").is_dir():
+        return _sha256(_flat(best_params(folder, base)[0]))
+    files = sorted(file for file in folder.iterdir() if file.name.endswith(ENDS))
+    return _sha256([part for file in files for part in (file.name, file.read_bytes())])
+
+
+def _flat(params: Flat) -> Iterator[Any]:
+    for path in sorted(params):
+        yield path
+        yield np.asarray(params[path])
+
+
+def _rows(split: Split | None) -> Iterator[Any]:
+    if split is not None:
+        for column in sorted(set(split.rows.column_names) - {ROW}):
+            yield column
+            yield from map(repr, split.column(column))
+
+
+def _parts(examples: Examples) -> Iterator[Any]:
+    """All that examples are made of, in an order."""
+    yield f"{examples.group}"
+    yield from _sequences(examples.ids)
+    yield examples.row_numbers
+    if examples.decoder is not None:
+        yield from _sequences(examples.decoder)
+    for arrays in (examples.tokens, examples.arrays):
+        yield from _flat(dict(arrays))
+
+
+def _sequences(sequences: Ragged) -> Iterator[np.ndarray]:
+    yield sequences.values
+    yield sequences.lengths
+
+
+def _sha256(parts: Sequence[Any] | Iterator[Any]) -> str:
+    """The first half of the sha256 of texts, bytes and arrays in turn."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray) and part.dtype == object:
+            part = repr(part.tolist())
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype} {part.shape}".encode())
+            part = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+        part = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        digest.update(f"{len(part)} ".encode())
+        digest.update(part)
+    return digest.hexdigest()[:32]

@@ -1,0 +1,215 @@
+"""One trainer a work folder: a file that says which process holds it, and that it still lives."""
+
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import jax
+
+from ftjax.errors import UserError
+from ftjax.parallel.agreement import told
+from ftjax.remote import create, is_remote, said
+from ftjax.training.records import write_text
+
+NAME = "lock.json"
+BEAT = 10.0  # seconds between two signs of life
+STALE = 60.0  # seconds without one after which a holder elsewhere counts as dead
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that trains in a work folder.
+
+    Attributes:
+        token: that no other holder has.
+        host: its name.
+        machine: within which `pid` is a process: one start of a system, one container.
+        pid: of the process.
+        started: when it started, as its machine counts: numbers of processes are used again.
+        since: when it took the folder, UTC.
+        beats: signs of life so far.
+    """
+
+    token: str
+    host: str
+    machine: str
+    pid: int
+    started: str
+    since: str
+    beats: int = 0
+
+    @classmethod
+    def this(cls) -> "Holder":
+        """The process that asks."""
+        pid, now = os.getpid(), f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+        return cls(uuid4().hex, socket.gethostname(), machine(), pid, started(pid) or "", now)
+
+    @classmethod
+    def read(cls, text: str) -> "Holder | None":
+        """What a lock's file says; None where it was cut short."""
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError):
+            return None
+
+    def text(self) -> str:
+        return json.dumps(asdict(self)) + "\n"
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, which took it at {self.since} UTC"
+
+
+def machine() -> str:
+    """What tells apart machines, their restarts, and containers, each with its own processes."""
+    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    if not boot.exists():
+        return socket.gethostname()
+    return f"{socket.gethostname()} {boot.read_text().strip()} {os.readlink(space)}"
+
+
+def started(pid: int) -> str | None:
+    """When a process of this machine started; None where it is none, or only waits to be buried."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:  # of another user
+        pass
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # a system without /proc, or one that hides it
+        return ""
+    return None if state in "ZX" else fields[18]
+
+
+class Lock:
+    """Holds a work folder, and gives signs of life, from entry to exit.
+
+    A holder on this machine is asked for by its process number and start. Of one elsewhere, on a
+    shared file system or an object store, nothing is known but its signs of life, which are waited
+    for: no clocks are compared. Readers need no lock. Of several processes of a run the first holds
+    it, and all learn what became of it.
+
+    Args:
+        workdir: made if absent.
+        beat: seconds between two signs of life.
+        stale: seconds without one, after which a holder elsewhere counts as dead.
+    """
+
+    def __init__(self, workdir: Path, beat: float = BEAT, stale: float = STALE) -> None:
+        self._workdir, self._path = workdir, workdir / NAME
+        self._beat, self._stale = beat, stale
+        self._me, self._ended = Holder.this(), threading.Event()
+        self._thread = threading.Thread(target=self._live, daemon=True)
+
+    def __enter__(self) -> "Lock":
+        refusal = ""
+        if jax.process_index() == 0:
+            try:
+                self._take()
+            except UserError as error:
+                refusal = str(error)
+        if refusal := told(refusal):
+            raise UserError(refusal)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if jax.process_index() != 0:
+            return
+        self._ended.set()
+        self._thread.join()
+        if self._held():
+            self._path.unlink()
+        if self._made and not any(self._workdir.iterdir()):  # nothing came of it
+            self._workdir.rmdir()
+
+    def check(self) -> None:
+        """To be called before anything is written that a trainer after this one would read.
+
+        Raises:
+            UserError: this process gave no sign of life for so long that another took its place.
+        """
+        lost = told(jax.process_index() == 0 and not self._held())
+        if lost:
+            raise UserError(
+                f"--workdir {self._workdir} was taken over while this process was suspended or cut "
+                f"off for more than {self._stale:g} s; what it did since its last checkpoint is "
+                "left to the other"
+            )
+
+    def _take(self) -> None:
+        self._made = not is_remote(self._workdir) and not self._workdir.exists()
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        while not create(self._path, self._me.text()):
+            if (text := said(self._path)) is not None:
+                self._require_dead(text)
+                self._remove(text)
+        self._thread.start()
+
+    def _require_dead(self, text: str) -> None:
+        """Returns once the holder of a lock is known to be dead, or has gone.
+
+        Raises:
+            UserError: it lives.
+        """
+        holder = Holder.read(text)
+        if holder and holder.machine == self._me.machine:
+            if started(holder.pid) == holder.started:
+                raise self._refusal(holder)
+            return
+        who = holder or "its holder"
+        print(f"{self._path}: waiting {self._stale:g} s for a sign of life of {who}", flush=True)
+        end = time.monotonic() + self._stale
+        while time.monotonic() < end:
+            time.sleep(self._beat / 10)
+            now = said(self._path)
+            if now is None:
+                return
+            if now != text and (holder := Holder.read(now)):
+                raise self._refusal(holder)
+
+    def _refusal(self, holder: Holder) -> UserError:
+        return UserError(
+            f"--workdir {self._workdir} is being trained in by {holder}: wait until it ends, stop "
+            "it, or use another --workdir"
+        )
+
+    def _remove(self, text: str) -> None:
+        """Removes a dead holder's lock: of several that would, one does, and no lock but that."""
+        guard = self._path.with_name(f"{NAME}.{hashlib.sha256(text.encode()).hexdigest()[:16]}")
+        if create(guard, self._me.text()):
+            if said(self._path) == text:
+                self._path.unlink(missing_ok=True)
+            guard.unlink(missing_ok=True)
+            return
+        end = time.monotonic() + self._stale
+        while said(guard) is not None:
+            if time.monotonic() > end:  # who began it has died over it
+                guard.unlink(missing_ok=True)
+            time.sleep(self._beat / 10)
+
+    def _held(self) -> bool:
+        """Whether this process holds the folder, as far as can be seen."""
+        try:
+            holder = Holder.read(said(self._path) or "")
+        except OSError:  # a store or a disk that fails for a while
+            return True
+        return holder is not None and holder.token == self._me.token
+
+    def _live(self) -> None:
+        beats = 0
+        while not self._ended.wait(self._beat):
+            beats += 1
+            try:
+                if not self._held():
+                    return
+                write_text(self._path, replace(self._me, beats=beats).text())
+            except OSError:  # the next may come through
+                continue

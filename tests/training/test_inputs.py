@@ -1,0 +1,148 @@
+"""What a run goes on with is compared by content: moved is the same, changed is named."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ftjax import tasks
+from ftjax.config import check, load_config
+from ftjax.training.inputs import inputs_of
+from ftjax.training.records import read_rows
+from ftjax.training.splits import read_data
+from tests.conftest import ftjax, write_tiny
+
+OVERRIDES = ["--config.train.steps=4", "--config.train.eval_every=2", "--config.train.log_every=1"]
+
+
+@pytest.fixture
+def laid(tiny, corpus, tmp_path):
+    """Copies of a model and of data that a test may change."""
+    shutil.copytree(tiny, tmp_path / "model")
+    shutil.copytree(corpus, tmp_path / "data")
+    return tmp_path
+
+
+def rows_of(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def write(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def inputs(config_file, laid, *more):
+    paths = [f"--config.model.path={laid / 'model'}", f"--config.data.path={laid / 'data'}"]
+    config = check(load_config(f"{config_file}:lora", [*paths, *more]))
+    data = read_data(config, tasks.create(config.task), laid / "model")
+    return inputs_of(config, data, laid / "model")
+
+
+def longer(laid):
+    file = laid / "data" / "train.jsonl"
+    write(file, [*rows_of(file), {"text": "a very good film", "label": "positive"}])
+
+
+def turned(laid):
+    """The names of the labels, turned round in all splits: the arrays alone would tell it."""
+    for file in (laid / "data").iterdir():
+        names = {"positive": "a_good_one", "negative": "bad"}
+        write(file, [{**row, "label": names[row["label"]]} for row in rows_of(file)])
+
+
+def another_word(laid):
+    file = laid / "data" / "validation.jsonl"
+    first, *rest = rows_of(file)
+    write(file, [{**first, "text": first["text"] + " too"}, *rest])
+
+
+def other_weights(laid):
+    write_tiny(laid / "model", seed=5)
+
+
+CHANGES = {
+    longer: {"train split"},
+    turned: {"train split", "validation split", "test split", "label names"},
+    another_word: {"validation split"},
+    other_weights: {"base model"},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_each_change_is_told_from_the_rest(config_file, laid, change):
+    before = inputs(config_file, laid)
+    assert inputs(config_file, laid) == before
+    change(laid)
+    after = inputs(config_file, laid)
+    assert {name for name in before if before[name] != after[name]} == CHANGES[change]
+
+
+def test_adapters_are_compared_by_their_tensors(config_file, laid):
+    adapter = laid / "adapter"
+    adapter.mkdir()
+    save_file({"a": np.zeros(3, np.float32)}, adapter / "adapter_model.safetensors")
+    option = f"--config.model.adapter={adapter}"
+    before = inputs(config_file, laid, option)
+    moved = adapter.rename(laid / "moved")
+    (moved / "README.md").write_text("said of it")
+    option = f"--config.model.adapter={moved}"
+    assert inputs(config_file, laid, option) == before
+    tensors = load_file(moved / "adapter_model.safetensors")
+    save_file({"a": tensors["a"] + 1}, moved / "adapter_model.safetensors")
+    after = inputs(config_file, laid, option)
+    assert {name for name in before if before[name] != after[name]} == {"model.adapter"}
+
+
+def test_a_stream_is_compared_by_its_first_window_and_what_is_held_out(config_file, laid):
+    stream = ["--config.data.streaming=True", "--config.data.window=32", "--config.train.steps=4"]
+    stream.append("--config.data.prepare=()")
+    before = inputs(config_file, laid, *stream)
+    longer(laid)  # beyond the first window
+    assert inputs(config_file, laid, *stream) == before
+    file = laid / "data" / "train.jsonl"
+    write(file, rows_of(file)[1:])
+    another_word(laid)
+    after = inputs(config_file, laid, *stream)
+    names = {name for name in before if before[name] != after[name]}
+    assert names == {"stream's first window", "validation split"}
+
+
+def test_a_run_goes_on_where_its_data_and_model_lie_now_and_not_with_others(config_file, laid):
+    workdir = laid / "run"
+
+    def command(folder, *more):
+        paths = [f"--config.{key}.path={folder / key}" for key in ("model", "data")]
+        return ["train", "--config", f"{config_file}:lora", "--workdir", workdir,
+                *OVERRIDES, *paths, *more]  # fmt: skip
+
+    ftjax(*command(laid))
+    result = json.loads((workdir / "result.json").read_text())
+    moved = laid / "moved"
+    moved.mkdir()
+    for name in ("model", "data"):
+        shutil.move(laid / name, moved / name)
+    (workdir / "result.json").unlink()
+    assert "resumed at step 4" in ftjax(*command(moved)).stdout
+    again = json.loads((workdir / "result.json").read_text())
+    assert again["metrics"] == result["metrics"]
+    scores = ftjax("evaluate", "--workdir", workdir).stdout  # of where they lie now
+    assert f"{result['metrics']['test']['accuracy']:.4f}" in scores
+    turned(moved)
+    longer(moved)
+    kept = {path: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+    kept.pop(workdir / "evaluate_test.json")
+    other = moved.rename(laid / "other")  # also where the run is finished
+    for name in (other, other):
+        error = ftjax(*command(name), expect=2).stderr
+        assert "train split: 150 examples" in error and "151 examples" in error
+        assert "label names: negative, positive" in error and "a_good_one, bad" in error
+        (workdir / "result.json").unlink(missing_ok=True)
+    for path, said in kept.items():
+        assert path.name == "result.json" or path.read_bytes() == said
+    # Nothing is trained yet: what it began with may be mended
+    (workdir / "checkpoints").rename(laid / "gone")
+    ftjax(*command(other))
+    assert json.loads((workdir / "labels.json").read_text()) == ["a_good_one", "bad", "positive"]
+    assert read_rows(workdir / "metrics.jsonl")

@@ -1,0 +1,176 @@
+"""Two trainers on one work folder, of which one lives, is killed, or is on another host."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from ftjax.errors import UserError
+from ftjax.training.fresh import make
+from ftjax.training.lock import NAME, Holder, Lock, started
+from ftjax.training.records import read_rows, write_text
+from tests.conftest import environment, ftjax
+from tests.forked import Forked
+from tests.parallel.test_hosts import free_port
+from tests.training.test_fresh import CASES, asked
+
+OVERRIDES = [
+    "--config.train.steps=24",
+    "--config.train.eval_every=12",
+    "--config.train.log_every=1",
+]
+SOON = {"beat": 0.05, "stale": 0.5}
+
+
+def command(config_file, workdir):
+    return ["train", "--config", f"{config_file}:lora", "--workdir", workdir, *OVERRIDES]
+
+
+def begun(config_file, workdir):
+    """A run that is about to train: it has logged a step."""
+    process = Forked(command(config_file, workdir), environment(), together=True)
+    while not read_rows(workdir / "metrics.jsonl"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGSTOP)
+    return process
+
+
+def test_a_second_trainer_is_refused_and_one_after_a_kill_goes_on(config_file, tmp_path):
+    workdir = tmp_path / "run"
+    first = begun(config_file, workdir)
+    held = json.loads((workdir / NAME).read_text())
+    before = (workdir / "metrics.jsonl").read_bytes()
+    error = ftjax(*command(config_file, workdir), expect=2).stderr
+    assert f"is being trained in by process {first.pid} on {held['host']}" in error
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    os.kill(first.pid, signal.SIGCONT)
+    first.communicate(timeout=300)
+    assert first.returncode == 0 and not (workdir / NAME).exists()
+    rows = read_rows(workdir / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == [*range(1, 25)]
+    # Of one that is killed nothing is left but its lock
+    killed = tmp_path / "killed"
+    second = begun(config_file, killed)
+    second.kill()
+    assert second.wait() == -signal.SIGKILL and (killed / NAME).exists()
+    ftjax(*command(config_file, killed))
+    losses = [
+        [row.get("loss") for row in read_rows(f / "metrics.jsonl")] for f in (workdir, killed)
+    ]
+    assert losses[0] == losses[1] and not (killed / NAME).exists()
+
+
+def test_nothing_is_left_where_a_run_does_not_start(config_file, tmp_path):
+    absent = f"--config.data.path={tmp_path / 'absent'}"
+    ftjax(*command(config_file, tmp_path / "run"), absent, expect=2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_processes_of_a_run_are_refused_alike(config_file, tmp_path):
+    write_text(tmp_path / "run" / NAME, Holder.this().text())
+    port, processes = free_port(), []
+    for number in range(2):
+        hosts = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
+        env = environment() | hosts | {"JAX_PROCESS_ID": str(number)}
+        processes.append(Forked(command(config_file, tmp_path / "run"), env, together=True))
+    for process in processes:
+        out = process.communicate(timeout=120)[0]
+        assert process.returncode == 2 and f"trained in by process {os.getpid()}" in out, out
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [NAME]
+
+
+def elsewhere(**changes):
+    return replace(Holder.this(), host="other", machine="other", **changes)
+
+
+def test_of_many_at_once_one_holds(tmp_path):
+    """Also where they all find the lock of one that died."""
+    child = subprocess.Popen(["true"])
+    child.wait()
+    for turn in range(20):
+        together = threading.Barrier(8, timeout=30)
+        if turn % 2:
+            write_text(tmp_path / NAME, replace(Holder.this(), pid=child.pid, token="x").text())
+
+        def one(_, together=together):
+            together.wait()
+            try:
+                with Lock(tmp_path, **SOON):
+                    together.wait()
+                    return True
+            except UserError:
+                together.wait()
+                return False
+
+        with ThreadPoolExecutor(8) as threads:
+            assert sum(threads.map(one, range(8))) == 1
+        assert not any(tmp_path.iterdir())
+
+
+def test_one_elsewhere_is_known_by_its_signs_of_life(tmp_path):
+    other, ended = elsewhere(), threading.Event()
+
+    def live():
+        beats = 0
+        while not ended.wait(0.05):
+            beats += 1
+            write_text(tmp_path / NAME, replace(other, beats=beats).text())
+
+    write_text(tmp_path / NAME, other.text())
+    thread = threading.Thread(target=live)
+    thread.start()
+    with pytest.raises(UserError, match="by process .* on other, which took it at"):
+        Lock(tmp_path, **SOON).__enter__()
+    ended.set()
+    thread.join()
+    with Lock(tmp_path, **SOON) as lock:  # it has died meanwhile
+        lock.check()
+        text = (tmp_path / NAME).read_text()
+        time.sleep(0.3)
+        assert Holder.read((tmp_path / NAME).read_text()).beats > Holder.read(text).beats
+    assert not (tmp_path / NAME).exists()
+
+
+@pytest.mark.parametrize("text", ["", '{"host": "a'])
+def test_what_a_kill_left_of_a_lock_gives_way(tmp_path, text):
+    """Of one that was being written, or being taken over."""
+    (tmp_path / NAME).write_text(text)
+    guard = hashlib.sha256(text.encode()).hexdigest()[:16]
+    (tmp_path / f"{NAME}.{guard}").write_text(elsewhere().text())
+    with Lock(tmp_path, **SOON) as lock:
+        lock.check()
+
+
+def test_one_that_was_taken_over_says_so_and_leaves_the_other_alone(tmp_path):
+    text = elsewhere().text()
+    with Lock(tmp_path, **SOON) as lock:
+        write_text(tmp_path / NAME, text)
+        with pytest.raises(UserError, match="was taken over while this process was suspended"):
+            lock.check()
+    assert (tmp_path / NAME).read_text() == text
+
+
+def test_numbers_of_processes_are_used_again(tmp_path):
+    """This one's number with another start is a process that has died."""
+    assert started(os.getpid()) and started(1) != started(os.getpid())
+    write_text(tmp_path / NAME, replace(Holder.this(), started="1").text())
+    with Lock(tmp_path, **SOON):
+        pass
+
+
+def test_several_runs_make_one_model_at_once(tmp_path):
+    (model_type, kind), (task, _, sizes) = next(iter(CASES.items()))
+    new = {"model_type": model_type, "tokenizer": kind, **sizes}
+    config = asked(tmp_path / "model", task, **new)
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(make, [config] * 3))
+    assert {path.name for path in tmp_path.iterdir()} == {"model", f"{task}.jsonl"}
+    assert (tmp_path / "model" / "model.safetensors").exists()
