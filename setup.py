@@ -26,6 +26,7 @@ TEST = [
     "peft==0.21.2",
     "accelerate==1.15.0",
     "sentence-transformers==6.2.0",
+    "bitsandbytes>=0.49",
 ]
 
 setup(
@@ -48,6 +49,10 @@ setup(
         "ml-collections>=1.0",
         "grain>=0.2.12",
         "safetensors>=0.6",
+        # Tokenizers that are published as SentencePiece's files, and Marian's punctuation.
+        "sentencepiece>=0.2",
+        "protobuf>=4.25",
+        "sacremoses>=0.1.1",
         "gguf>=0.17",
         "scikit-learn>=1.5",
         "seqeval>=1.2.2",

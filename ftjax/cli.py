@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,14 @@ def _workdir(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _bytes(text: str) -> int:
+    """A size such as 500MB, in bytes."""
+    matched = re.fullmatch(r"(\d+)(B|KB|MB|GB)", text.strip().upper())
+    if not matched or not int(matched[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 5GB")
+    return int(matched[1]) * 1000 ** ("B", "KB", "MB", "GB").index(matched[2])
+
+
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(
         prog="ftjax", description="Fine-tune language models in JAX and compare the methods."
@@ -88,6 +97,10 @@ def parser() -> argparse.ArgumentParser:
     export = command("export", "write the best checkpoint in another format")
     export.add_argument("--format", required=True, choices=("hf", "peft", "adapterhub"))
     export.add_argument("--output", type=Path, required=True, help="a new folder")
+    floats = ("float32", "bfloat16", "float16")
+    export.add_argument("--dtype", choices=floats, help="of --format hf (default: the base's)")
+    size = "largest size of a file of --format hf, such as 500MB (default 5GB)"
+    export.add_argument("--max-shard-size", type=_bytes, default="5GB", help=size)
     generate = command("generate", "continue prompts, or chat", workdir=False)
     source = generate.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=_workdir, help="a work folder of a language model")
@@ -307,6 +320,7 @@ def _compare(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ftjax.formats.export import write_export
+    from ftjax.formats.folder import hub_name
     from ftjax.training.predictor import open_predictor
     from ftjax.training.reading import read_config
 
@@ -320,6 +334,9 @@ def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         predictor.params,
         run.task.output_names(predictor.names),
         run.task.problem_type,
+        base=hub_name(run.config.model.path, run.folder),
+        dtype=arguments.dtype,
+        shard_bytes=arguments.max_shard_size,
     )
     print(f"step {predictor.step} exported as {arguments.format}: {arguments.output}")
     if note:

@@ -164,13 +164,13 @@ class Tuned:
         return self.base.of_words and self.config.tied
 
     def merged(self, params: Flat) -> Flat:
-        """Parameters of the plain model that computes the same.
+        """Parameters of the plain model that computes the same; some modules' are enough.
 
         Raises:
             UserError: the method cannot be merged.
         """
         merged, table = self.method.merge(self.base, params), f"{self.base.words}/embedding"
-        if self.ties_words and merged[table] is not params[table]:
+        if self.ties_words and merged.get(table) is not params.get(table):
             raise UserError(
                 "the head reads words off by their embeddings, of which the method adapts the "
                 "look-up alone: that cannot be merged into one table"

@@ -13,9 +13,7 @@ import pyarrow
 
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
-from ftjax.formats import gguf
-from ftjax.formats.folder import load_tokenizer
-from ftjax.formats.hf import TOKENIZER_FILES
+from ftjax.formats.folder import load_tokenizer, tokenizer_bytes
 from ftjax.remote import cache_folder
 
 Columns = Mapping[str, list]
@@ -160,11 +158,9 @@ def encoder(task: Any, folder: Path, max_length: int) -> Callable[[Split], Examp
 
 
 def _key(folder: Path, split: Split, task: Any, max_length: int) -> str:
-    digest = hashlib.sha256(f"4 {max_length} {task!r}".encode())
-    if gguf.is_gguf(folder):
-        digest.update(gguf.tokenizer_bytes(folder))
-    for name in (*TOKENIZER_FILES, "config.json"):
-        digest.update((folder / name).read_bytes() if (folder / name).exists() else b"\2")
+    digest = hashlib.sha256(f"5 {max_length} {task!r}".encode())
+    for part in tokenizer_bytes(folder):
+        digest.update(part)
     for column in (name for name in split.rows.column_names if name != ROW):
         digest.update(column.encode() + b"\1")
         for value in split.column(column):

@@ -207,6 +207,7 @@ def export_adapterhub(
     params: Flat,
     names: tuple[str, ...],
     name: str = NAME,
+    base: str = "",
 ) -> str:
     """Writes an adapter that `adapters` loads (with `use_safetensors=True`), without the base.
 
@@ -217,6 +218,7 @@ def export_adapterhub(
         params: flat parameters.
         names: of the labels.
         name: of the adapter and of its head; adapters of a fusion are numbered after it.
+        base: what others find the base model by; empty: its folder.
 
     Returns:
         What is left out; empty where all is written.
@@ -228,7 +230,7 @@ def export_adapterhub(
     about = {
         "hidden_size": tuned.config.hidden_size,
         "model_class": family_of(model_type).model_class,
-        "model_name": str(source),
+        "model_name": base or str(source),
         "model_type": model_type,
         "name": name,
         "version": VERSION,

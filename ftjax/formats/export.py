@@ -1,129 +1,174 @@
 """A tuned model as a Hugging Face folder or an adapter folder."""
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
-from ftjax.errors import UserError
-from ftjax.formats import hf, peft
+from ftjax.errors import UserError, nearest
+from ftjax.formats import hf, peft, sentences
 from ftjax.formats.adapterhub import export_adapterhub
-from ftjax.formats.folder import open_weights, read_config
+from ftjax.formats.folder import (
+    load_tokenizer,
+    open_weights,
+    read_config,
+    stored_dtype,
+)
+from ftjax.formats.jsons import read_json, write_json
+from ftjax.formats.plain import Plain
+from ftjax.formats.shards import FLOATS, SHARD_BYTES
 from ftjax.formats.vocabulary import sized
+from ftjax.models import kind_of
+from ftjax.parallel.gather import fetched, is_leader
 from ftjax.paths import Flat
 from ftjax.tuned import Tuned
 
-# sentence-transformers' modules of a mean-pooling classifier, beside the plain encoder.
-POOLING, HEAD = "1_Pooling", "2_Dense"
+GENERATION = "generation_config.json"
 
 
-def export_hf(
-    output: Path,
-    source: Path,
-    tuned: Tuned,
-    params: Flat,
-    names: tuple[str, ...],
-    problem: str | None = "single_label_classification",
-) -> None:
+@dataclass(frozen=True)
+class Exported:
+    """What is written of a work folder.
+
+    Attributes:
+        source: the base model's folder, or its .gguf file.
+        base: what others find the base model by: a hub id, or a folder.
+        tuned: the model under its method.
+        params: its flat parameters.
+        names: of a classifier's outputs.
+        problem: a classifier's `problem_type`; None for other heads.
+        dtype: of a merged model's numbers, see `ftjax.formats.shards.FLOATS`; None: the base's.
+        shard_bytes: largest size of a file of a merged model.
+    """
+
+    source: Path
+    base: str
+    tuned: Tuned
+    params: Flat
+    names: tuple[str, ...] = ()
+    problem: str | None = "single_label_classification"
+    dtype: str | None = None
+    shard_bytes: int = SHARD_BYTES
+
+
+def export_hf(output: Path, exported: Exported) -> None:
     """Writes the merged model, as `transformers` calls the family's model with this head.
 
-    `transformers` has no mean-pooling BERT classifier, so with pooling "mean" the folder is the
-    plain encoder, and sentence-transformers' modules add pooling and head.
-
-    Args:
-        names: of the outputs of a classifier.
-        problem: a classifier's `problem_type`; None for other heads.
+    `transformers` has no mean-pooling BERT classifier and no embeddings of sentences, so for those
+    the folder is the plain encoder, and sentence-transformers' modules add what comes after it.
 
     Raises:
         UserError: the method cannot be merged.
     """
-    plain = tuned.merged(jax.tree.map(np.asarray, params))
-    config = {**sized(read_config(source), tuned.config.vocab_size), "dtype": "float32"}
+    tuned, source = exported.tuned, exported.source
+    dtype = exported.dtype or stored_dtype(source)
+    config = {**sized(read_config(source), tuned.config.vocab_size), "dtype": dtype}
     config.pop("torch_dtype", None)
-    labels = {
-        "id2label": {str(i): name for i, name in enumerate(names)},
-        "label2id": {name: i for i, name in enumerate(names)},
-    }
-    if tuned.model.pooling != "mean":
-        head = tuned.config.heads[tuned.model.head]
-        config |= {"architectures": [head.architecture]}
-        config |= {**labels, "problem_type": problem} if problem else {}
-        tensors = hf.to_tensors(plain, tuned.names, prefix=True)
-        hf.write_folder(output, source, config, _float32(tensors))
+    plain, paths = Plain(tuned, exported.params), list(tuned.base.shapes)
+    if sentences.plain_encoder(tuned):
+        paths = [path for path in paths if not tuned.names.in_head(path)]
+        tensors = plain.tensors(paths, prefix=False) | _left_out(exported, paths)
+        config["architectures"] = [tuned.family.MODEL]
+    else:
+        tensors = plain.tensors(paths, prefix=True)
+        config["architectures"] = [tuned.config.heads[tuned.model.head].architecture]
+        if exported.problem:
+            config |= {**sentences.labels_of(exported.names), "problem_type": exported.problem}
+    padded = kind_of(config) == "decoder" and tuned.model.head == "classification"
+    if padded and config.get("pad_token_id") is None:
+        config["pad_token_id"] = _pad(source)
+    hf.write_folder(output, source, config, tensors, dtype, exported.shard_bytes)
+    if padded:
+        _name_pad(output, config["pad_token_id"])
+    if tuned.model.head in ("causal_lm", "seq2seq_lm"):
+        _write_generation(output, source)
+    if sentences.plain_encoder(tuned):
+        head = {path: plain.leaf(path) for path in tuned.base.shapes if tuned.names.in_head(path)}
+        sentences.write_modules(output, source, tuned, head, exported.names)
+
+
+def _left_out(exported: Exported, paths: Iterable[str]) -> dict[str, Any]:
+    """Tensors of the base that this head does without, so that nothing is missing."""
+    tuned, base = exported.tuned, open_weights(exported.source)
+    written = {name for path in paths for name, _ in tuned.names.stored(path)}
+    modules, found = set(tuned.base.names.values()), {}
+    for name in base:
+        bare = name.removeprefix(f"{tuned.family.HF_PREFIX}.")
+        if bare.rsplit(".", 1)[0] in modules and bare not in written:
+            found[bare] = base[name]
+    return found
+
+
+def _pad(source: Path) -> int:
+    """What rows are padded with for a classifier of a decoder, whose base says nothing of it.
+
+    `transformers` reads the last token that is no padding, so it is none that ends a text.
+    """
+    tokenizer = load_tokenizer(source)
+    if tokenizer.pad_token_id is not None:
+        return tokenizer.pad_token_id
+    last = tokenizer("a")["input_ids"][-1]
+    usual = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    return next((token for token in usual if token is not None and token != last), last)
+
+
+def _name_pad(output: Path, pad: int) -> None:
+    """Has the tokenizer pad with what the model takes for padding, where it has no such token."""
+    tokenizer, file = load_tokenizer(output), output / "tokenizer_config.json"
+    if tokenizer.pad_token_id is None:
+        token = tokenizer.convert_ids_to_tokens(pad)
+        write_json(file, {**(read_json(file) if file.exists() else {}), "pad_token": token})
+
+
+def _write_generation(output: Path, source: Path) -> None:
+    """How the base's texts are generated: its own file, or as `transformers` makes it."""
+    if source.is_dir() and (source / GENERATION).exists():
+        shutil.copyfile(source / GENERATION, output / GENERATION)
         return
-    encoder, head = _split_head(tuned, plain)
-    tensors = hf.to_tensors(encoder, tuned.names, prefix=False)
-    base = open_weights(source)
-    prefix = f"{tuned.family.HF_PREFIX}."
-    for name in base:  # parts that this classifier leaves out, so that nothing is missing
-        bare = name.removeprefix(prefix)
-        if bare.rsplit(".", 1)[0] in tuned.base.names.values() and bare not in tensors:
-            tensors[bare] = np.asarray(base[name])
-    config["architectures"] = [tuned.family.MODEL]
-    hf.write_folder(output, source, config, _float32(tensors))
-    _write_dense(output, source, head, labels)
+    from transformers import AutoConfig, GenerationConfig
+
+    settings = GenerationConfig.from_model_config(AutoConfig.from_pretrained(output))
+    write_json(output / GENERATION, json.loads(settings.to_json_string()))
 
 
-def _write_dense(
-    output: Path, source: Path, head: Mapping[str, np.ndarray], labels: Mapping[str, Any]
-) -> None:
-    """The head as a sentence-transformers Dense module without activation."""
-    width, count = head["classifier/kernel"].shape
-    (output / POOLING).mkdir(exist_ok=True)
-    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
-    pooling |= {"pooling_mode_cls_token": False, "pooling_mode_max_tokens": False}
-    (output / POOLING / "config.json").write_text(json.dumps(pooling, indent=2) + "\n")
-    (output / HEAD).mkdir(exist_ok=True)
-    dense = {"in_features": width, "out_features": count, "bias": True, **labels}
-    dense["activation_function"] = "torch.nn.modules.linear.Identity"
-    (output / HEAD / "config.json").write_text(json.dumps(dense, indent=2) + "\n")
-    linear = {
-        "linear.weight": np.ascontiguousarray(head["classifier/kernel"].T),
-        "linear.bias": head["classifier/bias"],
-    }
-    save_file(_float32(linear), output / HEAD / "model.safetensors", metadata={"format": "pt"})
-    kinds = (("", "Transformer"), (POOLING, "Pooling"), (HEAD, "Dense"))
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(kinds)
-    ]
-    (output / "modules.json").write_text(json.dumps(modules, indent=2) + "\n")
-    hf.copy_files(source, output, ("sentence_bert_config.json",))
-
-
-def export_peft(
-    output: Path, source: Path, tuned: Tuned, params: Flat, names: tuple[str, ...]
-) -> None:
+def export_peft(output: Path, exported: Exported) -> None:
     """Writes an adapter folder that `peft` loads: with its head, without the base.
 
-    With pooling "mean" the adapter is of the plain encoder, and the head a sentence-transformers
-    Dense module beside it, since `transformers` has no such classifier.
+    Where the folder would be the plain encoder, so is what the adapter is of, and what comes after
+    it lies beside it as modules of sentence-transformers.
 
     Raises:
         UserError: PEFT has no such method.
     """
+    tuned, names = exported.tuned, exported.names
     text = f"Labels: {', '.join(names)}." if names else ""
-    if tuned.model.pooling == "mean":
-        text += f" Mean pooling; the head is the Dense module in `{HEAD}`."
-    peft.write(output, source, tuned, params, text)
-    if tuned.model.pooling == "mean":
-        _, head = _split_head(tuned, {path: np.asarray(leaf) for path, leaf in params.items()})
-        _write_dense(output, source, head, {"labels": list(names)})
-        (output / "modules.json").unlink()  # the encoder is elsewhere
+    encoder, own = sentences.plain_encoder(tuned), _own(exported)
+    text += f" {sentences.described(tuned)}" if encoder else ""
+    peft.write(output, exported.source, tuned, own, text, exported.base)
+    if not encoder:
+        return
+    sentences.write_pooling(output, tuned)
+    if tuned.model.head != "embedding":
+        head = {path: np.asarray(x) for path, x in own.items() if tuned.names.in_head(path)}
+        sentences.write_dense(output, head, {"labels": list(names)})
 
 
-def _split_head(tuned: Tuned, params: Flat) -> tuple[Flat, Flat]:
-    head = {path: leaf for path, leaf in params.items() if path.split("/")[0] in tuned.base.head}
-    return {path: leaf for path, leaf in params.items() if path not in head}, head
+def _own(exported: Exported) -> Flat:
+    """The parameters, those that an adapter's folder may hold on this host: all but frozen ones."""
+    tuned = exported.tuned
 
+    def held(path: str, leaf: Any) -> Any:
+        base = path in tuned.base.shapes and not tuned.names.in_head(path)
+        return leaf if base and not tuned.partition.is_trainable(path) else fetched(leaf)
 
-def _float32(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: array.astype(np.float32) for name, array in tensors.items()}
+    return {path: held(path, leaf) for path, leaf in exported.params.items()}
 
 
 def write_export(
@@ -132,12 +177,14 @@ def write_export(
     source: Path,
     tuned: Tuned,
     params: Flat,
-    names: tuple[str, ...],
+    names: tuple[str, ...] = (),
     problem: str | None = "single_label_classification",
+    **options: Any,
 ) -> str:
     """Writes `kind` ("hf", "peft" or "adapterhub") to a new folder: whole, or not at all.
 
-    See `export_hf` for `names` and `problem`.
+    On several hosts all call it, and the leader alone writes. See `Exported` for the arguments;
+    `options` are its others, of which `base` is `source` unless given.
 
     Returns:
         What is left out; empty where all is written.
@@ -145,6 +192,13 @@ def write_export(
     Raises:
         UserError: there is no such model, or method, in that form.
     """
+    exported = Exported(
+        source, options.pop("base", str(source)), tuned, params, names, problem, **options
+    )
+    if exported.dtype not in (None, *FLOATS):
+        raise UserError(f"--dtype {exported.dtype} is not known{nearest(exported.dtype, FLOATS)}")
+    if kind != "hf" and exported.dtype:
+        raise UserError(f"--dtype is of --format hf; adapters are float32 in --format {kind}")
     if not tuned.method.trains:
         raise UserError("prompting trains nothing: there is nothing to export")
     if tuned.model.pooling == "entities":
@@ -159,11 +213,37 @@ def write_export(
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists and is not empty")
-    unfinished = output.with_name(f".{output.name}.partial")
-    hf_writer = partial(export_hf, problem=problem)
-    writers = {"hf": hf_writer, "peft": export_peft, "adapterhub": export_adapterhub}
-    note = writers[kind](unfinished, source, tuned, params, names)
-    if output.exists():
-        output.rmdir()
-    unfinished.rename(output)
+    writers = {"hf": export_hf, "peft": export_peft, "adapterhub": _export_adapterhub}
+    return _whole(output, partial(writers[kind], exported=exported))
+
+
+def _export_adapterhub(output: Path, exported: Exported) -> str:
+    tuned, own = exported.tuned, _own(exported)
+    names, base = exported.names, exported.base
+    return export_adapterhub(output, exported.source, tuned, own, names, base=base)
+
+
+def _whole(output: Path, write: Callable[[Path], str | None]) -> str:
+    """Has a folder written under another name, and renames it when it is whole.
+
+    On several hosts what others than the leader write is thrown away.
+    """
+    with TemporaryDirectory() as elsewhere:
+        unfinished = output.with_name(f".{output.name}.partial")
+        unfinished = unfinished if is_leader() else Path(elsewhere) / output.name
+        if unfinished.exists():  # of a process that was killed
+            shutil.rmtree(unfinished)
+        try:
+            note = write(unfinished)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        if is_leader():
+            if output.exists():
+                output.rmdir()
+            unfinished.rename(output)
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import sync_global_devices
+
+        sync_global_devices(f"exported {output}")
     return note or ""

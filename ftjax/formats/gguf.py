@@ -86,6 +86,7 @@ def _read(path: Path, changed: int, size: int) -> File:
 
 def tokenizer_bytes(path: Path) -> bytes:
     """All that the file says of its tokenizer, to tell tokenizers apart."""
-    entries = read(path).metadata.items()
-    found = {name: value for name, value in entries if name.startswith("tokenizer.")}
+    file = read(path)
+    found = {name: x for name, x in file.metadata.items() if name.startswith("tokenizer.")}
+    found["architecture"] = file.architecture
     return json.dumps(found, sort_keys=True).encode("utf-8", "surrogatepass")

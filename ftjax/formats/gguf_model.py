@@ -6,6 +6,7 @@ GPT-2's kernels. All of that is undone here.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,6 +163,15 @@ class Weights(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._stored)
+
+
+def stored_dtype(path: Path) -> str:
+    """The floating type that most numbers have; of quantized ones what they are read as."""
+    names = {"F16": "float16", "BF16": "bfloat16"}
+    counts: Counter[str] = Counter()
+    for tensor in read(path).tensors.values():
+        counts[names.get(tensor.tensor_type.name, "float32")] += int(tensor.n_elements)
+    return max(counts, key=counts.get)
 
 
 def _tied(file: File) -> bool:

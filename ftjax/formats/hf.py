@@ -1,9 +1,7 @@
 """Hugging Face model folders, in and out, by a family's table of module names."""
 
-import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,28 +9,29 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from ftjax.errors import UserError, nearest
-from ftjax.formats.folder import load_tokenizer
-from ftjax.formats.gguf import is_gguf
+from ftjax.formats.folder import write_tokenizer
+from ftjax.formats.jsons import write_json
+from ftjax.formats.shards import SHARD_BYTES, write_weights
 from ftjax.paths import Flat, expand
 
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
+# What a folder may hold besides a model's parameters, and transformers passes over as well: buffers
+# that it computes, or that older libraries stored; and parts of pretraining.
+PASSED_OVER = (
+    r"(.*\.)?(position_ids|token_type_ids)",
+    r".*\.(attn|attention|crossattention)\.(masked_)?bias",
+    r".*rotary_emb\.(cos_cached|sin_cached|(\w+_)?inv_freq)",
+    r"(.*\.)?embed_(scale|positions\._float_tensor)",
+    r"(.*\.)?(final_logits_bias|(en|de)coder\.version)",
+    r".*\.EncDecAttention\.relative_attention_bias\.weight",
+    r"(discriminator_predictions|generator_predictions|generator_lm_head)\..*",
+    r"(lm|mask)_predictions\..*",
+    r"(deberta\.)?embeddings\.position_embeddings\.weight",
 )
-SINGLE = "model.safetensors"
 WORDS = ("words/embedding", "embeddings/word/embedding")
 ROWS = 8192  # that are compared at a time
-SHARD_BYTES = 5_000_000_000
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,7 @@ def names_of(family: ModuleType, config: Any, head: str | None) -> Names:
     theirs = {part if isinstance(part, str) else part.name for part in others}
     theirs |= {part.copy for part in others if isinstance(part, Part) and part.copy}
     copies = r"(.*\.)?(lm_head|(en|de)coder\.embed_tokens)\.weight"
-    buffers = (r".*position_ids", r".*\.(attn|attention)\.(masked_)?bias")  # of older folders
-    ignored = (copies, *buffers, *(rf"{re.escape(name)}(\..*)?" for name in sorted(theirs)))
+    ignored = (copies, *PASSED_OVER, *(rf"{re.escape(name)}(\..*)?" for name in sorted(theirs)))
     prefix = config.heads[head].prefix if head in config.heads else None
     usual, base = family.HF_PREFIX, family.hf_modules(config)
     vocabulary = config.heads[head].vocabulary if head in config.heads and config.tied else ""
@@ -283,91 +281,99 @@ def require_equal(table: str, copies: Iterable[str], weights: Mapping[str, Any])
             )
 
 
-def to_tensors(params: Mapping[str, Any], names: Names, prefix: bool) -> dict[str, np.ndarray]:
-    """The inverse of `load`: Hugging Face's tensors by name."""
-    pieces: dict[str, dict[int, np.ndarray]] = {}
-    turned, shapes, copies = {}, {}, {}
-    for path, leaf in params.items():
-        stored, array = names.stored(path), np.asarray(leaf)
-        inside = prefix and not names.in_head(path)
-        axes = (path != expand(path)[0]) + bool(stored[0][1].stack)
-        layers = array.reshape(len(stored), *array.shape[axes:])
-        for (name, part), layer in zip(stored, layers, strict=True):
-            before = f"{names.prefix}." * bool(inside and names.prefix)
+@dataclass(frozen=True)
+class Written:
+    """A tensor to be written, made when it is asked for.
+
+    Attributes:
+        shape: as stored.
+        make: gives it.
+    """
+
+    shape: tuple[int, ...]
+    make: Callable[[], np.ndarray]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.make()
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+
+def written(
+    shapes: Mapping[str, Any], names: Names, prefix: bool, read: Callable[[str, int], np.ndarray]
+) -> dict[str, Written]:
+    """The inverse of `load`: Hugging Face's tensors by name.
+
+    Args:
+        shapes: flat parameters, or anything with their shapes.
+        names: what Hugging Face calls the model's modules.
+        prefix: with the prefix of models with this head.
+        read: gives a parameter's part, by its path and its number among `Names.stored`.
+    """
+    pieces: dict[str, dict[int, tuple[str, int]]] = {}
+    parts: dict[str, Part] = {}
+    copies: dict[str, str] = {}
+    for path in shapes:
+        inside = prefix and not names.in_head(path) and names.prefix
+        before = f"{names.prefix}." if inside else ""
+        for number, (name, part) in enumerate(names.stored(path)):
             name, copy = before + name, part.copy_of(path.rsplit("/", 1)[1])
             copies.update({name: before + copy} if copy else {})
-            pieces.setdefault(name, {})[part.index] = layer
-            turned[name] = path.endswith("/kernel") and not part.turned
-            shapes[name] = part.shape
-    tensors = {}
-    for name, parts in pieces.items():
-        array = np.concatenate([parts[i] for i in sorted(parts)], -1)
-        array = np.ascontiguousarray(array.T if turned[name] else array)
-        tensors[name] = array.reshape(shapes[name] or array.shape)
+            pieces.setdefault(name, {})[part.index] = path, number
+            parts[name] = part
+
+    def tensor(name: str) -> Written:
+        part, paths = parts[name], [pieces[name][i] for i in sorted(pieces[name])]
+        axes = [_axes(path, names) for path, _ in paths]
+        each = [shapes[path].shape[n:] for (path, _), n in zip(paths, axes, strict=True)]
+        shape = (*each[0][:-1], sum(one[-1] for one in each)) if each[0] else ()
+        turned = paths[0][0].endswith("/kernel") and not part.turned
+        shape = part.shape or (shape[::-1] if turned else shape)
+
+        def make() -> np.ndarray:
+            arrays = [np.asarray(read(path, number)) for path, number in paths]
+            array = np.concatenate(arrays, -1) if len(arrays) > 1 else arrays[0]
+            return np.ascontiguousarray(array.T if turned else array).reshape(shape)
+
+        return Written(shape, make)
+
+    tensors = {name: tensor(name) for name in pieces}
     for name, copy in copies.items():
-        tensors.setdefault(copy, tensors[name].copy())  # files hold no two names of one array
+        tensors.setdefault(copy, tensors[name])
     return tensors
+
+
+def _axes(path: str, names: Names) -> int:
+    """How many leading axes of a parameter count layers and stacked modules."""
+    return (path != expand(path)[0]) + bool(names.stored(path)[0][1].stack)
+
+
+def to_tensors(params: Mapping[str, Any], names: Names, prefix: bool) -> dict[str, np.ndarray]:
+    """The inverse of `load`, at once: Hugging Face's tensors by name."""
+
+    def read(path: str, number: int) -> np.ndarray:
+        array = np.asarray(params[path])
+        return array.reshape(-1, *array.shape[_axes(path, names) :])[number]
+
+    return {n: np.asarray(x) for n, x in written(params, names, prefix, read).items()}
 
 
 def write_folder(
     output: Path,
     source: Path,
     config: Mapping[str, Any],
-    tensors: Mapping[str, np.ndarray],
-    extra: Iterable[str] = (),
+    tensors: Mapping[str, Any],
+    dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes config.json and the weights, and the tokenizer of `source`."""
-    output.mkdir(parents=True, exist_ok=True)
-    write_weights(output, tensors, shard_bytes)
-    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if is_gguf(source):
-        load_tokenizer(source).save_pretrained(output)
-    copy_files(source, output, (*TOKENIZER_FILES, *extra))
-
-
-def write_weights(output: Path, tensors: Mapping[str, np.ndarray], shard_bytes: int) -> None:
-    """Writes model.safetensors or, where that would be too large, shards and their index.
-
-    Tensors are asked for once each, in order, and dropped when their shard is on disk.
+    """Writes config.json and the weights, and the tokenizer of `source`.
 
     Args:
-        output: a folder without weights.
-        tensors: by name.
-        shard_bytes: largest size of a file's tensors; a larger tensor has a file of its own.
+        tensors: anything with a shape that numpy makes an array of, in turn.
+        dtype: that they are written in, a key of `shards.FLOATS`.
+        shard_bytes: largest size of a file's tensors.
     """
-    shards: list[list[str]] = []
-    held: dict[str, np.ndarray] = {}
-    total = size = 0
-
-    def flush() -> None:
-        save_file(held, output / f"{len(shards)}.partial", metadata={"format": "pt"})
-        shards.append(list(held))
-        held.clear()
-
-    for name in tensors:
-        array = np.asarray(tensors[name])  # read now, where it is a file's
-        if held and size + array.nbytes > shard_bytes:
-            flush()
-            size = 0
-        held[name] = array
-        size, total = size + array.nbytes, total + array.nbytes
-    flush()
-    if len(shards) == 1:
-        (output / "0.partial").rename(output / SINGLE)
-        return
-    places = {}
-    for i, names in enumerate(shards):  # named by their count, which is known only now
-        file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        (output / f"{i}.partial").rename(output / file)
-        places |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    (output / f"{SINGLE}.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def copy_files(source: Path, output: Path, names: Iterable[str]) -> None:
-    """Copies those of the named files that exist."""
-    for name in names:
-        if (source / name).exists() and source != output:
-            (output / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, output / name)
+    output.mkdir(parents=True, exist_ok=True)
+    write_weights(output, tensors, dtype, shard_bytes)
+    write_json(output / "config.json", config)
+    if source != output:
+        write_tokenizer(source, output)

@@ -29,11 +29,13 @@ from ftjax.formats.peft_places import (
     uncut,
 )
 from ftjax.formats.peft_saved import changed, plain_names, refuse_resized, saved
+from ftjax.formats.pickled import read_tensors
 from ftjax.methods import hyperparameters
 from ftjax.paths import Flat, expand
 from ftjax.tuned import Tuned, placed
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"  # as older versions wrote it
 
 
 def _adapter(tuned: Tuned) -> Tuned:
@@ -83,7 +85,12 @@ def to_peft(tuned: Tuned, params: Mapping[str, Any]) -> tuple[dict[str, Any], di
 
 
 def write(
-    folder: Path, source: Path, tuned: Tuned, params: Mapping[str, Any], text: str = ""
+    folder: Path,
+    source: Path,
+    tuned: Tuned,
+    params: Mapping[str, Any],
+    text: str = "",
+    base: str = "",
 ) -> None:
     """Writes an adapter folder that `peft` loads: with its head, without the base.
 
@@ -93,6 +100,7 @@ def write(
         tuned: the model under its method.
         params: flat parameters.
         text: what README.md says besides.
+        base: what others find the base model by; empty: its folder.
     """
     config, tensors = to_peft(tuned, params)
     path = changed(tuned, params, open_weights(source))
@@ -104,7 +112,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: array.astype(np.float32) for name, array in tensors.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    config["base_model_name_or_path"] = str(source)
+    config["base_model_name_or_path"] = base or str(source)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     name = type(tuned.method).__name__
     (folder / "README.md").write_text(
@@ -216,13 +224,11 @@ def _outside(form: Form) -> str:
 
 
 def _open(folder: Path) -> dict[str, np.ndarray]:
-    file = folder / WEIGHTS
+    file, pickled = folder / WEIGHTS, folder / PICKLED
+    if not file.exists() and pickled.exists():
+        return read_tensors(pickled)
     if not file.exists():
-        pickled = (folder / "adapter_model.bin").exists()
-        raise UserError(
-            f"{folder} has no {WEIGHTS}"
-            + (": adapter_model.bin is pickled, and reading it can run code" if pickled else "")
-        )
+        raise UserError(f"{folder} has no {WEIGHTS}")
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as error:

@@ -14,6 +14,7 @@ from ftjax.errors import UserError, nearest, require
 from ftjax.formats import hf
 from ftjax.formats.peft_config import MERGE, value_at
 from ftjax.formats.peft_places import INSIDE
+from ftjax.parallel.gather import fetched
 from ftjax.paths import Flat, expand
 from ftjax.quantization import Quantized
 from ftjax.tuned import Tuned
@@ -206,7 +207,7 @@ def changed(tuned: Tuned, params: Mapping[str, Any], weights: Mapping[str, Any])
         if head or tuned.partition.is_trainable(path) or not hasattr(now, "astype"):
             return
         then = stored.read(tuple(slice(None) for _ in stored.shape), np.float32)
-        if np.any(then.astype(now.dtype) != np.asarray(now)):
+        if np.any(then.astype(now.dtype) != fetched(now)):
             different.append(path)
 
     hf.load(weights, tuned.base.shapes, tuned.names, compare)

@@ -170,6 +170,8 @@ class Method:
     def merge(self, base: Base, params: Flat) -> Flat:
         """Parameters of the plain model that computes the same.
 
+        Also of a part of them: a module's own, with those that are in no module.
+
         Raises:
             UserError: the method changes the computation and cannot be merged.
         """

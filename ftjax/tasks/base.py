@@ -84,7 +84,7 @@ class Task:
         """Examples of rows.
 
         Args:
-            tokenizer: a fast one of `transformers`.
+            tokenizer: of `transformers`; a fast one, but for Marian's.
             columns: of the split.
             max_length: in tokens, special ones included.
 
@@ -173,11 +173,20 @@ def cut_texts(
 ) -> dict[str, list]:
     """Token ids of one text or two of each row, cut to length: see `Task.encode`."""
     texts = [columns[name] for name in names if name in columns]
-    cut = tokenizer(*texts, truncation=True, max_length=max_length)
-    found = {"input_ids": cut["input_ids"], "cut": were_cut(cut)}
+    cut, long = cut_to(tokenizer, max_length, *texts)
+    found = {"input_ids": cut["input_ids"], "cut": long}
     if len(texts) == 2 and "token_type_ids" in cut:
         found["token_type_ids"] = cut["token_type_ids"]
     return found
+
+
+def cut_to(tokenizer: Any, max_length: int, *texts: Sequence[str]) -> tuple[Any, list[bool]]:
+    """Texts or pairs tokenized and cut to length, and whether each was longer."""
+    cut = tokenizer(*texts, truncation=True, max_length=max_length)
+    if tokenizer.is_fast:
+        return cut, were_cut(cut)
+    whole = tokenizer(*texts, verbose=False)["input_ids"]  # Marian's does not say what it cut
+    return cut, [len(ids) > max_length for ids in whole]
 
 
 def were_cut(found: Any) -> list[bool]:

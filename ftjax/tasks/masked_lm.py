@@ -14,7 +14,7 @@ from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Schema, text
 from ftjax.data.loading import Vary
 from ftjax.data.sources import Split
-from ftjax.errors import UserError
+from ftjax.errors import UserError, require
 from ftjax.loss import Loss
 from ftjax.tasks.base import Apply, Array, Batch, Task, of_places, were_cut
 from ftjax.tasks.corruption import mask_tokens
@@ -122,7 +122,11 @@ def with_words(
     """Token ids of texts or pairs, with "_word", each token's word, -1 for special tokens.
 
     With `offsets` also "offset_mapping", where each token is in its text.
+
+    Raises:
+        UserError: the tokenizer does not say.
     """
+    require(tokenizer.is_fast, "the model's tokenizer does not say which word a token is of")
     cut = tokenizer(
         *texts,
         truncation=True,

@@ -10,7 +10,7 @@ from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Schema, text
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, nearest
-from ftjax.tasks.base import were_cut
+from ftjax.tasks.base import cut_to
 from ftjax.tasks.rebuilding import Rebuilding
 from ftjax.tasks.written import Written, summary_scores, translation_scores
 
@@ -58,8 +58,7 @@ class Seq2Seq(Written, Rebuilding):
         """With "decoder_ids", the target's tokens to its end; rows without targets have none."""
         self._set_languages(tokenizer)
         texts = [self.prefix + each for each in columns["source"]]
-        cut = tokenizer(texts, truncation=True, max_length=max_length)
-        long = were_cut(cut)
+        cut, long = cut_to(tokenizer, max_length, texts)
         found = {"input_ids": cut["input_ids"], "cut": long}
         if "target" in columns:
             wanted = tokenizer(text_target=columns["target"], verbose=False)["input_ids"]

@@ -20,7 +20,7 @@ from ftjax.data.planning import bucket_layout
 from ftjax.data.preparation.words import IS_HAN, WORD
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
-from ftjax.formats.folder import fingerprint, load_tokenizer, locate
+from ftjax.formats.folder import identity, load_tokenizer, locate
 from ftjax.generation.command import make_generator, open_model, open_workdir
 from ftjax.parallel.agreement import require_same, told
 from ftjax.parallel.mesh import make_mesh
@@ -75,8 +75,8 @@ def generate(model: str, prompts: Sequence[str], settings: Mapping[str, Any]) ->
                 found[i] = several[0]
         return found
 
-    identity = _run_identity(model) if trained else fingerprint(locate(model))
-    return _kept(["generate", identity, list(prompts), dict(settings)], run)
+    source = _run_identity(model) if trained else identity(locate(model))
+    return _kept(["generate", source, list(prompts), dict(settings)], run)
 
 
 def fill(model: str, texts: Sequence[Sequence[str]], count: int) -> list[list[dict[str, float]]]:
@@ -117,7 +117,7 @@ def fill(model: str, texts: Sequence[Sequence[str]], count: int) -> list[list[di
             for parts, row, found in zip(texts, places, out, strict=True)
         ]
 
-    return _kept(["fill", fingerprint(locate(model)), [list(t) for t in texts], count], run)
+    return _kept(["fill", identity(locate(model)), [list(t) for t in texts], count], run)
 
 
 def likely(

@@ -237,14 +237,6 @@ def test_a_truncated_shard_ends_the_command_with_2(
     assert f"{shard} is corrupt or truncated" in capsys.readouterr().err
 
 
-def test_pickled_weights_are_refused(tiny, one_device, tmp_path):
-    folder = tmp_path / "pickled"
-    shutil.copytree(tiny, folder)
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="can run code"):
-        tuned.load(folder, build(folder, {"name": "full"}), one_device, jax.random.key(0))
-
-
 def test_shards_are_written_as_transformers_does(tiny, tmp_path):
     limit = 20_000
     reference = transformers.AutoModel.from_pretrained(tiny)

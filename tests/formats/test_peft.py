@@ -136,7 +136,7 @@ def test_damaged_folders_are_refused(lora, tmp_path):
     (tmp_path / peft.CONFIG).write_text((folder / peft.CONFIG).read_text())
     refused("has no adapter_model.safetensors")
     (tmp_path / "adapter_model.bin").touch()
-    refused("can run code")
+    refused("adapter_model.bin cannot be read")
     (tmp_path / peft.WEIGHTS).write_bytes((folder / peft.WEIGHTS).read_bytes()[:-10])
     refused("corrupt or truncated")
     tensors = load_file(folder / peft.WEIGHTS)

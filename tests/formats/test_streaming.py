@@ -49,7 +49,8 @@ import json, re, sys
 from pathlib import Path
 import jax, numpy as np
 from ftjax import methods, tuned
-from ftjax.formats.folder import Tensor, read_config
+from ftjax.formats.folder import read_config
+from ftjax.formats.weights import Tensor
 from ftjax.parallel.mesh import make_mesh
 
 def status(name):

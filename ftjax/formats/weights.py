@@ -1,0 +1,161 @@
+"""The tensors of a model's folder: of safetensors or of torch's `.bin` files, one or several."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ftjax.errors import UserError
+from ftjax.formats import pickled
+from ftjax.formats.jsons import read_json
+
+SINGLE = ("model.safetensors", "pytorch_model.bin")  # the first that is there, or whose index is
+OTHERS = {"tf_model.h5": "TensorFlow", "flax_model.msgpack": "Flax"}
+# What safetensors calls types of elements.
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+# What torch puts into names when modules are wrapped: to be on several devices, or compiled.
+WRAPPERS = r"(^|\.)(?:(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
+
+
+def usual_name(stored: str) -> str:
+    """A tensor's name without wrappers, and in torch's words where it is in TensorFlow's."""
+    name = re.sub(WRAPPERS, r"\1", stored).replace("LayerNorm.gamma", "LayerNorm.weight")
+    return name.replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _index(folder: Path, single: str) -> dict[str, str] | None:
+    """Tensor → file, by the index of a folder's shards; None where there is none."""
+    path = folder / f"{single}.index.json"
+    if not path.exists():
+        return None
+    found = read_json(path).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise UserError(f'{path} has no "weight_map" from tensors to files')
+    return found
+
+
+def _single(folder: Path) -> str:
+    """Which of `SINGLE` a folder has, whole or in shards.
+
+    Raises:
+        UserError: none.
+    """
+    for single in SINGLE:
+        if (folder / single).exists() or (folder / f"{single}.index.json").exists():
+            return single
+    for name, library in OTHERS.items():
+        if (folder / name).exists():
+            raise UserError(
+                f"{folder} has only {library}'s weights, {name}: save it with transformers as "
+                f"{SINGLE[0]}"
+            )
+    raise UserError(f"{folder} has no {' or '.join(SINGLE)}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder's tensors.
+
+    Raises:
+        UserError: there are none, or the index is damaged or names an absent one.
+    """
+    single = _single(folder)
+    index = _index(folder, single)
+    if index is None:
+        return [folder / single]
+    files = [folder / name for name in sorted(set(index.values()))]
+    for file in files:
+        if not file.exists():
+            raise UserError(f"the index of {folder} names {file.name}, which is absent")
+    return files
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in a safetensors file: indexing it by slices reads those from disk.
+
+    The file is open only meanwhile: pages of a mapped file count as the process's memory.
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        with _readable(self.file), safe_open(self.file, framework="numpy") as handle:
+            return handle.get_slice(self.name)[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[...] if dtype is None else self[...].astype(dtype, copy=False)
+
+
+def _tensors(file: Path) -> Mapping[str, Any]:
+    """The tensors of a file by the names that they have there."""
+    if file.suffix == ".bin":
+        return pickled.open_tensors(file)
+    tensors = {}
+    with _readable(file), safe_open(file, framework="numpy") as handle:
+        for name in handle.keys():  # noqa: SIM118 (not a mapping)
+            part = handle.get_slice(name)
+            kind = part.get_dtype()
+            dtype = np.dtype(DTYPES.get(kind, np.void))  # float8, say: refused where it is read
+            tensors[name] = Tensor(file, name, tuple(part.get_shape()), dtype)
+    return tensors
+
+
+class Weights(Mapping[str, Any]):
+    """Tensors of a folder by name.
+
+    Args:
+        folder: with one of `SINGLE`, or shards and an index.
+
+    Raises:
+        UserError: a file is absent or damaged, or lacks a tensor that the index names.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._tensors: dict[str, Any] = {}
+        stored: set[tuple[str, str]] = set()
+        for file in weight_files(folder):
+            for name, tensor in _tensors(file).items():
+                if usual_name(name) in self._tensors:
+                    raise UserError(f"{folder} has two tensors {usual_name(name)!r}")
+                self._tensors[usual_name(name)] = tensor
+                stored.add((name, file.name))
+        for name, file in (_index(folder, _single(folder)) or {}).items():
+            if (name, file) not in stored:
+                raise UserError(f"{folder / file} lacks tensor {name!r}, which the index names")
+
+    def __getitem__(self, name: str) -> Any:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file} is corrupt or truncated: {error}") from error
