@@ -32,7 +32,7 @@ def ours(model: str, tokens: int) -> dict[int, float]:
 
     import jax
 
-    from ftjax import methods, tuned
+    from ftjax import methods, pretrained, tuned
     from ftjax.formats.folder import locate, read_config
     from ftjax.generation import decode
     from ftjax.generation.settings import Settings
@@ -41,7 +41,7 @@ def ours(model: str, tokens: int) -> dict[int, float]:
     folder = locate(model)
     frozen = methods.create({"name": "prompting"})
     built = tuned.build(read_config(folder), frozen, {}, {"head": "causal_lm"})
-    params, _ = tuned.load(folder, built, make_mesh(), jax.random.key(0))
+    params, _ = pretrained.load(folder, built, make_mesh(), jax.random.key(0))
     settings = Settings(max_new_tokens=tokens)
     start = jax.jit(partial(decode.start, built, settings))
     go_on = jax.jit(partial(decode.go_on, built, settings), donate_argnums=1)

@@ -12,7 +12,7 @@ import transformers
 from flax.core import FrozenDict
 from peft.utils import merge_utils
 
-from ftjax import adapters, tuned
+from ftjax import adapters, pretrained
 from ftjax.errors import UserError
 from ftjax.formats import peft as peft_format
 from ftjax.parallel.mesh import make_mesh
@@ -30,7 +30,7 @@ def trained(name: str, base: str = "bert", head: str = "classification", **hyper
     """A model under a method, and parameters of three random adapters on one base."""
     model = build(base, {"name": name, **hyper}, head={**HEAD, "head": head})
     mesh = make_mesh(devices=jax.devices()[:1])
-    params, _ = tuned.load(folder(base), model, mesh, jax.random.key(0))
+    params, _ = pretrained.load(folder(base), model, mesh, jax.random.key(0))
     found = []
     for seed in range(3):
         random = np.random.default_rng(seed)

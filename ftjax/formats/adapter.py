@@ -6,7 +6,8 @@ from typing import Any
 from ftjax.formats import adapterhub, peft
 from ftjax.formats.folder import read_json
 from ftjax.paths import Flat
-from ftjax.tuned import Tuned, placed
+from ftjax.pretrained import placed
+from ftjax.tuned import Tuned
 
 
 def _of_peft(folder: Path) -> bool:

@@ -32,7 +32,8 @@ from ftjax.formats.peft_saved import changed, plain_names, refuse_resized, saved
 from ftjax.formats.pickled import read_tensors
 from ftjax.methods import hyperparameters
 from ftjax.paths import Flat, expand
-from ftjax.tuned import Tuned, placed
+from ftjax.pretrained import placed
+from ftjax.tuned import Tuned
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"  # as older versions wrote it

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.data.readers import READERS
 from ftjax.errors import UserError
 from ftjax.formats import adapter
@@ -109,7 +109,7 @@ def open_model(
     model = tuned.build(
         config, methods.create(method), options, {"head": head}, jax.default_backend()
     )
-    params, absent = tuned.load(folder, model, mesh, jax.random.key(0))
+    params, absent = pretrained.load(folder, model, mesh, jax.random.key(0))
     if absent:
         raise UserError(f"{folder} has no language-model head: it lacks {absent[0]!r}")
     if adapter_folder:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ftjax import methods, tasks, tuned
+from ftjax import methods, pretrained, tasks, tuned
 from ftjax.config import flat_keys, from_json, to_json
 from ftjax.errors import UserError, nearest, require
 from ftjax.formats.adapter import load_into
@@ -131,7 +131,7 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
         name = config.task.name
         require(task.packs, f"data.batching=pack is not for task.name={name}; use bucket")
     key = jax.random.key(config.seed)
-    params, absent = tuned.load(
+    params, absent = pretrained.load(
         folder, model, mesh, key, config.mesh.replicate, config.model.new_head, resize
     )
     if absent and not method.trains:

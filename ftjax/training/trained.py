@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.formats.adapter import load_into
 from ftjax.formats.folder import read_json, require_same
@@ -89,5 +89,5 @@ def fused(
         for path, array in placed_as(found, number).items():
             if path not in params or array.shape != params[path].shape:
                 raise UserError(f"method.adapters: {path!r} of {folder} does not fit the model")
-            result[path] = tuned.placed(array, params[path])
+            result[path] = pretrained.placed(array, params[path])
     return result

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 from safetensors.numpy import load_file
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.formats.adapterhub import export_adapterhub, read_adapter, read_method
 from ftjax.formats.folder import read_config
 from ftjax.formats.pickled import read_tensors
@@ -25,7 +25,7 @@ def build(folder, head="classification", method=None, **settings):
 def load(folder, model, mesh, head=True):
     """The base's parameters and the adapter's."""
     key = jax.random.key(0)
-    params, _ = tuned.load(folder.parent / "base", model, mesh, key)
+    params, _ = pretrained.load(folder.parent / "base", model, mesh, key)
     return {**params, **read_adapter(folder, model, head)}
 
 

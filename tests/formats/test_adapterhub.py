@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.formats import adapter
 from ftjax.formats.adapterhub import is_fusion, read_adapter, read_method
 from ftjax.formats.export import write_export
@@ -270,7 +270,7 @@ def test_scales_that_the_library_leaves_out_are_in_the_tensors(tmp_path):
 def test_a_fusions_folder_is_loaded_into_a_model(one_device):
     folder = FOLDER / "bert" / "adapter_fusion"
     model = build(folder, method=adapter.read_method(folder))
-    params, _ = tuned.load(folder.parent / "base", model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(folder.parent / "base", model, one_device, jax.random.key(0))
     params, absent = adapter.load_into(model, params, folder)
     assert not absent and model.method.number == 2
     for path, array in read_adapter(folder, model).items():

@@ -15,7 +15,7 @@ import transformers
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.formats.export import write_export
 from ftjax.formats.folder import (
@@ -51,7 +51,7 @@ def start(folder, mesh, head, method="full", **settings):
         {"dtype": "float32", **settings},
         wanted,
     )
-    params, _ = tuned.load(folder, model, mesh, jax.random.key(0))
+    params, _ = pretrained.load(folder, model, mesh, jax.random.key(0))
     return model, perturbed(params, model)
 
 
@@ -258,7 +258,7 @@ def test_embeddings_are_sentence_transformers(case, how, one_device, tmp_path):
     if case == "xlnet":  # whose attention has no modules that PEFT adapts
         method["targets"] = ("ffn.up", "ffn.down")
     model = build(base, method, head=task.head((), base))
-    params, _ = tuned.load(base, model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(base, model, one_device, jax.random.key(0))
     params = perturbed(params, model)
     write_export("hf", out, base, model, params, problem=None)
     assert pooling(out) == how
@@ -294,7 +294,7 @@ def test_an_adapter_names_its_base_as_others_find_it(tiny, one_device, tmp_path)
     }
     assert all(found == wanted for found, wanted in names.items())
     model = build(tiny, {"name": "lora"})
-    params, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
     for kind, key in (("peft", "base_model_name_or_path"), ("adapterhub", "model_name")):
         write_export(kind, tmp_path / kind, tiny, model, params, ("a", "b"), base="org/some-model")
         config = json.loads((tmp_path / kind / "adapter_config.json").read_text())

@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.cli import main
 from ftjax.errors import UserError
 from ftjax.formats import hf
@@ -27,7 +27,7 @@ NAMES = ("negative", "positive")
 
 def adapted(folder, mesh, method, head=HEAD, segments="unrolled"):
     model = build(folder, method, {"segments": segments}, head)
-    params, absent = tuned.load(folder, model, mesh, jax.random.key(0))
+    params, absent = pretrained.load(folder, model, mesh, jax.random.key(0))
     return model, perturbed(params, model), absent
 
 
@@ -49,10 +49,10 @@ def test_exported_folder_is_transformers_classifier(tiny, one_device, tmp_path, 
     assert transformers.AutoTokenizer.from_pretrained(out)("good film")["input_ids"][0] == 2
     # And back: the head is now in the folder.
     again = build(out, {"name": "full"})
-    back, absent = tuned.load(out, again, one_device, jax.random.key(9))
+    back, absent = pretrained.load(out, again, one_device, jax.random.key(9))
     assert not absent
     np.testing.assert_allclose(again.apply(back, batch), logits, atol=1e-5)
-    _, absent = tuned.load(out, again, one_device, jax.random.key(9), new_head=True)
+    _, absent = pretrained.load(out, again, one_device, jax.random.key(9), new_head=True)
     assert absent
 
 
@@ -149,7 +149,7 @@ QUERY = "encoder.layer.1.attention.self.query.weight"
 def test_bad_tensors_are_named(tiny, one_device, tmp_path, change, message):
     folder = damaged(tiny, tmp_path, change)
     with pytest.raises(UserError, match=message):
-        tuned.load(folder, build(folder, {"name": "full"}), one_device, jax.random.key(0))
+        pretrained.load(folder, build(folder, {"name": "full"}), one_device, jax.random.key(0))
 
 
 def test_pretraining_heads_are_left_out(tiny, one_device, tmp_path):
@@ -162,8 +162,8 @@ def test_pretraining_heads_are_left_out(tiny, one_device, tmp_path):
 
     folder = damaged(tiny, tmp_path, change)
     model, batch = build(tiny, {"name": "full"}), make_batch()
-    found, _ = tuned.load(folder, model, one_device, jax.random.key(0))
-    wanted, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+    found, _ = pretrained.load(folder, model, one_device, jax.random.key(0))
+    wanted, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
     np.testing.assert_array_equal(model.apply(found, batch), model.apply(wanted, batch))
 
 
@@ -174,7 +174,7 @@ def test_a_truncated_file_is_named(tiny, one_device, tmp_path, cut):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:cut])
     with pytest.raises(UserError, match=r"model\.safetensors is corrupt or truncated"):
-        tuned.load(folder, build(folder, {"name": "full"}), one_device, jax.random.key(0))
+        pretrained.load(folder, build(folder, {"name": "full"}), one_device, jax.random.key(0))
 
 
 def sharded(tiny, folder):
@@ -196,12 +196,12 @@ def test_shards_are_read_and_an_absent_one_named(tiny, one_device, tmp_path):
     folder = tmp_path / "shards"
     sharded(tiny, folder)
     model, batch = build(tiny, {"name": "full"}), make_batch()
-    found, _ = tuned.load(folder, model, one_device, jax.random.key(0))
-    wanted, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+    found, _ = pretrained.load(folder, model, one_device, jax.random.key(0))
+    wanted, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
     np.testing.assert_array_equal(model.apply(found, batch), model.apply(wanted, batch))
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match="model-00002-of-00002"):
-        tuned.load(folder, model, one_device, jax.random.key(0))
+        pretrained.load(folder, model, one_device, jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_a_damaged_index_is_named(tiny, one_device, tmp_path, change, message):
     index, path = sharded(tiny, folder)
     path.write_text(json.dumps(change(index)))
     with pytest.raises(UserError, match=message):
-        tuned.load(folder, build(tiny, {"name": "full"}), one_device, jax.random.key(0))
+        pretrained.load(folder, build(tiny, {"name": "full"}), one_device, jax.random.key(0))
 
 
 def test_a_truncated_shard_ends_the_command_with_2(
@@ -280,9 +280,9 @@ def test_copies_of_tied_tensors_are_passed_over(case, head, copies, one_device, 
         name: tensor.contiguous().clone() for name, tensor in reference.model.state_dict().items()
     }
     assert set(copies) <= set(tensors)  # as folders written by torch itself have them
-    params, _ = tuned.load(tmp_path, model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(tmp_path, model, one_device, jax.random.key(0))
     (tmp_path / "model.safetensors.index.json").unlink()
     safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
-    again, _ = tuned.load(tmp_path, model, one_device, jax.random.key(0))
+    again, _ = pretrained.load(tmp_path, model, one_device, jax.random.key(0))
     for path, leaf in params.items():
         np.testing.assert_array_equal(leaf, again[path], err_msg=path)

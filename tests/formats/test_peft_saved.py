@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.formats import peft as files
 from tests.models.made import quick
@@ -114,7 +114,7 @@ def loaded(base, name, folder, device):
     head = HEADS.get(name, {"head": "causal_lm"})
     config = json.loads((base / "config.json").read_text())
     model = tuned.build(config, methods.create(files.read(folder)), {}, head)
-    params, _ = tuned.load(base, model, device, jax.random.key(0))
+    params, _ = pretrained.load(base, model, device, jax.random.key(0))
     found, absent = files.load_into(model, params, folder)
     assert set(absent) <= {"lm_head/kernel"}  # which is the base's own
     return model, found, params

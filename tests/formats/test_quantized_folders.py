@@ -11,6 +11,7 @@ import transformers
 from bitsandbytes import functional
 from safetensors.torch import load_file, save_file
 
+from ftjax import pretrained
 from ftjax.errors import UserError
 from ftjax.formats.folder import open_weights, read_config, stored_dtype
 from tests.models.cases import CASES
@@ -197,7 +198,7 @@ def test_a_quantized_model_is_trained_and_exported_plain(tmp_path, one_device):
         {},
         {"head": "causal_lm"},
     )
-    params, absent = tuned.load(tmp_path / "base", model, one_device, jax.random.key(0))
+    params, absent = pretrained.load(tmp_path / "base", model, one_device, jax.random.key(0))
     assert not absent
     write_export("hf", tmp_path / "out", tmp_path / "base", model, params, problem=None)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="float32")

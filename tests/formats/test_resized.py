@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.formats import hf
 from ftjax.formats.folder import read_config
@@ -36,7 +36,7 @@ def test_every_tensor_is_resized_as_theirs(case, one_device, tmp_path, monkeypat
     config = sized(read_config(tmp_path), count)
     full = methods.create({"name": "full"})
     model = tuned.build(config, full, {}, {"head": head})
-    params, absent = tuned.load(tmp_path, model, one_device, jax.random.key(0), resize=True)
+    params, absent = pretrained.load(tmp_path, model, one_device, jax.random.key(0), resize=True)
     assert not absent
     torch.manual_seed(0)
     theirs.resize_token_embeddings(count)

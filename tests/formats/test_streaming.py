@@ -48,7 +48,7 @@ CHILD = """
 import json, re, sys
 from pathlib import Path
 import jax, numpy as np
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.formats.folder import read_config
 from ftjax.formats.weights import Tensor
 from ftjax.parallel.mesh import make_mesh
@@ -71,7 +71,7 @@ mesh = make_mesh(*sizes)
 jax.block_until_ready(jax.numpy.zeros(()))
 Path("/proc/self/clear_refs").write_text("5")
 before = status("VmRSS")
-params, _ = tuned.load(folder, model, mesh, jax.random.key(0))
+params, _ = pretrained.load(folder, model, mesh, jax.random.key(0))
 peak = status("VmHWM") - before
 found = {"peak": peak, "kept": 0, "reads": reads, "shards": {}, "ends": {}}
 for path, leaf in params.items():

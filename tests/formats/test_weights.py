@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.formats.adapter import load_into, read_method
 from ftjax.formats.folder import fingerprint, open_weights, read_config
@@ -190,7 +190,7 @@ def test_buffers_that_transformers_passes_over_are_passed_over(case, one_device,
     head = natural(case)
     reference = Reference.make(case, head, tmp_path)
     model = tuned.build(read_config(tmp_path), methods.create({"name": "full"}), {}, {"head": head})
-    wanted, _ = tuned.load(tmp_path, model, one_device, jax.random.key(0))
+    wanted, _ = pretrained.load(tmp_path, model, one_device, jax.random.key(0))
     state = state_of(tmp_path)
     state |= dict(reference.model.named_buffers())  # those that are not stored any more too
     names = {name.format(i) for name in PUBLISHED.get(case, []) for i in range(3)}
@@ -198,7 +198,7 @@ def test_buffers_that_transformers_passes_over_are_passed_over(case, one_device,
     for file in [*tmp_path.glob("*.safetensors"), tmp_path / "model.safetensors.index.json"]:
         file.unlink()
     torch.save(state, tmp_path / "pytorch_model.bin")
-    found, absent = tuned.load(tmp_path, model, one_device, jax.random.key(0))
+    found, absent = pretrained.load(tmp_path, model, one_device, jax.random.key(0))
     assert not absent
     for path, leaf in wanted.items():
         np.testing.assert_array_equal(found[path], leaf, err_msg=path)
@@ -214,7 +214,7 @@ def test_a_pickled_adapter_is_read(tiny, one_device, tmp_path):
     settings = read_method(tmp_path / "pickled")
     assert settings == read_method(tmp_path / "safe") and settings["rank"] == 3
     model = tuned.build(read_config(tiny), methods.create(settings), {}, {})
-    params, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
     found, wanted = (load_into(model, params, tmp_path / name)[0] for name in ("pickled", "safe"))
     changed = [path for path, leaf in params.items() if (leaf != wanted[path]).any()]
     assert any(path.endswith("lora_b") for path in changed)

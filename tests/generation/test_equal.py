@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.formats.folder import read_config
 from ftjax.generation import beam, decode
 from ftjax.generation.settings import Settings, from_hf
@@ -43,7 +43,7 @@ class Pair:
         self.theirs = Reference.make(case, head, folder).model
         full = methods.create({"name": "full"})
         self.ours = tuned.build(read_config(folder), full, {"segments": segments}, {"head": head})
-        self.params, _ = tuned.load(folder, self.ours, mesh, jax.random.key(0))
+        self.params, _ = pretrained.load(folder, self.ours, mesh, jax.random.key(0))
         self.config = self.theirs.generation_config.to_dict() | {"max_length": None}
         sizes = np.array([9, 6, 2])[:, None]
         place = np.arange(9) if self.sequences else np.arange(9)[::-1]

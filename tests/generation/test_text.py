@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer, read_config
 from ftjax.generation.settings import Settings
@@ -24,7 +24,7 @@ def opened(folder, mesh, method=None, head="causal_lm"):
     """A model under a method, its trainable leaves moved."""
     method = methods.create(method or {"name": "prompting"})
     model = tuned.build(read_config(folder), method, {}, {"head": head})
-    params, _ = tuned.load(folder, model, mesh, jax.random.key(0))
+    params, _ = pretrained.load(folder, model, mesh, jax.random.key(0))
     return model, perturbed(params, model)
 
 
@@ -78,7 +78,7 @@ def test_every_method_generates_as_without_a_cache(name, decoder, one_device):
     segments = {"segments": "scan"} if name == "lora" else {}
     method = methods.create({"name": name, **SMALL.get(name, {})})
     model = tuned.build(read_config(decoder), method, segments, {"head": "causal_lm"})
-    params = perturbed(tuned.load(decoder, model, one_device, jax.random.key(0))[0], model)
+    params = perturbed(pretrained.load(decoder, model, one_device, jax.random.key(0))[0], model)
     tokenizer = load_tokenizer(decoder)
     found, wanted = greedy(model, params, tokenizer, 8)
     assert found == wanted

@@ -14,7 +14,7 @@ import peft
 import torch
 import transformers
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import expand
 from tests.models.cases import PLAIN, SIZES, SPECIAL, T5
@@ -310,7 +310,7 @@ class Base:
     def params(self) -> dict[str, np.ndarray]:
         """The base's parameters, by unrolled path."""
         mesh, model = make_mesh(devices=jax.devices()[:1]), self.under({"name": "full"})
-        loaded, absent = tuned.load(self.folder, model, mesh, jax.random.key(0))
+        loaded, absent = pretrained.load(self.folder, model, mesh, jax.random.key(0))
         assert not absent
         return {path: np.asarray(leaf) for path, leaf in loaded.items()}
 

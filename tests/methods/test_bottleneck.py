@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.paths import expand
 from tests.conftest import CONFIG, build, make_batch, perturbed
@@ -72,7 +72,7 @@ class NumpyBert:
 @pytest.mark.parametrize("name", ["houlsby", "pfeiffer"])
 def test_hidden_states_equal_the_formula(name, tiny, one_device):
     whole = build(tiny, {"name": name, "reduction": 4, "init": "normal"})
-    params, _ = tuned.load(tiny, whole, one_device, jax.random.key(0))
+    params, _ = pretrained.load(tiny, whole, one_device, jax.random.key(0))
     params, batch = perturbed(params, whole), make_batch()
     from dataclasses import replace
 

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.config import check, default_config, from_json, load_config, to_json
 from ftjax.errors import UserError
 from ftjax.methods.combination import Combination
@@ -26,7 +26,7 @@ def loaded(one_device):
     """A moved model under LoRA, adapters and rescaled keys, and what goes into it."""
     lora = {"name": "lora", "rank": 2, "init": "random"}
     model = combined(lora, {"name": "houlsby", "init": "normal"}, {"name": "ia3", "init": "random"})
-    params, _ = tuned.load(folder("bert"), model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(folder("bert"), model, one_device, jax.random.key(0))
     return model, params
 
 
@@ -46,7 +46,7 @@ def test_each_part_adds_and_trains_its_own(loaded):
 def test_merges_are_done_in_turn(one_device):
     settings = ({"name": "lora", "init": "random"}, {"name": "ia3", "init": "random"}, "bitfit")
     model = combined(*settings)
-    params, _ = tuned.load(folder("bert"), model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(folder("bert"), model, one_device, jax.random.key(0))
     batch = make_batch("bert")
     adapted = quick(model.apply)(params, batch)
     merged = model.method.merge(model.base, params)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained
 from ftjax.methods.additive import Additive
 from ftjax.partition import FROZEN
 from ftjax.training.optimizers import make_optimizer
@@ -42,7 +42,7 @@ def side_by_side(request, one_device):
     parts = [part(number, name) for number, name in enumerate(names)]
     assert len(parts) == 13
     model = build("bert", {"name": "combination", "parts": parts})
-    params, _ = tuned.load(folder("bert"), model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(folder("bert"), model, one_device, jax.random.key(0))
     random = np.random.default_rng(0)
     moved = {
         path: np.asarray(leaf + 0.1 * random.normal(size=leaf.shape), np.float32)
@@ -175,7 +175,7 @@ def test_on_the_same_projection_merges_are_done_in_turn(first, one_device):
         {"name": "oft", "block": 8, "targets": ["query"], "init": "random"},
     ]
     model = build("bert", {"name": "combination", "parts": parts})
-    params, _ = tuned.load(folder("bert"), model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(folder("bert"), model, one_device, jax.random.key(0))
     batch, plain = make_batch("bert"), build("bert", {"name": "full"})
     adapted = quick(model.apply)(params, batch)
     merged = model.method.merge(model.base, params)

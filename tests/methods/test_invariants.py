@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.methods.quantized import dequantized
 from ftjax.parallel.mesh import fitted, logical_axes, make_mesh, param_shardings, place_rows
@@ -77,7 +77,7 @@ class Case:
 
     def load(self, model: tuned.Tuned) -> Flat:
         mesh = make_mesh(devices=jax.devices()[:1])
-        params, _ = tuned.load(folder(self.base), model, mesh, jax.random.key(0))
+        params, _ = pretrained.load(folder(self.base), model, mesh, jax.random.key(0))
         return {path: jax.tree.map(np.asarray, leaf) for path, leaf in params.items()}
 
     @cached_property

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.config import check, from_json, load_config, to_json
 from ftjax.errors import UserError
 from ftjax.formats import peft as files
@@ -45,7 +45,7 @@ def peft_model(folder, model, params, **settings):
 def test_outputs_and_adapter_gradients(tiny, one_device, targets):
     settings = {"name": "lora", "rank": 4, "alpha": 6.0, "targets": targets}
     model = build(tiny, settings)
-    params, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
     params, batch = perturbed(params, model), make_batch()
     theirs = {"all-linear": "all-linear", r".*\.(key|up)": r".*(\.key|intermediate\.dense)"}
     reference, tensors, names = peft_model(
@@ -77,7 +77,7 @@ def test_outputs_and_adapter_gradients(tiny, one_device, targets):
 
 def test_initialization_is_the_reference_distribution(tiny, one_device):
     model = build(tiny, {"name": "lora", "rank": 16, "targets": "all-linear"})
-    params, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
     for path, leaf in params.items():
         if path.endswith("lora_a"):
             bound = 1 / np.sqrt(leaf.shape[0])
@@ -92,7 +92,7 @@ def test_dropout_is_of_the_updates_input_alone(tiny, one_device):
     method = methods.create({"name": "lora", "dropout": 0.5, "init": "random"})
     head = {"head": "classification", "labels": 2, "pooling": "cls"}
     model = tuned.build({**read_config(tiny), **quiet}, method, {}, head)
-    params, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
     batch, key = make_batch(), jax.random.key(3)
     assert np.abs(model.apply(params, batch, key) - model.apply(params, batch)).max() > 1e-4
     off = model.apply(params, batch, key, adapted=False)
@@ -105,7 +105,7 @@ def test_a_table_of_words_is_adapted(name, tmp_path):
     base = base_of("bert", tmp_path)
     model = base.under({"name": name, "rank": 8, "targets": ("query", "word_embeddings")})
     mesh = make_mesh(devices=jax.devices()[:1])
-    params, _ = tuned.load(base.folder, model, mesh, jax.random.key(0))
+    params, _ = pretrained.load(base.folder, model, mesh, jax.random.key(0))
     assert not np.any(params["embeddings/word/lora_a"])
     assert abs(np.std(params["embeddings/word/lora_b"]) - 1) < 0.1
     apply = made.quick(lambda params: model.apply(params, base.batch))
@@ -205,7 +205,7 @@ def test_ranks_and_alphas_by_module(name, segments, tiny, one_device):
     """Shapes are of each module's rank; merged, each has its own scale."""
     settings = {"rank_pattern": {"query": 3}, "alpha_pattern": {"value": 20.0, "query": 1.5}}
     model = build(tiny, {"name": name, "rank": 5, **settings}, {"segments": segments})
-    params, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
     random = np.random.default_rng(0)
     leaves = set(model.method.leaves)
     moved = {

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 
+from ftjax import pretrained
 from ftjax.formats import peft as files
 from ftjax.training.optimizers import make_optimizer
 from tests.methods import bases
@@ -119,11 +120,10 @@ def test_lora_fa_moves_weights_along_the_full_gradient(segments):
 
 @pytest.mark.parametrize("name", ["pissa", "olora"])
 def test_starts_from_the_weights_layer_by_layer(name, one_device):
-    from ftjax import tuned
 
     folder, settings = bases.folder("bert"), {"name": name, "alpha": 4.0, "targets": "all-linear"}
     model = bases.build("bert", settings, {"segments": "scan"})
-    params, _ = tuned.load(folder, model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(folder, model, one_device, jax.random.key(0))
     s, r = model.method.scale, model.method.rank
     for module in model.method.matched(model.base):
         kernel, a, b = (

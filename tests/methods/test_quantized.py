@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import norm
 
 from ftjax import config as configs
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.formats import peft
 from ftjax.loss import Loss
@@ -92,7 +92,7 @@ def test_memory_is_as_published(form, bits):
 
 def load(model, base, mesh=None):
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
-    return tuned.load(bases.folder(base), model, mesh, jax.random.key(0))[0]
+    return pretrained.load(bases.folder(base), model, mesh, jax.random.key(0))[0]
 
 
 CASES = [("nf4", "lora"), ("nf4", "pissa"), ("nf4", "pfeiffer"), ("int8", "dora")]

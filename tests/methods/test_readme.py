@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained
 from tests.conftest import build, make_batch, perturbed
 
 README = Path(__file__).parents[2] / "README.md"
@@ -32,12 +32,12 @@ def example(monkeypatch):
 def test_the_new_method_works(example, tiny, one_device, segments):
     batch = make_batch()
     model = build(tiny, {"name": example}, {"segments": segments})
-    params, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
     base = model.apply(params, batch, adapted=False)
     np.testing.assert_array_equal(model.apply(params, batch), base)
     assert model.partition.counts(model.shapes)[0] == 4 * 32 + 32 * 2 + 2
     moved = perturbed(params, model)
     assert np.abs(model.apply(moved, batch) - model.apply(moved, batch, adapted=False)).max() > 1e-3
     other = build(tiny, {"name": example, **methods.find(example).non_identity})
-    changed, _ = tuned.load(tiny, other, one_device, jax.random.key(0))
+    changed, _ = pretrained.load(tiny, other, one_device, jax.random.key(0))
     assert np.abs(other.apply(changed, batch) - base).max() > 1e-3

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from ftjax import tuned
+from ftjax import pretrained, tuned
 from ftjax.data.encode import Examples, Ragged
 from ftjax.data.loading import Loader
 from ftjax.data.planning import EMPTY, Layout, packed_layout
@@ -18,7 +18,7 @@ FULL = {"name": "full"}
 
 
 def load(folder, model, mesh):
-    return tuned.load(folder, model, mesh, jax.random.key(0))[0]
+    return pretrained.load(folder, model, mesh, jax.random.key(0))[0]
 
 
 def torch_inputs(batch):

@@ -7,7 +7,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from tests.conftest import build
 from tests.models.cases import CASES
@@ -26,7 +26,7 @@ def test_lora_beside_a_tied_head_and_buffers_equals_transformers(one_device, tmp
     save_file(tensors, file, metadata={"format": "pt"})
     model = build(tmp_path, {"name": "lora", "rank": 2}, {}, {"head": "causal_lm"})
     assert model.partition.groups == ("lora",)
-    params, absent = tuned.load(tmp_path, model, one_device, jax.random.key(0))
+    params, absent = pretrained.load(tmp_path, model, one_device, jax.random.key(0))
     assert not absent
     ids = np.random.default_rng(0).integers(4, 64, (2, 12))
     with torch.no_grad():

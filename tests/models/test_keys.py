@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ftjax import tuned
+from ftjax import pretrained
 from ftjax.errors import UserError
 from ftjax.formats import hf
 from ftjax.formats.folder import Weights, read_config
@@ -194,7 +194,7 @@ def test_every_key_changed_equals_transformers(case, head, one_device, tmp_path)
     reference = changed_reference(case, head, theirs)
     config = read_config(theirs)
     model = build(config, head)
-    params, absent = tuned.load(theirs, model, one_device, jax.random.key(0))
+    params, absent = pretrained.load(theirs, model, one_device, jax.random.key(0))
     assert not absent
     run = applied(model)
     for batch in reference.layouts():

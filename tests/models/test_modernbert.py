@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.models import configure
 from ftjax.models.layers import Options
@@ -30,7 +30,7 @@ def test_mean_pooling_and_every_bias_equal_transformers(one_device, tmp_path, se
     theirs.save_pretrained(tmp_path)
     head = {"head": "classification", "labels": 2}
     model = build(tmp_path, FULL, {"segments": segments}, head)
-    params, absent = tuned.load(tmp_path, model, one_device, jax.random.key(0))
+    params, absent = pretrained.load(tmp_path, model, one_device, jax.random.key(0))
     assert not absent
     batch = {
         "input_ids": np.random.default_rng(0).integers(4, 64, (3, 15)),

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.formats import hf
 from ftjax.formats.folder import Weights, read_config
 from ftjax.models import FAMILIES
@@ -54,7 +54,7 @@ def test_equals_transformers(case, head, one_device, tmp_path, parity):
     reference = Reference.make(case, head, theirs)
     config = read_config(theirs)
     model = build(config, head)
-    params, absent = tuned.load(theirs, model, one_device, jax.random.key(0))
+    params, absent = pretrained.load(theirs, model, one_device, jax.random.key(0))
     assert not absent
     run, layouts = applied(model), reference.layouts()
     outputs = [said(reference, batch) for batch in layouts]
@@ -118,7 +118,7 @@ def test_folders_of_bare_models_are_read(case, one_device, tmp_path):
     reference = transformers.AutoModel.from_config(CASES[case]())
     reference.save_pretrained(tmp_path)
     model = build(read_config(tmp_path), None)
-    params, _ = tuned.load(tmp_path, model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(tmp_path, model, one_device, jax.random.key(0))
     tensors, wanted = hf.to_tensors(params, model.names, prefix=False), Weights(tmp_path)
     for name, array in tensors.items():
         np.testing.assert_array_equal(array, wanted[name], err_msg=name)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from ftjax import methods, models, tuned
+from ftjax import methods, models, pretrained, tuned
 from ftjax.formats import hf
 from ftjax.formats.folder import Weights, read_config
 from tests.models.cases import PLAIN
@@ -43,7 +43,7 @@ def test_the_new_family_equals_transformers(example, head, reference, one_device
     theirs.save_pretrained(tmp_path)
     full = methods.create({"name": "full"})
     model = tuned.build(read_config(tmp_path), full, {"segments": "scan"}, {"head": head})
-    params, absent = tuned.load(tmp_path, model, one_device, jax.random.key(0))
+    params, absent = pretrained.load(tmp_path, model, one_device, jax.random.key(0))
     assert not absent
     ids = np.random.default_rng(0).integers(5, 64, (3, 11))
     with torch.no_grad():

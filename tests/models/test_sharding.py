@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.formats import hf
 from ftjax.parallel.mesh import RULES, logical_axes, make_mesh, param_shardings, place_rows
 from tests.models.cases import CASES
@@ -98,7 +98,7 @@ def test_a_folder_is_read_into_shards(case, tmp_path):
     plain, model = (build(case, natural(case), segments=how) for how in ("unrolled", "scan"))
     tensors = hf.to_tensors(parameters(plain), plain.names, prefix=True)
     hf.write_folder(tmp_path, tmp_path, config_of(case), tensors)
-    found, absent = tuned.load(tmp_path, model, make_mesh(2, 2, 2), jax.random.key(0))
+    found, absent = pretrained.load(tmp_path, model, make_mesh(2, 2, 2), jax.random.key(0))
     assert not absent
     for path, wanted in parameters(model).items():
         np.testing.assert_array_equal(found[path], wanted, err_msg=path)

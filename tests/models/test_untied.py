@@ -7,7 +7,7 @@ import pytest
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.formats.folder import read_config
 from tests.models import made
@@ -56,10 +56,10 @@ def test_a_head_that_is_said_to_be_tied_and_differs_is_refused(case, one_device,
     table = next(tensor for path, tensor in tensors.items() if path.endswith(WORDS[case]))
     copy = model.config.heads[head].vocabulary + ".weight"
     save_file({**tensors, copy: table.copy()}, file)
-    tuned.load(tmp_path, model, one_device, jax.random.key(0))  # a copy, as older folders have
+    pretrained.load(tmp_path, model, one_device, jax.random.key(0))  # a copy, as older folders have
     save_file({**tensors, copy: table + 1}, file)
     with pytest.raises(UserError, match=f"{copy}.*tied.*differ.*tie_word_embeddings"):
-        tuned.load(tmp_path, model, one_device, jax.random.key(0))
+        pretrained.load(tmp_path, model, one_device, jax.random.key(0))
 
 
 WORDS = {"gemma": "embed_tokens.weight", "distilbert": "word_embeddings.weight"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.formats.folder import read_config
 from tests.conftest import build
@@ -27,7 +27,7 @@ def saved(folder, architecture, **changes):
 
 def load(folder, head, mesh):
     model = build(folder, FULL, {}, head)
-    params, absent = tuned.load(folder, model, mesh, jax.random.key(0))
+    params, absent = pretrained.load(folder, model, mesh, jax.random.key(0))
     assert not absent
     return jax.jit(model.apply), params
 
@@ -70,7 +70,7 @@ def test_another_division_into_heads_is_another_shape(one_device, tmp_path):
     config = {**read_config(tmp_path), "n_head": 8}
     model = tuned.build(config, methods.create(FULL))
     with pytest.raises(UserError, match="rel_attn"):
-        tuned.load(tmp_path, model, one_device, jax.random.key(0))
+        pretrained.load(tmp_path, model, one_device, jax.random.key(0))
 
 
 @pytest.mark.parametrize(

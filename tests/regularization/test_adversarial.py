@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.formats import hf
 from ftjax.formats.folder import read_config
 from ftjax.parallel.mesh import make_mesh
@@ -100,7 +100,7 @@ def pair(case):
     head = {"head": "classification", "labels": LABELS}
     model = tuned.build(read_config(folder), methods.create({"name": "full"}), SCAN, head)
     mesh = make_mesh(devices=jax.devices()[:1])
-    params, _ = tuned.load(folder, model, mesh, jax.random.key(0))
+    params, _ = pretrained.load(folder, model, mesh, jax.random.key(0))
     inputs = reference.layouts()[0]
     rows = len(inputs["input_ids"])
     more = {"labels": np.arange(rows) % LABELS, "weights": np.ones(rows, np.float32)}
@@ -133,7 +133,7 @@ def test_neither_microbatches_nor_packing_matter(one_device):
     """Rows of uneven lengths, with virtual tokens; norms are of examples, wherever they lie."""
     head = {"head": "classification", "labels": 2, "pooling": "mean"}
     model = build("bert", {"name": "prompt_tuning"}, SCAN, head)
-    params, _ = tuned.load(base_folder("bert"), model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(base_folder("bert"), model, one_device, jax.random.key(0))
     params, batch = perturbed(params, model), make_batch("bert", 4, 7)
     config = config_of(adversarial="fgm", **SETTINGS)
     loss, grads = differentiated(config, model, params, batch, dropout=False)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftjax import tasks, tuned
+from ftjax import pretrained, tasks
 from ftjax.errors import UserError
 from ftjax.regularization.loss import regularized
 from ftjax.regularization.mixup import shares
@@ -34,7 +34,7 @@ def test_loss_is_that_of_mixed_embeddings(tiny, one_device):
     """Rows i and n - 1 - i, of different lengths; the first row is empty."""
     model, batch, key = build(tiny, {"name": "full"}), make_batch(6), jax.random.key(3)
     batch["weights"][0] = 0
-    params, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
     config = config_of(mixup=ALPHA)
 
     class Calm:  # the model without dropout

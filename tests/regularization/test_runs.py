@@ -7,7 +7,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from ftjax import tasks, tuned
+from ftjax import pretrained, tasks
 from ftjax.config import check, default_config, load_config
 from ftjax.errors import UserError
 from ftjax.parallel.mesh import logical_axes, make_mesh, param_shardings, place_rows
@@ -79,7 +79,7 @@ def test_scanned_rematerialized_and_on_a_mesh(tmp_path, one_device):
     config, batch = config_of(**ALL), make_batch(8)
     batch["weights"][6:] = 0
     model = build(folder, {"name": "full"})
-    params, _ = tuned.load(folder, model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(folder, model, one_device, jax.random.key(0))
     params = {path: np.asarray(leaf) for path, leaf in params.items()}
     loss, grads = differentiated(config, model, params, batch)
     mesh = make_mesh(2, 2, 2)
@@ -98,7 +98,7 @@ def test_scanned_rematerialized_and_on_a_mesh(tmp_path, one_device):
 def test_a_frozen_base_stays_as_it_is(tiny, one_device):
     """To the bit, under LoRA with an adversary."""
     model = build(tiny, {"name": "lora"}, {"segments": "scan"})
-    params, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
     trainable, frozen = model.partition.split(params)
     before, config = (
         {path: np.array(leaf) for path, leaf in params.items()},

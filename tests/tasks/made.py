@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import transformers
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.data.encode import Examples, encode
 from ftjax.data.loading import Loader
 from ftjax.data.planning import bucket_layout, packed_layout, paired_layout
@@ -82,7 +82,7 @@ class Made:
             read_config(folder), methods.create(method or {"name": "full"}), {}, asked
         )
         mesh = make_mesh(devices=jax.devices()[:1])
-        params, absent = tuned.load(folder, model, mesh, jax.random.key(0))
+        params, absent = pretrained.load(folder, model, mesh, jax.random.key(0))
         assert not absent
         return cls(task, model, params, reference.model)
 

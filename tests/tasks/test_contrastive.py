@@ -9,7 +9,7 @@ import torch
 import transformers
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from ftjax import tuned
+from ftjax import pretrained
 from ftjax.data.encode import Examples, ragged
 from ftjax.formats.folder import load_tokenizer
 from ftjax.parallel.mesh import make_mesh
@@ -33,7 +33,7 @@ def rows_of(count, names=("text", "text_pair"), seed=0):
 def made(tiny):
     model = build(tiny, {"name": "full"}, head={"head": "embedding", "pooling": "mean"})
     mesh = make_mesh(devices=jax.devices()[:1])
-    params, absent = tuned.load(tiny, model, mesh, jax.random.key(0))
+    params, absent = pretrained.load(tiny, model, mesh, jax.random.key(0))
     assert not absent
     theirs = transformers.BertModel.from_pretrained(tiny).eval()
     return Made(TASK, model, params, theirs), load_tokenizer(tiny), tiny

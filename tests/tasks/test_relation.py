@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from ftjax import tuned
+from ftjax import pretrained
 from ftjax.errors import UserError
 from ftjax.formats.export import write_export
 from ftjax.formats.folder import load_tokenizer
@@ -66,7 +66,7 @@ def model(tiny):
     head = {"head": "classification", "labels": 3, "pooling": "entities"}
     made = build(tiny, {"name": "full"}, head=head)
     mesh = make_mesh(devices=jax.devices()[:1])
-    params, absent = tuned.load(tiny, made, mesh, jax.random.key(0))
+    params, absent = pretrained.load(tiny, made, mesh, jax.random.key(0))
     assert set(absent) == {"classifier/kernel", "classifier/bias"}
     assert params["classifier/kernel"].shape == (3 * CONFIG["hidden_size"], 3)
     return Made(TASK, made, params, None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from ftjax import methods, tuned
+from ftjax import methods, pretrained, tuned
 from ftjax.config import default_config
 from ftjax.errors import UserError
 from ftjax.loss import Loss
@@ -44,7 +44,7 @@ def test_a_frozen_base_costs_no_weight_gradients():
 def quiet(tiny, one_device):
     """The tiny model without dropout, its parameters and a loss."""
     model = build(tiny, {"name": "full"})
-    params, _ = tuned.load(tiny, model, one_device, jax.random.key(0))
+    params, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
 
     def loss_fn(params, batch, key):
         return cross_entropy(model.apply(params, batch), batch)
