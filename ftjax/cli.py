@@ -221,7 +221,7 @@ def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
 
         result = choose_template(config, arguments.workdir)
     else:
-        from ftjax.training.loop import train
+        from ftjax.training.train import train
 
         result = train(config, arguments.workdir, arguments.extend)
     _print_scores(result["metrics"])

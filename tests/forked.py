@@ -178,8 +178,8 @@ def import_all() -> None:
     import transformers  # noqa: F401
     from transformers import PreTrainedTokenizerFast  # noqa: F401
 
-    import ftjax.training.loop
-    import ftjax.training.predictor  # noqa: F401
+    import ftjax.training.predictor
+    import ftjax.training.train  # noqa: F401
 
 
 if __name__ == "__main__":

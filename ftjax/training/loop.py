@@ -11,16 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 from orbax.checkpoint.utils import to_shape_dtype_struct
 
-from ftjax import tasks
 from ftjax.config import from_json, to_json
 from ftjax.data.loading import Loader
 from ftjax.data.planning import Layout
 from ftjax.data.streaming import StreamLoader
 from ftjax.errors import Stopped, UserError, require
-from ftjax.formats.folder import locate, require_same
+from ftjax.formats.folder import require_same
 from ftjax.parallel.chips import peak_flops
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
 from ftjax.paths import Flat
@@ -30,73 +28,29 @@ from ftjax.training.announce import announced, extended
 from ftjax.training.batching import choose_layout, variation
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.evaluate import Forward, cache_features, refer
-from ftjax.training.fresh import make
-from ftjax.training.inputs import inputs_of, require_same_inputs
 from ftjax.training.lock import Lock
 from ftjax.training.memory import free, memory_in_use
 from ftjax.training.minimum import least_flops
 from ftjax.training.profile import Profiler, dump
 from ftjax.training.progress import Progress
 from ftjax.training.recipe import Recipe
-from ftjax.training.records import Records, write_data_report, write_text
+from ftjax.training.records import Records, write_text
 from ftjax.training.result import set_result_aside, write_result
 from ftjax.training.resuming import newest
 from ftjax.training.run import (
     Run,
     best_metric,
-    check_workdir,
     length_before,
-    open_workdir,
-    place_model,
     refuse_differences,
     with_bias,
-    write_labels,
 )
 from ftjax.training.signals import stop_signal
-from ftjax.training.splits import Data, read_data
-from ftjax.training.start import begin
+from ftjax.training.splits import Data
 from ftjax.training.step import State, carried_moments, init_state, lower_step
 from ftjax.training.writing import written_scores
 
 
-def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, Any]:
-    """Trains, or goes on where an earlier run in `workdir` stopped.
-
-    Args:
-        config: of the run.
-        workdir: the work folder, made if absent.
-        extend: go on with a run although `train.epochs` or `train.steps` are more than it was
-            begun with, also where it has finished. All that is a share of the run, and the learning
-            rate's schedule, are then those of the new length, from where the run goes on: a linear
-            schedule that had come to 0 rises to where it would be at that step of the longer run.
-            Early stopping counts anew; the best so far stays the best until there is a better one.
-
-    Returns:
-        The result that result.json holds.
-
-    Raises:
-        Stopped: SIGTERM or Ctrl-C stopped the run, after saving.
-        UserError: bad input, a work folder of another configuration or that another process
-            trains in, or a loss that is not finite.
-    """
-    make(config)
-    task = tasks.create(config.task)
-    best_metric(config, task)
-    with Lock(workdir) as lock:
-        check_workdir(workdir, config, extend)
-        begin(config, workdir)
-        folder = locate(config.model.path)
-        data = read_data(config, task, folder)
-        open_workdir(workdir, config, extend)
-        inputs = inputs_of(config, data, folder)
-        require_same_inputs(workdir, inputs)
-        run = place_model(config, data.names)
-        write_labels(workdir, data.names)
-        write_data_report(workdir, data.report)
-        return _Training(run, data, workdir, lock, inputs["base model"]).run()
-
-
-class _Training:
+class Training:
     """One run of one configuration in one work folder."""
 
     def __init__(self, run: Run, data: Data, workdir: Path, lock: Lock, base: str) -> None:

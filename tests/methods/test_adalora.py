@@ -18,8 +18,8 @@ from ftjax.formats import peft as files
 from ftjax.methods.adalora import ranks
 from ftjax.methods.allocation import Schedule, best
 from ftjax.paths import expand
-from ftjax.training.loop import train
 from ftjax.training.optimizers import make_optimizer
+from ftjax.training.train import train
 from tests.methods.peft_cases import base_of, their_logits
 from tests.models.made import quick
 

@@ -13,9 +13,9 @@ from ftjax.errors import UserError
 from ftjax.parallel.mesh import logical_axes, make_mesh, param_shardings, place_rows
 from ftjax.regularization import REGULARIZERS
 from ftjax.training.checkpoints import Checkpoints
-from ftjax.training.loop import train
 from ftjax.training.recipe import Recipe
 from ftjax.training.step import init_state, lower_step
+from ftjax.training.train import train
 from tests.conftest import build, environment, ftjax, here, make_batch, write_tiny
 from tests.forked import Forked
 from tests.methods.test_invariants import stacked

@@ -13,8 +13,8 @@ from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
 from ftjax.tasks.classification import Classification
 from ftjax.training import preparation
-from ftjax.training.loop import train
 from ftjax.training.splits import read_splits
+from ftjax.training.train import train
 from tests.conftest import here, make_rows
 from tests.data.preparation.rows import applied, texts_of
 from tests.generation.conftest import write_model

@@ -1,0 +1,54 @@
+"""A configuration trained in a work folder, from reading it to its result."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ftjax import tasks
+from ftjax.formats.folder import locate
+from ftjax.training.fresh import make
+from ftjax.training.inputs import inputs_of, require_same_inputs
+from ftjax.training.lock import Lock
+from ftjax.training.loop import Training
+from ftjax.training.records import write_data_report
+from ftjax.training.run import best_metric, check_workdir, open_workdir, place_model, write_labels
+from ftjax.training.splits import read_data
+from ftjax.training.start import begin
+
+
+def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, Any]:
+    """Trains, or goes on where an earlier run in `workdir` stopped.
+
+    Args:
+        config: of the run.
+        workdir: the work folder, made if absent.
+        extend: go on with a run although `train.epochs` or `train.steps` are more than it was
+            begun with, also where it has finished. All that is a share of the run, and the learning
+            rate's schedule, are then those of the new length, from where the run goes on: a linear
+            schedule that had come to 0 rises to where it would be at that step of the longer run.
+            Early stopping counts anew; the best so far stays the best until there is a better one.
+
+    Returns:
+        The result that result.json holds.
+
+    Raises:
+        Stopped: SIGTERM or Ctrl-C stopped the run, after saving.
+        UserError: bad input, a work folder of another configuration or that another process
+            trains in, or a loss that is not finite.
+    """
+    make(config)
+    task = tasks.create(config.task)
+    best_metric(config, task)
+    with Lock(workdir) as lock:
+        check_workdir(workdir, config, extend)
+        begin(config, workdir)
+        folder = locate(config.model.path)
+        data = read_data(config, task, folder)
+        open_workdir(workdir, config, extend)
+        inputs = inputs_of(config, data, folder)
+        require_same_inputs(workdir, inputs)
+        run = place_model(config, data.names)
+        write_labels(workdir, data.names)
+        write_data_report(workdir, data.report)
+        return Training(run, data, workdir, lock, inputs["base model"]).run()
