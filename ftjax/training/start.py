@@ -12,6 +12,7 @@ from ftjax.errors import UserError, require
 from ftjax.formats import folder as folders
 from ftjax.formats import hf
 from ftjax.formats.folder import fingerprint, locate, open_weights, require_same
+from ftjax.formats.tokenizer_files import copy_files
 from ftjax.remote import is_remote, located
 from ftjax.training.predictor import Predictor, open_predictor
 from ftjax.training.reading import read_config
@@ -64,14 +65,16 @@ def _write(folder: Path, config: ConfigDict) -> None:
         raise UserError(f"model.from_run={config.model.from_run!r}: {error}") from error
     tuned, names = earlier.run.tuned, earlier.run.task.output_names(earlier.names)
     found = {**folders.read_config(base), "dtype": "float32"}
-    found.pop("torch_dtype", None)
+    for stored in ("torch_dtype", "quantization_config"):  # of what is written no more
+        found.pop(stored, None)
     head = tuned.config.heads.get(tuned.model.head)
     found["architectures"] = [head.architecture if head else tuned.family.MODEL]
     if problem := earlier.run.task.problem_type:
         found["id2label"] = {str(i): name for i, name in enumerate(names)}
         found["label2id"] = {name: i for i, name in enumerate(names)}
         found["problem_type"] = problem
-    hf.write_folder(folder, base, found, tensors, BESIDE)
+    hf.write_folder(folder, base, found, tensors)
+    copy_files(base, folder, BESIDE)
 
 
 def _tensors(earlier: Predictor) -> dict[str, np.ndarray]:
