@@ -159,6 +159,7 @@ class AttentionCore(nn.Module):
                 raise UserError(
                     f"model.attention={backend} has no attention dropout here; use attention=xla"
                 )
+            _say_once(f"cuDNN has no attention dropout here, and the model has {self.dropout}")
             backend = "xla"
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
         asked = Asked(query, key, value, mask, bias, scale, pattern, self.softcap, drop)
