@@ -71,6 +71,12 @@ def to_peft(tuned: Tuned, params: Mapping[str, Any]) -> tuple[dict[str, Any], di
     held: dict[str, list[tuple[Piece, np.ndarray]]] = {}
     for path, array in own.items():
         pieces = pieces_of(tuned, form, path)
+        for piece in pieces:
+            if piece.module and piece.part.raw:
+                raise UserError(
+                    f"{piece.part.name} is a parameter of its own in transformers, not a module "
+                    "that PEFT could adapt; use --format hf, or other method.targets"
+                )
         layers = array.reshape(len(pieces), *array.shape[path != expand(path)[0] :])
         for piece, layer in zip(pieces, layers, strict=True):
             key = key_of(tuned, piece, inside)

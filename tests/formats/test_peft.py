@@ -19,7 +19,7 @@ from ftjax.errors import UserError
 from ftjax.formats import peft
 from ftjax.training.run import place_model
 from tests.methods.peft_cases import ROWS, adapted, base_of, their_logits, written
-from tests.models.made import quick
+from tests.models.made import build, parameters, quick
 
 GOLDEN = Path(__file__).parent / "golden" / "peft"
 CASES = [(name, family) for name, row in ROWS.items() for family in row.families]
@@ -122,6 +122,13 @@ def test_a_configuration_that_is_not_implemented_is_refused(lora, change, messag
     model = base.under(settings)
     with pytest.raises(UserError, match=message):
         peft.load_into(model, base.moved(model), tmp_path)
+
+
+def test_parameters_that_are_no_modules_are_refused():
+    """XLNet's attention has no modules: a folder of its adapters could not be loaded."""
+    model = build("xlnet", "classification", method={"name": "lora", "targets": ("query",)})
+    with pytest.raises(UserError, match=r"rel_attn\.q is a parameter of its own"):
+        peft.to_peft(model, parameters(model))
 
 
 def test_damaged_folders_are_refused(lora, tmp_path):
