@@ -9,11 +9,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftjax.errors import UserError
 from ftjax.models.keys import resolve
-from ftjax.models.layers import Options
+
+if TYPE_CHECKING:  # it needs JAX, which lists of models do without
+    from ftjax.models.layers import Options
 
 # Hugging Face's model_type → (module, what it covers). Imported when used.
 FAMILIES: dict[str, tuple[str, str]] = {
@@ -77,7 +79,7 @@ def family(hf_config: Mapping[str, Any]) -> ModuleType:
     return importlib.import_module(f"ftjax.models.{FAMILIES[kind][0]}")
 
 
-def configure(hf_config: Mapping[str, Any], options: Options) -> Any:
+def configure(hf_config: Mapping[str, Any], options: "Options") -> Any:
     """The family's `Config` of what config.json says.
 
     Raises:

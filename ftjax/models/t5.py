@@ -108,10 +108,11 @@ ALIASES = {
     "num_hidden_layers": "num_layers",
     "head_dim": "d_kv",
 }
-FIXED = {"is_decoder": (False,), "is_encoder_decoder": (True,)}
+FIXED = {"is_decoder": (False,)}
+INERT = "is_encoder_decoder"  # false in folders of the encoder alone
 KEYS = {
-    "t5": keys(f"{READ} scale_decoder_outputs", aliases=ALIASES, **FIXED),
-    "mt5": keys(READ, aliases=ALIASES, **FIXED),
+    "t5": keys(f"{READ} scale_decoder_outputs", INERT, ALIASES, **FIXED),
+    "mt5": keys(READ, INERT, ALIASES, **FIXED),
 }
 
 

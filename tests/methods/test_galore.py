@@ -55,7 +55,7 @@ def test_a_skipped_first_step_leaves_directions():
     core, rest = optax.scale_by_adam(B1, B2, EPSILON), optax.scale(-RATE)
     method = Galore(rank=RANK, every=200, scale=SCALE)
     first, second = (
-        method.at_step(step, None).optimizer("projected", core, rest, 300) for step in (0, 1)
+        method.at_step(step, None).optimizer(None, "projected", core, rest, 300) for step in (0, 1)
     )
     updates, _ = second.update(grad, first.init(params), params)
     wanted = np.zeros((6, 9))

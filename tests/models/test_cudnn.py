@@ -168,6 +168,16 @@ def test_xla_does_what_jax_refuses(name, installed, caplog):
         lowered(build(case, "causal_lm", attention="cudnn", **settings), ROWS(case))
 
 
+def test_attention_dropout_is_xlas(installed, caplog):
+    batch, key = ROWS("bert"), jax.random.key(0)
+    model = build("bert", None, attention="gpu")
+    jax.eval_shape(model.apply, dict(model.shapes), batch, key)
+    assert "no attention dropout here, and the model has 0.1" in caplog.text
+    model = build("bert", None, attention="cudnn")
+    with pytest.raises(UserError, match="attention=cudnn has no attention dropout"):
+        jax.eval_shape(model.apply, dict(model.shapes), batch, key)
+
+
 @pytest.mark.parametrize(
     ("size", "dtype", "reason"),
     [

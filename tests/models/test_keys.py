@@ -42,6 +42,7 @@ INERT_VALUES = {
     "output_hidden_states": True,
     "problem_type": "multi_label_classification",
     "use_cache": False,
+    "is_encoder_decoder": False,
     "conv_act": "relu",
     "conv_groups": 2,
     "mem_len": 4,

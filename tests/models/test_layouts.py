@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from ftjax import methods, tuned
-from ftjax.errors import UserError
 from ftjax.models.stack import POLICIES, matching_segments
 from tests.models.cases import CASES
 from tests.models.made import (
@@ -26,7 +25,6 @@ from tests.models.made import (
 # One for each way of stacking layers; the other cases share theirs.
 EVERY_POLICY = {"bert", "albert", "deberta-v3", "llama", "gemma2", "t5", "bart"}
 # One for each way of calling the attention core: a mask alone, a bias, grouped heads, a window.
-EVERY_ATTENTION = ("bert", "deberta-v3", "llama", "mistral", "t5", "bart")
 
 
 def odd(layers: int) -> tuple[int, ...]:
@@ -85,39 +83,3 @@ def test_a_method_cuts_the_stacks_where_it_needs(case):
     assert last and last <= trained
     others = {path for path in model.shapes if re.search(r"layers?_\d", path)} - last
     assert others and not others & trained
-
-
-@pytest.fixture
-def no_cudnn(monkeypatch):
-    """cuDNN needs a GPU: JAX's own implementation of the same function stands in for it."""
-    asked, attend = [], jax.nn.dot_product_attention
-
-    def stand_in(*arguments, implementation, **named):
-        asked.append(implementation)
-        return attend(*arguments, implementation="xla", **named)
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    return asked
-
-
-@pytest.mark.parametrize("case", EVERY_ATTENTION)
-def test_cudnn_is_asked_for_the_same_attention(case, no_cudnn):
-    """As "xla" computes it, on which all else here runs."""
-    model, batch = build(case, None), inputs(case)
-    params, other = parameters(model), build(case, None, attention="cudnn")
-    found = quick(other.apply)(params, batch)
-    assert set(no_cudnn) == {"cudnn"}
-    assert difference(found, quick(model.apply)(params, batch)) < 1e-5
-
-
-def test_what_cudnn_lacks_is_said(no_cudnn):
-    with pytest.raises(UserError, match="attention=cudnn has no soft-capping"):
-        build("gemma2", None, attention="cudnn")
-    model = build("bert", None, attention="cudnn")
-    with pytest.raises(UserError, match="attention=cudnn has no attention dropout"):
-        model.apply(parameters(model), inputs("bert"), jax.random.key(0))
-
-
-def test_absent_cudnn_is_said():
-    with pytest.raises(UserError, match="attention=cudnn: cuDNN is not detected"):
-        build("bert", None, attention="cudnn")

@@ -21,10 +21,12 @@ from tests.models.made import (
 ROWS = 4
 SIZES = {  # by which the families' configurations say how wide a model is
     "d_ff",
+    "d_head",
     "d_inner",
     "d_kv",
     "d_model",
     "decoder_ffn_dim",
+    "decoder_vocab_size",
     "dim",
     "embedding_size",
     "encoder_ffn_dim",
@@ -35,6 +37,7 @@ SIZES = {  # by which the families' configurations say how wide a model is
     "max_position_embeddings",
     "n_embd",
     "n_positions",
+    "pooler_hidden_size",
     "position_buckets",
     "vocab_size",
 }

@@ -67,7 +67,7 @@ def test_packed_examples_are_summed_up_by_their_last_tokens(one_device, tmp_path
 
 def test_another_division_into_heads_is_another_shape(one_device, tmp_path):
     saved(tmp_path, "XLNetModel")
-    config = {**read_config(tmp_path), "n_head": 8}
+    config = {**read_config(tmp_path), "n_head": 8, "d_head": 4}
     model = tuned.build(config, methods.create(FULL))
     with pytest.raises(UserError, match="rel_attn"):
         pretrained.load(tmp_path, model, one_device, jax.random.key(0))
@@ -81,7 +81,7 @@ def test_another_division_into_heads_is_another_shape(one_device, tmp_path):
         {"summary_type": "mean"},
         {"summary_use_proj": False},
         {"summary_activation": None},
-        {"tie_word_embeddings": False},
+        {"d_head": 4},
     ],
 )
 def test_what_is_not_implemented_is_said(change):
