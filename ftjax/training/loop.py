@@ -300,6 +300,7 @@ class Training:
         if self.progress.skipped <= limit:
             records.say(f"{what}: skipped ({self.progress.skipped} of at most {limit})")
             return
+        checkpoints.wait()  # for the one that is being written
         kept = checkpoints.latest()
         raise UserError(
             f"{what}: stopped, after {limit} that were skipped; the last good checkpoint is "
