@@ -2,7 +2,7 @@
 
 import random
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 
 from tests.conftest import environment
@@ -21,7 +21,9 @@ def free_port(first: int = 20_000, last: int = 30_000) -> int:
 
 
 def named(processes: int) -> list[dict[str, str]]:
-    """What tells each process of the others, by hand."""
+    """What tells each process of the others, by hand; one alone is told nothing."""
+    if processes == 1:
+        return [{}]
     shared = {
         "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
         "JAX_NUM_PROCESSES": str(processes),
@@ -59,15 +61,18 @@ def start(
         told: how many there are → what tells each of the others.
     """
     env = environment(devices // processes)
-    others = told(processes) if processes > 1 else [{}]
     return [
         Forked(command, env | variables, together=True, call=(calls or {}).get(number, MAIN))
-        for number, variables in enumerate(others)
+        for number, variables in enumerate(told(processes))
     ]
 
 
-def ended(processes: Sequence[Forked]) -> list[str]:
-    """What each wrote, once all have ended well."""
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+def ended(processes: Sequence[Forked], codes: Collection[int] = (0,)) -> list[str]:
+    """What each wrote, once all have ended; their exit codes are `codes`, in any order."""
+    try:
+        outputs = [process.communicate(timeout=900)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert {process.returncode for process in processes} == set(codes), outputs
     return outputs

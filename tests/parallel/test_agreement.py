@@ -1,45 +1,25 @@
 """Two processes whose disks hold other things: one decision for both, or a message of both."""
 
 import json
-import random
 import shutil
-import socket
-from contextlib import suppress
 
 import pytest
 
-from tests.conftest import environment, make_rows, write_jsonl
-from tests.forked import Forked
+from tests.conftest import make_rows, write_jsonl
+from tests.parallel import processes
 
 STEPS = ["--config.train.steps=2", "--config.train.eval_every=2", "--config.mesh.data=2"]
 
 
-def free_port():
-    """Below those that the system gives to others, which could take it before it is bound."""
-    for port in random.sample(range(20_000, 30_000), 100):
-        with socket.socket() as tried, suppress(OSError):
-            tried.bind(("localhost", port))
-            return port
-    raise OSError("no port is free")
-
-
 def run(config_file, workdir, overrides, variables, expect=0):
     """The outputs of a run on two devices, in a process for each of `variables`."""
-    count, port = len(variables), free_port()
     command = ["train", "--config", config_file, "--workdir", workdir, *STEPS, *overrides]
-    hosts = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
-    processes = []
-    for number, own in enumerate(variables):
-        joined = {**hosts, "JAX_PROCESS_ID": str(number)} if count > 1 else {}
-        env = environment(2 // count) | joined | {name: str(x) for name, x in own.items()}
-        processes.append(Forked(command, env, together=True))
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [expect] * count, outputs
-    return outputs
+
+    def told(count):
+        each = zip(processes.named(count), variables, strict=True)
+        return [others | {name: str(x) for name, x in own.items()} for others, own in each]
+
+    return processes.ended(processes.start(command, len(variables), 2, told=told), {expect})
 
 
 def test_what_a_model_said_before_is_the_first_host_s(config_file, tmp_path):

@@ -1,20 +1,17 @@
 """Processes over loopback: four against one, when one is lost, and when they are to stop."""
 
 import os
-import random
 import shutil
 import signal
-import socket
 import time
-from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.records import read_rows
-from tests.conftest import environment
-from tests.forked import Forked
+from tests.parallel import processes
+from tests.parallel.processes import ended
 
 OVERRIDES = [
     "--config.train.steps=12",
@@ -27,36 +24,10 @@ OVERRIDES = [
 ]
 
 
-def free_port():
-    """Below those that the system gives to others, which could take it before it is bound."""
-    for port in random.sample(range(20_000, 30_000), 100):
-        with socket.socket() as tried, suppress(OSError):
-            tried.bind(("localhost", port))
-            return port
-    raise OSError("no port is free")
-
-
-def start(config_file, workdir, processes, devices=8, overrides=OVERRIDES):
+def start(config_file, workdir, count, devices=8, overrides=OVERRIDES, calls=None):
     """A run of so many devices in as many processes."""
-    port = free_port()
     command = ["train", "--config", config_file, "--workdir", workdir, *overrides]
-    started = []
-    for number in range(processes):
-        hosts = {
-            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-            "JAX_NUM_PROCESSES": str(processes),
-            "JAX_PROCESS_ID": str(number),
-        }
-        env = environment(devices // processes) | (hosts if processes > 1 else {})
-        started.append(Forked(command, env, together=True))
-    return started
-
-
-def ended(processes, codes=(0,)):
-    """What each printed; every exit code is one of `codes`."""
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert {process.returncode for process in processes} == set(codes), outputs
-    return outputs
+    return processes.start(command, count, devices, calls)
 
 
 def final(workdir, step=12):
@@ -98,20 +69,21 @@ def test_four_processes_equal_one_and_fewer_go_on_when_one_is_lost(config_file, 
         same(final(left), alone)
 
 
-def logged(processes, workdir, step):
+def logged(running, workdir, step):
     """Returns once the run has logged a step."""
-    deadline = time.time() + 200
+    deadline = time.time() + 600
     while not any(row["step"] >= step for row in read_rows(workdir / "metrics.jsonl")):
-        stopped = [process for process in processes if process.poll() is not None]
+        stopped = [process for process in running if process.poll() is not None]
         assert not stopped, [(p.returncode, p.communicate()[0]) for p in stopped]
         assert time.time() < deadline
         time.sleep(0.01)
 
 
-LONG = [  # so that the run goes on for seconds, whatever the machine
-    "--config.train.steps=400",
-    "--config.train.eval_every=200",
-    "--config.train.log_every=5",
+STEPS = 60
+LONG = [
+    f"--config.train.steps={STEPS}",
+    "--config.train.eval_every=30",
+    "--config.train.log_every=1",
     "--config.data.batching=pad",
 ]
 ALL_AT_ONCE = [(signal.SIGTERM, None, 0.2)]
@@ -120,18 +92,18 @@ ONE_LATER = [(signal.SIGTERM, None, 5.0)]
 
 
 @pytest.mark.parametrize(
-    ("processes", "stops"), [(2, ALL_AT_ONCE + ONE_ALONE), (4, ONE_LATER)], ids=["two", "four"]
+    ("count", "stops"), [(2, ALL_AT_ONCE + ONE_ALONE), (4, ONE_LATER)], ids=["two", "four"]
 )
-def test_signals_stop_all_at_one_step(config_file, tmp_path, processes, stops):
+def test_signals_stop_all_at_one_step(config_file, tmp_path, count, stops):
     """Sent to all, so many seconds apart, or to one; gone on with, the run equals a whole one."""
 
-    def run(workdir):
-        return start(config_file, workdir, processes, processes, LONG)
+    def run(workdir, calls=None):
+        return start(config_file, workdir, count, count, LONG, calls)
 
     whole, workdir, last = tmp_path / "whole", tmp_path / "stopped", 0
     ended(run(whole))
     for sent, number, apart in stops:
-        running = run(workdir)
+        running = run(workdir, dict.fromkeys(range(count), "tests.parallel.slow:main"))
         logged(running, workdir, last + 1)
         for process in running if number is None else [running[number]]:
             process.send_signal(sent)
@@ -140,9 +112,9 @@ def test_signals_stop_all_at_one_step(config_file, tmp_path, processes, stops):
         checkpoints = Checkpoints(workdir / "checkpoints")
         step, last = last, checkpoints.latest()
         checkpoints.close()
-        assert step < last < 400 and f"stopped by SIGTERM at step {last}" in outputs[0]
+        assert step < last < STEPS and f"stopped by SIGTERM at step {last}" in outputs[0]
     ended(run(workdir))
-    (_, wanted), (_, params) = final(whole, 400), final(workdir, 400)
+    (_, wanted), (_, params) = final(whole, STEPS), final(workdir, STEPS)
     for path, leaf in wanted.items():
         np.testing.assert_array_equal(params[path], leaf, err_msg=path)
 
@@ -168,14 +140,14 @@ def test_what_one_host_finds_damaged_is_set_aside_for_all(config_file, tmp_path)
 
 def lose_one(config_file, workdir):
     """Kills one of four processes: the others stop, and say why."""
-    processes = start(config_file, workdir, 4)
-    logged(processes, workdir, 5)
-    os.kill(processes[2].pid, signal.SIGKILL)
+    running = start(config_file, workdir, 4)
+    logged(running, workdir, 5)
+    os.kill(running[2].pid, signal.SIGKILL)
     lost = time.time()
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=300)[0] for process in running]
     assert time.time() - lost < 60
     for number in (0, 1, 3):
-        assert processes[number].returncode not in (0, None)
+        assert running[number].returncode not in (0, None)
         # Ours, or JAX's, where its own thread hears of it first
         said = outputs[number]
         assert "was lost" in said or "another task died" in said or "heartbeat" in said, said

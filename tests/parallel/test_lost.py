@@ -15,11 +15,11 @@ def test_an_error_of_one_is_told_by_it_and_ends_the_other(config_file, tmp_path)
     command = ["train", "--config", config_file, "--workdir", tmp_path / "work", *OVERRIDES]
     calls = {1: "tests.parallel.failing:main"}
     other, own = start(command, 2, devices=2, calls=calls)
-    said = own.communicate(timeout=120)[0]
+    said = own.communicate(timeout=300)[0]
     assert own.returncode == 1, said
     assert "Traceback" in said and "Out of memory" in said and "place_rows" in said
     assert "was lost" not in said
-    said = other.communicate(timeout=120)[0]
+    said = other.communicate(timeout=300)[0]
     assert other.returncode not in (0, 1, 2), said
     if other.returncode == LOST:  # else by JAX, whose own thread heard of it first
         assert "Traceback" not in said and "was lost" in said

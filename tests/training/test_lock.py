@@ -82,7 +82,7 @@ def test_all_processes_of_a_run_are_refused_alike(config_file, tmp_path):
         env = environment() | hosts | {"JAX_PROCESS_ID": str(number)}
         processes.append(Forked(command(config_file, tmp_path / "run"), env, together=True))
     for process in processes:
-        out = process.communicate(timeout=120)[0]
+        out = process.communicate(timeout=300)[0]
         assert process.returncode == 2 and f"trained in by process {os.getpid()}" in out, out
     assert [path.name for path in (tmp_path / "run").iterdir()] == [NAME]
 

@@ -1,0 +1,20 @@
+"""`ftjax` that takes its time over every step, so that there is some in which to stop it."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ftjax import cli
+from ftjax.training import loop
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command."""
+    place = loop.place_rows
+
+    def place_rows(*given: Any) -> Any:
+        time.sleep(0.1)
+        return place(*given)
+
+    loop.place_rows = place_rows
+    return cli.main(arguments)
