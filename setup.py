@@ -45,6 +45,7 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.20",
         "transformers>=5.0",
+        "jinja2>=3.1",  # of chat templates
         "datasets>=4.0",
         "ml-collections>=1.0",
         "grain>=0.2.12",
