@@ -5,7 +5,7 @@ the formulas of the libraries that write them. Other kinds are named as what the
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,46 +80,35 @@ class Dequantized:
         return array.astype(self.dtype).astype(dtype or self.dtype, copy=False)
 
 
-class PlainWeights(Mapping[str, Any]):
+def plain_weights(folder: Path) -> dict[str, Any]:
     """Tensors of a quantized folder by the names that they have in a plain one.
 
     Raises:
         UserError: a part of a quantized matrix is absent.
     """
-
-    def __init__(self, folder: Path) -> None:
-        settings, stored = quantization(folder), Weights(folder)
-        config = read_json(folder / "config.json")
-        # What GPT-2's kernels are turned to before bitsandbytes has them.
-        turned = config.get("model_type") == "gpt2"
-        open_parts = {"bitsandbytes": _bitsandbytes, "gptq": _gptq, "awq": _awq}
-        opened = open_parts[settings["quant_method"]]
-        ends = {"bitsandbytes": ".weight"}.get(settings["quant_method"], ".qweight")
-        usual = TYPES.get(config.get("dtype", config.get("torch_dtype")), np.float16)
-        self._tensors: dict[str, Any] = {}
-        used: set[str] = set()
-        for name in stored:
-            if not name.endswith(ends):
-                continue
-            module = name.removesuffix(ends)
-            parts = {n.removeprefix(f"{module}."): stored[n] for n in _own(stored, module)}
-            try:
-                found = opened(parts, settings, np.dtype(usual), turned)
-            except KeyError as error:
-                raise UserError(f"{folder}: the matrix {module!r} lacks its {error}") from None
-            if found is not None:
-                self._tensors[f"{module}.weight"] = found
-                used.update(f"{module}.{n}" for n in parts if n != "bias")
-        self._tensors |= {name: stored[name] for name in stored if name not in used}
-
-    def __getitem__(self, name: str) -> Any:
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+    settings, stored = quantization(folder), Weights(folder)
+    config = read_json(folder / "config.json")
+    # What GPT-2's kernels are turned to before bitsandbytes has them.
+    turned = config.get("model_type") == "gpt2"
+    open_parts = {"bitsandbytes": _bitsandbytes, "gptq": _gptq, "awq": _awq}
+    opened = open_parts[settings["quant_method"]]
+    ends = {"bitsandbytes": ".weight"}.get(settings["quant_method"], ".qweight")
+    usual = TYPES.get(config.get("dtype", config.get("torch_dtype")), np.float16)
+    tensors: dict[str, Any] = {}
+    used: set[str] = set()
+    for name in stored:
+        if not name.endswith(ends):
+            continue
+        module = name.removesuffix(ends)
+        parts = {n.removeprefix(f"{module}."): stored[n] for n in _own(stored, module)}
+        try:
+            found = opened(parts, settings, np.dtype(usual), turned)
+        except KeyError as error:
+            raise UserError(f"{folder}: the matrix {module!r} lacks its {error}") from None
+        if found is not None:
+            tensors[f"{module}.weight"] = found
+            used.update(f"{module}.{n}" for n in parts if n != "bias")
+    return tensors | {name: stored[name] for name in stored if name not in used}
 
 
 PARTS = ("weight", "weight.absmax", "weight.quant_map", "weight.nested_absmax")

@@ -13,7 +13,7 @@ import numpy as np
 
 from ftjax.errors import UserError
 from ftjax.formats import gguf, gguf_model, gguf_tokenizer
-from ftjax.formats.dequantize import PlainWeights, quantization
+from ftjax.formats.dequantize import plain_weights, quantization
 from ftjax.formats.jsons import read_json
 from ftjax.formats.shards import FLOATS
 from ftjax.formats.tokenizer_files import copy_files, require_packages, tokenizer_files
@@ -115,7 +115,7 @@ def open_weights(path: Path) -> Mapping[str, Any]:
     """A model's tensors by Hugging Face's names, each read when it is asked for or sliced."""
     if gguf.is_gguf(path):
         return gguf_model.Weights(path)
-    return PlainWeights(path) if quantization(path) else Weights(path)
+    return plain_weights(path) if quantization(path) else Weights(path)
 
 
 def stored_dtype(path: Path) -> str:
