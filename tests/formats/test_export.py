@@ -36,7 +36,7 @@ from tests.formats.test_gguf_tokenizer import write_vocabulary
 from tests.models.cases import CASES
 from tests.models.made import kind_of, natural
 from tests.models.reference import Reference
-from tests.parallel.test_hosts import free_port
+from tests.parallel.processes import free_port
 
 # What says by what a file was written, or where it lay.
 ABOUT = ("transformers_version", "_name_or_path", "architectures", "dtype", "_from_model_config")

@@ -18,7 +18,7 @@ from ftjax.training.lock import NAME, Holder, Lock, started
 from ftjax.training.records import read_rows, write_text
 from tests.conftest import environment, ftjax
 from tests.forked import Forked
-from tests.parallel.test_hosts import free_port
+from tests.parallel.processes import free_port
 from tests.training.test_fresh import CASES, asked
 
 OVERRIDES = [
