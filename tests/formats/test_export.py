@@ -27,7 +27,7 @@ from ftjax.formats.folder import (
     read_config,
     stored_dtype,
 )
-from ftjax.parallel.mesh import make_mesh
+from ftjax.parallel.mesh import make_mesh, param_shardings
 from ftjax.tasks.contrastive import Contrastive
 from tests.conftest import build, environment, here, perturbed
 from tests.forked import Forked
@@ -184,7 +184,7 @@ def test_the_host_holds_a_tensor_at_a_time(method, one_device, tmp_path):
     head = {"head": "causal_lm"}
     chosen = methods.create({"name": method})
     model = tuned.build(config, chosen, {"segments": "scan"}, head)
-    shardings = tuned.param_shardings(model.shapes, model.axes, one_device)
+    shardings = param_shardings(model.shapes, model.axes, one_device)
     params = model.init(jax.random.key(0), list(model.shapes), shardings)
     params = {p: model.method.stored(model.base, p, x) for p, x in params.items()}
     largest = 4 * 256 * 1024
@@ -205,7 +205,7 @@ def test_a_model_on_many_devices_is_written_as_on_one(one_device, tmp_path):
     model, params = start(base, one_device, "causal_lm", "lora", segments="scan")
     write_export("hf", tmp_path / "one", base, model, params, problem=None)
     mesh = make_mesh(2, 2, 2)
-    shardings = tuned.param_shardings(model.shapes, model.axes, mesh)
+    shardings = param_shardings(model.shapes, model.axes, mesh)
     spread = {path: jax.device_put(leaf, shardings[path]) for path, leaf in params.items()}
     assert any(not leaf.is_fully_replicated for leaf in spread.values())
     for kind in ("hf", "peft"):
