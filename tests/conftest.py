@@ -26,7 +26,7 @@ from ftjax.loss import Loss
 from ftjax.parallel.mesh import make_mesh
 from tests.forked import Forked
 
-pytest_plugins = ["tests.parity"]
+pytest_plugins = ["tests.parity", "tests.covering"]
 WORDS = [
     "good",
     "great",

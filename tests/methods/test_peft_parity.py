@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from ftjax import tuned
 from ftjax.formats import peft as files
 from ftjax.partition import merge
+from tests.covering import covering, product
 from tests.methods.peft_cases import (
     ROWS,
     STEPS,
@@ -57,7 +58,7 @@ class Case:
         return peft.PeftModel.from_pretrained(model, self.folder, is_trainable=True).eval()
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=product(CASES, covering(CASES), each=False), ids="-".join)
 def case(request, tmp_path_factory) -> Case:
     name, family = request.param
     base = base_of(family, tmp_path_factory.getbasetemp())

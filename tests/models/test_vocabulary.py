@@ -13,6 +13,7 @@ from ftjax.errors import UserError
 from ftjax.models import vocabulary
 from ftjax.parallel.mesh import logical_axes, make_mesh
 from ftjax.tuned import build
+from tests.covering import covering, product
 from tests.models import made
 from tests.training.abstract import LLAMA
 
@@ -83,9 +84,12 @@ OTHERS = ("regex", "bitfit", "qlora")
 TRAINS = [m for m in methods.METHODS if methods.find(m).trains and m not in OTHERS]
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize("method", TRAINS)
-def test_under_every_method(method, packed):
+CASES = [(method, layout) for method in TRAINS for layout in ("padded", "packed")]
+
+
+@pytest.mark.parametrize(("method", "layout"), product(CASES, covering(CASES)))
+def test_under_every_method(method, layout):
+    packed = layout == "packed"
     small = {"galore": {"rank": 8}, "compacter": {"reduction": 8}, "compacter_pp": {"reduction": 8}}
     made_of = methods.create({"name": method, **small.get(method, {})})
     model = build(LLAMA, made_of, {}, {"head": "causal_lm"})
