@@ -16,7 +16,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--all"):
+    if config.getoption("--all") or config.getoption("--parity"):
         return
     products = [item for item in items if item.get_closest_marker("product")]
     config.hook.pytest_deselected(items=products)

@@ -14,7 +14,9 @@ from ftjax import methods, pretrained, tuned
 from ftjax.formats import hf
 from ftjax.formats.folder import Weights, read_config
 from ftjax.models import FAMILIES
+from tests.covering import covering, product
 from tests.models.cases import CASES
+from tests.models.made import natural
 from tests.models.reference import LABELS, SHARD, Reference, difference, real, registered
 from tests.parity import FILE, VERIFIED
 
@@ -48,7 +50,11 @@ def said(reference, batch):
         return [out.numpy() for out in reference.outputs(batch)]
 
 
-@pytest.mark.parametrize(("case", "head"), registered())
+HEADS = registered()
+USUAL = [(case, head) for case, head in HEADS if head in ("classification", natural(case))]
+
+
+@pytest.mark.parametrize(("case", "head"), product(HEADS, covering(HEADS, USUAL)))
 def test_equals_transformers(case, head, one_device, tmp_path, parity):
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     reference = Reference.make(case, head, theirs)
