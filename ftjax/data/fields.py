@@ -1,12 +1,14 @@
 """What the fields of rows must be: a task says which it reads, and every row is checked."""
 
 import ast
+import io
 import json
 import math
-import re
+import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from ftjax.errors import UserError, nearest
@@ -15,7 +17,6 @@ Row = dict[str, Any]
 ABSENT = object()
 FIRST = 1000  # rows that a file's form is told by
 BRACKETS = ("[]", "()", "{}")
-SPACED = re.compile(r"""['"]\s+['"]""")  # numpy's way of writing a list
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,11 @@ class Checker:
             raise UserError(f"{place}: field {theirs!r} is null")
         try:
             found = self._read[name](value)
+            _encodable(found)
         except ValueError as error:
             raise UserError(f"{place}: field {theirs!r} {error}") from None
         if self._fields[name].read is label_name:  # 1 and "1" are not to be one label
-            kind = int if isinstance(value, int) else str
+            kind = str if isinstance(value, str) else int
             if self._kinds.setdefault(name, kind) is not kind:
                 other = {int: "an integer", str: "text"}
                 raise UserError(
@@ -171,6 +173,16 @@ def inner(row: Mapping[str, Any], name: str, absent: Any = None) -> Any:
     return inner(within, rest, absent) if isinstance(within, Mapping) else absent
 
 
+def _encodable(found: Any) -> None:
+    """Raises ValueError for text with half of a character, which is no UTF-8."""
+    whole = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+    try:
+        whole.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(whole[error.start])
+        raise ValueError(f"has half of a character, {half}, as of a text that was cut") from None
+
+
 def shown(value: Any) -> str:
     """A value, short enough for a message."""
     text = repr(value)
@@ -186,6 +198,8 @@ def text(found: Any) -> str:
 
 
 def label_name(found: Any) -> str:
+    if isinstance(found, float) and found.is_integer():  # an integer in a column with gaps
+        found = int(found)
     if not isinstance(found, str | int) or found == "":
         raise ValueError(f"must be a string or an integer, not {shown(found)}")
     return str(int(found) if isinstance(found, bool) else found)
@@ -196,6 +210,8 @@ def number(found: Any) -> float:
     try:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError
+        if isinstance(value, str) and "_" in value:  # Python's own way of writing 1000
+            raise ValueError
         value = float(value)
     except ValueError:
         raise ValueError(f"must be a number, not {shown(found)}") from None
@@ -205,23 +221,32 @@ def number(found: Any) -> float:
 
 
 def listed(found: Any) -> Any:
-    """A list that a cell of a csv file holds as text, in Python's or JSON's words; else unchanged.
+    """A list that a cell of a csv file holds as text, in JSON's or Python's words; else unchanged.
 
     Raises:
-        ValueError: text in brackets that is numpy's way of writing a list.
+        ValueError: strings without commas between, as numpy writes a list.
     """
     shell = found.strip() if isinstance(found, str) else ""
     if shell[:1] + shell[-1:] not in BRACKETS:
         return found
-    value = None
-    for read in (ast.literal_eval, json.loads):
-        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            value = read(shell) if value is None else value
-    if not isinstance(value, list | tuple | set):
-        return found
-    if SPACED.search(shell):
-        raise ValueError(f"must be a list with commas between, not {shown(found)}")
-    return list(value)
+    for read in (json.loads, _literal):
+        with suppress(SyntaxError, MemoryError, RecursionError, json.JSONDecodeError):
+            value = read(shell)
+            return list(value) if isinstance(value, list | tuple | set) or not value else found
+    return found
+
+
+def _literal(shell: str) -> Any:
+    """Python's list; ValueError for neighbouring strings, which Python would make one."""
+    with suppress(tokenize.TokenError):
+        tokens = tokenize.generate_tokens(io.StringIO(shell).readline)
+        kinds = [token.type for token in tokens if token.type != tokenize.NL]
+        if (tokenize.STRING, tokenize.STRING) in pairwise(kinds):
+            raise ValueError(f"must be a list with commas between, not {shown(shell)}")
+    try:
+        return ast.literal_eval(shell)
+    except (ValueError, TypeError) as error:  # names, or what no set can hold
+        raise SyntaxError from error
 
 
 def label_names(found: Any) -> list[str]:
@@ -256,9 +281,12 @@ def label_sets(first: Sequence[Any]) -> Callable[[Any], list[str]]:
 def _items(found: Any) -> Sequence[Any]:
     found = listed(found)
     if isinstance(found, str):
-        if found.strip().startswith("["):
+        names = [name.strip() for name in found.split(",") if name.strip()]
+        if any(name.count(a) != name.count(b) for name in names for a, b in BRACKETS) or (
+            found.strip().startswith("[")
+        ):
             raise ValueError(f"must be a list that can be read, not {shown(found)}")
-        found = [name.strip() for name in found.split(",") if name.strip()]
+        found = names
     if not isinstance(found, list | tuple):
         raise ValueError(f"must be a list of names, or names with commas between, not {found!r}")
     return found
@@ -286,6 +314,14 @@ def words(found: Any) -> list[str]:
         if not isinstance(each, str) or not each.strip():
             raise ValueError(f"must hold words, not {shown(each)}")
     return list(found)
+
+
+def tags(found: Any) -> list[str]:
+    """As `words`; a text in brackets must be a list."""
+    given = listed(found)
+    if isinstance(given, str) and given.strip()[:1] + given.strip()[-1:] in ("[]", "{}"):
+        raise ValueError(f"must be a list that can be read, not {shown(found)}")
+    return words(given)
 
 
 def texts(found: Any) -> list[str]:

@@ -40,6 +40,11 @@ def _lines(file: Path) -> Iterator[str | UserError]:
         head = opened.read(HEAD)
         opened.seek(0)
         wide, marked = head[:2] in WIDE, head.startswith(codecs.BOM_UTF8)
+        if b"\0" in head[:4] and not (wide and head[2:4] != b"\0\0"):  # UTF-32, or without a mark
+            raise UserError(
+                f"{file} is text of neither UTF-8 nor UTF-16 with a byte order mark; convert it, "
+                "for example with iconv -t UTF-8"
+            )
         encoding, before = "utf-16" if wide else "utf-8-sig", len(codecs.BOM_UTF8) * marked
         first = head.decode(encoding, "replace")
         end = "\r" if first.count("\r") - first.count("\r\n") > first.count("\n") else "\n"
@@ -67,15 +72,17 @@ def _json(file: Path, options: Options) -> Rows:
         if isinstance(line, UserError):
             yield number, line
         elif empty and line.lstrip().startswith("["):
+            whole = "".join(map(sound, [line, *lines]))
             try:
-                yield from enumerate(json.loads("".join(map(sound, [line, *lines]))), 1)
-            except json.JSONDecodeError as error:
+                rows = json.loads(whole)
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{file}: not valid JSON: {error}") from error
+            yield from enumerate(rows, 1)
         elif line.strip():
             empty = False
             try:
                 yield number, json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 yield number, UserError(f"{file}: row {number} is not valid JSON: {error}")
 
 
@@ -254,7 +261,7 @@ def _squad(file: Path, options: Options) -> Rows:
             for paragraph in article["paragraphs"]
             for question in paragraph["qas"]
         ]
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON: {error}") from error
     except (KeyError, TypeError) as error:
         raise UserError(f"{file} is not of SQuAD's form: {error!r} is missing") from error

@@ -1,6 +1,8 @@
 """What every task says of itself."""
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -269,12 +271,13 @@ def named_outputs(
 
 
 def is_integer(name: str) -> bool:
-    return name.lstrip("-").isdigit()
+    return bool(re.fullmatch(r"-?\d+", name))
 
 
 def in_order(names: Collection[str]) -> tuple[str, ...]:
-    """Sorted, as integers where all are."""
-    return tuple(sorted(names, key=int if all(map(is_integer, names)) else str))
+    """Sorted, as numbers where all are."""
+    numbers = all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names)
+    return tuple(sorted(names, key=Decimal if numbers else str))
 
 
 def one_number(split: Split, names: Sequence[str], column: str = "label") -> np.ndarray:

@@ -15,6 +15,7 @@ from scipy.special import log_softmax
 
 from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Row, Schema, label_name, same_length, words
+from ftjax.data.fields import tags as read_tags
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
@@ -73,7 +74,7 @@ class TokenClassification(Task):
     schema: ClassVar = Schema(
         {
             "tokens": Field(words),
-            "tags": Field(words, answer=True),
+            "tags": Field(read_tags, answer=True),
             "label": Field(label_name, answer=True, optional=True),
         },
         check,

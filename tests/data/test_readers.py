@@ -266,6 +266,8 @@ GOOD = {"text": "a", "label": "x"}
         ({"text": "a", "label": ""}, "row 2: field 'label' must be a string or an integer"),
         ({"text": ["a"], "label": "x"}, "row 2: field 'text' must be text, not list"),
         ([1], "row 2 is not an object with fields"),
+        ({"text": "a \ud83d", "label": "x"}, "row 2: field 'text' has half of a character"),
+        ({"text": "a", "label": "\ude00"}, "row 2: field 'label' has half of a character"),
     ],
 )
 def test_bad_rows_are_skipped_and_named(tmp_path, row, message):
@@ -276,6 +278,15 @@ def test_bad_rows_are_skipped_and_named(tmp_path, row, message):
     split = load({**settings, "on_error": "skip"}, LABELLED)["train"]
     assert split.column("text") == ["a", "b"] and split.column("row") == [1, 3]
     assert len(split.skipped) == 1 and message in split.skipped[0]
+
+
+def test_a_number_of_too_many_digits_is_a_bad_row(tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text('{"text": "a", "label": %s}\n{"text": "b", "label": 1}\n' % ("1" * 5000))
+    with pytest.raises(UserError, match="row 1 is not valid JSON: Exceeds the limit"):
+        load(data_settings(path=str(file)), LABELLED)
+    found = load(data_settings(path=str(file), on_error="skip"), LABELLED)["train"]
+    assert found.column("text") == ["b"]
 
 
 def test_splits_without_a_good_row_are_named(tmp_path):
@@ -356,14 +367,22 @@ def test_quotation_marks_between_tabs_are_text(tmp_path):
         ('text,label\na,b\n"c,d\ne,f\n', {"delimiter": ","}, "row 3 cannot be read .*quoting=none"),
         ('text,label\n"c" d,e\n', {"delimiter": ","}, "row 2 cannot be read .*quoting=none"),
         ("text,label\n", {"quoting": "some"}, "data.quoting='some' must be one of auto"),
+        ("text,label\na,b\n".encode("utf-16-le"), {}, "neither UTF-8 nor UTF-16 with a byte order"),
+        ("text,label\na,b\n".encode("utf-32"), {}, "neither UTF-8 nor UTF-16 with a byte order"),
         ("text,label\n", {"delimiter": "||"}, r"data.delimiter='\|\|' must be one character"),
     ],
 )
 def test_tables_that_say_two_things_are_refused(tmp_path, content, changes, message):
     file = tmp_path / "train.tsv"
-    file.write_text(content)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message):
         load(data_settings(source="csv", path=str(file), **changes), LABELLED)
+
+
+def test_json_that_is_too_deep(tmp_path):
+    (tmp_path / "train.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"train\.json: not valid JSON: maximum recursion depth"):
+        load(data_settings(path=str(tmp_path)), LABELLED)
 
 
 def test_rows_after_one_that_cannot_be_read(tmp_path):

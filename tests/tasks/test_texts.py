@@ -107,7 +107,10 @@ def test_ordered_labels_by_hand():
         ("names", ["b", "a", "b"], ["a", "b"]),
         ("names", "b, a", ["a", "b"]),
         ("names", [3], ["3"]),
+        ("names", "[\"say 'a' 'b'\", \"it's\"]", ["it's", "say 'a' 'b'"]),
+        ("names", "{}", []),
         ("name", True, "1"),
+        ("name", 1.0, "1"),  # of a column with gaps, as pandas has it
     ],
 )
 def test_labels_of_each_kind(tmp_path, kind, label, wanted):
@@ -144,7 +147,11 @@ def test_lists_of_labels_and_indicators(tmp_path, labels, wanted):
     ("labels", "message"),
     [
         (["['joy' 'fear']"], "row 1: field 'label' must be a list with commas between"),
-        (["[joy, fear"], "row 1: field 'label' must be a list that can be read"),
+        (["['joy'\n 'fear']"], "row 1: field 'label' must be a list with commas between"),
+        *(
+            ([cell], "row 1: field 'label' must be a list that can be read")
+            for cell in ("[joy, fear", "{joy,fear}", "(joy, fear)", "array(['joy', 'fear'])")
+        ),
         ([[0, 1, 1], [0, 1]], "row 1: field 'label' is .*a number for each label needs as many"),
         ([[0, 1, 1]] * 1000 + [[1]], "row 1001: field 'label' must be 3 numbers 0 or 1"),
     ],
@@ -162,6 +169,8 @@ def test_lists_of_two_forms_are_refused(tmp_path, labels, message):
         ("number", "high", "row 2: field 'label' must be a number, not 'high'"),
         ("number", float("inf"), "must be a finite number, not inf"),
         ("number", True, "must be a number, not True"),
+        ("number", "1_000", "must be a number, not '1_000'"),
+        ("number", "3,5", "must be a number, not '3,5'"),
         ("names", 3, "row 2: field 'label' must be a list of names"),
         ("names", [0.5], "must be a string or an integer"),
         ("name", 0.5, "row 2: field 'label' must be a string or an integer, not 0.5"),
@@ -174,6 +183,15 @@ def test_labels_of_another_kind_are_named(tmp_path, kind, label, message):
     with pytest.raises(UserError, match=message) as error:
         load(data_settings(path=str(file)), SCHEMAS[kind])
     assert str(file) in str(error.value)
+
+
+def test_numbers_as_labels_are_in_their_order(tmp_path):
+    for labels in (["10.0", "9.5", "-1.0"], ["10", "9", "-1"], ["10.50", "10", "9"], ["²", "³"]):
+        rows = [{"text": "good", "label": label} for label in labels]
+        file = write_jsonl(tmp_path / "train.jsonl", rows)
+        split = load(data_settings(path=str(file)), Ordinal.schema)["train"]
+        names = sorted(labels) if "²" in labels else sorted(labels, key=float)
+        assert Ordinal().label_names(split) == tuple(names)
 
 
 def labelled(task, row, number):

@@ -288,6 +288,14 @@ def test_rows_are_checked(tiny):
         examples_of(
             TASK, [{"tokens": ["a"], "tags": ["O"]}, {"tokens": ["a", "b"], "tags": ["O"]}], tiny
         )
+    for cell, message in (
+        ("[0, 1]", "must hold words, not 0"),
+        ("[0 1]", "must be a list that can be read"),
+        ("[O, B-per]", "must be a list that can be read"),
+        ("{O,B-per}", "must be a list that can be read"),
+    ):
+        with pytest.raises(UserError, match=f"row 1: field 'tags' {message}"):
+            examples_of(TASK, [{"tokens": "a b", "tags": cell}], tiny)
     with pytest.raises(UserError, match="row 1: tag 1, 'I-per', does not go on"):
         examples_of(TASK, [{"tokens": ["a"], "tags": ["I-per"]}], tiny)
     rows = [{"tokens": ["a"], "tags": [tag]} for tag in ("B-per", "NN")]
