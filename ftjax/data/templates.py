@@ -1,12 +1,15 @@
 """Chats as text, by the chat templates (Jinja) of tokenizers."""
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateError
 
-from ftjax.data.chats import WEIGHT, Message
+from ftjax.data.chats import CALLS, WEIGHT, Message
+from ftjax.data.fields import shown
 from ftjax.errors import UserError
 
 # For models whose tokenizer has no chat template. The space is the answer's, as tokenizers have it.
@@ -14,8 +17,17 @@ PLAIN = (
     "{% for message in messages %}{{ message['role'] }}:{{ ' ' + message['content'] }}"
     "{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
-# Of turns, what is said besides the content: a template must have a place for it.
-SAID = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+# Of turns, what is said besides the content: a template must have a place for it, by any name.
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+SAID = ((CALLS,), ("function_call",), THOUGHTS)
+# What templates are told in training, which is then the same whenever and wherever it runs: the
+# date that Llama 3's write where they are told none.
+DATE = datetime(2024, 7, 26)
+DATED = (
+    "{%- macro strftime_now(form) -%}{{ form"
+    + "".join(f"|replace('%{code}', '{DATE.strftime(f'%{code}')}')" for code in "aAbBdHIjmMpSyY")
+    + " }}{%- endmacro -%}"
+)
 
 
 def chosen(tokenizer: Any, template: str, tools: Sequence[Any] | None) -> str:
@@ -36,11 +48,16 @@ def chosen(tokenizer: Any, template: str, tools: Sequence[Any] | None) -> str:
         raise UserError(
             "the model's tokenizer has no chat template: set task.template to one, or to plain"
         )
+    several = tokenizer.chat_template if isinstance(tokenizer.chat_template, Mapping) else {}
+    names = ", ".join(several) or "without names"
+    if template and template not in several and "{" not in template:
+        raise UserError(
+            f"task.template={template!r} is neither a template in Jinja nor the name of one of the "
+            f"tokenizer's, which are {names}"
+        )
     try:
         return tokenizer.get_chat_template(template or None, tools or None)
     except ValueError as error:
-        several = tokenizer.chat_template
-        names = ", ".join(several) if isinstance(several, Mapping) else "one"
         raise UserError(f"task.template: the tokenizer's templates are {names}: {error}") from error
 
 
@@ -50,8 +67,12 @@ def render(
     template: str = "",
     tools: Sequence[Any] | None = None,
     ask: bool = False,
+    today: bool = True,
 ) -> str:
     """A chat as text.
+
+    Arguments of calls may be objects or JSON text, as OpenAI has them: templates get objects, or
+    text where they put it as it is, as DeepSeek's.
 
     Args:
         tokenizer: of `transformers`.
@@ -60,6 +81,7 @@ def render(
         template: see `chosen`.
         tools: that the chat may use.
         ask: with what comes before an answer.
+        today: whether templates that ask for the date are told today's; else `DATE`.
 
     Raises:
         UserError: there is no template.
@@ -67,21 +89,69 @@ def render(
     """
     source = chosen(tokenizer, template, tools)
     for number, turn in enumerate(turns, 1):
-        for key in SAID:
-            if turn.get(key) and not re.search(rf"\b{key}\b", source):
-                raise ValueError(f"turn {number} has {key!r}, which the chat template leaves out")
+        for names in SAID:
+            said = next((name for name in names if turn.get(name)), None)
+            if said and not re.search(rf"\b({'|'.join(names)})\b", source):
+                raise ValueError(f"turn {number} has {said!r}, which the chat template leaves out")
     if tools and not re.search(r"\btools\b", source):
         raise ValueError("has tools, which the chat template leaves out")
-    messages: list[Message] = [
-        {key: value for key, value in turn.items() if key != WEIGHT} for turn in turns
-    ]
-    try:
+
+    def written(form: Callable[[Any], Any]) -> str:
         return tokenizer.apply_chat_template(
-            messages,
+            [_message(turn, form) for turn in turns],
             tools=tools or None,
-            chat_template=source,
+            chat_template=source if today or "strftime_now" not in source else DATED + source,
             tokenize=False,
             add_generation_prompt=ask,
         )
+
+    try:
+        try:
+            return written(_object)
+        except TypeError:
+            return written(_text)
     except (TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(f"the chat template says: {error}") from error
+
+
+def _message(turn: Mapping[str, Any], form: Callable[[Any], Any]) -> Message:
+    """A turn without its weight, and with arguments of calls in one form."""
+
+    def formed(call: Any) -> Any:
+        if not isinstance(call, Mapping):
+            return call
+        if "function" in call:
+            return {**call, "function": formed(call["function"])}
+        return {**call, "arguments": form(call["arguments"])} if "arguments" in call else call
+
+    message = {key: value for key, value in turn.items() if key != WEIGHT}
+    if isinstance(message.get(CALLS), list):
+        message[CALLS] = list(map(formed, message[CALLS]))
+    return message
+
+
+def _object(arguments: Any) -> Any:
+    try:
+        found = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except json.JSONDecodeError:
+        return arguments
+    return found if isinstance(found, Mapping) else arguments
+
+
+def _text(arguments: Any) -> Any:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def left_out(turn: Mapping[str, Any], text: str) -> str:
+    """Of what a turn says that which a text of it lacks, but for spaces, shown; empty for none."""
+    calls = turn.get(CALLS) if isinstance(turn.get(CALLS), list) else []
+    functions = [call.get("function", call) for call in calls if isinstance(call, Mapping)]
+    names = [each.get("name") for each in functions if isinstance(each, Mapping)]
+    written = _without_spaces(text)
+    said = [*(turn.get(key) for key in ("content", *THOUGHTS)), *names]
+    texts = (each for each in said if isinstance(each, str))
+    return next((shown(each) for each in texts if _without_spaces(each) not in written), "")
+
+
+def _without_spaces(text: str) -> str:
+    return "".join(text.split())

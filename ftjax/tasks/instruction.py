@@ -1,8 +1,10 @@
 """Instructions and dialogues: what the assistant says, by a chat template."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,13 +14,14 @@ from ftjax.data.chats import Message, is_learned, whole
 from ftjax.data.encode import Columns, of_row
 from ftjax.data.fields import Field, Row, Schema, text
 from ftjax.data.sources import Split
-from ftjax.data.templates import render
+from ftjax.data.templates import left_out, render
 from ftjax.errors import UserError
 from ftjax.tasks.base import HIGHER, Array
 from ftjax.tasks.causal_lm import CausalLM
 from ftjax.tasks.written import Written
 
 TURNS = ("all", "last")
+THINKS = re.compile(r"think|thought|reason", re.IGNORECASE)  # in marks of thoughts
 TOOLS = Field(chats.tools, optional=True, sparse=True)
 
 
@@ -58,7 +61,8 @@ class Instruction(CausalLM, Written):
     Attributes:
         block: must be 0.
         template: a chat template (Jinja), or the name of one of the tokenizer's; empty: the
-            tokenizer's; "plain": "role: content" lines.
+            tokenizer's; "plain": "role: content" lines. Templates that write today's date write one
+            that is always the same.
         turns: of the assistant that are learned, "all" or the "last". Where the template changes
             turns by those after them, as Qwen 3's takes out earlier thoughts, each turn is an
             example of its own, of the chat up to it: as it is written when it is the last.
@@ -169,28 +173,46 @@ def written(
     """Texts of a chat, and where in each the turns are that are learned, with what ends each.
 
     One text where the assistant's turns stand in the whole chat as when each is the last; else one
-    for each turn.
+    for each turn. Where a template begins thoughts as it asks for an answer, as DeepSeek R1's, and
+    the answer has others or none, it is learned from there on as it is written.
     """
     turns, tools = chat
 
     def text_of(count: int, ask: bool = False) -> str:
-        return render(tokenizer, turns[:count], template, tools, ask)
+        return render(tokenizer, turns[:count], template, tools, ask, today=False)
 
     def part(number: int) -> tuple[str, tuple[int, int]]:
         """The chat up to a turn, and where that is."""
         before, after = text_of(number, ask=True), text_of(number + 1)
+        start = len(before)
         if not after.startswith(before):
+            pairs = zip(before, after, strict=False)
+            start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            said = len(text_of(number))
+            if start <= said or not THINKS.search(before, said):
+                raise ValueError(
+                    f"turn {number + 1} is not written by the chat template as it asks for it: set "
+                    "task.template to another"
+                )
+        if left_out(turns[number], after[start:]):  # but some of it may be what asks for it
+            require_said(number, after[len(text_of(number)) :])
+        return after, (start, len(after.rstrip()))
+
+    def require_said(number: int, text: str) -> None:
+        if lacks := left_out(turns[number], text):
             raise ValueError(
-                f"turn {number + 1} is not written by the chat template as it asks for it: set "
+                f"turn {number + 1}: the chat template leaves out {lacks}: so must the row, or set "
                 "task.template to another"
             )
-        return after, (len(before), len(after.rstrip()))
 
     learned = [number for number, turn in enumerate(turns) if is_learned(turn)]
     if which == "last" and learned:
         learned = learned[-1:]
         turns = turns[: learned[0] + 1]
     parts, every = [part(number) for number in learned], text_of(len(turns))
+    for number, turn in enumerate(turns):
+        if turn["role"] in ("system", "user"):
+            require_said(number, every)
     if all(every.startswith(after.rstrip()) for after, _ in parts):
         yield every, [where for _, where in parts]
     else:

@@ -33,6 +33,23 @@ FORGETS = (
     "{{ m.reasoning_content or '' }}</think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# As DeepSeek R1's: an answer is asked for with its thoughts begun, and written without; arguments
+# are put as text.
+BEGINS = (
+    "{% for m in messages %}{% if m.role != 'assistant' %}{{ '<|im_start|>' + m.role + '\n' + "
+    "m.content }}<|im_end|>{% else %}<|im_start|>assistant\n{% generation %}{{ (m.content or '')"
+    ".split('</think>')[-1] }}{% for c in m.tool_calls %}{{ '<call>' + c.function.name + ' ' + "
+    "c.function.arguments }}{% endfor %}<|im_end|>{% endgeneration %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+# As Llama 3's: a date, and turns that call have no content.
+DATED = (
+    "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% generation %}{% if m.tool_calls %}{% for c in m.tool_calls %}<call>{{ c.function.name }} "
+    "{{ c.function.arguments | tojson }}{% endfor %}{% else %}{{ m.content | trim }}{% endif %}"
+    "<|im_end|>{% endgeneration %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 STRICT = (
     "{% if messages[0].role != 'user' %}{{ raise_exception('begin with the user') }}{% endif %}"
 )
@@ -190,9 +207,82 @@ def test_each_turn_is_learned_as_it_is_written_last(folder, tmp_path):
         Instruction(turns="first")
 
 
+def masked(tokenizer, messages):
+    """What transformers gives of a chat, and what it marks in it."""
+    found = tokenizer.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ids, mask = np.array(found["input_ids"]), np.array(found["assistant_masks"], bool)
+    return ids.tolist(), tokenizer.decode(ids[mask])
+
+
+def test_thoughts_that_are_asked_for_need_not_be_answered(folder, tmp_path):
+    folder, tokenizer = with_templates(folder, BEGINS, tmp_path / "model")
+    arguments = {"form": "so so", "year": 1}
+    calls, text = call(**arguments), call(**arguments)
+    text[0]["function"]["arguments"] = json.dumps(arguments)
+    answers = [[{"content": "bad"}, {"content": " dull\n"}], [{"content": "", "tool_calls": text}]]
+    rows = [
+        {"messages": [each for x in answer for each in (USER, {"role": "assistant", **x})]}
+        for answer in answers
+    ]
+    objects = {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": calls}]}
+    _, examples = examples_of(Instruction(), [*rows, objects], folder, tmp_path)
+    for number, row in enumerate([*rows, rows[1]]):
+        wanted = masked(tokenizer, row["messages"])
+        assert (examples.ids[number].tolist(), learned(examples, number, tokenizer)) == wanted
+
+
+def test_dates_and_calls_with_text_arguments(folder, tmp_path):
+    folder, tokenizer = with_templates(folder, DATED, tmp_path / "model")
+    text = call()
+    text[0]["function"]["arguments"] = '{"year": 1}'
+    rows = [
+        {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": calls}]}
+        for calls in (call(year=1), text)
+    ]
+    split, examples = examples_of(Instruction(), rows, folder, tmp_path)
+    today, _ = theirs(tokenizer, rows[0])
+    trained = tokenizer.decode(examples.ids[0])
+    assert trained == "26 Jul 2024" + today[len("26 Jul 2024") :]  # on whatever day
+    assert examples.ids[1].tolist() == examples.ids[0].tolist()
+    assert learned(examples, 1, tokenizer) == '<call>film {"year": 1}<|im_end|>'
+    generator = Generator.__new__(Generator)
+    generator._tokenizer = tokenizer
+    asked = theirs(tokenizer, rows[0], -1, add_generation_prompt=True)[1]
+    assert generator._ids(Instruction().prompts(split)[0]) == asked  # with today's
+
+
+def test_thoughts_by_any_name(folder, tmp_path):
+    folder, tokenizer = with_templates(folder, CHATML, tmp_path / "model")
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        row = {"messages": [USER, {"role": "assistant", "content": "bad", name: "so so"}]}
+        _, examples = examples_of(Instruction(), [row], folder, tmp_path)
+        assert examples.ids[0].tolist() == theirs(tokenizer, row)[1]
+        assert learned(examples, 0, tokenizer) == "<think>so so</think>bad<|im_end|>"
+
+
+@pytest.mark.parametrize("template", ["chatml", "model/chat_template.jinja"])
+def test_words_are_no_template(folder, tmp_path, template):
+    folder, _ = with_templates(folder, CHATML, tmp_path / "model")
+    with pytest.raises(UserError, match="is neither a template in Jinja nor the name of one"):
+        examples_of(Instruction(template=template), [ROWS[2]], folder, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("template", "row", "message"),
     [
+        (DATED, ROWS[1], "turn 2: the chat template leaves out 'the plot'"),
+        (
+            BEGINS,
+            {"messages": [USER, {"role": "assistant", "content": "<think>so</think>bad"}]},
+            "turn 2: the chat template leaves out '<think>so</think>bad'",
+        ),
+        (
+            CHATML.replace("m.content %}", "m.role != 'user' %}"),
+            {"messages": ROWS[2]["messages"]},
+            "turn 1: the chat template leaves out 'good film'",
+        ),
         (STRICT + CHATML, {"messages": ROWS[2]["messages"][1:]}, "begin with the user"),
         (
             "{% for m in messages %}{{ m.content + 1 }}{% endfor %}",
@@ -217,6 +307,7 @@ def test_each_turn_is_learned_as_it_is_written_last(folder, tmp_path):
 )
 def test_rows_that_cannot_be_written_are_named(folder, tmp_path, template, row, message):
     folder, _ = with_templates(folder, template, tmp_path / "model")
-    good = {"messages": ROWS[2]["messages"]} if "+ 1" not in template else row
+    good = row if "+ 1" in template or "'user' %}{{ m" in template else ROWS[2]
+    good = {"messages": good["messages"]}
     with pytest.raises(UserError, match=rf"train\.jsonl: row [12]: .*{message}"):
         examples_of(Instruction(), [good, row], folder, tmp_path)
