@@ -18,6 +18,7 @@ PLAIN = (
     "{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
 # Of turns, what is said besides the content: a template must have a place for it, by any name.
+COMMAND = re.compile(r"/\w+")  # that templates take out of a text, as SmolLM 3's do /no_think
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 SAID = ((CALLS,), ("function_call",), THOUGHTS)
 # What templates are told in training, which is then the same whenever and wherever it runs: the
@@ -143,15 +144,18 @@ def _text(arguments: Any) -> Any:
 
 
 def left_out(turn: Mapping[str, Any], text: str) -> str:
-    """Of what a turn says that which a text of it lacks, but for spaces, shown; empty for none."""
+    """Of what a turn says that which a text of it lacks, shown; empty for none.
+
+    Spaces and commands to the template, as /no_think, do not count.
+    """
     calls = turn.get(CALLS) if isinstance(turn.get(CALLS), list) else []
     functions = [call.get("function", call) for call in calls if isinstance(call, Mapping)]
     names = [each.get("name") for each in functions if isinstance(each, Mapping)]
-    written = _without_spaces(text)
+    written = _bare(text)
     said = [*(turn.get(key) for key in ("content", *THOUGHTS)), *names]
     texts = (each for each in said if isinstance(each, str))
-    return next((shown(each) for each in texts if _without_spaces(each) not in written), "")
+    return next((shown(each) for each in texts if _bare(each) not in written), "")
 
 
-def _without_spaces(text: str) -> str:
-    return "".join(text.split())
+def _bare(text: str) -> str:
+    return "".join(COMMAND.sub("", text).split())

@@ -253,6 +253,15 @@ def test_dates_and_calls_with_text_arguments(folder, tmp_path):
     assert generator._ids(Instruction().prompts(split)[0]) == asked  # with today's
 
 
+def test_commands_to_a_template_need_not_be_written(folder, tmp_path):
+    commanded = CHATML.replace("{{ m.content }}", "{{ m.content.replace('/no_think', '') }}")
+    folder, tokenizer = with_templates(folder, commanded, tmp_path / "model")
+    told = {"role": "system", "content": "so so /no_think"}
+    row = {"messages": [told, USER, {"role": "assistant", "content": "bad a/b, or /c"}]}
+    _, examples = examples_of(Instruction(), [row], folder, tmp_path)
+    assert examples.ids[0].tolist() == theirs(tokenizer, row)[1]
+
+
 def test_thoughts_by_any_name(folder, tmp_path):
     folder, tokenizer = with_templates(folder, CHATML, tmp_path / "model")
     for name in ("reasoning_content", "reasoning", "thinking"):
