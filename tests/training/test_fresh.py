@@ -135,6 +135,7 @@ def get_config():
     config.optimizer.learning_rate = 1e-2
     config.train.epochs = 24
     config.train.batch_size = 8
+    config.train.eval_every = 96
     config.train.log_every = 1
     return config
 """
