@@ -159,19 +159,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _leave(error, 130)
         return 130
     except Exception as error:
+        from ftjax.remote import of_store
+
         if isinstance(error, OSError) and (error.filename or error.errno):
             return _failed(error, 2)  # a disk that is full, a folder that cannot be written
-        if _of_store(error):
+        if of_store(error):
             what = f"an object store failed ({summary(error)}); once it answers, try again"
             return _failed(UserError(what), 2)
         _leave(error, 1, printed=False)
         raise
-
-
-def _of_store(error: Exception) -> bool:
-    from ftjax.remote import of_store
-
-    return of_store(error)
 
 
 def _failed(error: Exception, code: int) -> int:

@@ -17,7 +17,7 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        self.stopped = 0
+        self.stopped, self._interrupted = 0, False
         self._running: set[subprocess.Popen] = set()
 
     def run(self, command: Sequence[str], output: IO[bytes] | None = None) -> int:
@@ -48,7 +48,8 @@ class Processes:
 
         A terminal sends its Ctrl-C to them as well, where two would have them not save: SIGTERM.
         """
-        again = number == self.stopped == signal.SIGINT
+        again = number == signal.SIGINT and self._interrupted
+        self._interrupted |= number == signal.SIGINT
         self.stopped = self.stopped or number
         if not again:
             print("\nstopping: runs save first; Ctrl-C again leaves at once", file=sys.stderr)

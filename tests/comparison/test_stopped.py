@@ -74,10 +74,11 @@ def test_a_study_ends_once_its_runs_have_saved(config_file, tmp_path, run, numbe
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_a_second_interrupt_ends_it_at_once(config_file, tmp_path, run):
+@pytest.mark.parametrize("signals", [[2, 2], [15, 2, 2]])
+def test_a_second_interrupt_ends_it_at_once(config_file, tmp_path, run, signals):
     run(WAITS)
     folder = tmp_path / "study" / "full" / "seed_0"
     folder.mkdir(parents=True)
     (folder / "stubborn").touch()
-    assert stopped(config_file, tmp_path / "study", 1, [signal.SIGINT] * 2).code == 130
+    assert stopped(config_file, tmp_path / "study", 1, signals).code == 128 + signals[0]
     assert not (folder / "saved").exists()
