@@ -220,8 +220,8 @@ def fingerprint(path: Path) -> str:
     else:
         files, digest = weight_files(path), hashlib.sha256((path / "config.json").read_bytes())
     for file in files:
-        found = file.stat()
-        form = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        at = file.stat()
+        form = (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)
         digest.update(_sha256(os.path.realpath(file), form))
     return digest.hexdigest()
 

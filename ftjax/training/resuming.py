@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from ftjax.errors import UserError
@@ -33,9 +34,9 @@ def newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> tuple[T | None
     """
     damaged: dict[int, str] = {}
     for step in reversed(told(checkpoints.steps())):
-        found, reason = _together(read, step)
+        value, reason = _together(read, step)
         if not reason:
-            return found, _set_aside(checkpoints, damaged)
+            return value, _set_aside(checkpoints, damaged)
         damaged[step] = reason
         gc.collect()  # what of it had been read: there may be no room for it and the next
     if damaged:
@@ -70,18 +71,19 @@ def best(
         UserError: none can be read, or one cannot for another reason than damage.
     """
     wanted, others, chosen = progress.best_step, Progress(), None
-    found, reason = _together(lambda step: checkpoints.params(step, like), wanted)
+    read = partial(checkpoints.params, like=like)
+    leaves, reason = _together(read, wanted)
     if not reason:
-        return found, []
+        return leaves, []
     steps = told(checkpoints.steps())
     for step in (step for step in steps if step != wanted):
-        found, damage = _together(lambda step: checkpoints.params(step, like), step)
+        leaves, damage = _together(read, step)
         if damage:
             continue
-        judge(found, step, others)
+        judge(leaves, step, others)
         if others.best_step == step:
-            found, chosen = chosen, found
-        free(found)  # the worse of both
+            leaves, chosen = chosen, leaves
+        free(leaves)  # the worse of both
     if chosen is None:
         raise UserError(
             f"{reason}, nor is there another that can be scored. Bring it back from a copy; "
@@ -95,9 +97,9 @@ def best(
 
 def _together(read: Callable[[int], T], step: int) -> tuple[T | None, str]:
     """What is read of a step; or why it is damaged, on this host or another."""
-    found = problem = None
+    value = problem = None
     try:
-        found = read(step)
+        value = read(step)
     except Exception as error:  # raised below, once all hosts know
         problem = error
     verdict = 0 if problem is None else 1 if isinstance(problem, Damaged) else 2
@@ -106,7 +108,7 @@ def _together(read: Callable[[int], T], step: int) -> tuple[T | None, str]:
         raise problem if verdict == 2 else UserError(f"another host cannot read step {step}")
     if everywhere == 1:
         return None, str(problem or f"checkpoint {step} is damaged, as another host says")
-    return found, ""
+    return value, ""
 
 
 def _set_aside(checkpoints: Checkpoints, damaged: dict[int, str]) -> list[str]:

@@ -57,9 +57,9 @@ def best_params(
 
 def _best_step(workdir: Path, meta: Mapping[str, Any]) -> int:
     """As the result has it, where there is one: not of a checkpoint that was damaged at the end."""
-    result = workdir / "result.json"
-    found = read_json(result) if result.exists() else {}
-    return found.get("best_step", meta["progress"]["best_step"])
+    file = workdir / "result.json"
+    result = read_json(file) if file.exists() else {}
+    return result.get("best_step", meta["progress"]["best_step"])
 
 
 def fused(
