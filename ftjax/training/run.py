@@ -295,7 +295,10 @@ def read_workdir(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.exists():
         raise UserError(f"--workdir {workdir} has no config.json: no run was started there")
-    config = from_json(json.dumps(_read(path, MEND)))
+    saved = _read(path, MEND)
+    if not {"method", "task"} <= saved.keys():
+        raise UserError(f"--workdir {workdir}: its config.json is that of a model, not of a run")
+    config = from_json(json.dumps(saved))
     if config.model.from_run:  # wherever the folder lies now
         config.model.path = str(workdir / START)
     return config

@@ -62,3 +62,6 @@ def test_what_is_damaged_is_named_with_the_mend(tmp_path):
     for read in (read_workdir, partial(check_workdir, config=config)):
         with pytest.raises(UserError, match=r"config\.json is not valid JSON: .* under \"config\""):
             read(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="that of a model, not of a run"):
+        read_workdir(tmp_path)
