@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ftjax.errors import Stopped, UserError
+from ftjax.errors import Stopped, UserError, summary
 
 CHOICES = {  # how `generate` chooses tokens: option → (type, help)
     "max_new_tokens": (int, "at most so many (default 128)"),
@@ -151,11 +151,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return COMMANDS[arguments.command](arguments, rest) or 0
     except UserError as error:
         return _failed(error, 2)
-    except OSError as error:  # a disk that is full, a folder that cannot be written
-        if not error.filename and not error.errno:
-            _leave(error, 1, printed=False)
-            raise
-        return _failed(error, 2)
     except Stopped as stopped:
         return stopped.code
     except KeyboardInterrupt as error:
@@ -164,6 +159,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _leave(error, 130)
         return 130
     except Exception as error:
+        from ftjax.remote import of_store
+
+        if isinstance(error, OSError) and (error.filename or error.errno):
+            return _failed(error, 2)  # a disk that is full, a folder that cannot be written
+        if of_store(error):
+            what = f"an object store failed ({summary(error)}); once it answers, try again"
+            return _failed(UserError(what), 2)
         _leave(error, 1, printed=False)
         raise
 
@@ -288,8 +290,8 @@ def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     found |= {"step": predictor.step, "data": split.file}
     of_step = "" if arguments.step is None else f"_step_{arguments.step}"
     file = arguments.workdir / f"evaluate_{arguments.split}{of_step}.json"
+    _print_scores({arguments.split: found})  # also where the folder may only be read
     write_json(file, found)
-    _print_scores({arguments.split: found})
     print(f"scores: {file}")
 
 

@@ -345,14 +345,18 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The inverse of `to_json`: lists become tuples again."""
-    config = default_config()
+    """The inverse of `to_json`: lists become tuples again, and keys that came later are there."""
     saved = json.loads(text)
+    method = saved["method"]
+    config = default_config(method["name"], saved["task"]["name"])
+    if "over" in method:
+        use_method(config, method["name"], method["over"]["name"])
+        saved["method"] = {**method, "over": {**config.method.over.to_dict(), **method["over"]}}
     with config.unlocked():
         for section, values in saved.items():
-            if section not in ("method", "task") and isinstance(values, dict):
-                values = {**config[section].to_dict(), **values}  # with keys that came later
-            config[section] = ConfigDict(values) if isinstance(values, dict) else values
+            if isinstance(values, dict):
+                values = ConfigDict({**config[section].to_dict(), **values})
+            config[section] = values
     for key, value in flat_keys(config).items():
         if isinstance(value, list):
             *parents, last = key.split(".")

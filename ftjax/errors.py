@@ -26,6 +26,12 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def summary(error: BaseException) -> str:
+    """An error's kind and first line."""
+    line = (str(error).strip().splitlines() or ["no reason given"])[0][:300]
+    return f"{type(error).__name__}: {line}"
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Returns " (did you mean ...?)" with the known names most like `name`, or the known names."""
     known = sorted(set(known))

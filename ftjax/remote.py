@@ -1,7 +1,9 @@
 """Folders in object stores, gs://, s3:// and az://, beside those of this machine."""
 
 import hashlib
+import logging
 import os
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from etils import epath
 from ftjax.errors import UserError
 
 DRIVERS: Mapping[str, str] = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # scheme → package
+# What they are built on, whose errors pass through them.
+LIBRARIES = (*DRIVERS.values(), "fsspec", "aiohttp", "google.auth", "google.api_core", "botocore")
+LIBRARIES += ("aiobotocore", "azure")
 
 
 def cache_folder() -> Path:
@@ -30,6 +35,8 @@ def located(text: str | Path) -> Path:
         return Path(text).expanduser()
     if scheme not in DRIVERS:
         raise UserError(f"{text}: the scheme must be one of {', '.join(DRIVERS)}")
+    for library in (DRIVERS[scheme], "fsspec"):  # they raise what they log
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         __import__(DRIVERS[scheme])
     except ImportError as error:
@@ -41,6 +48,14 @@ def is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
 
 
+def of_store(error: BaseException) -> bool:
+    """Whether the libraries of object stores raised an error, of a kind of their own or any."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [frame.f_globals.get("__name__", "") for frame in frames]
+    modules += [kind.__module__ for kind in type(error).__mro__]
+    return any(f"{module}.".startswith(f"{name}.") for module in modules for name in LIBRARIES)
+
+
 def create(path: Path, text: str) -> bool:
     """Writes a file where there is none: of several processes that try at once, one does.
 
@@ -49,8 +64,14 @@ def create(path: Path, text: str) -> bool:
     """
     try:
         if not is_remote(path):
-            with path.open("x", encoding="utf-8") as file:
-                file.write(text)
+            file = path.open("x", encoding="utf-8")
+            try:
+                with file:
+                    file.write(text)
+            except OSError as error:  # of a full disk: no half of it is left
+                path.unlink(missing_ok=True)
+                error.filename = str(path)
+                raise
             return True
         store, name = _store(path)
         store.pipe_file(name, text.encode(), mode="create")  # the store itself refuses a second
@@ -63,9 +84,9 @@ def said(path: Path) -> str | None:
     """What a small file says at this moment, whatever was listed before; None where it is not."""
     try:
         if not is_remote(path):
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8", errors="replace")
         store, name = _store(path)
-        return store.cat_file(name).decode()
+        return store.cat_file(name).decode(errors="replace")
     except FileNotFoundError:
         return None
 

@@ -28,8 +28,12 @@ OVERRIDES = [
 ]
 
 
+REFUSED = []  # what is in the names of objects that are not given
+
+
 def _patch(monkeypatch):
-    """What the emulator lacks: generations of objects, in answers and asked for, a newer method."""
+    """What the emulator lacks: generations of objects, in answers and asked for, a newer method;
+    and that it refuses objects."""
     from gcp_storage_emulator import server
     from gcp_storage_emulator.exceptions import NotFound
     from gcp_storage_emulator.handlers import objects
@@ -51,6 +55,9 @@ def _patch(monkeypatch):
         insert(request, response, storage, *rest)
 
     def download(request, response, storage, *_):
+        if any(part in request.params["object_id"] for part in REFUSED):
+            response.status = HTTPStatus.UNAUTHORIZED
+            return
         plain(request, response, storage)
         if response.status in (200, 206):
             name = (request.params["bucket_name"], request.params["object_id"])
@@ -83,6 +90,7 @@ def bucket(monkeypatch):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{port}")
     yield epath.Path("gs://bucket")
+    REFUSED.clear()
     running.stop()
 
 
@@ -118,6 +126,17 @@ def test_a_killed_run_in_a_bucket_equals_a_local_one(bucket, tiny, corpus, confi
     scores = ftjax("evaluate", "--workdir", workdir, "--split", "test").stdout
     assert saving.read_bytes() == b"of a save in progress"
     assert f"{results[0]['metrics']['test']['accuracy']:.4f}" in scores
+    # What a store refuses for a while is no damage
+    (workdir / "result.json").unlink()
+    before = {path.name for path in (workdir / "checkpoints").iterdir()}
+    for part, said_of_it in (
+        ("meta", "does not say that it is damaged"),
+        ("config.json", "an obj"),
+    ):
+        REFUSED[:] = [part]
+        error = ftjax("train", "--config", config_file, *remote, expect=2).stderr
+        assert said_of_it in error and "HttpError: " in error and "Traceback" not in error
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == before
 
 
 def test_a_copy_has_what_the_store_has_now(bucket, monkeypatch, tmp_path):
@@ -164,6 +183,13 @@ def test_of_many_at_once_one_holds_a_folder(bucket):
             second._me = elsewhere
             second.__enter__()
         first.check()
+        REFUSED.append(NAME)  # for a while
+        time.sleep(0.3)
+        first.check()
+        REFUSED.clear()
+        before = Holder.read(said(bucket / "run" / NAME)).beats
+        time.sleep(0.5)
+        assert Holder.read(said(bucket / "run" / NAME)).beats > before
 
 
 def test_what_is_not_there(bucket, monkeypatch):

@@ -1,15 +1,14 @@
 """Trains by several methods, each in a process of its own, and gathers the results."""
 
 import json
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ftjax.comparison.pool import pool_of
+from ftjax.comparison.processes import Processes
 from ftjax.comparison.report import markdown_table, write_report
 from ftjax.comparison.row import Row, better_of, summarize
 from ftjax.config import check, load_config, load_module
@@ -17,6 +16,7 @@ from ftjax.errors import Stopped, UserError
 from ftjax.training.progress import gain
 from ftjax.training.records import read_rows, write_json
 from ftjax.training.run import finished
+from ftjax.training.signals import STOPS, listening
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,14 @@ class Study:
         workdir: of the study.
         overrides: "--config.KEY=VALUE", for all runs.
         jobs: runs at once.
+        processes: of its runs.
     """
 
     config: str
     workdir: Path
     overrides: Sequence[str]
     jobs: int = 1
+    processes: Processes = field(default_factory=Processes)
 
     def folder(self, method: str, seed: int, rate: float | None) -> Path:
         place = self.workdir / method
@@ -57,8 +59,8 @@ class Study:
         else:
             command = [sys.executable, "-m", "ftjax", "train", "--config", self.config]
             code = self._start([*command, "--workdir", str(folder), *changes], folder)
-            if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-                raise Stopped(code - 128)
+            if (number := _signal(code)) in STOPS:
+                raise Stopped(number)
             if code or not result.exists():
                 raise UserError(
                     f"{method}, seed {seed} did not finish (exit code {code}); the same command "
@@ -70,6 +72,7 @@ class Study:
         """The results of runs (method, seed, rate), `jobs` at once, each with its share of cores.
 
         Raises:
+            Stopped: a signal stopped the study, or a run of it.
             UserError: the first failure; runs that had begun are finished before.
         """
         with pool_of(self.jobs) as pool:
@@ -83,13 +86,18 @@ class Study:
     def _start(self, command: Sequence[str], folder: Path) -> int:
         """Exit code; what runs print side by side goes to files."""
         if self.jobs == 1:
-            return subprocess.run(command).returncode
+            return self.processes.run(command)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_suffix(".txt").open("ab") as output:
-            code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
-        done = "finished" if code == 0 else f"failed, see {output.name}"
-        print(f"  {folder}: {done}", flush=True)
+            code = self.processes.run(command, output)
+        done = "stopped" if _signal(code) in STOPS else f"failed, see {output.name}"
+        print(f"  {folder}: {done if code else 'finished'}", flush=True)
         return code
+
+
+def _signal(code: int) -> int:
+    """The signal that an exit code says a process was stopped by: its own way, or the system's."""
+    return code - 128 if code > 128 else -code
 
 
 def compare(
@@ -116,6 +124,8 @@ def compare(
         jobs: runs at once, each with its share of the cores (not on accelerators).
 
     Raises:
+        Stopped: SIGTERM or Ctrl-C stopped the study, once its runs had saved: the same command
+            goes on.
         UserError: bad input, or a run that failed.
     """
     module = load_module(config)
@@ -128,11 +138,12 @@ def compare(
     rates = {method: grid.get(method, (None,)) for method in methods}
     first = [(method, 0, rate) for method in methods for rate in rates[method]]
     tried = {name: {} for name in methods}
-    for (method, _, rate), result in zip(first, study.run_all(first), strict=True):
-        tried[method][rate] = result
-    chosen = {method: best_rate(found) for method, found in tried.items()}
-    rest = [(method, seed, chosen[method]) for method in methods for seed in range(1, seeds)]
-    results = [tried[method][rate] for method, rate in chosen.items()] + study.run_all(rest)
+    with listening(STOPS, study.processes.stop):
+        for (method, _, rate), result in zip(first, study.run_all(first), strict=True):
+            tried[method][rate] = result
+        chosen = {method: best_rate(found) for method, found in tried.items()}
+        rest = [(method, seed, chosen[method]) for method in methods for seed in range(1, seeds)]
+        results = [tried[method][rate] for method, rate in chosen.items()] + study.run_all(rest)
     curves = {m: read_rows(study.folder(m, 0, r) / "metrics.jsonl") for m, r in chosen.items()}
     scores = {m: {r: score(x) for r, x in tried[m].items()} for m in methods if m in grid}
     rows = summarize(results)

@@ -3,8 +3,10 @@
 import hashlib
 import importlib.util
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -218,9 +220,17 @@ def fingerprint(path: Path) -> str:
     else:
         files, digest = weight_files(path), hashlib.sha256((path / "config.json").read_bytes())
     for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        at = file.stat()
+        form = (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)
+        digest.update(_sha256(os.path.realpath(file), form))
     return digest.hexdigest()
+
+
+@cache
+def _sha256(file: str, form: tuple[int, ...]) -> bytes:
+    """Of a file as it is now, by what its system says of it: read once, which takes its time."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def require_same(workdir: Path, saved: str, base: Path, now: str = "") -> None:

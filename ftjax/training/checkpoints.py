@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from ftjax.errors import UserError
+from ftjax.errors import UserError, summary
 from ftjax.parallel.agreement import worst
 from ftjax.paths import unflatten
-from ftjax.training.saved import Saved, items, rest, said
+from ftjax.training.saved import Saved, items, rest
 from ftjax.training.step import State
 
 
@@ -61,6 +61,7 @@ class Checkpoints(Saved):
         step = int(state.step)
         if step in self._writer.all_steps():
             return
+        self.wait()  # for the one before, which would be lost with this process
         # Told before the attempt: a failed write is told at great length, and waited for.
         problem = self._no_room(state)
         if worst(problem is not None):
@@ -103,7 +104,7 @@ class Checkpoints(Saved):
             except OSError as error:
                 problem = error
         if worst(problem is not None):
-            reason = "by the first host" if problem is None else said(problem)
+            reason = "by the first host" if problem is None else summary(problem)
             raise UserError(f"damaged checkpoints of {self.folder} cannot be renamed ({reason})")
         self._writer.reload()
 
@@ -131,5 +132,5 @@ class Checkpoints(Saved):
         last = f"step {max(kept)} is kept" if kept else "there is no earlier one"
         doubt = "" if isinstance(error, PermissionError) else " Is the disk full?"
         return UserError(
-            f"{what} could not be written to {self.folder} ({said(error)}); {last}.{doubt}"
+            f"{what} could not be written to {self.folder} ({summary(error)}); {last}.{doubt}"
         )

@@ -6,7 +6,6 @@ Of a stream, which is too large to be read for it, it has the first window.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ftjax.data.encode import ROW, Examples, Ragged
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.formats.folder import fingerprint
+from ftjax.formats.jsons import read_json
 from ftjax.parallel.agreement import told
 from ftjax.paths import Flat
 from ftjax.remote import copied, located
@@ -81,7 +81,10 @@ def _changed(workdir: Path, found: dict[str, str]) -> list[str]:
     begun = checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
     if not file.exists() or not begun:
         return []
-    saved = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        saved = read_json(file)
+    except UserError as error:
+        return [f"{error}; once it is removed, what is there now counts"]
     return [
         f"{name}: {saved.get(name, 'none')} there, {found.get(name, 'none')} now"
         for name in sorted({*saved, *found})

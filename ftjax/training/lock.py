@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,14 +69,18 @@ class Holder:
 
 def machine() -> str:
     """What tells apart machines, their restarts, and containers, each with its own processes."""
-    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    if not boot.exists():
-        return socket.gethostname()
-    return f"{socket.gethostname()} {boot.read_text().strip()} {os.readlink(space)}"
+    parts = [socket.gethostname()]
+    with suppress(OSError):  # of a system without them
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
 
 
 def started(pid: int) -> str | None:
-    """When a process of this machine started; None where it is none, or only waits to be buried."""
+    """When a process of this machine started; "" where the system does not say.
+
+    None where there is none, or it only waits to be buried.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -110,14 +115,15 @@ class Lock:
         self._thread = threading.Thread(target=self._live, daemon=True)
 
     def __enter__(self) -> "Lock":
-        refusal = ""
+        problem = None
         if jax.process_index() == 0:
             try:
                 self._take()
-            except UserError as error:
-                refusal = str(error)
-        if refusal := told(refusal):
-            raise UserError(refusal)
+            except Exception as error:  # raised below, once all processes know
+                problem = error
+        refusal = told(None if problem is None else str(problem))
+        if refusal is not None:
+            raise problem or UserError(refusal)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -125,10 +131,10 @@ class Lock:
             return
         self._ended.set()
         self._thread.join()
-        if self._held():
-            self._path.unlink()
-        if self._made and not any(self._workdir.iterdir()):  # nothing came of it
-            self._workdir.rmdir()
+        with suppress(Exception):  # a lock that is left is that of a process that has ended
+            if self._held():
+                self._path.unlink()
+        self._clear()
 
     def check(self) -> None:
         """To be called before anything is written that a trainer after this one would read.
@@ -136,22 +142,31 @@ class Lock:
         Raises:
             UserError: this process gave no sign of life for so long that another took its place.
         """
-        lost = told(jax.process_index() == 0 and not self._held())
-        if lost:
+        if told(jax.process_index() == 0 and self._lost()):
             raise UserError(
                 f"--workdir {self._workdir} was taken over while this process was suspended or cut "
-                f"off for more than {self._stale:g} s; what it did since its last checkpoint is "
-                "left to the other"
+                f"off for more than {self._stale:g} s, or its {NAME} was removed; what it did "
+                "since its last checkpoint is left to the other"
             )
 
     def _take(self) -> None:
         self._made = not is_remote(self._workdir) and not self._workdir.exists()
         self._workdir.mkdir(parents=True, exist_ok=True)
-        while not create(self._path, self._me.text()):
-            if (text := said(self._path)) is not None:
-                self._require_dead(text)
-                self._remove(text)
+        try:
+            while not create(self._path, self._me.text()):
+                if (text := said(self._path)) is not None:
+                    self._require_dead(text)
+                    self._remove(text)
+        except BaseException:
+            self._clear()
+            raise
         self._thread.start()
+
+    def _clear(self) -> None:
+        """Removes the folder where it was made here and nothing came of it."""
+        if self._made:
+            with suppress(OSError):  # it is not empty, or has gone
+                self._workdir.rmdir()
 
     def _require_dead(self, text: str) -> None:
         """Returns once the holder of a lock is known to be dead, or has gone.
@@ -161,9 +176,11 @@ class Lock:
         """
         holder = Holder.read(text)
         if holder and holder.machine == self._me.machine:
-            if started(holder.pid) == holder.started:
+            now = started(holder.pid)
+            if now and now == holder.started:
                 raise self._refusal(holder)
-            return
+            if now != "" and holder.started:  # it has ended, and its number may be another's
+                return
         who = holder or "its holder"
         print(f"{self._path}: waiting {self._stale:g} s for a sign of life of {who}", flush=True)
         end = time.monotonic() + self._stale
@@ -172,13 +189,13 @@ class Lock:
             now = said(self._path)
             if now is None:
                 return
-            if now != text and (holder := Holder.read(now)):
-                raise self._refusal(holder)
+            if now != text:  # also where it is of another version, and says what is not read here
+                raise self._refusal(Holder.read(now))
 
-    def _refusal(self, holder: Holder) -> UserError:
+    def _refusal(self, holder: Holder | None) -> UserError:
         return UserError(
-            f"--workdir {self._workdir} is being trained in by {holder}: wait until it ends, stop "
-            "it, or use another --workdir"
+            f"--workdir {self._workdir} is being trained in by {holder or 'another process'}: wait "
+            "until it ends, stop it, or use another --workdir"
         )
 
     def _remove(self, text: str) -> None:
@@ -196,12 +213,16 @@ class Lock:
             time.sleep(self._beat / 10)
 
     def _held(self) -> bool:
-        """Whether this process holds the folder, as far as can be seen."""
-        try:
-            holder = Holder.read(said(self._path) or "")
-        except OSError:  # a store or a disk that fails for a while
-            return True
+        """Whether this process holds the folder."""
+        holder = Holder.read(said(self._path) or "")
         return holder is not None and holder.token == self._me.token
+
+    def _lost(self) -> bool:
+        """Whether it holds the folder no more, as far as can be seen."""
+        try:
+            return not self._held()
+        except Exception:  # a disk or a store that fails for a while, by any error
+            return False
 
     def _live(self) -> None:
         beats = 0
@@ -211,5 +232,5 @@ class Lock:
                 if not self._held():
                     return
                 write_text(self._path, replace(self._me, beats=beats).text())
-            except OSError:  # the next may come through
+            except Exception:  # of a disk or a store: the next may come through
                 continue

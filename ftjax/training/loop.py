@@ -36,7 +36,7 @@ from ftjax.training.progress import Progress
 from ftjax.training.recipe import Recipe
 from ftjax.training.records import Records, write_text
 from ftjax.training.result import set_result_aside, write_result
-from ftjax.training.resuming import newest
+from ftjax.training.resuming import best, newest
 from ftjax.training.run import (
     Run,
     best_metric,
@@ -158,11 +158,13 @@ class Training:
                     f"best validation {self.metric} {self.progress.best:.4f} "
                     f"at step {self.progress.best_step}"
                 )
-            return self._finish(checkpoints, state)
+            return self._finish(checkpoints, state, records)
         finally:
             self.profiler.end()
-            records.close()
-            checkpoints.close()
+            try:
+                records.close()
+            finally:
+                checkpoints.close()  # waits for the one that is being written
 
     def _started(self, checkpoints: Checkpoints, iterator: Any) -> tuple[State, list[str]]:
         """The state of the newest checkpoint, or the first; and what there is to say."""
@@ -310,13 +312,18 @@ class Training:
 
     def _evaluate(self, state: State, step: int, records: Records) -> None:
         """Validates, and notes whether this is the best so far."""
-        found = self._score(state.best_params, "validation", self.eval_layout)
-        best_metric(self.config, self.run_.task, found)
-        self.progress.judge(found, self.metric, self.run_.task.better[self.metric], step)
+        found = self._judge(state.best_params, step, self.progress)
         numbers = {f"validation/{k}": v for k, v in found.items() if isinstance(v, float)}
         records.log({"step": step, **numbers})
         value, loss = found[self.metric], found["loss"]
         records.say(f"step {step}: validation {self.metric} {value:.4f}, loss {loss:.4f}")
+
+    def _judge(self, params: Flat, step: int, progress: Progress) -> dict[str, Any]:
+        """The validation metrics of a step, and noted whether they are the best in `progress`."""
+        found = self._score(params, "validation", self.eval_layout)
+        best_metric(self.config, self.run_.task, found)
+        progress.judge(found, self.metric, self.run_.task.better[self.metric], step)
+        return found
 
     def _score(self, params: Flat, split: str, layout: Layout) -> dict[str, Any]:
         examples, before = self.splits[split], self.forward.compile_seconds
@@ -345,16 +352,19 @@ class Training:
         free(self.run_.trainable)  # which come from the checkpoint
         return checkpoints.restore(step, shapes), meta, Progress(**meta["progress"])
 
-    def _finish(self, checkpoints: Checkpoints, state: State) -> dict[str, Any]:
+    def _finish(self, checkpoints: Checkpoints, state: State, records: Records) -> dict[str, Any]:
         """The test split once, on the best; and the result."""
         progress, step, params = self.progress, int(state.step), state.best_params
+        notes: list[str] = []
         if progress.best_step < 0:  # no validation split: the last is all there is
             progress.best_step = step
         free(state.opt_state)
         if progress.best_step != step:
             shapes = jax.tree.map(to_shape_dtype_struct, params)
             free((state.params, state.average))
-            params = checkpoints.params(progress.best_step, shapes)
+            params, notes = best(checkpoints, progress, shapes, self._judge)
+        for note in notes:
+            records.say(note)
         tested = "test" in self.splits
         test = self._score(params, "test", self.test_layout) if tested else None
         last = "test" if tested else "validation"
@@ -368,6 +378,7 @@ class Training:
             steps=step,
             epochs=self._epochs(step),
             cached_frozen=self.cached,
+            **({"notes": notes} if notes else {}),
             **({} if self.stream is None else self.stream.counts),
             **self.run_.tuned.method.report(self.run_.tuned.base, params),
         )

@@ -1,12 +1,16 @@
-"""From which checkpoint a run goes on: one decision, told to all hosts."""
+"""From which checkpoint a run goes on, and which is its best: one decision, told to all hosts."""
 
 import gc
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from ftjax.errors import UserError
 from ftjax.parallel.agreement import told, worst
+from ftjax.paths import Flat
 from ftjax.training.checkpoints import Checkpoints
+from ftjax.training.memory import free
+from ftjax.training.progress import Progress
 from ftjax.training.saved import Damaged
 
 T = TypeVar("T")
@@ -30,23 +34,10 @@ def newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> tuple[T | None
     """
     damaged: dict[int, str] = {}
     for step in reversed(told(checkpoints.steps())):
-        found = problem = None
-        try:
-            found = read(step)
-        except Exception as error:  # raised below, once all hosts know
-            problem = error
-        verdict = 0 if problem is None else 1 if isinstance(problem, Damaged) else 2
-        everywhere = worst(verdict)
-        if everywhere == 0:
-            checkpoints.set_aside(list(damaged))
-            return found, [
-                f"{reason}; it is set aside as {checkpoints.folder / f'{at}.unreadable'}"
-                for at, reason in damaged.items()
-            ]
-        if everywhere == 2:
-            raise problem if verdict == 2 else UserError(f"another host cannot read step {step}")
-        damaged[step] = str(problem or f"checkpoint {step} is damaged, as another host says")
-        problem = None
+        value, reason = _together(read, step)
+        if not reason:
+            return value, _set_aside(checkpoints, damaged)
+        damaged[step] = reason
         gc.collect()  # what of it had been read: there may be no room for it and the next
     if damaged:
         raise UserError(
@@ -55,3 +46,75 @@ def newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> tuple[T | None
             f"{checkpoints.folder} away to begin anew"
         )
     return None, []
+
+
+def best(
+    checkpoints: Checkpoints,
+    progress: Progress,
+    like: Flat,
+    judge: Callable[[Flat, int, Progress], None],
+) -> tuple[Flat, list[str]]:
+    """The trainable leaves of a run's best step; where it is damaged, of the best of the others.
+
+    Then it is set aside, and the best that `progress` has is the other.
+
+    Args:
+        checkpoints: of the run, the newest among them.
+        progress: of the run, of which the best step is known.
+        like: shapes, dtypes and shardings of the leaves.
+        judge: notes in a progress what the leaves of a step score on validation.
+
+    Returns:
+        The leaves; and lines on what was set aside.
+
+    Raises:
+        UserError: none can be read, or one cannot for another reason than damage.
+    """
+    wanted, others, chosen = progress.best_step, Progress(), None
+    read = partial(checkpoints.params, like=like)
+    leaves, reason = _together(read, wanted)
+    if not reason:
+        return leaves, []
+    steps = told(checkpoints.steps())
+    for step in (step for step in steps if step != wanted):
+        leaves, damage = _together(read, step)
+        if damage:
+            continue
+        judge(leaves, step, others)
+        if others.best_step == step:
+            leaves, chosen = chosen, leaves
+        free(leaves)  # the worse of both
+    if chosen is None:
+        raise UserError(
+            f"{reason}, nor is there another that can be scored. Bring it back from a copy; "
+            "the same command goes on"
+        )
+    notes = _set_aside(checkpoints, {wanted: reason} if wanted in steps else {})
+    progress.best, progress.best_step = others.best, others.best_step
+    progress.validation = others.validation
+    return chosen, [*(notes or [reason]), f"of those left, the best is of step {others.best_step}"]
+
+
+def _together(read: Callable[[int], T], step: int) -> tuple[T | None, str]:
+    """What is read of a step; or why it is damaged, on this host or another."""
+    value = problem = None
+    try:
+        value = read(step)
+    except Exception as error:  # raised below, once all hosts know
+        problem = error
+    verdict = 0 if problem is None else 1 if isinstance(problem, Damaged) else 2
+    everywhere = worst(verdict)
+    if everywhere == 2:
+        raise problem if verdict == 2 else UserError(f"another host cannot read step {step}")
+    if everywhere == 1:
+        return None, str(problem or f"checkpoint {step} is damaged, as another host says")
+    return value, ""
+
+
+def _set_aside(checkpoints: Checkpoints, damaged: dict[int, str]) -> list[str]:
+    """Sets damaged checkpoints aside; lines on them, of why each is."""
+    checkpoints.set_aside(list(damaged))
+    return [
+        f"{reason}; it is set aside as {checkpoints.folder / f'{step}.unreadable'}"
+        for step, reason in damaged.items()
+    ]

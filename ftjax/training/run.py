@@ -17,6 +17,7 @@ from ftjax.config import flat_keys, from_json, to_json
 from ftjax.errors import UserError, nearest, require
 from ftjax.formats.adapter import load_into
 from ftjax.formats.folder import locate, read_config
+from ftjax.formats.jsons import read_json
 from ftjax.formats.vocabulary import with_words
 from ftjax.methods.fusion import AdapterFusion
 from ftjax.methods.prompting import HEADS, Prompting
@@ -44,6 +45,7 @@ FREE = (
 PATHS = ("data.path", "data.mixture", "model.path", "model.adapter", "method.adapters")
 START = "start"  # of a work folder: the model of `model.from_run`
 LENGTHS = ("train.epochs", "train.steps")  # which `--extend` may raise
+MEND = 'its text is also in checkpoints/STEP/meta/metadata, under "config"'
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,15 @@ def finished(workdir: Path, config: ConfigDict, extend: bool = False) -> dict[st
     if changed and (workdir / "checkpoints").exists():
         return None
     require(not changed, f"{workdir} is finished; {changed} differ from its configuration")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return _read(path, "remove it, and the same command writes it anew")
+
+
+def _read(path: Path, mend: str) -> dict[str, Any]:
+    """A file of a work folder; `mend` is what to do where it is damaged."""
+    try:
+        return read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; {mend}") from error
 
 
 def _text(value: Any) -> str:
@@ -285,7 +295,10 @@ def read_workdir(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.exists():
         raise UserError(f"--workdir {workdir} has no config.json: no run was started there")
-    config = from_json(path.read_text(encoding="utf-8"))
+    saved = _read(path, MEND)
+    if not {"method", "task"} <= saved.keys():
+        raise UserError(f"--workdir {workdir}: its config.json is that of a model, not of a run")
+    config = from_json(json.dumps(saved))
     if config.model.from_run:  # wherever the folder lies now
         config.model.path = str(workdir / START)
     return config
@@ -299,4 +312,9 @@ def read_labels(workdir: Path) -> tuple[str, ...]:
     path = workdir / "labels.json"
     if not path.exists():
         raise UserError(f"{path} does not exist: the run has not started training")
-    return tuple(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return tuple(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not valid JSON: {error}; inputs.json beside it has the labels in order"
+        ) from error

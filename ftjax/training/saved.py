@@ -14,9 +14,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from ftjax.errors import UserError
+from ftjax.errors import UserError, summary
 from ftjax.paths import Flat, flatten, unflatten
-from ftjax.remote import is_remote
+from ftjax.remote import is_remote, of_store
 from ftjax.training.step import State
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -144,14 +144,17 @@ class Saved:
             reason = error
             while reason.__cause__ is not None:  # Orbax wraps what its storage says
                 reason = reason.__cause__
-            what = f"checkpoint {self.folder / str(step)} cannot be read ({said(reason)})"
+            what = f"checkpoint {self.folder / str(step)} cannot be read ({summary(reason)})"
             passing = any(code in str(reason) for code in PASSING)
+            if not isinstance(reason, FileNotFoundError):
+                passing = passing or of_store(reason)
             if isinstance(reason, DAMAGE) and not passing:
                 raise Damaged(what) from error
             if passing or isinstance(reason, OSError | MemoryError):
                 raise Unreadable(
                     f"{what}, which does not say that it is damaged: it stays as it is, and the "
-                    "same command goes on from it once it can be read"
+                    "same command goes on from it once it can be read, or from the one before once "
+                    "it is moved away"
                 ) from error
             raise
 
@@ -160,7 +163,9 @@ def _whole(folder: epath.Path) -> bool:
     """Whether a checkpoint has been written to its end, and not deleted meanwhile."""
     try:
         return ocp.utils.is_checkpoint_finalized(folder)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError) as error:
+        if of_store(error) and not isinstance(error, FileNotFoundError):
+            raise
         return False
 
 
@@ -189,9 +194,3 @@ def rest(state: State, key: Any) -> dict[str, Any]:
         "key": key,
         **({} if state.average is None else {"params": unflatten(state.params)}),
     }
-
-
-def said(error: Exception) -> str:
-    """An error's kind and first line."""
-    line = (str(error).strip().splitlines() or ["no reason given"])[0][:300]
-    return f"{type(error).__name__}: {line}"

@@ -48,18 +48,21 @@ def stop_signal(step: int) -> Iterator[Callable[[int], int]]:
         reached = early or multihost_utils.reached_preemption_sync_point(step)
         return (asked(step) or signal.SIGTERM) if reached else 0
 
-    with _listening(STOPS[1:] if several else STOPS, note):
+    with listening(STOPS[1:] if several else STOPS, note):
         yield agreed if several else asked
 
 
 @contextmanager
-def _listening(signals: tuple[int, ...], note: Callable[[int], None]) -> Iterator[None]:
-    """Calls `note` at each signal, from a thread: the main one may be waiting in a program."""
+def listening(signals: tuple[int, ...], note: Callable[[int], None]) -> Iterator[None]:
+    """Calls `note` at each signal, from a thread: the main one may be waiting in a program.
+
+    Elsewhere than in the main thread signals are the caller's, and nothing is done.
+    """
     heard, told = socket.socketpair()
     told.setblocking(False)
     try:
         old_descriptor = signal.set_wakeup_fd(told.fileno())
-    except ValueError:  # not in the main thread: signals are the caller's
+    except ValueError:  # not in the main thread
         yield
         return
     old = {number: signal.signal(number, lambda *_: None) for number in signals}

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from ftjax import methods, pretrained, tuned
+from ftjax.config import from_json
 from ftjax.errors import UserError
 from ftjax.formats.adapter import load_into
 from ftjax.formats.folder import read_json, require_same
@@ -36,7 +37,7 @@ def best_params(
             try:
                 meta = saved.meta(steps[-1])
                 require_same(workdir, meta["base"], base)
-                best = meta["progress"]["best_step"]
+                best = _best_step(workdir, meta)
                 chosen = step if step is not None else steps[-1] if best < 0 else best
                 if step is not None and step not in steps:
                     raise UserError(
@@ -45,12 +46,20 @@ def best_params(
                         "besides the best"
                     )
                 return saved.params(chosen, like), chosen
-            except Damaged:
+            except Damaged as error:
                 if steps == saved.steps():  # otherwise a run that goes on has deleted it
-                    raise
+                    others = ", ".join(map(str, steps))
+                    raise Damaged(f"{error}; --step reads another, of {others}") from error
         raise UserError(f"{workdir} has no checkpoint yet")
     finally:
         saved.close()
+
+
+def _best_step(workdir: Path, meta: Mapping[str, Any]) -> int:
+    """As the result has it, where there is one: not of a checkpoint that was damaged at the end."""
+    file = workdir / "result.json"
+    result = read_json(file) if file.exists() else {}
+    return result.get("best_step", meta["progress"]["best_step"])
 
 
 def fused(
@@ -79,7 +88,8 @@ def fused(
     result = dict(params)
     for number, folder in enumerate(map(Path, method.adapters)):
         if (folder / "config.json").exists():
-            saved = json.dumps(read_json(folder / "config.json")["method"], sort_keys=True)
+            earlier = from_json(json.dumps(read_json(folder / "config.json")))
+            saved = json.dumps(earlier.method.to_dict(), sort_keys=True)
             needed = json.dumps({"name": "pfeiffer", **wanted}, sort_keys=True)
             if saved != needed:
                 raise UserError(f"method.adapters: {folder} is of {saved}, not {needed}")

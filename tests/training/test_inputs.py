@@ -1,6 +1,8 @@
 """What a run goes on with is compared by content: moved is the same, changed is named."""
 
+import hashlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -9,7 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from ftjax import tasks
 from ftjax.config import check, load_config
-from ftjax.training.inputs import inputs_of
+from ftjax.errors import UserError
+from ftjax.formats.folder import fingerprint
+from ftjax.training.inputs import NAME, inputs_of, require_same_inputs
 from ftjax.training.records import read_rows
 from ftjax.training.splits import read_data
 from tests.conftest import ftjax, write_tiny
@@ -77,6 +81,30 @@ def test_each_change_is_told_from_the_rest(config_file, laid, change):
     change(laid)
     after = inputs(config_file, laid)
     assert {name for name in before if before[name] != after[name]} == CHANGES[change]
+
+
+def test_a_base_is_read_once_and_again_when_it_has_changed(laid, monkeypatch):
+    count, read = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: count.append(1) or read(*given))
+    before = fingerprint(laid / "model")
+    assert fingerprint(laid / "model") == before and len(count) == 1
+    file = laid / "model" / "model.safetensors"
+    times, held = file.stat(), bytearray(file.read_bytes())
+    held[-1] ^= 1
+    file.write_bytes(held)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as of a copy that keeps them
+    assert fingerprint(laid / "model") != before
+
+
+def test_a_damaged_note_is_named_and_left(tmp_path):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / NAME).write_text('{"train spl')
+    with pytest.raises(UserError, match="inputs.json is not valid JSON: .* once it is removed"):
+        require_same_inputs(tmp_path, {"train split": "a"})
+    (tmp_path / NAME).unlink()
+    require_same_inputs(tmp_path, {"train split": "a"})
+    with pytest.raises(UserError, match="train split: a there, b now"):
+        require_same_inputs(tmp_path, {"train split": "b"})
 
 
 def test_adapters_are_compared_by_their_tensors(config_file, laid):

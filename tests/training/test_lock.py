@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -115,34 +118,78 @@ def test_of_many_at_once_one_holds(tmp_path):
         assert not any(tmp_path.iterdir())
 
 
-def test_one_elsewhere_is_known_by_its_signs_of_life(tmp_path):
-    other, ended = elsewhere(), threading.Event()
+OTHERS = {  # what its lock says, and how it is called
+    "on another host": (elsewhere, "process .* on other, which took it at"),
+    "whose start is not told": (lambda: replace(Holder.this(), started=""), "process .* which"),
+    "of another version": (lambda: elsewhere(), "another process"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_one_that_cannot_be_asked_for_is_known_by_its_signs_of_life(tmp_path, other):
+    (make_other, called), ended = OTHERS[other], threading.Event()
+    holder = make_other()
+
+    def text(beats=0):
+        said = replace(holder, beats=beats).text()
+        return said if called != "another process" else said.replace('"host"', '"node"')
 
     def live():
         beats = 0
         while not ended.wait(0.05):
             beats += 1
-            write_text(tmp_path / NAME, replace(other, beats=beats).text())
+            write_text(tmp_path / NAME, text(beats))
 
-    write_text(tmp_path / NAME, other.text())
+    write_text(tmp_path / NAME, text())
     thread = threading.Thread(target=live)
     thread.start()
-    with pytest.raises(UserError, match="by process .* on other, which took it at"):
+    with pytest.raises(UserError, match=f"is being trained in by {called}"):
         Lock(tmp_path, **SOON).__enter__()
     ended.set()
     thread.join()
     with Lock(tmp_path, **SOON) as lock:  # it has died meanwhile
         lock.check()
-        text = (tmp_path / NAME).read_text()
+        before = beats_of(tmp_path)
         time.sleep(0.3)
-        assert Holder.read((tmp_path / NAME).read_text()).beats > Holder.read(text).beats
+        assert beats_of(tmp_path) > before
     assert not (tmp_path / NAME).exists()
 
 
-@pytest.mark.parametrize("text", ["", '{"host": "a'])
-def test_what_a_kill_left_of_a_lock_gives_way(tmp_path, text):
+def beats_of(folder):
+    return Holder.read((folder / NAME).read_text()).beats
+
+
+@contextmanager
+def full_disk():
+    """Files can be made, and nothing written to them."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_left_as_it_was(tmp_path):
+    """Nothing is there that the next run would wait for; a run that holds it holds it on."""
+    with full_disk(), pytest.raises(OSError, match="run/lock.json"):
+        Lock(tmp_path / "run").__enter__()
+    assert not any(tmp_path.iterdir())
+    with Lock(tmp_path, **SOON) as lock:
+        with full_disk():
+            time.sleep(0.3)
+        assert [path.name for path in tmp_path.iterdir()] == [NAME]
+        lock.check()
+        before = beats_of(tmp_path)
+        time.sleep(0.3)
+        assert beats_of(tmp_path) > before
+
+
+@pytest.mark.parametrize("left", [b"", b'{"host": "a', b"\xff\xfe\x00"])
+def test_what_a_kill_left_of_a_lock_gives_way(tmp_path, left):
     """Of one that was being written, or being taken over."""
-    (tmp_path / NAME).write_text(text)
+    (tmp_path / NAME).write_bytes(left)
+    text = left.decode(errors="replace")
     guard = hashlib.sha256(text.encode()).hexdigest()[:16]
     (tmp_path / f"{NAME}.{guard}").write_text(elsewhere().text())
     with Lock(tmp_path, **SOON) as lock:
@@ -156,6 +203,11 @@ def test_one_that_was_taken_over_says_so_and_leaves_the_other_alone(tmp_path):
         with pytest.raises(UserError, match="was taken over while this process was suspended"):
             lock.check()
     assert (tmp_path / NAME).read_text() == text
+
+
+def test_a_folder_that_is_removed_meanwhile_changes_no_result(tmp_path):
+    with Lock(tmp_path / "run", **SOON):
+        shutil.rmtree(tmp_path / "run")
 
 
 def test_numbers_of_processes_are_used_again(tmp_path):

@@ -1,13 +1,21 @@
 """A work folder is opened by all hosts of a run at once, and never where other files are."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Barrier
 
 import pytest
 
 from ftjax.config import default_config
 from ftjax.errors import UserError
-from ftjax.training.run import open_workdir, read_workdir, write_labels
+from ftjax.training.run import (
+    check_workdir,
+    finished,
+    open_workdir,
+    read_labels,
+    read_workdir,
+    write_labels,
+)
 
 HOSTS = 8
 
@@ -37,3 +45,23 @@ def test_other_files_are_left_alone(tmp_path):
     with pytest.raises(UserError, match=r"holds other files and no config\.json"):
         open_workdir(tmp_path, default_config("lora", "classification"))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_what_is_damaged_is_named_with_the_mend(tmp_path):
+    """As a power cut leaves files: empty, or cut short."""
+    config = default_config("lora", "classification")
+    open_workdir(tmp_path, config)
+    write_labels(tmp_path, ("bad", "good"))
+    (tmp_path / "result.json").write_text("")
+    with pytest.raises(UserError, match=r"result\.json is not valid JSON: .*; remove it, and the"):
+        finished(tmp_path, config)
+    (tmp_path / "labels.json").write_text('["bad", "go')
+    with pytest.raises(UserError, match=r"labels\.json is not valid JSON: .* in order"):
+        read_labels(tmp_path)
+    (tmp_path / "config.json").write_text("")
+    for read in (read_workdir, partial(check_workdir, config=config)):
+        with pytest.raises(UserError, match=r"config\.json is not valid JSON: .* under \"config\""):
+            read(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="that of a model, not of a run"):
+        read_workdir(tmp_path)

@@ -78,6 +78,13 @@ def test_scores_and_labels_are_those_of_the_devices_that_trained(trained, corpus
     assert scores["loss"] == pytest.approx(wanted["loss"], abs=1e-5)
 
 
+def test_scores_are_said_where_they_cannot_be_written(trained, capsys):
+    (trained / "evaluate_validation.json" / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError):
+        here("evaluate", "--workdir", trained, "--split", "validation")
+    assert "validation: loss" in capsys.readouterr().out
+
+
 def test_an_export_is_the_same_from_any_devices(trained, tmp_path):
     asked = ["export", "--workdir", trained, "--format", "hf", "--output"]
     ftjax(*asked, tmp_path / "one")

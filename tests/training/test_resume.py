@@ -13,12 +13,13 @@ import pytest
 
 from ftjax import methods
 from ftjax.config import default_config, from_json, to_json
+from ftjax.errors import UserError
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.records import read_rows
 from ftjax.training.run import refuse_differences
 from ftjax.training.saved import Saved
 from ftjax.training.trained import best_params
-from tests.conftest import environment, ftjax, make_rows, write_jsonl, write_tiny
+from tests.conftest import environment, ftjax, here, make_rows, write_jsonl, write_tiny
 from tests.forked import Forked
 
 OVERRIDES = [
@@ -148,6 +149,11 @@ def test_a_signal_saves_and_ends_cleanly(uninterrupted, config_file, tmp_path, s
 def test_a_saved_configuration_is_its_own(method):
     config = default_config(method)
     refuse_differences("a folder", from_json(to_json(config)), config)
+    older = json.loads(to_json(config))  # of before there were all of its keys
+    for section in (older["method"], older["task"], older["method"].get("over", {})):
+        for key in set(section) - {"name", "over"}:
+            del section[key]
+    refuse_differences("a folder", from_json(json.dumps(older)), config)
 
 
 def test_a_checkpoint_that_cannot_be_read_is_set_aside(uninterrupted, config_file, tmp_path):
@@ -182,6 +188,34 @@ def test_where_none_can_be_read_nothing_is_begun_anew(uninterrupted, config_file
     assert {p: after.get(p) for p in before if "checkpoints" in str(p)} == {
         p: content for p, content in before.items() if "checkpoints" in str(p)
     }
+
+
+def test_where_the_best_is_damaged_the_best_of_the_others_is_tested(config_file, tmp_path):
+    """At a rate by which nothing moves: the first of equal ones is the best."""
+    workdir = tmp_path / "run"
+    worse = [f"--config.train.{key}" for key in ("best_metric=loss", "keep=3", "eval_every=3")]
+    worse += ["--config.train.steps=12", "--config.optimizer.learning_rate=1e-12"]
+    command = ["train", "--config", f"{config_file}:lora", "--workdir", workdir, *worse]
+    ftjax(*command)
+    result, folder = json.loads((workdir / "result.json").read_text()), workdir / "checkpoints"
+    rows = read_rows(workdir / "metrics.jsonl")
+    losses = {row["step"]: row["validation/loss"] for row in rows if "validation/loss" in row}
+    assert result["best_step"] == 3 and len({*losses.values()}) == 1
+    (folder / "3" / "params" / "manifest.ocdbt").write_bytes(b"")
+    (workdir / "result.json").unlink()
+    with pytest.raises(UserError, match="checkpoints/3 cannot be read .* another, of 3, 6, 9, 12"):
+        here("evaluate", "--workdir", workdir)
+    said = ftjax(*command).stdout
+    assert "3.unreadable\nof those left, the best is of step 6" in said
+    again = json.loads((workdir / "result.json").read_text())
+    assert again["best_step"] == 6 and "cannot be read" in again["notes"][0]
+    assert again["metrics"]["validation"]["loss"] == pytest.approx(losses[6], rel=1e-6)
+    assert {path.name for path in folder.iterdir()} == {"3.unreadable", "6", "9", "12"}
+    here("evaluate", "--workdir", workdir)  # of the same step
+    scored = json.loads((workdir / "evaluate_test.json").read_text())
+    assert scored["step"] == 6
+    assert scored["loss"] == pytest.approx(again["metrics"]["test"]["loss"], rel=1e-5)
+    assert "is finished already" in ftjax(*command).stdout
 
 
 def test_readers_leave_a_run_whole(tiny, config_file, tmp_path):

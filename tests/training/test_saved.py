@@ -8,9 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from gcsfs.retry import HttpError
 
+from ftjax.errors import UserError
+from ftjax.tasks.base import HIGHER
 from ftjax.training.checkpoints import Checkpoints
-from ftjax.training.resuming import newest
+from ftjax.training.progress import Progress
+from ftjax.training.resuming import best, newest
 from ftjax.training.saved import Damaged, Saved, Unreadable
 from ftjax.training.step import init_state, state_shapes
 
@@ -84,6 +88,53 @@ def test_damage_sets_aside(whole, tmp_path, one_device, file, damage):
     checkpoints.close()
 
 
+@pytest.mark.parametrize("damage", [(2,), (2, 4), (1, 2, 3, 4)])
+def test_where_the_best_is_damaged_it_is_the_best_of_the_others(tmp_path, one_device, damage):
+    """Scored anew, since what each scored is not kept."""
+    folder, state = tmp_path / "checkpoints", state_of(one_device)
+    checkpoints = Checkpoints(folder, keep=4)
+    for step in (1, 2, 3, 4):
+        params = jax.tree.map(lambda x, step=step: x * step, state.params)
+        checkpoints.save(state.replace(step=jnp.asarray(step), params=params), META, 0)
+    checkpoints.wait()
+    for step in damage:
+        (folder / str(step) / "params" / "manifest.ocdbt").write_bytes(b"")
+    before = {path.name for path in folder.iterdir()}
+    progress = Progress(best=9.0, best_step=2, validation={"accuracy": 9.0})
+
+    def judge(params, step, others):
+        np.testing.assert_array_equal(params["b/bias"], np.full(30, step))
+        scores = {1: 1.0, 3: 5.0, 4: 7.0}
+        others.judge({"accuracy": scores[step]}, "accuracy", HIGHER, step)
+
+    like = shapes_of(state, one_device).params
+    if len(damage) == 4:
+        with pytest.raises(UserError, match="2 cannot be read .* nor is there another"):
+            best(checkpoints, progress, like, judge)
+        assert {path.name for path in folder.iterdir()} == before and progress.best_step == 2
+    else:
+        params, notes = best(checkpoints, progress, like, judge)
+        chosen = 4 if damage == (2,) else 3
+        np.testing.assert_array_equal(params["b/bias"], np.full(30, chosen))
+        assert (progress.best_step, progress.best) == (chosen, {4: 7.0, 3: 5.0}[chosen])
+        assert {path.name for path in folder.iterdir()} == {"1", "2.unreadable", "3", "4"}
+        assert "2 cannot be read" in notes[0] and f"best is of step {chosen}" in notes[1]
+    checkpoints.close()
+
+
+def test_a_save_for_which_there_is_no_room_loses_none_before_it(tmp_path, monkeypatch, one_device):
+    """Which may still be written when the next is refused."""
+    folder, state = tmp_path / "checkpoints", state_of(one_device, 3_000_000)
+    checkpoints = Checkpoints(folder, keep=2)
+    checkpoints.save(state, META, 0)
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    with pytest.raises(UserError, match="step 1 could not be written .* step 0 is kept"):
+        checkpoints.save(state.replace(step=jnp.asarray(1)), META, 0)
+    assert {path.name for path in folder.iterdir()} == {"0"}
+    checkpoints.close()
+
+
 OTHERS = {
     "memory of the host": MemoryError(),
     "memory of a device": jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory on TPU"),
@@ -91,6 +142,7 @@ OTHERS = {
     "network": ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
     "file server": OSError(errno.ESTALE, "Stale file handle"),
     "object store": ValueError("UNAVAILABLE: Error reading gs://bucket/run"),
+    "object store's library": HttpError({"code": 401, "message": "Invalid"}),
     "our own": AssertionError("a fault of the program"),
 }
 
