@@ -205,11 +205,9 @@ def test_positions_turn_as_theirs(kind, keys):
     modeling = import_module(f"{package}.modeling_{package.rpartition('.')[2]}")
     prefix = type(config).__name__.removesuffix("Config").removesuffix("Text")
     theirs = dict(getattr(modeling, f"{prefix}RotaryEmbedding")(config).named_buffers())
-    for rotary, kind in zip(
-        found.rotaries, ("full_attention_", "sliding_attention_"), strict=False
-    ):
-        wanted = theirs[f"{kind * ('inv_freq' not in theirs)}inv_freq"]
-        np.testing.assert_allclose(rotary.frequencies(), wanted, rtol=1e-6)
+    for rotary, layers in zip(found.rotaries, ("full", "sliding"), strict=False):
+        name = "inv_freq" if "inv_freq" in theirs else f"{layers}_attention_inv_freq"
+        np.testing.assert_allclose(rotary.frequencies(), theirs[name], rtol=1e-6)
 
 
 def changed_reference(case, head, folder) -> Reference:
