@@ -74,6 +74,12 @@ class Base:
         return "words" if "words/embedding" in self.shapes else "embeddings/word"
 
     @property
+    def tables(self) -> frozenset[str]:
+        """Paths of the modules that look up words: of one that decoders may have besides, too."""
+        both = self.words, "decoder_words"
+        return frozenset(path for path in both if f"{path}/embedding" in self.shapes)
+
+    @property
     def words_shape(self) -> tuple[int, int]:
         """(vocabulary, features) of the words' table."""
         return self.shapes[f"{self.words}/embedding"].shape
@@ -166,7 +172,7 @@ class Base:
             targets: "all-linear" (all but the head, experts and their routers), a regular
                 expression that must match a name in full, or a list of names, each equal to a name
                 or to its last dotted parts.
-            words: the table of words, (vocabulary, features), and the projection that reads words
+            words: tables of words, (vocabulary, features), and the projection that reads words
                 off, (features, vocabulary), may be selected by name, too.
 
         Raises:
@@ -188,7 +194,7 @@ class Base:
             left_out = experts | self.routers()
             return {path: shape for path, shape in projections.items() if path not in left_out}
         if words:
-            projections[self.words] = self.words_shape
+            projections |= dict.fromkeys(self.tables, self.words_shape)
             projections |= self.reading_off()
         named = set() if isinstance(targets, str) else {name.split(".")[-1] for name in targets}
         if "lm_head" in named - projections.keys():

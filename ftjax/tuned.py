@@ -286,8 +286,6 @@ def build(
         remat=_known("remat", settings.get("remat", "none"), POLICIES),
         attention=_known("attention", settings.get("attention", "auto"), ("auto", *ATTENTION)),
     )
-    if options.attention == "splash" and kind_of(hf_config) != "decoder":
-        raise UserError(f"model.attention=splash is for decoders, not {hf_config['model_type']}")
     if not runs_on(options.attention, platform):
         wanted = PLATFORMS[options.attention]
         raise UserError(
@@ -295,6 +293,12 @@ def build(
             f"{platform.upper()}: use attention=auto"
         )
     config = configure(hf_config, options)
+    one_sided = kind_of(hf_config) == "decoder" and not config.both_sides
+    if options.attention == "splash" and not one_sided:
+        raise UserError(
+            "model.attention=splash is for decoders that see one side, not this "
+            f"{hf_config['model_type']}"
+        )
     parts = settings.get("parts", 1)
     divisible = kind_of(hf_config) == "decoder" and config.divisible
     if parts != 1 and not (divisible and 1 < parts <= config.intermediate_size):
@@ -303,7 +307,7 @@ def build(
         )
     if options.attention == "auto":
         drops = getattr(config, "attention_dropout", 0.0)
-        splash = platform == "tpu" and kind_of(hf_config) == "decoder" and not drops
+        splash = platform == "tpu" and one_sided and not drops
         found = "splash" if splash else "gpu" if platform == "gpu" else "xla"
         options = replace(options, attention=found)
     layers, more = config.num_hidden_layers, getattr(config, "num_decoder_layers", 0)

@@ -157,7 +157,7 @@ def agree(tuned: Tuned, form: Form, file: Path, config: Mapping[str, Any], insid
                 f"method.{ours}={value!r} differs from {theirs}={config[theirs]!r} of {file}"
             )
     refuse(file, config)
-    adapted = any(path.startswith(f"{tuned.base.words}/lora_") for path in tuned.shapes)
+    adapted = any(f"{table}/lora_a" in tuned.shapes for table in tuned.base.tables)
     if config.get("ensure_weight_tying") and adapted:
         raise UserError(
             f"{file}: ensure_weight_tying adapts the head by the adapter of the table of words, "

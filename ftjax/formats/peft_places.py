@@ -90,9 +90,9 @@ def pieces_of(tuned: Tuned, form: Form, path: str) -> list[Piece]:
     for unrolled in expand(path):
         module, _, name = unrolled.rpartition("/")
         leaf, part, mates = form.leaves[name], hf.Part(""), (0,)
-        if module == tuned.base.words:
+        if module in tuned.base.tables:
             leaf = form.leaves.get(f"{WORDS}{name}", leaf)
-            if tuned.base.two_sided:
+            if tuned.base.two_sided and len(tuned.base.tables) == 1:
                 raise UserError(
                     "in PEFT an encoder's and a decoder's look-ups of words are adapted apart: it "
                     "has no form of one adapter for both"

@@ -114,10 +114,14 @@ def _path(tuned: Tuned, named: Mapping[str, list[str]], key: str) -> str | None:
     return found or (f"{tuned.base.words}/embedding" if _copy_of_words(tuned, key) else None)
 
 
+def _one_table(tuned: Tuned) -> bool:
+    """Whether words are looked up on both sides, or looked up and read off, by the same table."""
+    return tuned.ties_words or (tuned.base.two_sided and len(tuned.base.tables) == 1)
+
+
 def _copy_of_words(tuned: Tuned, key: str) -> bool:
     """Whether a tensor is one of several that are one parameter of the model."""
-    several = tuned.ties_words or tuned.base.two_sided
-    return several and bool(re.fullmatch(COPIES, key.removeprefix(INSIDE)))
+    return _one_table(tuned) and bool(re.fullmatch(COPIES, key.removeprefix(INSIDE)))
 
 
 def _read(
@@ -137,7 +141,7 @@ def _read(
         if name not in tensors:
             continue
         shape, wanted = hf.shape_of(tensors[name].shape, part, leaf), layers.shape[1:]
-        if shape != wanted and path == f"{tuned.base.words}/embedding":
+        if shape != wanted and path.removesuffix("/embedding") in tuned.base.tables:
             refuse_resized(file, name, shape, wanted)
         require(
             shape == wanted,
@@ -174,7 +178,7 @@ def _check_tied(
     path = f"{tuned.base.words}/embedding"
     own = _named(tuned, inside)[path]
     copies = [x for key, x in tensors.items() if key not in own and _copy_of_words(tuned, key)]
-    if not (tuned.ties_words or tuned.base.two_sided) or (path not in loaded and not copies):
+    if not _one_table(tuned) or (path not in loaded and not copies):
         return
     base = np.asarray(params[path], np.float32)
     table = loaded.get(path, base)

@@ -49,7 +49,7 @@ class Dora(Lora):
             y = call(x)
             return self.scaled(module, kernels.pop(), x.astype(y.dtype), y)
 
-        words, heads = {base.words} & modules, base.reading_off().keys() & modules
+        words, heads = base.tables & modules, base.reading_off().keys() & modules
         rest = modules - words - heads
         return nested(
             at(heads, self.read_off, "weight"),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ftjax.errors import require
+from ftjax.errors import UserError, require
 from ftjax.methods.base import Method, each_matrix, present
 from ftjax.methods.selection import TOP, Full
 from ftjax.partition import Rules
@@ -122,9 +122,16 @@ def projected(
             )
             for path, x in found.items()
         }
-        return Projected(
-            bases, core.init({path: down(x, bases[path]) for path, x in found.items()})
-        )
+        lows = {path: down(x, bases[path]) for path, x in found.items()}
+        moments = core.init(lows)
+        try:
+            jax.eval_shape(core.update, lows, moments)
+        except ValueError as error:  # optax's, of what asks for parameters
+            raise UserError(
+                "method.name=galore gives the optimizer gradients in a few directions, and this "
+                "one reads whole parameters besides: use optimizer.name=adamw or lion"
+            ) from error
+        return Projected(bases, moments)
 
     def update(grads: Flat, state: Projected, params: Any = None) -> tuple[Flat, Projected]:
         found, bases = present(grads), state.bases

@@ -29,10 +29,11 @@ class Lora(LowRank):
     `peft` has one A for all and trains otherwise. An exported folder holds them side by side, of
     a rank that is as many times higher, and computes exactly the same.
 
-    The table of words may be a target, too: W[x] + (α/r) · A[x] B, A (vocabulary, r) zero and
-    B ~ N(0, 1) at first, without dropout. A head that reads words off by the same table reads
-    them off the unadapted one, as in `peft`; such a model cannot be merged. A head with weights of
-    its own may be a target by its name, "lm_head", without dropout.
+    The table of words may be a target, too, or those of both sides where an untied BART has two:
+    W[x] + (α/r) · A[x] B, A (vocabulary, r) zero and B ~ N(0, 1) at first, without dropout. A head
+    that reads words off by the same table reads them off the unadapted one, as in `peft`; such a
+    model cannot be merged. A head with weights of its own may be a target by its name, "lm_head",
+    without dropout.
 
     Attributes:
         dropout: on the update's input, in training.
@@ -61,7 +62,7 @@ class Lora(LowRank):
 
     def on(self, base: Base, modules: frozenset[str]) -> Interceptor:
         """Of modules that have this r and α."""
-        words, heads = {base.words} & modules, base.reading_off().keys() & modules
+        words, heads = base.tables & modules, base.reading_off().keys() & modules
         return nested(
             at(modules - words - heads, self.adapted),
             at(heads, self.read_off, "weight"),

@@ -130,9 +130,8 @@ class Gate:
 
     def lora(self, part: Lora) -> Interceptor:
         matched = part.matched(self.base)
-        require(
-            self.base.words not in matched, "method.parts: lora's targets must be projections here"
-        )
+        apart = self.base.tables.isdisjoint(matched)
+        require(apart, "method.parts: lora's targets must be projections here")
 
         def adapted(module: nn.Module, call: Callable, x: Array) -> Array:
             y = call(x)

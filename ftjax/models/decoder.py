@@ -30,6 +30,7 @@ from ftjax.models.layers import (
     RMSNorm,
     at_starts,
 )
+from ftjax.models.pattern import pattern_of
 from ftjax.models.rotary import Rotary, rotate
 from ftjax.models.stack import Stack
 from ftjax.models.vocabulary import LanguageHead, Scores, capped, score
@@ -140,6 +141,9 @@ def checked(config: Config, family: str) -> Config:
         raise UserError(f"{family}: num_key_value_heads does not divide num_attention_heads")
     segments = config.options.segments or (1,) * config.num_hidden_layers
     kinds = config.kinds or (0,) * config.num_hidden_layers
+    if len(kinds) != config.num_hidden_layers:
+        count = f"{len(kinds)} layers of {config.num_hidden_layers}"
+        raise UserError(f"{family}: layer_types name {count}")
     return replace(config, kinds=kinds, options=replace(config.options, segments=segments))
 
 
@@ -320,8 +324,10 @@ class Model(nn.Module):
         if c.both_sides and (keep or column is not None):
             raise UserError("a model that sees both sides of a token does not generate")
         if c.both_sides:
+            to_either = tuple(w and w - 1 for w in c.windows)
+            pattern = pattern_of(attention_mask, segment_ids, to_either, causal=False)
             masks = [two_sided_mask(length, attention_mask, segment_ids, w) for w in c.windows]
-            return tuple(View(mask) for mask in masks)
+            return tuple(View(mask, pattern=pattern) for mask in masks)
         if column is not None:
             return tuple(token_view(column, attention_mask, w, ring) for w in c.windows)
         views = [prompt_view(length, attention_mask, segment_ids, w, keep, ring) for w in c.windows]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ftjax.formats.hf import Part
@@ -41,15 +42,17 @@ KEYS = {
         **llama.ONE_SIDED,
     ),
     "gemma3_text": keys(
-        f"{READ} {LATER} {SLIDING} sliding_window_pattern _sliding_window_pattern "
-        "rope_local_base_freq use_bidirectional_attention",
+        f"{READ} {LATER} {SLIDING} sliding_window_pattern rope_local_base_freq "
+        "use_bidirectional_attention",
+        inert="_sliding_window_pattern",  # a record: with it stands `layer_types`
         attn_logit_softcapping=(None,),  # which transformers' class knows and does not heed
         **llama.ONE_SIDED,
     ),
 }
 DEFAULTS = {
-    "gemma": {},
+    "gemma": {"max_position_embeddings": 8192},
     "gemma2": {
+        "max_position_embeddings": 8192,
         "query_pre_attn_scalar": 256,
         "sliding_window": 4096,
         "attn_logit_softcapping": 50.0,
@@ -76,20 +79,19 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     if both:  # the window is then of both sides together
         hf = {**hf, "sliding_window": hf["sliding_window"] // 2 + 1}
     if family != "gemma":
-        every = (
-            2
-            if family == "gemma2"
-            else hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern") or 6
-        )
+        every = hf.get("sliding_window_pattern", 6) if family == "gemma3_text" else 2
         names = hf.get("layer_types") or [
             "sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)
         ]
         windows, kinds = llama.windows_of({**hf, "layer_types": names})
-    theta = 1e6 if family == "gemma3_text" else 1e4
-    rotaries = [rotary.from_hf(hf, head_dim, family, "full_attention", theta)]
-    if len(windows) > 1:
-        local = {**hf, "rope_theta": hf.get("rope_local_base_freq", hf.get("rope_theta", 1e4))}
-        rotaries.append(rotary.from_hf(local, head_dim, family, "sliding_attention"))
+    if family == "gemma3_text":
+        of_kind = partial(rotary.of_kind, hf, size=head_dim, family=family)
+        theta, local = hf.get("rope_theta", 1e6), hf.get("rope_local_base_freq", 1e4)
+        whole = of_kind("full_attention", theta=theta, scaling=hf.get("rope_scaling"))
+        near = of_kind("sliding_attention", theta=local, scaling=None)
+        rotaries = (whole, near)[: len(windows)]
+    else:
+        rotaries = (rotary.from_hf(hf, head_dim, family),) * len(windows)
     scalar, tied = hf.get("query_pre_attn_scalar"), hf.get("tie_word_embeddings", True)
     act = hf.get("hidden_activation", hf.get("hidden_act", "gelu_pytorch_tanh"))
     if family == "gemma" and act == "gelu":  # which released configurations call so
@@ -103,7 +105,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             num_attention_heads=hf["num_attention_heads"],
             num_key_value_heads=hf["num_key_value_heads"],
             head_dim=head_dim,
-            max_position_embeddings=hf.get("max_position_embeddings", 8192),
+            max_position_embeddings=hf["max_position_embeddings"],
             hidden_act=act,
             norm="rms_offset",
             norm_eps=hf.get("rms_norm_eps", 1e-6),
@@ -113,7 +115,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             windows=windows,
             kinds=kinds,
             both_sides=both,
-            rotaries=tuple(rotaries),
+            rotaries=rotaries,
             scale=scalar**-0.5 if scalar else None,
             attention_softcap=hf.get("attn_logit_softcapping"),
             logit_softcap=hf.get("final_logit_softcapping"),

@@ -67,6 +67,7 @@ KEYS = {
 }
 QWEN = {"num_key_value_heads": 32, "sliding_window": 4096, "max_position_embeddings": 32768}
 DEFAULTS = {
+    "llama": {"max_position_embeddings": 2048},
     "mistral": {
         "num_key_value_heads": 8,
         "sliding_window": 4096,
@@ -141,7 +142,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         UserError: an option that is not implemented.
     """
     family = hf["model_type"]
-    hf = {**DEFAULTS.get(family, {}), **hf}
+    hf = {**DEFAULTS[family], **hf}
     size, heads = hf["hidden_size"], hf["num_attention_heads"]
     head_dim = hf.get("head_dim") or size // heads
     biases = ("qkv", "output") if hf.get("attention_bias") else ()
@@ -159,7 +160,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             num_attention_heads=heads,
             num_key_value_heads=hf.get("num_key_value_heads") or heads,
             head_dim=head_dim,
-            max_position_embeddings=hf.get("max_position_embeddings", 2048),
+            max_position_embeddings=hf["max_position_embeddings"],
             hidden_act=hf.get("hidden_act", "silu"),
             norm_eps=hf.get("rms_norm_eps", 1e-6),
             biases=(*biases, *(["ffn"] if hf.get("mlp_bias") else [])),

@@ -89,6 +89,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     Raises:
         UserError: an option that is not implemented.
     """
+    hf = {"max_position_embeddings": 8192, **hf}
     size, heads = hf.get("hidden_size", 768), hf.get("num_attention_heads", 12)
     layers, every = hf.get("num_hidden_layers", 22), hf.get("global_attn_every_n_layers", 3)
     if size % heads:
@@ -116,11 +117,13 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         "logits": hf.get("decoder_bias", True),
     }
     rotaries = [
-        rotary.from_hf(
-            {**hf, "rope_theta": hf.get(f"{scope}_rope_theta") or theta},
+        rotary.of_kind(
+            hf,
+            name,
             size // heads,
             "modernbert",
-            name,
+            hf.get(f"{scope}_rope_theta", theta),
+            hf.get("rope_scaling"),
         )
         for name, (scope, theta) in KINDS.items()
     ]
@@ -135,7 +138,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             num_attention_heads=heads,
             num_key_value_heads=heads,
             head_dim=size // heads,
-            max_position_embeddings=hf.get("max_position_embeddings", 8192),
+            max_position_embeddings=hf["max_position_embeddings"],
             hidden_act=hf.get("hidden_activation", "gelu"),
             norm_eps=hf.get("norm_eps", 1e-5),
             biases=tuple(name for name, has in biased.items() if has),

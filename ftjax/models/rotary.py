@@ -33,7 +33,7 @@ class Rotary:
     factor: float = 1.0
     low: float = 1.0
     high: float = 4.0
-    original: int = 8192
+    original: int = 0
 
     def frequencies(self) -> np.ndarray:
         """Radians a position: float32 (size / 2,)."""
@@ -66,41 +66,58 @@ def rotate(x: Array, table: tuple[Array, Array]) -> Array:
 
 
 def from_hf(
-    hf: Mapping[str, Any],
-    size: int,
-    family: str,
-    kind: str | None = None,
-    theta: float = 10_000.0,
-    partly: bool = False,
+    hf: Mapping[str, Any], size: int, family: str, theta: float = 10_000.0, partly: bool = False
 ) -> Rotary:
-    """Reads `rope_parameters`, or the older `rope_theta` and `rope_scaling`, of config.json.
+    """What all layers have, by `rope_parameters`, or the older `rope_theta` and `rope_scaling`.
 
     Args:
         hf: config.json's mapping.
         size: of a head.
         family: for messages.
-        kind: of layer, where each has its own parameters.
         theta: where the configuration gives none.
         partly: the family heeds `partial_rotary_factor`.
 
     Raises:
         UserError: a scaling that is not implemented.
     """
-    given = hf.get("rope_parameters") or {}
-    given = given.get(kind, {}) if kind in given else given
-    if not given:
-        scaling = hf.get("rope_scaling") if kind != "sliding_attention" else None
-        given = {"rope_theta": hf.get("rope_theta", theta), **(scaling or {})}
+    given = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    given = {"rope_theta": hf.get("rope_theta", theta), **given}
+    partial = given.get("partial_rotary_factor", hf.get("partial_rotary_factor"))
+    turned = int(size * partial) if partly and partial else size
+    return _read(given, turned, hf["max_position_embeddings"], family)
+
+
+def of_kind(
+    hf: Mapping[str, Any],
+    kind: str,
+    size: int,
+    family: str,
+    theta: float,
+    scaling: Mapping[str, Any] | None,
+) -> Rotary:
+    """What layers of a kind have, in families whose `rope_parameters` are by kind alone.
+
+    Args:
+        hf, size, family: see `from_hf`.
+        kind: as `layer_types` has it.
+        theta: where `rope_parameters` give none.
+        scaling: `rope_scaling`, where it is of this kind.
+    """
+    given = (hf.get("rope_parameters") or {}).get(kind) or {}
+    given = {"rope_theta": theta, **given, **(scaling or {})}
+    return _read(given, size, hf["max_position_embeddings"], family)
+
+
+def _read(given: Mapping[str, Any], size: int, longest: int, family: str) -> Rotary:
     scaling = given.get("rope_type", given.get("type", "default")) or "default"
     if scaling not in ("default", "linear", "llama3"):
         raise UserError(f"{family}: rope_type={scaling!r} is not implemented")
-    partial = given.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0))
     return Rotary(
-        theta=given.get("rope_theta", hf.get("rope_theta", theta)),
-        size=int(size * partial) if partly and partial else size,
+        theta=given["rope_theta"],
+        size=size,
         scaling=scaling,
         factor=given.get("factor", 1.0),
         low=given.get("low_freq_factor", 1.0),
         high=given.get("high_freq_factor", 4.0),
-        original=given.get("original_max_position_embeddings", 8192),
+        original=given.get("original_max_position_embeddings", longest),
     )

@@ -111,7 +111,7 @@ def make_optimizer(
 
     def group(name: str) -> optax.GradientTransformation:
         core, rest = _named(settings, rate)
-        return optax.chain(own(name, core, rest, steps), _scaled(rates))
+        return own(name, core, optax.chain(rest, _scaled(rates)), steps)
 
     groups: Iterable[str] = sorted(set(labels.values()))
     return optax.with_extra_args_support(

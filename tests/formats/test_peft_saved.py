@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.formats import peft as files
+from tests.models.cases import BART
 from tests.models.made import quick
 
 IDS = np.random.default_rng(0).integers(4, 60, (3, 7))
@@ -35,7 +36,12 @@ BASES = {
         transformers.GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=4),
         transformers.GPT2LMHeadModel,
     ),
+    "bart": (
+        transformers.BartConfig(**BART, tie_word_embeddings=False),
+        transformers.BartForConditionalGeneration,
+    ),
 }
+TASKS = {"bert": "SEQ_CLS", "bart": "SEQ_2_SEQ_LM"}
 Q = {"target_modules": ["q_proj"]}
 EQUAL = {  # base, LoraConfig, keywords of save_pretrained
     "embeddings and head": ("untied", {**Q, "modules_to_save": ["embed_tokens", "lm_head"]}, {}),
@@ -70,8 +76,15 @@ EQUAL = {  # base, LoraConfig, keywords of save_pretrained
         {},
     ),
     "words adapted": ("tied", {"target_modules": ["q_proj", "embed_tokens"]}, {}),
+    "words of both sides adapted": (
+        "bart",
+        {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True},
+        {},
+    ),
+    "words of a decoder adapted": ("bart", {"target_modules": ["decoder.embed_tokens"]}, {}),
+    "a decoder's words": ("bart", {**Q, "modules_to_save": ["decoder.embed_tokens"]}, {}),
 }
-HEADS = {"bert": {"head": "classification", "labels": 2}}
+HEADS = {"bert": {"head": "classification", "labels": 2}, "bart": {"head": "seq2seq_lm"}}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +109,7 @@ def base(tmp_path_factory):
 def adapted(folder, name, settings, words=0):
     """peft's model, all that trains moved."""
     cls = BASES[name][1]
-    task = "SEQ_CLS" if name == "bert" else "CAUSAL_LM"
+    task = TASKS.get(name, "CAUSAL_LM")
     model = cls.from_pretrained(folder).eval()
     if words:
         model.resize_token_embeddings(words)
@@ -116,7 +129,7 @@ def loaded(base, name, folder, device):
     model = tuned.build(config, methods.create(files.read(folder)), {}, head)
     params, _ = pretrained.load(base, model, device, jax.random.key(0))
     found, absent = files.load_into(model, params, folder)
-    assert set(absent) <= {"lm_head/kernel"}  # which is the base's own
+    assert set(absent) <= {"lm_head/kernel", "logits/bias"}  # which are the base's own
     return model, found, params
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from ftjax import tuned
+from ftjax import methods, tuned
 from ftjax.config import check, load_config
 from ftjax.errors import UserError
 from ftjax.formats import peft as files
@@ -21,6 +21,7 @@ from ftjax.paths import expand
 from ftjax.training.optimizers import make_optimizer
 from ftjax.training.train import train
 from tests.methods.peft_cases import base_of, their_logits
+from tests.models import made
 from tests.models.made import quick
 
 STEPS, RATE = 20, 0.1
@@ -207,3 +208,23 @@ def test_a_schedule_longer_than_the_run_is_refused():
     method = methods.create({"name": "adalora", "begin": 10, "end": 10})
     with pytest.raises(UserError, match=r"method\.begin=10 and method\.end=10"):
         method.optimizer(None, "lora", optax.identity(), optax.identity(), 20)
+
+
+def test_what_is_pruned_is_zero_at_any_rate():
+    """Also where another method slows its layer down: one triplet in four is left."""
+    hyper = {"rank": 4, "target_rank": 1, "begin": 0, "end": 1}
+    parts = [{"name": "layerwise_lr_decay", "decay": 0.5}, {"name": "adalora", **hyper}]
+    method = methods.create({"name": "combination", "parts": parts})
+    model = tuned.build(made.config_of("llama"), method, {}, {"head": "causal_lm"})
+    params, frozen = model.partition.split(made.parameters(model))
+    rates = model.rates()
+    assert rates["decoder/layer_0/attention/query/lora_e"] == 0.125
+    labels = {path: model.partition.labels[path] for path in params}
+    optimizer = make_optimizer(OPTIMIZER, labels, lambda _: RATE, model.optimizer, rates, 4)
+    state, random = optimizer.init(params), np.random.default_rng(0)
+    for _ in range(4):
+        grads = {p: random.normal(size=x.shape).astype(np.float32) for p, x in params.items()}
+        updates, state = optimizer.update(grads, state, params, frozen=frozen)
+        params = optax.apply_updates(params, updates)
+    left = ranks({path: x for path, x in params.items() if path.endswith("lora_e")})
+    assert sum(left.values()) == len(left)

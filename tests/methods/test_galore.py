@@ -5,7 +5,11 @@ import numpy as np
 import optax
 import pytest
 
+from ftjax.config import default_config
+from ftjax.errors import UserError
 from ftjax.methods.galore import Galore
+from ftjax.training.optimizers import make_optimizer
+from tests.methods.bases import build
 
 RANK, EVERY, SCALE, RATE, DECAY = 3, 2, 0.25, 0.1, 0.01
 B1, B2, EPSILON = 0.9, 0.999, 1e-8
@@ -61,3 +65,13 @@ def test_a_skipped_first_step_leaves_directions():
     wanted = np.zeros((6, 9))
     wanted[:RANK] = -RATE * SCALE * np.sign(grad["x/kernel"][:RANK])  # Adam's first step
     np.testing.assert_allclose(updates["x/kernel"], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adafactor"])
+def test_optimizers_that_read_parameters_are_refused(name):
+    model = build("bert", {"name": "galore", "rank": 4})
+    settings = {**default_config().optimizer, "name": name}
+    labels = model.partition.labels
+    optimizer = make_optimizer(settings, labels, lambda _: RATE, model.optimizer)
+    with pytest.raises(UserError, match="galore.*use optimizer.name=adamw or lion"):
+        jax.eval_shape(optimizer.init, model.shapes)

@@ -1,6 +1,7 @@
 """Every key of config.json is read as transformers reads it, refused, or changes nothing there."""
 
 import re
+from copy import deepcopy
 from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
@@ -19,9 +20,9 @@ from ftjax.formats.folder import Weights, read_config
 from ftjax.models import FAMILIES, configure
 from ftjax.models.keys import FIXED, INERT
 from ftjax.models.layers import Options
-from tests.models.cases import CASES
+from tests.models.cases import CASES, LLAMA3
 from tests.models.made import natural
-from tests.models.other_keys import FAMILY, OLDER, VALUES, base_of, other, others, table_of
+from tests.models.other_keys import FAMILY, NESTED, OLDER, VALUES, base_of, other, others, table_of
 from tests.models.reference import LABELS, Reference, difference
 from tests.models.test_parity import applied, build, said
 
@@ -67,12 +68,15 @@ INERT_VALUES = {
     "embd_pdrop": 0.3,
     "original_max_position_embeddings": 16,
     "forced_eos_token_id": 9,
+    "_sliding_window_pattern": 2,
 }
 NEWER = {"rope_parameters", "layer_types", "attention_layers", "dense_act_fn", "is_gated_act"}
-NEWER |= {"_sliding_window_pattern"}
 # With what keys of windows do something.
 WINDOWS = {"sliding_window": 2, "max_window_layers": 1, "layer_types": None}
 WINDOWS |= {"use_sliding_window": True}
+# Whose layers are turned alike, besides Phi 3's, and whose kinds of layers have their own.
+PLAIN = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2")
+PHI, KINDS = ("phi3",), ("gemma3_text", "modernbert")
 POOLED = ("deberta-v3", "modernbert", "xlnet")  # whose classifiers have keys of their own
 
 
@@ -166,6 +170,44 @@ def test_keys_that_change_nothing_change_nothing_there(case):
         one, two = model(**batch), changed(**batch)
     torch.testing.assert_close(two.logits, one.logits, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(two.loss, one.loss, rtol=1e-6, atol=1e-6)
+
+
+LINEAR = {"rope_type": "linear", "factor": 3.0}
+SCALED = {name: value for name, value in LLAMA3.items() if not name.startswith(("orig", "rope_th"))}
+TURNED = [  # families, keys
+    (PLAIN, {}),
+    (PLAIN, {"rope_theta": 50.0}),
+    (PLAIN, {"rope_scaling": SCALED, "rope_theta": 50.0}),  # of the length that config.json has
+    (PLAIN, {"rope_scaling": {"type": "linear", "factor": 3.0}}),
+    (PLAIN, {"rope_scaling": LINEAR, "rope_parameters": LLAMA3}),
+    (PLAIN, {"rope_scaling": {}, "rope_parameters": LINEAR, "rope_theta": 50.0}),
+    (PHI, {"rope_scaling": {"rope_theta": 50.0}, "rope_parameters": {"rope_theta": 30.0}}),
+    (PHI, {"rope_parameters": {"partial_rotary_factor": 0.5}, "partial_rotary_factor": 0.25}),
+    (KINDS, {"rope_theta": 50.0}),
+    (KINDS, {"rope_theta": 50.0, "rope_local_base_freq": 30.0, "rope_scaling": LINEAR}),
+    (KINDS, {"global_rope_theta": 50.0, "local_rope_theta": 30.0, "rope_scaling": LINEAR}),
+    (KINDS, {"rope_parameters": {"sliding_attention": LINEAR}, "rope_theta": 50.0}),
+    (KINDS, {"rope_parameters": {"full_attention": SCALED}}),
+    (KINDS, {"rope_parameters": NESTED, "global_rope_theta": 50.0, "rope_theta": 70.0}),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"), [(kind, keys) for kinds, keys in TURNED for kind in kinds]
+)
+def test_positions_turn_as_theirs(kind, keys):
+    """Whichever of the old and the new keys there are."""
+    base = base_of(next(case for case in CASES if base_of(case)["model_type"] == kind))
+    values = deepcopy({k: v for k, v in base.items() if not k.startswith("rope_")} | keys)
+    found = configure(values, Options())
+    config = CONFIG_MAPPING[kind].from_dict(deepcopy(values))
+    package = CONFIG_MAPPING[kind].__module__.rpartition(".")[0]
+    modeling = import_module(f"{package}.modeling_{package.rpartition('.')[2]}")
+    prefix = type(config).__name__.removesuffix("Config").removesuffix("Text")
+    theirs = dict(getattr(modeling, f"{prefix}RotaryEmbedding")(config).named_buffers())
+    for rotary, layers in zip(found.rotaries, ("full", "sliding"), strict=False):
+        name = "inv_freq" if "inv_freq" in theirs else f"{layers}_attention_inv_freq"
+        np.testing.assert_allclose(rotary.frequencies(), theirs[name], rtol=1e-6)
 
 
 def changed_reference(case, head, folder) -> Reference:

@@ -9,6 +9,7 @@ from tests.models.made import config_of
 
 YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 2.0}
 AXIAL = [[["global", "axial"], 1], [["local"], 1]]
+QWEN = {"use_sliding_window": True, "sliding_window": 4}
 REFUSED = [  # case, what is changed, what the message must say
     ("roberta", {"is_decoder": True}, "is_decoder"),
     ("roberta", {"hidden_act": "mish"}, "hidden_act='mish'"),
@@ -30,6 +31,7 @@ REFUSED = [  # case, what is changed, what the message must say
         {"layer_types": ["chunked_attention"] * 3},
         "qwen2.*layer_types.*'chunked_attention'",
     ),
+    ("qwen3", {"layer_types": ["full_attention"] * 4, **QWEN}, "layer_types name 4 layers of 3"),
     ("gemma2", {"hidden_activation": "mish"}, "gemma2.*'mish'"),
     ("gemma3", {"layer_types": ["chunked_attention"] * 7}, "gemma3_text.*'chunked_attention'"),
     (

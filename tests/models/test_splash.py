@@ -67,7 +67,7 @@ def test_prefixes_are_seen_from_everywhere():
 @pytest.mark.parametrize(
     ("case", "method", "kind", "platform", "message"),
     [
-        ("bert", {}, "padded", "tpu", "attention=splash is for decoders, not bert"),
+        ("bert", {}, "padded", "tpu", "splash is for decoders that see one side"),
         ("llama", {"name": "prefix_tuning"}, "packed", "tpu", "no prefixes for packed rows"),
         ("mistral", {"name": "prefix_tuning"}, "padded", "tpu", "or sliding windows"),
         ("llama", {}, "padded", "cpu", "runs on TPUs, and this is a CPU: use attention=auto"),
