@@ -138,9 +138,7 @@ def _bitsandbytes(
     """A matrix of 4 or 8 bits; None for one that is plain."""
     if "SCB" in parts:
         order = int(np.asarray(parts.get("weight_format", 0)))
-        require(
-            order == 0, "its rows are in a GPU's order; save it with a newer bitsandbytes"
-        )
+        require(order == 0, "its rows are in a GPU's order; save it with a newer bitsandbytes")
         shape = parts["weight"].shape
         compute = partial(_eight_bits, parts, turned)
         return Dequantized(name, shape[::-1] if turned else shape, dtype, compute)

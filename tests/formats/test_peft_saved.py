@@ -226,6 +226,27 @@ def test_a_head_of_other_labels_than_the_bases_is_written(base, one_device, tmp_
     assert load_file(tmp_path / files.WEIGHTS)["base_model.model.classifier.bias"].shape == (5,)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lora_alpha": "8"}, "lora_alpha='8' must be a number"),
+        ({"r": None}, "r=None must be a number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha=nan must be a number"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern=.* must be of modules and numbers"),
+        ({"alpha_pattern": {"q_proj": "2"}}, "alpha_pattern=.* must be of modules and numbers"),
+        ({"alpha_pattern": {"(": 2}}, "alpha_pattern: '\\(' is not read"),
+        ({"modules_to_save": [1]}, "modules_to_save=.* must be names"),
+        ({"of_tomorrow": {"a": 1}}, "of_tomorrow=.* is not implemented"),
+    ],
+)
+def test_damaged_settings_are_named(change, message, tmp_path):
+    config = {**peft.LoraConfig(r=2).to_dict(), "peft_type": "LORA", **change}
+    (tmp_path / files.CONFIG).write_text(json.dumps(config))
+    save_file({"base_model.model.q_proj.lora_A.weight": torch.ones(2, 4)}, tmp_path / files.WEIGHTS)
+    with pytest.raises(UserError, match=message):
+        files.read(tmp_path)
+
+
 def test_what_would_be_lost_is_not_written(base, one_device, tmp_path):
     """A PEFT folder of an adapter that began from one with norms."""
     folder = base("untied")
