@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from ftjax.errors import UserError
 from ftjax.formats import hf
 from ftjax.formats.folder import open_weights
 from ftjax.formats.vocabulary import widened
@@ -52,9 +53,28 @@ def load(
 
     stored = open_weights(folder), tuned.base.shapes, tuned.names
     loaded, absent = hf.load(*stored, place, new_head, widen if resize else None)
+    _require_words(folder, tuned, absent, new_head)
     missing = [path for path in tuned.shapes if path not in loaded]
     params = merge(loaded, tuned.init(key, missing, shardings))
     return params | tuned.started(params, key, shardings, folder), absent
+
+
+def _require_words(folder: Path, tuned: Tuned, absent: list[str], new_head: bool) -> None:
+    """Raises UserError where words are said to be read off a table of their own, which is absent.
+
+    `transformers` reads those of a T5 off the table that they are looked up in, and draws others'.
+    """
+    head = tuned.config.heads.get(tuned.model.head)
+    if new_head or head is None or not head.vocabulary or tuned.config.tied:
+        return
+    name = f"{head.vocabulary}.weight"
+    if any(stored == name for path in absent for stored, _ in tuned.names.stored(path)):
+        unscaled = ' and "scale_decoder_outputs": false' if "T5" in head.architecture else ""
+        raise UserError(
+            f"{folder} says tie_word_embeddings=false and has no {name!r}: set "
+            f'"tie_word_embeddings": true{unscaled} in its config.json to read words off the table '
+            "that they are looked up in, or model.new_head=True to start a new head"
+        )
 
 
 def placed(array: Any, old: Any) -> Any:

@@ -22,6 +22,8 @@ TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfl
 STATE = "quant_state.bitsandbytes__"  # then nf4 or fp4: JSON, as bytes
 INTERLEAVED = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # AWQ: where in a word each of eight outputs is
 PACKED = 32  # bits of a word
+DAMAGED = (LookupError, ValueError, TypeError, MemoryError)  # what wrong sizes and numbers lead to
+Parts = Mapping[str, Any]  # of a matrix, by the names after its module's
 
 
 def quantization(folder: Path) -> dict[str, Any]:
@@ -32,6 +34,7 @@ def quantization(folder: Path) -> dict[str, Any]:
     """
     config = folder / "config.json"
     found = (read_json(config) if config.exists() else {}).get("quantization_config") or {}
+    require(isinstance(found, dict), f"{config}: quantization_config={found!r} is no object")
     if not found and (folder / "quantize_config.json").exists():  # as AutoGPTQ wrote it
         found = {"quant_method": "gptq", **read_json(folder / "quantize_config.json")}
     if not found:
@@ -41,12 +44,13 @@ def quantization(folder: Path) -> dict[str, Any]:
         kind = "bitsandbytes"
     bits = found.get("bits", 4)
     form = str(found.get("version", found.get("format", "gemm"))).lower()
+    packed = str(found.get("checkpoint_format") or "gptq")
     known = {
         "bitsandbytes": True,
-        "gptq": bits in (2, 4, 8) and found.get("checkpoint_format", "gptq").startswith("gptq"),
+        "gptq": bits in (2, 4, 8) and packed.startswith("gptq"),
         "awq": bits == 4 and form == "gemm",
     }
-    if not known.get(kind, False):
+    if not known.get(str(kind), False):
         details = {k: found[k] for k in ("bits", "format", "fmt", "version") if k in found}
         said = "".join(f", {key} {value}" for key, value in details.items())
         raise UserError(
@@ -62,11 +66,13 @@ class Dequantized:
     """A matrix, computed whole when it is sliced.
 
     Attributes:
+        name: of its module, for messages.
         shape: as a plain folder stores it.
         dtype: that it is rounded to.
         compute: gives it.
     """
 
+    name: str
     shape: tuple[int, ...]
     dtype: np.dtype
     compute: Callable[[], np.ndarray]
@@ -75,8 +81,12 @@ class Dequantized:
         return np.asarray(self)[index]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        array = self.compute()
-        require(array.shape == self.shape, f"a matrix is of {array.shape}, not {self.shape}")
+        try:
+            array = self.compute()
+        except DAMAGED as error:
+            raise UserError(f"the quantized matrix {self.name!r} is damaged: {error}") from error
+        fits = array.shape == self.shape
+        require(fits, f"the matrix {self.name!r} is of {array.shape}, not {self.shape}")
         return array.astype(self.dtype).astype(dtype or self.dtype, copy=False)
 
 
@@ -102,9 +112,11 @@ def plain_weights(folder: Path) -> dict[str, Any]:
         module = name.removesuffix(ends)
         parts = {n.removeprefix(f"{module}."): stored[n] for n in _own(stored, module)}
         try:
-            found = opened(parts, settings, np.dtype(usual), turned)
+            found = opened(module, parts, settings, np.dtype(usual), turned)
         except KeyError as error:
             raise UserError(f"{folder}: the matrix {module!r} lacks its {error}") from None
+        except DAMAGED as error:
+            raise UserError(f"{folder}: the matrix {module!r} is damaged: {error}") from error
         if found is not None:
             tensors[f"{module}.weight"] = found
             used.update(f"{module}.{n}" for n in parts if n != "bias")
@@ -121,22 +133,24 @@ def _own(stored: Mapping[str, Any], module: str) -> list[str]:
 
 
 def _bitsandbytes(
-    parts: Mapping[str, Any], settings: Mapping[str, Any], dtype: np.dtype, turned: bool
+    name: str, parts: Parts, settings: Mapping[str, Any], dtype: np.dtype, turned: bool
 ) -> Dequantized | None:
     """A matrix of 4 or 8 bits; None for one that is plain."""
     if "SCB" in parts:
+        order = int(np.asarray(parts.get("weight_format", 0)))
+        require(order == 0, "its rows are in a GPU's order; save it with a newer bitsandbytes")
         shape = parts["weight"].shape
         compute = partial(_eight_bits, parts, turned)
-        return Dequantized(shape[::-1] if turned else shape, dtype, compute)
+        return Dequantized(name, shape[::-1] if turned else shape, dtype, compute)
     states = [part for part in parts if STATE in part]
     if not states:
         return None
     state = json.loads(bytes(np.asarray(parts[states[0]])))
-    shape = tuple(state["shape"])
+    shape = tuple(int(size) for size in state["shape"])
     compute = partial(_four_bits, parts, state, turned)
     # Rounded as the library does, to the type that the matrix had.
     dtype = np.dtype(TYPES.get(state["dtype"], dtype))
-    return Dequantized(shape[::-1] if turned else shape, dtype, compute)
+    return Dequantized(name, shape[::-1] if turned else shape, dtype, compute)
 
 
 def _eight_bits(parts: Mapping[str, Any], turned: bool) -> np.ndarray:
@@ -164,15 +178,15 @@ def _four_bits(parts: Mapping[str, Any], state: Mapping[str, Any], turned: bool)
 
 
 def _gptq(
-    parts: Mapping[str, Any], settings: Mapping[str, Any], dtype: np.dtype, turned: bool
+    name: str, parts: Parts, settings: Mapping[str, Any], dtype: np.dtype, turned: bool
 ) -> Dequantized:
     bits = settings.get("bits", 4)
     size, out = parts["qweight"].shape
     shape = (out, size * PACKED // bits)
-    for name in ("qzeros", "scales"):
-        parts[name]  # absent: said now
+    for part in ("qzeros", "scales"):
+        parts[part]  # absent: said now
     compute = partial(_grouped_rows, parts, settings, bits, turned)
-    return Dequantized(shape[::-1] if turned else shape, dtype, compute)
+    return Dequantized(name, shape[::-1] if turned else shape, dtype, compute)
 
 
 def _grouped_rows(
@@ -198,12 +212,12 @@ def _grouped_rows(
 
 
 def _awq(
-    parts: Mapping[str, Any], settings: Mapping[str, Any], dtype: np.dtype, turned: bool
+    name: str, parts: Parts, settings: Mapping[str, Any], dtype: np.dtype, turned: bool
 ) -> Dequantized:
     size, words = parts["qweight"].shape
-    for name in ("qzeros", "scales"):
-        parts[name]
-    return Dequantized((words * 8, size), dtype, partial(_interleaved, parts))
+    for part in ("qzeros", "scales"):
+        parts[part]
+    return Dequantized(name, (words * 8, size), dtype, partial(_interleaved, parts))
 
 
 def _interleaved(parts: Mapping[str, Any]) -> np.ndarray:

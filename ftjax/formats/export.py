@@ -5,9 +5,11 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 import jax
 import numpy as np
@@ -21,6 +23,8 @@ from ftjax.formats.folder import (
     read_config,
     stored_dtype,
 )
+from ftjax.formats.gguf import is_gguf
+from ftjax.formats.gguf_tokenizer import end_tokens
 from ftjax.formats.jsons import read_json, write_json
 from ftjax.formats.plain import Plain
 from ftjax.formats.shards import FLOATS, SHARD_BYTES
@@ -28,6 +32,7 @@ from ftjax.formats.vocabulary import sized
 from ftjax.models import kind_of
 from ftjax.parallel.gather import fetched, is_leader
 from ftjax.paths import Flat
+from ftjax.remote import DRIVERS
 from ftjax.tuned import Tuned
 
 GENERATION = "generation_config.json"
@@ -70,8 +75,10 @@ def export_hf(output: Path, exported: Exported) -> None:
     tuned, source = exported.tuned, exported.source
     dtype = exported.dtype or stored_dtype(source)
     config = {**sized(read_config(source), tuned.config.vocab_size), "dtype": dtype}
-    config.pop("torch_dtype", None)
-    plain, paths = Plain(tuned, exported.params), list(tuned.base.shapes)
+    for other in ("torch_dtype", "auto_map"):  # code that a folder may bring is not copied
+        config.pop(other, None)
+    base, paths = open_weights(source), list(tuned.base.shapes)
+    plain = Plain(tuned, exported.params, base)
     if sentences.plain_encoder(tuned):
         paths = [path for path in paths if not tuned.names.in_head(path)]
         tensors = plain.tensors(paths, prefix=False) | _left_out(exported, paths)
@@ -135,6 +142,8 @@ def _write_generation(output: Path, source: Path) -> None:
     from transformers import AutoConfig, GenerationConfig
 
     settings = GenerationConfig.from_model_config(AutoConfig.from_pretrained(output))
+    if is_gguf(source) and (ends := end_tokens(source)):
+        settings.eos_token_id = ends if len(ends) > 1 else ends[0]
     write_json(output / GENERATION, json.loads(settings.to_json_string()))
 
 
@@ -211,7 +220,10 @@ def write_export(
             f"model.resize_vocabulary gave the model more words than {source} has, and an adapter "
             "folder holds none of them; export --format hf"
         )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if str(output).partition(":/")[0] in DRIVERS:
+        raise UserError(f"--output {output} must be a folder of this machine")
+    output = output.resolve()
+    if _is_filled(output):
         raise UserError(f"--output {output} exists and is not empty")
     writers = {"hf": export_hf, "peft": export_peft, "adapterhub": _export_adapterhub}
     return _whole(output, partial(writers[kind], exported=exported))
@@ -226,24 +238,30 @@ def _export_adapterhub(output: Path, exported: Exported) -> str:
 def _whole(output: Path, write: Callable[[Path], str | None]) -> str:
     """Has a folder written under another name, and renames it when it is whole.
 
-    On several hosts what others than the leader write is thrown away.
+    Of processes that write the same folder at once the first wins, and clears away what the others,
+    or killed ones, have begun. On several hosts what others than the leader write is thrown away.
     """
     with TemporaryDirectory() as elsewhere:
-        unfinished = output.with_name(f".{output.name}.partial")
+        unfinished = output.with_name(f".{output.name}.{uuid4().hex}.partial")
         unfinished = unfinished if is_leader() else Path(elsewhere) / output.name
-        if unfinished.exists():  # of a process that was killed
-            shutil.rmtree(unfinished)
         try:
             note = write(unfinished)
-        except BaseException:
+            if is_leader():
+                unfinished.rename(output)  # which may be there, if it is empty
+        except BaseException as error:
             shutil.rmtree(unfinished, ignore_errors=True)
+            if isinstance(error, OSError) and _is_filled(output):
+                raise UserError(f"--output {output}: another export was first") from error
             raise
         if is_leader():
-            if output.exists():
-                output.rmdir()
-            unfinished.rename(output)
+            for begun in output.parent.glob(f".{escape(output.name)}.*.partial"):
+                shutil.rmtree(begun, ignore_errors=True)
     if jax.process_count() > 1:
         from jax.experimental.multihost_utils import sync_global_devices
 
         sync_global_devices(f"exported {output}")
     return note or ""
+
+
+def _is_filled(output: Path) -> bool:
+    return output.exists() and (not output.is_dir() or any(output.iterdir()))

@@ -147,7 +147,8 @@ def load_tokenizer(path: Path) -> Any:
 
     named = require_packages(path) and _class_of(path)
     try:
-        return getattr(transformers, named or "AutoTokenizer").from_pretrained(path)
+        kind = getattr(transformers, named or "AutoTokenizer")
+        return kind.from_pretrained(path, trust_remote_code=False)  # nor asks whether to
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} has no tokenizer that can be read: {reason}") from error

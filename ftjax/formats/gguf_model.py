@@ -158,6 +158,9 @@ class Weights(Mapping[str, np.ndarray]):
             return array - kind.offset
         return array.T if kind.turned and module in kind.layer else array
 
+    def __contains__(self, name: object) -> bool:  # which is not to dequantize
+        return name in self._stored
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ftjax.errors import UserError, nearest
@@ -32,6 +33,7 @@ PASSED_OVER = (
 )
 WORDS = ("words/embedding", "embeddings/word/embedding")
 ROWS = 8192  # that are compared at a time
+NUMBERS = [np.dtype(kind) for kind in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)]
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class Names:
         base: our module path → theirs, for unrolled layers.
         head: the same for the head, without the prefix.
         ignored: patterns of tensors that this model does without.
-        copies: tensors that equal the words' table where a folder holds them, since it is tied.
+        copies: tensors that equal the words' table, or the bias of words, where a folder holds
+            them, since they are tied.
     """
 
     prefix: str
@@ -103,6 +106,30 @@ class Names:
             part = Part(part) if isinstance(part, str) else part
             found += [(name, part) for name in part.tensors(leaf)]
         return found
+
+    def copies_of(self, path: str, stored: str) -> set[str]:
+        """Tensors that equal the one that a parameter lies in, where a folder has them."""
+        if path.endswith(WORDS):
+            return {name for name in self.copies if name.endswith(".weight")}
+        module, _, leaf = stored.rpartition(".")
+        biases = {name for name in self.copies if name.endswith(".bias")} if leaf == "bias" else ()
+        return {name for name in biases if name.rsplit(".", 2)[0] == module}
+
+    def prefix_in(self, weights: Mapping[str, Any]) -> str:
+        """What comes before the names of the base in a folder."""
+        prefixes = [f"{prefix}." for prefix in (self.prefix, self.usual) if prefix]
+        return next((p for p in prefixes if any(name.startswith(p) for name in weights)), "")
+
+    def stored_in(
+        self, weights: Mapping[str, Any], path: str, prefix: str
+    ) -> list[tuple[str, Part]]:
+        """`stored` as a folder has it: with its prefix, and copies where originals are absent."""
+        before, leaf = "" if self.in_head(path) else prefix, path.rsplit("/", 1)[1]
+        stored = []
+        for name, part in self.stored(path):
+            own, copy = before + name, before + part.copy_of(leaf)
+            stored.append((copy if own not in weights and copy in weights else own, part))
+        return stored
 
     def plain(self) -> dict[str, str]:
         """Our module path → the name of theirs, of the base."""
@@ -135,18 +162,18 @@ def names_of(family: ModuleType, config: Any, head: str | None) -> Names:
     prefix = config.heads[head].prefix if head in config.heads else None
     usual, base = family.HF_PREFIX, family.hf_modules(config)
     vocabulary = config.heads[head].vocabulary if head in config.heads and config.tied else ""
-    copies = (f"{vocabulary}.weight",) if vocabulary else ()
+    copies = (f"{vocabulary}.weight", f"{vocabulary}.bias") if vocabulary else ()
     return Names(prefix or usual, usual, base, modules, ignored, copies)
 
 
 def shape_of(shape: Sequence[int], part: Part, leaf: str) -> tuple[int, ...]:
     """Shape of one module's parameter, of a stored tensor's."""
     shape = tuple(shape)
-    if part.shape == shape:
+    if part.shape and part.shape == shape:
         shape = (shape[0], math.prod(shape[1:]))
     if leaf == "kernel" and not part.turned:
         shape = shape[::-1]
-    if part.sizes and shape[-1] == sum(part.sizes):
+    if part.sizes and shape and shape[-1] == sum(part.sizes):
         shape = (*shape[:-1], part.sizes[part.index])
     return shape
 
@@ -220,17 +247,14 @@ def load(
     Raises:
         UserError: a tensor is missing, unexpected or of another shape.
     """
-    prefixes = [f"{prefix}." for prefix in (names.prefix, names.usual) if prefix] + [""]
-    prefix = next(p for p in prefixes if any(name.startswith(p) for name in weights))
+    prefix = names.prefix_in(weights)
     params, absent, used = {}, [], set()
     for path, leaf in shapes.items():
         head, kind = names.in_head(path), path.rsplit("/", 1)[1]
-        before, stored = "" if head else prefix, []
-        for name, part in names.stored(path):
+        stored = names.stored_in(weights, path, prefix)
+        for _, part in names.stored(path):
             copy = part.copy_of(kind)
-            used.update([before + copy] if copy else ())
-            name = copy if before + name not in weights and before + copy in weights else name
-            stored.append((before + name, part))
+            used.update([copy if head else prefix + copy] if copy else ())
         missing = [name for name, _ in stored if name not in weights]
         if head and (missing or new_head):
             absent.append(path)
@@ -243,6 +267,13 @@ def load(
                 + nearest(missing[0], weights)
             )
         tensors = [weights[name] for name, _ in stored]
+        for (name, _), tensor in zip(stored, tensors, strict=True):
+            if np.dtype(tensor.dtype) not in NUMBERS:
+                raise UserError(
+                    f"tensor {name!r} is stored as {np.dtype(tensor.dtype)}, which is no plain "
+                    "type of numbers (float32, bfloat16, float16, float64): the folder is of a "
+                    "quantization that config.json does not name; save it dequantized"
+                )
         tensors = [widen(path, tensor) for tensor in tensors] if widen else tensors
         for (name, part), tensor in zip(stored, tensors, strict=True):
             shape = shape_of(tensor.shape, part, kind)
@@ -254,20 +285,28 @@ def load(
                     f"tensor {name!r}{turned} has shape {shape}, but parameter "
                     f"{path!r} needs {leaf.shape}{hint}"
                 )
-        if path.endswith(WORDS) and names.copies:
-            require_equal(stored[0][0], [name for name in names.copies if name in weights], weights)
+        copies = names.copies_of(path, stored[0][0]) & weights.keys()
+        require_equal(stored[0][0], sorted(copies), weights)
         params[path] = place(path, Stored(leaf.shape, tensors, stored[0][1], kind))
         used.update(name for name, _ in stored)
     known = {prefix + name for name in names.plain().values()}
+    modules = {name.rsplit(".", 1)[0] for name in used}
     for name in sorted(set(weights) - used):
-        ours = name.rsplit(".", 1)[0] in known  # of a module this head leaves out
-        if not ours and not any(re.fullmatch(pattern, name) for pattern in names.ignored):
+        module = name.rsplit(".", 1)[0]
+        if any(re.fullmatch(pattern, name) for pattern in names.ignored):
+            continue
+        if module in modules and np.any(np.asarray(weights[name])):  # zeros change nothing
+            raise UserError(
+                f"the weights have {name!r}, and by config.json {module!r} is without it: an "
+                "option there (attention_bias, mlp_bias) differs from the model"
+            )
+        if module not in modules | known:  # those that are known alone, this head leaves out
             raise UserError(f"the weights have an unexpected tensor {name!r}")
     return params, absent
 
 
 def require_equal(table: str, copies: Iterable[str], weights: Mapping[str, Any]) -> None:
-    """Raises UserError where a tensor that should be the words' table differs from it."""
+    """Raises UserError where a tensor that should equal another, as words' table, differs."""
     for name in copies:
         one, other = weights[table], weights[name]
         count = one.shape[0]
@@ -275,9 +314,11 @@ def require_equal(table: str, copies: Iterable[str], weights: Mapping[str, Any])
         same = tuple(one.shape) == tuple(other.shape)
         same = same and all(np.array_equal(one[part], other[part]) for part in parts)
         if not same:
+            mend = 'set "tie_word_embeddings": false there to use both'
+            if name.endswith(".bias"):
+                mend = f"remove one of them (transformers adds {name!r})"
             raise UserError(
-                f"config.json says that {name!r} is tied to {table!r}, but the two differ; set "
-                '"tie_word_embeddings": false there to use both'
+                f"config.json says that {name!r} is tied to {table!r}, but the two differ; {mend}"
             )
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from ftjax.errors import UserError, nearest
+from ftjax.errors import UserError, nearest, require
 from ftjax.formats import hf
 from ftjax.formats import peft_tables as tables
 from ftjax.formats.folder import open_weights, read_json
@@ -29,7 +28,7 @@ from ftjax.formats.peft_places import (
     uncut,
 )
 from ftjax.formats.peft_saved import changed, plain_names, refuse_resized, saved
-from ftjax.formats.pickled import read_tensors
+from ftjax.formats.weights import tensors_of
 from ftjax.methods import hyperparameters
 from ftjax.paths import Flat, expand
 from ftjax.pretrained import placed
@@ -138,8 +137,8 @@ def read(folder: Path) -> dict[str, Any]:
     """
     config, tensors = read_json(folder / CONFIG), plain_names(_open(folder))
     name = named(folder / CONFIG, config)
-    refuse(folder / CONFIG, config)
     form = FORMS[name]
+    refuse(form, folder / CONFIG, config)
     settings = {ours: config[theirs] for ours, theirs in form.fields.items() if theirs in config}
     if form.table:
         return {"name": name, **settings}
@@ -232,11 +231,11 @@ def _outside(form: Form) -> str:
 
 def _open(folder: Path) -> dict[str, np.ndarray]:
     file, pickled = folder / WEIGHTS, folder / PICKLED
-    if not file.exists() and pickled.exists():
-        return read_tensors(pickled)
+    file = pickled if pickled.exists() and not file.exists() else file
     if not file.exists():
         raise UserError(f"{folder} has no {WEIGHTS}")
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file} is corrupt or truncated: {error}") from error
+    tensors = tensors_of(file)
+    for name, tensor in tensors.items():
+        numbers = np.dtype(tensor.dtype) in hf.NUMBERS
+        require(numbers, f"{file}: {name!r} is stored as {tensor.dtype}, which is not read")
+    return {name: np.asarray(tensor) for name, tensor in tensors.items()}

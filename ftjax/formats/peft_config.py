@@ -9,16 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from ftjax.errors import UserError, nearest
+from ftjax.errors import UserError, nearest, require
 from ftjax.formats import hf
 from ftjax.formats import peft_tables as tables
 from ftjax.formats.peft_forms import FORMS, Form
 from ftjax.formats.peft_places import INSIDE, TASKS, Piece, own_paths, part_of, pieces_of, prefixed
 from ftjax.tuned import Tuned
 
-# What a configuration must not ask for, since no method here computes it.
-REFUSED = ("layer_replication", "target_parameters", "use_qalora", "lora_bias", "coft")
-REFUSED += ("block_share", "alora_invocation_tokens", "megatron_config")
+# Keys that are read, or that change nothing of what a saved adapter computes, besides those of
+# `peft_forms`. What another asks for, no method here computes.
+KEYS = (
+    "peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode "
+    "target_modules exclude_modules feedforward_modules layers_to_transform layers_pattern "
+    "modules_to_save trainable_token_indices ensure_weight_tying rank_pattern alpha_pattern bias "
+    "fan_in_fan_out init_lora_weights init_weights init_ia3_weights loftq_config eva_config "
+    "corda_config lora_ga_config velora_config megatron_core qalora_group_size rank_dropout "
+    "module_dropout rank_dropout_scale use_effective_conv2d eps r tinit tfinal deltaT beta1 beta2 "
+    "orth_reg_weight total_step token_dim num_transformer_submodules num_attention_heads "
+    "num_layers prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path "
+    "tokenizer_kwargs prefix_projection encoder_hidden_size encoder_num_layers encoder_dropout "
+    "encoder_reparameterization_type"
+)
 CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # inits that change base weights
 TURNING = ("LORA", "VERA", "IA3", "ADALORA")  # kinds that say whether kernels are (in, out)
 MERGE = "merge it into its base with peft (merge_and_unload) and load that as model.path"
@@ -121,10 +132,28 @@ def own_factors(tuned: Tuned, form: Form, piece: Piece, apart: bool = False) -> 
     return rank, method.alpha * (method.scale / replace(method, rank=rank).scale)
 
 
-def refuse(file: Path, config: Mapping[str, Any]) -> None:
-    """Raises UserError where a configuration asks for what no method here computes."""
-    for key in REFUSED:
-        if config.get(key):
+def refuse(form: Form, file: Path, config: Mapping[str, Any]) -> None:
+    """Raises UserError where a configuration is damaged, or asks for what no method computes."""
+    for key in form.fields.values():
+        value = config.get(key, 0)
+        number = isinstance(value, int | float) and math.isfinite(value)
+        require(number, f"{file}: {key}={value!r} must be a number")
+    kinds = list if form.kind == "ADALORA" else int | float
+    for key in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(key) or {}
+        sound = isinstance(pattern, Mapping) and all(isinstance(v, kinds) for v in pattern.values())
+        require(sound, f"{file}: {key}={pattern!r} must be of modules and numbers")
+        for module in pattern:
+            try:
+                re.compile(module)
+            except re.error as error:
+                raise UserError(f"{file}: {key}: {module!r} is not read: {error}") from error
+    saved = config.get("modules_to_save") or []
+    names = isinstance(saved, list) and all(isinstance(name, str) for name in saved)
+    require(names, f"{file}: modules_to_save={saved!r} must be names of modules")
+    known = {*KEYS.split(), *form.constants, *form.fields.values()}
+    for key in sorted(config.keys() - known):
+        if config[key]:
             raise UserError(f"{file}: {key}={config[key]!r} is not implemented: {MERGE}")
 
 
@@ -156,7 +185,7 @@ def agree(tuned: Tuned, form: Form, file: Path, config: Mapping[str, Any], insid
             raise UserError(
                 f"method.{ours}={value!r} differs from {theirs}={config[theirs]!r} of {file}"
             )
-    refuse(file, config)
+    refuse(form, file, config)
     adapted = any(f"{table}/lora_a" in tuned.shapes for table in tuned.base.tables)
     if config.get("ensure_weight_tying") and adapted:
         raise UserError(

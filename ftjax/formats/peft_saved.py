@@ -29,7 +29,7 @@ def plain_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Tensors by what PEFT would call them, without names of wrappers and of the adapter.
 
     Raises:
-        UserError: two tensors are then called alike.
+        UserError: two tensors that differ are then called alike.
     """
     plain: dict[str, str] = {}
     for key in sorted(tensors):
@@ -37,7 +37,9 @@ def plain_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
             continue  # the base's own
         name = re.sub(r"\.default(?=\.|$)", "", re.sub(WRAPPERS, "", key))
         name = re.sub(r"(?<=\.lora_magnitude_vector)\.weight$", "", name)
-        require(name not in plain, f"{plain.get(name)!r} and {key!r} are the same tensor twice")
+        # PEFT stores the biases of saved modules both as what they are and as biases.
+        same = name not in plain or np.array_equal(tensors[plain[name]], tensors[key])
+        require(same, f"{plain.get(name)!r} and {key!r} are the same tensor, and differ")
         plain[name] = key
     return {name: tensors[key] for name, key in plain.items()}
 
@@ -156,8 +158,10 @@ def refuse_resized(file: str, key: str, shape: Sequence[int], wanted: Sequence[i
     """Raises UserError for a table of more words, or fewer, than the model's."""
     raise UserError(
         f"{file}: {key!r} is a table of shape {tuple(shape)}, and the model's {tuple(wanted)}: the "
-        "adapter was trained on a resized vocabulary. Resize the base with transformers "
-        f"(resize_token_embeddings({shape[0]})), save it, and give that folder as model.path"
+        "adapter was trained on a resized vocabulary. Put its tokenizer's files into a copy of the "
+        "base's folder and set model.resize_vocabulary=True, or, for rows without words, resize "
+        f"the base with transformers (resize_token_embeddings({shape[0]})) and save it; give that "
+        "folder as model.path"
     )
 
 
@@ -214,5 +218,6 @@ def changed(tuned: Tuned, params: Mapping[str, Any], weights: Mapping[str, Any])
         if np.any(then.astype(now.dtype) != fetched(now)):
             different.append(path)
 
-    hf.load(weights, tuned.base.shapes, tuned.names, compare)
+    new_head = not tuned.base.of_words  # a classifier may have other labels than the base's
+    hf.load(weights, tuned.base.shapes, tuned.names, compare, new_head)
     return different[0] if different else None

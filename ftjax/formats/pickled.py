@@ -185,6 +185,8 @@ def open_tensors(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} cannot be read: {error}") from error
     except (pickle.UnpicklingError, zipfile.BadZipFile, struct.error, OverflowError) as error:
         raise UserError(f"{file} is corrupt: {error}") from error
+    except MemoryError as error:  # a number in it says how much to make room for
+        raise UserError(f"{file} is corrupt: it asks for more memory than there is") from error
 
 
 def read_tensors(file: Path) -> dict[str, np.ndarray]:
@@ -201,11 +203,13 @@ def _archived(stream: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
         if f"{root}/byteorder" in archive.namelist():
             order = archive.read(f"{root}/byteorder")
             require(order == b"little", "its bytes are in big-endian order")
+        # As torch writes; what is compressed may be of any size.
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+        require(stored, "it is compressed")
         state = _Reader(archive.open(names[0])).load()
         storages = {}
         for entry in archive.infolist():
             if entry.filename.startswith(f"{root}/data/"):
-                require(entry.compress_type == zipfile.ZIP_STORED, "it is compressed")
                 stream.seek(entry.header_offset + 26)
                 start = entry.header_offset + 30 + sum(struct.unpack("<HH", stream.read(4)))
                 storages[entry.filename.removeprefix(f"{root}/data/")] = start, entry.file_size

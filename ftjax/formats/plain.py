@@ -1,6 +1,6 @@
 """The plain model that a tuned one amounts to, a tensor at a time."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -12,20 +12,25 @@ from ftjax.parallel.gather import fetched
 from ftjax.paths import Flat, expand
 from ftjax.tuned import Tuned
 
+SMALL = (jnp.bfloat16, jnp.float16)
+
 
 class Plain:
     """Parameters of a tuned model merged with its method's, in float32.
 
     What is asked for is fetched from the devices that hold it, a module of a layer at a time, so
-    that neither the whole model nor a stack of scanned layers is ever on the host.
+    that neither the whole model nor a stack of scanned layers is ever on the host. Parameters of
+    the base that the model only holds rounded, since they are frozen, are read from it again.
 
     Args:
         tuned: the model under its method.
         params: its flat parameters.
+        base: tensors of the folder that they come from, see `open_weights`.
     """
 
-    def __init__(self, tuned: Tuned, params: Flat) -> None:
-        self._tuned, self._params = tuned, params
+    def __init__(self, tuned: Tuned, params: Flat, base: Mapping[str, Any]) -> None:
+        self._tuned, self._params, self._base = tuned, params, base
+        self._prefix = tuned.names.prefix_in(base)
         # What modules share: leaves that are in none.
         self._shared = {path: _float32(leaf) for path, leaf in params.items() if "/" not in path}
         self._last: tuple[tuple[str, int], Flat] = (("", 0), {})
@@ -54,12 +59,30 @@ class Plain:
             if scanned:  # the axis of layers stays, so that paths mean what they do
                 one = slice(layer, layer + 1)
                 own = {p: jax.tree.map(lambda x: x[one], leaf) for p, leaf in own.items()}
-            own = {p: _float32(leaf) for p, leaf in own.items()}
+            own = {p: self._unrounded(p, leaf, layer) for p, leaf in own.items()}
             # Accelerators multiply in less than float32 unless told.
             with jax.default_matmul_precision("highest"):
                 self._last = (module, layer), self._tuned.merged({**self._shared, **own})
         array = np.asarray(self._last[1][path])
         return array[0] if scanned else array
+
+    def _unrounded(self, path: str, leaf: Any, layer: int) -> Any:
+        """A leaf in float32: the base's own numbers where these are what they are rounded to."""
+        if path not in self._tuned.base.shapes or getattr(leaf, "dtype", None) not in SMALL:
+            return _float32(leaf)
+        held, names, scanned = fetched(leaf), self._tuned.names, expand(path) != [path]
+        stored = names.stored_in(self._base, path, self._prefix)
+        each = len(stored) // len(expand(path))
+        stored = stored[layer * each : (layer + 1) * each] if scanned else stored
+        if all(name in self._base for name, _ in stored):
+            tensors, part = [self._base[name] for name, _ in stored], stored[0][1]
+            kind = path.rsplit("/", 1)[1]
+            inner = hf.shape_of(tensors[0].shape, part, kind)
+            if held.shape[held.ndim - len(inner) :] == inner and tensors[0].dtype != held.dtype:
+                own = hf.Stored(held.shape, tensors, part, kind)
+                own = own.read(tuple(slice(None) for _ in held.shape), np.float32)
+                held = own if np.array_equal(own.astype(held.dtype), held) else held
+        return held.astype(np.float32)
 
 
 def _float32(leaf: Any) -> Any:
@@ -67,6 +90,6 @@ def _float32(leaf: Any) -> Any:
 
     def wide(array: Any) -> np.ndarray:
         held = fetched(array)
-        return held.astype(np.float32) if held.dtype in (jnp.bfloat16, jnp.float16) else held
+        return held.astype(np.float32) if held.dtype in SMALL else held
 
     return jax.tree.map(wide, leaf)

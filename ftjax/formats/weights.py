@@ -23,6 +23,8 @@ DTYPES = {
     "F32": np.float32,
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
     "I64": np.int64,
     "I32": np.int32,
     "I16": np.int16,
@@ -30,6 +32,8 @@ DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+READ = [np.dtype(kind) for name, kind in DTYPES.items() if not name.startswith("F8")]
+POINTER = b"version https://git-lfs."  # what stands for a file that was not fetched
 # What torch puts into names when modules are wrapped: to be on several devices, or compiled.
 WRAPPERS = r"(^|\.)(?:(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
 
@@ -48,6 +52,9 @@ def _index(folder: Path, single: str) -> dict[str, str] | None:
     found = read_json(path).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise UserError(f'{path} has no "weight_map" from tensors to files')
+    for name in found.values():
+        if Path(name).name != name:  # not this folder's own
+            raise UserError(f"{path} names {name!r}, which is no file beside it")
     return found
 
 
@@ -99,6 +106,10 @@ class Tensor:
     dtype: np.dtype
 
     def __getitem__(self, index: Any) -> np.ndarray:
+        if self.dtype not in READ:
+            raise UserError(
+                f"{self.file}: {self.name!r} is of type {self.dtype}, which is not read"
+            )
         with _readable(self.file), safe_open(self.file, framework="numpy") as handle:
             return handle.get_slice(self.name)[index]
 
@@ -106,8 +117,16 @@ class Tensor:
         return self[...] if dtype is None else self[...].astype(dtype, copy=False)
 
 
-def _tensors(file: Path) -> Mapping[str, Any]:
-    """The tensors of a file by the names that they have there."""
+def tensors_of(file: Path) -> Mapping[str, Any]:
+    """The tensors of a file by the names that they have there.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    with _readable(file), file.open("rb") as stream:
+        pointer = stream.read(len(POINTER)) == POINTER
+    if pointer:
+        raise UserError(f"{file} only points to what Git LFS stores: run `git lfs pull` there")
     if file.suffix == ".bin":
         return pickled.open_tensors(file)
     tensors = {}
@@ -115,7 +134,7 @@ def _tensors(file: Path) -> Mapping[str, Any]:
         for name in handle.keys():  # noqa: SIM118 (not a mapping)
             part = handle.get_slice(name)
             kind = part.get_dtype()
-            dtype = np.dtype(DTYPES.get(kind, np.void))  # float8, say: refused where it is read
+            dtype = np.dtype(DTYPES.get(kind, np.void))  # refused where it is read
             tensors[name] = Tensor(file, name, tuple(part.get_shape()), dtype)
     return tensors
 
@@ -134,7 +153,7 @@ class Weights(Mapping[str, Any]):
         self._tensors: dict[str, Any] = {}
         stored: set[tuple[str, str]] = set()
         for file in weight_files(folder):
-            for name, tensor in _tensors(file).items():
+            for name, tensor in tensors_of(file).items():
                 if usual_name(name) in self._tensors:
                     raise UserError(f"{folder} has two tensors {usual_name(name)!r}")
                 self._tensors[usual_name(name)] = tensor

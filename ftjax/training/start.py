@@ -2,17 +2,20 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from ftjax.errors import UserError, require
 from ftjax.formats import folder as folders
 from ftjax.formats import hf
 from ftjax.formats.folder import fingerprint, locate, open_weights, require_same
+from ftjax.formats.plain import Plain
+from ftjax.formats.sentences import labels_of
 from ftjax.formats.tokenizer_files import copy_files
+from ftjax.formats.vocabulary import sized
 from ftjax.remote import is_remote, located
 from ftjax.training.predictor import Predictor, open_predictor
 from ftjax.training.reading import read_config
@@ -60,32 +63,28 @@ def _write(folder: Path, config: ConfigDict) -> None:
         earlier = open_predictor(where, read_config(where), config.model.from_step or None)
         base = earlier.run.folder
         require_same(where, fingerprint(base), locate(config.model.path))
-        tensors = _tensors(earlier)
+        tuned, names = earlier.run.tuned, earlier.run.task.output_names(earlier.names)
+        found = sized(folders.read_config(base), tuned.config.vocab_size) | {"dtype": "float32"}
+        for stored in ("torch_dtype", "quantization_config"):  # of what is written no more
+            found.pop(stored, None)
+        head = tuned.config.heads.get(tuned.model.head)
+        found["architectures"] = [head.architecture if head else tuned.family.MODEL]
+        if problem := earlier.run.task.problem_type:
+            found |= {**labels_of(names), "problem_type": problem}
+        hf.write_folder(folder, base, found, _tensors(earlier))
     except UserError as error:
         raise UserError(f"model.from_run={config.model.from_run!r}: {error}") from error
-    tuned, names = earlier.run.tuned, earlier.run.task.output_names(earlier.names)
-    found = {**folders.read_config(base), "dtype": "float32"}
-    for stored in ("torch_dtype", "quantization_config"):  # of what is written no more
-        found.pop(stored, None)
-    head = tuned.config.heads.get(tuned.model.head)
-    found["architectures"] = [head.architecture if head else tuned.family.MODEL]
-    if problem := earlier.run.task.problem_type:
-        found["id2label"] = {str(i): name for i, name in enumerate(names)}
-        found["label2id"] = {name: i for i, name in enumerate(names)}
-        found["problem_type"] = problem
-    hf.write_folder(folder, base, found, tensors)
     copy_files(base, folder, BESIDE)
 
 
-def _tensors(earlier: Predictor) -> dict[str, np.ndarray]:
+def _tensors(earlier: Predictor) -> dict[str, Any]:
     """The merged model by Hugging Face's names, with parts of its base that it left out."""
-    tuned = earlier.run.tuned
-    plain = tuned.merged(jax.tree.map(np.asarray, earlier.params))
-    tensors = hf.to_tensors(plain, tuned.names, prefix=True)
-    base, own, usual = open_weights(earlier.run.folder), tuned.names.prefix, tuned.family.HF_PREFIX
+    tuned, base = earlier.run.tuned, open_weights(earlier.run.folder)
+    tensors = Plain(tuned, earlier.params, base).tensors(tuned.base.shapes, prefix=True)
+    own, usual = tuned.names.prefix, tuned.family.HF_PREFIX
     for name in base:
         bare = name.removeprefix(f"{usual}.")
         ours = f"{own}.{bare}" if own else bare
         if bare.rsplit(".", 1)[0] in tuned.base.names.values() and ours not in tensors:
-            tensors[ours] = np.asarray(base[name])
+            tensors[ours] = base[name]
     return tensors

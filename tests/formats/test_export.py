@@ -17,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 
 from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
+from ftjax.formats import export
 from ftjax.formats.export import write_export
 from ftjax.formats.folder import (
     Weights,
@@ -27,6 +28,7 @@ from ftjax.formats.folder import (
     read_config,
     stored_dtype,
 )
+from ftjax.formats.gguf_tokenizer import end_tokens
 from ftjax.parallel.mesh import make_mesh, param_shardings
 from ftjax.tasks.contrastive import Contrastive
 from tests.conftest import build, environment, here, perturbed
@@ -168,10 +170,55 @@ def test_numbers_that_do_not_fit_are_refused_and_nothing_is_left(one_device, tmp
     assert [*tmp_path.iterdir()] == [base]
     with pytest.raises(UserError, match="--dtype is of --format hf"):
         write_export("peft", tmp_path / "out", base, model, params, dtype="float16")
-    (tmp_path / ".out.partial").mkdir()
-    (tmp_path / ".out.partial" / "old").touch()  # of a process that was killed
+    with pytest.raises(UserError, match="gs:/bucket/out must be a folder of this machine"):
+        write_export("hf", Path("gs://bucket/out"), base, model, params, problem=None)
+
+
+def test_of_exports_at_once_one_is_whole(tiny, one_device, tmp_path, monkeypatch):
+    model = build(tiny, {"name": "full"})
+    params, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
+    killed, out = tmp_path / ".out.0123.partial", tmp_path / "out"
+    killed.mkdir()
+    (killed / "config.json").touch()
+    (tmp_path / "empty").mkdir()
+    out.symlink_to(tmp_path / "empty")  # an empty folder may be there
+    export_hf = export.export_hf
+
+    def slow(output, exported):
+        """Another export of the same folder begins and ends while this one writes."""
+        export_hf(output, exported)
+        monkeypatch.setattr(export, "export_hf", export_hf)
+        write_export("hf", out, tiny, model, params, ("a", "b"))
+
+    monkeypatch.setattr(export, "export_hf", slow)
+    with pytest.raises(UserError, match="another export was first"):
+        write_export("hf", out, tiny, model, perturbed(params, model), ("no", "yes"))
+    assert read_config(out)["id2label"] == {"0": "a", "1": "b"}
+    path = "pooler/kernel"
+    written = Weights(out)["bert.pooler.dense.weight"]
+    np.testing.assert_array_equal(np.asarray(written), np.asarray(params[path]).T)
+    killed.rename(tmp_path / ".empty.0123.partial") if killed.exists() else None
+    shutil.rmtree(tmp_path / "empty")
+    write_export("hf", out, tiny, model, params, ("a", "b"))
+    assert not [*tmp_path.glob(".empty*")]  # of those that were killed
+
+
+@pytest.mark.parametrize(("method", "segments"), [("lora", "scan"), ("head", "unrolled")])
+def test_what_a_run_only_held_rounded_leaves_as_it_came(method, segments, one_device, tmp_path):
+    base = tmp_path / "base"
+    Reference.make("llama", "causal_lm", base)
+    kind = {"dtype": "bfloat16", "segments": segments}
+    model, params = start(base, one_device, "causal_lm", method, **kind)
     write_export("hf", tmp_path / "out", base, model, params, problem=None)
-    assert "old" not in files(tmp_path / "out")
+    changed = [path for path in params if path.endswith(("lora_a", "lora_b"))]
+    changed += [path for path in model.base.shapes if model.partition.is_trainable(path)]
+    paths = {path.rpartition("/")[0] for path in changed}
+    moved = {name for path in paths for name, _ in model.names.stored(f"{path}/kernel")}
+    theirs, ours = Weights(base), Weights(tmp_path / "out")
+    assert moved and len(moved) < len(theirs)
+    for name, tensor in theirs.items():
+        same = np.array_equal(tensor, ours[name])
+        assert same == (name.removeprefix("model.") not in moved), name
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
@@ -309,7 +356,9 @@ def test_a_gguf_model_becomes_a_whole_folder(one_device, tmp_path):
     assert wanted | {"tokenizer_config.json", "chat_template.jinja"} == files(tmp_path / "out")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert theirs.generation_config.eos_token_id == tokenizer.eos_token_id is not None
+    ends = theirs.generation_config.eos_token_id
+    assert ends == end_tokens(file) and len(ends) == 2  # of a turn, and of a text
+    assert tokenizer.eos_token_id == ends[0]
     assert tokenizer(TEXTS)["input_ids"] == load_tokenizer(file)(TEXTS)["input_ids"]
 
 

@@ -1,6 +1,7 @@
 """PEFT folders that hold parameters of the base: loaded equal to `peft`, or refused."""
 
 import json
+from itertools import product
 
 import jax
 import numpy as np
@@ -9,10 +10,14 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.formats import peft as files
+from ftjax.formats.folder import read_config
+from ftjax.formats.vocabulary import with_words
 from tests.models.cases import BART
 from tests.models.made import quick
 
@@ -43,6 +48,7 @@ BASES = {
 }
 TASKS = {"bert": "SEQ_CLS", "bart": "SEQ_2_SEQ_LM"}
 Q = {"target_modules": ["q_proj"]}
+BDLORA = peft.tuners.lora.config.BdLoraConfig(target_modules_bd_b=["q_proj"], nblocks=1)
 EQUAL = {  # base, LoraConfig, keywords of save_pretrained
     "embeddings and head": ("untied", {**Q, "modules_to_save": ["embed_tokens", "lm_head"]}, {}),
     "embeddings": ("untied", {**Q, "modules_to_save": ["embed_tokens"]}, {}),
@@ -62,6 +68,11 @@ EQUAL = {  # base, LoraConfig, keywords of save_pretrained
     "tables of each": ("untied", Q, {"save_embedding_layers": True}),
     "all biases": ("untied", {**Q, "bias": "all"}, {}),
     "LoRA's biases": ("bert", {"target_modules": ["query", "value"], "bias": "lora_only"}, {}),
+    "all biases, and a head that is saved": (
+        "bert",
+        {"target_modules": ["query", "value"], "bias": "all"},
+        {},
+    ),
     "tokens, tied": ("tied", {**Q, "trainable_token_indices": [5, 9, 30]}, {}),
     "tokens": ("untied", {**Q, "trainable_token_indices": {"embed_tokens": [5, 9, 30]}}, {}),
     "tokens of the head": (
@@ -133,9 +144,9 @@ def loaded(base, name, folder, device):
     return model, found, params
 
 
-def logits_of(theirs):
+def logits_of(theirs, ids=IDS):
     with torch.no_grad():
-        return theirs(input_ids=torch.tensor(IDS)).logits.numpy()
+        return theirs(input_ids=torch.tensor(ids)).logits.numpy()
 
 
 def near(found, wanted):
@@ -174,9 +185,9 @@ def test_names_of_wrappers_and_of_the_adapter_are_taken_away(base, one_device, t
     model, params, _ = loaded(base("untied"), "untied", tmp_path, one_device)
     near(quick(model.apply)(params, {"input_ids": IDS}), logits_of(theirs))
     key = next(key for key in state if key.endswith("lora_A.default.weight"))
-    twice = {**state, key.replace(".default", ""): state[key]}
+    twice = {**state, key.replace(".default", ""): state[key] + 1}
     save_file({k: x.clone() for k, x in twice.items()}, tmp_path / files.WEIGHTS)
-    with pytest.raises(UserError, match="the same tensor twice"):
+    with pytest.raises(UserError, match="the same tensor, and differ"):
         files.read(tmp_path)
 
 
@@ -188,6 +199,8 @@ def test_names_of_wrappers_and_of_the_adapter_are_taken_away(base, one_device, t
         ("untied", Q, 70, r"shape \(70, 32\), .*resize_token_embeddings\(70\)"),
         ("tied", {"target_modules": ["q_proj", "lm_head"]}, 0, "no projection 'lm_head'"),
         ("untied", {**Q, "layer_replication": [(0, 2), (1, 2)]}, 0, "layer_replication.*merge"),
+        ("untied", {**Q, "use_bdlora": BDLORA}, 0, "use_bdlora.*merge_and_unload"),
+        ("untied", {**Q, "kasa_config": peft.tuners.lora.config.KasaConfig()}, 0, "kasa_config"),
         ("untied", {**Q, "lora_bias": True}, 0, "lora_bias.*merge_and_unload"),
     ],
 )
@@ -197,6 +210,54 @@ def test_what_the_model_cannot_have_is_refused(
     adapted(base(name), name, settings, words).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=message):
         loaded(base(name), name, tmp_path, one_device)
+
+
+def test_an_adapter_of_more_words_loads_over_a_table_made_larger(base, one_device, tmp_path):
+    """As the refusal of a smaller table says."""
+    theirs = adapted(base("untied"), "untied", Q, words=70)
+    theirs.save_pretrained(tmp_path)
+    (folder := tmp_path / "base").mkdir()
+    for file in base("untied").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    vocabulary = {"".join(pair): i for i, pair in enumerate(product("abcdefghi", repeat=2))}
+    vocabulary = {word: i for word, i in vocabulary.items() if i < 70}
+    Tokenizer(WordLevel(vocabulary, unk_token="aa")).save(str(folder / "tokenizer.json"))
+    config = with_words(folder, read_config(folder), resize=True)
+    model = tuned.build(config, methods.create(files.read(tmp_path)), {}, {"head": "causal_lm"})
+    params, _ = pretrained.load(folder, model, one_device, jax.random.key(0), resize=True)
+    params, _ = files.load_into(model, params, tmp_path)
+    near(quick(model.apply)(params, {"input_ids": IDS + 8}), logits_of(theirs, IDS + 8))
+
+
+def test_a_head_of_other_labels_than_the_bases_is_written(base, one_device, tmp_path):
+    config = read_config(base("bert"))
+    model = tuned.build(
+        config, methods.create({"name": "lora"}), {}, {"head": "classification", "labels": 5}
+    )
+    params, _ = pretrained.load(base("bert"), model, one_device, jax.random.key(0), new_head=True)
+    files.write(tmp_path, base("bert"), model, params)
+    assert load_file(tmp_path / files.WEIGHTS)["base_model.model.classifier.bias"].shape == (5,)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lora_alpha": "8"}, "lora_alpha='8' must be a number"),
+        ({"r": None}, "r=None must be a number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha=nan must be a number"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern=.* must be of modules and numbers"),
+        ({"alpha_pattern": {"q_proj": "2"}}, "alpha_pattern=.* must be of modules and numbers"),
+        ({"alpha_pattern": {"(": 2}}, "alpha_pattern: '\\(' is not read"),
+        ({"modules_to_save": [1]}, "modules_to_save=.* must be names"),
+        ({"of_tomorrow": {"a": 1}}, "of_tomorrow=.* is not implemented"),
+    ],
+)
+def test_damaged_settings_are_named(change, message, tmp_path):
+    config = {**peft.LoraConfig(r=2).to_dict(), "peft_type": "LORA", **change}
+    (tmp_path / files.CONFIG).write_text(json.dumps(config))
+    save_file({"base_model.model.q_proj.lora_A.weight": torch.ones(2, 4)}, tmp_path / files.WEIGHTS)
+    with pytest.raises(UserError, match=message):
+        files.read(tmp_path)
 
 
 def test_what_would_be_lost_is_not_written(base, one_device, tmp_path):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ftjax import pretrained
 from ftjax.errors import UserError
+from ftjax.formats.dequantize import STATE
 from ftjax.formats.folder import open_weights, read_config, stored_dtype
 from tests.models.cases import CASES
 
@@ -176,6 +177,43 @@ def test_others_are_named(tiny, tmp_path, settings, said):
     for read in (read_config, open_weights):
         with pytest.raises(UserError, match=f"is quantized by {said}.* which is not read"):
             read(folder)
+
+
+NF4 = {"blocksize": 64, "dtype": "float16", "shape": [8, 8]}
+
+
+def bytes_of(state) -> torch.Tensor:
+    return torch.tensor([*json.dumps(state).encode()], dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("gptq", {"g_idx": torch.full((8,), 9)}, "'x' is damaged: index 9"),
+        ("gptq", {"g_idx": None}, "'x' is damaged: 'group_size'"),
+        ("gptq", {"qweight": torch.zeros(1)}, "'x' is damaged: not enough values"),
+        ("awq", {"scales": torch.ones(3, 8)}, "'x' is damaged"),
+        ("bitsandbytes", {"SCB": torch.ones(3)}, "'x' is damaged"),
+        ("bitsandbytes", {"SCB": torch.ones(8), "weight_format": torch.tensor(2)}, "GPU's order"),
+        ("bitsandbytes", {f"weight.{STATE}nf4": bytes_of([1])}, "'x' is damaged"),
+        ("bitsandbytes", {f"weight.{STATE}nf4": bytes_of(NF4)}, "'x' is damaged: .*quant_map"),
+    ],
+)
+def test_damaged_matrices_are_named(kind, change, message, tmp_path):
+    words = {"qweight": torch.zeros(1, 8), "qzeros": torch.zeros(1, 1), "scales": torch.ones(1, 8)}
+    words = {"qweight": torch.zeros(8, 1), "scales": torch.ones(1, 8)} if kind == "awq" else words
+    parts = {"qzeros": torch.zeros(1, 1), **words, "g_idx": torch.zeros(8)}
+    parts = {"weight": torch.zeros(8, 8)} if kind == "bitsandbytes" else parts
+    parts = {name: tensor for name, tensor in {**parts, **change}.items() if tensor is not None}
+    tensors = {
+        f"x.{name}": tensor if tensor.dtype == torch.uint8 or name in ("scales", "SCB")
+        else tensor.to(torch.int8 if name == "weight" else torch.int32)
+        for name, tensor in parts.items()
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text("{}")
+    rewrite(tmp_path, tensors, {"quant_method": kind, "bits": 4, "load_in_8bit": True})
+    with pytest.raises(UserError, match=message):
+        np.asarray(open_weights(tmp_path)["x.weight"])
 
 
 def test_a_quantized_model_is_trained_and_exported_plain(tmp_path, one_device):

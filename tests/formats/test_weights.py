@@ -7,6 +7,7 @@ import shutil
 import struct
 import zipfile
 from collections import OrderedDict
+from functools import partial
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
@@ -158,6 +160,80 @@ def test_weights_of_other_libraries_are_named(tiny, tmp_path):
     (folder / "tf_model.h5").touch()
     with pytest.raises(UserError, match=r"only TensorFlow's weights, tf_model.h5"):
         open_weights(folder)
+
+
+def test_an_index_names_files_beside_it(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "folder", ignore=shutil.ignore_patterns("model.safetensors"))
+    index = tmp_path / "folder" / "model.safetensors.index.json"
+    for outside in (
+        f"../{tiny.name}/model.safetensors",
+        str(tiny / "model.safetensors"),
+        "a/b",
+        ".",
+    ):
+        index.write_text(json.dumps({"weight_map": {"pooler.dense.weight": outside}}))
+        with pytest.raises(UserError, match="which is no file beside it"):
+            open_weights(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_file_that_was_not_fetched_is_named_so(tiny, tmp_path, name):
+    shutil.copytree(tiny, tmp_path / "folder", ignore=shutil.ignore_patterns("model.safetensors"))
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 3\n"
+    (tmp_path / "folder" / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{name} only points to .*git lfs pull"):
+        open_weights(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("compressed", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_what_asks_for_more_memory_than_it_is_large_is_refused(tmp_path, compressed):
+    file, size = tmp_path / "pytorch_model.bin", 2**27
+    many = pickle.PROTO + b"\x02" + pickle.BINBYTES8 + struct.pack("<Q", size)
+    if compressed == zipfile.ZIP_STORED:
+        many = pickle.PROTO + b"\x04" + pickle.BINBYTES8 + struct.pack("<Q", 2**45)
+    with zipfile.ZipFile(file, "w", compressed) as written:
+        written.writestr("archive/data.pkl", many + b"0" * size * bool(compressed) + b".")
+    with pytest.raises(UserError, match="it is compressed" if compressed else "more memory"):
+        open_tensors(file)
+
+
+QUERY = "encoder.layer.0.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *(
+            (
+                lambda state, kind=kind: {QUERY: state[QUERY].to(kind)},
+                rf"{QUERY}' is stored as {said}",
+            )
+            for kind, said in [
+                (torch.int8, "int8"),
+                (torch.bool, "bool"),
+                (torch.float8_e4m3fn, "float8_e4m3fn"),
+            ]
+        ),
+        (lambda state: {QUERY: torch.tensor(1.0)}, rf"{QUERY}' .*has shape \(\)"),
+        (lambda state: {QUERY: torch.zeros(0, 4)}, rf"{QUERY}' .*has shape \(4, 0\)"),
+        (
+            lambda state: {"embeddings.word_embeddings.bias": torch.ones(4)},
+            "have 'embeddings.word_embeddings.bias', and .* is without it",
+        ),
+        (lambda state: {"embeddings.word_embeddings.bias": torch.zeros(4)}, None),  # as of AutoGPTQ
+    ],
+)
+def test_tensors_that_are_no_parameters_as_they_are(change, message, tiny, one_device, tmp_path):
+    shutil.copytree(tiny, tmp_path / "folder", ignore=shutil.ignore_patterns("model.safetensors"))
+    state = state_of(tiny)
+    save_file(state | change(state), tmp_path / "folder" / "model.safetensors")
+    model = tuned.build(read_config(tiny), methods.create({"name": "full"}), {}, {})
+    load = partial(pretrained.load, tmp_path / "folder", model, one_device, jax.random.key(0))
+    if message is None:
+        load()
+        return
+    with pytest.raises(UserError, match=message):
+        load()
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod.module."])

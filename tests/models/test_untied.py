@@ -1,15 +1,20 @@
 """Words that are not tied: their loss, what trains, and folders that contradict themselves."""
 
+import json
+
 import jax
 import numpy as np
 import optax
 import pytest
+import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
 from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.formats.folder import read_config
+from ftjax.models import configure
+from ftjax.models.layers import Options
 from tests.models import made
 
 
@@ -60,6 +65,61 @@ def test_a_head_that_is_said_to_be_tied_and_differs_is_refused(case, one_device,
     save_file({**tensors, copy: table + 1}, file)
     with pytest.raises(UserError, match=f"{copy}.*tied.*differ.*tie_word_embeddings"):
         pretrained.load(tmp_path, model, one_device, jax.random.key(0))
+
+
+def test_a_bias_that_is_said_to_be_tied_and_differs_is_refused(one_device, tmp_path):
+    """transformers would add the one beside the table."""
+    config = transformers.AutoConfig.for_model(**made.config_of("bert"))
+    transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    model = tuned.build(
+        read_config(tmp_path), methods.create({"name": "full"}), {}, {"head": "masked_lm"}
+    )
+    file, bias = tmp_path / "model.safetensors", "cls.predictions.bias"
+    tensors = load_file(file)
+    for moved in (0, 1):
+        copy = {"cls.predictions.decoder.bias": tensors[bias] + np.float32(moved)}
+        save_file({**tensors, **copy}, file)
+        if not moved:
+            pretrained.load(tmp_path, model, one_device, jax.random.key(0))
+            continue
+        with pytest.raises(UserError, match="predictions.decoder.bias' is tied .*remove one"):
+            pretrained.load(tmp_path, model, one_device, jax.random.key(0))
+
+
+@pytest.mark.parametrize("case", ["t5-v1.1", "mt5", "gpt2"])
+def test_an_absent_table_of_untied_words_is_said_with_what_reads_it(case, one_device, tmp_path):
+    """transformers reads T5's words off the other table, without the scale of tied ones."""
+    config, head = {**made.config_of(case), "tie_word_embeddings": False}, made.natural(case)
+    config.pop("scale_decoder_outputs", None)
+    name = configure(config, Options()).heads[head].architecture
+    theirs = getattr(transformers, name)(transformers.AutoConfig.for_model(**config)).eval()
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({k: x for k, x in load_file(file).items() if k != "lm_head.weight"}, file)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    def load(new_head=False):
+        full = methods.create({"name": "full"})
+        model = tuned.build(read_config(tmp_path), full, {}, {"head": head})
+        key = jax.random.key(0)
+        return model, *pretrained.load(tmp_path, model, one_device, key, new_head=new_head)
+
+    with pytest.raises(UserError, match="no 'lm_head.weight': set .*tie_word_embeddings\": true"):
+        load()
+    assert load(new_head=True)[2] == ["lm_head/kernel"]
+    if case == "gpt2":
+        return
+    config |= {"tie_word_embeddings": True, "scale_decoder_outputs": False}  # as the message says
+    config = config if case != "mt5" else {k: x for k, x in config.items() if "scale" not in k}
+    again = type(theirs).from_pretrained(tmp_path).eval()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model, params, absent = load()
+    ids = np.arange(4, 12).reshape(2, 4)
+    with torch.no_grad():
+        wanted = again(input_ids=torch.tensor(ids), decoder_input_ids=torch.tensor(ids)).logits
+    found = made.quick(model.apply)(params, {"input_ids": ids, "decoder_input_ids": ids})
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5 * np.abs(wanted.numpy()).max())
+    assert not absent
 
 
 WORDS = {"gemma": "embed_tokens.weight", "distilbert": "word_embeddings.weight"}
