@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,10 +213,11 @@ def _start_jax() -> None:
 
 def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ftjax.config import check, load_config
+    from ftjax.parallel.agreement import first
     from ftjax.training.run import finished
 
     config = check(load_config(arguments.config, rest))
-    result = finished(arguments.workdir, config, arguments.extend)
+    result = first(partial(finished, arguments.workdir, config, arguments.extend))
     if result is not None:
         print(f"{arguments.workdir} is finished already")
     elif config.method.name == "prompting":

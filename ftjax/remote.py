@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import shutil
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ DRIVERS: Mapping[str, str] = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # sch
 # What they are built on, whose errors pass through them.
 LIBRARIES = (*DRIVERS.values(), "fsspec", "aiohttp", "google.auth", "google.api_core", "botocore")
 LIBRARIES += ("aiobotocore", "azure")
+CHUNK = 2**26  # bytes that are copied at a time
 
 
 def cache_folder() -> Path:
@@ -125,6 +127,17 @@ def copied(folder: Path) -> Path:
         os.utime(part, (theirs.mtime, theirs.mtime))
         part.replace(target)
     return copy
+
+
+def uploaded(folder: Path, target: Path, last: str) -> None:
+    """Copies a folder of this machine to one in an object store, the file called `last` at the end.
+
+    A file appears there once it is whole.
+    """
+    files = sorted(_files(folder), key=lambda file: file == folder / last)
+    for file in files:
+        with file.open("rb") as own, (target / file.relative_to(folder)).open("wb") as theirs:
+            shutil.copyfileobj(own, theirs, CHUNK)
 
 
 def _form(found: os.stat_result) -> tuple[int, int]:

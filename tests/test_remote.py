@@ -13,10 +13,12 @@ from http import HTTPStatus
 import pytest
 from etils import epath
 
+from ftjax.config import load_config
 from ftjax.errors import UserError
 from ftjax.remote import copied, located, said
 from ftjax.training.lock import NAME, Holder, Lock
 from ftjax.training.records import read_rows
+from ftjax.training.start import begin
 from tests.conftest import environment, ftjax
 from tests.forked import Forked
 
@@ -126,6 +128,14 @@ def test_a_killed_run_in_a_bucket_equals_a_local_one(bucket, tiny, corpus, confi
     scores = ftjax("evaluate", "--workdir", workdir, "--split", "test").stdout
     assert saving.read_bytes() == b"of a save in progress"
     assert f"{results[0]['metrics']['test']['accuracy']:.4f}" in scores
+    written = []
+    for earlier, later in ((local, tmp_path), (workdir, bucket)):
+        for _ in range(2):  # once more over what a run left that never came to train
+            config = load_config(str(config_file), [f"--config.model.from_run={earlier}"])
+            begin(config, later / "next")
+        assert config.model.path == str(later / "next" / "start")
+        written.append({f.name: f.read_bytes() for f in (later / "next" / "start").iterdir()})
+    assert written[0] == written[1] and "model.safetensors" in written[0]
     # What a store refuses for a while is no damage
     (workdir / "result.json").unlink()
     before = {path.name for path in (workdir / "checkpoints").iterdir()}

@@ -93,6 +93,16 @@ class Examples:
         """(examples,) index of the row in its split."""
         return np.arange(len(self)) if self.rows is None else self.rows
 
+    def content(self) -> Iterator[Any]:
+        """All that they are made of, texts and arrays, in an order."""
+        yield f"{self.group}"
+        yield from (self.ids.values, self.ids.lengths, self.row_numbers)
+        if self.decoder is not None:
+            yield from (self.decoder.values, self.decoder.lengths)
+        for arrays in (self.tokens, self.arrays):
+            for name in sorted(arrays):
+                yield from (name, arrays[name])
+
 
 class RowError(ValueError):
     """A row that cannot be encoded.

@@ -44,6 +44,12 @@ class Split:
         """All values of a column, read at once: iterating over it would read row by row."""
         return self.rows[name][:]
 
+    def content(self) -> Iterator[str]:
+        """All that the rows are made of, wherever they come from, in an order."""
+        for name in sorted(set(self.rows.column_names) - {"row"}):
+            yield name
+            yield from map(repr, self.column(name))
+
     def has(self, names: Sequence[str]) -> bool:
         return set(names) <= set(self.rows.column_names)
 

@@ -210,6 +210,11 @@ class StreamLoader:
     def planned(self, step: int) -> Planned:
         return self._find(step)[1]
 
+    def begun(self, step: int) -> Examples | None:
+        """The window that a step is the first of; None where it is in the midst of one."""
+        examples, _ = self._find(step)
+        return examples if step == self.starts[bisect_right(self.starts, step) - 1] else None
+
     def at(self, step: int) -> dict[str, np.ndarray]:
         return make_batch(*self._find(step), self.local)
 

@@ -28,11 +28,13 @@ from ftjax.formats.gguf_tokenizer import end_tokens
 from ftjax.formats.jsons import read_json, write_json
 from ftjax.formats.plain import Plain
 from ftjax.formats.shards import FLOATS, SHARD_BYTES
+from ftjax.formats.tokenizer_files import copy_files
 from ftjax.formats.vocabulary import sized
 from ftjax.models import kind_of
-from ftjax.parallel.gather import fetched, is_leader
+from ftjax.parallel.agreement import first, raise_together
+from ftjax.parallel.gather import fetched
 from ftjax.paths import Flat
-from ftjax.remote import DRIVERS
+from ftjax.remote import DRIVERS, is_remote, uploaded
 from ftjax.tuned import Tuned
 
 GENERATION = "generation_config.json"
@@ -63,11 +65,16 @@ class Exported:
     shard_bytes: int = SHARD_BYTES
 
 
-def export_hf(output: Path, exported: Exported) -> None:
+def export_hf(output: Path, exported: Exported, own_head: bool = False) -> None:
     """Writes the merged model, as `transformers` calls the family's model with this head.
 
     `transformers` has no mean-pooling BERT classifier and no embeddings of sentences, so for those
     the folder is the plain encoder, and sentence-transformers' modules add what comes after it.
+
+    Args:
+        output: the folder.
+        exported: what is written.
+        own_head: the folder is for another run of ours: the head is always among its tensors.
 
     Raises:
         UserError: the method cannot be merged.
@@ -79,15 +86,16 @@ def export_hf(output: Path, exported: Exported) -> None:
         config.pop(other, None)
     base, paths = open_weights(source), list(tuned.base.shapes)
     plain = Plain(tuned, exported.params, base)
-    if sentences.plain_encoder(tuned):
+    encoder = sentences.plain_encoder(tuned)
+    if encoder and not own_head:
         paths = [path for path in paths if not tuned.names.in_head(path)]
-        tensors = plain.tensors(paths, prefix=False) | _left_out(exported, paths)
-        config["architectures"] = [tuned.family.MODEL]
-    else:
-        tensors = plain.tensors(paths, prefix=True)
-        config["architectures"] = [tuned.config.heads[tuned.model.head].architecture]
-        if exported.problem:
-            config |= {**sentences.labels_of(exported.names), "problem_type": exported.problem}
+    tensors = plain.tensors(paths, prefix=own_head or not encoder)
+    if encoder or own_head:
+        tensors |= _left_out(exported, paths, tuned.names.prefix if own_head else "")
+    head = tuned.config.heads.get(tuned.model.head) if own_head or not encoder else None
+    config["architectures"] = [head.architecture if head else tuned.family.MODEL]
+    if head and exported.problem:
+        config |= {**sentences.labels_of(exported.names), "problem_type": exported.problem}
     padded = kind_of(config) == "decoder" and tuned.model.head == "classification"
     if padded and config.get("pad_token_id") is None:
         config["pad_token_id"] = _pad(source)
@@ -96,12 +104,14 @@ def export_hf(output: Path, exported: Exported) -> None:
         _name_pad(output, config["pad_token_id"])
     if tuned.model.head in ("causal_lm", "seq2seq_lm"):
         _write_generation(output, source)
-    if sentences.plain_encoder(tuned):
-        head = {path: plain.leaf(path) for path in tuned.base.shapes if tuned.names.in_head(path)}
-        sentences.write_modules(output, source, tuned, head, exported.names)
+    if own_head:
+        copy_files(source, output, ("1_Pooling/config.json", GENERATION))
+    elif encoder:
+        after = {path: plain.leaf(path) for path in tuned.base.shapes if tuned.names.in_head(path)}
+        sentences.write_modules(output, source, tuned, after, exported.names)
 
 
-def _left_out(exported: Exported, paths: Iterable[str]) -> dict[str, Any]:
+def _left_out(exported: Exported, paths: Iterable[str], prefix: str) -> dict[str, Any]:
     """Tensors of the base that this head does without, so that nothing is missing."""
     tuned, base = exported.tuned, open_weights(exported.source)
     written = {name for path in paths for name, _ in tuned.names.stored(path)}
@@ -109,7 +119,7 @@ def _left_out(exported: Exported, paths: Iterable[str]) -> dict[str, Any]:
     for name in base:
         bare = name.removeprefix(f"{tuned.family.HF_PREFIX}.")
         if bare.rsplit(".", 1)[0] in modules and bare not in written:
-            found[bare] = base[name]
+            found[f"{prefix}.{bare}" if prefix else bare] = base[name]
     return found
 
 
@@ -223,10 +233,14 @@ def write_export(
     if str(output).partition(":/")[0] in DRIVERS:
         raise UserError(f"--output {output} must be a folder of this machine")
     output = output.resolve()
+    first(partial(_require_empty, output))
+    writers = {"hf": export_hf, "peft": export_peft, "adapterhub": _export_adapterhub}
+    return whole(output, partial(writers[kind], exported=exported))
+
+
+def _require_empty(output: Path) -> None:
     if _is_filled(output):
         raise UserError(f"--output {output} exists and is not empty")
-    writers = {"hf": export_hf, "peft": export_peft, "adapterhub": _export_adapterhub}
-    return _whole(output, partial(writers[kind], exported=exported))
 
 
 def _export_adapterhub(output: Path, exported: Exported) -> str:
@@ -235,32 +249,43 @@ def _export_adapterhub(output: Path, exported: Exported) -> str:
     return export_adapterhub(output, exported.source, tuned, own, names, base=base)
 
 
-def _whole(output: Path, write: Callable[[Path], str | None]) -> str:
+def whole(output: Path, write: Callable[[Path], str | None]) -> str:
     """Has a folder written under another name, and renames it when it is whole.
 
-    Of processes that write the same folder at once the first wins, and clears away what the others,
-    or killed ones, have begun. On several hosts what others than the leader write is thrown away.
+    On several hosts all call it, the leader alone writes, and where that fails all raise; what
+    others write is thrown away. Of processes that write the same folder at once the first wins, and
+    clears away what the others, or killed ones, have begun. In an object store config.json, without
+    which a folder is none, comes last.
+
+    Args:
+        output: the folder, absent or empty.
+        write: is called with a folder of this machine, and says what it leaves out.
     """
+    note, problem, writes = "", None, jax.process_index() == 0
+    beside = writes and not is_remote(output)
     with TemporaryDirectory() as elsewhere:
-        unfinished = output.with_name(f".{output.name}.{uuid4().hex}.partial")
-        unfinished = unfinished if is_leader() else Path(elsewhere) / output.name
+        unfinished = Path(elsewhere) / output.name
+        if beside:
+            unfinished = output.with_name(f".{output.name}.{uuid4().hex}.partial")
         try:
-            note = write(unfinished)
-            if is_leader():
+            note = write(unfinished) or ""
+            if beside:
                 unfinished.rename(output)  # which may be there, if it is empty
-        except BaseException as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            if isinstance(error, OSError) and _is_filled(output):
-                raise UserError(f"--output {output}: another export was first") from error
-            raise
-        if is_leader():
+            elif writes:
+                uploaded(unfinished, output, last="config.json")
+        except (UserError, OSError) as error:
+            first_one = beside and isinstance(error, OSError) and _is_filled(output)
+            problem = (
+                UserError(f"--output {output}: another export was first") if first_one else error
+            )
+        finally:
+            if beside:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        if beside and not problem:
             for begun in output.parent.glob(f".{escape(output.name)}.*.partial"):
                 shutil.rmtree(begun, ignore_errors=True)
-    if jax.process_count() > 1:
-        from jax.experimental.multihost_utils import sync_global_devices
-
-        sync_global_devices(f"exported {output}")
-    return note or ""
+    raise_together(problem, f"{output} is not written, as another host says")
+    return note
 
 
 def _is_filled(output: Path) -> bool:

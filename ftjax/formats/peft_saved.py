@@ -80,7 +80,7 @@ def saved(
     for key in sorted(tensors.keys() - used):
         path = _path(tuned, named, key.removesuffix(ROWS) + ".weight")
         if key.endswith(ROWS) and path:
-            value = np.array(loaded.get(path, params[path]), np.float32)
+            value = np.array(fetched(loaded.get(path, params[path])), np.float32)
             table = value.T if path.endswith("/kernel") else value  # a view
             indices = config.get("trainable_token_indices")
             if isinstance(indices, Mapping):
@@ -137,7 +137,7 @@ def _read(
     """A parameter, of which layers that the folder lacks are the base's."""
     stored, leaf = tuned.names.stored(path), path.rsplit("/", 1)[1]
     axes = (path != expand(path)[0]) + bool(stored[0][1].stack)
-    value = np.array(base, np.float32)
+    value = np.array(fetched(base), np.float32)
     layers = value.reshape(len(stored), *value.shape[axes:])  # a view
     for number, (name, (_, part)) in enumerate(zip(names, stored, strict=True)):
         if name not in tensors:
@@ -184,7 +184,7 @@ def _check_tied(
     copies = [x for key, x in tensors.items() if key not in own and _copy_of_words(tuned, key)]
     if not _one_table(tuned) or (path not in loaded and not copies):
         return
-    base = np.asarray(params[path], np.float32)
+    base = np.asarray(fetched(params[path]), np.float32)
     table = loaded.get(path, base)
     (words,) = {name for name, _ in tuned.names.stored(path)}
     module = words.removesuffix(".weight")

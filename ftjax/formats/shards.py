@@ -2,17 +2,19 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
 from ftjax.errors import UserError
 from ftjax.formats.jsons import write_json
 from ftjax.formats.weights import SINGLE
-from ftjax.parallel.gather import is_leader
 
 SHARD_BYTES = 5_000_000_000
 # `--dtype` → numpy's type, and what safetensors calls it.
@@ -50,18 +52,25 @@ def write_weights(
     count, stem = len(shards), SINGLE[0].removesuffix(".safetensors")
     files = [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     files = files if count > 1 else [SINGLE[0]]
-    for file, names in zip(files, shards, strict=True):
-        _write_file(output / file, {name: tensors[name] for name in names}, dtype)
-    if count > 1 and is_leader():
+    arrays = (np.asarray(tensor) for tensor in tensors.values())
+    try:
+        for file, names in zip(files, shards, strict=True):
+            _write_file(output / file, {name: tensors[name] for name in names}, arrays, dtype)
+    finally:
+        if jax.process_count() > 1:  # others wait for this one's part in gathering the rest
+            deque(arrays, maxlen=0)
+    if count > 1 and jax.process_index() == 0:
         places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
         write_json(output / f"{SINGLE[0]}.index.json", index)
 
 
-def _write_file(file: Path, tensors: Mapping[str, Any], dtype: str) -> None:
+def _write_file(
+    file: Path, tensors: Mapping[str, Any], arrays: Iterator[np.ndarray], dtype: str
+) -> None:
     """A safetensors file: the header's length, the header, and the tensors end to end.
 
-    The library's own writer takes all of a file's tensors at once.
+    The library's own writer takes all of a file's tensors at once. `arrays` gives theirs in turn.
     """
     kind, code = FLOATS[dtype]
     header, start = {"__metadata__": {"format": "pt"}}, 0
@@ -75,14 +84,13 @@ def _write_file(file: Path, tensors: Mapping[str, Any], dtype: str) -> None:
         start = stop
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    if not is_leader():
-        for tensor in tensors.values():
-            np.asarray(tensor)  # where it takes part in gathering them
+    if jax.process_index() != 0:
+        deque(islice(arrays, len(tensors)), maxlen=0)  # it takes part in gathering them
         return
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for name, tensor in tensors.items():
-            stream.write(memoryview(_cast(name, np.asarray(tensor), dtype)).cast("B"))
+        for name, array in zip(tensors, arrays, strict=False):
+            stream.write(memoryview(_cast(name, array, dtype)).cast("B"))
 
 
 def _cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:

@@ -19,6 +19,7 @@ from ftjax.formats.vocabulary import with_words
 from ftjax.generation import settings
 from ftjax.generation.text import Generator
 from ftjax.models import kind_of
+from ftjax.parallel.agreement import require_same
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import Flat
 from ftjax.tasks.written import ready
@@ -182,6 +183,7 @@ def _converse(generator: Generator) -> None:
 def _write(generator: Generator, arguments: Namespace) -> None:
     """Continues the prompts of a file, in batches."""
     rows = _read(arguments.input, "messages" if arguments.chat else "prompt")
+    require_same(f"what is read of {arguments.input}", rows)
     size, lines = arguments.batch_size, []
     for start in range(0, len(rows), size):
         several = rows[start : start + size]

@@ -2,16 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ftjax.errors import require
+from ftjax.errors import UserError, require
 
 T = TypeVar("T")
+SHORT = 1024  # bytes: what is told is filled up to this, or a power of two times it
 
 
 def told(value: T) -> T:
@@ -19,9 +20,52 @@ def told(value: T) -> T:
     if jax.process_count() == 1:
         return value
     own = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(own))))
-    held = own if jax.process_index() == 0 else np.zeros(size, np.uint8)
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(held), np.uint8).tobytes())
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(own))))
+    size = SHORT  # few sizes, since a program is compiled for each
+    while size < length:
+        size *= 2
+    held = np.zeros(size, np.uint8)
+    if jax.process_index() == 0:
+        held[:length] = own
+    text = np.asarray(multihost_utils.broadcast_one_to_all(held), np.uint8)[:length]
+    return json.loads(text.tobytes())
+
+
+def first(decide: Callable[[], T]) -> T:
+    """What the first process decides, or writes, alone; all call this together.
+
+    Args:
+        decide: gives what JSON has.
+
+    Raises:
+        UserError: in all, what it is refused with, or could not be written for.
+    """
+    if jax.process_count() == 1:
+        return decide()
+    value, problem = None, None
+    if jax.process_index() == 0:
+        try:
+            value = decide()
+        except Exception as error:  # raised below, once all know
+            problem = error
+    value, refusal = told((value, None if problem is None else str(problem)))
+    if problem is not None:
+        raise problem
+    if refusal is not None:
+        raise UserError(refusal)
+    return value
+
+
+def raise_together(problem: Exception | None, what: str) -> None:
+    """Raises in all processes, which call this together, where one has to raise.
+
+    Args:
+        problem: of this process.
+        what: there is to say where it is not this process's, nor the first one's.
+    """
+    said = told(None if problem is None else str(problem))
+    if worst(problem is not None):
+        raise problem or UserError(said or what)
 
 
 def worst(severity: int) -> int:
@@ -42,8 +86,12 @@ def require_same(what: str, parts: Iterable[Any]) -> None:
         return
     digest = hashlib.sha256()
     for part in parts:
-        array = isinstance(part, np.ndarray)
-        digest.update(np.ascontiguousarray(part).tobytes() if array else str(part).encode())
+        if isinstance(part, np.ndarray) and part.dtype == object:
+            part = part.tolist()
+        if isinstance(part, np.ndarray):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        else:
+            digest.update(str(part).encode("utf-8", "surrogatepass"))
         digest.update(b"\0")
     every = multihost_utils.process_allgather(np.frombuffer(digest.digest(), np.uint8))
     others = [str(n) for n, found in enumerate(np.asarray(every)) if (found != every[0]).any()]

@@ -6,11 +6,6 @@ import jax
 import numpy as np
 
 
-def is_leader() -> bool:
-    """Whether this process writes what the run writes once."""
-    return jax.process_index() == 0
-
-
 def fetched(array: Any) -> np.ndarray:
     """An array on this host, whole, also where others hold parts of it: then all must ask."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:

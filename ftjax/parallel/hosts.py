@@ -1,11 +1,16 @@
 """Starting on several hosts, and stopping with them."""
 
+import atexit
 import os
 import re
+import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from threading import Condition, Event, Lock, Thread
 from typing import Any
 
 import jax
@@ -17,7 +22,12 @@ GIVEN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FIND = 300  # seconds that the first process may take to be there
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
 LOST = 3  # exit code where another process was lost
-LINGER = 10  # seconds that the leader, whose end ends all, leaves the others to say why they stop
+LINGER = 10  # seconds at most that the first, whose end ends all, waits for the others to leave
+LEFT = "ftjax/left/"  # keys of those that have said it
+NOTICE = "RECEIVED_PREEMPTION_NOTICE"  # key of JAX's coordination service: SIGTERM came to one
+LOOK = 0.5  # seconds between two looks for it
+TOGETHER = 20  # seconds that processes wait for each other to end at a notice
+STOPPED = 128 + signal.SIGTERM  # exit code where they did
 # What JAX's coordination service, and the libraries that send, say where another is gone.
 GONE = re.compile(
     r"heartbeat|coordination service|coordinationservice|another task died|has disconnected"
@@ -44,6 +54,93 @@ class Processes:
     devices: list[int] | None = None
 
 
+class End:
+    """The end of all processes at SIGTERM to any of them, wherever they are.
+
+    JAX's handler takes the signal, and its coordination service tells all. Where training stops by
+    itself, at a step that all agree on, it is left to it: see `left_alone`. Processes that are not
+    in the same part of a run do not end here, but there.
+
+    Attributes:
+        together: is held from where this process waits for the others to end.
+    """
+
+    def __init__(self) -> None:
+        self.together = Lock()
+        self._part, self._changed = 0, Condition()
+        self._exits, self._thread = Event(), Thread(target=self._wait, daemon=True)
+
+    def watch(self) -> None:
+        """Looks for a notice from now on."""
+        self._thread.start()
+        atexit.register(self._stop)
+
+    def _stop(self) -> None:
+        """Before a usual exit, in which a thread that is in the client would be a crash."""
+        self._exits.set()
+        with self._changed:
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _wait(self) -> None:
+        """Ends this process at a notice, once all can; returns where there is none."""
+        state, part = distributed.global_state, -1
+        while not _noticed(state.client):
+            if self._exits.wait(LOOK):
+                return
+        while (part := self._next(part)) is not None:
+            with self.together:
+                try:
+                    state.client.wait_at_barrier(f"ftjax ends in part {part}", 1000 * TOGETHER)
+                except jax.errors.JaxRuntimeError:  # others are in another part
+                    continue
+                if state.process_id == 0:
+                    print("stopped by SIGTERM: run the same command to go on", flush=True)
+                    time.sleep(1)  # its end would end the others
+                os._exit(STOPPED)
+
+    def _next(self, part: int) -> int | None:
+        """The next part in which processes may end, once it is there; None at the exit."""
+
+        def there() -> bool:
+            return self._exits.is_set() or (self._part > part and not self._part % 2)
+
+        with self._changed:
+            self._changed.wait_for(there)
+            return None if self._exits.is_set() else self._part
+
+    def _go_on(self) -> None:
+        with self._changed:
+            self._part += 1
+            self._changed.notify_all()
+
+    @contextmanager
+    def left_alone(self) -> Iterator[Callable[[], None]]:
+        """Where notices are not acted on; nor after it, where what is given has been called."""
+        several = distributed.global_state.num_processes not in (None, 1)
+        stopped: list[bool] = []
+        if several:
+            self._go_on()
+        try:
+            yield lambda: stopped.append(True)
+        finally:
+            if several and not stopped:
+                self._go_on()
+
+
+_END = End()
+left_alone = _END.left_alone
+
+
+def _noticed(client: Any) -> bool:
+    """Whether a notice came to any process."""
+    try:
+        client.key_value_try_get(NOTICE)
+    except jax.errors.JaxRuntimeError:  # there is none, or the first process has gone
+        return False
+    return True
+
+
 def join() -> None:
     """Joins the other processes of the run, where the environment says that there are some.
 
@@ -62,6 +159,7 @@ def join() -> None:
             cluster_detection_method="deactivate",  # that is done
             heartbeat_timeout_seconds=HEARTBEAT,
         )
+        _END.watch()
         if others.number:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
@@ -169,6 +267,11 @@ def leave(error: BaseException, code: int, printed: bool) -> None:
     state = distributed.global_state  # asks for no devices, which may be what failed
     if state.client is None or state.num_processes == 1:
         return
+    with _END.together:  # where all end at a notice, this error may come of it
+        _leave(state, error, code, printed)
+
+
+def _leave(state: Any, error: BaseException, code: int, printed: bool) -> None:
     where = f"process {state.process_id} of {state.num_processes}"
     if reason := lost(error):
         code, printed = LOST, True
@@ -182,6 +285,21 @@ def leave(error: BaseException, code: int, printed: bool) -> None:
         traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    if state.process_id == 0:
-        time.sleep(LINGER)
+    # Not waited for without end: what it asks may be what is lost.
+    part, seconds = (_see_off, LINGER) if state.process_id == 0 else (_sign_off, 1)
+    last = Thread(target=part, args=[state], daemon=True)
+    last.start()
+    last.join(seconds)
     os._exit(code)
+
+
+def _see_off(state: Any) -> None:
+    """Waits until all other processes have said why they stop."""
+    with suppress(jax.errors.JaxRuntimeError):
+        while len(state.client.key_value_dir_get(LEFT)) < state.num_processes - 1:
+            time.sleep(0.1)
+
+
+def _sign_off(state: Any) -> None:
+    with suppress(jax.errors.JaxRuntimeError):
+        state.client.key_value_set(f"{LEFT}{state.process_id}", "left")

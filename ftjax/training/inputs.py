@@ -7,19 +7,17 @@ Of a stream, which is too large to be read for it, it has the first window.
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ftjax.data.encode import ROW, Examples, Ragged
-from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.formats.folder import fingerprint
 from ftjax.formats.jsons import read_json
-from ftjax.parallel.agreement import told
+from ftjax.parallel.agreement import first, require_same
 from ftjax.paths import Flat
 from ftjax.remote import copied, located
 from ftjax.training.records import write_json
@@ -43,10 +41,10 @@ def inputs_of(config: ConfigDict, data: Data, folder: Path) -> dict[str, str]:
         found["label names"] = f"{', '.join(data.names)}"[:200] + f", {_sha256(data.names)}"
     for name, examples in data.splits.items():
         scored = data.raw[name] if name != "train" else None
-        digest = _sha256([*_parts(examples), *_rows(scored)])
+        digest = _sha256([*examples.content(), *(scored.content() if scored else ())])
         found[f"{name} split"] = f"{len(examples):,} examples, {digest}"
     if data.stream is not None:
-        digest = _sha256(_parts(data.stream[0]))
+        digest = _sha256(data.stream[0].content())
         found["stream's first window"] = digest
     if config.model.adapter:
         found["model.adapter"] = _adapter(config.model.adapter, folder)
@@ -63,16 +61,17 @@ def require_same_inputs(workdir: Path, found: dict[str, str]) -> None:
     Raises:
         UserError: what has changed, in all processes alike.
     """
-    changed: list[str] = []
-    if jax.process_index() == 0:
-        changed = _changed(workdir, found)
-        if not changed:
-            write_json(workdir / NAME, found)
-    if changed := told(changed):
+    require_same("what the run is made of (its base model, data and adapters)", found.items())
+    first(partial(_note, workdir, found))
+
+
+def _note(workdir: Path, found: dict[str, str]) -> None:
+    if changed := _changed(workdir, found):
         raise UserError(
             f"{workdir} holds a run that began with something else ({'; '.join(changed)}); put "
             "back what it began with, or use another --workdir"
         )
+    write_json(workdir / NAME, found)
 
 
 def _changed(workdir: Path, found: dict[str, str]) -> list[str]:
@@ -105,29 +104,6 @@ def _flat(params: Flat) -> Iterator[Any]:
     for path in sorted(params):
         yield path
         yield np.asarray(params[path])
-
-
-def _rows(split: Split | None) -> Iterator[Any]:
-    if split is not None:
-        for column in sorted(set(split.rows.column_names) - {ROW}):
-            yield column
-            yield from map(repr, split.column(column))
-
-
-def _parts(examples: Examples) -> Iterator[Any]:
-    """All that examples are made of, in an order."""
-    yield f"{examples.group}"
-    yield from _sequences(examples.ids)
-    yield examples.row_numbers
-    if examples.decoder is not None:
-        yield from _sequences(examples.decoder)
-    for arrays in (examples.tokens, examples.arrays):
-        yield from _flat(dict(arrays))
-
-
-def _sequences(sequences: Ragged) -> Iterator[np.ndarray]:
-    yield sequences.values
-    yield sequences.lengths
 
 
 def _sha256(parts: Sequence[Any] | Iterator[Any]) -> str:

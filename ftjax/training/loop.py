@@ -19,6 +19,7 @@ from ftjax.data.planning import Layout
 from ftjax.data.streaming import StreamLoader
 from ftjax.errors import Stopped, UserError, require
 from ftjax.formats.folder import require_same
+from ftjax.parallel import agreement
 from ftjax.parallel.chips import peak_flops
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
 from ftjax.paths import Flat
@@ -136,8 +137,9 @@ class Training:
             notes.append(extended(self.recipe, self.before, step))
         if step < self.total:
             set_result_aside(self.workdir, step)
-        write_text(self.workdir / "config.json", to_json(self.config))  # paths may be new
         main = jax.process_index() == 0
+        if main:
+            write_text(self.workdir / "config.json", to_json(self.config))  # paths may be new
         records = Records(self.workdir, step, self.total, main)
         try:
             for note in notes:
@@ -242,6 +244,8 @@ class Training:
         done = settings.early_stopping and progress.worse >= settings.early_stopping
         while step < self.total and not done:
             planned = loader.planned(step)
+            if self.stream is not None and (window := loader.begun(step)) is not None:
+                agreement.require_same("a window of the stream", window.content())
             self.profiler.at(step)
             before_input = time.perf_counter()
             rows = next(iterator)
@@ -320,7 +324,8 @@ class Training:
 
     def _judge(self, params: Flat, step: int, progress: Progress) -> dict[str, Any]:
         """The validation metrics of a step, and noted whether they are the best in `progress`."""
-        found = self._score(params, "validation", self.eval_layout)
+        # Hosts' processors may round scores otherwise, and what is best decides.
+        found = agreement.told(self._score(params, "validation", self.eval_layout))
         best_metric(self.config, self.run_.task, found)
         progress.judge(found, self.metric, self.run_.task.better[self.metric], step)
         return found

@@ -10,6 +10,7 @@ from orbax.checkpoint.utils import to_shape_dtype_struct
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
+from ftjax.parallel.agreement import require_same
 from ftjax.partition import merge
 from ftjax.paths import Flat
 from ftjax.training.batching import choose_layout, encode_split, variation
@@ -48,6 +49,7 @@ class Predictor:
     def outputs(self, split: Split) -> tuple[Any, Examples]:
         """What the task is scored by, and the examples that it is of."""
         run, config = self.run, self.run.config
+        require_same(f"what is read of {split.file}", split.content())
         if not run.tuned.method.trains:
             scored = score_chosen(run, self.names, self.workdir, split)
             return scored.logits, scored.examples

@@ -244,7 +244,7 @@ def refuse_differences(
     different = [
         key
         for key in sorted({*old, *new})
-        if not key.startswith(FREE) and _unplaced(key, old.get(key)) != _unplaced(key, new.get(key))
+        if not key.startswith(FREE) and unplaced(key, old.get(key)) != unplaced(key, new.get(key))
     ]
     if extend:
         different = [key for key in different if key not in LENGTHS]
@@ -277,7 +277,7 @@ def length_before(workdir: Path, meta: Mapping[str, Any], total: int) -> int:
     return before
 
 
-def _unplaced(key: str, value: Any) -> str:
+def unplaced(key: str, value: Any) -> str:
     """A key's value as it is compared: without where something lies."""
     if key == "data.mixture":
         value = [{name: x for name, x in part.items() if name != "path"} for part in value or ()]

@@ -11,6 +11,8 @@ from threading import Thread
 import jax
 from jax.experimental import multihost_utils
 
+from ftjax.parallel.hosts import left_alone
+
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -20,7 +22,7 @@ def stop_signal(step: int) -> Iterator[Callable[[int], int]]:
 
     SIGTERM and Ctrl-C stop it; Ctrl-C a second time leaves at once. On several hosts a signal to
     any of them is a notice to all, and JAX's coordination service agrees on a step that none has
-    passed: the handler of SIGTERM is its own there.
+    passed: the handler of SIGTERM is its own there. Before and after, see `parallel.hosts.End`.
 
     Args:
         step: that the run starts or goes on at. Every later one must be asked about.
@@ -44,11 +46,14 @@ def stop_signal(step: int) -> Iterator[Callable[[int], int]]:
     def asked(_: int) -> int:
         return came[0] if came else 0
 
-    def agreed(step: int) -> int:
-        reached = early or multihost_utils.reached_preemption_sync_point(step)
-        return (asked(step) or signal.SIGTERM) if reached else 0
+    with left_alone() as stops, listening(STOPS[1:] if several else STOPS, note):
 
-    with listening(STOPS[1:] if several else STOPS, note):
+        def agreed(step: int) -> int:
+            if not (early or multihost_utils.reached_preemption_sync_point(step)):
+                return 0
+            stops()
+            return asked(step) or signal.SIGTERM
+
         yield agreed if several else asked
 
 

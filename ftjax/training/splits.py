@@ -107,12 +107,7 @@ def _content(data: Data) -> Iterator[Any]:
     first = [] if data.stream is None else [("stream", data.stream[0])]
     for name, examples in [*data.splits.items(), *first]:
         yield name
-        for sequences in filter(None, (examples.ids, examples.decoder)):
-            yield from (sequences.values, sequences.offsets)
-        for arrays in (examples.tokens, examples.arrays):
-            for key in sorted(arrays):
-                yield from (key, arrays[key])
-        yield examples.row_numbers
+        yield from examples.content()
 
 
 def open_stream(config: ConfigDict, task: Task, names: tuple[str, ...], folder: Path) -> Windows:

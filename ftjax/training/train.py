@@ -1,5 +1,6 @@
 """A configuration trained in a work folder, from reading it to its result."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,14 @@ from ml_collections import ConfigDict
 
 from ftjax import tasks
 from ftjax.formats.folder import locate
+from ftjax.parallel.agreement import first
 from ftjax.training.fresh import make
 from ftjax.training.inputs import inputs_of, require_same_inputs
 from ftjax.training.lock import Lock
 from ftjax.training.loop import Training
 from ftjax.training.records import write_data_report
 from ftjax.training.run import best_metric, check_workdir, open_workdir, place_model, write_labels
+from ftjax.training.shared import require_same_config, require_shared_folder
 from ftjax.training.splits import read_data
 from ftjax.training.start import begin
 
@@ -37,18 +40,20 @@ def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, 
         UserError: bad input, a work folder of another configuration or that another process
             trains in, or a loss that is not finite.
     """
+    require_same_config(config)
     make(config)
     task = tasks.create(config.task)
     best_metric(config, task)
     with Lock(workdir) as lock:
-        check_workdir(workdir, config, extend)
+        require_shared_folder(workdir)
+        first(partial(check_workdir, workdir, config, extend))
         begin(config, workdir)
         folder = locate(config.model.path)
         data = read_data(config, task, folder)
-        open_workdir(workdir, config, extend)
+        first(partial(open_workdir, workdir, config, extend))
         inputs = inputs_of(config, data, folder)
         require_same_inputs(workdir, inputs)
         run = place_model(config, data.names)
-        write_labels(workdir, data.names)
-        write_data_report(workdir, data.report)
+        first(partial(write_labels, workdir, data.names))
+        first(partial(write_data_report, workdir, data.report))
         return Training(run, data, workdir, lock, inputs["base model"]).run()

@@ -1,7 +1,8 @@
 """What earlier runs trained: the best parameters of a work folder, and adapters to be fused."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ftjax.errors import UserError
 from ftjax.formats.adapter import load_into
 from ftjax.formats.folder import read_json, require_same
 from ftjax.methods.fusion import alone, placed_as
+from ftjax.parallel.agreement import first, raise_together, worst
 from ftjax.paths import Flat
 from ftjax.training.saved import Damaged, Saved
 
@@ -33,24 +35,19 @@ def best_params(
     """
     saved = Saved(workdir / "checkpoints")
     try:
-        while steps := saved.steps():
+        while True:
+            # One choice for all hosts: a run may be saving here.
+            steps, chosen, fingerprint = first(partial(_choice, saved, workdir, step))
+            require_same(workdir, fingerprint, base)
+            params, problem = None, None
             try:
-                meta = saved.meta(steps[-1])
-                require_same(workdir, meta["base"], base)
-                best = _best_step(workdir, meta)
-                chosen = step if step is not None else steps[-1] if best < 0 else best
-                if step is not None and step not in steps:
-                    raise UserError(
-                        f"{workdir} has no checkpoint of step {step}, only of "
-                        f"{', '.join(map(str, steps))}: train.keep is how many of the newest stay, "
-                        "besides the best"
-                    )
-                return saved.params(chosen, like), chosen
+                params = saved.params(chosen, like)
             except Damaged as error:
-                if steps == saved.steps():  # otherwise a run that goes on has deleted it
-                    others = ", ".join(map(str, steps))
-                    raise Damaged(f"{error}; --step reads another, of {others}") from error
-        raise UserError(f"{workdir} has no checkpoint yet")
+                problem = _with_others(error, steps)
+            if not worst(problem is not None):
+                return params, chosen
+            if first(saved.steps) == steps:  # otherwise a run that goes on has deleted it
+                raise_together(problem, f"checkpoint {chosen} of {workdir} cannot be read")
     finally:
         saved.close()
 
@@ -60,6 +57,34 @@ def _best_step(workdir: Path, meta: Mapping[str, Any]) -> int:
     file = workdir / "result.json"
     result = read_json(file) if file.exists() else {}
     return result.get("best_step", meta["progress"]["best_step"])
+
+
+def _with_others(error: Damaged, steps: Sequence[int]) -> Damaged:
+    return Damaged(f"{error}; --step reads another, of {', '.join(map(str, steps))}")
+
+
+def _choice(saved: Saved, workdir: Path, step: int | None) -> tuple[list[int], int, str]:
+    """The steps that are there, the one to be read, and the fingerprint of its base model.
+
+    Raises:
+        UserError: there is none, or not the one that is asked for.
+    """
+    while steps := saved.steps():
+        try:
+            meta = saved.meta(steps[-1])
+        except Damaged as error:
+            if steps == saved.steps():  # otherwise a run that goes on has deleted it
+                raise _with_others(error, steps) from error
+            continue
+        if step is not None and step not in steps:
+            raise UserError(
+                f"{workdir} has no checkpoint of step {step}, only of "
+                f"{', '.join(map(str, steps))}: train.keep is how many of the newest stay, "
+                "besides the best"
+            )
+        best = _best_step(workdir, meta)
+        return steps, step if step is not None else steps[-1] if best < 0 else best, meta["base"]
+    raise UserError(f"{workdir} has no checkpoint yet")
 
 
 def fused(

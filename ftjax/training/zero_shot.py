@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ from ml_collections import ConfigDict
 
 from ftjax import methods, tasks
 from ftjax.errors import UserError, require
-from ftjax.formats.folder import fingerprint
+from ftjax.formats.folder import fingerprint, locate
 from ftjax.methods.prompting import HEADS
+from ftjax.parallel.agreement import first, require_same, told
 from ftjax.training.lock import Lock
 from ftjax.training.progress import Progress
 from ftjax.training.prompts import draw, rows_of
@@ -18,6 +20,7 @@ from ftjax.training.records import write_data_report, write_text
 from ftjax.training.result import write_result
 from ftjax.training.run import best_metric, check_workdir, open_workdir, place_model, write_labels
 from ftjax.training.scores import POOL, Scored, Scorer, announce
+from ftjax.training.shared import require_same_config, require_shared_folder
 from ftjax.training.splits import read_labelled
 from ftjax.training.start import begin
 
@@ -32,8 +35,10 @@ def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         UserError: bad input, several templates and no validation split to choose on, or another
             process at work in the folder.
     """
+    require_same_config(config)
     with Lock(workdir):
-        check_workdir(workdir, config)
+        require_shared_folder(workdir)
+        first(partial(check_workdir, workdir, config))
         begin(config, workdir)
         return _chosen(config, workdir)
 
@@ -43,22 +48,27 @@ def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     splits, names, report = read_labelled(config, task)
     pairs = "text_pair" in splits["train"].rows.column_names
     pool = draw(method, rows_of(splits["train"]) if method.shots else [], names, config.seed)
-    open_workdir(workdir, config)
+    rows = (part for split in splits.values() for part in split.content())
+    require_same("the data, as it is prepared,", (*names, *rows))
+    base = fingerprint(locate(config.model.path))
+    require_same("the base model", [base])
+    first(partial(open_workdir, workdir, config))
     run = place_model(config, names)
     kind = next(kind for kind, head in HEADS.items() if head == run.tuned.model.head)
     templates = method.templates_of(kind, pairs)
     if len(templates) > 1 and "validation" not in splits:
         raise UserError("prompting chooses its template on validation: set data.splits.validation")
     scorer, metric = Scorer(run, names, pool), best_metric(config, task)
-    write_labels(workdir, names)
-    write_text(workdir / POOL, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pool))
+    first(partial(write_labels, workdir, names))
+    shown = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pool)
+    first(partial(write_text, workdir / POOL, shown))
 
     def judge(split: str, template: str, scored: Scored) -> dict[str, Any]:
         rows, cut = len(scored.logits), scored.examples.truncated
         counts = {"rows_in": rows, "rows_out": rows, "fewer_shots": scored.fewer, "cut": cut}
         report.append({"step": "prompt", "split": split, "template": template, **counts})
         announce(split, template, scored)
-        found = task.score(scored.logits, scored.examples, splits[split], names)
+        found = told(task.score(scored.logits, scored.examples, splits[split], names))
         best_metric(config, task, found)
         return found
 
@@ -79,7 +89,7 @@ def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if "test" in splits:
         test = judge("test", template, scorer(splits["test"], [template])[0])
     progress.compile_seconds = scorer.compile_seconds
-    write_data_report(workdir, report)
+    first(partial(write_data_report, workdir, report))
     fixed = pool if method.demonstrations != "nearest" else []
     return write_result(
         workdir,
@@ -93,5 +103,5 @@ def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         templates=tried,
         demonstrations=fixed or f"{method.shots} nearest of {len(pool)}" if pool else [],
         calibrated=method.calibrate,
-        base=fingerprint(run.folder),
+        base=base,
     )

@@ -13,7 +13,7 @@ def main(arguments: Sequence[str]) -> int:
     place = loop.place_rows
 
     def place_rows(*given: Any) -> Any:
-        time.sleep(0.1)
+        time.sleep(0.2)
         return place(*given)
 
     loop.place_rows = place_rows

@@ -44,6 +44,32 @@ def test_what_a_model_said_before_is_the_first_host_s(config_file, tmp_path):
     assert one["examples"] == two["examples"] and one["loss"] == pytest.approx(two["loss"], 1e-4)
 
 
+def test_one_decision_or_one_refusal_for_both(tmp_path):
+    calls = dict.fromkeys(range(2), "tests.parallel.differing:main")
+    processes.ended(processes.start([tmp_path], 2, 2, calls))
+    first, second = ((tmp_path / f"said_{n}").read_text("utf-8").splitlines() for n in range(2))
+    other = " on process 1 is not that of process 0: all hosts must see the same files, and have "
+    other += "the same versions of packages"
+    folder = " is not the same folder on all hosts: it must be on a disk that they share, or in an "
+    folder += "object store as gs://..."
+    assert first == [
+        "gave None",
+        "gave None",
+        f"the configuration{other}",
+        f"--workdir {tmp_path / '0'}{folder}",
+        "gave None",
+        f"{tmp_path} is closed",
+        "gave True",
+        "another's",
+        "the first's",
+        "gave None",
+        f"numbers{other}",
+        "gave '0'",
+    ]
+    first[3], first[7] = f"--workdir {tmp_path / '1'}{folder}", "mine"
+    assert second == first
+
+
 def test_other_rows_on_another_host_are_refused_by_both(config_file, tmp_path):
     rows = make_rows(30, 0)
     for name, changed in (("a", rows), ("b", [*rows[:-1], {**rows[-1], "text": "good film"}])):
@@ -52,3 +78,13 @@ def test_other_rows_on_another_host_are_refused_by_both(config_file, tmp_path):
     overrides = ["--config.data.path=~/data.jsonl"]
     for said in run(config_file, tmp_path / "work", overrides, homes, expect=2):
         assert "as it is prepared and encoded, on process 1 is not that of process 0" in said
+    for name in ("a", "b"):  # a stream of the same, until its second window
+        folder = tmp_path / name / "data"
+        write_jsonl(folder / "validation.jsonl", rows)
+        own = [*rows[:20], {**rows[20], "text": f"a {name} film"}, *rows[21:]]
+        write_jsonl(folder / "train.jsonl", own)
+    overrides = ["--config.data.path=~/data", "--config.data.streaming=True"]
+    overrides.append("--config.data.prepare=()")
+    overrides += ["--config.data.window=16", "--config.train.steps=4"]
+    for said in run(config_file, tmp_path / "stream", overrides, homes, expect=2):
+        assert "a window of the stream on process 1 is not that of process 0" in said

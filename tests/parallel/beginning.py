@@ -1,0 +1,15 @@
+"""The part of `ftjax train` that makes the model of `model.from_run`."""
+
+from collections.abc import Sequence
+
+from ftjax import cli
+from ftjax.config import check, load_config
+from ftjax.training.start import begin
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs it."""
+    asked, rest = cli.parser().parse_known_args(arguments)
+    cli._start_jax()
+    begin(check(load_config(asked.config, rest)), asked.workdir)
+    return 0
