@@ -110,6 +110,8 @@ class Tensor:
             raise UserError(
                 f"{self.file}: {self.name!r} is of type {self.dtype}, which is not read"
             )
+        if 0 in self.shape:  # slices of which safetensors calls out of bounds
+            return np.empty(self.shape, self.dtype)[index]
         with _readable(self.file), safe_open(self.file, framework="numpy") as handle:
             return handle.get_slice(self.name)[index]
 
