@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from ftjax.errors import UserError, nearest
-from ftjax.formats import hf
 from ftjax.formats.folder import load_tokenizer
+from ftjax.formats.names import Names, names_of
 from ftjax.methods import name_of
 from ftjax.methods.base import Method, nested
 from ftjax.methods.virtual import changed_words
@@ -67,7 +67,7 @@ class Tuned:
     """
 
     family: ModuleType
-    names: hf.Names
+    names: Names
     config: Any
     model: nn.Module
     method: Method
@@ -321,7 +321,7 @@ def build(
     )
     config = replace(config, options=replace(options, segments=segments))
     model = family.Model(config, **head)
-    names = hf.names_of(family, config, model.head)
+    names = names_of(family, config, model.head)
     key = jax.random.key(0)
 
     def abstract(interceptor: Any) -> Flat:

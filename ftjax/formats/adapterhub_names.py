@@ -9,7 +9,7 @@ import numpy as np
 
 from ftjax.errors import UserError, nearest, require
 from ftjax.formats import adapterhub_reft
-from ftjax.formats.hf import Part
+from ftjax.formats.names import Part
 from ftjax.methods.base import Method
 from ftjax.methods.dora import Dora
 from ftjax.methods.examples import ENDS

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ftjax.errors import UserError, nearest, require
-from ftjax.formats import hf
 from ftjax.formats import peft_tables as tables
+from ftjax.formats.names import Part
 from ftjax.formats.peft_forms import FORMS, Form
 from ftjax.formats.peft_places import INSIDE, TASKS, Piece, own_paths, part_of, pieces_of, prefixed
 from ftjax.tuned import Tuned
@@ -231,8 +231,8 @@ def _pieces(tuned: Tuned, form: Form) -> list[Piece]:
     return [piece for piece in pieces if piece.module]
 
 
-def _part(part: str | hf.Part) -> hf.Part:
-    return hf.Part(part) if isinstance(part, str) else part
+def _part(part: str | Part) -> Part:
+    return Part(part) if isinstance(part, str) else part
 
 
 def _targets(tuned: Tuned, names: set[str]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ftjax.errors import UserError
-from ftjax.formats import hf
+from ftjax.formats.names import Part
 from ftjax.formats.peft_forms import FORMS, WORDS, Form, Leaf
 from ftjax.methods import METHODS
 from ftjax.paths import expand
@@ -38,7 +38,7 @@ class Piece:
 
     module: str
     key: str
-    part: hf.Part
+    part: Part
     leaf: Leaf
     mates: tuple[int, ...]
 
@@ -72,9 +72,9 @@ def own_paths(tuned: Tuned, form: Form) -> Iterator[str]:
             yield path
 
 
-def part_of(tuned: Tuned, module: str) -> hf.Part:
+def part_of(tuned: Tuned, module: str) -> Part:
     part = tuned.names.head.get(module) or tuned.names.base[module]
-    return hf.Part(part) if isinstance(part, str) else part
+    return Part(part) if isinstance(part, str) else part
 
 
 def key_of(tuned: Tuned, piece: Piece, inside: str) -> str:
@@ -89,7 +89,7 @@ def pieces_of(tuned: Tuned, form: Form, path: str) -> list[Piece]:
     pieces = []
     for unrolled in expand(path):
         module, _, name = unrolled.rpartition("/")
-        leaf, part, mates = form.leaves[name], hf.Part(""), (0,)
+        leaf, part, mates = form.leaves[name], Part(""), (0,)
         if module in tuned.base.tables:
             leaf = form.leaves.get(f"{WORDS}{name}", leaf)
             if tuned.base.two_sided and len(tuned.base.tables) == 1:
@@ -107,7 +107,7 @@ def pieces_of(tuned: Tuned, form: Form, path: str) -> list[Piece]:
                     part_of(tuned, other).index
                     for other, stored in tuned.names.base.items()
                     if other.startswith(f"{beside}/")
-                    and isinstance(stored, hf.Part)
+                    and isinstance(stored, Part)
                     and stored.name == part.name
                     and f"{other}/{name}" in added
                 )

@@ -12,6 +12,7 @@ import numpy as np
 
 from ftjax.errors import UserError, nearest, require
 from ftjax.formats import hf
+from ftjax.formats.names import shape_of
 from ftjax.formats.peft_config import MERGE, value_at
 from ftjax.formats.peft_places import INSIDE
 from ftjax.parallel.gather import fetched
@@ -142,7 +143,7 @@ def _read(
     for number, (name, (_, part)) in enumerate(zip(names, stored, strict=True)):
         if name not in tensors:
             continue
-        shape, wanted = hf.shape_of(tensors[name].shape, part, leaf), layers.shape[1:]
+        shape, wanted = shape_of(tensors[name].shape, part, leaf), layers.shape[1:]
         if shape != wanted and path.removesuffix("/embedding") in tuned.base.tables:
             refuse_resized(file, name, shape, wanted)
         require(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.formats import hf
+from ftjax.formats.names import shape_of
 from ftjax.parallel.gather import fetched
 from ftjax.paths import Flat, expand
 from ftjax.tuned import Tuned
@@ -77,7 +78,7 @@ class Plain:
         if all(name in self._base for name, _ in stored):
             tensors, part = [self._base[name] for name, _ in stored], stored[0][1]
             kind = path.rsplit("/", 1)[1]
-            inner = hf.shape_of(tensors[0].shape, part, kind)
+            inner = shape_of(tensors[0].shape, part, kind)
             if held.shape[held.ndim - len(inner) :] == inner and tensors[0].dtype != held.dtype:
                 own = hf.Stored(held.shape, tensors, part, kind)
                 own = own.read(tuple(slice(None) for _ in held.shape), np.float32)

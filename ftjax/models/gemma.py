@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ftjax.formats.hf import Part
+from ftjax.formats.names import Part
 from ftjax.models import llama, rotary
 from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked
 from ftjax.models.heads import Head

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ftjax.formats.hf import Part
+from ftjax.formats.names import Part
 from ftjax.models.decoder import Config, Model, checked
 from ftjax.models.heads import Head, untied, with_dropouts
 from ftjax.models.keys import keys

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ftjax.formats.hf import Part
+from ftjax.formats.names import Part
 from ftjax.models.layers import ACTIVATIONS, Dense, Dropout, LayerNorm
 
 Array = jax.Array

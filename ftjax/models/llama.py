@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftjax.errors import UserError
-from ftjax.formats.hf import Part
+from ftjax.formats.names import Part
 from ftjax.models import rotary
 from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked
 from ftjax.models.heads import Head, untied, with_dropouts

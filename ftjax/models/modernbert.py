@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError
-from ftjax.formats.hf import Part
+from ftjax.formats.names import Part
 from ftjax.models import decoder, encoder, rotary
 from ftjax.models.cache import View
 from ftjax.models.decoder import DEFAULT_TARGETS, Attention, checked, pick, view_of

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.errors import UserError
-from ftjax.formats.hf import Part
+from ftjax.formats.names import Part
 from ftjax.models import sequences
 from ftjax.models.cache import View, held
 from ftjax.models.heads import Head, untied, with_dropouts

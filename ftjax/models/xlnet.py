@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError
-from ftjax.formats.hf import Part
+from ftjax.formats.names import Part
 from ftjax.models import encoder
 from ftjax.models.attention import AttentionCore
 from ftjax.models.cache import View

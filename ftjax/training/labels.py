@@ -5,8 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ftjax.formats import hf
 from ftjax.formats.folder import open_weights, read_config, read_json
+from ftjax.formats.names import Part
 from ftjax.models import configure
 from ftjax.models.layers import Options
 from ftjax.remote import copied, located
@@ -31,7 +31,7 @@ def finished_outputs(config: ConfigDict, task: Any, folder: Path) -> tuple[str, 
     hf_config = read_config(folder)
     heads = configure(hf_config, Options()).heads
     part = heads[head].modules.get(CLASSIFIER) if head in heads else None
-    name = part.name if isinstance(part, hf.Part) else part
+    name = part.name if isinstance(part, Part) else part
     if not name or f"{name}.weight" not in open_weights(folder):
         return ()
     names = hf_config.get("id2label") or {}
