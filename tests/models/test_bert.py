@@ -13,6 +13,7 @@ from ftjax.data.planning import EMPTY, Layout, packed_layout
 from ftjax.errors import UserError
 from ftjax.formats.folder import locate
 from tests.conftest import CONFIG, HEAD, build, make_batch, write_tiny
+from tests.covering import covering, product
 
 FULL = {"name": "full"}
 
@@ -98,8 +99,14 @@ def restack(params, shapes):
     }
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "dots", "dots_no_batch"])
-@pytest.mark.parametrize("segments", ["unrolled", "scan", (1, 2, 1)])
+LAYOUTS = [
+    (segments, remat)
+    for segments in ("unrolled", "scan", (1, 2, 1))
+    for remat in ("none", "full", "dots", "dots_no_batch")
+]
+
+
+@pytest.mark.parametrize(("segments", "remat"), product(LAYOUTS, covering(LAYOUTS)))
 def test_segments_and_remat_change_nothing(tiny, one_device, segments, remat):
     plain = build(tiny, FULL)
     params, batch = load(tiny, plain, one_device), make_batch()

@@ -54,8 +54,8 @@ def same(found, wanted):
             np.testing.assert_allclose(params[path], leaf, rtol=1e-5, atol=1e-5, err_msg=path)
 
 
-def test_four_processes_equal_one_and_fewer_go_on_when_one_is_lost(config_file, tmp_path):
-    """In one test, since runs of several processes keep all cores."""
+def test_four_processes_equal_one_and_fewer_go_on_when_one_is_lost(config_file, tmp_path, request):
+    """In one test, since runs of several processes keep all cores; by `--all` one goes on, too."""
     ended(start(config_file, tmp_path / "alone", 1))
     alone = final(tmp_path / "alone")
     outputs = ended(start(config_file, tmp_path / "four", 4))
@@ -63,7 +63,7 @@ def test_four_processes_equal_one_and_fewer_go_on_when_one_is_lost(config_file, 
     assert all("step" not in output for output in outputs[1:])  # one of them speaks
     workdir = tmp_path / "lost"
     lose_one(config_file, workdir)
-    for fewer in (2, 1):
+    for fewer in (2, 1) if request.config.getoption("--all") else (2,):
         left = tmp_path / f"{fewer}"
         shutil.copytree(workdir, left)
         said = "".join(ended(start(config_file, left, fewer)))
@@ -96,7 +96,11 @@ ONE_LATER = [(signal.SIGTERM, None, 5.0)]
 
 
 @pytest.mark.parametrize(
-    ("count", "stops"), [(2, ALL_AT_ONCE + ONE_ALONE), (4, ONE_LATER)], ids=["two", "four"]
+    ("count", "stops"),
+    [
+        pytest.param(2, ALL_AT_ONCE + ONE_ALONE, id="two"),
+        pytest.param(4, ONE_LATER, id="four", marks=pytest.mark.product),
+    ],
 )
 def test_signals_stop_all_at_one_step(config_file, tmp_path, count, stops):
     """Sent to all, so many seconds apart, or to one; gone on with, the run equals a whole one."""
