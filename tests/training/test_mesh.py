@@ -14,6 +14,7 @@ from ftjax.parallel.mesh import AXES, batch_sharding, local_rows, make_mesh, par
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.records import read_rows
 from tests.conftest import build, ftjax, write_tiny
+from tests.covering import covering, product
 
 OVERRIDES = ["--config.train.epochs=1", "--config.train.log_every=1"]
 
@@ -30,7 +31,16 @@ def run(config_file, workdir, devices, *overrides):
     return losses, jax.tree.map(np.asarray, params), result["metrics"]
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
+MESHES = {
+    "data": {"data": 8},
+    "fsdp": {"data": 2, "fsdp": 4},
+    "tensor": {"data": 2, "fsdp": 2, "tensor": 2},
+    "sequence": {"data": 1, "fsdp": 2, "sequence": 2, "tensor": 2},
+}
+CASES = [(method, mesh) for method in ("full", "lora") for mesh in MESHES]
+
+
+@pytest.fixture(scope="module")
 def single(request, config_file, tmp_path_factory):
     method = f"--config.method.name={request.param}"
     workdir = tmp_path_factory.mktemp("single") / "run"
@@ -38,18 +48,11 @@ def single(request, config_file, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "shape",
-    [
-        {"data": 8},
-        {"data": 2, "fsdp": 4},
-        {"data": 2, "fsdp": 2, "tensor": 2},
-        {"data": 1, "fsdp": 2, "sequence": 2, "tensor": 2},
-    ],
-    ids=str,
+    ("single", "mesh"), product(CASES, covering(CASES)), indirect=["single"], scope="module"
 )
-def test_equals_the_single_device_run(single, config_file, tmp_path, shape):
+def test_equals_the_single_device_run(single, mesh, config_file, tmp_path):
     method, (losses, params, metrics) = single
-    mesh = [f"--config.mesh.{axis}={n}" for axis, n in shape.items()]
+    mesh = [f"--config.mesh.{axis}={n}" for axis, n in MESHES[mesh].items()]
     sgd = "--config.optimizer.name=sgd"
     found_losses, found, found_metrics = run(config_file, tmp_path / "run", 8, method, sgd, *mesh)
     np.testing.assert_allclose(found_losses, losses, atol=1e-5)
