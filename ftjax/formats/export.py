@@ -273,11 +273,12 @@ def whole(output: Path, write: Callable[[Path], str | None]) -> str:
                 unfinished.rename(output)  # which may be there, if it is empty
             elif writes:
                 uploaded(unfinished, output, last="config.json")
-        except (UserError, OSError) as error:
-            first_one = beside and isinstance(error, OSError) and _is_filled(output)
-            problem = (
-                UserError(f"--output {output}: another export was first") if first_one else error
-            )
+        except UserError as error:
+            problem = error
+        except OSError as error:
+            late = beside and _is_filled(output)
+            why = "another export was first" if late else f"could not be written: {error}"
+            problem = UserError(f"{output}: {why}")
         finally:
             if beside:
                 shutil.rmtree(unfinished, ignore_errors=True)

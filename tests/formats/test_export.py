@@ -1,7 +1,9 @@
 """What is exported is whole, and as the reference libraries write and read it."""
 
+import errno
 import json
 import math
+import os
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -18,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.formats import export
-from ftjax.formats.export import write_export
+from ftjax.formats.export import whole, write_export
 from ftjax.formats.folder import (
     Weights,
     hub_name,
@@ -259,6 +261,16 @@ def test_a_model_on_many_devices_is_written_as_on_one(one_device, tmp_path):
         write_export(kind, tmp_path / f"{kind}-one", base, model, params, problem=None)
         write_export(kind, tmp_path / f"{kind}-many", base, model, spread, problem=None)
         assert contents(tmp_path / f"{kind}-one") == contents(tmp_path / f"{kind}-many")
+
+
+def test_a_folder_that_finds_no_room_is_named(tmp_path):
+    def write(folder):
+        folder.mkdir()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError, match="out: could not be written: .*No space left"):
+        whole(tmp_path / "out", write)
+    assert not any(tmp_path.iterdir())
 
 
 def test_two_processes_write_what_one_writes(config_file, tiny, tmp_path):
