@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from glob import escape
@@ -91,7 +91,7 @@ def export_hf(output: Path, exported: Exported, own_head: bool = False) -> None:
         paths = [path for path in paths if not tuned.names.in_head(path)]
     tensors = plain.tensors(paths, prefix=own_head or not encoder)
     if encoder or own_head:
-        tensors |= _left_out(exported, paths, tuned.names.prefix if own_head else "")
+        tensors |= _left_out(tuned, base, paths, tuned.names.prefix if own_head else "")
     head = tuned.config.heads.get(tuned.model.head) if own_head or not encoder else None
     config["architectures"] = [head.architecture if head else tuned.family.MODEL]
     if head and exported.problem:
@@ -111,9 +111,10 @@ def export_hf(output: Path, exported: Exported, own_head: bool = False) -> None:
         sentences.write_modules(output, source, tuned, after, exported.names)
 
 
-def _left_out(exported: Exported, paths: Iterable[str], prefix: str) -> dict[str, Any]:
+def _left_out(
+    tuned: Tuned, base: Mapping[str, Any], paths: Iterable[str], prefix: str
+) -> dict[str, Any]:
     """Tensors of the base that this head does without, so that nothing is missing."""
-    tuned, base = exported.tuned, open_weights(exported.source)
     written = {name for path in paths for name, _ in tuned.names.stored(path)}
     modules, found = set(tuned.base.names.values()), {}
     for name in base:

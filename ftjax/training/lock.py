@@ -15,7 +15,7 @@ from uuid import uuid4
 import jax
 
 from ftjax.errors import UserError
-from ftjax.parallel.agreement import told
+from ftjax.parallel.agreement import first, told
 from ftjax.remote import create, is_remote, said
 from ftjax.training.records import write_text
 
@@ -115,15 +115,7 @@ class Lock:
         self._thread = threading.Thread(target=self._live, daemon=True)
 
     def __enter__(self) -> "Lock":
-        problem = None
-        if jax.process_index() == 0:
-            try:
-                self._take()
-            except Exception as error:  # raised below, once all processes know
-                problem = error
-        refusal = told(None if problem is None else str(problem))
-        if refusal is not None:
-            raise problem or UserError(refusal)
+        first(self._take)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -3,6 +3,7 @@
 import json
 import time
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     pairs = "text_pair" in splits["train"].rows.column_names
     pool = draw(method, rows_of(splits["train"]) if method.shots else [], names, config.seed)
     rows = (part for split in splits.values() for part in split.content())
-    require_same("the data, as it is prepared,", (*names, *rows))
+    require_same("the data, as it is prepared,", chain(names, rows))
     base = fingerprint(locate(config.model.path))
     require_same("the base model", [base])
     first(partial(open_workdir, workdir, config))

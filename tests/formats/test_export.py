@@ -33,14 +33,13 @@ from ftjax.formats.folder import (
 from ftjax.formats.gguf_tokenizer import end_tokens
 from ftjax.parallel.mesh import make_mesh, param_shardings
 from ftjax.tasks.contrastive import Contrastive
-from tests.conftest import build, environment, here, perturbed
-from tests.forked import Forked
+from tests.conftest import build, here, perturbed
 from tests.formats.published import TEXTS, write
 from tests.formats.test_gguf_tokenizer import write_vocabulary
 from tests.models.cases import CASES
 from tests.models.made import kind_of, natural
 from tests.models.reference import Reference
-from tests.parallel.processes import free_port
+from tests.parallel import processes
 
 # What says by what a file was written, or where it lay.
 ABOUT = ("transformers_version", "_name_or_path", "architectures", "dtype", "_from_model_config")
@@ -284,17 +283,7 @@ def test_two_processes_write_what_one_writes(config_file, tiny, tmp_path):
     assert config["base_model_name_or_path"] == "org/tiny"
     asked = ["export", "--workdir", work, "--format", "hf", "--max-shard-size", "20KB"]
     here(*asked, "--output", tmp_path / "one")
-    port, started = free_port(), []
-    for number in range(2):
-        hosts = {
-            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-            "JAX_NUM_PROCESSES": "2",
-            "JAX_PROCESS_ID": str(number),
-        }
-        command = [*asked, "--output", tmp_path / "two"]
-        started.append(Forked(command, environment(4) | hosts, together=True))
-    outputs = [process.communicate(timeout=300) for process in started]
-    assert [process.returncode for process in started] == [0, 0], outputs
+    processes.ended(processes.start([*asked, "--output", tmp_path / "two"], 2))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert len([*(tmp_path / "two").glob("*.safetensors")]) > 1
 

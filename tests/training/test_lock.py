@@ -21,7 +21,7 @@ from ftjax.training.lock import NAME, Holder, Lock, started
 from ftjax.training.records import read_rows, write_text
 from tests.conftest import environment, ftjax
 from tests.forked import Forked
-from tests.parallel.processes import free_port
+from tests.parallel.processes import ended, start
 from tests.training.test_fresh import CASES, asked
 
 OVERRIDES = [
@@ -79,14 +79,8 @@ def test_nothing_is_left_where_a_run_does_not_start(config_file, tmp_path):
 
 def test_all_processes_of_a_run_are_refused_alike(config_file, tmp_path):
     write_text(tmp_path / "run" / NAME, Holder.this().text())
-    port, processes = free_port(), []
-    for number in range(2):
-        hosts = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
-        env = environment() | hosts | {"JAX_PROCESS_ID": str(number)}
-        processes.append(Forked(command(config_file, tmp_path / "run"), env, together=True))
-    for process in processes:
-        out = process.communicate(timeout=300)[0]
-        assert process.returncode == 2 and f"trained in by process {os.getpid()}" in out, out
+    for out in ended(start(command(config_file, tmp_path / "run"), 2, devices=2), {2}):
+        assert f"trained in by process {os.getpid()}" in out, out
     assert [path.name for path in (tmp_path / "run").iterdir()] == [NAME]
 
 
