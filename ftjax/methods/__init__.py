@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftjax import registry
+from ftjax.options import defaults
 
 # name → (module, class, what it trains)
 METHODS: registry.Table = {
@@ -57,7 +58,7 @@ def find(name: str) -> type:
 
 def hyperparameters(name: str) -> dict[str, Any]:
     """Names and defaults of a method's hyperparameters."""
-    return registry.options(find(name))
+    return defaults(find(name))
 
 
 def create(settings: Mapping[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from ftjax.methods.allocation import Schedule, allocated, is_e
 from ftjax.methods.base import leaf
 from ftjax.methods.factors import product
 from ftjax.methods.lora import Lora
+from ftjax.options import NotNegative, Positive
 from ftjax.paths import Base, Flat, expand
 
 
@@ -42,17 +43,16 @@ class AdaLora(Lora):
         init: "normal" (A, B ~ N(0, 0.02), E zero: the identity) or "random" (E normal too).
     """
 
-    rank: int = 12
-    init: str = "normal"
-    target_rank: int = 8
-    begin: float = 0.1
-    end: float = 0.5
-    interval: int = 1
-    beta1: float = 0.85
-    beta2: float = 0.85
-    orthogonality: float = 0.5
+    rank: Positive = 12
+    init: Literal["normal", "random"] = "normal"
+    target_rank: Positive = 8
+    begin: NotNegative = 0.1
+    end: NotNegative = 0.5
+    interval: Positive = 1
+    beta1: Annotated[float, "(0, 1)"] = 0.85
+    beta2: Annotated[float, "(0, 1)"] = 0.85
+    orthogonality: NotNegative = 0.5
 
-    inits: ClassVar[tuple[str, ...]] = ("normal", "random")
     leaves: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b", "lora_e")
     embeddings: ClassVar[bool] = False
 
@@ -60,15 +60,8 @@ class AdaLora(Lora):
         super().__post_init__()
         patterns = self.rank_pattern or self.alpha_pattern
         require(not patterns, "adalora moves ranks itself: it has no rank_pattern or alpha_pattern")
-        fits = 0 < self.target_rank <= self.rank
+        fits = self.target_rank <= self.rank
         require(fits, f"method.target_rank={self.target_rank} is not in 1 to {self.rank}")
-        require(self.interval > 0, f"method.interval must be positive, got {self.interval}")
-        for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            require(0 < value < 1, f"method.{name}={value} must be in (0, 1)")
-        for name in ("begin", "end", "orthogonality"):
-            value = getattr(self, name)
-            require(value >= 0, f"method.{name}={value} must not be negative")
 
     @property
     def scale(self) -> float:

@@ -8,7 +8,7 @@ Each adapter has 2dm + m + d parameters, m = d / reduction. The head is trained 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from ftjax.errors import require
 from ftjax.methods.base import FREEZE_REST, Interceptor, Method, head_rule, leaf
 from ftjax.methods.places import around, in_layers, numbers_in
+from ftjax.options import Positive
 from ftjax.parallel.product import matmul
 from ftjax.partition import Rules
 from ftjax.paths import Base
@@ -68,19 +69,12 @@ class Bottleneck(Method):
         leave_out: numbers of layers without adapters, counted from 0 through all stacks.
     """
 
-    reduction: int = 16
-    activation: str = "relu"
-    init: str = "zero"
+    reduction: Positive = 16
+    activation: Literal[tuple(ACTIVATIONS)] = "relu"
+    init: Literal["zero", "normal"] = "zero"
     leave_out: tuple[int, ...] = ()
 
     non_identity: ClassVar = {"init": "normal"}
-
-    def __post_init__(self) -> None:
-        require(self.reduction > 0, f"method.reduction must be positive, got {self.reduction}")
-        known = tuple(ACTIVATIONS)
-        require(self.activation in known, f"method.activation must be one of {known}")
-        known = ("zero", "normal")
-        require(self.init in known, f"method.init={self.init!r} must be one of {known}")
 
     def rules(self, base: Base) -> Rules:
         return ((r".*/adapter(/.*|_scale)", "adapter"), head_rule(base), FREEZE_REST)

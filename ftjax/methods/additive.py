@@ -10,10 +10,9 @@ import jax
 from ftjax.errors import UserError, nearest, require
 from ftjax.methods.base import FREEZE_REST, Method, head_rule
 from ftjax.methods.factors import weight_of
+from ftjax.options import Positive, Regex
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat, expand
-
-Pattern = tuple[tuple[str, Any], ...]
 
 
 def leaves_of(modules: Collection[str], *names: str) -> str:
@@ -99,18 +98,12 @@ class LowRank(Additive):
         alpha_pattern: the same of α.
     """
 
-    rank: int = 8
+    rank: Positive = 8
     alpha: float = 8.0
-    rank_pattern: Pattern = ()
-    alpha_pattern: Pattern = ()
+    rank_pattern: tuple[tuple[Regex, Positive], ...] = ()
+    alpha_pattern: tuple[tuple[Regex, float], ...] = ()
 
     embeddings: ClassVar[bool] = False  # whether words' table and head may be targets
-
-    def __post_init__(self) -> None:
-        for name, kind in (("rank_pattern", int), ("alpha_pattern", int | float)):
-            object.__setattr__(self, name, _pattern(f"method.{name}", getattr(self, name), kind))
-        for rank in (self.rank, *dict(self.rank_pattern).values()):
-            require(rank > 0, f"method.rank must be positive, got {rank}")
 
     @property
     def scale(self) -> float:
@@ -155,21 +148,3 @@ class LowRank(Additive):
         for module in self.matched(base):
             modules.setdefault(self.of(base, module), set()).add(module)
         return ((method, frozenset(its)) for method, its in modules.items())
-
-
-def _pattern(key: str, pattern: Any, kind: Any) -> Pattern:
-    """Pairs, from pairs or from a mapping.
-
-    Raises:
-        UserError: it is neither, a value is of another kind, or a pattern no regular expression.
-    """
-    pairs = tuple(pattern.items() if isinstance(pattern, Mapping) else pattern)
-    for pair in pairs:
-        good = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
-        good = good and isinstance(pair[1], kind) and not isinstance(pair[1], bool)
-        require(good, f"{key}: {pair!r} must be a pattern and a number")
-        try:
-            re.compile(pair[0])
-        except re.error as error:
-            raise UserError(f"{key}: {pair[0]!r} is not a regular expression: {error}") from error
-    return tuple(map(tuple, pairs))

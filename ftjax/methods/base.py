@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from ftjax.errors import UserError
+from ftjax.options import conform
 from ftjax.partition import FROZEN, Rules
 from ftjax.paths import Base, Flat
 
@@ -98,6 +99,9 @@ class Method:
     identity: ClassVar[bool] = True  # step 0 is the base model; soft prompts have no such init
     # Hyperparameters under which step 0 is not the base model; a method that adds nothing has none.
     non_identity: ClassVar[dict[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        conform(self, "method.")
 
     @property
     def columns(self) -> int:

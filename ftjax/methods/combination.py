@@ -49,8 +49,8 @@ class Combination(Method):
     non_identity: ClassVar = {"parts": ({"name": "lora", "init": "random"}, "layer_norm")}
 
     def __post_init__(self) -> None:
-        listed = isinstance(self.parts, tuple | list) and len(self.parts) > 1
-        require(listed, f"method.parts={self.parts!r} must be two methods or more")
+        super().__post_init__()
+        require(len(self.parts) > 1, f"method.parts={self.parts!r} must be two methods or more")
         object.__setattr__(self, "parts", tuple(map(created, self.parts)))
         for part in self.parts:
             require(part.trains, f"method.parts: {methods.name_of(part)} trains nothing")

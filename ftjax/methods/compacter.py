@@ -13,6 +13,7 @@ from ftjax.errors import require
 from ftjax.methods.adapter import ZERO, Adapter, Bottleneck, Init
 from ftjax.methods.base import FREEZE_REST, Interceptor, at, head_rule, leaf, nested
 from ftjax.methods.bottleneck import Houlsby, Pfeiffer
+from ftjax.options import NotNegative, Positive
 from ftjax.partition import Rules
 from ftjax.paths import Base
 
@@ -52,18 +53,13 @@ class Hypercomplex(Bottleneck):
         rule_std: of A's normal initialization.
     """
 
-    reduction: int = 32
+    reduction: Positive = 32
     activation: str = "gelu"
-    n: int = 4
-    rank: int = 1
-    rule_std: float = 1e-4
+    n: Positive = 4
+    rank: Positive = 1
+    rule_std: NotNegative = 1e-4
 
     non_identity: ClassVar = {"init": "normal", "rule_std": 1.0}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.n > 0, f"method.n must be positive, got {self.n}")
-        require(self.rank > 0, f"method.rank must be positive, got {self.rank}")
 
     def rules(self, base: Base) -> Rules:
         return ((r".*/adapter/.*|phm_rule", "adapter"), head_rule(base), FREEZE_REST)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ from ftjax.errors import require
 from ftjax.methods.adapter import NORMAL, ZERO, Adapter
 from ftjax.methods.base import FREEZE_REST, Interceptor, head_rule, leaf
 from ftjax.methods.bottleneck import Pfeiffer
+from ftjax.options import NotNegative
 from ftjax.partition import FROZEN, Rules
 from ftjax.paths import Base, Flat
 
@@ -41,8 +42,8 @@ class AdapterFusion(Pfeiffer):
     """
 
     adapters: tuple[str, ...] = ()
-    count: int = 2
-    regularization: float = 0.01
+    count: Annotated[int, "[2, inf)"] = 2
+    regularization: NotNegative = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,6 +11,7 @@ import optax
 from ftjax.errors import UserError, require
 from ftjax.methods.base import Method, each_matrix, present
 from ftjax.methods.selection import TOP, Full
+from ftjax.options import Positive
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat, expand
 
@@ -37,13 +38,9 @@ class Galore(Full):
         scale: α.
     """
 
-    rank: int = 128
-    every: int = 200
+    rank: Positive = 128
+    every: Positive = 200
     scale: float = 0.25
-
-    def __post_init__(self) -> None:
-        require(self.rank > 0, f"method.rank must be positive, got {self.rank}")
-        require(self.every > 0, f"method.every must be positive, got {self.every}")
 
     def rules(self, base: Base) -> Rules:
         inner = {p: min(shape) for p, shape in base.projections().items() if p not in TOP}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -31,15 +31,11 @@ class Ia3(Additive):
     """
 
     feedforward: str | tuple[str, ...] = ()
-    init: str = "ones"
+    init: Literal["ones", "random"] = "ones"
 
     group: ClassVar[str] = "ia3"
     leaves: ClassVar[tuple[str, ...]] = ("ia3_in", "ia3_out")
     non_identity: ClassVar = {"init": "random"}
-
-    def __post_init__(self) -> None:
-        known = ("ones", "random")
-        require(self.init in known, f"method.init={self.init!r} must be one of {known}")
 
     def outputs(self, base: Base) -> dict[str, tuple[int, int]]:
         """Projections whose output is rescaled."""

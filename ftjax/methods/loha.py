@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ftjax.errors import require
 from ftjax.methods.additive import LowRank
 from ftjax.methods.base import Interceptor, at, leaf, nested
 from ftjax.paths import Base
@@ -31,16 +30,11 @@ class Loha(LowRank):
         init: "zero" (w2_b zero: the identity) or "random" (all uniform).
     """
 
-    init: str = "zero"
+    init: Literal["zero", "random"] = "zero"
 
     group: ClassVar[str] = "loha"
     leaves: ClassVar = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     non_identity: ClassVar = {"init": "random"}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        known = ("zero", "random")
-        require(self.init in known, f"method.init={self.init!r} must be one of {known}")
 
     def interceptor(self, base: Base) -> Interceptor:
         return nested(*(at(modules, method.adapted) for method, modules in self.variants(base)))

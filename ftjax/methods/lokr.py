@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -42,9 +42,9 @@ class Lokr(LowRank):
         init: "zero" (w1 zero: the identity) or "random" (all uniform).
     """
 
-    factor: int = -1
+    factor: Annotated[int, "[-1, inf)"] = -1
     decompose_both: bool = False
-    init: str = "zero"
+    init: Literal["zero", "random"] = "zero"
 
     group: ClassVar[str] = "lokr"
     leaves: ClassVar = tuple(f"lokr_w{i}{side}" for i in (1, 2) for side in ("", "_a", "_b"))
@@ -52,10 +52,7 @@ class Lokr(LowRank):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        good = self.factor == -1 or self.factor > 0
-        require(good, f"method.factor must be positive or -1, got {self.factor}")
-        known = ("zero", "random")
-        require(self.init in known, f"method.init={self.init!r} must be one of {known}")
+        require(self.factor != 0, "method.factor=0 must be positive or -1")
 
     def interceptor(self, base: Base) -> Interceptor:
         return nested(*(at(modules, method.adapted) for method, modules in self.variants(base)))

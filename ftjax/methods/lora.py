@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ftjax.dropout import dropout
-from ftjax.errors import require
 from ftjax.methods.additive import LowRank
 from ftjax.methods.base import Interceptor, at, nested
 from ftjax.methods.factors import held, pair, product, uniform
+from ftjax.options import Share
 from ftjax.paths import Base
 
 
@@ -42,20 +42,13 @@ class Lora(LowRank):
             otherwise: changes the model at step 0).
     """
 
-    dropout: float = 0.0
-    init: str = "kaiming"
+    dropout: Share = 0.0
+    init: Literal["kaiming", "gaussian", "random"] = "kaiming"
 
     group: ClassVar[str] = "lora"
     leaves: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b")
-    inits: ClassVar[tuple[str, ...]] = ("kaiming", "gaussian", "random")
     embeddings: ClassVar[bool] = True
     non_identity: ClassVar[dict[str, Any]] = {"init": "random"}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 <= self.dropout < 1, f"method.dropout must be in [0, 1), got {self.dropout}")
-        known = self.init in self.inits
-        require(known, f"method.init={self.init!r} must be one of {self.inits}")
 
     def interceptor(self, base: Base) -> Interceptor:
         return nested(*(method.on(base, modules) for method, modules in self.variants(base)))

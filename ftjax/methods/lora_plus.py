@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass
 
-from ftjax.errors import require
 from ftjax.methods.additive import leaves_of
 from ftjax.methods.lora import Lora
+from ftjax.options import Above0
 from ftjax.paths import Base
 
 
@@ -22,11 +22,7 @@ class LoraPlus(Lora):
         ratio: λ.
     """
 
-    ratio: float = 16.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.ratio > 0, f"method.ratio must be positive, got {self.ratio}")
+    ratio: Above0 = 16.0
 
     def rate_of(self, base: Base, path: str) -> float:
         return self.ratio if re.fullmatch(leaves_of(self.matched(base), "lora_b"), path) else 1.0

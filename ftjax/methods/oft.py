@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -50,18 +50,13 @@ class Oft(Additive):
         init: "zero" (the identity) or "random" (N(0, 0.02)).
     """
 
-    block: int = 32
+    block: Annotated[int, "[2, inf)"] = 32
     neumann: bool = True
-    init: str = "zero"
+    init: Literal["zero", "random"] = "zero"
 
     group: ClassVar[str] = "oft"
     leaves: ClassVar[tuple[str, ...]] = ("oft_r",)
     non_identity: ClassVar = {"init": "random"}
-
-    def __post_init__(self) -> None:
-        require(self.block > 1, f"method.block must be at least 2, got {self.block}")
-        known = ("zero", "random")
-        require(self.init in known, f"method.init={self.init!r} must be one of {known}")
 
     def interceptor(self, base: Base) -> Interceptor:
         targets = self.matched(base)

@@ -1,7 +1,7 @@
 """PiSSA and OLoRA: LoRA that starts from the leading part of the weights themselves."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -73,9 +73,7 @@ class Pissa(Residual):
     init_lora_weights="pissa".
     """
 
-    init: str = "svd"
-
-    inits: ClassVar[tuple[str, ...]] = ("svd", "random")
+    init: Literal["svd", "random"] = "svd"
 
     def split(self, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
         u, sigma, vt = jnp.linalg.svd(kernel, full_matrices=False)
@@ -92,9 +90,7 @@ class Olora(Residual):
     the base by s.
     """
 
-    init: str = "qr"
-
-    inits: ClassVar[tuple[str, ...]] = ("qr", "random")
+    init: Literal["qr", "random"] = "qr"
 
     def split(self, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
         q, r = jnp.linalg.qr(kernel.T)

@@ -15,6 +15,7 @@ from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, 
 from ftjax.methods.encoders import Get, linear, normal
 from ftjax.methods.virtual import later, moved_sides, widened
 from ftjax.models.pattern import Pattern
+from ftjax.options import Natural, Positive
 from ftjax.partition import Rules
 from ftjax.paths import Base, expand
 
@@ -48,16 +49,12 @@ class PrefixTuning(Method):
             AdapterHub); empty for ("decoder",). A projection is shared by a place's layers.
     """
 
-    length: int = 30
-    projection: int = 0
+    length: Positive = 30
+    projection: Natural = 0
     shift: bool = True
     places: tuple[str, ...] = ()
 
     identity: ClassVar = False
-
-    def __post_init__(self) -> None:
-        require(self.length > 0, f"method.length must be positive, got {self.length}")
-        require(self.projection >= 0, f"method.projection={self.projection} must not be negative")
 
     @property
     def columns(self) -> int:

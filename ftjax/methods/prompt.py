@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ from ftjax.errors import require
 from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, nested
 from ftjax.methods.encoders import Get, linear, lstm, normal
 from ftjax.methods.virtual import grown_call, inserted
+from ftjax.options import Natural, Positive
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat
 
@@ -32,12 +33,9 @@ class SoftPrompt(Method):
         length: k.
     """
 
-    length: int = 20
+    length: Positive = 20
 
     identity: ClassVar = False
-
-    def __post_init__(self) -> None:
-        require(self.length > 0, f"method.length must be positive, got {self.length}")
 
     @property
     def columns(self) -> int:
@@ -82,13 +80,11 @@ class PromptTuning(SoftPrompt):
         text: best what the task is, in words.
     """
 
-    init: str = "random"
+    init: Literal["random", "vocabulary", "text"] = "random"
     text: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = ("random", "vocabulary", "text")
-        require(self.init in known, f"method.init={self.init!r} must be one of {known}")
         require(
             bool(self.text) == (self.init == "text"), "method.text goes with method.init='text'"
         )
@@ -123,14 +119,8 @@ class PTuning(SoftPrompt):
         width: w, of the encoder; 0 for d.
     """
 
-    encoder: str = "mlp"
-    width: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        known = ("mlp", "lstm")
-        require(self.encoder in known, f"method.encoder={self.encoder!r} must be one of {known}")
-        require(self.width >= 0, f"method.width={self.width} must not be negative")
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    width: Natural = 0
 
     def vectors(self, get: Get, width: int) -> Array:
         x = get("prompt_embedding", normal, (self.length, width), (None, "embed"))

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from ftjax.errors import UserError, nearest, require
 from ftjax.methods.base import FREEZE_REST
 from ftjax.methods.selection import Selection
+from ftjax.options import Natural
 from ftjax.partition import Rules
 from ftjax.paths import Base
 
@@ -49,26 +50,20 @@ class Prompting(Selection):
         calibrate: divide by what the labels get for inputs without content (Zhao et al. 2021).
     """
 
-    kind: str = "auto"
+    kind: Literal["auto", *HEADS] = "auto"
     templates: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     instruction: str = ""
     separator: str = "\n\n"
-    shots: int = 0
-    demonstrations: str = "balanced"
+    shots: Natural = 0
+    demonstrations: Literal["random", "balanced", "nearest"] = "balanced"
     encoder: str = "minilm"
     calibrate: bool = False
 
     trains: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("kind", ("auto", *HEADS)),
-            ("demonstrations", ("random", "balanced", "nearest")),
-        ):
-            value = getattr(self, name)
-            require(value in known, f"method.{name}={value!r} is not known{nearest(value, known)}")
-        require(self.shots >= 0, f"method.shots={self.shots} must not be negative")
+        super().__post_init__()
 
     def rules(self, base: Base) -> Rules:
         return (FREEZE_REST,)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -43,16 +43,13 @@ class QLora(Method):
         over: settings of the other method: its name and hyperparameters.
     """
 
-    bits: str = "nf4"
+    bits: Literal[tuple(FORMATS)] = "nf4"
     over: Mapping[str, Any] = FrozenDict({"name": "lora", "targets": "all-linear"})
 
     non_identity: ClassVar = {"over": {"name": "lora", "targets": "all-linear", "init": "random"}}
 
     def __post_init__(self) -> None:
-        require(
-            self.bits in FORMATS,
-            f"method.bits={self.bits!r} must be one of {', '.join(FORMATS)}",
-        )
+        super().__post_init__()
         values = {key: as_tuples(value) for key, value in self.over.items()}
         object.__setattr__(self, "over", FrozenDict(values))  # hashable
         name = values.get("name")

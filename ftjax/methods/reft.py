@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, 
 from ftjax.methods.encoders import uniform
 from ftjax.methods.examples import ENDS, at_firsts, ends_of, side_of
 from ftjax.methods.places import around, in_layers, layer_modules, numbers_in
+from ftjax.options import Natural, Positive, Share
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat
 
@@ -48,27 +49,20 @@ class Reft(Method):
             reference's: W and b uniform in ±1/√d).
     """
 
-    kind: str = "loreft"
-    rank: int = 1
-    first: int = 3
-    last: int = 0
-    layers: tuple[int, ...] = ()
+    kind: Literal[tuple(KINDS)] = "loreft"
+    rank: Positive = 1
+    first: Natural = 3
+    last: Natural = 0
+    layers: tuple[Natural, ...] = ()
     tied: bool = False
-    dropout: float = 0.05
-    init: str = "identity"
+    dropout: Share = 0.05
+    init: Literal["identity", "kaiming"] = "identity"
 
     non_identity: ClassVar = {"init": "kaiming"}
 
     def __post_init__(self) -> None:
-        require(self.kind in KINDS, f"method.kind={self.kind!r} must be one of {KINDS}")
-        require(self.rank > 0, f"method.rank must be positive, got {self.rank}")
-        some = min(self.first, self.last) >= 0 and self.first + self.last > 0
-        require(some, f"method.first={self.first} and method.last={self.last} name no token")
-        require(0 <= self.dropout < 1, f"method.dropout must be in [0, 1), got {self.dropout}")
-        known = ("identity", "kaiming")
-        require(self.init in known, f"method.init={self.init!r} must be one of {known}")
-        listed = isinstance(self.layers, tuple | list)
-        require(listed, f"method.layers={self.layers!r} must be numbers, as (0, 1)")
+        super().__post_init__()
+        require(self.first + self.last > 0, "method.first=0 and method.last=0 name no token")
 
     @property
     def units(self) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Selections that differ by layer or change during training."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from ftjax.errors import require
 from ftjax.methods.base import FREEZE_REST, Method, head_rule
 from ftjax.methods.places import layers_of
 from ftjax.methods.selection import TOP, Selection
+from ftjax.options import Positive, Seed
 from ftjax.partition import Rules
 from ftjax.paths import Base
 
@@ -58,10 +60,7 @@ class GradualUnfreezing(Scheduled):
         every: n.
     """
 
-    every: int = 100
-
-    def __post_init__(self) -> None:
-        require(self.every > 0, f"method.every must be positive, got {self.every}")
+    every: Positive = 100
 
     def at_step(self, step: int, base: Base) -> Method:
         layers = len(layers_of(base))
@@ -82,13 +81,9 @@ class Lisa(Scheduled):
         seed: of the draws.
     """
 
-    layers: int = 2
-    every: int = 20
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(self.every > 0, f"method.every must be positive, got {self.every}")
-        require(self.layers > 0, f"method.layers must be positive, got {self.layers}")
+    layers: Positive = 2
+    every: Positive = 20
+    seed: Seed = 0
 
     def at_step(self, step: int, base: Base) -> Method:
         count = len(layers_of(base))
@@ -109,10 +104,7 @@ class LayerwiseLrDecay(Selection):
         decay: γ.
     """
 
-    decay: float = 0.9
-
-    def __post_init__(self) -> None:
-        require(0 < self.decay <= 1, f"method.decay must be in (0, 1], got {self.decay}")
+    decay: Annotated[float, "(0, 1]"] = 0.9
 
     def rules(self, base: Base) -> Rules:
         layers_of(base)

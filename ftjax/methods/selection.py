@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ftjax.errors import UserError, require
 from ftjax.methods.base import FREEZE_REST, Method, head_rule
 from ftjax.methods.places import layers_of
+from ftjax.options import Regex
 from ftjax.partition import Rules
 from ftjax.paths import Base, Flat, expand
 
@@ -115,7 +116,7 @@ class Regex(Selection):
             frozen. The default trains attention and the classifier.
     """
 
-    patterns: tuple[tuple[str, str], ...] = (
+    patterns: tuple[tuple[Regex, str], ...] = (
         (r".*/attention/.*", "attention"),
         (r"classifier/.*", "head"),
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,7 @@ from ftjax.dropout import dropout
 from ftjax.errors import require
 from ftjax.methods.additive import Additive
 from ftjax.methods.base import Interceptor, at, leaf, nested
+from ftjax.options import Positive, Seed, Share
 from ftjax.paths import Base
 
 ZEROS = nn.initializers.zeros
@@ -35,22 +36,16 @@ class Vera(Additive):
         init: "zero" (λ_b zero: the identity) or "random" (λ_b uniform).
     """
 
-    rank: int = 256
+    rank: Positive = 256
     d_initial: float = 0.1
-    dropout: float = 0.0
-    seed: int = 0
-    init: str = "zero"
+    dropout: Share = 0.0
+    seed: Seed = 0
+    init: Literal["zero", "random"] = "zero"
 
     group: ClassVar[str] = "vera"
     leaves: ClassVar[tuple[str, ...]] = ("lambda_b", "lambda_d")
     shared: ClassVar[tuple[str, ...]] = ("vera_a", "vera_b")
     non_identity: ClassVar = {"init": "random"}
-
-    def __post_init__(self) -> None:
-        require(self.rank > 0, f"method.rank must be positive, got {self.rank}")
-        require(0 <= self.dropout < 1, f"method.dropout must be in [0, 1), got {self.dropout}")
-        known = ("zero", "random")
-        require(self.init in known, f"method.init={self.init!r} must be one of {known}")
 
     def interceptor(self, base: Base) -> Interceptor:
         targets = self.matched(base)

@@ -8,9 +8,6 @@ in `rdrop`, what takes gradients at worse words in `adversarial`, what pulls par
 from collections.abc import Mapping
 from typing import Any
 
-from ftjax.errors import UserError, nearest
-
-ADVERSARIAL = ("none", "fgm", "pgd", "freelb")
 # key, or value of `adversarial` → what it is
 REGULARIZERS: dict[str, str] = {
     "fgm": "adversarial words: one step of length epsilon (adversarial=fgm)",
@@ -29,20 +26,3 @@ OF_WORDS = ("mixup", "cutoff", "neftune")
 def changes_words(settings: Mapping[str, Any]) -> bool:
     """Whether the embeddings of words are others at every step."""
     return settings["adversarial"] != "none" or any(settings[key] for key in OF_WORDS)
-
-
-def check(settings: Mapping[str, Any]) -> None:
-    """Raises UserError for a value of the `regularization` section that is out of range."""
-    name = settings["adversarial"]
-    if name not in ADVERSARIAL:
-        raise UserError(
-            f"regularization.adversarial={name!r} is not known{nearest(name, ADVERSARIAL)}"
-        )
-    for key in ("epsilon", "step_size", "steps"):
-        if settings[key] <= 0:
-            raise UserError(f"regularization.{key}={settings[key]} must be positive")
-    for key in ("rdrop", "mixup", "neftune", "l2_sp", "l2_sp_new"):
-        if settings[key] < 0:
-            raise UserError(f"regularization.{key}={settings[key]} must not be negative")
-    if not 0 <= settings["cutoff"] < 1:
-        raise UserError(f"regularization.cutoff={settings['cutoff']} must be in [0, 1)")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftjax import registry
+from ftjax.options import defaults
 
 # name → (module, class, what it is)
 TASKS: registry.Table = {
@@ -31,14 +32,19 @@ TASKS: registry.Table = {
 }
 
 
+def find(name: str) -> type:
+    """The dataclass of options registered as `name`."""
+    return registry.find("task", TASKS, name)
+
+
 def options(name: str) -> dict[str, Any]:
     """Names and defaults of a task's options."""
-    return registry.options(registry.find("task", TASKS, name))
+    return defaults(find(name))
 
 
 def columns(name: str) -> dict[str, str]:
     """The fields that a task's rows have: what `data.columns` maps, each to its own name."""
-    return {field: field for field in registry.find("task", TASKS, name).schema.fields}
+    return {field: field for field in find(name).schema.fields}
 
 
 def create(settings: Mapping[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from ftjax.data.loading import Vary
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
+from ftjax.options import conform
 
 Batch = Mapping[str, jax.Array]
 HIGHER, LOWER = "higher", "lower"  # which way a metric is better
@@ -66,6 +67,9 @@ class Task:
     writes: ClassVar[bool] = False
     refers: ClassVar[bool] = False
     group: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        conform(self, "task.")
 
     def label_names(self, train: Split, outputs: Sequence[str] = ()) -> tuple[str, ...]:
         """Names of labels, in order.

@@ -14,7 +14,8 @@ from ftjax.data.fields import Field, Schema, text
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
-from ftjax.tasks.base import Apply, Batch, Task, check_smoothing, directions, of_places, smoothed
+from ftjax.options import Natural, Share
+from ftjax.tasks.base import Apply, Batch, Task, directions, of_places, smoothed
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,12 @@ class CausalLM(Task):
         label_smoothing: ε of Szegedy et al. (2016): targets are (1 − ε) one-hot + ε / vocabulary.
     """
 
-    block: int = 0
-    label_smoothing: float = 0.0
+    block: Natural = 0
+    label_smoothing: Share = 0.0
 
     better: ClassVar = directions(("token_accuracy",), ("perplexity",))
     by_token: ClassVar = True
     schema: ClassVar = Schema({"text": Field(text)})
-
-    def __post_init__(self) -> None:
-        check_smoothing(self.label_smoothing)
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
         return {"head": "causal_lm"}

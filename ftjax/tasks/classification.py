@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
-from ftjax.tasks.base import Batch, check_smoothing, directions, label_names, one_number
+from ftjax.options import NotNegative, Share
+from ftjax.tasks.base import Batch, directions, label_names, one_number
 from ftjax.tasks.texts import Texts
 
 
@@ -30,10 +31,10 @@ class Classification(Texts):
             are the class weights; 0 is cross-entropy.
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     labels: tuple[str, ...] = ()
-    class_weights: str | tuple[float, ...] = "none"
-    focal_gamma: float = 0.0
+    class_weights: Literal["none", "balanced"] | tuple[NotNegative, ...] = "none"
+    focal_gamma: NotNegative = 0.0
 
     best_metric = "accuracy"
     better: ClassVar = directions(("accuracy", "precision", "recall", "f1", "matthews"))
@@ -41,9 +42,6 @@ class Classification(Texts):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_smoothing(self.label_smoothing)
-        if self.focal_gamma < 0:
-            raise UserError(f"task.focal_gamma={self.focal_gamma} must not be negative")
         if self.class_weights not in ("none", "balanced"):
             object.__setattr__(self, "class_weights", _weights(self.class_weights))
 

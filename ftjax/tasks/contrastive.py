@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,9 @@ import optax
 from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Schema, number, text
 from ftjax.data.sources import Split
-from ftjax.errors import UserError
 from ftjax.formats import folder as folders
 from ftjax.loss import Loss
+from ftjax.options import Above0
 from ftjax.tasks.base import Apply, Batch, Task, cut_texts, directions
 
 TEXTS = ("text", "text_pair", "negative")
@@ -37,8 +37,8 @@ class Contrastive(Task):
         symmetric: add the loss of the text for its partner.
     """
 
-    pooling: str = "auto"
-    scale: float = 20.0
+    pooling: Literal["auto", "cls", "mean"] = "auto"
+    scale: Above0 = 20.0
     symmetric: bool = False
 
     packs = False
@@ -52,10 +52,6 @@ class Contrastive(Task):
             "label": Field(number, optional=True, answer=True),
         }
     )
-
-    def __post_init__(self) -> None:
-        if self.pooling not in ("auto", "cls", "mean") or self.scale <= 0:
-            raise UserError("task.pooling must be auto, cls or mean, and task.scale positive")
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
         pooling = self.pooling

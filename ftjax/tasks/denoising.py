@@ -11,6 +11,7 @@ from ftjax.data.encode import Columns, Examples, Ragged
 from ftjax.data.fields import Field, Schema, text
 from ftjax.data.loading import Vary
 from ftjax.errors import UserError
+from ftjax.options import Inside, NotNegative
 from ftjax.tasks.corruption import infill, permuted
 from ftjax.tasks.masked_lm import with_words
 from ftjax.tasks.rebuilding import Rebuilding
@@ -29,16 +30,11 @@ class Denoising(Rebuilding):
         permute: whether sentences come in a random order.
     """
 
-    rate: float = 0.3
-    mean_span: float = 3.0
+    rate: Inside = 0.3
+    mean_span: NotNegative = 3.0
     permute: bool = True
 
     schema: ClassVar = Schema({"text": Field(text)})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 < self.rate < 1.0 or self.mean_span < 0.0:
-            raise UserError("task.rate must be in (0, 1), task.mean_span not negative")
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
         """With "_sentence", each token's sentence, -1 for special tokens."""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ftjax.data.fields import Field, Row, Schema, text
 from ftjax.data.sources import Split
 from ftjax.data.templates import left_out, render
 from ftjax.errors import UserError
+from ftjax.options import Count, Positive
 from ftjax.tasks.base import HIGHER, Array
 from ftjax.tasks.causal_lm import CausalLM
 from ftjax.tasks.written import Written
@@ -73,10 +74,10 @@ class Instruction(CausalLM, Written):
     """
 
     template: str = ""
-    turns: str = "all"
-    generate: int = 0
-    max_new_tokens: int = 256
-    num_beams: int = 1
+    turns: Literal[tuple(TURNS)] = "all"
+    generate: Count = 0
+    max_new_tokens: Positive = 256
+    num_beams: Positive = 1
     answer: str = ""
 
     better: ClassVar = {**CausalLM.better, "exact_match": HIGHER}
@@ -97,8 +98,6 @@ class Instruction(CausalLM, Written):
         super().__post_init__()
         if self.block:
             raise UserError("task.block is for causal_lm")
-        if self.turns not in TURNS:
-            raise UserError(f"task.turns={self.turns!r} must be all or last")
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
         """With "learned", 1 at tokens of the assistant. Chats that are cut before any are left out.

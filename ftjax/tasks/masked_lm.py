@@ -16,6 +16,7 @@ from ftjax.data.loading import Vary
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
 from ftjax.loss import Loss
+from ftjax.options import Inside
 from ftjax.tasks.base import Apply, Array, Batch, Task, directions, of_places, were_cut
 from ftjax.tasks.corruption import mask_tokens
 
@@ -29,17 +30,13 @@ class MaskedLM(Task):
         whole_words: mask all tokens of a word, or none.
     """
 
-    rate: float = 0.15
+    rate: Inside = 0.15
     whole_words: bool = False
 
     better: ClassVar = directions(("masked_accuracy",), ("perplexity",))
     by_token: ClassVar = True
     schema: ClassVar = Schema({"text": Field(text)})
     arrays: ClassVar = {"originals": Array("token", "int32"), "masked": Array("token", "int32")}
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.rate < 1.0:
-            raise UserError(f"task.rate={self.rate} must be in (0, 1)")
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
         return {"head": "masked_lm"}

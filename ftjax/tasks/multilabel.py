@@ -13,8 +13,8 @@ from ftjax.data.encode import Examples
 from ftjax.data.fields import Field, label_sets
 from ftjax.data.fields import label_names as read_names
 from ftjax.data.sources import Split
-from ftjax.errors import UserError
 from ftjax.loss import Loss
+from ftjax.options import Inside
 from ftjax.tasks.base import Array, Batch, directions, label_names, numbers
 from ftjax.tasks.texts import Texts, texts_and
 
@@ -32,18 +32,13 @@ class Multilabel(Texts):
     """
 
     labels: tuple[str, ...] = ()
-    threshold: float = 0.5
+    threshold: Inside = 0.5
 
     best_metric = "f1_micro"
     better: ClassVar = directions(("f1_micro", "f1_macro", "accuracy"), ("hamming",))
     schema = texts_and(Field(read_names, answer=True, settle=label_sets))
     arrays: ClassVar = {"labels": Array("example", "float32", (2,))}
     problem_type = "multi_label_classification"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 < self.threshold < 1.0:
-            raise UserError(f"task.threshold={self.threshold} must be in (0, 1)")
 
     def label_names(self, train: Split, outputs: Sequence[str] = ()) -> tuple[str, ...]:
         """See `ftjax.tasks.base.label_names`."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from ftjax.data.chats import Message
 from ftjax.data.encode import Columns, Examples, of_row
 from ftjax.data.fields import Field, Row, Schema, shown
 from ftjax.data.sources import Split
-from ftjax.errors import UserError
 from ftjax.loss import Loss
+from ftjax.options import Above0
 from ftjax.tasks.base import Apply, Array, Batch, Task, directions
 from ftjax.tasks.causal_lm import with_targets
 from ftjax.tasks.instruction import TOOLS, encoded, tools_of
@@ -70,9 +70,9 @@ class Preference(Task):
         template: as of `instruction`.
     """
 
-    beta: float = 0.1
-    kind: str = "sigmoid"
-    label_smoothing: float = 0.0
+    beta: Above0 = 0.1
+    kind: Literal[tuple(KINDS)] = "sigmoid"
+    label_smoothing: Annotated[float, "[0, 0.5)"] = 0.0
     template: str = ""
 
     packs = False
@@ -92,12 +92,6 @@ class Preference(Task):
         "learned": Array("token", "int32"),
         "reference": Array("example", "float32", (2,)),
     }
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"task.kind={self.kind!r} must be one of {', '.join(KINDS)}")
-        if self.beta <= 0 or not 0 <= self.label_smoothing < 0.5:
-            raise UserError("task.beta must be positive, task.label_smoothing in [0, 0.5)")
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
         return {"head": "causal_lm"}

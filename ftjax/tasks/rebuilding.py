@@ -12,7 +12,8 @@ import numpy as np
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
-from ftjax.tasks.base import Apply, Batch, Task, check_smoothing, directions, smoothed
+from ftjax.options import Share
+from ftjax.tasks.base import Apply, Batch, Task, directions, smoothed
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,11 @@ class Rebuilding(Task):
         label_smoothing: ε of Szegedy et al. (2016): targets are (1 − ε) one-hot + ε / vocabulary.
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
 
     better: ClassVar = directions(("token_accuracy",), ("perplexity",))
     packs: ClassVar = False
     writes: ClassVar = True
-
-    def __post_init__(self) -> None:
-        check_smoothing(self.label_smoothing)
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
         return {"head": "seq2seq_lm"}

@@ -4,13 +4,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from ftjax.data.encode import Columns
 from ftjax.data.fields import Field, Row, Schema, label_name, text
-from ftjax.errors import UserError
 from ftjax.tasks.base import HIGHER, Array, were_cut
 from ftjax.tasks.classification import Classification
 
@@ -37,7 +36,7 @@ class Relation(Classification):
     """
 
     pooling: str = "entities"
-    markers: str = "signs"
+    markers: Literal["signs", "tags", "none"] = "signs"
     negative: str = "Other"
 
     best_metric = "f1_relations"
@@ -49,11 +48,6 @@ class Relation(Classification):
         "labels": Array("example", "int32"),
         "entities": Array("token", "int32"),
     }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.markers not in ("signs", "tags", "none"):
-            raise UserError(f"task.markers={self.markers!r} must be signs, tags or none")
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
         if self.pooling != "entities":

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Schema, text
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, nearest
+from ftjax.options import Count, Positive
 from ftjax.tasks.base import HIGHER, cut_to
 from ftjax.tasks.rebuilding import Rebuilding
 from ftjax.tasks.written import Written, summary_scores, translation_scores
@@ -35,12 +36,12 @@ class Seq2Seq(Written, Rebuilding):
 
     prefix: str = ""
     languages: tuple[str, ...] = ()
-    max_target: int = 128
-    metrics: str = "translation"
+    max_target: Annotated[int, "[2, inf)"] = 128
+    metrics: Literal[tuple(METRICS)] = "translation"
     tokenize: str = "13a"
-    generate: int = -1
-    max_new_tokens: int = 128
-    num_beams: int = 1
+    generate: Count = -1
+    max_new_tokens: Positive = 128
+    num_beams: Positive = 1
 
     at_end: ClassVar = ("exact_match", "bleu", "chrf", "rouge1", "rouge2", "rougeL")
     better: ClassVar = {**Rebuilding.better, **dict.fromkeys(at_end, HIGHER)}
@@ -51,10 +52,6 @@ class Seq2Seq(Written, Rebuilding):
         super().__post_init__()
         if len(self.languages) not in (0, 2):
             raise UserError(f"task.languages={self.languages} must be a source's and a target's")
-        if self.metrics not in METRICS:
-            raise UserError(f"task.metrics={self.metrics!r} must be one of {', '.join(METRICS)}")
-        if self.max_target < 2 or self.num_beams < 1 or self.max_new_tokens < 1:
-            raise UserError("task.max_target, num_beams and max_new_tokens must be positive")
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
         """With "decoder_ids", the target's tokens to its end; rows without targets have none."""

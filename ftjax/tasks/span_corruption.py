@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Schema, text
 from ftjax.data.loading import Vary
 from ftjax.errors import UserError
+from ftjax.options import Inside
 from ftjax.tasks.corruption import corrupt_spans
 from ftjax.tasks.rebuilding import Rebuilding
 
@@ -25,15 +26,10 @@ class SpanCorruption(Rebuilding):
         mean_span: tokens of a span.
     """
 
-    density: float = 0.15
-    mean_span: float = 3.0
+    density: Inside = 0.15
+    mean_span: Annotated[float, "[1, inf)"] = 3.0
 
     schema: ClassVar = Schema({"text": Field(text)})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 < self.density < 1.0 or self.mean_span < 1.0:
-            raise UserError("task.density must be in (0, 1), task.mean_span at least 1")
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
         """Without the end, which comes after sentinels are there."""

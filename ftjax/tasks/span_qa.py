@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from unicodedata import combining
 
 import jax
@@ -18,6 +18,7 @@ from ftjax.data.fields import Field, Row, Schema, identity, shown, text
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
+from ftjax.options import Natural, Positive
 from ftjax.tasks import squad
 from ftjax.tasks.base import Apply, Array, Batch, Task, directions
 
@@ -63,11 +64,11 @@ class SpanQA(Task):
         language: of the metrics: "en" as of SQuAD's script, "zh" as of CMRC 2018's.
     """
 
-    stride: int = 64
-    max_answer: int = 30
+    stride: Natural = 64
+    max_answer: Positive = 30
     impossible: bool = False
     null_threshold: float = 0.0
-    language: str = "en"
+    language: Literal[tuple(squad.LANGUAGES)] = "en"
 
     best_metric = "f1"
     better: ClassVar = directions(
@@ -89,13 +90,6 @@ class SpanQA(Task):
         "starts_at": Array("example", "int32"),
         "ends_at": Array("example", "int32"),
     }
-
-    def __post_init__(self) -> None:
-        if self.language not in squad.LANGUAGES:
-            known = " or ".join(squad.LANGUAGES)
-            raise UserError(f"task.language={self.language!r} must be {known}")
-        if self.stride < 0 or self.max_answer < 1:
-            raise UserError("task.stride must not be negative, task.max_answer positive")
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
         return {"head": "span"}

@@ -37,6 +37,7 @@ class Texts(Task):
     arrays: ClassVar = {"labels": Array("example", "int32")}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.pooling not in self.poolings:
             known = ", ".join(self.poolings)
             raise UserError(f"task.pooling={self.pooling!r} must be one of {known}")

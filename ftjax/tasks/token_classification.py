@@ -31,7 +31,6 @@ from ftjax.tasks.base import (
     one_number,
 )
 from ftjax.tasks.schemes import (
-    check_scheme,
     check_tags,
     entities,
     scheme_of,
@@ -82,7 +81,7 @@ class TokenClassification(Task):
     arrays: ClassVar = {"tags": Array("token", "int32"), "tagged": Array("token", "int32")}
 
     def __post_init__(self) -> None:
-        check_scheme(self.scheme)
+        super().__post_init__()
         sound = partial(check, scheme=self.scheme)
         object.__setattr__(self, "schema", replace(type(self).schema, check=sound))
 

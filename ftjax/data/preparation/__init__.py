@@ -6,6 +6,7 @@ from typing import Any
 
 from ftjax import registry
 from ftjax.errors import UserError, nearest
+from ftjax.options import options
 
 # name → (module, class, what it does)
 STEPS: registry.Table = {
@@ -57,12 +58,12 @@ def create(entry: str | Mapping[str, Any]) -> tuple[str, Any]:
         )
     name, given = values["step"], {key: value for key, value in values.items() if key != "step"}
     cls = find(name)
-    known, where = registry.options(cls), f"data.prepare: {name}"
+    known, where = options(cls), f"data.prepare: {name}"
     for key in given:
         if key not in known:
             raise UserError(f"{where}: {key!r} is not an option{nearest(key, known)}")
     try:
-        return name, cls(**{k: registry.coerce(k, known[k], value) for k, value in given.items()})
+        return name, cls(**{k: known[k].read(k, value) for k, value in given.items()})
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 

@@ -15,6 +15,7 @@ from ftjax.data.preparation.step import Models, Outcome, Row, TrainingStep, grow
 from ftjax.data.preparation.words import WORD
 from ftjax.data.sources import Split
 from ftjax.errors import require
+from ftjax.options import Portion, Positive
 
 Random = np.random.Generator
 TRIES = 10  # words that an insertion looks up before it gives up
@@ -71,11 +72,8 @@ class Augmentation(TrainingStep):
         columns: that are changed; empty: all that hold text, but for what is to be learnt.
     """
 
-    copies: int = 1
+    copies: Positive = 1
     columns: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        require(self.copies > 0, f"copies={self.copies} must be positive")
 
     def added(self, split: Split, rows: list[Row], new: list[tuple[Row, Row]]) -> Outcome:
         """The outcome of (row, changed copy) pairs.
@@ -96,11 +94,7 @@ class Easy(Augmentation):
         alpha: α, the share of a text's words that is changed; one at least, but for deletion.
     """
 
-    alpha: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 < self.alpha <= 1, f"alpha={self.alpha:g} must be in (0, 1]")
+    alpha: Portion = 0.1
 
     def alter(self, text: Text, random: Random, turn: int) -> None:
         """Changes a text in place; turns are counted over copies and rows."""
@@ -181,7 +175,7 @@ class RandomInsertion(_Synonyms):
 class Eda(_Synonyms):
     """The four in turn: of four copies of a row each is of another."""
 
-    copies: int = 4
+    copies: Positive = 4
 
     def alter(self, text: Text, random: Random, turn: int) -> None:
         ways = (

@@ -16,7 +16,7 @@ from ftjax.data.preparation.step import (
     judged,
 )
 from ftjax.data.sources import Split
-from ftjax.errors import require
+from ftjax.options import Portion
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,7 @@ class _Balance(TrainingStep):
         ratio: of the rarest label's rows to the most frequent one's, at least.
     """
 
-    ratio: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(0 < self.ratio <= 1, f"ratio={self.ratio:g} must be in (0, 1]")
+    ratio: Portion = 1.0
 
     def drawn(self, split: Split) -> tuple[np.ndarray, np.ndarray, Counter]:
         """Label of each row, a random order of rows, and how many each label has."""

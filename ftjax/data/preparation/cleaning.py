@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 from ftjax.data.preparation.step import (
     Models,
@@ -31,13 +31,9 @@ class Repair(TextStep):
         width: make full-width Latin and half-width kana of usual width.
     """
 
-    form: str = "NFC"
+    form: Literal[tuple(FORMS)] = "NFC"
     quotes: bool = False
     width: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.form in FORMS, f"form={self.form!r} must be one of {', '.join(FORMS)}")
 
     @cached_property
     def _config(self) -> Any:
@@ -69,21 +65,9 @@ class CleanLabels(RowStep):
     """
 
     strip: bool = True
-    case: str = "keep"
+    case: Literal["keep", "lower", "upper"] = "keep"
     mapping: Mapping[str, str | None] | None = None
-    others: str = "keep"
-
-    known: ClassVar = {"case": ("keep", "lower", "upper"), "others": ("keep", "drop", "refuse")}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, values in self.known.items():
-            value = getattr(self, name)
-            require(value in values, f"{name}={value!r} must be one of {', '.join(values)}")
-        require(
-            self.mapping is None or isinstance(self.mapping, Mapping),
-            f'mapping={self.mapping!r} must be a mapping such as {{"pos": "positive"}}',
-        )
+    others: Literal["keep", "drop", "refuse"] = "keep"
 
     def clean(self, label: str) -> str | None:
         """What a label becomes; None where its row is dropped.

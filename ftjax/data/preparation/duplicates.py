@@ -20,7 +20,7 @@ from ftjax.data.preparation.step import (
     texts,
 )
 from ftjax.data.preparation.words import shingles
-from ftjax.errors import require
+from ftjax.options import Portion, Positive, conform
 
 PERMUTATIONS, SCHEME = 128, "affine32"
 RECALL = 0.995  # of pairs as similar as the threshold; more of those that are more so
@@ -41,6 +41,9 @@ class _Unique:
 
     columns: tuple[str, ...] = ()
     only_training: bool = False
+
+    def __post_init__(self) -> None:
+        conform(self)
 
     by_row: ClassVar[bool] = False
     training_only: ClassVar[bool] = False
@@ -103,13 +106,9 @@ class DropNearDuplicates(_Unique):
         characters: of a shingle of Chinese or Japanese.
     """
 
-    threshold: float = 0.8
-    words: int = 2
-    characters: int = 3
-
-    def __post_init__(self) -> None:
-        require(0 < self.threshold <= 1, f"threshold={self.threshold} must be in (0, 1]")
-        require(min(self.words, self.characters) > 0, "words and characters must be positive")
+    threshold: Portion = 0.8
+    words: Positive = 2
+    characters: Positive = 3
 
     def verdicts(self, rows: list[Row], places: list[str]) -> Iterator[Verdict]:
         from datasketch import MinHash, MinHashLSH

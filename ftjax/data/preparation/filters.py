@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import datasets
 
@@ -19,6 +19,7 @@ from ftjax.data.preparation.step import (
 from ftjax.data.preparation.words import PIECE, words
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, nearest, require
+from ftjax.options import Natural, Portion
 from ftjax.remote import located
 
 
@@ -41,7 +42,7 @@ class FilterLanguage(TextStep):
     """
 
     languages: tuple[str, ...] = ("en",)
-    odds: float = 20.0
+    odds: Annotated[float, "[1, inf)"] = 20.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,7 +50,6 @@ class FilterLanguage(TextStep):
         for code in self.languages:
             require(code in known, f"languages: {code!r} is not known{nearest(code, known)}")
         require(bool(self.languages), "languages is empty")
-        require(self.odds >= 1, f"odds={self.odds:g} must be at least 1")
 
     def judge(self, row: Row) -> Verdict:
         text = "\n".join(texts(row, self.columns).values())
@@ -71,15 +71,12 @@ class FilterLength(TextStep):
         maximum: of each text; 0 for none.
     """
 
-    unit: str = "characters"
-    minimum: int = 1
-    maximum: int = 0
+    unit: Literal["characters", "words"] = "characters"
+    minimum: Natural = 1
+    maximum: Natural = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = ("characters", "words")
-        require(self.unit in known, f"unit={self.unit!r} must be {' or '.join(known)}")
-        require(self.minimum >= 0, f"minimum={self.minimum} must not be negative")
         good = not self.maximum or self.maximum >= self.minimum
         require(good, f"maximum={self.maximum} is below minimum={self.minimum}")
 
@@ -151,7 +148,7 @@ class FilterClassifier(TextStep):
 
     workdir: str = ""
     labels: tuple[str, ...] = ()
-    threshold: float = 0.5
+    threshold: Portion = 0.5
 
     by_row: ClassVar[bool] = False
 
@@ -159,7 +156,6 @@ class FilterClassifier(TextStep):
         super().__post_init__()
         require(bool(self.workdir), "workdir is empty: it names the folder of a trained classifier")
         require(bool(self.labels), "labels is empty: it names what is dropped")
-        require(0 < self.threshold <= 1, f"threshold={self.threshold} must be in (0, 1]")
 
     def apply(self, splits: Splits, models: Models | None) -> dict[str, Outcome]:
         outcomes = {}

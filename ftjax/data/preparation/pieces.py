@@ -18,13 +18,14 @@ from ftjax.data.preparation.step import (
     texts,
 )
 from ftjax.errors import require
+from ftjax.options import Positive
 
 # Where a text is cut: behind a line, behind a sentence, behind a word.
 ENDS = (r"\n+", r"[.!?]+[\"'”’)]*\s+|[。！？]+[”’）]*", r"\s+")
 CUTS = tuple(re.compile(rf".+?(?:{end}|$)", re.DOTALL) for end in ENDS)
 
 
-def pieces(text: str, longest: int, level: int = 0) -> list[str]:
+def pieces(text: str, longest: Positive, level: int = 0) -> list[str]:
     """Parts of at most `longest` characters, end to end: whole lines, or sentences, or words, as
     many as fit. What is longer than that alone is cut up by the next."""
     if len(text) <= longest:
@@ -56,10 +57,6 @@ class CutTexts(TextStep):
 
     by_row: ClassVar[bool] = False
     divides: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.longest > 0, f"longest={self.longest} must be positive")
 
     def cut(self, row: Row) -> Iterator[Row]:
         """The rows that come of one.

@@ -9,6 +9,7 @@ from ftjax.data.preparation.augmentation import Augmentation, Text
 from ftjax.data.preparation.step import Models, Outcome, Row, inputs
 from ftjax.data.sources import Split
 from ftjax.errors import require
+from ftjax.options import NotNegative, Portion, Positive
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class BackTranslation(Augmentation):
     back: str = ""
     prompt_there: str = "{text}"
     prompt_back: str = "{text}"
-    temperature: float = 0.0
-    num_beams: int = 1
-    max_new_tokens: int = 128
-    batch_size: int = 16
+    temperature: NotNegative = 0.0
+    num_beams: Positive = 1
+    max_new_tokens: Positive = 128
+    batch_size: Positive = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,7 +46,6 @@ class BackTranslation(Augmentation):
             require("{text}" in prompt, f"prompt_{name}={prompt!r} has no {{text}}")
         several = self.copies == 1 or self.temperature > 0
         require(several, f"copies={self.copies} would be alike: set a temperature above 0")
-        require(self.batch_size > 0, f"batch_size={self.batch_size} must be positive")
 
     def change(self, split: Split, rows: list[Row], models: Models | None) -> Outcome:
         new = [(row, dict(row)) for row in rows for _ in range(self.copies)]
@@ -87,14 +87,12 @@ class MaskedSubstitution(Augmentation):
     """
 
     model: str = ""
-    alpha: float = 0.15
-    top_k: int = 10
+    alpha: Portion = 0.15
+    top_k: Positive = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.model), "model is empty: it names a masked language model")
-        require(0 < self.alpha <= 1, f"alpha={self.alpha:g} must be in (0, 1]")
-        require(self.top_k > 0, f"top_k={self.top_k} must be positive")
 
     def change(self, split: Split, rows: list[Row], models: Models | None) -> Outcome:
         new = [(row, dict(row)) for row in rows for _ in range(self.copies)]

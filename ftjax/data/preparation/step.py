@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import datasets
 
 from ftjax.data.sources import SPLITS, Split
 from ftjax.errors import UserError, nearest, require
+from ftjax.options import Seed, conform
 
 Row = Mapping[str, Any]
 Splits = dict[str, Split]
@@ -220,15 +221,14 @@ class RowStep:
         divides: whether it makes several rows of one, which belong in one split.
     """
 
-    splits: tuple[str, ...] = ()
+    splits: tuple[Literal[tuple(SPLITS)], ...] = ()
 
     by_row: ClassVar[bool] = True
     training_only: ClassVar[bool] = False
     divides: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in self.splits:
-            require(name in SPLITS, f"splits: {name!r} is not known{nearest(name, SPLITS)}")
+        conform(self)
 
     def judge(self, row: Row) -> Verdict:
         """Drops, changes or keeps a row."""
@@ -275,11 +275,14 @@ class TrainingStep:
         seed: what it draws depends on the seed and the rows alone.
     """
 
-    seed: int = 0
+    seed: Seed = 0
 
     by_row: ClassVar[bool] = False
     training_only: ClassVar[bool] = True
     divides: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        conform(self)
 
     def change(self, split: Split, rows: list[Row], models: Models | None) -> Outcome:
         """What becomes of the training split."""

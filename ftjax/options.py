@@ -1,0 +1,201 @@
+"""What an option is: a field of a dataclass, whose annotation says what it may be.
+
+`rank: Positive = 8`, `init: Literal["zero", "random"] = "zero"`, `decay: Annotated[float, "(0, 1]"]
+= 0.9`. The `Attributes` of the class's docstring say what it means. From these come the check of a
+value, the message about a bad one, and what is written of options elsewhere.
+"""
+
+import ast
+import dataclasses
+import math
+import re
+import types
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ftjax.errors import UserError
+
+Natural = Annotated[int, "[0, inf)"]
+Positive = Annotated[int, "[1, inf)"]
+Count = Annotated[int, "[-1, inf)"]  # -1: as many as there are
+NotNegative = Annotated[float, "[0, inf)"]
+Above0 = Annotated[float, "(0, inf)"]
+Regex = Annotated[str, "regex"]
+Seed = Annotated[int, "[0, 2147483647]"]
+Inside = Annotated[float, "(0, 1)"]
+Portion = Annotated[float, "(0, 1]"]
+Share = Annotated[float, "[0, 1)"]  # as of what a dropout takes away
+WORDS = {"[0, inf)": "must not be negative", "[1, inf)": "must be positive"}
+WORDS |= {"(0, inf)": "must be positive"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option of a class.
+
+    Attributes:
+        kind: its annotation.
+        default: where it is not given.
+        meaning: a sentence, without its full stop.
+    """
+
+    kind: Any
+    default: Any
+    meaning: str
+
+    def read(self, key: str, value: Any) -> Any:
+        """`value`, also as a command line or a file has it, as what the option holds.
+
+        Args:
+            key: what messages call the option.
+            value: numbers may be whole where they need not, sequences of any type or "a,b", None
+                the choice "none".
+
+        Raises:
+            UserError: another type, or a value that it may not be.
+        """
+        try:
+            return _read(self.kind, value)
+        except TypeError as error:
+            raise UserError(
+                f"{key}={value!r} has the wrong type: {error} expected, as in {self.default!r}"
+            ) from None
+        except ValueError as error:
+            raise UserError(f"{key}={value!r} {error}") from None
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values that it may be, where they are listed."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    @property
+    def interval(self) -> str:
+        """Where its number must lie, as "[0, 1)"; empty for anywhere."""
+        stated = get_args(self.kind)[1] if get_origin(self.kind) is Annotated else ""
+        return stated if stated != "regex" else ""
+
+
+@cache
+def options(cls: type) -> Mapping[str, Option]:
+    """The options of a dataclass by name."""
+    kinds, meanings = get_type_hints(cls, include_extras=True), _meanings(cls)
+    return {
+        field.name: Option(kinds[field.name], field.default, meanings.get(field.name, ""))
+        for field in dataclasses.fields(cls)
+    }
+
+
+def defaults(cls: type) -> dict[str, Any]:
+    """Names and defaults of a dataclass's options."""
+    return {name: option.default for name, option in options(cls).items()}
+
+
+def conform(settings: Any, prefix: str = "") -> None:
+    """Makes the options of a dataclass's new object what their annotations say.
+
+    Args:
+        settings: the object, which may be frozen.
+        prefix: of the keys, as "method.".
+
+    Raises:
+        UserError: one is of another type, or may not be what it is.
+    """
+    for name, option in options(type(settings)).items():
+        value = option.read(prefix + name, getattr(settings, name))
+        object.__setattr__(settings, name, value)
+
+
+def _read(kind: Any, value: Any) -> Any:
+    """Raises TypeError with what was expected, or ValueError with what it must be."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        value = _read(inner[0], value)
+        if inner[1] == "regex":
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"is not a regular expression: {error}") from None
+        elif not _within(value, inner[1]):
+            raise ValueError(WORDS.get(inner[1], f"must be in {inner[1]}"))
+        return value
+    if origin is Literal:
+        value = "none" if value is None else value
+        if value not in inner:
+            raise ValueError(f"must be one of {', '.join(map(str, inner))}")
+        return value
+    if origin in (Union, types.UnionType):
+        return _read_any(inner, value)
+    if origin is tuple:
+        return _read_tuple(inner, value)
+    if kind is Any or (kind is type(None) and value is None):
+        return value
+    if kind is str:
+        value = "none" if value is None else value
+        return str(value) if isinstance(value, str | int | float) else _wrong(kind)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float:
+        if number and not math.isfinite(value):
+            raise ValueError("must be finite")
+        return float(value) if number else _wrong(kind)
+    if kind is int:
+        return value if number and isinstance(value, int) else _wrong(kind)
+    return value if isinstance(value, origin or kind) else _wrong(origin or kind)
+
+
+def _wrong(kind: Any) -> Any:
+    raise TypeError(kind.__name__)
+
+
+def _read_any(kinds: tuple, value: Any) -> Any:
+    """By the first of several types that takes it; texts with commas are sequences first."""
+    listed = isinstance(value, str) and "," in value
+    problems = []
+    for kind in sorted(kinds, key=lambda kind: get_origin(kind) is not tuple) if listed else kinds:
+        try:
+            if kind is str and not isinstance(value, str | None):
+                _wrong(kind)  # another of the types may hold it as it is
+            return _read(kind, value)
+        except (TypeError, ValueError) as error:
+            problems.append(error)
+    raise problems[0 if isinstance(value, str) else -1]
+
+
+def _read_tuple(kinds: tuple, value: Any) -> tuple:
+    if isinstance(value, Mapping):
+        value = tuple(value.items())
+    if isinstance(value, str):
+        value = [_literal(part.strip()) for part in value.split(",") if part.strip()]
+    items = tuple(value) if isinstance(value, tuple | list) else (value,)
+    if len(kinds) == 2 and kinds[1] is ...:
+        return tuple(_read(kinds[0], item) for item in items)
+    if len(items) != len(kinds):
+        raise TypeError(f"{len(kinds)} values")
+    return tuple(map(_read, kinds, items))
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _within(number: float, interval: str) -> bool:
+    low, high = map(float, interval[1:-1].split(","))
+    above = number > low if interval[0] == "(" else number >= low
+    return above and (number < high if interval[-1] == ")" else number <= high)
+
+
+def _meanings(cls: type) -> dict[str, str]:
+    """Name → what the docstrings of a class and those before it say of it under `Attributes`."""
+    meanings: dict[str, str] = {}
+    for each in reversed(cls.__mro__):
+        text = each.__dict__.get("__doc__") or ""
+        _, _, listed = text.partition("Attributes:\n")
+        lines = [line.strip() for line in listed.splitlines()]
+        entries = re.split(r"\n(?=\w+: )", "\n".join(lines))
+        for entry in filter(None, map(str.strip, entries)):
+            name, _, meaning = entry.partition(": ")
+            meanings[name] = " ".join(meaning.split()).removesuffix(".")
+    return meanings
