@@ -268,9 +268,7 @@ def _characters(answer: dict[str, list]) -> tuple[int, int]:
     return start, start + len(answer["text"][0])
 
 
-def _best_spans(
-    logits: np.ndarray, own: np.ndarray, longest: int
-) -> list[tuple[int, int, float]]:
+def _best_spans(logits: np.ndarray, own: np.ndarray, longest: int) -> list[tuple[int, int, float]]:
     """The first and last token of the best answers within a window, and sums of their outputs."""
     if not own.any():
         return []
