@@ -14,7 +14,14 @@ from ftjax.training.inputs import inputs_of, require_same_inputs
 from ftjax.training.lock import Lock
 from ftjax.training.loop import Training
 from ftjax.training.records import write_data_report
-from ftjax.training.run import best_metric, check_workdir, open_workdir, place_model, write_labels
+from ftjax.training.run import (
+    best_metric,
+    check_workdir,
+    open_workdir,
+    place_model,
+    require_measured,
+    write_labels,
+)
 from ftjax.training.shared import require_same_config, require_shared_folder
 from ftjax.training.splits import read_data
 from ftjax.training.start import begin
@@ -43,13 +50,15 @@ def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, 
     require_same_config(config)
     make(config)
     task = tasks.create(config.task)
-    best_metric(config, task)
+    metric = best_metric(config, task)
     with Lock(workdir) as lock:
         require_shared_folder(workdir)
         first(partial(check_workdir, workdir, config, extend))
         begin(config, workdir)
         folder = locate(config.model.path)
         data = read_data(config, task, folder)
+        if "validation" in data.raw:
+            require_measured(metric, task, data.raw["validation"], data.names)
         first(partial(open_workdir, workdir, config, extend))
         inputs = inputs_of(config, data, folder)
         require_same_inputs(workdir, inputs)
