@@ -214,7 +214,7 @@ def _start_jax() -> None:
 def _train(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ftjax.config import check, load_config
     from ftjax.parallel.agreement import first
-    from ftjax.training.run import finished
+    from ftjax.workdir.folder import finished
 
     config = check(load_config(arguments.config, rest))
     result = first(partial(finished, arguments.workdir, config, arguments.extend))
@@ -238,7 +238,7 @@ def _compile(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         os.environ.setdefault(key, value)
     from ftjax.config import check, load_config
     from ftjax.training.forecast import forecast, lines, mended
-    from ftjax.training.records import write_json
+    from ftjax.workdir.records import write_json
 
     if arguments.slices < 1:
         raise UserError(f"--slices {arguments.slices} must be positive")
@@ -271,8 +271,8 @@ def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ftjax.remote import located
     from ftjax.training.predictor import open_predictor
     from ftjax.training.reading import PLACE, ROWS, read_config
-    from ftjax.training.records import write_json
     from ftjax.training.splits import read_splits
+    from ftjax.workdir.records import write_json
 
     config = read_config(arguments.workdir, rest, (*PLACE, *ROWS))
     task = tasks.create(config.task)
@@ -303,7 +303,7 @@ def _predict(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ftjax.tasks.written import Written
     from ftjax.training.predictor import open_predictor
     from ftjax.training.reading import PLACE, ROWS, read_config
-    from ftjax.training.records import write_text
+    from ftjax.workdir.records import write_text
 
     config = read_config(arguments.workdir, rest, (*PLACE, *ROWS))
     schema = tasks.create(config.task).schema.to_predict()

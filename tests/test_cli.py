@@ -12,7 +12,7 @@ import pytest
 import transformers
 
 from ftjax.cli import main
-from ftjax.training.records import read_rows
+from ftjax.workdir.records import read_rows
 from tests.conftest import environment, ftjax, make_rows, write_jsonl
 
 METHODS = "full,head,prompting"
@@ -123,7 +123,7 @@ def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
         (["--config.optimizer.learning_rate=-1"], "must be positive"),
         (["--config.train.accumulation=3"], "does not divide"),
         (["--config.method.name=lorra"], "did you mean 'lora'"),
-        (["--config.method.name=lora", "--config.method.rank=0"], "method.rank must be positive"),
+        (["--config.method.name=lora", "--config.method.rank=0"], "method.rank=0 must be positive"),
         (["--config.method.name=lora", "--config.method.targets=qury"], "did you mean 'query'"),
         (["--config.method.name=top_k", "--config.method.k=9"], "the model has 4 layers"),
         (["--config.model.segments=3,3"], "sum to 4 layers"),

@@ -23,7 +23,7 @@ from ftjax.parallel.agreement import require_same
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import Flat
 from ftjax.tasks.written import ready
-from ftjax.training.records import write_text
+from ftjax.workdir.records import write_text
 
 HEADS = {"decoder": "causal_lm", "encoder-decoder": "seq2seq_lm"}
 

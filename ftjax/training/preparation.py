@@ -28,8 +28,8 @@ from ftjax.paths import Flat
 from ftjax.remote import cache_folder, located
 from ftjax.training.evaluate import Forward
 from ftjax.training.predictor import open_predictor
-from ftjax.training.records import write_text
 from ftjax.tuned import Tuned
+from ftjax.workdir.records import write_text
 
 LONGEST = 512  # tokens that a masked model reads of a text
 BUCKETS, BATCH = 4, 32

@@ -10,8 +10,8 @@ from ftjax import cli
 from ftjax.config import default_config
 from ftjax.errors import UserError
 from ftjax.parallel.agreement import first, raise_together, require_same, told
-from ftjax.training.lock import Lock
 from ftjax.training.shared import require_same_config, require_shared_folder
+from ftjax.workdir.lock import Lock
 
 
 def main(arguments: Sequence[str]) -> int:
