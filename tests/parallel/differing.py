@@ -17,7 +17,7 @@ from ftjax.workdir.lock import Lock
 def main(arguments: Sequence[str]) -> int:
     """Says all of it; the second process too, whose output is else dropped."""
     folder = Path(arguments[0])
-    cli._start_jax()
+    cli.start_jax()
     number, said = jax.process_index(), []
 
     def refused(ask: Callable[[], object]) -> None:
