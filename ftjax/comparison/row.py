@@ -8,6 +8,7 @@ from typing import Any
 from ftjax.comparison.statistics import interval, wilson
 from ftjax.registry import find
 from ftjax.tasks import TASKS
+from ftjax.tasks.base import spoken
 
 SHARES = ("accuracy", "exact", "exact_match")  # metrics that are of so many rows out of all
 
@@ -57,6 +58,11 @@ class Row:
         return better_of(self.results[0])
 
     @property
+    def spoken_metric(self) -> str:
+        """The metric in words, with what average it is of labels."""
+        return spoken(self.metric, self.results[0]["metrics"][self.split]).replace("_", " ")
+
+    @property
     def of_examples(self) -> bool:
         """What the interval is of.
 
@@ -92,7 +98,7 @@ def headings(rows: Sequence[Row]) -> tuple[str, ...]:
         "method",
         "trainable parameters",
         "share",
-        f"{rows[0].split} {rows[0].metric.replace('_', ' ')}",
+        f"{rows[0].split} {rows[0].spoken_metric}",
         "seeds",
         f"95% interval of {interval_of(rows[0])}",
         "rate",
