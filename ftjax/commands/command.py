@@ -47,7 +47,9 @@ def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
     from ftjax.tasks.base import spoken
 
     for split, metrics in scores.items():
-        numbers = [f"{spoken(k, metrics)} {v:.4f}" for k, v in metrics.items() if isinstance(v, float)]
+        numbers = [
+            f"{spoken(k, metrics)} {v:.4f}" for k, v in metrics.items() if isinstance(v, float)
+        ]
         print(f"{split}: {', '.join(numbers)} ({metrics['examples']:,} examples)")
 
 

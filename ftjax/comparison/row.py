@@ -118,17 +118,24 @@ def better_of(result: Mapping[str, Any]) -> str:
     return find("task", TASKS, result["task"]).better[result["best_metric"]]
 
 
+def examples_of(results: Sequence[Mapping[str, Any]], split: str) -> int:
+    """How many examples a method is scored on: of cross-validation those of all folds."""
+    counts = {run.get("fold"): run["metrics"][split]["examples"] for run in results}
+    return sum(counts.values())
+
+
 def summarize(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Results of runs → a row a method, in the order they were run."""
     rows = []
     for method in dict.fromkeys(result["method"] for result in results):
         runs = [dict(result) for result in results if result["method"] == method]
-        split = "test" if "test" in runs[0]["metrics"] else "validation"
+        folds = {run.get("fold") for run in runs} - {None}  # whose rows are all validated on
+        split = "test" if "test" in runs[0]["metrics"] and not folds else "validation"
         metric = runs[0]["best_metric"]
         scores = [run["metrics"][split][metric] for run in runs]
         score, low, high = statistics.fmean(scores), *interval(scores)
         if metric in SHARES:
-            low, high = wilson(score, runs[0]["metrics"][split]["examples"])
+            low, high = wilson(score, examples_of(runs, split))
         rows.append(
             Row(
                 method=method,
