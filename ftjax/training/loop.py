@@ -29,26 +29,21 @@ from ftjax.training.announce import announced, extended
 from ftjax.training.batching import choose_layout, variation
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.evaluate import Forward, cache_features, refer
-from ftjax.training.lock import Lock
 from ftjax.training.memory import free, memory_in_use
 from ftjax.training.minimum import least_flops
 from ftjax.training.profile import Profiler, dump
 from ftjax.training.progress import Progress
 from ftjax.training.recipe import Recipe
-from ftjax.training.records import Records, write_text
 from ftjax.training.result import set_result_aside, write_result
 from ftjax.training.resuming import best, newest
-from ftjax.training.run import (
-    Run,
-    best_metric,
-    length_before,
-    refuse_differences,
-    with_bias,
-)
+from ftjax.training.run import Run, best_metric, with_bias
 from ftjax.training.signals import stop_signal
 from ftjax.training.splits import Data
 from ftjax.training.step import State, carried_moments, init_state, lower_step
 from ftjax.training.writing import written_scores
+from ftjax.workdir.folder import length_before, refuse_differences
+from ftjax.workdir.lock import Lock
+from ftjax.workdir.records import Records, write_text
 
 
 class Training:
