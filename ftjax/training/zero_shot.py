@@ -14,16 +14,17 @@ from ftjax.errors import UserError, require
 from ftjax.formats.folder import fingerprint, locate
 from ftjax.methods.prompting import HEADS
 from ftjax.parallel.agreement import first, require_same, told
-from ftjax.training.lock import Lock
 from ftjax.training.progress import Progress
 from ftjax.training.prompts import draw, rows_of
-from ftjax.training.records import write_data_report, write_text
 from ftjax.training.result import write_result
-from ftjax.training.run import best_metric, check_workdir, open_workdir, place_model, write_labels
+from ftjax.training.run import best_metric, place_model
 from ftjax.training.scores import POOL, Scored, Scorer, announce
 from ftjax.training.shared import require_same_config, require_shared_folder
 from ftjax.training.splits import read_labelled
 from ftjax.training.start import begin
+from ftjax.workdir.folder import check_workdir, open_workdir, write_labels
+from ftjax.workdir.lock import Lock
+from ftjax.workdir.records import write_data_report, write_text
 
 
 def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:

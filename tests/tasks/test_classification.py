@@ -10,8 +10,8 @@ from ftjax.config import check, load_config, override
 from ftjax.data.encode import Examples, ragged
 from ftjax.errors import UserError
 from ftjax.tasks.classification import Classification
-from ftjax.training.records import read_rows
 from ftjax.training.train import train
+from ftjax.workdir.records import read_rows
 from tests.conftest import make_rows, write_jsonl
 
 NAMES = ("a", "b", "c")
