@@ -153,6 +153,15 @@ class Task:
         """
         raise NotImplementedError
 
+    def constant(self, examples: Examples, names: Sequence[str]) -> Any | None:
+        """Outputs of the best answer that is always the same; None where there is no such.
+
+        Args:
+            examples: with targets, which it is the best for.
+            names: of labels.
+        """
+        return None
+
     def predictions(
         self, outputs: Any, examples: Examples, split: Split, names: Sequence[str]
     ) -> list[dict[str, Any]]:

@@ -136,6 +136,11 @@ class Classification(Texts):
             "examples": len(targets),
         }
 
+    def constant(self, examples: Examples, names: Sequence[str]) -> np.ndarray:
+        """The most frequent label."""
+        counts = np.bincount(examples.arrays["labels"], minlength=len(names))
+        return np.tile(np.eye(len(names), dtype=np.float32)[counts.argmax()], (len(examples), 1))
+
     def predictions(
         self, logits: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> list[dict[str, Any]]:
