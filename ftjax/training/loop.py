@@ -19,12 +19,14 @@ from ftjax.data.planning import Layout
 from ftjax.data.streaming import StreamLoader
 from ftjax.errors import Stopped, UserError, require
 from ftjax.formats.folder import require_same
+from ftjax.generation.text import Generator
 from ftjax.parallel import agreement
 from ftjax.parallel.chips import peak_flops
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
 from ftjax.paths import Flat
 from ftjax.regularization import changes_words
 from ftjax.regularization.l2_sp import starts
+from ftjax.tasks.base import spoken
 from ftjax.training.announce import announced, extended
 from ftjax.training.batching import choose_layout, variation
 from ftjax.training.checkpoints import Checkpoints
@@ -40,7 +42,7 @@ from ftjax.training.run import Run, best_metric, with_bias
 from ftjax.training.signals import stop_signal
 from ftjax.training.splits import Data
 from ftjax.training.step import State, carried_moments, init_state, lower_step
-from ftjax.training.writing import written_scores
+from ftjax.training.writing import generator_of, written_scores
 from ftjax.workdir.folder import length_before, refuse_differences
 from ftjax.workdir.lock import Lock
 from ftjax.workdir.records import Records, write_text
@@ -83,6 +85,7 @@ class Training:
         self.peak = None if self.cached else peak_flops(jax.devices())
         self.profiler = Profiler(settings.profile_steps, workdir / "profile")
         self.metric = best_metric(self.config, run.task)
+        self.generator: Generator | None = None
         self.recipe = Recipe(self.config, run.task.fitted(seen, self.names), run.tuned, self.total)
         new = {*run.absent, *(path for path in run.trainable if path not in run.tuned.base.shapes)}
         kept = starts(run.trainable, new, self.config.regularization)
@@ -151,8 +154,9 @@ class Training:
                 )
                 raise Stopped(stopped)
             if self.progress.best is not None:
+                name = spoken(self.metric, self.progress.validation)
                 records.say(
-                    f"best validation {self.metric} {self.progress.best:.4f} "
+                    f"best validation {name} {self.progress.best:.4f} "
                     f"at step {self.progress.best_step}"
                 )
             return self._finish(checkpoints, state, records)
@@ -313,14 +317,17 @@ class Training:
         found = self._judge(state.best_params, step, self.progress)
         numbers = {f"validation/{k}": v for k, v in found.items() if isinstance(v, float)}
         records.log({"step": step, **numbers})
-        value, loss = found[self.metric], found["loss"]
-        records.say(f"step {step}: validation {self.metric} {value:.4f}, loss {loss:.4f}")
+        name, value = spoken(self.metric, found), found[self.metric]
+        records.say(f"step {step}: validation {name} {value:.4f}, loss {found['loss']:.4f}")
 
     def _judge(self, params: Flat, step: int, progress: Progress) -> dict[str, Any]:
         """The validation metrics of a step, and noted whether they are the best in `progress`."""
         # Hosts' processors may round scores otherwise, and what is best decides.
-        found = agreement.told(self._score(params, "validation", self.eval_layout))
-        best_metric(self.config, self.run_.task, found)
+        found = self._score(params, "validation", self.eval_layout)
+        if self.metric in self.run_.task.at_end:
+            self.generator = self.generator or generator_of(self.run_, params)
+            found |= written_scores(self.run_, params, self.raw["validation"], self.generator)
+        found = agreement.told(found)
         progress.judge(found, self.metric, self.run_.task.better[self.metric], step)
         return found
 
@@ -367,7 +374,8 @@ class Training:
         tested = "test" in self.splits
         test = self._score(params, "test", self.test_layout) if tested else None
         last = "test" if tested else "validation"
-        if last in self.splits and (found := written_scores(self.run_, params, self.raw[last])):
+        if last in self.splits:
+            found = written_scores(self.run_, params, self.raw[last], self.generator)
             (test if tested else progress.validation).update(found)
         return write_result(
             self.workdir,

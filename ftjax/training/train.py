@@ -12,7 +12,7 @@ from ftjax.parallel.agreement import first
 from ftjax.training.fresh import make
 from ftjax.training.inputs import inputs_of, require_same_inputs
 from ftjax.training.loop import Training
-from ftjax.training.run import best_metric, place_model
+from ftjax.training.run import best_metric, place_model, require_measured
 from ftjax.training.shared import require_same_config, require_shared_folder
 from ftjax.training.splits import read_data
 from ftjax.training.start import begin
@@ -51,13 +51,15 @@ def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, 
     require_same_config(config)
     make(config)
     task = tasks.create(config.task)
-    best_metric(config, task)
+    metric = best_metric(config, task)
     with Lock(workdir) as lock:
         require_shared_folder(workdir)
         first(partial(check_workdir, workdir, config, extend))
         begin(config, workdir)
         folder = locate(config.model.path)
         data = read_data(config, task, folder)
+        if "validation" in data.raw:
+            require_measured(metric, task, data.raw["validation"], data.names)
         first(partial(open_workdir, workdir, config, extend))
         inputs = inputs_of(config, data, folder)
         require_same_inputs(workdir, inputs)
