@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from orbax.checkpoint.utils import to_shape_dtype_struct
 
 from ftjax.config import from_json, to_json
-from ftjax.data.loading import Loader
+from ftjax.data.loading import Counts, Loader
 from ftjax.data.planning import Layout
 from ftjax.data.streaming import StreamLoader
 from ftjax.errors import Stopped, UserError, require
@@ -210,7 +210,7 @@ class Training:
         """Steps until the end, or until a signal, whose number comes with the last state."""
         settings, progress, frozen = self.config.train, self.progress, self.frozen
         step, loader = int(state.step), self.loader
-        pending: list[tuple[int, Any]] = []
+        pending: list[tuple[int, Any, Counts]] = []
         programs: dict[tuple, Any] = {}
         phase = self.recipe.phase(step)
         mark = time.perf_counter()
@@ -220,7 +220,7 @@ class Training:
             nonlocal mark
             if not pending:
                 return
-            rows = [(at, {k: float(v) for k, v in m.items()}) for at, m in pending]
+            rows = [(at, {k: float(v) for k, v in m.items()}) for at, m, _ in pending]
             elapsed = time.perf_counter() - mark
             good = []
             for at, row in rows:
@@ -229,7 +229,7 @@ class Training:
                 else:
                     self._skipped(at, row, checkpoints, records)
             progress.seconds += elapsed
-            for held in (loader.counts(at - 1) for at, _ in rows):
+            for *_, held in pending:
                 progress.count(held)
             progress.losses += good
             if log:
@@ -242,13 +242,12 @@ class Training:
 
         done = settings.early_stopping and progress.worse >= settings.early_stopping
         while step < self.total and not done:
-            planned = loader.planned(step)
-            if self.stream is not None and (window := loader.begun(step)) is not None:
-                agreement.require_same("a window of the stream", window.content())
             self.profiler.at(step)
             before_input = time.perf_counter()
-            rows = next(iterator)
+            planned, held, rows = next(iterator)
             progress.waited += time.perf_counter() - before_input
+            if self.stream is not None and (window := loader.begun(step)) is not None:
+                agreement.require_same("a window of the stream", window.content())
             batch = place_rows(self.mesh, rows, len(planned.places))
             before, phase = phase, self.run_.tuned.at_step(step)
             if phase is not before and phase.partition.labels != before.partition.labels:
@@ -265,7 +264,7 @@ class Training:
             state, metrics = compiled(state, frozen, batch)
             progress.flops += flops
             step += 1
-            pending.append((step, metrics))
+            pending.append((step, metrics, held))
             due = step % self.eval_every == 0 or step == self.total
             log = step % settings.log_every == 0 or step == self.total
             stop = stopping(step)

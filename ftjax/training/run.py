@@ -25,6 +25,7 @@ from ftjax.paths import Flat
 from ftjax.remote import copied, located
 from ftjax.tasks.base import Task
 from ftjax.tasks.written import Written
+from ftjax.training.labels import pooling_folder
 from ftjax.training.trained import fused
 
 
@@ -112,7 +113,8 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
     if not method.trains and config.task.name != "classification":
         raise UserError(f"method.name={config.method.name} is for task.name=classification")
     resize = config.model.resize_vocabulary
-    head, hf_config = task.head(names, folder), with_words(folder, read_config(folder), resize)
+    head = task.head(names, pooling_folder(config, folder))
+    hf_config = with_words(folder, read_config(folder), resize)
     if not method.trains:
         head["head"] = HEADS[prompt_kind(method, folder, hf_config)]
     model = tuned.build(hf_config, method, config.model, head, jax.default_backend())

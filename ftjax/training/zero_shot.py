@@ -77,7 +77,7 @@ def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     progress, tried, template, test = Progress(), {}, templates[0], None
     if "validation" in splits:
-        start = time.perf_counter()
+        start, compiled = time.perf_counter(), scorer.compile_seconds
         several = scorer(splits["validation"], templates)
         for number, (name, scored) in enumerate(zip(templates, several, strict=True)):
             found = judge("validation", name, scored)
@@ -87,7 +87,8 @@ def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             tried[name] = found[metric]
         require(progress.best is not None, f"no template's validation {metric} is a number")
         template = templates[progress.best_step]
-        progress.seconds = time.perf_counter() - start - scorer.compile_seconds
+        compiled = scorer.compile_seconds - compiled
+        progress.seconds = time.perf_counter() - start - compiled
     progress.best_step = 0  # nothing was trained
     if "test" in splits:
         test = judge("test", template, scorer(splits["test"], [template])[0])
