@@ -178,7 +178,8 @@ class Train:
         eval_batch_size: rows at once, over all devices, where nothing is trained.
         accumulation: parts of a batch whose gradients are added up in turn, in less memory.
         eval_every: steps; 0: once an epoch.
-        best_metric: of the validation split; auto: the task's.
+        best_metric: of the validation split, also of what is written for it, as bleu, which takes
+            longer; auto: the task's.
         average: decay of a moving average of what trains, which is evaluated; 0: none.
         swa_start: share of the run from which on an equal average is; 0: none.
         swa_every: steps between what is averaged.

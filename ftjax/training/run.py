@@ -77,7 +77,7 @@ def best_metric(config: ConfigDict, task: Task) -> str:
 def require_measured(metric: str, task: Task, split: Split, names: Sequence[str]) -> None:
     """Raises UserError where a validation split is such that a metric cannot be computed of it."""
     measured = set(task.measured(split, names))
-    if metric in measured or metric in task.at_end:
+    if metric in measured or (metric in task.at_end and any(task.references(split))):
         return
     raise UserError(
         f"train.best_metric={metric!r} cannot be computed of {split.file}, which gives "
