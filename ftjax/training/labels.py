@@ -5,9 +5,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ftjax.formats.folder import open_weights, read_config, read_json
+from ftjax.formats.adapterhub import labels_in
+from ftjax.formats.folder import open_weights
 from ftjax.formats.names import Part
-from ftjax.models import configure
+from ftjax.models import configure, read_config
 from ftjax.models.layers import Options
 from ftjax.remote import copied, located
 
@@ -24,10 +25,8 @@ def finished_outputs(config: ConfigDict, task: Any, folder: Path) -> tuple[str, 
     head = task.head(("0", "1"), folder).get("head")
     if head not in NAMED or config.model.new_head:
         return ()
-    if config.model.adapter:
-        file = copied(located(config.model.adapter)) / "head_config.json"
-        if file.exists() and (numbers := (read_json(file).get("config") or {}).get("label2id")):
-            return tuple(map(str, sorted(numbers, key=numbers.get)))
+    if config.model.adapter and (names := labels_in(copied(located(config.model.adapter)))):
+        return names
     hf_config = read_config(folder)
     heads = configure(hf_config, Options()).heads
     part = heads[head].modules.get(CLASSIFIER) if head in heads else None
