@@ -29,6 +29,7 @@ class About:
     name: str = "ftjax"
     model_type: str = "bert"
     model_class: str = "BertAdapterModel"
+    label2id: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)

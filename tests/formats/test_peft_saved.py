@@ -248,7 +248,7 @@ def test_a_head_of_other_labels_than_the_bases_is_written(base, one_device, tmp_
         ({"rank_pattern": ["q_proj"]}, "rank_pattern=.* must be of modules and numbers"),
         ({"alpha_pattern": {"q_proj": "2"}}, "alpha_pattern=.* must be of modules and numbers"),
         ({"alpha_pattern": {"(": 2}}, "alpha_pattern: '\\(' is not read"),
-        ({"modules_to_save": [1]}, "modules_to_save=.* must be names"),
+        ({"modules_to_save": [1]}, "modules_to_save=.* texts expected"),
         ({"of_tomorrow": {"a": 1}}, "of_tomorrow=.* is not implemented"),
     ],
 )
