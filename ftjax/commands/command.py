@@ -11,6 +11,8 @@ from ftjax.errors import UserError
 ALL = "any configuration key can be given as --config.KEY=VALUE"
 PLACE = "mesh.*, model.dtype and model.attention can be given as --config.KEY=VALUE"
 ROWS = f"data.* and train.eval_batch_size, {PLACE}"
+# Metrics of a constant answer that are said; result.json has all.
+CONSTANT = ("accuracy", "f1", "f1_micro", "f1_macro", "kappa", "exact", "mean_squared_error")
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,14 @@ def add_step(parser: ArgumentParser) -> None:
 def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
     """A line for each split."""
     for split, metrics in scores.items():
-        numbers = [f"{k} {v:.4f}" for k, v in metrics.items() if isinstance(v, float)]
-        print(f"{split}: {', '.join(numbers)} ({metrics['examples']:,} examples)")
+        print(f"{split}: {_numbers(metrics)} ({metrics['examples']:,} examples)")
+        if constant := metrics.get("baseline"):
+            told = {name: constant[name] for name in CONSTANT if name in constant}
+            print(f"{' ' * len(split)}  an answer that is always the same: {_numbers(told)}")
+
+
+def _numbers(metrics: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if isinstance(v, float))
 
 
 def _workdir(text: str) -> Path:
