@@ -45,16 +45,20 @@ def add_step(parser: ArgumentParser) -> None:
 
 
 def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
-    """A line for each split."""
+    """A line for each split; means over labels are named."""
     for split, metrics in scores.items():
         print(f"{split}: {_numbers(metrics)} ({metrics['examples']:,} examples)")
         if constant := metrics.get("baseline"):
             told = {name: constant[name] for name in CONSTANT if name in constant}
-            print(f"{' ' * len(split)}  an answer that is always the same: {_numbers(told)}")
+            named = {**told, "averages": metrics.get("averages", {})}
+            print(f"{' ' * len(split)}  an answer that is always the same: {_numbers(named)}")
 
 
 def _numbers(metrics: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if isinstance(v, float))
+    from ftjax.tasks.base import spoken
+
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    return ", ".join(f"{spoken(name, metrics)} {value:.4f}" for name, value in numbers.items())
 
 
 def _workdir(text: str) -> Path:

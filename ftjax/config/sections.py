@@ -54,11 +54,16 @@ class Splits:
         train: 0: what the others leave.
         validation: 0: none.
         test: 0: none.
+        folds: parts of the training rows, one of which is the validation split: of cross-validation
+            (`ftjax compare --folds`); 0: drawn by size.
+        fold: which of them it is, from 0.
     """
 
     train: NotNegative = 0.0
     validation: NotNegative = 0.1
     test: NotNegative = 0.0
+    folds: Natural = 0
+    fold: Natural = 0
 
 
 @dataclass(frozen=True)

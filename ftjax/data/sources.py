@@ -148,16 +148,15 @@ def _open(settings: Options) -> dict[str, Opened]:
     raise UserError(f"data.source={source!r} is not known{nearest(source, [*READERS, *OTHERS])}")
 
 
-def read_file(file: Path, settings: Options, schema: Schema) -> Split:
-    """The rows of one file, by `data.source` where it has such a suffix, or else by its suffix."""
+def open_file(file: Path, settings: Options) -> Opened:
+    """One file, by `data.source` where it has such a suffix, or else by its suffix."""
     by_suffix = {source: entry for source, entry in READERS.items() if file.suffix in entry[0]}
     if not by_suffix:
         known = dict.fromkeys(suffix for suffixes, _ in READERS.values() for suffix in suffixes)
         raise UserError(f"{file}: the suffix must be one of {', '.join(known)}")
     require(file.exists(), f"{file} does not exist")
     _, read = by_suffix.get(settings["source"], next(iter(by_suffix.values())))
-    opened = Opened(str(file), partial(read, file, settings), settings["columns"])
-    return read_split([opened], schema, settings["on_error"] == "skip")
+    return Opened(str(file), partial(read, file, settings), settings["columns"])
 
 
 def read_split(parts: Sequence[Opened], schema: Schema, skip: bool) -> Split:

@@ -7,11 +7,12 @@ from ml_collections import ConfigDict
 
 from ftjax.errors import require
 from ftjax.formats import modules
+from ftjax.formats.adapterhub import HEAD, labels_in
 from ftjax.formats.export import LABELS
-from ftjax.formats.folder import open_weights, read_config, read_json
+from ftjax.formats.folder import open_weights
 from ftjax.formats.jsons import read_value
 from ftjax.formats.names import Part
-from ftjax.models import configure
+from ftjax.models import configure, read_config
 from ftjax.models.layers import Options
 from ftjax.remote import copied, located
 from ftjax.training.trained import is_run
@@ -53,11 +54,8 @@ def _of_adapter(config: ConfigDict, task: Any) -> tuple[str, ...]:
     if is_run(folder):
         same = read_workdir(folder).task.name == config.task.name
         return task.output_names(read_labels(folder)) if same else ()
-    file = folder / "head_config.json"
-    if file.exists():
-        read = read_json(file)
-        numbers = (read.get("config") or {}).get("label2id") or read.get("label2id") or {}
-        return tuple(map(str, sorted(numbers, key=numbers.get)))
+    if (folder / HEAD[0]).exists():
+        return labels_in(folder)
     if (folder / LABELS).exists():
         names = read_value(folder / LABELS)
         sound = isinstance(names, list) and all(isinstance(name, str) for name in names)

@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 from ftjax import methods, pretrained, tasks, tuned
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, nearest, require
-from ftjax.formats.folder import locate, read_config
+from ftjax.formats.folder import locate
 from ftjax.formats.vocabulary import with_words
 from ftjax.methods.fusion import AdapterFusion
 from ftjax.methods.prompting import HEADS, Prompting
-from ftjax.models import kind_of
+from ftjax.models import kind_of, read_config
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
 from ftjax.paths import Flat
 from ftjax.tasks.base import Task
