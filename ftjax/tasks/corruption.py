@@ -73,6 +73,12 @@ def mask_tokens(
     return Masked(np.where(chosen, read, ids.values).astype(np.int32), chosen)
 
 
+def noise_and_spans(length: int, density: float, mean_span: float) -> tuple[int, int]:
+    """Tokens of noise, and spans of them, of a text of two tokens or more: see `noise_spans`."""
+    noise = min(max(round(length * density), 1), length - 1)
+    return noise, min(max(round(noise / mean_span), 1), length - noise)
+
+
 def noise_spans(
     length: int, density: float, mean_span: float, random: np.random.Generator
 ) -> np.ndarray:
@@ -85,8 +91,7 @@ def noise_spans(
     Returns:
         (spans, 2) kept, noise; only the first kept one may be 0.
     """
-    noise = min(max(round(length * density), 1), length - 1)
-    spans = min(max(round(noise / mean_span), 1), length - noise)
+    noise, spans = noise_and_spans(length, density, mean_span)
 
     def cut(total: int, parts: int) -> np.ndarray:
         ends = np.sort(random.permutation(total - 1)[: parts - 1]) + 1

@@ -34,6 +34,7 @@ class Denoising(Rebuilding):
     mean_span: NotNegative = 3.0
     permute: bool = True
 
+    encoded_by: ClassVar = ()
     schema: ClassVar = Schema({"text": Field(text)})
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:

@@ -16,7 +16,7 @@ from ftjax.data.fields import Field, Row, Schema, text
 from ftjax.data.sources import Split
 from ftjax.data.templates import left_out, render
 from ftjax.errors import UserError
-from ftjax.options import Count, Positive
+from ftjax.options import Count, Positive, Regex
 from ftjax.tasks.base import HIGHER, Array
 from ftjax.tasks.causal_lm import CausalLM
 from ftjax.tasks.written import Written
@@ -78,13 +78,14 @@ class Instruction(CausalLM, Written):
     generate: Count = 0
     max_new_tokens: Positive = 256
     num_beams: Positive = 1
-    answer: str = ""
+    answer: Regex = ""
 
     better: ClassVar = {**CausalLM.better, "exact_match": HIGHER}
+    encoded_by: ClassVar = ("template", "turns")
     at_end: ClassVar = ("exact_match",)
     schema: ClassVar = Schema(
         {
-            "messages": Field(chats.messages, optional=True),
+            "messages": Field(chats.messages, optional=True, says=True),
             "prompt": Field(text, optional=True),
             "completion": Field(text, optional=True, answer=True),
             "tools": TOOLS,
@@ -128,10 +129,10 @@ class Instruction(CausalLM, Written):
             found.append({"messages": asked, "tools": tools} if tools else asked)
         return found
 
-    def references(self, split: Split) -> list[str]:
+    def references(self, split: Split) -> list[list[str]]:
         """The contents of last turns; empty where one but calls tools."""
         rows = [turns_of(row)[-1] for row in split.rows]
-        return [(turn["role"] == "assistant" and turn.get("content")) or "" for turn in rows]
+        return [[(turn["role"] == "assistant" and turn.get("content")) or ""] for turn in rows]
 
 
 def row_chat(row: Mapping[str, Any]) -> tuple[list[Message], list[Any] | None]:

@@ -34,6 +34,7 @@ class MaskedLM(Task):
     whole_words: bool = False
 
     better: ClassVar = directions(("masked_accuracy",), ("perplexity",))
+    encoded_by: ClassVar = ()
     by_token: ClassVar = True
     schema: ClassVar = Schema({"text": Field(text)})
     arrays: ClassVar = {"originals": Array("token", "int32"), "masked": Array("token", "int32")}

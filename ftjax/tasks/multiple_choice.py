@@ -59,13 +59,14 @@ class MultipleChoice(Task):
     """
 
     best_metric = "accuracy"
+    encoded_by: ClassVar = ()
     better: ClassVar = directions(("accuracy",))
     packs = False
     group = 2
     schema: ClassVar = Schema(
         {
             "text": Field(text),
-            "choices": Field(choices),
+            "choices": Field(choices, says=True),
             "label": Field(label_name, answer=True),
         },
         check,

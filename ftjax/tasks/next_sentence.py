@@ -30,6 +30,7 @@ class NextSentence(MaskedLM):
     """
 
     better: ClassVar = {**MaskedLM.better, "next_sentence_accuracy": HIGHER}
+    encoded_by: ClassVar = ()
     by_token: ClassVar = False
     arrays: ClassVar = {**MaskedLM.arrays, "labels": Array("example", "int32")}
 

@@ -79,11 +79,12 @@ class Preference(Task):
     group = 2
     refers = True
     best_metric = "accuracy"
+    encoded_by: ClassVar = ("template",)
     better: ClassVar = directions(("accuracy", "margin"))
     schema: ClassVar = Schema(
         {
-            "prompt": Field(turns, optional=True),
-            **{name: Field(turns) for name in ANSWERS},
+            "prompt": Field(turns, optional=True, says=True),
+            **{name: Field(turns, says=True) for name in ANSWERS},
             "tools": TOOLS,
         },
         check,

@@ -11,7 +11,7 @@ from ftjax.data.fields import Field, Schema, text
 from ftjax.data.loading import Vary
 from ftjax.errors import UserError
 from ftjax.options import Inside
-from ftjax.tasks.corruption import corrupt_spans
+from ftjax.tasks.corruption import corrupt_spans, noise_and_spans
 from ftjax.tasks.rebuilding import Rebuilding
 
 SENTINELS = 100
@@ -29,6 +29,7 @@ class SpanCorruption(Rebuilding):
     density: Inside = 0.15
     mean_span: Annotated[float, "[1, inf)"] = 3.0
 
+    encoded_by: ClassVar = ()
     schema: ClassVar = Schema({"text": Field(text)})
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
@@ -36,6 +37,10 @@ class SpanCorruption(Rebuilding):
         ids = tokenizer(columns["text"], add_special_tokens=False, verbose=False)["input_ids"]
         cut = [len(row) > max_length - 1 for row in ids]
         return {"input_ids": [row[: max_length - 1] for row in ids], "cut": cut}
+
+    def longest_written(self, max_length: int) -> int:
+        """Of the longest text the noise, a sign for each span, and the end."""
+        return sum(noise_and_spans(max_length - 1, self.density, self.mean_span)) + 1
 
     def variation(self, tokenizer: Any) -> Vary:
         sentinels = sentinels_of(tokenizer)

@@ -71,6 +71,7 @@ class SpanQA(Task):
     language: Literal[tuple(squad.LANGUAGES)] = "en"
 
     best_metric = "f1"
+    encoded_by: ClassVar = ("stride",)
     better: ClassVar = directions(
         f"{name}{among}"
         for name in ("exact_match", "f1")

@@ -67,6 +67,7 @@ class TokenClassification(Task):
     scheme: str = "auto"
 
     best_metric = "f1"
+    encoded_by: ClassVar = ()
     better: ClassVar = directions(
         ("f1", "precision", "recall", "accuracy", "intent_accuracy", "exact")
     )

@@ -1,5 +1,6 @@
 """What tasks share whose answers are written: prompts, references, and metrics of texts."""
 
+import json
 import re
 from collections.abc import Sequence
 from itertools import chain
@@ -7,6 +8,9 @@ from typing import Any
 
 from ftjax.data.sources import Split
 from ftjax.data.templates import chosen
+from ftjax.errors import UserError, nearest, summary
+
+References = Sequence[Sequence[str]]  # of each text those that are wanted, any of them
 
 
 class Written:
@@ -28,15 +32,15 @@ class Written:
         """What is gone on from, one a row: texts, or chats."""
         raise NotImplementedError
 
-    def references(self, split: Split) -> list[str]:
-        """What is wanted, one a row."""
+    def references(self, split: Split) -> list[list[str]]:
+        """What is wanted of each row: any of several texts."""
         raise NotImplementedError
 
     def asked(self, tokenizer: Any) -> dict[str, Any]:
         """Settings of generation; the tokenizer is made ready for prompts."""
         return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
 
-    def written(self, texts: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    def written(self, texts: Sequence[str], references: References) -> dict[str, Any]:
         """Metrics of texts."""
         return {"exact_match": exact_match(texts, references, self.answer)}
 
@@ -48,18 +52,29 @@ def ready(task: Any, tokenizer: Any) -> dict[str, Any]:
     return task.asked(tokenizer) if isinstance(task, Written) else {}
 
 
-def exact_match(texts: Sequence[str], references: Sequence[str], pattern: str = "") -> float:
+def merged(prompts: Sequence[Any], references: References) -> tuple[list[Any], list[list[str]]]:
+    """Each prompt once, with the references of all rows that ask it, each once."""
+    keys = [json.dumps(prompt, sort_keys=True) for prompt in prompts]
+    of_key: dict[str, dict[str, None]] = {}
+    for key, wanted in zip(keys, references, strict=True):
+        of_key.setdefault(key, {}).update(dict.fromkeys(wanted))
+    first = dict(zip(reversed(keys), reversed(prompts), strict=True))
+    return [first[key] for key in of_key], [list(wanted) for wanted in of_key.values()]
+
+
+def exact_match(texts: Sequence[str], references: References, pattern: str = "") -> float:
     """The share of texts that are as wanted, but for case and spaces.
 
     Args:
         texts: what was written.
-        references: what is wanted.
+        references: what is wanted of each, any of them.
         pattern: a regular expression: what its last match says is compared, its first group where
             it has one, without commas in numbers; a text without a match is wrong.
     """
     pairs = zip(texts, references, strict=True)
     right = [
-        (found := extracted(text, pattern)) is not None and found == extracted(wanted, pattern)
+        (said := extracted(text, pattern)) is not None
+        and said in [extracted(each, pattern) for each in wanted]
         for text, wanted in pairs
     ]
     return sum(right) / max(len(right), 1)
@@ -77,28 +92,35 @@ def extracted(text: str, pattern: str) -> str | None:
 
 
 def translation_scores(
-    texts: Sequence[str], references: Sequence[str], tokenize: str
+    texts: Sequence[str], references: References, tokenize: str
 ) -> dict[str, Any]:
     """BLEU and chrF by sacrebleu, 0 to 100, with the signature of each.
 
     Args:
         texts: what was written.
-        references: one of each.
+        references: of each one or several, which all count, as Papineni et al. (2002) have it.
         tokenize: sacrebleu's: "13a", "zh", "ja-mecab", "char", "flores200", ...
     """
     from sacrebleu.metrics import BLEU, CHRF
 
-    bleu, chrf = BLEU(tokenize=tokenize), CHRF()
+    most = max(map(len, references), default=0)
+    streams = [[each[i] if i < len(each) else None for each in references] for i in range(most)]
+    try:
+        bleu, chrf = BLEU(tokenize=tokenize), CHRF()
+    except Exception as error:  # of an unknown name, or of a package that is not installed
+        known = nearest(tokenize, BLEU.TOKENIZERS) if tokenize not in BLEU.TOKENIZERS else ""
+        raise UserError(f"task.tokenize={tokenize!r}{known}: {summary(error)}") from error
     found = {}
     for name, metric in (("bleu", bleu), ("chrf", chrf)):
-        found[name] = float(metric.corpus_score(list(texts), [list(references)]).score)
+        found[name] = float(metric.corpus_score(list(texts), streams).score)
         found[f"{name}_signature"] = str(metric.get_signature())
     return found
 
 
-def summary_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def summary_scores(texts: Sequence[str], references: References) -> dict[str, float]:
     """ROUGE-1, -2 and -L (F-measures, means over texts, in parts of 1) by rouge-score.
 
+    Of several references the best counts, for each kind, as `score_multi` has it.
     Words are lower-cased and stemmed as usual; Chinese characters are words.
     """
     from rouge_score.rouge_scorer import RougeScorer
@@ -106,7 +128,7 @@ def summary_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str,
     kinds = ("rouge1", "rouge2", "rougeL")
     scorer = RougeScorer(list(kinds), tokenizer=_Words())
     pairs = zip(references, texts, strict=True)
-    each = [scorer.score(wanted, text) for wanted, text in pairs]
+    each = [scorer.score_multi(list(wanted), text) for wanted, text in pairs]
     return {kind: sum(score[kind].fmeasure for score in each) / max(len(each), 1) for kind in kinds}
 
 

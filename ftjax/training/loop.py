@@ -39,6 +39,7 @@ from ftjax.training.records import Records, write_text
 from ftjax.training.result import set_result_aside, write_result
 from ftjax.training.resuming import best, newest
 from ftjax.training.run import (
+    PENDING,
     Run,
     best_metric,
     length_before,
@@ -48,7 +49,7 @@ from ftjax.training.run import (
 from ftjax.training.signals import stop_signal
 from ftjax.training.splits import Data
 from ftjax.training.step import State, carried_moments, init_state, lower_step
-from ftjax.training.writing import written_scores
+from ftjax.training.writing import is_written, written_scores
 
 
 class Training:
@@ -56,7 +57,7 @@ class Training:
 
     def __init__(self, run: Run, data: Data, workdir: Path, lock: Lock, base: str) -> None:
         self.lock, self.base = lock, base
-        seen = data.splits["train"] if data.stream is None else data.stream[0]
+        seen = data.counted
         self.run_ = run = with_bias(run, run.task.first_bias(seen))
         self.data, self.workdir, self.names = data, workdir, data.names
         self.config, self.mesh, self.splits, self.raw = run.config, run.mesh, data.splits, data.raw
@@ -95,12 +96,12 @@ class Training:
 
     def _layout(self) -> Layout:
         """The shapes of batches; a stream's by its first window, with room for any length."""
-        longest = 0 if self.stream is None else self.config.data.max_length
+        longest, task = self.config.data.max_length, self.run_.task
+        most = None if self.stream is None else (longest, task.longest_written(longest))
         first = self.splits["train"] if self.stream is None else self.stream[0]
         parts = [first, *(part for name, part in self.splits.items() if name != "train")]
         rows = self.config.train.batch_size
-        by_token = self.run_.task.by_token
-        return choose_layout(self.config, self.mesh, parts, rows, self.vary, longest, by_token)
+        return choose_layout(self.config, self.mesh, parts, rows, self.vary, most, task.by_token)
 
     def _refer(self) -> None:
         """What the untrained model says of all splits, before anything else."""
@@ -163,6 +164,8 @@ class Training:
             return self._finish(checkpoints, state, records)
         finally:
             self.profiler.end()
+            if self.stream is not None:
+                self.stream.close()
             try:
                 records.close()
             finally:
@@ -177,7 +180,7 @@ class Training:
         state, meta, self.progress = found
         iterator.set_state(meta["data"])
         if self.stream is not None:
-            self.loader.starts[:] = meta["windows"]
+            self.loader.go_on(meta["stream"])
         return state, notes
 
     def _first(self) -> State:
@@ -340,7 +343,7 @@ class Training:
         state = iterator.get_state()
         return {
             "data": state,
-            "windows": self.loader.starts if self.stream is not None else None,
+            "stream": self.loader.saved() if self.stream is not None else None,
             "progress": asdict(self.progress),
             "config": to_json(self.config),
             "total": self.total,
@@ -372,10 +375,8 @@ class Training:
             records.say(note)
         tested = "test" in self.splits
         test = self._score(params, "test", self.test_layout) if tested else None
-        last = "test" if tested else "validation"
-        if last in self.splits and (found := written_scores(self.run_, params, self.raw[last])):
-            (test if tested else progress.validation).update(found)
-        return write_result(
+        write = partial(
+            write_result,
             self.workdir,
             self.run_,
             progress,
@@ -387,3 +388,9 @@ class Training:
             **({} if self.stream is None else self.stream.counts),
             **self.run_.tuned.method.report(self.run_.tuned.base, params),
         )
+        if (last := self.data.written) is None or not is_written(self.run_):
+            return write()
+        write(**{PENDING: ["what is written, and its scores"]})  # kept, whatever comes of them
+        found = written_scores(self.run_, params, self.raw[last])
+        (test if tested else progress.validation).update(found)
+        return write()

@@ -45,6 +45,7 @@ FREE = (
 PATHS = ("data.path", "data.mixture", "model.path", "model.adapter", "method.adapters")
 START = "start"  # of a work folder: the model of `model.from_run`
 LENGTHS = ("train.epochs", "train.steps")  # which `--extend` may raise
+PENDING = "pending"  # of a result: what is still to come of it
 MEND = 'its text is also in checkpoints/STEP/meta/metadata, under "config"'
 
 
@@ -214,7 +215,8 @@ def finished(workdir: Path, config: ConfigDict, extend: bool = False) -> dict[st
     if changed and (workdir / "checkpoints").exists():
         return None
     require(not changed, f"{workdir} is finished; {changed} differ from its configuration")
-    return _read(path, "remove it, and the same command writes it anew")
+    result = _read(path, "remove it, and the same command writes it anew")
+    return None if result.get(PENDING) else result
 
 
 def _read(path: Path, mend: str) -> dict[str, Any]:

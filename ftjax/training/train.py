@@ -18,6 +18,7 @@ from ftjax.training.run import best_metric, check_workdir, open_workdir, place_m
 from ftjax.training.shared import require_same_config, require_shared_folder
 from ftjax.training.splits import read_data
 from ftjax.training.start import begin
+from ftjax.training.writing import check_written, is_written
 
 
 def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, Any]:
@@ -54,6 +55,8 @@ def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, 
         inputs = inputs_of(config, data, folder)
         require_same_inputs(workdir, inputs)
         run = place_model(config, data.names)
+        if is_written(run) and (last := data.written):
+            data.report.append({**check_written(run, data.raw[last]), "split": last})
         first(partial(write_labels, workdir, data.names))
         first(partial(write_data_report, workdir, data.report))
         return Training(run, data, workdir, lock, inputs["base model"]).run()

@@ -11,7 +11,8 @@ from ftjax.data.encode import encode, encoder
 from ftjax.data.loading import Loader
 from ftjax.data.planning import bucket_layout, packed_layout
 from ftjax.data.sources import open_parts
-from ftjax.data.streaming import Source, StreamLoader, Windows
+from ftjax.data.stream_source import Source
+from ftjax.data.streaming import StreamLoader, Windows
 from ftjax.formats.folder import load_tokenizer
 from ftjax.tasks.causal_lm import CausalLM
 from ftjax.tasks.instruction import Instruction

@@ -19,9 +19,9 @@ from ftjax.config import (
     to_json,
 )
 from ftjax.data.preparation import STEPS, find, steps
-from ftjax.data.preparation.pipeline import prepare
+from ftjax.data.preparation.pipeline import prepare, steps_of
 from ftjax.data.sources import open_parts
-from ftjax.data.streaming import Source
+from ftjax.data.stream_source import START, Source
 from ftjax.errors import UserError
 from ftjax.tasks.classification import Classification
 from ftjax.training.splits import open_stream
@@ -171,20 +171,24 @@ def test_evaluation_leaves_out_what_only_training_rows_need():
 def test_streams_take_steps_by_row_and_refuse_others(config_file, corpus, tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "x" * n, "label": "l"} for n in range(1, 9)])
     opened = open_parts(settings(path=str(path)))[0][1]["train"]
-    entries = steps([
+    schema = Classification.schema
+    entries = [
         {"step": "filter_length", "maximum": 5},
         {"step": "filter_length", "minimum": 5, "splits": ["test"]},
         {"step": "clean_labels", "case": "upper"},
-    ])  # fmt: skip
-    source = Source(opened, Classification.schema, steps=entries)
-    rows = source.take(0, 12)
+    ]
+    source = Source(opened, schema, steps=steps_of(entries, schema))
+    rows, position = source.take(START, 12)
     assert [len(row["text"]) for row in rows] == [1, 2, 3, 4, 5] * 2 + [1, 2]
-    assert {row["label"] for row in rows} == {"L"} and source.dropped == {"filter_length": 3}
+    assert {row["label"] for row in rows} == {"L"}
+    assert position.place.dropped == {"filter_length": 3}
     none = Source(
-        opened, Classification.schema, steps=steps([{"step": "filter_length", "minimum": 50}])
+        opened, schema, steps=steps_of([{"step": "filter_length", "minimum": 50}], schema)
     )
     with pytest.raises(UserError, match="no rows that data.prepare leaves"):
-        none.take(0, 1)
+        none.take(START, 1)
+    with pytest.raises(UserError, match="data.prepare: filter_length: columns: rows have no 'txt'"):
+        steps_of([{"step": "filter_length", "columns": ["txt"]}], schema)
 
     config = load_config(str(config_file))
     config.data.update({"streaming": True, "window": 64})
