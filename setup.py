@@ -59,6 +59,7 @@ setup(
         "seqeval>=1.2.2",
         "sacrebleu>=2.5",
         "rouge-score>=0.1.2",
+        "regex>=2024.5",
         "nltk>=3.9",
         "matplotlib>=3.9",
         "tensorboardX>=2.6",

@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +21,14 @@ from uuid import uuid4
 from ftjax.errors import require
 from ftjax.remote import cache_folder
 
-KEPT = ("tokens", "prepared")  # folders of files that are checked, and that the limit is for
+KEPT = (
+    "tokens",
+    "splits",
+    "prepared",
+)  # folders of files that are checked, and that the limit is for
 FOLDERS = {
     "tokens": "texts as token ids",
+    "splits": "rows as data.prepare leaves them",
     "prepared": "what models that data.prepare asks have said",
     "copies": "folders of object stores",
     "xla": "compiled programs",
@@ -164,7 +169,7 @@ def sizes() -> dict[str, Size]:
     return found
 
 
-def clear(kinds: tuple[str, ...] = tuple(FOLDERS)) -> None:
+def clear(kinds: Iterable[str] = FOLDERS) -> None:
     """Removes folders, which are made again as they are needed."""
     for kind in kinds:
         shutil.rmtree(cache_folder() / kind, ignore_errors=True)

@@ -1,6 +1,7 @@
 """What is kept on disk: checked when it is read, within a limit, and no run's end where it fails."""
 
 import os
+import re
 import resource
 
 import numpy as np
@@ -10,7 +11,7 @@ from ftjax import cache
 from ftjax.data.encode import encode
 from ftjax.errors import UserError
 from ftjax.tasks.classification import Classification
-from tests.conftest import make_rows
+from tests.conftest import here, make_rows
 from tests.tasks.made import split_of
 
 TASK = Classification()
@@ -66,7 +67,7 @@ def test_a_full_disk_costs_nothing_but_time(folder, tiny, capsys):
     assert len(list(folder.iterdir())) == 1
 
 
-def test_what_was_used_last_stays_within_the_limit(folder, monkeypatch):
+def test_what_was_used_last_stays_within_the_limit(folder, monkeypatch, capsys):
     for number, name in enumerate("abc"):
         assert cache.write("tokens", name, lambda file: file.write(bytes(1000)))
         os.utime(folder / name, (number, number))
@@ -82,5 +83,16 @@ def test_what_was_used_last_stays_within_the_limit(folder, monkeypatch):
         monkeypatch.setenv("FTJAX_CACHE_LIMIT", bad)
         with pytest.raises(UserError, match="FTJAX_CACHE_LIMIT=.* must be a size"):
             cache.write("tokens", "f", lambda file: file.write(b""))
-    cache.clear(("tokens",))
-    assert not folder.exists() and cache.sizes()["tokens"].files == 0
+    monkeypatch.delenv("FTJAX_CACHE_LIMIT")
+    (folder.parent / "xla").mkdir()
+    (folder.parent / "xla" / "program").write_bytes(bytes(2_000_000))
+    here("cache", "list")
+    said = capsys.readouterr().out
+    assert re.search(r"tokens +1 files +0.0 MB", said) and re.search(r"xla +1 files +2.0 MB", said)
+    assert "may hold 50.0 GB" in said
+    here("cache", "clear", "tokens")
+    assert not folder.exists() and cache.sizes()["xla"].files == 1
+    with pytest.raises(UserError, match="no folder 'token' .did you mean 'tokens'"):
+        here("cache", "clear", "token")
+    here("cache", "clear")
+    assert not any(cache.sizes()[kind].files for kind in cache.FOLDERS)

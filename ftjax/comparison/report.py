@@ -9,7 +9,7 @@ from typing import Any
 
 from ftjax.comparison.plots import draw
 from ftjax.comparison.row import Row, headings
-from ftjax.training.records import write_text
+from ftjax.workdir.records import write_text
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

@@ -162,7 +162,7 @@ class Checker:
             _encodable(found)
         except ValueError as error:
             raise UserError(f"{place}: field {theirs!r} {error}") from None
-        if self._fields[name].read is label_name:  # 1 and "1" are not to be one label
+        if self._fields[name].read in (label_name, name_or_number):  # 1 and "1" are two labels
             kind = str if isinstance(value, str) else int
             if self._kinds.setdefault(name, kind) is not kind:
                 other = {int: "an integer", str: "text"}
@@ -212,6 +212,12 @@ def label_name(found: Any) -> str:
     if not isinstance(found, str | int) or found == "":
         raise ValueError(f"must be a string or an integer, not {shown(found)}")
     return str(int(found) if isinstance(found, bool) else found)
+
+
+def name_or_number(found: Any) -> str | int:
+    """As `label_name`, but that a number stays one."""
+    name = label_name(found)
+    return name if isinstance(found, str) else int(name)
 
 
 def number(found: Any) -> float:

@@ -2,18 +2,50 @@
 state is what a checkpoint holds.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from ftjax.data.encode import IDS, Examples, Ragged
+from ftjax.data.once import Once
 from ftjax.data.planning import EMPTY, Layout, Planned, plan_epoch
 
-Vary = Callable[[Examples, np.random.Generator], Examples]
+Random = np.random.Generator | Sequence[np.random.Generator]  # of all examples, or one of each
+KEPT = 3  # epochs in memory: the one that is trained on, the one that is read, and the next
+
+
+@dataclass(frozen=True)
+class Vary:
+    """What makes of examples those of an epoch.
+
+    Attributes:
+        make: of some examples, by the draws of a generator for each, or of one for all.
+        lengths: of examples those of what is made of them, and of what is then written, if
+            anything: they do not depend on what is drawn, so that an epoch is planned by them and
+            each batch is made as it comes. None: the examples of an epoch are made together.
+    """
+
+    make: Callable[[Examples, Random], Examples]
+    lengths: Callable[[Examples], tuple[np.ndarray, np.ndarray | None]] | None = None
+
+    def __call__(self, examples: Examples, random: Random) -> Examples:
+        return self.make(examples, random)
+
+    def shaped(self, examples: Examples) -> Examples:
+        """Examples of the lengths of those of an epoch, where that is known, with no tokens."""
+        if self.lengths is None:
+            return self(examples, np.random.default_rng(0))
+        read, written = self.lengths(examples)
+        decoder = examples.decoder if written is None else _empty(written)
+        return replace(examples, ids=_empty(read), tokens={}, decoder=decoder)
+
+
+def _empty(lengths: np.ndarray) -> Ragged:
+    return Ragged(np.zeros(0, np.int32), np.cumsum([0, *lengths], dtype=np.int64))
 
 
 class Counts(NamedTuple):
@@ -24,7 +56,87 @@ class Counts(NamedTuple):
     slots: int
 
 
+class Batch(NamedTuple):
+    """A global batch, as one host has it.
+
+    Attributes:
+        planned: which examples lie where.
+        counts: what all hosts' parts hold.
+        arrays: this host's part; see `make_batch`.
+    """
+
+    planned: Planned
+    counts: Counts
+    arrays: Mapping[str, np.ndarray]
+
+
 @dataclass(frozen=True)
+class Epoch:
+    """The examples of an epoch, and its plan.
+
+    Attributes:
+        examples: as they are, or made by `vary`.
+        plan: its batches.
+        shaped: with the lengths that batches have.
+        vary: makes those of a batch; None: they are made.
+        seed: of what it draws, numbers.
+    """
+
+    examples: Examples
+    plan: list[Planned]
+    shaped: Examples
+    vary: Vary | None = None
+    seed: tuple[int, ...] = ()
+
+    def batch(self, number: int, local: Callable[[int], np.ndarray] = np.arange) -> Batch:
+        """A planned batch; `local` as of `Loader`."""
+        planned = self.plan[number]
+        return Batch(planned, counted(self.shaped, planned), self.arrays(number, local))
+
+    def arrays(self, number: int, local: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
+        """This host's part of a batch, whose examples alone are made."""
+        planned = self.plan[number]
+        if self.vary is None:
+            return make_batch(self.examples, planned, local)
+        own = planned._replace(places=planned.places[local(len(planned.places))])
+        numbers = own.examples if len(own.examples) else np.zeros(1, int)  # for its form
+        made = self.vary(taken(self.examples, numbers), generators(self.seed, numbers))
+        places = np.full(own.places.shape, EMPTY)
+        places[own.places != EMPTY] = np.arange(len(own.examples))
+        return make_batch(made, own._replace(places=places))
+
+
+def generators(seed: tuple[int, ...], numbers: np.ndarray) -> list[np.random.Generator]:
+    """One for each example, whatever batch, host or step it is in."""
+    return [np.random.default_rng((*seed, int(number))) for number in numbers]
+
+
+def taken(examples: Examples, numbers: np.ndarray) -> Examples:
+    """Some examples, in an order."""
+    sequences = (numbers[:, None] * examples.group + np.arange(examples.group)).ravel()
+    starts, ends = examples.ids.offsets[sequences], examples.ids.offsets[sequences + 1]
+    at = _ranges(starts, ends)
+    decoder = examples.decoder
+    if decoder is not None:
+        written = _ranges(decoder.offsets[numbers], decoder.offsets[numbers + 1])
+        sizes = decoder.offsets[numbers + 1] - decoder.offsets[numbers]
+        decoder = Ragged(decoder.values[written], np.cumsum([0, *sizes], dtype=np.int64))
+    return Examples(
+        ids=Ragged(examples.ids.values[at], np.cumsum([0, *(ends - starts)], dtype=np.int64)),
+        tokens={name: values[at] for name, values in examples.tokens.items()},
+        arrays={name: array[numbers] for name, array in examples.arrays.items()},
+        decoder=decoder,
+        rows=examples.row_numbers[numbers],
+        group=examples.group,
+    )
+
+
+def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The numbers from each start to its end, end to end."""
+    return np.concatenate([np.zeros(0, int), *map(np.arange, starts, ends)])
+
+
+@dataclass(frozen=True, eq=False)
 class Loader:
     """Batches of a split.
 
@@ -45,49 +157,67 @@ class Loader:
     local: Callable[[int], np.ndarray] = np.arange
     vary: Vary | None = None
 
+    _epochs: Once[Epoch] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        parts = (self.examples, self.layout, self.batch_size, self.seed, self.vary)
+        object.__setattr__(self, "_epochs", Once(partial(epoch_of, *parts), KEPT))
+
     @property
     def steps_per_epoch(self) -> int:
         """Of a shuffled epoch."""
         return -(-len(self.examples) // self.batch_size)
 
-    def epoch(self, number: int) -> tuple[Examples, list[Planned]]:
-        """The examples of an epoch, and its plan."""
-        return _epoch(self, number)
+    def epoch(self, number: int) -> Epoch:
+        return self._epochs(number)
 
-    def planned(self, step: int) -> Planned:
-        """The plan of a step, counted over epochs."""
-        return self._find(step)[1]
-
-    def at(self, step: int) -> dict[str, np.ndarray]:
-        """This host's part of the batch of a step; see `make_batch`."""
-        return make_batch(*self._find(step), self.local)
-
-    def counts(self, step: int) -> Counts:
-        return counted(*self._find(step))
-
-    def _find(self, step: int) -> tuple[Examples, Planned]:
+    def at(self, step: int) -> Batch:
+        """The batch of a step, counted over epochs."""
         epoch, number = divmod(step, self.steps_per_epoch)
-        examples, plan = self.epoch(epoch)
-        return examples, plan[number]
+        return self.epoch(epoch).batch(number, self.local)
 
     def iterate(self, steps: int) -> grain.DatasetIterator:
-        """Batches of steps 0 to `steps` - 1, prefetched; its state can be got and set."""
-        return prefetched(self.at, steps)
+        """Batches of steps 0 to `steps` - 1, prefetched; its state can be got and set.
+
+        While an epoch is read, the next is planned.
+        """
+
+        def at(step: int) -> Batch:
+            batch, following = self.at(step), step // self.steps_per_epoch + 1
+            if following * self.steps_per_epoch < steps:
+                self._epochs.begin(following)
+            return batch
+
+        return prefetched(at, steps)
 
     def __iter__(self) -> Iterator[tuple[Planned, Mapping[str, np.ndarray]]]:
         """One epoch in plan order, with the plan: for evaluation."""
-        examples, plan = self.epoch(0)
-        for planned in plan:
-            yield planned, make_batch(examples, planned, self.local)
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
+        epoch = self.epoch(0)
+        for number, planned in enumerate(epoch.plan):
+            yield planned, epoch.arrays(number, self.local)
 
 
-def prefetched(at: Callable[[int], Mapping[str, np.ndarray]], steps: int) -> grain.DatasetIterator:
+def epoch_of(
+    examples: Examples,
+    layout: Layout,
+    batch_size: int,
+    seed: int | None,
+    vary: Vary | None,
+    number: int,
+) -> Epoch:
+    """The examples of an epoch, and its plan; arguments as of `Loader`."""
+    draws, shaped = (seed or 0, number, 1), examples
+    if vary is not None and vary.lengths is None:
+        examples = shaped = vary(examples, np.random.default_rng(draws))
+        vary = None
+    elif vary is not None:
+        shaped = vary.shaped(examples)
+    written = None if shaped.decoder is None else shaped.decoder.lengths
+    plan = plan_epoch(shaped.lengths, layout, batch_size, seed, number, written)
+    return Epoch(examples, plan, shaped, vary, draws)
+
+
+def prefetched(at: Callable[[int], Batch], steps: int) -> grain.DatasetIterator:
     """`at` of steps 0 to `steps` - 1, ahead of their use; its state can be got and set."""
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
     return iter(grain.MapDataset.range(steps).map(at).to_iter_dataset(options))
@@ -96,18 +226,17 @@ def prefetched(at: Callable[[int], Mapping[str, np.ndarray]], steps: int) -> gra
 def counted(examples: Examples, planned: Planned) -> Counts:
     """Counts of a planned batch."""
     slots = len(planned.places) * (examples.group * planned.length + planned.written)
-    tokens = int(examples.sizes[planned.examples].sum())
-    return Counts(tokens, len(planned.examples), slots)
+    numbers = planned.examples
+    tokens = _lengths(examples.ids, numbers, examples.group).sum()
+    if examples.decoder is not None:
+        tokens += _lengths(examples.decoder, numbers).sum()
+    return Counts(int(tokens), len(numbers), slots)
 
 
-@lru_cache(maxsize=4)
-def _epoch(loader: Loader, number: int) -> tuple[Examples, list[Planned]]:
-    examples, seed = loader.examples, loader.seed
-    if loader.vary is not None:
-        examples = loader.vary(examples, np.random.default_rng((seed or 0, number, 1)))
-    written = None if examples.decoder is None else examples.decoder.lengths
-    plan = plan_epoch(examples.lengths, loader.layout, loader.batch_size, seed, number, written)
-    return examples, plan
+def _lengths(sequences: Ragged, numbers: np.ndarray, group: int = 1) -> np.ndarray:
+    """Of some groups of sequences, not of all, which are many; 0 where there is none."""
+    first, end = numbers * group, (numbers + 1) * group
+    return np.where(numbers == EMPTY, 0, sequences.offsets[end] - sequences.offsets[first])
 
 
 def make_batch(
@@ -142,7 +271,7 @@ def make_batch(
 
 def _index(sequences: Ragged, places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Where the values of padded sequences are, and which are real: (*places, length)."""
-    sizes = np.where(places == EMPTY, 0, sequences.lengths[places])
+    sizes = _lengths(sequences, places)
     inside = np.arange(length) < sizes[..., None]
     starts = sequences.offsets[:-1][places]
     return np.where(inside, starts[..., None] + np.arange(length), 0), inside
@@ -161,7 +290,7 @@ def _packed(examples: Examples, places: np.ndarray, length: int) -> dict[str, np
 def packed_index(sequences: Ragged, places: np.ndarray, length: int) -> tuple[np.ndarray, ...]:
     """Where the values of packed sequences are, which are real, whose each is, and its position in
     it: (rows, length); and where each starts (rows, places)."""
-    sizes = np.where(places == EMPTY, 0, sequences.lengths[places])
+    sizes = _lengths(sequences, places)
     ends = np.cumsum(sizes, 1)
     starts = ends - sizes
     token = np.arange(length)

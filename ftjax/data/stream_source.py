@@ -83,7 +83,8 @@ class Source:
     seed: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        self._place, self._rows = Place(), iter(())  # where the open rows go on
+        self._place: Place | None = None  # where the open rows go on; None: none are open
+        self._rows: Iterator[tuple[dict[str, Any], Place]] = iter(())
         self._buffered: tuple[Any, Rows, Place] = (None, [], Place())
 
     def take(self, position: Position, count: int) -> tuple[Rows, Position]:
@@ -120,7 +121,7 @@ class Source:
         try:
             pairs = list(itertools.islice(self._rows, count))
         except BaseException:  # a generator that has raised is at its end
-            self._place, self._rows = Place(), self._from(Place())
+            self._place = None
             raise
         self._place = pairs[-1][1] if pairs else place
         return [row for row, _ in pairs], self._place

@@ -11,7 +11,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import datasets
@@ -19,8 +18,9 @@ import grain
 import numpy as np
 
 from ftjax.data.encode import Examples, Ragged
-from ftjax.data.loading import Counts, Loader, Vary, counted, make_batch, prefetched
-from ftjax.data.planning import Layout, Planned
+from ftjax.data.loading import Batch, Epoch, Vary, epoch_of, prefetched
+from ftjax.data.once import Once
+from ftjax.data.planning import Layout
 from ftjax.data.sources import Split
 from ftjax.data.stream_source import START, Position, Source
 from ftjax.errors import require
@@ -37,6 +37,9 @@ class Windows:
         sources: with their weights.
         size: rows of a window.
         encode: of a split: its tokens and targets.
+
+    Attributes:
+        last: the window that is trained on, up to which rows are counted.
     """
 
     def __init__(
@@ -46,12 +49,11 @@ class Windows:
         self._counts = shares([source.weight for source in sources], size)
         self._kept: OrderedDict[int, Future] = OrderedDict()
         self._positions: dict[int, Positions] = {0: (START,) * len(sources)}
-        self._last, self._lock = -1, threading.Lock()
+        self.last, self._lock = -1, threading.Lock()
         self._reader = ThreadPoolExecutor(1, "windows")  # sources are read by one thread, in turn
 
     def __getitem__(self, number: int) -> Examples:
         with self._lock:
-            self._last = max(self._last, number)
             examples, _ = self._begun(number), self._begun(number + 1)
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
@@ -67,7 +69,7 @@ class Windows:
     @property
     def counts(self) -> dict[str, Any]:
         """Rows of first passes that were bad, and that steps dropped, up to the last window."""
-        places = [position.place for position in self._positions.get(self._last + 1, ())]
+        places = [position.place for position in self._positions.get(self.last + 1, ())]
         dropped = sum((Counter(place.dropped) for place in places), Counter())
         return {
             "rows_skipped": sum(place.skipped for place in places),
@@ -171,7 +173,7 @@ def _end_to_end(parts: Sequence[Ragged]) -> Ragged:
     )
 
 
-@dataclass(frozen=True, eq=False)  # itself alone: loaders are kept by it
+@dataclass(frozen=True, eq=False)
 class StreamLoader:
     """Batches of windows, one after another; see `Loader`, whose interface it has.
 
@@ -188,22 +190,23 @@ class StreamLoader:
     vary: Vary | None = None
     starts: list[int] = field(default_factory=lambda: [0])
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _planned: Once[Epoch] = field(init=False, repr=False)
 
     steps_per_epoch = None  # a stream has no end
 
-    def planned(self, step: int) -> Planned:
-        return self._find(step)[1]
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_planned", Once(self._plan, KEPT))
 
     def begun(self, step: int) -> Examples | None:
-        """The window that a step is the first of; None where it is in the midst of one."""
-        examples, _ = self._find(step)
-        return examples if step == self.starts[bisect_right(self.starts, step) - 1] else None
+        """The window that a step, which is now trained on, is the first of; None where it is in
+        the midst of one."""
+        epoch, number = self._find(step)
+        self.windows.last = bisect_right(self.starts, step) - 1
+        return None if number else epoch.examples
 
-    def at(self, step: int) -> dict[str, np.ndarray]:
-        return make_batch(*self._find(step), self.local)
-
-    def counts(self, step: int) -> Counts:
-        return counted(*self._find(step))
+    def at(self, step: int) -> Batch:
+        epoch, number = self._find(step)
+        return epoch.batch(number, self.local)
 
     def iterate(self, steps: int) -> grain.DatasetIterator:
         return prefetched(self.at, steps)
@@ -217,19 +220,17 @@ class StreamLoader:
         self.starts[:] = saved["starts"]
         self.windows.go_on(saved["sources"])
 
-    def _find(self, step: int) -> tuple[Examples, Planned]:
+    def _find(self, step: int) -> tuple[Epoch, int]:
+        """The window that a step is of, and which of its batches the step has."""
         with self._lock:
             while step >= self.starts[-1]:
-                window = len(self.starts) - 1
-                _, plan = _loader(self, window).epoch(window)
-                self.starts.append(self.starts[-1] + len(plan))
+                epoch = self._planned(len(self.starts) - 1)
+                self.starts.append(self.starts[-1] + len(epoch.plan))
         window = bisect_right(self.starts, step) - 1
-        examples, plan = _loader(self, window).epoch(window)
-        return examples, plan[step - self.starts[window]]
+        epoch = self._planned(window)
+        self._planned.begin(window + 1)
+        return epoch, step - self.starts[window]
 
-
-@lru_cache(maxsize=KEPT)
-def _loader(stream: StreamLoader, window: int) -> Loader:
-    examples = stream.windows[window]
-    layout, seed = stream.layout, stream.seed
-    return Loader(examples, stream.batch_size, layout, seed, stream.local, stream.vary)
+    def _plan(self, window: int) -> Epoch:
+        parts = (self.windows[window], self.layout, self.batch_size, self.seed, self.vary)
+        return epoch_of(*parts, window)

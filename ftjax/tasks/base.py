@@ -45,7 +45,8 @@ class Task:
         arrays: of batches for training, by name.
         best_metric: of validation, that chooses the best step.
         better: which way each metric is better; what only counts is none.
-        at_end: metrics of what is written, once, after training: they choose nothing.
+        at_end: metrics of what is written, which is slow: once, after training, unless one of them
+            chooses.
         problem_type: that Hugging Face's config.json has for a classifier; None for other heads.
         packs: whether several examples can lie in a row.
         by_token: whether a token counts in the loss, rather than an example.
@@ -164,6 +165,8 @@ class Task:
     ) -> dict[str, Any]:
         """Metrics, with "loss" and "examples", of outputs in the order of examples.
 
+        "averages" says of means over labels what they are: "macro", "micro"; see `spoken`.
+
         Args:
             outputs: (examples, ...); or of tokens {"tokens": (tokens, ...)}.
             examples: with targets.
@@ -171,6 +174,10 @@ class Task:
             names: of labels.
         """
         raise NotImplementedError
+
+    def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
+        """Of `better`, the metrics that `score` gives of a split."""
+        return self.better.keys() - {*self.at_end}
 
     def predictions(
         self, outputs: Any, examples: Examples, split: Split, names: Sequence[str]
@@ -182,6 +189,12 @@ class Task:
 def directions(higher: Iterable[str] = (), lower: Iterable[str] = ()) -> dict[str, str]:
     """`Task.better` of metrics by name, and of the loss."""
     return {"loss": LOWER, **dict.fromkeys(higher, HIGHER), **dict.fromkeys(lower, LOWER)}
+
+
+def spoken(metric: str, metrics: Mapping[str, Any]) -> str:
+    """A metric's name, with the average that it is: "macro f1"."""
+    average = metrics.get("averages", {}).get(metric)
+    return f"{average} {metric}" if average else metric
 
 
 def smoothed(batch: Batch, share: float, train: bool) -> dict[str, Any]:

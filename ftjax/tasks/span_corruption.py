@@ -8,10 +8,10 @@ import numpy as np
 
 from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Schema, text
-from ftjax.data.loading import Vary
+from ftjax.data.loading import Random, Vary
 from ftjax.errors import UserError
 from ftjax.options import Inside
-from ftjax.tasks.corruption import corrupt_spans, noise_and_spans
+from ftjax.tasks.corruption import corrupt_spans, corrupted_lengths, noise_and_spans
 from ftjax.tasks.rebuilding import Rebuilding
 
 SENTINELS = 100
@@ -45,7 +45,7 @@ class SpanCorruption(Rebuilding):
     def variation(self, tokenizer: Any) -> Vary:
         sentinels = sentinels_of(tokenizer)
 
-        def vary(examples: Examples, random: np.random.Generator) -> Examples:
+        def make(examples: Examples, random: Random) -> Examples:
             read, written = corrupt_spans(
                 examples.ids,
                 self.density,
@@ -56,7 +56,11 @@ class SpanCorruption(Rebuilding):
             )
             return replace(examples, ids=read, decoder=written)
 
-        return vary
+        def lengths(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+            spans = (self.density, self.mean_span, len(sentinels))
+            return corrupted_lengths(examples.lengths, *spans)
+
+        return Vary(make, lengths)
 
 
 def sentinels_of(tokenizer: Any) -> Sequence[int]:

@@ -69,7 +69,7 @@ def choose_layout(
     """
     settings, first = config.data, [parts[0].lengths]
     if vary is not None:  # lengths before and after, since those of another epoch may differ
-        varied = [vary(part, np.random.default_rng(0)) for part in parts]
+        varied = list(map(vary.shaped, parts))
         first, parts = [*first, varied[0].lengths], [*parts, *varied]
     lengths = np.concatenate([part.lengths for part in parts])
     lengths = np.append(lengths, longest[0]) if longest else lengths

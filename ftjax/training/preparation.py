@@ -22,7 +22,7 @@ from ftjax.data.preparation.words import IS_HAN, WORD
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
 from ftjax.formats.folder import identity, load_tokenizer, locate
-from ftjax.generation.command import make_generator, open_model, open_workdir
+from ftjax.generation.load import make_generator, open_model, open_workdir
 from ftjax.parallel.agreement import require_same, told
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import Flat

@@ -8,7 +8,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ftjax.data.encode import Examples, encoder
-from ftjax.data.preparation.pipeline import Report, prepare, steps_of
+from ftjax.data.preparation.again import prepare_once
+from ftjax.data.preparation.pipeline import Report, steps_of
 from ftjax.data.sources import Split, is_stream, load, open_parts
 from ftjax.data.stream_source import Source
 from ftjax.data.streaming import Windows
@@ -66,7 +67,7 @@ def read_splits(
     """
     raw = load(config.data, task.schema)
     report = [_read(name, split) for name, split in raw.items()]
-    prepared, after = prepare(raw, config.data, preparation, held_out)
+    prepared, after = prepare_once(raw, config.data, preparation, held_out)
     return prepared, report + after
 
 

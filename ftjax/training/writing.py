@@ -16,12 +16,10 @@ from ftjax.tasks.written import Written, merged, ready
 from ftjax.training.run import Run
 
 
-def writer(run: Run, params: Flat) -> Generator:
-    """What writes by a model in place, and reads of prompts what training reads of texts.
+def generator_of(run: Run, params: Flat) -> Generator:
+    """What writes for a `Written` task as it is scored: the most probable texts.
 
-    Args:
-        run: the model, for a `Written` task.
-        params: its trainable leaves.
+    It reads of prompts as many tokens as training reads of texts.
 
     Raises:
         UserError: the folder or the task asks for what cannot be.
@@ -33,15 +31,20 @@ def writer(run: Run, params: Flat) -> Generator:
     return Generator(run.tuned, merge(params, run.frozen), tokenizer, asked, longest=longest)
 
 
-def write(run: Run, params: Flat, prompts: Sequence[Any]) -> list[str]:
+def write(
+    run: Run, params: Flat, prompts: Sequence[Any], generator: Generator | None = None
+) -> list[str]:
     """What is written after each prompt, or chat.
 
     Args:
         run: the model, for a `Written` task.
         params: its trainable leaves.
         prompts: in any order; rows of a batch are of like length.
+        generator: of the same run, whose programs are used again.
     """
-    generator = writer(run, params)
+    if generator is None:
+        generator = generator_of(run, params)
+    generator = generator.with_params(merge(params, run.frozen))
     order = np.argsort([-len(str(prompt)) for prompt in prompts], kind="stable")
     size, texts = run.config.train.eval_batch_size, [""] * len(prompts)
     for start in range(0, len(order), size):
@@ -59,10 +62,11 @@ def is_written(run: Run) -> bool:
 
 
 def _asked(run: Run, split: Split) -> tuple[list[Any], list[list[str]]]:
-    """The first `task.generate` prompts of a split, and what is wanted of each."""
+    """The first `task.generate` prompts of a split that something is wanted of, and what."""
     prompts, references = merged(run.task.prompts(split), run.task.references(split))
-    count = len(prompts) if run.task.generate < 0 else run.task.generate
-    return prompts[:count], references[:count]
+    pairs = [pair for pair in zip(prompts, references, strict=True) if pair[1]]
+    pairs = pairs if run.task.generate < 0 else pairs[: run.task.generate]
+    return [prompt for prompt, _ in pairs], [wanted for _, wanted in pairs]
 
 
 def check_written(run: Run, split: Split) -> dict[str, Any]:
@@ -73,24 +77,32 @@ def check_written(run: Run, split: Split) -> dict[str, Any]:
             cannot be had.
     """
     prompts, references = _asked(run, split)
-    generator = writer(run, run.trainable)
+    generator = generator_of(run, run.trainable)
     try:
         decode.check(run.tuned, generator.settings, 1)
         cut = sum(is_long for _, is_long in generator.tokens(prompts))
-        run.task.written(references[0][:1], references[:1])
+        run.task.written([wanted[0] for wanted in references[:1]], references[:1])
     except UserError as error:
         raise UserError(f"{split.file}: task.generate={run.task.generate}: {error}") from error
     counts = {"rows_in": len(split.rows), "rows_out": len(prompts), "cut": cut}
     return {"step": "prompt", **counts}
 
 
-def written_scores(run: Run, params: Flat, split: Split) -> dict[str, Any]:
-    """Metrics of what is written for the first `task.generate` prompts of a split that has answers.
+def written_scores(
+    run: Run, params: Flat, split: Split, generator: Generator | None = None
+) -> dict[str, Any]:
+    """Metrics of what is written for the first `task.generate` prompts that have a reference.
 
     Rows with one prompt are written for once, and all of them say what is wanted.
+
+    Args:
+        run: the model.
+        params: its trainable leaves.
+        split: with answers.
+        generator: see `write`.
     """
-    if not is_written(run):
+    prompts, references = _asked(run, split) if is_written(run) else ([], [])
+    if not prompts:
         return {}
-    prompts, references = _asked(run, split)
-    texts = write(run, params, prompts)
+    texts = write(run, params, prompts, generator)
     return {**run.task.written(texts, references), "written": len(prompts)}

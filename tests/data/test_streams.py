@@ -64,7 +64,7 @@ def windows(tmp_path):
 
 
 def rows(batch):
-    return batch["labels"][batch["weights"] > 0].tolist()
+    return batch.arrays["labels"][batch.arrays["weights"] > 0].tolist()
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -81,7 +81,7 @@ def test_shares_order_and_position(windows, packed):
         assert sorted(found) == sorted(wanted) and found != wanted
     for step in (0, 39, 13, 2):  # also backwards
         assert rows(StreamLoader(windows(), 16, layout, 7).at(step)) == seen[step]
-    assert loader.counts(5)[1] == 16
+    assert loader.at(5).counts.examples == 16
     iterator = loader.iterate(40)
     before = [rows(next(iterator)) for _ in range(23)]
     state = iterator.get_state()
@@ -177,6 +177,7 @@ def test_windows_are_read_ahead_and_their_errors_wait(tmp_path):
     assert windows[0].arrays["labels"].tolist() == list(range(10))
     assert ahead.wait(60)  # nobody asked for it yet
     assert windows[1].arrays["labels"].tolist() == list(range(10, 20))
+    windows.last = 1
     assert windows.counts == {"rows_skipped": 0, "rows_dropped": {}}
     for _ in range(2):
         with pytest.raises(UserError, match="row 21: field 'text' must be text"):

@@ -59,6 +59,10 @@ class _Unique:
         }
         return {name: found[name] for name in splits}
 
+    def content(self) -> str | None:
+        """See `RowStep.content`."""
+        return repr(self)
+
     def stays(self, place: str) -> bool:
         """Whether rows of a split are kept whatever they are like."""
         return self.only_training and place != "train"

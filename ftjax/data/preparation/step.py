@@ -240,6 +240,10 @@ class RowStep:
     def __post_init__(self) -> None:
         conform(self)
 
+    def content(self) -> str | None:
+        """All that it goes by but the rows; None where that lies elsewhere, as in a model."""
+        return repr(self)
+
     def judge(self, row: Row) -> Verdict:
         """Drops, changes or keeps a row."""
         raise NotImplementedError
@@ -293,6 +297,10 @@ class TrainingStep:
 
     def __post_init__(self) -> None:
         conform(self)
+
+    def content(self) -> str | None:
+        """See `RowStep.content`."""
+        return repr(self)
 
     def change(self, split: Split, rows: list[Row], models: Models | None) -> Outcome:
         """What becomes of the training split."""
