@@ -43,9 +43,13 @@ def add_step(parser: ArgumentParser) -> None:
 
 
 def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
-    """A line for each split."""
+    """A line for each split; means over labels are named."""
+    from ftjax.tasks.base import spoken
+
     for split, metrics in scores.items():
-        numbers = [f"{k} {v:.4f}" for k, v in metrics.items() if isinstance(v, float)]
+        numbers = [
+            f"{spoken(k, metrics)} {v:.4f}" for k, v in metrics.items() if isinstance(v, float)
+        ]
         print(f"{split}: {', '.join(numbers)} ({metrics['examples']:,} examples)")
 
 

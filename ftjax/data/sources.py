@@ -47,6 +47,15 @@ class Split:
     texts: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, file: str, rows: datasets.Dataset, schema: Schema, **more: Any) -> "Split":
+        """Rows of a schema, which says what their columns are; `more` as of the class."""
+        texts, answers = (
+            tuple(name for name in names if name in rows.column_names)
+            for names in (schema.texts, schema.answers)
+        )
+        return cls(file, rows, texts=texts, answers=answers, **more)
+
     def column(self, name: str) -> list[Any]:
         """All values of a column, read at once: iterating over it would read row by row."""
         return self.rows[name][:]
@@ -181,16 +190,15 @@ def _open(settings: Options) -> dict[str, Opened]:
     raise UserError(f"data.source={source!r} is not known{nearest(source, [*READERS, *OTHERS])}")
 
 
-def read_file(file: Path, settings: Options, schema: Schema) -> Split:
-    """The rows of one file, by `data.source` where it has such a suffix, or else by its suffix."""
+def open_file(file: Path, settings: Options) -> Opened:
+    """One file, by `data.source` where it has such a suffix, or else by its suffix."""
     by_suffix = {source: entry for source, entry in READERS.items() if file.suffix in entry[0]}
     if not by_suffix:
         known = dict.fromkeys(suffix for suffixes, _ in READERS.values() for suffix in suffixes)
         raise UserError(f"{file}: the suffix must be one of {', '.join(known)}")
     require(file.exists(), f"{file} does not exist")
     _, read = by_suffix.get(settings["source"], next(iter(by_suffix.values())))
-    opened = Opened(str(file), partial(read, file, settings), settings["columns"])
-    return read_split([opened], schema, settings["on_error"] == "skip")
+    return Opened(str(file), partial(read, file, settings), settings["columns"])
 
 
 def read_split(parts: Sequence[Opened], schema: Schema, skip: bool) -> Split:
@@ -217,11 +225,8 @@ def read_split(parts: Sequence[Opened], schema: Schema, skip: bool) -> Split:
         why = f": {len(skipped)} were bad, the first: {skipped[0]}" if skipped else ""
         raise UserError(f"{file} has no rows{why}")
     rows = datasets.Dataset.from_list(kept)
-    texts, answers = (
-        tuple(name for name in names if name in rows.column_names)
-        for names in (schema.texts, schema.answers)
-    )
-    return Split(file, rows, parts[0].label_names, tuple(skipped), texts, answers)
+    names = parts[0].label_names
+    return Split.of(file, rows, schema, label_names=names, skipped=tuple(skipped))
 
 
 def _files(path: Path, suffixes: Sequence[str]) -> dict[str, Path]:

@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 
 from ftjax import tasks
 from ftjax.config import parse_override
+from ftjax.data.preparation.rewriting import rewritten
 from ftjax.data.sources import Split, load
-from ftjax.errors import UserError
+from ftjax.errors import UserError, require
 from ftjax.remote import located
 from ftjax.training.predictor import open_predictor
 from ftjax.training.reading import PLACE, ROWS, read_config
@@ -59,7 +60,12 @@ def _read(config: ConfigDict, split: str, changes: Mapping[str, Any]) -> Split:
     config.data.update({"streaming": False, "mixture": changes.get("data.mixture", ())})
     if "data.path" in changes and located(str(changes["data.path"])).is_file():
         config.data.group = ""  # no splits are drawn from it
-        return load(config.data, task.schema)["train"]
+        rows, dropped = rewritten(load(config.data, task.schema)["train"], config.data, split)
+        if dropped:
+            reason = next(iter(dropped.values()))
+            require(len(rows.rows), f"{rows.file}: no row is left ({reason})")
+            print(f"{rows.file}: {len(dropped)} rows are left out, as by {reason}")
+        return rows
     splits, _ = read_splits(config, task, held_out=split != "train")
     if split not in splits:
         raise UserError(f"--split {split}: the data has {', '.join(splits)}")

@@ -175,6 +175,15 @@ class Task:
         """
         raise NotImplementedError
 
+    def constant(self, examples: Examples, names: Sequence[str]) -> Any | None:
+        """Outputs of the best answer that is always the same; None where there is no such.
+
+        Args:
+            examples: with targets, which it is the best for.
+            names: of labels.
+        """
+        return None
+
     def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
         """Of `better`, the metrics that `score` gives of a split."""
         return self.better.keys() - {*self.at_end}

@@ -147,6 +147,11 @@ class Classification(Texts):
             "examples": len(targets),
         }
 
+    def constant(self, examples: Examples, names: Sequence[str]) -> np.ndarray:
+        """The most frequent label."""
+        counts = np.bincount(examples.arrays["labels"], minlength=len(names))
+        return np.tile(np.eye(len(names), dtype=np.float32)[counts.argmax()], (len(examples), 1))
+
     def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
         labels = Counter(split.column("label"))
         lacking = {f"top_{k}" for k in TOP if k >= len(names)}

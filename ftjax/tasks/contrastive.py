@@ -13,7 +13,7 @@ import optax
 from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Schema, number, text
 from ftjax.data.sources import Split
-from ftjax.formats import folder as folders
+from ftjax.formats.modules import pooled
 from ftjax.loss import Loss
 from ftjax.options import Above0
 from ftjax.tasks.base import Apply, Batch, Task, cut_texts, directions
@@ -32,7 +32,7 @@ class Contrastive(Task):
     labelled pairs, as of STS, say more.
 
     Attributes:
-        pooling: as of `classification`.
+        pooling: as of `classification`; "auto" with the folder's Dense layers after "cls" too.
         scale: that cosines are multiplied by: 1 / temperature.
         symmetric: add the loss of the text for its partner.
     """
@@ -55,10 +55,7 @@ class Contrastive(Task):
     )
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
-        pooling = self.pooling
-        if pooling == "auto":
-            pooling = folders.pooling(folder) if folder else "cls"
-        return {"head": "embedding", "pooling": pooling}
+        return {"head": "embedding", **pooled(folder, self.pooling)}
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
         """A group of two or three sequences a row."""

@@ -99,6 +99,11 @@ class Multilabel(Texts):
             "examples": len(targets),
         }
 
+    def constant(self, examples: Examples, names: Sequence[str]) -> np.ndarray:
+        """Labels that more than half of the rows have."""
+        often = examples.arrays["labels"].mean(0) > 0.5
+        return np.tile(np.where(often, 30.0, -30.0).astype(np.float32), (len(examples), 1))
+
     def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
         labels = Counter(name for row in split.column("label") for name in row)
         lacking = set() if ranked(labels, len(split.rows)) else {"auroc", "average_precision"}

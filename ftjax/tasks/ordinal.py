@@ -83,6 +83,12 @@ class Ordinal(Texts):
             "examples": len(targets),
         }
 
+    def constant(self, examples: Examples, names: Sequence[str]) -> np.ndarray:
+        """The most frequent label."""
+        counts = np.bincount(examples.arrays["labels"], minlength=len(names))
+        above = np.arange(len(names) - 1) < counts.argmax()
+        return np.tile(np.where(above, 1.0, -1.0).astype(np.float32), (len(examples), 1))
+
     def predictions(
         self, logits: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from ftjax.tasks.base import (
     one_number,
 )
 from ftjax.tasks.schemes import (
+    NAMES,
     check_tags,
     entities,
     scheme_of,
@@ -65,7 +66,7 @@ class TokenClassification(Task):
     """
 
     labels: tuple[str, ...] = ()
-    scheme: str = "auto"
+    scheme: Literal[tuple(NAMES)] = "auto"
 
     best_metric = "f1"
     encoded_by: ClassVar = ()
@@ -184,6 +185,17 @@ class TokenClassification(Task):
             found["intent_accuracy"] = float(right.mean())
             found["exact"] = float((right & exact).mean())
         return found
+
+    def constant(self, examples: Examples, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """The most frequent tag, and the most frequent label of all words."""
+        tags, _ = parted(names)
+        tagged = examples.tokens["tagged"] > 0
+        counts = np.bincount(examples.tokens["tags"][tagged], minlength=len(tags))
+        chosen = np.zeros(len(names), np.float32)
+        chosen[counts.argmax()] = 1
+        if "labels" in examples.arrays:
+            chosen[len(tags) + examples.arrays["labels"].sum(0).argmax()] = 1
+        return {"tokens": np.tile(chosen, (len(tagged), 1))}
 
     def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
         both = parted(names)[1] and "label" in split.rows.column_names

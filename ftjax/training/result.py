@@ -58,6 +58,7 @@ def write_result(
         "learning_rate": config.optimizer.learning_rate,
         "best_step": progress.best_step,
         "best_metric": best_metric(config, run.task),
+        **({"fold": config.data.splits.fold} if config.data.splits.folds else {}),
         **more,
         "metrics": {split: found for split, found in scores.items() if found},
     }

@@ -15,16 +15,17 @@ from ftjax import methods, pretrained, tasks, tuned
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, nearest, require
 from ftjax.formats.adapter import load_into
-from ftjax.formats.folder import locate, read_config
+from ftjax.formats.folder import locate
 from ftjax.formats.vocabulary import with_words
 from ftjax.methods.fusion import AdapterFusion
 from ftjax.methods.prompting import HEADS, Prompting
-from ftjax.models import kind_of
+from ftjax.models import kind_of, read_config
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
 from ftjax.paths import Flat
 from ftjax.remote import copied, located
 from ftjax.tasks.base import Task
 from ftjax.tasks.written import Written
+from ftjax.training.labels import pooling_folder
 from ftjax.training.trained import fused
 
 
@@ -76,7 +77,7 @@ def best_metric(config: ConfigDict, task: Task) -> str:
 def require_measured(metric: str, task: Task, split: Split, names: Sequence[str]) -> None:
     """Raises UserError where a validation split is such that a metric cannot be computed of it."""
     measured = set(task.measured(split, names))
-    if metric in measured or metric in task.at_end:
+    if metric in measured or (metric in task.at_end and any(task.references(split))):
         return
     raise UserError(
         f"train.best_metric={metric!r} cannot be computed of {split.file}, which gives "
@@ -112,7 +113,8 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
     if not method.trains and config.task.name != "classification":
         raise UserError(f"method.name={config.method.name} is for task.name=classification")
     resize = config.model.resize_vocabulary
-    head, hf_config = task.head(names, folder), with_words(folder, read_config(folder), resize)
+    head = task.head(names, pooling_folder(config, folder))
+    hf_config = with_words(folder, read_config(folder), resize)
     if not method.trains:
         head["head"] = HEADS[prompt_kind(method, folder, hf_config)]
     model = tuned.build(hf_config, method, config.model, head, jax.default_backend())

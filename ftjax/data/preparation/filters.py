@@ -166,7 +166,8 @@ class FilterClassifier(TextStep):
             rows = splits[name].rows.to_list()
             said = ["\n".join(texts(row, self.columns).values()) for row in rows]
             columns = {"text": said, "row": [row["row"] for row in rows]}
-            asked = Split(splits[name].file, datasets.Dataset.from_dict(columns))
+            rows_asked = datasets.Dataset.from_dict(columns)
+            asked = Split(splits[name].file, rows_asked, texts=("text",))
             found = models.classify(self.workdir, asked)
             verdicts = map(self._verdict, rows, found)
             outcomes[name] = judged(splits[name], rows, verdicts)
