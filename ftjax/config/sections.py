@@ -23,7 +23,7 @@ class Model:
         segments: "auto", "unrolled", "scan", or lengths of segments of layers, as "4,2".
         attention: the program of attention; "gpu" is cudnn or xla, "splash" for decoders on TPUs.
         parts: of feed-forward blocks, computed in turn in less memory.
-        adapter: a PEFT or AdapterHub folder of the method, to start from.
+        adapter: a PEFT or AdapterHub folder of the method, or a run's work folder, to start from.
         resize_vocabulary: adds rows to the table where the tokenizer has more words than it.
         from_run: a work folder over `model.path` whose model, merged, is begun with.
         from_step: of its checkpoint; 0: its best.

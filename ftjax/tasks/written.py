@@ -69,14 +69,18 @@ def ready(task: Any, tokenizer: Any) -> dict[str, Any]:
     return task.asked(tokenizer) if isinstance(task, Written) else {}
 
 
-def merged(prompts: Sequence[Any], references: References) -> tuple[list[Any], list[list[str]]]:
-    """Each prompt once, with the references of all rows that ask it, each once."""
-    keys = [json.dumps(prompt, sort_keys=True) for prompt in prompts]
-    of_key: dict[str, dict[str, None]] = {}
-    for key, wanted in zip(keys, references, strict=True):
-        of_key.setdefault(key, {}).update(dict.fromkeys(wanted))
-    first = dict(zip(reversed(keys), reversed(prompts), strict=True))
-    return [first[key] for key in of_key], [list(wanted) for wanted in of_key.values()]
+def merged(
+    prompts: Sequence[Any], references: References
+) -> tuple[list[Any], list[list[str]], list[list[int]]]:
+    """Each prompt once, with the references of all rows that ask it, each once, and the rows."""
+    rows: dict[str, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        rows.setdefault(json.dumps(prompt, sort_keys=True), []).append(number)
+    wanted = [
+        list(dict.fromkeys(text for number in several for text in references[number]))
+        for several in rows.values()
+    ]
+    return [prompts[several[0]] for several in rows.values()], wanted, list(rows.values())
 
 
 def exact_match(texts: Sequence[str], references: References, pattern: str = "") -> float:

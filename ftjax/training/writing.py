@@ -61,12 +61,13 @@ def is_written(run: Run) -> bool:
     return isinstance(run.task, Written) and bool(run.task.generate)
 
 
-def _asked(run: Run, split: Split) -> tuple[list[Any], list[list[str]]]:
-    """The first `task.generate` prompts of a split that something is wanted of, and what."""
-    prompts, references = merged(run.task.prompts(split), run.task.references(split))
-    pairs = [pair for pair in zip(prompts, references, strict=True) if pair[1]]
-    pairs = pairs if run.task.generate < 0 else pairs[: run.task.generate]
-    return [prompt for prompt, _ in pairs], [wanted for _, wanted in pairs]
+def _asked(run: Run, split: Split) -> tuple[list[Any], list[list[str]], list[list[int]]]:
+    """The first `task.generate` prompts of a split that something is wanted of, what, and the
+    rows that ask so."""
+    every = merged(run.task.prompts(split), run.task.references(split))
+    asked = [each for each in zip(*every, strict=True) if each[1]]
+    asked = asked if run.task.generate < 0 else asked[: run.task.generate]
+    return tuple([each[part] for each in asked] for part in range(3))
 
 
 def check_written(run: Run, split: Split) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def check_written(run: Run, split: Split) -> dict[str, Any]:
         UserError: its prompts cannot be read, the model has no room for answers, or a metric
             cannot be had.
     """
-    prompts, references = _asked(run, split)
+    prompts, references, _ = _asked(run, split)
     generator = generator_of(run, run.trainable)
     try:
         decode.check(run.tuned, generator.settings, 1)
@@ -89,7 +90,11 @@ def check_written(run: Run, split: Split) -> dict[str, Any]:
 
 
 def written_scores(
-    run: Run, params: Flat, split: Split, generator: Generator | None = None
+    run: Run,
+    params: Flat,
+    split: Split,
+    generator: Generator | None = None,
+    kept: dict[int, str] | None = None,
 ) -> dict[str, Any]:
     """Metrics of what is written for the first `task.generate` prompts that have a reference.
 
@@ -100,9 +105,14 @@ def written_scores(
         params: its trainable leaves.
         split: with answers.
         generator: see `write`.
+        kept: what is written is put here, by index of the row.
     """
-    prompts, references = _asked(run, split) if is_written(run) else ([], [])
+    if not is_written(run):
+        return {}
+    prompts, references, rows = _asked(run, split)
     if not prompts:
         return {}
     texts = write(run, params, prompts, generator)
+    if kept is not None:
+        kept |= {i: text for several, text in zip(rows, texts, strict=True) for i in several}
     return {**run.task.written(texts, references), "written": len(prompts)}
