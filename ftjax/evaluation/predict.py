@@ -118,7 +118,7 @@ def _read(opened: Opened, schema: Any) -> Given:
     verdicts = list(replace(opened, read=recorded).checked(schema))
     errors = {i: str(each) for i, each in enumerate(verdicts) if isinstance(each, UserError)}
     kept = [each for each in verdicts if not isinstance(each, UserError)]
-    split = Split(opened.file, datasets.Dataset.from_list(kept))
+    split = Split.of(opened.file, datasets.Dataset.from_list(kept), schema)
     return Given(rows, numbers, errors, split).required()
 
 
