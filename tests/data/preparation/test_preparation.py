@@ -196,6 +196,10 @@ def test_streams_take_steps_by_row_and_refuse_others(config_file, corpus, tmp_pa
     config.train.steps = 10
     with pytest.raises(UserError, match="drop_duplicates looks at all rows"):
         check(config)
+    config.data.group = "text"
+    with pytest.raises(UserError, match="data.group='text': no splits are drawn from a stream"):
+        check(config)
+    config.data.group = ""
     config.data.prepare = ({"step": "filter_length", "unit": "words", "minimum": 6},)
     task = tasks.create(check(config).task)
     windows = open_stream(config, task, ("negative", "positive"), Path(config.model.path))
