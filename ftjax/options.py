@@ -22,6 +22,7 @@ Count = Annotated[int, "[-1, inf)"]  # -1: as many as there are
 NotNegative = Annotated[float, "[0, inf)"]
 Above0 = Annotated[float, "(0, inf)"]
 Regex = Annotated[str, "regex"]
+Encoding = Annotated[str, "encoding"]  # Python's name of one, or "auto"
 Seed = Annotated[int, "[0, 2147483647]"]
 Inside = Annotated[float, "(0, 1)"]
 Portion = Annotated[float, "(0, 1]"]
@@ -73,7 +74,7 @@ class Option:
     def interval(self) -> str:
         """Where its number must lie, as "[0, 1)"; empty for anywhere."""
         stated = get_args(self.kind)[1] if get_origin(self.kind) is Annotated else ""
-        return stated if stated != "regex" else ""
+        return stated if stated not in ("regex", "encoding") else ""
 
 
 @cache
@@ -116,6 +117,8 @@ def _read(kind: Any, value: Any) -> Any:
                 re.compile(value)
             except re.error as error:
                 raise ValueError(f"is not a regular expression: {error}") from None
+        elif inner[1] == "encoding":
+            _require_encoding(value)
         elif not _within(value, inner[1]):
             raise ValueError(WORDS.get(inner[1], f"must be in {inner[1]}"))
         return value
@@ -141,6 +144,14 @@ def _read(kind: Any, value: Any) -> Any:
     if kind is int:
         return value if number and isinstance(value, int) else _wrong(kind)
     return value if isinstance(value, origin or kind) else _wrong(origin or kind)
+
+
+def _require_encoding(name: str) -> None:
+    """Raises ValueError for a name that is neither "auto" nor an encoding of text."""
+    try:
+        "" if name == "auto" else "".encode(name)
+    except (LookupError, ValueError):
+        raise ValueError("is no encoding that Python knows, as utf-8 or cp1252") from None
 
 
 def _wrong(kind: Any) -> Any:

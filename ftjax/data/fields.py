@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import math
+import re
 import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ Row = dict[str, Any]
 ABSENT = object()
 FIRST = 1000  # rows that a file's form is told by
 BRACKETS = ("[]", "()", "{}")
+WHOLE = re.compile(r"-?(0|[1-9][0-9]*)\.0+")
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,11 @@ class Field:
 
     Attributes:
         read: a value as it is kept; raises ValueError, whose words go on from "field ...".
-        optional: may be absent or null, but then of all rows.
+        optional: may be absent or null, but then of all rows; not where `data.columns` names it.
         answer: what is to be found, which rows to predict need not have.
         unique: no two rows have the same.
-        sparse: may be absent from some rows, which then have an empty text.
+        sparse: may be absent from some rows, which then have `blank`.
+        blank: what such rows have, and no other.
         settle: how values are read where that depends on the first ones of a file; in place of
             `read`.
     """
@@ -38,6 +41,7 @@ class Field:
     answer: bool = False
     unique: bool = False
     sparse: bool = False
+    blank: Any = ""
     settle: Callable[[Sequence[Any]], Callable[[Any], Any]] | None = None
 
 
@@ -64,6 +68,12 @@ class Schema:
     adapt: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=_unchanged)
 
     @property
+    def by_column(self) -> bool:
+        """Whether rows are good where each value of each column is."""
+        plain = self.check is _sound and self.adapt is _unchanged
+        return plain and not any(e.unique or e.sparse or e.settle for e in self.fields.values())
+
+    @property
     def answers(self) -> tuple[str, ...]:
         return tuple(name for name, each in self.fields.items() if each.answer)
 
@@ -81,24 +91,46 @@ class Checker:
         schema: what rows must be.
         columns: `data.columns`: what the file calls the fields; see `inner`.
         first: its first `FIRST` rows, as they are.
+
+    Attributes:
+        schema: as given.
+        columns: what the file calls each field of the schema.
+        read: how the values of each field are read.
+        present: names of the fields that rows have, as the first row does.
+
+    Raises:
+        UserError: `data.columns` names an optional field that none of the first rows has.
     """
 
     def __init__(
         self, file: str, schema: Schema, columns: Mapping[str, str], first: Sequence[Any]
     ) -> None:
-        columns = {**dict(zip(schema.fields, schema.fields, strict=True)), **columns}
-        self._file, self._schema, self._columns = file, schema, columns
-        rows = [row for row in first if isinstance(row, Mapping)]
-
-        def values(name: str) -> list[Any]:
-            return [inner(row, columns[name]) for row in rows]
-
-        fields = schema.fields.items()
-        self._read = {n: each.settle(values(n)) if each.settle else each.read for n, each in fields}
-        self._sparse = {n for n, each in fields if each.sparse and any(values(n))}
-        self._fields: dict[str, Field] | None = None  # that the first row has
+        self.schema, self._file = schema, file
+        self.columns = {name: columns.get(name, name) for name in schema.fields}
+        self._renamed = [name for name, theirs in self.columns.items() if theirs != name]
+        self.present: set[str] | None = None
         self._kinds: dict[str, type] = {}
         self._seen: dict[str, dict[Any, int]] = {}
+        rows = [row for row in first if isinstance(row, Mapping)]
+        self._require_named(rows)
+
+        def values(name: str) -> list[Any]:
+            return [inner(row, self.columns[name]) for row in rows]
+
+        fields = schema.fields.items()
+        settled = {n: label_names_as(values(n)) for n, each in fields if each.read is label_name}
+        settled |= {n: each.settle(values(n)) for n, each in fields if each.settle}
+        self.read = {name: settled.get(name, each.read) for name, each in fields}
+
+    def _require_named(self, rows: Sequence[Row]) -> None:
+        for name in self._renamed:
+            each, theirs = self.schema.fields[name], self.columns[name]
+            absent = all(inner(row, theirs, ABSENT) is ABSENT for row in rows)
+            if rows and absent and (each.optional or each.sparse):
+                near = nearest(theirs, {str(key) for row in rows for key in row})
+                raise UserError(
+                    f"{self._file}: no row has a field {theirs!r} (data.columns.{name}){near}"
+                )
 
     def __call__(self, number: int, row: Any) -> Row:
         """A row's fields as they are kept, and its number as "row".
@@ -110,58 +142,79 @@ class Checker:
         if not isinstance(row, Mapping):
             raise UserError(f"{place} is not an object with fields")
         try:
-            row = self._schema.adapt(row)
+            return {**self._kept(place, number, row), "row": number}
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(f"{place}: {error}") from None
-        if self._fields is None:
-            self._fields = {
-                name: each
-                for name, each in self._schema.fields.items()
-                if name in self._sparse
-                or not (each.sparse or (each.optional and inner(row, self._columns[name]) is None))
+        except RecursionError:
+            raise UserError(f"{place} has too many brackets within each other") from None
+
+    def _kept(self, place: str, number: int, row: Mapping[str, Any]) -> Row:
+        row = self._adapted(row)
+        fields, columns = self.schema.fields, self.columns
+        if self.present is None:
+            self.present = {
+                name
+                for name, each in fields.items()
+                if each.sparse or not each.optional or inner(row, columns[name]) is not None
             }
-        kept = {name: self._value(place, name, row) for name in self._fields}
-        for name in self._schema.fields.keys() - self._fields.keys():
-            theirs = self._columns[name]
-            found = inner(row, theirs)
-            if found or (found is not None and not self._schema.fields[name].sparse):
-                raise UserError(f"{place} has a field {theirs!r}, which rows before have not")
-        try:
-            self._schema.check(kept)
-        except ValueError as error:
-            raise UserError(f"{place}: {error}") from None
-        for name, each in self._fields.items():
-            if each.unique:
+        kept = {name: self._value(place, name, row) for name in fields if name in self.present}
+        for name in fields.keys() - self.present:
+            if inner(row, columns[name]) is not None:
+                raise UserError(
+                    f"{place} has a field {columns[name]!r}, which rows before have not"
+                )
+        self.schema.check(kept)
+        for name in kept:
+            if fields[name].unique:
                 first = self._seen.setdefault(name, {}).setdefault(kept[name], number)
                 if first != number:
-                    found = f"field {self._columns[name]!r} is {kept[name]!r}"
-                    raise UserError(f"{place}: {found}, as of row {first}")
-        return {**kept, "row": number}
+                    said = f"field {columns[name]!r} is {kept[name]!r}"
+                    raise UserError(f"{place}: {said}, as of row {first}")
+        return kept
+
+    def _adapted(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A row of another known form with fields as the file calls them.
+
+        What `data.columns` names is what it says, and not to be recognized as something else.
+        """
+        if self.schema.adapt is _unchanged:
+            return row
+        named = {name: inner(row, self.columns[name], ABSENT) for name in self._renamed}
+        given = {**row, **{name: value for name, value in named.items() if value is not ABSENT}}
+        adapted = self.schema.adapt(given)
+        names = [n for n in self.columns if n in adapted and adapted[n] is not given.get(n)]
+        return {**row, **{self.columns[name]: adapted[name] for name in names}}
 
     def _value(self, place: str, name: str, row: Mapping[str, Any]) -> Any:
-        theirs = self._columns[name]
+        theirs, each = self.columns[name], self.schema.fields[name]
         value = inner(row, theirs, ABSENT)
-        if value in (ABSENT, None) and name in self._sparse:
-            return ""
+        if each.sparse and (value is ABSENT or value is None or value in ("", [])):
+            return each.blank
         if value is ABSENT:
             near = nearest(theirs, [str(key) for key in row])
             raise UserError(f"{place} has no field {theirs!r} (data.columns.{name}){near}")
         if value is None:
             raise UserError(f"{place}: field {theirs!r} is null")
         try:
-            found = self._read[name](value)
-            _encodable(found)
+            read = self.read[name](value)
+            _encodable(read)
         except ValueError as error:
             raise UserError(f"{place}: field {theirs!r} {error}") from None
-        if self._fields[name].read is label_name:  # 1 and "1" are not to be one label
+        if each.read is label_name:  # 1 and "1" are not to be one label
             kind = str if isinstance(value, str) else int
-            if self._kinds.setdefault(name, kind) is not kind:
+            if not self.same_kind(name, kind):
                 other = {int: "an integer", str: "text"}
                 raise UserError(
                     f"{place}: field {theirs!r} is {value!r}, {other[kind]}, where rows before "
                     f"have {other[self._kinds[name]]}"
                 )
-        return found
+        return read
+
+    def same_kind(self, name: str, kind: type) -> bool:
+        """Whether a field's values are of the kind, str or int, that those before are."""
+        return self._kinds.setdefault(name, kind) is kind
 
 
 def inner(row: Mapping[str, Any], name: str, absent: Any = None) -> Any:
@@ -203,6 +256,19 @@ def label_name(found: Any) -> str:
     if not isinstance(found, str | int) or found == "":
         raise ValueError(f"must be a string or an integer, not {shown(found)}")
     return str(int(found) if isinstance(found, bool) else found)
+
+
+def label_names_as(first: Sequence[Any]) -> Callable[[Any], str]:
+    """How the labels of a file are read: as integers where all have a point, as pandas writes
+    those of a column with gaps."""
+    names = [value for value in first if isinstance(value, str) and value]
+    whole = bool(names) and all(map(WHOLE.fullmatch, names))
+    return whole_label if whole else label_name
+
+
+def whole_label(found: Any) -> str:
+    whole = isinstance(found, str) and WHOLE.fullmatch(found)
+    return label_name(found.partition(".")[0] if whole else found)
 
 
 def number(found: Any) -> float:

@@ -40,6 +40,8 @@ def outside(interval: str, kind: type) -> list[Any]:
     """Numbers beyond the ends of an interval, and ends that are not in it."""
     if interval == "regex":
         return ["quer(y", "*", "["]
+    if interval == "encoding":
+        return ["utf-9", "", "base64"]
     low, high = map(float, interval[1:-1].split(","))
     numbers = [low - (interval[0] == "["), high + (interval[-1] == "]")]
     return [kind(number) for number in numbers if math.isfinite(number)]

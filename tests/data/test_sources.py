@@ -144,7 +144,7 @@ def test_bad_rows_are_named_by_file_and_row(tmp_path, content, message):
     [
         ({"path": "absent.jsonl"}, "absent.jsonl.*does not exist"),
         ({"path": ""}, "data.path is empty"),
-        ({"path": "/"}, "no train.jsonl"),
+        ({"path": "/"}, "no train or test file"),
         ({"source": "jsn", "path": "x"}, "did you mean 'json'"),
     ],
 )

@@ -94,7 +94,7 @@ def test_bad_rows_stop_or_are_counted(tmp_path):
     assert [message.split(": ")[1] for message in source.skipped] == [
         "row 4 is not valid JSON",
         f"row 5 has bytes that are not UTF-8 (byte {sum(map(len, lines[:4])) + 10}); "
-        "convert it, for example with iconv -t UTF-8",
+        "if the file is of another encoding, set data.encoding, as to cp1252",
         "row 6 has no field 'text' (data.columns.text) (known",
     ]
     path.write_bytes(b'{"label": 1}\n')
