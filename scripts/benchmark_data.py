@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -87,9 +86,11 @@ def serve(path: Path) -> dict:
         ("pack", packed_layout(found.lengths, BATCH)),
     ):
         loader, start = Loader(found, BATCH, layout, 0), time.perf_counter()
-        tokens = sum(int((batch["input_ids"] > 0).sum()) for batch in served(loader))
+        held, tokens = [], 0
+        for batch in loader.iterate(loader.steps_per_epoch):
+            held.append(batch.counts)
+            tokens += int((batch.arrays["input_ids"] > 0).sum())
         seconds = time.perf_counter() - start
-        held = [loader.counts(step) for step in range(loader.steps_per_epoch)]
         share = sum(c.tokens for c in held) / sum(c.slots for c in held)
         result[name] = {
             "examples_per_second": len(found) / seconds,
@@ -97,10 +98,6 @@ def serve(path: Path) -> dict:
             "token_efficiency": share,
         }
     return result
-
-
-def served(loader: object) -> Iterator[dict]:
-    yield from loader.iterate(loader.steps_per_epoch)
 
 
 def peer(path: Path) -> dict:

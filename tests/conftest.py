@@ -203,7 +203,7 @@ def ftjax(
 def here(*arguments) -> None:
     """Runs a command in this process, without its start-up: quicker where that is not tested."""
     asked, rest = cli.parser().parse_known_args([*map(str, arguments)])
-    cli.COMMANDS[asked.command](asked, rest)
+    cli.COMMANDS[asked.command].run(asked, rest)
 
 
 def environment(devices: int = 1) -> dict[str, str]:

@@ -12,7 +12,7 @@ import pytest
 import transformers
 
 from ftjax.cli import main
-from ftjax.training.records import read_rows
+from ftjax.workdir.records import read_rows
 from tests.conftest import environment, ftjax, make_rows, write_jsonl
 
 METHODS = "full,head,prompting"
@@ -123,17 +123,17 @@ def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
         (["--config.optimizer.learning_rate=-1"], "must be positive"),
         (["--config.train.accumulation=3"], "does not divide"),
         (["--config.method.name=lorra"], "did you mean 'lora'"),
-        (["--config.method.name=lora", "--config.method.rank=0"], "method.rank must be positive"),
+        (["--config.method.name=lora", "--config.method.rank=0"], "method.rank=0 must be positive"),
         (["--config.method.name=lora", "--config.method.targets=qury"], "did you mean 'query'"),
         (["--config.method.name=top_k", "--config.method.k=9"], "the model has 4 layers"),
         (["--config.model.segments=3,3"], "sum to 4 layers"),
-        (["--config.model.remat=ful"], "did you mean 'full'"),
+        (["--config.model.remat=ful"], "must be one of none, full, dots"),
         (["--config.model.path=./nothing"], "neither a folder nor a .gguf file"),
         (["--config.data.path=./nothing"], "does not exist"),
         (["--config.data.max_length=65"], "exceeds the model's 64 positions"),
-        (["--config.data.batching=packed"], "must be bucket, pack or pad"),
+        (["--config.data.batching=packed"], "must be one of bucket, pack, pad"),
         (["--config.train.best_metric=acuracy"], "did you mean 'accuracy'"),
-        (["--config.optimizer.name=adam"], "did you mean 'adamw'"),
+        (["--config.optimizer.name=adam"], "must be one of adamw, sgd"),
         (["--config.task.pooling=max"], "must be one of auto, cls, mean"),
         (["--config.mesh.data=3"], "mesh.data=3"),
         (["--nonsense"], "'--nonsense' is not understood"),

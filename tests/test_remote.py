@@ -16,9 +16,9 @@ from etils import epath
 from ftjax.config import load_config
 from ftjax.errors import UserError
 from ftjax.remote import copied, located, said
-from ftjax.training.lock import NAME, Holder, Lock
-from ftjax.training.records import read_rows
 from ftjax.training.start import begin
+from ftjax.workdir.lock import NAME, Holder, Lock
+from ftjax.workdir.records import read_rows
 from tests.conftest import environment, ftjax
 from tests.forked import Forked
 

@@ -1,7 +1,6 @@
 """The report of a comparison: a table and two plots, as Markdown and as one HTML file."""
 
 import base64
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -9,7 +8,8 @@ from typing import Any
 
 from ftjax.comparison.plots import draw
 from ftjax.comparison.row import Row, headings
-from ftjax.training.records import write_text
+from ftjax.pages import document, table, tag, text
+from ftjax.workdir.records import write_text
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -110,32 +110,12 @@ def write_report(
 
 
 def _html(rows: Sequence[Row], plots: Mapping[str, bytes]) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    images = "\n".join(
+    images = [
         f'<img alt="{name.replace("_", " ")}" '
         f'src="data:image/png;base64,{base64.b64encode(image).decode()}">'
         for name, image in plots.items()
-    )
-    table = "\n".join([row(headings(rows), "th"), *(row(r.cells(), "td") for r in rows)])
-    remarks = "\n".join(f"<li>{html.escape(note)}</li>" for note in notes(rows))
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Comparison of fine-tuning methods</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 68em; margin: 2em auto; padding: 0 1em }}
-table {{ border-collapse: collapse; margin: 1em 0 }}
-th, td {{ border-bottom: 1px solid #ddd; padding: .35em .8em; text-align: right }}
-th:first-child, td:first-child {{ text-align: left }}
-img {{ max-width: 100%; display: block; margin: 1em 0 }}
-</style></head><body>
-<h1>Comparison of fine-tuning methods</h1>
-<table>
-{table}
-</table>
-<ul>
-{remarks}
-</ul>
-{images}
-</body></html>
-"""
+    ]
+    remarks = "".join(tag("li", text(note)) for note in notes(rows))
+    title = "Comparison of fine-tuning methods"
+    compared = table(headings(rows), [row.cells() for row in rows])
+    return document(title, [tag("h1", title), compared, tag("ul", remarks), *images])

@@ -1,6 +1,5 @@
 """Trains by several methods, each in a process of its own, and gathers the results."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,9 @@ from ftjax.comparison.row import Row, better_of, summarize
 from ftjax.config import check, load_config, load_module
 from ftjax.errors import Stopped, UserError
 from ftjax.training.progress import gain
-from ftjax.training.records import read_rows, write_json
-from ftjax.training.run import finished
 from ftjax.training.signals import STOPS, listening
+from ftjax.workdir.folder import finished
+from ftjax.workdir.records import read_metrics, read_result, write_json
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Study:
                     f"{method}, seed {seed} did not finish (exit code {code}); the same command "
                     "goes on from here"
                 )
-        return json.loads(result.read_text(encoding="utf-8"))
+        return read_result(folder)
 
     def run_all(self, runs: Sequence[tuple[str, int, float | None]]) -> list[dict[str, Any]]:
         """The results of runs (method, seed, rate), `jobs` at once, each with its share of cores.
@@ -144,7 +143,7 @@ def compare(
         chosen = {method: best_rate(found) for method, found in tried.items()}
         rest = [(method, seed, chosen[method]) for method in methods for seed in range(1, seeds)]
         results = [tried[method][rate] for method, rate in chosen.items()] + study.run_all(rest)
-    curves = {m: read_rows(study.folder(m, 0, r) / "metrics.jsonl") for m, r in chosen.items()}
+    curves = {m: read_metrics(study.folder(m, 0, r) / "metrics.jsonl") for m, r in chosen.items()}
     scores = {m: {r: score(x) for r, x in tried[m].items()} for m in methods if m in grid}
     rows = summarize(results)
     found = {"methods": [row.to_json() for row in rows], "learning_rates": scores}

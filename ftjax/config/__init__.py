@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from ftjax.config.sections import SECTIONS
 from ftjax.data.preparation import steps
-from ftjax.errors import UserError, nearest
+from ftjax.errors import UserError, nearest, summary
 from ftjax.options import Option, Seed, defaults, options
 
 
@@ -180,6 +180,8 @@ def override(config: ConfigDict, key: str, value: Any) -> None:
             config.model.new = ConfigDict()
         return
     known = known_options(config)
+    new = flat_keys(config.model.new, "model.new.")  # of the types that its page has
+    known |= {name: Option(type(value), value, "") for name, value in new.items()}
     if key not in known:
         raise UserError(f"unknown config key {key!r}{nearest(key, known)}")
     *parents, last = key.split(".")
@@ -250,8 +252,25 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The inverse of `to_json`: lists become tuples again, and keys that came later are there."""
-    saved = json.loads(text)
+    """The inverse of `to_json`: lists become tuples again, and keys that came later are there.
+
+    Raises:
+        UserError: it is not what `to_json` wrote.
+    """
+    try:
+        config = _from_saved(json.loads(text))
+        known = known_options(config)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"not the configuration of a run ({summary(error)})") from error
+    flat = flat_keys(config)
+    for key, option in known.items():
+        if key not in flat:
+            raise UserError(f"not the configuration of a run: it lacks {key!r}")
+        option.read(key, flat[key])
+    return config
+
+
+def _from_saved(saved: dict[str, Any]) -> ConfigDict:
     method = saved["method"]
     config = default_config(method["name"], saved["task"]["name"])
     if "over" in method:

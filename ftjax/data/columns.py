@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.compute as pc
 
 from ftjax.data import fields
+from ftjax.data.checker import Checker
 from ftjax.data.readers.rows import Block, Types, sound
 from ftjax.errors import UserError
 
@@ -66,7 +67,7 @@ PLAIN: Mapping[Callable, Callable[[pyarrow.Array], pyarrow.Array | None]] = {
 }
 
 
-def types_of(check: fields.Checker, first: Sequence[Any]) -> Types | None:
+def types_of(check: Checker, first: Sequence[Any]) -> Types | None:
     """The types of the columns that a schema reads, by a file's first rows.
 
     None where rows must be read one by one: their fields are lists, or depend on each other.
@@ -82,7 +83,7 @@ def types_of(check: fields.Checker, first: Sequence[Any]) -> Types | None:
     return types
 
 
-def checked(check: fields.Checker, block: Block) -> pyarrow.Table | None:
+def checked(check: Checker, block: Block) -> pyarrow.Table | None:
     """A block's rows as they are kept, with their numbers; None where some may be bad."""
     table = block.table()
     if table is None or not len(table):

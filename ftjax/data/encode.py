@@ -168,7 +168,7 @@ def encoder(task: Any, folder: Path, max_length: int) -> Callable[[Split], Examp
 
 
 def _key(folder: Path, split: Split, task: Any, max_length: int) -> str:
-    digest = hashlib.sha256(f"6 {max_length} {task!r}".encode())
+    digest = hashlib.sha256(f"7 {max_length} {task!r}".encode())
     for part in tokenizer_bytes(folder):
         digest.update(part)
     for column in (name for name in split.rows.column_names if name != ROW):

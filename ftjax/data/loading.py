@@ -3,17 +3,19 @@ state is what a checkpoint holds.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from ftjax.data.encode import IDS, Examples, Ragged
+from ftjax.data.once import Once
 from ftjax.data.planning import EMPTY, Layout, Planned, plan_epoch
 
 Vary = Callable[[Examples, np.random.Generator], Examples]
+KEPT = 3  # epochs in memory: the one that is trained on, the one that is read, and the next
 
 
 class Counts(NamedTuple):
@@ -24,7 +26,21 @@ class Counts(NamedTuple):
     slots: int
 
 
-@dataclass(frozen=True)
+class Batch(NamedTuple):
+    """A global batch, as one host has it.
+
+    Attributes:
+        planned: which examples lie where.
+        counts: what all hosts' parts hold.
+        arrays: this host's part; see `make_batch`.
+    """
+
+    planned: Planned
+    counts: Counts
+    arrays: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
 class Loader:
     """Batches of a split.
 
@@ -45,6 +61,12 @@ class Loader:
     local: Callable[[int], np.ndarray] = np.arange
     vary: Vary | None = None
 
+    _epochs: Once[tuple[Examples, list[Planned]]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        parts = (self.examples, self.layout, self.batch_size, self.seed, self.vary)
+        object.__setattr__(self, "_epochs", Once(partial(epoch_of, *parts), KEPT))
+
     @property
     def steps_per_epoch(self) -> int:
         """Of a shuffled epoch."""
@@ -52,27 +74,27 @@ class Loader:
 
     def epoch(self, number: int) -> tuple[Examples, list[Planned]]:
         """The examples of an epoch, and its plan."""
-        return _epoch(self, number)
+        return self._epochs(number)
 
-    def planned(self, step: int) -> Planned:
-        """The plan of a step, counted over epochs."""
-        return self._find(step)[1]
-
-    def at(self, step: int) -> dict[str, np.ndarray]:
-        """This host's part of the batch of a step; see `make_batch`."""
-        return make_batch(*self._find(step), self.local)
-
-    def counts(self, step: int) -> Counts:
-        return counted(*self._find(step))
-
-    def _find(self, step: int) -> tuple[Examples, Planned]:
+    def at(self, step: int) -> Batch:
+        """The batch of a step, counted over epochs."""
         epoch, number = divmod(step, self.steps_per_epoch)
         examples, plan = self.epoch(epoch)
-        return examples, plan[number]
+        return batch_of(examples, plan[number], self.local)
 
     def iterate(self, steps: int) -> grain.DatasetIterator:
-        """Batches of steps 0 to `steps` - 1, prefetched; its state can be got and set."""
-        return prefetched(self.at, steps)
+        """Batches of steps 0 to `steps` - 1, prefetched; its state can be got and set.
+
+        While an epoch is read, the next is planned.
+        """
+
+        def at(step: int) -> Batch:
+            batch, following = self.at(step), step // self.steps_per_epoch + 1
+            if following * self.steps_per_epoch < steps:
+                self._epochs.begin(following)
+            return batch
+
+        return prefetched(at, steps)
 
     def __iter__(self) -> Iterator[tuple[Planned, Mapping[str, np.ndarray]]]:
         """One epoch in plan order, with the plan: for evaluation."""
@@ -80,34 +102,50 @@ class Loader:
         for planned in plan:
             yield planned, make_batch(examples, planned, self.local)
 
-    def __hash__(self) -> int:
-        return id(self)
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
+def epoch_of(
+    examples: Examples,
+    layout: Layout,
+    batch_size: int,
+    seed: int | None,
+    vary: Vary | None,
+    number: int,
+) -> tuple[Examples, list[Planned]]:
+    """The examples of an epoch, and its plan; arguments as of `Loader`."""
+    if vary is not None:
+        examples = vary(examples, np.random.default_rng((seed or 0, number, 1)))
+    written = None if examples.decoder is None else examples.decoder.lengths
+    plan = plan_epoch(examples.lengths, layout, batch_size, seed, number, written)
+    return examples, plan
 
 
-def prefetched(at: Callable[[int], Mapping[str, np.ndarray]], steps: int) -> grain.DatasetIterator:
+def prefetched(at: Callable[[int], Batch], steps: int) -> grain.DatasetIterator:
     """`at` of steps 0 to `steps` - 1, ahead of their use; its state can be got and set."""
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
     return iter(grain.MapDataset.range(steps).map(at).to_iter_dataset(options))
 
 
+def batch_of(
+    examples: Examples, planned: Planned, local: Callable[[int], np.ndarray] = np.arange
+) -> Batch:
+    """A planned batch; `local` as of `Loader`."""
+    return Batch(planned, counted(examples, planned), make_batch(examples, planned, local))
+
+
 def counted(examples: Examples, planned: Planned) -> Counts:
     """Counts of a planned batch."""
     slots = len(planned.places) * (examples.group * planned.length + planned.written)
-    tokens = int(examples.sizes[planned.examples].sum())
-    return Counts(tokens, len(planned.examples), slots)
+    numbers = planned.examples
+    tokens = _lengths(examples.ids, numbers, examples.group).sum()
+    if examples.decoder is not None:
+        tokens += _lengths(examples.decoder, numbers).sum()
+    return Counts(int(tokens), len(numbers), slots)
 
 
-@lru_cache(maxsize=4)
-def _epoch(loader: Loader, number: int) -> tuple[Examples, list[Planned]]:
-    examples, seed = loader.examples, loader.seed
-    if loader.vary is not None:
-        examples = loader.vary(examples, np.random.default_rng((seed or 0, number, 1)))
-    written = None if examples.decoder is None else examples.decoder.lengths
-    plan = plan_epoch(examples.lengths, loader.layout, loader.batch_size, seed, number, written)
-    return examples, plan
+def _lengths(sequences: Ragged, numbers: np.ndarray, group: int = 1) -> np.ndarray:
+    """Of some groups of sequences, not of all, which are many; 0 where there is none."""
+    first, end = numbers * group, (numbers + 1) * group
+    return np.where(numbers == EMPTY, 0, sequences.offsets[end] - sequences.offsets[first])
 
 
 def make_batch(
@@ -142,7 +180,7 @@ def make_batch(
 
 def _index(sequences: Ragged, places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Where the values of padded sequences are, and which are real: (*places, length)."""
-    sizes = np.where(places == EMPTY, 0, sequences.lengths[places])
+    sizes = _lengths(sequences, places)
     inside = np.arange(length) < sizes[..., None]
     starts = sequences.offsets[:-1][places]
     return np.where(inside, starts[..., None] + np.arange(length), 0), inside
@@ -161,7 +199,7 @@ def _packed(examples: Examples, places: np.ndarray, length: int) -> dict[str, np
 def packed_index(sequences: Ragged, places: np.ndarray, length: int) -> tuple[np.ndarray, ...]:
     """Where the values of packed sequences are, which are real, whose each is, and its position in
     it: (rows, length); and where each starts (rows, places)."""
-    sizes = np.where(places == EMPTY, 0, sequences.lengths[places])
+    sizes = _lengths(sequences, places)
     ends = np.cumsum(sizes, 1)
     starts = ends - sizes
     token = np.arange(length)

@@ -7,7 +7,8 @@ from itertools import chain, islice
 import pyarrow
 
 from ftjax.data import columns
-from ftjax.data.fields import FIRST, Checker, Row, Schema
+from ftjax.data.checker import Checker
+from ftjax.data.fields import FIRST, Row, Schema
 from ftjax.data.readers.rows import Block, Rows, Types, sound
 from ftjax.errors import UserError
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from ftjax.data.encode import Examples, Ragged
 from ftjax.data.fields import Schema
-from ftjax.data.loading import Counts, Loader, Vary, counted, make_batch, prefetched
+from ftjax.data.loading import Batch, Loader, Vary, batch_of, prefetched
 from ftjax.data.planning import Layout, Planned
 from ftjax.data.preparation.pipeline import passed
 from ftjax.data.sources import Opened, Split
@@ -207,19 +207,13 @@ class StreamLoader:
 
     steps_per_epoch = None  # a stream has no end
 
-    def planned(self, step: int) -> Planned:
-        return self._find(step)[1]
-
     def begun(self, step: int) -> Examples | None:
         """The window that a step is the first of; None where it is in the midst of one."""
         examples, _ = self._find(step)
         return examples if step == self.starts[bisect_right(self.starts, step) - 1] else None
 
-    def at(self, step: int) -> dict[str, np.ndarray]:
-        return make_batch(*self._find(step), self.local)
-
-    def counts(self, step: int) -> Counts:
-        return counted(*self._find(step))
+    def at(self, step: int) -> Batch:
+        return batch_of(*self._find(step), self.local)
 
     def iterate(self, steps: int) -> grain.DatasetIterator:
         return prefetched(self.at, steps)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ftjax.errors import UserError, require
+from ftjax.formats import hf, sentences
 from ftjax.formats.adapterhub_config import check_config, config_of, settings_of
 from ftjax.formats.adapterhub_names import family_of, from_tensors, to_tensors
 from ftjax.formats.folder import read_config, read_json
@@ -242,10 +243,12 @@ def export_adapterhub(
         _write_fusion(output, tuned, params, about)
     else:
         _write_one(output, tuned, params, about, ADAPTER)
-    if _head(tuned) is None:
-        note = "AdapterHub has no head that computes as this model's does: it is left out."
-    else:
+    if sentences.plain_encoder(tuned):
+        note = f"AdapterHub has no head for it: {sentences.described(tuned)}"
+    elif not tuned.base.of_words:  # whose head is the base's
         _write_head(place, tuned, params, about, names)
+        if _head(tuned) is None:
+            note = f"The head is that of `{tuned.config.heads[tuned.model.head].architecture}`."
     (output / "README.md").write_text(
         f"---\nlibrary_name: adapters\n---\n\nAn adapter trained with ftjax, for "
         f"`{call}`. Labels: {', '.join(names)}.\n{note}\n",
@@ -275,15 +278,24 @@ def _write_fusion(output: Path, tuned: Tuned, params: Flat, about: Mapping[str, 
     _write_one(output / whole["name"], _fusion_alone(tuned), params, whole, FUSION)
     children = [{"type": "single", "children": [name]} for name in names]
     setup = {"adapter_setup": {"type": "Fuse", "children": children}, "version": VERSION}
-    setup["head_setup"] = None if _head(tuned) is None else about["name"]
+    headless = sentences.plain_encoder(tuned) or tuned.base.of_words
+    setup["head_setup"] = None if headless else about["name"]
     _write_json(output / SETUP, setup)
 
 
 def _write_head(
     folder: Path, tuned: Tuned, params: Flat, about: Mapping[str, Any], names: tuple[str, ...]
 ) -> None:
+    label2id = {label: i for i, label in enumerate(names)}
+    if _head(tuned) is None:  # as of a model of transformers with adapters put into it
+        own = {path: np.asarray(x) for path, x in params.items() if tuned.names.in_head(path)}
+        architecture = tuned.config.heads[tuned.model.head].architecture
+        static = {**about, "config": None, "model_class": architecture, "label2id": label2id}
+        tensors = {k: np.float32(x) for k, x in hf.to_tensors(own, tuned.names, True).items()}
+        _write(folder, HEAD, static, tensors)
+        return
     config, modules = _head(tuned)
-    config["label2id"] = {label: i for i, label in enumerate(names)}
+    config["label2id"] = label2id
     tensors = {}
     for module, number in modules.items():
         for leaf, end in LEAVES.items():

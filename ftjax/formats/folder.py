@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import re
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ftjax.errors import UserError
-from ftjax.formats import gguf, gguf_model, gguf_tokenizer
+from ftjax.formats import gguf, gguf_model, gguf_tokenizer, modules
 from ftjax.formats.dequantize import plain_weights, quantization
 from ftjax.formats.jsons import read_json
 from ftjax.formats.shards import FLOATS
@@ -114,10 +115,15 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def open_weights(path: Path) -> Mapping[str, Any]:
-    """A model's tensors by Hugging Face's names, each read when it is asked for or sliced."""
+    """A model's tensors by Hugging Face's names, each read when it is asked for or sliced.
+
+    With those of Dense modules of sentence-transformers, by their place and name there.
+    """
     if gguf.is_gguf(path):
         return gguf_model.Weights(path)
-    return plain_weights(path) if quantization(path) else Weights(path)
+    weights = plain_weights(path) if quantization(path) else Weights(path)
+    after = modules.tensors(path)
+    return ChainMap(after, weights) if after else weights
 
 
 def stored_dtype(path: Path) -> str:
@@ -196,30 +202,13 @@ def identity(path: Path) -> str:
     return digest.hexdigest()
 
 
-def pooling(folder: Path) -> str:
-    """ "mean" or "cls", by sentence-transformers' 1_Pooling/config.json; "cls" where absent."""
-    path = folder / "1_Pooling" / "config.json"
-    if not path.exists():
-        return "cls"
-    config = read_json(path)
-    mode = config.get("pooling_mode")
-    if mode in ("mean", "cls"):
-        return mode
-    if config.get("pooling_mode_mean_tokens"):
-        return "mean"
-    last = mode == "lasttoken" or config.get("pooling_mode_lasttoken")
-    own = last and read_config(folder).get("model_type") == "xlnet"  # whose texts end so
-    if config.get("pooling_mode_cls_token") or own:
-        return "cls"
-    raise UserError(f"{path}: only mean and cls pooling are implemented; set task.pooling")
-
-
 def fingerprint(path: Path) -> str:
     """sha256 over config.json and every weight file: what a checkpoint's base must equal."""
     if gguf.is_gguf(path):
         files, digest = [path], hashlib.sha256()
     else:
-        files, digest = weight_files(path), hashlib.sha256((path / "config.json").read_bytes())
+        files = [*weight_files(path), *modules.files(path)]
+        digest = hashlib.sha256((path / "config.json").read_bytes())
     for file in files:
         at = file.stat()
         form = (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)

@@ -13,15 +13,20 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is absent or not a JSON object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+    value = read_value(path)
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object")
     return value
+
+
+def read_value(path: Path) -> Any:
+    """What a JSON file holds; raises as `read_json`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (ValueError, RecursionError) as error:  # ValueError: of its text, encoding or numbers
+        raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:

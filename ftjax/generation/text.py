@@ -1,6 +1,7 @@
 """Texts in, texts out: the compiled parts of a generation around a tokenizer."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -54,6 +55,12 @@ class Generator:
         self._go_on = jax.jit(
             partial(search.go_on, tuned, settings), donate_argnums=1, out_shardings=placed
         )
+
+    def with_params(self, params: Flat) -> "Generator":
+        """The same programs with other parameters of the same shapes."""
+        other = copy(self)
+        other._params = params
+        return other
 
     def __call__(self, prompts: Sequence[str | Messages], first: int = 0) -> list[list[str]]:
         """The continuations of each prompt, `num_return_sequences` of them.

@@ -256,7 +256,8 @@ class Model(encoder.Model):
         return c.normalize("final_norm")(x), table
 
     def pool(self, x: Array, inputs: encoder.Inputs) -> Array:
-        if "mean" in (self.pooling, self.config.classifier_pooling):
+        own = self.pooling == "cls" and self.head != "embedding"  # the published classifier's
+        if "mean" in (self.pooling, self.config.classifier_pooling if own else ""):
             return mean_pool(x, inputs.attention_mask, inputs.segment_ids, inputs.starts)
         return at_starts(x, inputs.starts)
 

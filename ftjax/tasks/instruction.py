@@ -128,10 +128,10 @@ class Instruction(CausalLM, Written):
             found.append({"messages": asked, "tools": tools} if tools else asked)
         return found
 
-    def references(self, split: Split) -> list[str]:
-        """The contents of last turns; empty where one but calls tools."""
+    def references(self, split: Split) -> list[str | None]:
+        """The contents of last turns; None where one but calls tools, or nothing is answered."""
         rows = [turns_of(row)[-1] for row in split.rows]
-        return [(turn["role"] == "assistant" and turn.get("content")) or "" for turn in rows]
+        return [(turn["role"] == "assistant" and turn.get("content")) or None for turn in rows]
 
 
 def row_chat(row: Mapping[str, Any]) -> tuple[list[Message], list[Any] | None]:

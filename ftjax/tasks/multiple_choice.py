@@ -1,5 +1,6 @@
 """One of several texts that goes with a text: answers to a question, endings of a story."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -13,11 +14,13 @@ import optax
 from scipy.special import log_softmax, softmax
 
 from ftjax.data.encode import Columns, Examples
-from ftjax.data.fields import Field, Row, Schema, label_name, text, texts
+from ftjax.data.fields import Field, Row, Schema, name_or_number, text, texts
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
 from ftjax.tasks.base import Apply, Array, Batch, Task, directions, were_cut
+from ftjax.tasks.probabilities import calibration_error
 
+DIGITS = re.compile("[0-9]{1,9}")
 NONE = -1e9  # what is said of a choice that a row does not have
 
 
@@ -37,18 +40,45 @@ def check(row: Row) -> None:
     number_of(row["label"], row["choices"])
 
 
-def number_of(label: str, choices: Sequence[Mapping[str, str]]) -> int:
-    """The number of the right choice, given by its name or its text, or else as a number from 0 or
-    a letter."""
-    for key in ("name", "text"):
-        every = [choice[key] for choice in choices]
-        if label in every:
-            return every.index(label)
-    letter = ord(label) - ord("A") if len(label) == 1 and label.isalpha() else -1
-    number = int(label) if label.isdigit() else letter
-    if not 0 <= number < len(choices):
-        raise ValueError(f"label {label!r} is none of the {len(choices)} choices")
-    return number
+def number_of(label: str | int, choices: Sequence[Mapping[str, str]]) -> int:
+    """The number of the right choice.
+
+    Args:
+        label: an integer is a choice's name, else its number from 0, else its text; a string a
+            name, else a text, else a number or a letter.
+        choices: each with its name and text.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    name, count = str(label), len(choices)
+    names, texts = ([choice[key] for choice in choices] for key in ("name", "text"))
+    if name in names:
+        return names.index(name)
+    if isinstance(label, int) and 0 <= label < count:
+        return label
+    if name in texts:
+        return texts.index(name)
+    if DIGITS.fullmatch(name) and int(name) < count:
+        return int(name)
+    letter = ord(name) - ord("A") if len(name) == 1 and name.isalpha() else -1
+    if not 0 <= letter < count:
+        raise ValueError(f"label {label!r} is none of the {count} choices")
+    return letter
+
+
+def numbers_of(
+    labels: Sequence[str | int], choices: Sequence[Sequence[Mapping[str, str]]]
+) -> list[int]:
+    """The number of each row's right choice, see `number_of`.
+
+    Where all labels are digits, as in a csv file, they are integers unless each is a text.
+    """
+    pairs = list(zip(labels, choices, strict=True))
+    digits = all(isinstance(label, str) and DIGITS.fullmatch(label) for label in labels)
+    if digits and not all(label in [each["text"] for each in row] for label, row in pairs):
+        pairs = [(int(label), row) for label, row in pairs]
+    return [number_of(*pair) for pair in pairs]
 
 
 @dataclass(frozen=True)
@@ -59,14 +89,14 @@ class MultipleChoice(Task):
     """
 
     best_metric = "accuracy"
-    better: ClassVar = directions(("accuracy",))
+    better: ClassVar = directions(("accuracy",), ("calibration_error",))
     packs = False
     group = 2
     schema: ClassVar = Schema(
         {
             "text": Field(text),
             "choices": Field(choices),
-            "label": Field(label_name, answer=True),
+            "label": Field(name_or_number, answer=True),
         },
         check,
     )
@@ -92,9 +122,8 @@ class MultipleChoice(Task):
         return {**found, "cut": [any(each) for each in grouped(were_cut(cut))]}
 
     def targets(self, examples: Examples, split: Split, names: Sequence[str]) -> Examples:
-        pairs = zip(split.column("label"), split.column("choices"), strict=True)
-        labels = np.array([number_of(*pair) for pair in pairs], np.int32)
-        return replace(examples, arrays={"labels": labels})
+        labels = numbers_of(split.column("label"), split.column("choices"))
+        return replace(examples, arrays={"labels": np.array(labels, np.int32)})
 
     def outputs(self, apply: Apply, batch: Batch) -> jax.Array:
         """(rows, choices)."""
@@ -109,24 +138,33 @@ class MultipleChoice(Task):
     def score(
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> dict[str, Any]:
-        """Mean loss and accuracy."""
+        """Mean loss, which is the log loss, accuracy and calibration error."""
         labels = examples.arrays["labels"]
         chances = log_softmax(outputs, -1)
+        right = outputs.argmax(-1) == labels
         return {
             "loss": float(-np.take_along_axis(chances, labels[:, None], 1).mean()),
-            "accuracy": float((outputs.argmax(-1) == labels).mean()),
+            "accuracy": float(right.mean()),
+            "calibration_error": calibration_error(right, np.exp(chances.max(-1))),
             "examples": len(labels),
         }
+
+    def constant(self, examples: Examples, names: Sequence[str]) -> np.ndarray:
+        """The place that is most often right."""
+        labels = examples.arrays["labels"]
+        return np.tile(np.eye(labels.max() + 1)[np.bincount(labels).argmax()], (len(labels), 1))
 
     def predictions(
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> list[dict[str, Any]]:
-        """One {"choice", "answer", "probabilities"} a row; choices are counted from 0."""
+        """One {"choice", "answer", "probability", "probabilities"} a row; choices are counted from
+        0."""
         rows = zip(outputs.argmax(-1), softmax(outputs, -1), split.column("choices"), strict=True)
         return [
             {
                 "choice": int(best),
                 "answer": choices[best]["text"],
+                "probability": round(float(chances[best]), 6),
                 "probabilities": [round(float(p), 6) for p in chances[: len(choices)]],
             }
             for best, chances, choices in rows

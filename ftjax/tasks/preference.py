@@ -97,18 +97,19 @@ class Preference(Task):
         return {"head": "causal_lm"}
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
-        """Two sequences a row, with "learned", 1 at the answers' tokens.
-
-        Those that are too long lose tokens at the start.
-        """
+        """Two sequences a row, with "learned", 1 at the answers' tokens; see `fitted_pair`."""
         found: dict[str, list] = {"input_ids": [], "learned": [], "cut": []}
         for number in range(len(columns["chosen"])):
             row = {name: values[number] for name, values in columns.items()}
             with of_row(number):
                 asked = [(conversation(row, answer), tools_of(row)) for answer in ANSWERS]
                 pairs = [next(encoded(tokenizer, x, self.template, "last")) for x in asked]
-            found["input_ids"].append([ids[-max_length:] for ids, _ in pairs])
-            found["learned"].append([learned[-max_length:].tolist() for _, learned in pairs])
+            parts = fitted_pair([learned for _, learned in pairs], max_length)
+            cut = [
+                (ids[part], marks[part]) for (ids, marks), part in zip(pairs, parts, strict=True)
+            ]
+            found["input_ids"].append([ids for ids, _ in cut])
+            found["learned"].append([marks.tolist() for _, marks in cut])
             found["cut"].append(any(len(ids) > max_length for ids, _ in pairs))
         return found
 
@@ -147,8 +148,7 @@ class Preference(Task):
     ) -> dict[str, Any]:
         """Mean loss; how often the chosen answer gains more than the rejected one ("accuracy"), and
         by how much, β(Δ − Δ₀) ("margin")."""
-        reference = examples.arrays["reference"]
-        margin = self.beta * ((outputs - reference) @ np.array([1.0, -1.0]))
+        reference, margin = examples.arrays["reference"], self._margins(outputs, examples)
         return {
             "loss": float(self.losses(jnp.asarray(outputs), jnp.asarray(reference)).mean()),
             "accuracy": float((margin > 0).mean()),
@@ -156,14 +156,41 @@ class Preference(Task):
             "examples": len(outputs),
         }
 
+    def _margins(self, outputs: np.ndarray, examples: Examples) -> np.ndarray:
+        """β(Δ − Δ₀) of each row."""
+        return self.beta * ((outputs - examples.arrays["reference"]) @ np.array([1.0, -1.0]))
+
     def predictions(
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> list[dict[str, Any]]:
-        """One {"preferred", "log_probabilities"} a row."""
+        """One {"preferred", "probability", "margin", "log_probabilities"} a row.
+
+        The answer that gains more on the reference is preferred, as it is scored; how surely is
+        σ(|margin|), by the model of Bradley and Terry that the loss is of.
+        """
+        margins = self._margins(outputs, examples)
         return [
             {
-                "preferred": ANSWERS[int(row.argmax())],
+                "preferred": ANSWERS[0 if margin > 0 else 1],
+                "probability": round(float(1 / (1 + np.exp(-abs(margin)))), 6),
+                "margin": round(float(margin), 6),
                 "log_probabilities": [round(float(x), 6) for x in row],
             }
-            for row in outputs
+            for row, margin in zip(outputs, margins, strict=True)
         ]
+
+
+def fitted_pair(learned: Sequence[np.ndarray], max_length: int) -> list[slice]:
+    """The part of each of two sequences that is read, so that the same of a prompt is before both.
+
+    Prompts lose their starts, down to half of `max_length`; answers then lose their ends.
+
+    Args:
+        learned: of each, 1 at the answer's tokens.
+        max_length: in tokens.
+    """
+    starts = [int(np.argmax(marks > 0)) if marks.any() else len(marks) for marks in learned]
+    longest = max(len(marks) - start for marks, start in zip(learned, starts, strict=True))
+    room = max(max_length - longest, max_length // 2)
+    first = [max(start - room, 0) for start in starts]
+    return [slice(start, start + max_length) for start in first]

@@ -1,6 +1,6 @@
 """One text from another: translation, summaries, texts of tables."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,7 +13,7 @@ from ftjax.errors import UserError, nearest
 from ftjax.options import Count, Positive
 from ftjax.tasks.base import HIGHER, cut_to
 from ftjax.tasks.rebuilding import Rebuilding
-from ftjax.tasks.written import Written, summary_scores, translation_scores
+from ftjax.tasks.written import ROUGE, Written, summary_scores, translation_scores
 
 METRICS = ("translation", "summary", "exact")
 
@@ -43,7 +43,7 @@ class Seq2Seq(Written, Rebuilding):
     max_new_tokens: Positive = 128
     num_beams: Positive = 1
 
-    at_end: ClassVar = ("exact_match", "bleu", "chrf", "rouge1", "rouge2", "rougeL")
+    at_end: ClassVar = ("exact_match", "bleu", "chrf", *ROUGE)
     better: ClassVar = {**Rebuilding.better, **dict.fromkeys(at_end, HIGHER)}
     answer: ClassVar = ""
     schema: ClassVar = Schema({"source": Field(text), "target": Field(text, answer=True)})
@@ -65,6 +65,11 @@ class Seq2Seq(Written, Rebuilding):
             found["decoder_ids"] = [ended(ids, end, limit) for ids in wanted]
             found["cut"] = [a or len(b) > limit for a, b in zip(long, wanted, strict=True)]
         return found
+
+    @property
+    def measured_written(self) -> Collection[str]:
+        more = {"translation": ("bleu", "chrf"), "summary": ROUGE, "exact": ()}[self.metrics]
+        return (*super().measured_written, *more) if self.generate else ()
 
     def asked(self, tokenizer: Any) -> dict[str, Any]:
         """What is written starts with its language where targets do, or after it where they end

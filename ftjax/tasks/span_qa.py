@@ -1,6 +1,6 @@
 """The part of a text that answers a question; long texts are read in windows."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Row, Schema, identity, shown, text
@@ -24,6 +24,7 @@ from ftjax.tasks.base import Apply, Array, Batch, Task, directions
 
 CANDIDATES = 20  # starts, and ends, that are tried of each window
 NONE = -1e9
+METRICS = ("exact_match", "f1")
 
 
 def answers(found: Any) -> dict[str, list]:
@@ -60,7 +61,8 @@ class SpanQA(Task):
         stride: tokens that a window shares with the one before.
         max_answer: tokens of an answer, at most.
         impossible: whether a question may have no answer (SQuAD 2.0).
-        null_threshold: how much better no answer must be than the best one, to be given.
+        null_threshold: no answer is given where its score less that of the best one is above, as by
+            `--null_score_diff_threshold` of SQuAD's scripts: the higher, the more answers.
         language: of the metrics: "en" as of SQuAD's script, "zh" as of CMRC 2018's.
     """
 
@@ -72,9 +74,7 @@ class SpanQA(Task):
 
     best_metric = "f1"
     better: ClassVar = directions(
-        f"{name}{among}"
-        for name in ("exact_match", "f1")
-        for among in ("", "_answerable", "_unanswerable")
+        f"{name}{among}" for name in METRICS for among in ("", "_answerable", "_unanswerable")
     )
     packs = False
     schema: ClassVar = Schema(
@@ -199,6 +199,12 @@ class SpanQA(Task):
                     scores[f"f1_{name}"] = float(f1[among].mean())
         return {**scores, "examples": len(found)}
 
+    def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
+        every = [bool(answer["text"]) for answer in split.column("answers")] * self.impossible
+        kinds = {"_answerable": any(every), "_unanswerable": not all(every)}
+        lacking = {f"{metric}{kind}" for metric in METRICS for kind in kinds if not kinds[kind]}
+        return super().measured(split, names) - lacking
+
     def predictions(
         self,
         outputs: dict[str, np.ndarray],
@@ -206,38 +212,49 @@ class SpanQA(Task):
         split: Split,
         names: Sequence[str],
     ) -> list[dict[str, Any]]:
-        """One {"answer", "start", "score"} a row: start in characters, -1 for no answer; the score
-        is the sum of both outputs, less that of no answer where there may be none."""
+        """One {"answer", "start", "score", "probability"} a row.
+
+        "start" is in characters, -1 for no answer; "score" the sum of both outputs, less that of no
+        answer where there may be none; "probability" a softmax over the `CANDIDATES` best answers
+        and no answer, as of SQuAD's n-best lists.
+        """
         return self._best(outputs["tokens"], examples, split)
 
     def _best(self, logits: np.ndarray, examples: Examples, split: Split) -> list[dict[str, Any]]:
         """The best answer of each row, over its windows."""
-        count, offsets = len(split.rows), examples.ids.offsets
-        best = [(NONE, 0, 0)] * count
-        null = np.full(count, np.inf)
+        spans: list[dict[tuple[int, int], float]] = [{} for _ in split.rows]
+        null = np.full(len(spans), np.inf)
         begin, end = examples.tokens["_begin"], examples.tokens["_end"]
-        bounds = pairwise(offsets)
-        for row, (first, last) in zip(examples.row_numbers, bounds, strict=True):
-            window = logits[first:last]
-            own = begin[first:last] >= 0
-            null[row] = min(null[row], window[0].sum())
-            start, stop, score = _best_span(window, own, self.max_answer)
-            if score > best[row][0]:
-                best[row] = score, begin[first + start], end[first + stop]
-        found = []
-        for context, (score, start, stop), none in zip(
-            split.column("context"), best, null, strict=True
+        for row, (first, last) in zip(
+            examples.row_numbers, pairwise(examples.ids.offsets), strict=True
         ):
-            score = float(score - none) if self.impossible else float(score)
-            if self.impossible and score <= self.null_threshold:
-                found.append({"answer": "", "start": -1, "score": score})
-            else:
-                while stop < len(context) and combining(context[stop]):  # that tokenizers drop
-                    stop += 1
-                start += len(context[start:stop]) - len(context[start:stop].lstrip())  # of " word"
-                answer = context[start:stop].rstrip()
-                found.append({"answer": answer, "start": int(start), "score": score})
-        return found
+            window = logits[first:last]
+            null[row] = min(null[row], window[0].sum())
+            own = begin[first:last] >= 0
+            for start, stop, score in _best_spans(window, own, self.max_answer):
+                place = int(begin[first + start]), int(end[first + stop])
+                spans[row][place] = max(score, spans[row].get(place, score))
+        return list(map(self._answer, split.column("context"), spans, null))
+
+    def _answer(
+        self, context: str, spans: dict[tuple[int, int], float], none: float
+    ) -> dict[str, Any]:
+        """What is said of a row by the scores of its spans of characters, and that of no answer."""
+        best = sorted(spans.items(), key=lambda item: -item[1])[:CANDIDATES]
+        best = best or [((0, 0), 2 * NONE)]
+        (start, stop), score = best[0]
+        empty = self.impossible and none - score > self.null_threshold
+        chances = softmax([none] * self.impossible + [each for _, each in best])
+        found = {
+            "score": float(score - none if self.impossible else score),
+            "probability": round(float(chances[int(self.impossible and not empty)]), 6),
+        }
+        if empty:
+            return {"answer": "", "start": -1, **found}
+        while stop < len(context) and combining(context[stop]):  # that tokenizers drop
+            stop += 1
+        start += len(context[start:stop]) - len(context[start:stop].lstrip())  # of " word"
+        return {"answer": context[start:stop].rstrip(), "start": start, **found}
 
     def _loss(self, logits: np.ndarray, examples: Examples) -> float:
         total, offsets = 0.0, examples.ids.offsets
@@ -256,14 +273,16 @@ def _characters(answer: dict[str, list]) -> tuple[int, int]:
     return start, start + len(answer["text"][0])
 
 
-def _best_span(logits: np.ndarray, own: np.ndarray, longest: int) -> tuple[int, int, float]:
-    """The first and last token of the best answer within a window, and the sum of its outputs."""
+def _best_spans(logits: np.ndarray, own: np.ndarray, longest: int) -> list[tuple[int, int, float]]:
+    """The first and last token of the best answers within a window, and sums of their outputs."""
     if not own.any():
-        return 0, 0, 2 * NONE
+        return []
     masked = np.where(own[:, None], logits, NONE)
     starts, ends = np.argsort(-masked, 0, kind="stable")[:CANDIDATES].T
     sums = masked[starts, 0][:, None] + masked[ends, 1]
     length = ends - starts[:, None] + 1
-    sums = np.where((length >= 1) & (length <= longest), sums, 2 * NONE)
-    i, j = np.unravel_index(sums.argmax(), sums.shape)
-    return int(starts[i]), int(ends[j]), float(sums[i, j])
+    inside = (length >= 1) & (length <= longest) & own[starts][:, None] & own[ends]
+    sums = np.where(inside, sums, 2 * NONE)
+    order = np.argsort(-sums, axis=None, kind="stable")[: min(CANDIDATES, inside.sum())]
+    best = zip(*np.unravel_index(order, sums.shape), strict=True)
+    return [(int(starts[i]), int(ends[j]), float(sums[i, j])) for i, j in best]

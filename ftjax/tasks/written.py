@@ -1,12 +1,24 @@
 """What tasks share whose answers are written: prompts, references, and metrics of texts."""
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Collection, Sequence
 from itertools import chain
 from typing import Any
 
+import regex
+
 from ftjax.data.sources import Split
 from ftjax.data.templates import chosen
+
+ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+OTHER = regex.compile(  # a character with its marks, or a word, of another script than Latin
+    rf"([{UNSPACED}]\p{{M}}*"
+    rf"|[\p{{L}}\p{{Nd}}--[\p{{Latin}}{UNSPACED}0-9]]"
+    rf"[\p{{L}}\p{{M}}\p{{Nd}}--[\p{{Latin}}{UNSPACED}0-9]]*)",
+    regex.V1,
+)
 
 
 class Written:
@@ -28,9 +40,14 @@ class Written:
         """What is gone on from, one a row: texts, or chats."""
         raise NotImplementedError
 
-    def references(self, split: Split) -> list[str]:
-        """What is wanted, one a row."""
+    def references(self, split: Split) -> list[str | None]:
+        """What is wanted, one a row; None where nothing is, and the row is not scored."""
         raise NotImplementedError
+
+    @property
+    def measured_written(self) -> Collection[str]:
+        """Metrics that `written` gives, where rows are written for."""
+        return ("exact_match",) if self.generate else ()
 
     def asked(self, tokenizer: Any) -> dict[str, Any]:
         """Settings of generation; the tokenizer is made ready for prompts."""
@@ -53,15 +70,15 @@ def exact_match(texts: Sequence[str], references: Sequence[str], pattern: str = 
 
     Args:
         texts: what was written.
-        references: what is wanted.
+        references: what is wanted; one in which `pattern` finds nothing does not count.
         pattern: a regular expression: what its last match says is compared, its first group where
             it has one, without commas in numbers; a text without a match is wrong.
     """
-    pairs = zip(texts, references, strict=True)
-    right = [
-        (found := extracted(text, pattern)) is not None and found == extracted(wanted, pattern)
-        for text, wanted in pairs
+    pairs = [
+        (extracted(text, pattern), extracted(wanted, pattern))
+        for text, wanted in zip(texts, references, strict=True)
     ]
+    right = [text == wanted for text, wanted in pairs if wanted is not None]
     return sum(right) / max(len(right), 1)
 
 
@@ -97,21 +114,25 @@ def translation_scores(
 
 
 def summary_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """ROUGE-1, -2 and -L (F-measures, means over texts, in parts of 1) by rouge-score.
+    """ROUGE-1, -2, -L and -Lsum (F-measures, means over texts, in parts of 1) by rouge-score.
 
-    Words are lower-cased and stemmed as usual; Chinese characters are words.
+    Words are lower-cased and stemmed as usual, those of other scripts as `_Words` has them; lines
+    are sentences for ROUGE-Lsum.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    kinds = ("rouge1", "rouge2", "rougeL")
-    scorer = RougeScorer(list(kinds), tokenizer=_Words())
+    scorer = RougeScorer(list(ROUGE), tokenizer=_Words())
     pairs = zip(references, texts, strict=True)
     each = [scorer.score(wanted, text) for wanted, text in pairs]
-    return {kind: sum(score[kind].fmeasure for score in each) / max(len(each), 1) for kind in kinds}
+    return {kind: sum(score[kind].fmeasure for score in each) / max(len(each), 1) for kind in ROUGE}
 
 
 class _Words:
-    """rouge-score's tokenizer, which drops what is not ASCII, around Chinese characters."""
+    """rouge-score's tokenizer, which drops what is not ASCII, around words of other scripts.
+
+    Those are runs of letters and their marks, with case folded; where no spaces are between words,
+    as in Chinese, Japanese and Thai, each character.
+    """
 
     def __init__(self) -> None:
         from rouge_score.tokenizers import DefaultTokenizer
@@ -119,6 +140,11 @@ class _Words:
         self._stemmed = DefaultTokenizer(use_stemmer=True)
 
     def tokenize(self, text: str) -> list[str]:
-        pieces = re.split(r"([\u3400-\u9fff])", text)  # every second one is a character
-        each = [[p] if i % 2 else self._stemmed.tokenize(p) for i, p in enumerate(pieces)]
+        pieces = OTHER.split(text)  # every second one is of another script
+        each = [
+            [unicodedata.normalize("NFC", piece).casefold()]
+            if i % 2
+            else self._stemmed.tokenize(piece)
+            for i, piece in enumerate(pieces)
+        ]
         return list(chain.from_iterable(each))

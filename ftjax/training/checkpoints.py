@@ -16,7 +16,8 @@ import orbax.checkpoint as ocp
 from ftjax.errors import UserError, summary
 from ftjax.parallel.agreement import worst
 from ftjax.paths import unflatten
-from ftjax.training.saved import Saved, items, rest
+from ftjax.training.checksums import array_sums, text_sum
+from ftjax.training.saved import Saved, items, rest, summed
 from ftjax.training.step import State
 
 
@@ -66,10 +67,11 @@ class Checkpoints(Saved):
         problem = self._no_room(state)
         if worst(problem is not None):
             raise self._failed(step, problem or OSError("another host cannot write there"))
+        described = {**meta, "sums": array_sums(summed(state))}
         saved = ocp.args.Composite(
             state=ocp.args.StandardSave(rest(state, jax.random.key_data(state.key))),
             params=ocp.args.StandardSave(unflatten(state.best_params)),
-            meta=ocp.args.JsonSave(dict(meta)),
+            meta=ocp.args.JsonSave({**described, "sha256": text_sum(described)}),
         )
         try:
             self._writer.save(step, args=saved)

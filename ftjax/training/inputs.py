@@ -20,9 +20,10 @@ from ftjax.formats.jsons import read_json
 from ftjax.parallel.agreement import first, require_same
 from ftjax.paths import Flat
 from ftjax.remote import copied, located
-from ftjax.training.records import write_json
 from ftjax.training.splits import Data
 from ftjax.training.trained import best_params
+from ftjax.workdir.folder import begun
+from ftjax.workdir.records import write_json
 
 NAME = "inputs.json"
 ENDS = (".safetensors", ".bin")  # of the files that hold an adapter's tensors
@@ -76,9 +77,8 @@ def _note(workdir: Path, found: dict[str, str]) -> None:
 
 def _changed(workdir: Path, found: dict[str, str]) -> list[str]:
     """What differs from what a work folder has noted, in words."""
-    file, checkpoints = workdir / NAME, workdir / "checkpoints"
-    begun = checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
-    if not file.exists() or not begun:
+    file = workdir / NAME
+    if not file.exists() or not begun(workdir):
         return []
     try:
         saved = read_json(file)

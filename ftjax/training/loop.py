@@ -14,41 +14,38 @@ import jax.numpy as jnp
 from orbax.checkpoint.utils import to_shape_dtype_struct
 
 from ftjax.config import from_json, to_json
-from ftjax.data.loading import Loader
+from ftjax.data.loading import Counts, Loader
 from ftjax.data.planning import Layout
 from ftjax.data.streaming import StreamLoader
 from ftjax.errors import Stopped, UserError, require
 from ftjax.formats.folder import require_same
+from ftjax.generation.text import Generator
 from ftjax.parallel import agreement
 from ftjax.parallel.chips import peak_flops
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
 from ftjax.paths import Flat
 from ftjax.regularization import changes_words
 from ftjax.regularization.l2_sp import starts
+from ftjax.tasks.base import spoken
 from ftjax.training.announce import announced, extended
 from ftjax.training.batching import choose_layout, variation
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.evaluate import Forward, cache_features, refer
-from ftjax.training.lock import Lock
 from ftjax.training.memory import free, memory_in_use
 from ftjax.training.minimum import least_flops
 from ftjax.training.profile import Profiler, dump
 from ftjax.training.progress import Progress
 from ftjax.training.recipe import Recipe
-from ftjax.training.records import Records, write_text
 from ftjax.training.result import set_result_aside, write_result
 from ftjax.training.resuming import best, newest
-from ftjax.training.run import (
-    Run,
-    best_metric,
-    length_before,
-    refuse_differences,
-    with_bias,
-)
+from ftjax.training.run import Run, best_metric, with_bias
 from ftjax.training.signals import stop_signal
 from ftjax.training.splits import Data
 from ftjax.training.step import State, carried_moments, init_state, lower_step
-from ftjax.training.writing import written_scores
+from ftjax.training.writing import generator_of, written_scores
+from ftjax.workdir.folder import length_before, refuse_differences
+from ftjax.workdir.lock import Lock
+from ftjax.workdir.records import Records, write_text
 
 
 class Training:
@@ -88,6 +85,7 @@ class Training:
         self.peak = None if self.cached else peak_flops(jax.devices())
         self.profiler = Profiler(settings.profile_steps, workdir / "profile")
         self.metric = best_metric(self.config, run.task)
+        self.generator: Generator | None = None
         self.recipe = Recipe(self.config, run.task.fitted(seen, self.names), run.tuned, self.total)
         new = {*run.absent, *(path for path in run.trainable if path not in run.tuned.base.shapes)}
         kept = starts(run.trainable, new, self.config.regularization)
@@ -156,8 +154,9 @@ class Training:
                 )
                 raise Stopped(stopped)
             if self.progress.best is not None:
+                name = spoken(self.metric, self.progress.validation)
                 records.say(
-                    f"best validation {self.metric} {self.progress.best:.4f} "
+                    f"best validation {name} {self.progress.best:.4f} "
                     f"at step {self.progress.best_step}"
                 )
             return self._finish(checkpoints, state, records)
@@ -211,7 +210,7 @@ class Training:
         """Steps until the end, or until a signal, whose number comes with the last state."""
         settings, progress, frozen = self.config.train, self.progress, self.frozen
         step, loader = int(state.step), self.loader
-        pending: list[tuple[int, Any]] = []
+        pending: list[tuple[int, Any, Counts]] = []
         programs: dict[tuple, Any] = {}
         phase = self.recipe.phase(step)
         mark = time.perf_counter()
@@ -221,7 +220,7 @@ class Training:
             nonlocal mark
             if not pending:
                 return
-            rows = [(at, {k: float(v) for k, v in m.items()}) for at, m in pending]
+            rows = [(at, {k: float(v) for k, v in m.items()}) for at, m, _ in pending]
             elapsed = time.perf_counter() - mark
             good = []
             for at, row in rows:
@@ -230,7 +229,7 @@ class Training:
                 else:
                     self._skipped(at, row, checkpoints, records)
             progress.seconds += elapsed
-            for held in (loader.counts(at - 1) for at, _ in rows):
+            for *_, held in pending:
                 progress.count(held)
             progress.losses += good
             if log:
@@ -243,13 +242,12 @@ class Training:
 
         done = settings.early_stopping and progress.worse >= settings.early_stopping
         while step < self.total and not done:
-            planned = loader.planned(step)
-            if self.stream is not None and (window := loader.begun(step)) is not None:
-                agreement.require_same("a window of the stream", window.content())
             self.profiler.at(step)
             before_input = time.perf_counter()
-            rows = next(iterator)
+            planned, held, rows = next(iterator)
             progress.waited += time.perf_counter() - before_input
+            if self.stream is not None and (window := loader.begun(step)) is not None:
+                agreement.require_same("a window of the stream", window.content())
             batch = place_rows(self.mesh, rows, len(planned.places))
             before, phase = phase, self.run_.tuned.at_step(step)
             if phase is not before and phase.partition.labels != before.partition.labels:
@@ -266,7 +264,7 @@ class Training:
             state, metrics = compiled(state, frozen, batch)
             progress.flops += flops
             step += 1
-            pending.append((step, metrics))
+            pending.append((step, metrics, held))
             due = step % self.eval_every == 0 or step == self.total
             log = step % settings.log_every == 0 or step == self.total
             stop = stopping(step)
@@ -319,14 +317,17 @@ class Training:
         found = self._judge(state.best_params, step, self.progress)
         numbers = {f"validation/{k}": v for k, v in found.items() if isinstance(v, float)}
         records.log({"step": step, **numbers})
-        value, loss = found[self.metric], found["loss"]
-        records.say(f"step {step}: validation {self.metric} {value:.4f}, loss {loss:.4f}")
+        name, value = spoken(self.metric, found), found[self.metric]
+        records.say(f"step {step}: validation {name} {value:.4f}, loss {found['loss']:.4f}")
 
     def _judge(self, params: Flat, step: int, progress: Progress) -> dict[str, Any]:
         """The validation metrics of a step, and noted whether they are the best in `progress`."""
         # Hosts' processors may round scores otherwise, and what is best decides.
-        found = agreement.told(self._score(params, "validation", self.eval_layout))
-        best_metric(self.config, self.run_.task, found)
+        found = self._score(params, "validation", self.eval_layout)
+        if self.metric in self.run_.task.at_end:
+            self.generator = self.generator or generator_of(self.run_, params)
+            found |= written_scores(self.run_, params, self.raw["validation"], self.generator)
+        found = agreement.told(found)
         progress.judge(found, self.metric, self.run_.task.better[self.metric], step)
         return found
 
@@ -373,7 +374,8 @@ class Training:
         tested = "test" in self.splits
         test = self._score(params, "test", self.test_layout) if tested else None
         last = "test" if tested else "validation"
-        if last in self.splits and (found := written_scores(self.run_, params, self.raw[last])):
+        if last in self.splits:
+            found = written_scores(self.run_, params, self.raw[last], self.generator)
             (test if tested else progress.validation).update(found)
         return write_result(
             self.workdir,

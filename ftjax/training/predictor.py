@@ -17,10 +17,11 @@ from ftjax.training.batching import choose_layout, encode_split, variation
 from ftjax.training.evaluate import Forward, refer
 from ftjax.training.memory import free
 from ftjax.training.reading import read_config
-from ftjax.training.run import Run, place_model, read_labels
+from ftjax.training.run import Run, place_model
 from ftjax.training.scores import score_chosen
 from ftjax.training.trained import best_params
 from ftjax.training.writing import write, written_scores
+from ftjax.workdir.folder import read_labels
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,15 @@ from ftjax.data.preparation.words import IS_HAN, WORD
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
 from ftjax.formats.folder import identity, load_tokenizer, locate
-from ftjax.generation.command import make_generator, open_model, open_workdir
+from ftjax.generation.load import make_generator, open_model, open_workdir
 from ftjax.parallel.agreement import require_same, told
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import Flat
 from ftjax.remote import cache_folder, located
 from ftjax.training.evaluate import Forward
 from ftjax.training.predictor import open_predictor
-from ftjax.training.records import write_text
 from ftjax.tuned import Tuned
+from ftjax.workdir.records import write_text
 
 LONGEST = 512  # tokens that a masked model reads of a text
 BUCKETS, BATCH = 4, 32

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from ftjax.errors import require
-from ftjax.training.records import write_text
+from ftjax.workdir.records import write_text
 
 
 class Profiler:

@@ -10,7 +10,7 @@ from ftjax.config import override, parse_override
 from ftjax.errors import UserError
 from ftjax.models.attention import runs_on
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh, mesh_like
-from ftjax.training.run import read_workdir
+from ftjax.workdir.folder import read_workdir
 
 PLACE = ("mesh.", "model.dtype", "model.attention")  # what any reader may change
 ROWS = (  # what those may that read rows of data

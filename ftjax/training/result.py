@@ -7,8 +7,8 @@ import jax
 
 from ftjax.training.memory import peak_memory_bytes
 from ftjax.training.progress import Progress
-from ftjax.training.records import write_json
 from ftjax.training.run import Run, best_metric
+from ftjax.workdir.records import write_json
 
 
 def write_result(

@@ -3,20 +3,23 @@
 import gc
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ftjax.errors import UserError
 from ftjax.parallel.agreement import told, worst
 from ftjax.paths import Flat
 from ftjax.training.checkpoints import Checkpoints
+from ftjax.training.checksums import differing
 from ftjax.training.memory import free
 from ftjax.training.progress import Progress
-from ftjax.training.saved import Damaged
+from ftjax.training.saved import Damaged, not_as_written, summed
+from ftjax.training.step import State
 
 T = TypeVar("T")
+Read = tuple[State, dict[str, Any], Progress]
 
 
-def newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> tuple[T | None, list[str]]:
+def newest(checkpoints: Checkpoints, read: Callable[[int], Read]) -> tuple[Read | None, list[str]]:
     """What is read of the newest checkpoint that can be; later ones are damaged, and set aside.
 
     A checkpoint is damaged for all hosts or for none, whichever of them found it so.
@@ -34,7 +37,7 @@ def newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> tuple[T | None
     """
     damaged: dict[int, str] = {}
     for step in reversed(told(checkpoints.steps())):
-        value, reason = _together(read, step)
+        value, reason = _together(checkpoints, step, read, lambda value: summed(value[0]))
         if not reason:
             return value, _set_aside(checkpoints, damaged)
         damaged[step] = reason
@@ -71,13 +74,18 @@ def best(
         UserError: none can be read, or one cannot for another reason than damage.
     """
     wanted, others, chosen = progress.best_step, Progress(), None
-    read = partial(checkpoints.params, like=like)
-    leaves, reason = _together(read, wanted)
+    read = partial(
+        _together,
+        checkpoints,
+        read=partial(checkpoints.params, like=like),
+        arrays=lambda leaves: {"params": leaves},
+    )
+    leaves, reason = read(wanted)
     if not reason:
         return leaves, []
     steps = told(checkpoints.steps())
     for step in (step for step in steps if step != wanted):
-        leaves, damage = _together(read, step)
+        leaves, damage = read(step)
         if damage:
             continue
         judge(leaves, step, others)
@@ -95,11 +103,16 @@ def best(
     return chosen, [*(notes or [reason]), f"of those left, the best is of step {others.best_step}"]
 
 
-def _together(read: Callable[[int], T], step: int) -> tuple[T | None, str]:
-    """What is read of a step; or why it is damaged, on this host or another."""
+def _together(
+    checkpoints: Checkpoints,
+    step: int,
+    read: Callable[[int], T],
+    arrays: Callable[[T], dict[str, Any]],
+) -> tuple[T | None, str]:
+    """What is read of a step, whose `arrays` are summed; or why it is damaged, on any host."""
     value = problem = None
     try:
-        value = read(step)
+        value, sums = read(step), checkpoints.sums(step)
     except Exception as error:  # raised below, once all hosts know
         problem = error
     verdict = 0 if problem is None else 1 if isinstance(problem, Damaged) else 2
@@ -108,6 +121,8 @@ def _together(read: Callable[[int], T], step: int) -> tuple[T | None, str]:
         raise problem if verdict == 2 else UserError(f"another host cannot read step {step}")
     if everywhere == 1:
         return None, str(problem or f"checkpoint {step} is damaged, as another host says")
+    if paths := differing(sums, arrays(value)):
+        return None, not_as_written(checkpoints, step, paths)
     return value, ""
 
 

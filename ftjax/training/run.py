@@ -1,6 +1,5 @@
 """From a configuration to everything a run needs: data, model, parameters, mesh."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,11 +12,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ftjax import methods, pretrained, tasks, tuned
-from ftjax.config import flat_keys, from_json, to_json
+from ftjax.data.sources import Split
 from ftjax.errors import UserError, nearest, require
 from ftjax.formats.adapter import load_into
 from ftjax.formats.folder import locate, read_config
-from ftjax.formats.jsons import read_json
 from ftjax.formats.vocabulary import with_words
 from ftjax.methods.fusion import AdapterFusion
 from ftjax.methods.prompting import HEADS, Prompting
@@ -25,27 +23,10 @@ from ftjax.models import kind_of
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
 from ftjax.paths import Flat
 from ftjax.remote import copied, located
-from ftjax.training import lock
-from ftjax.training.records import write_json, write_text
+from ftjax.tasks.base import Task
+from ftjax.tasks.written import Written
+from ftjax.training.labels import pooling_folder
 from ftjax.training.trained import fused
-
-# What may differ when a run is resumed: it changes speed and records, not results.
-FREE = (
-    "mesh.",
-    "model.remat",
-    "model.attention",
-    "train.log_every",
-    "train.keep",
-    "train.eval_batch_size",
-    "train.skip_limit",
-    "train.profile_steps",
-    "train.dump_programs",
-)
-# Where something lies: what is there is compared by content, see `ftjax.training.inputs`.
-PATHS = ("data.path", "data.mixture", "model.path", "model.adapter", "method.adapters")
-START = "start"  # of a work folder: the model of `model.from_run`
-LENGTHS = ("train.epochs", "train.steps")  # which `--extend` may raise
-MEND = 'its text is also in checkpoints/STEP/meta/metadata, under "config"'
 
 
 @dataclass(frozen=True)
@@ -75,23 +56,33 @@ class Run:
         return self.task.outputs(partial(self.tuned.apply, params, adapted=adapted), batch)
 
 
-def best_metric(config: ConfigDict, task: Any, found: Mapping[str, Any] | None = None) -> str:
+def best_metric(config: ConfigDict, task: Task) -> str:
     """The validation metric that chooses: `train.best_metric`, or the task's.
 
     Raises:
-        UserError: the task has no such metric, or it is not a number among those `found`.
+        UserError: the task has no such metric.
     """
     name = config.train.best_metric
     name = task.best_metric if name == "auto" else name
-    known = {key for key in task.better if key not in task.at_end}
-    if found is not None:
-        known &= {key for key, value in found.items() if isinstance(value, float)}
+    written = set(task.measured_written) if isinstance(task, Written) else set()
+    known = task.better.keys() - {*task.at_end} | written
     if name not in known:
         raise UserError(
             f"train.best_metric={name!r} is not a metric that {config.task.name} validates by"
             f"{nearest(name, known)}"
         )
     return name
+
+
+def require_measured(metric: str, task: Task, split: Split, names: Sequence[str]) -> None:
+    """Raises UserError where a validation split is such that a metric cannot be computed of it."""
+    measured = set(task.measured(split, names))
+    if metric in measured or metric in task.at_end:
+        return
+    raise UserError(
+        f"train.best_metric={metric!r} cannot be computed of {split.file}, which gives "
+        f"{', '.join(sorted(measured))}"
+    )
 
 
 def prompt_kind(method: Prompting, folder: Path, hf_config: Mapping[str, Any]) -> str:
@@ -122,7 +113,8 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
     if not method.trains and config.task.name != "classification":
         raise UserError(f"method.name={config.method.name} is for task.name=classification")
     resize = config.model.resize_vocabulary
-    head, hf_config = task.head(names, folder), with_words(folder, read_config(folder), resize)
+    head = task.head(names, pooling_folder(config, folder))
+    hf_config = with_words(folder, read_config(folder), resize)
     if not method.trains:
         head["head"] = HEADS[prompt_kind(method, folder, hf_config)]
     model = tuned.build(hf_config, method, config.model, head, jax.default_backend())
@@ -158,163 +150,3 @@ def with_bias(run: Run, values: Sequence[float] | None) -> Run:
     old = run.trainable[path]
     new = jax.device_put(np.asarray(values, old.dtype), old.sharding)
     return replace(run, trainable={**run.trainable, path: new})
-
-
-def check_workdir(workdir: Path, config: ConfigDict, extend: bool = False) -> None:
-    """Checks that a work folder is of this configuration, or new.
-
-    Args:
-        workdir: the work folder.
-        config: of the run.
-        extend: whether the run may be longer than the folder says.
-
-    Raises:
-        UserError: the folder belongs to another configuration; the differences are named.
-    """
-    path = workdir / "config.json"
-    # Listed before config.json is looked for: another host may be writing it, and files after it
-    there = workdir.iterdir() if workdir.exists() else ()
-    own = (lock.NAME, *(f".{name}." for name in (lock.NAME, START, path.name)))
-    names = [file.name for file in there]
-    others = [name for name in names if name != START and not name.startswith(own)]
-    if path.exists():
-        refuse_differences(str(workdir), read_workdir(workdir), config, extend)
-    elif others:
-        raise UserError(f"--workdir {workdir} holds other files and no config.json")
-
-
-def open_workdir(workdir: Path, config: ConfigDict, extend: bool = False) -> None:
-    """Makes a work folder, or checks that it is of this configuration: see `check_workdir`."""
-    check_workdir(workdir, config, extend)
-    path = workdir / "config.json"
-    if not path.exists():
-        write_text(path, to_json(config))
-
-
-def finished(workdir: Path, config: ConfigDict, extend: bool = False) -> dict[str, Any] | None:
-    """The result of a run that is finished; None where something is left to do, or to compare.
-
-    Args:
-        workdir: the work folder, also one that is not there.
-        config: of the run.
-        extend: whether the run may be longer than the folder says.
-
-    Raises:
-        UserError: the folder belongs to another configuration; the differences are named.
-    """
-    path = workdir / "result.json"
-    if not path.exists():
-        return None
-    saved = read_workdir(workdir)
-    refuse_differences(str(workdir), saved, config, extend)
-    old, new = flat_keys(saved), flat_keys(config)
-    if config.model.from_run:  # its model is in the work folder
-        new["model.path"] = old["model.path"]
-    changed = [key for key in (*LENGTHS, *PATHS) if _text(old.get(key)) != _text(new.get(key))]
-    if changed and (workdir / "checkpoints").exists():
-        return None
-    require(not changed, f"{workdir} is finished; {changed} differ from its configuration")
-    return _read(path, "remove it, and the same command writes it anew")
-
-
-def _read(path: Path, mend: str) -> dict[str, Any]:
-    """A file of a work folder; `mend` is what to do where it is damaged."""
-    try:
-        return read_json(path)
-    except UserError as error:
-        raise UserError(f"{error}; {mend}") from error
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=dict)
-
-
-def refuse_differences(
-    where: str, saved: ConfigDict, config: ConfigDict, extend: bool = False
-) -> None:
-    """Raises UserError where two configurations differ in what changes results.
-
-    Args:
-        where: the folder of the first.
-        saved: its configuration.
-        config: the other.
-        extend: whether the length of the run may differ.
-    """
-    old, new = flat_keys(saved), flat_keys(config)
-    different = [
-        key
-        for key in sorted({*old, *new})
-        if not key.startswith(FREE) and unplaced(key, old.get(key)) != unplaced(key, new.get(key))
-    ]
-    if extend:
-        different = [key for key in different if key not in LENGTHS]
-    if not different:
-        return
-    each = [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in different]
-    mend = "use another --workdir, or the same configuration"
-    if set(different) <= set(LENGTHS):
-        mend = f"--extend goes on from its last checkpoint to a later end; otherwise {mend}"
-    raise UserError(f"{where} holds a run of another configuration ({'; '.join(each)}); {mend}")
-
-
-def length_before(workdir: Path, meta: Mapping[str, Any], total: int) -> int:
-    """The steps that a run was to have when a checkpoint of it was written.
-
-    Args:
-        workdir: of the run.
-        meta: what was saved with the checkpoint.
-        total: the steps that it is to have now.
-
-    Raises:
-        UserError: they were more.
-    """
-    before = meta.get("total", total)
-    if total < before:
-        raise UserError(
-            f"{workdir} holds a run of {before:,} steps, and {total:,} are fewer: raise "
-            "train.epochs or train.steps"
-        )
-    return before
-
-
-def unplaced(key: str, value: Any) -> str:
-    """A key's value as it is compared: without where something lies."""
-    if key == "data.mixture":
-        value = [{name: x for name, x in part.items() if name != "path"} for part in value or ()]
-    elif key in PATHS:
-        value = len(value) if isinstance(value, tuple | list) else bool(value)
-    return _text(value)
-
-
-def read_workdir(workdir: Path) -> ConfigDict:
-    """The resolved configuration of a work folder.
-
-    Raises:
-        UserError: it is not a work folder.
-    """
-    path = workdir / "config.json"
-    if not path.exists():
-        raise UserError(f"--workdir {workdir} has no config.json: no run was started there")
-    saved = _read(path, MEND)
-    if not {"method", "task"} <= saved.keys():
-        raise UserError(f"--workdir {workdir}: its config.json is that of a model, not of a run")
-    config = from_json(json.dumps(saved))
-    if config.model.from_run:  # wherever the folder lies now
-        config.model.path = str(workdir / START)
-    return config
-
-
-def write_labels(workdir: Path, names: tuple[str, ...]) -> None:
-    write_json(workdir / "labels.json", list(names))
-
-
-def read_labels(workdir: Path) -> tuple[str, ...]:
-    path = workdir / "labels.json"
-    if not path.exists():
-        raise UserError(f"{path} does not exist: the run has not started training")
-    try:
-        return tuple(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not valid JSON: {error}; inputs.json beside it has the labels in order"
-        ) from error

@@ -4,7 +4,7 @@ Nothing in the folder is changed: a run may be saving there.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from etils import epath
 from ftjax.errors import UserError, summary
 from ftjax.paths import Flat, flatten, unflatten
 from ftjax.remote import is_remote, of_store
+from ftjax.training.checksums import text_sum
 from ftjax.training.step import State
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -81,7 +82,15 @@ class Saved:
         Raises:
             Unreadable: and so do all below.
         """
-        return self._restore(step, meta=ocp.args.JsonRestore())["meta"]
+        described = self._described(step)
+        return {name: described[name] for name in described if name != "sums"}
+
+    def sums(self, step: int) -> dict[str, Any]:
+        """What the arrays of a step add up to, see `summed`; empty where an earlier version saved.
+
+        They are for all hosts to compare at once, after all have read.
+        """
+        return self._described(step).get("sums", {})
 
     def restore(self, step: int, like: State) -> State:
         """The state of a step.
@@ -125,6 +134,15 @@ class Saved:
     def close(self) -> None:
         self._reader.close()
 
+    def _described(self, step: int) -> dict[str, Any]:
+        meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
+        described = {name: meta[name] for name in meta if name != "sha256"}
+        # Those of earlier versions have no sums
+        if meta.get("sha256") != (text_sum(described) if "sums" in meta else None):
+            where = self.folder / str(step)
+            raise Damaged(f"checkpoint {where} cannot be read: its meta is not what was written")
+        return described
+
     def _restore(self, step: int, **items: Any) -> Any:
         with self._told_apart(step):
             read = self._reader.restore(self.folder / str(step), ocp.args.Composite(**items))
@@ -133,7 +151,10 @@ class Saved:
     def _shapes(self, step: int) -> Any:
         """Shapes and dtypes of the trainable leaves of a step."""
         with self._told_apart(step):
-            return self._reader.metadata(self.folder / str(step)).item_metadata["params"].tree
+            described = self._reader.metadata(self.folder / str(step)).item_metadata["params"]
+            if described is None:
+                raise LookupError("what its parameters are is not there")
+            return described.tree
 
     @contextmanager
     def _told_apart(self, step: int) -> Iterator[None]:
@@ -177,6 +198,17 @@ def items(processes: ocp.options.MultiprocessingOptions) -> dict[str, Any]:
         "params": ocp.StandardCheckpointHandler(**arrays),
         "meta": ocp.JsonCheckpointHandler(**arrays),
     }
+
+
+def not_as_written(saved: Saved, step: int, paths: Sequence[str]) -> str:
+    """What there is to say of a checkpoint whose arrays at `paths` have other sums."""
+    where, more = saved.folder / str(step), f" and {len(paths) - 1} more" if paths[1:] else ""
+    return f"checkpoint {where} cannot be read: {paths[0]}{more} is not what was written"
+
+
+def summed(state: State) -> dict[str, Any]:
+    """The arrays of a checkpoint whose sums are saved with it."""
+    return {"params": state.best_params, "state": rest(state, jax.random.key_data(state.key))}
 
 
 def rest(state: State, key: Any) -> dict[str, Any]:

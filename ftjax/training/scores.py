@@ -17,7 +17,7 @@ from ftjax.data.encode import Examples, encode
 from ftjax.data.planning import bucket_layout
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
-from ftjax.formats.folder import load_tokenizer, read_json, require_same
+from ftjax.formats.folder import load_tokenizer, require_same
 from ftjax.generation.decode import next_logits, read_prompt
 from ftjax.methods.prompting import (
     CONTENT_FREE,
@@ -31,9 +31,9 @@ from ftjax.paths import Flat
 from ftjax.training.batching import choose_layout, with_targets
 from ftjax.training.evaluate import Forward
 from ftjax.training.prompts import FIELDS, Row, Writer, nearest_rows, rows_of
-from ftjax.training.records import read_rows
 from ftjax.training.run import Run, place_model
 from ftjax.tuned import Tuned
+from ftjax.workdir.records import read_result, read_rows
 
 Array = jax.Array
 NEIGHBOUR_LENGTH = 128  # tokens of a text that its neighbours are found by
@@ -252,7 +252,7 @@ def announce(split: str, template: str, scored: Scored) -> None:
 
 def score_chosen(run: Run, names: tuple[str, ...], workdir: Path, split: Split) -> Scored:
     """What the template chosen in a work folder gives of another split."""
-    result = read_json(workdir / "result.json")
+    result = read_result(workdir)
     require_same(workdir, result["base"], run.folder)
     template = result["template"]
     (scored,) = Scorer(run, names, read_rows(workdir / POOL))(split, [template])

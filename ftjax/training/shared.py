@@ -10,8 +10,8 @@ from ftjax.config import flat_keys
 from ftjax.errors import UserError
 from ftjax.parallel.agreement import first, raise_together, require_same
 from ftjax.remote import said
-from ftjax.training.lock import NAME, Holder
-from ftjax.training.run import unplaced
+from ftjax.workdir.folder import unplaced
+from ftjax.workdir.lock import NAME, Holder
 
 WAIT = 10.0  # seconds after which a file of another host is there, or the folder is not shared
 

@@ -13,7 +13,7 @@ from ftjax.parallel.agreement import first
 from ftjax.remote import is_remote, located
 from ftjax.training.predictor import open_predictor
 from ftjax.training.reading import read_config
-from ftjax.training.run import START
+from ftjax.workdir.folder import START, begun, read_workdir
 
 
 def begin(config: ConfigDict, workdir: Path) -> None:
@@ -35,7 +35,7 @@ def begin(config: ConfigDict, workdir: Path) -> None:
     if not config.model.from_run:
         return
     start = workdir / START
-    if not first(partial(_there, start, workdir)):
+    if not first(partial(_there, config, start, workdir)):
         try:
             whole(start, partial(export_hf, exported=_earlier(config), own_head=True))
         except UserError as error:
@@ -43,10 +43,12 @@ def begin(config: ConfigDict, workdir: Path) -> None:
     config.model.path = str(start)
 
 
-def _there(start: Path, workdir: Path) -> bool:
+def _there(config: ConfigDict, start: Path, workdir: Path) -> bool:
     """Whether the model is made already; what is of a run that did not come to train is removed."""
     if (start / "config.json").exists() and (workdir / "config.json").exists():
-        return True
+        of, saved = ("from_run", "from_step"), read_workdir(workdir).model
+        if begun(workdir) or all(saved[key] == config.model[key] for key in of):
+            return True
     if start.exists():
         start.rmtree() if is_remote(start) else shutil.rmtree(start)
     return False

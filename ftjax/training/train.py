@@ -11,13 +11,15 @@ from ftjax.formats.folder import locate
 from ftjax.parallel.agreement import first
 from ftjax.training.fresh import make
 from ftjax.training.inputs import inputs_of, require_same_inputs
-from ftjax.training.lock import Lock
 from ftjax.training.loop import Training
-from ftjax.training.records import write_data_report
-from ftjax.training.run import best_metric, check_workdir, open_workdir, place_model, write_labels
+from ftjax.training.run import best_metric, place_model, require_measured
 from ftjax.training.shared import require_same_config, require_shared_folder
 from ftjax.training.splits import read_data
 from ftjax.training.start import begin
+from ftjax.training.zero_shot import choose_template
+from ftjax.workdir.folder import check_workdir, finished, open_workdir, write_labels
+from ftjax.workdir.lock import Lock
+from ftjax.workdir.records import write_data_report
 
 
 def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, Any]:
@@ -40,16 +42,24 @@ def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, 
         UserError: bad input, a work folder of another configuration or that another process
             trains in, or a loss that is not finite.
     """
+    result = first(partial(finished, workdir, config, extend))
+    if result is not None:
+        print(f"{workdir} is finished already")
+        return result
+    if config.method.name == "prompting":
+        return choose_template(config, workdir)
     require_same_config(config)
     make(config)
     task = tasks.create(config.task)
-    best_metric(config, task)
+    metric = best_metric(config, task)
     with Lock(workdir) as lock:
         require_shared_folder(workdir)
         first(partial(check_workdir, workdir, config, extend))
         begin(config, workdir)
         folder = locate(config.model.path)
         data = read_data(config, task, folder)
+        if "validation" in data.raw:
+            require_measured(metric, task, data.raw["validation"], data.names)
         first(partial(open_workdir, workdir, config, extend))
         inputs = inputs_of(config, data, folder)
         require_same_inputs(workdir, inputs)

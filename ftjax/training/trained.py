@@ -9,14 +9,16 @@ from typing import Any
 import jax
 
 from ftjax import methods, pretrained, tuned
-from ftjax.config import from_json
 from ftjax.errors import UserError
 from ftjax.formats.adapter import load_into
-from ftjax.formats.folder import read_json, require_same
+from ftjax.formats.folder import require_same
 from ftjax.methods.fusion import alone, placed_as
 from ftjax.parallel.agreement import first, raise_together, worst
 from ftjax.paths import Flat
-from ftjax.training.saved import Damaged, Saved
+from ftjax.training.checksums import differing
+from ftjax.training.saved import Damaged, Saved, not_as_written
+from ftjax.workdir.folder import read_workdir
+from ftjax.workdir.records import read_result
 
 
 def best_params(
@@ -41,11 +43,13 @@ def best_params(
             require_same(workdir, fingerprint, base)
             params, problem = None, None
             try:
-                params = saved.params(chosen, like)
+                params, sums = saved.params(chosen, like), saved.sums(chosen)
             except Damaged as error:
                 problem = _with_others(error, steps)
             if not worst(problem is not None):
-                return params, chosen
+                if not (paths := differing(sums, {"params": params})):
+                    return params, chosen
+                problem = _with_others(Damaged(not_as_written(saved, chosen, paths)), steps)
             if first(saved.steps) == steps:  # otherwise a run that goes on has deleted it
                 raise_together(problem, f"checkpoint {chosen} of {workdir} cannot be read")
     finally:
@@ -54,9 +58,9 @@ def best_params(
 
 def _best_step(workdir: Path, meta: Mapping[str, Any]) -> int:
     """As the result has it, where there is one: not of a checkpoint that was damaged at the end."""
-    file = workdir / "result.json"
-    result = read_json(file) if file.exists() else {}
-    return result.get("best_step", meta["progress"]["best_step"])
+    if (workdir / "result.json").exists():
+        return read_result(workdir)["best_step"]
+    return meta["progress"]["best_step"]
 
 
 def _with_others(error: Damaged, steps: Sequence[int]) -> Damaged:
@@ -113,7 +117,7 @@ def fused(
     result = dict(params)
     for number, folder in enumerate(map(Path, method.adapters)):
         if (folder / "config.json").exists():
-            earlier = from_json(json.dumps(read_json(folder / "config.json")))
+            earlier = read_workdir(folder)
             saved = json.dumps(earlier.method.to_dict(), sort_keys=True)
             needed = json.dumps({"name": "pfeiffer", **wanted}, sort_keys=True)
             if saved != needed:

@@ -1,6 +1,7 @@
 """What a model in place writes for the rows of a split."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,28 @@ from ftjax.tasks.written import Written, ready
 from ftjax.training.run import Run
 
 
-def write(run: Run, params: Flat, prompts: Sequence[Any]) -> list[str]:
+def generator_of(run: Run, params: Flat) -> Generator:
+    """What writes for a `Written` task as it is scored: the most probable texts."""
+    tokenizer = load_tokenizer(run.folder)
+    changes = {"temperature": 0.0, "num_return_sequences": 1, **ready(run.task, tokenizer)}
+    asked = settings.of_folder(run.folder, **changes)
+    return Generator(run.tuned, merge(params, run.frozen), tokenizer, asked)
+
+
+def write(
+    run: Run, params: Flat, prompts: Sequence[Any], generator: Generator | None = None
+) -> list[str]:
     """What is written after each prompt, or chat.
 
     Args:
         run: the model, for a `Written` task.
         params: its trainable leaves.
         prompts: in any order; rows of a batch are of like length.
+        generator: of the same run, whose programs are used again.
     """
-    tokenizer = load_tokenizer(run.folder)
-    changes = {"temperature": 0.0, "num_return_sequences": 1, **ready(run.task, tokenizer)}
-    asked = settings.of_folder(run.folder, **changes)
-    generator = Generator(run.tuned, merge(params, run.frozen), tokenizer, asked)
+    if generator is None:
+        generator = generator_of(run, params)
+    generator = generator.with_params(merge(params, run.frozen))
     order = np.argsort([-len(str(prompt)) for prompt in prompts], kind="stable")
     size, texts = run.config.train.eval_batch_size, [""] * len(prompts)
     for start in range(0, len(order), size):
@@ -38,12 +49,25 @@ def write(run: Run, params: Flat, prompts: Sequence[Any]) -> list[str]:
     return texts
 
 
-def written_scores(run: Run, params: Flat, split: Split) -> dict[str, Any]:
-    """Metrics of what is written for the first `task.generate` rows of a split that has answers."""
+def written_scores(
+    run: Run, params: Flat, split: Split, generator: Generator | None = None
+) -> dict[str, Any]:
+    """Metrics of what is written for the first `task.generate` rows that have a reference.
+
+    Args:
+        run: the model.
+        params: its trainable leaves.
+        split: with answers.
+        generator: see `write`.
+    """
     task = run.task
     if not isinstance(task, Written) or not task.generate:
         return {}
-    count = len(split.rows) if task.generate < 0 else min(task.generate, len(split.rows))
-    part = Split(split.file, split.rows.select(range(count)))
-    texts = write(run, params, task.prompts(part))
-    return {**task.written(texts, task.references(part)), "written": count}
+    references = task.references(split)
+    chosen = [i for i, wanted in enumerate(references) if wanted is not None]
+    chosen = chosen if task.generate < 0 else chosen[: task.generate]
+    if not chosen:
+        return {}
+    part = replace(split, rows=split.rows.select(chosen))
+    texts = write(run, params, task.prompts(part), generator)
+    return {**task.written(texts, [references[i] for i in chosen]), "written": len(chosen)}

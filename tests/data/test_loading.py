@@ -1,10 +1,15 @@
 """Batches hold their rows, the same on any number of hosts, from any position."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
+from ftjax.data import loading
 from ftjax.data.encode import Examples, Ragged
 from ftjax.data.loading import Loader
+from ftjax.data.once import Once
 from ftjax.data.planning import EMPTY, bucket_layout, packed_layout
 
 
@@ -20,7 +25,7 @@ def layout(data, packed, multiple=1):
 
 
 def collect(loader, steps):
-    return [loader.at(step) for step in range(steps)]
+    return [loader.at(step).arrays for step in range(steps)]
 
 
 def test_padded_batches_hold_their_rows():
@@ -42,7 +47,12 @@ def test_padded_batches_hold_their_rows():
         seen += batch["labels"][real].tolist()
     assert sorted(seen) == list(range(len(data)))
     steps = range(loader.steps_per_epoch)
-    assert sum(loader.counts(step)[0] for step in steps) == len(data.ids.values)
+    counts = [loader.at(step).counts for step in steps]
+    assert sum(each.tokens for each in counts) == len(data.ids.values)
+    assert sum(each.examples for each in counts) == len(data)
+    assert [each.slots for each in counts] == [
+        batch["input_ids"].size for batch in collect(loader, len(steps))
+    ]
 
 
 @pytest.mark.parametrize("seed", [0, None])
@@ -95,9 +105,50 @@ def test_position_can_be_saved_and_restored(stop, packed):
         next(first)
     second = loader.iterate(30)
     second.set_state(first.get_state())
-    rest = list(second)
+    rest = [batch.arrays for batch in second]
     wanted = collect(loader, 30)[stop:]
     assert len(rest) == len(wanted)
     for a, b in zip(rest, wanted, strict=True):
         np.testing.assert_array_equal(a["labels"], b["labels"])
         np.testing.assert_array_equal(a["input_ids"], b["input_ids"])
+
+
+def test_an_epoch_is_planned_once_whoever_asks_and_the_next_ahead(monkeypatch):
+    """By the threads that read ahead and by several readers at once; none is planned beyond."""
+    planned, plan = [], loading.plan_epoch
+
+    def slow(*given):
+        planned.append(given[4])
+        time.sleep(0.05)  # so that others come meanwhile
+        return plan(*given)
+
+    monkeypatch.setattr(loading, "plan_epoch", slow)
+    data = examples()
+    loader = Loader(data, 16, layout(data, False), 0)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(loader.epoch, [0] * 8))
+    assert all(each is found[0] for each in found) and planned == [0]
+    steps = 2 * loader.steps_per_epoch
+    iterator = loader.iterate(steps)
+    next(iterator)
+    deadline = time.monotonic() + 10
+    while planned != [0, 1] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(list(iterator)) == steps - 1 and planned == [0, 1]
+
+
+def test_what_fails_is_tried_again():
+    tries = []
+
+    def compute(number):
+        tries.append(number)
+        if len(tries) < 3:
+            raise ValueError(f"try {len(tries)}")
+        return -number
+
+    once = Once(compute, 2)
+    for number in (1, 2):
+        with pytest.raises(ValueError, match=f"try {number}"):
+            once(5)
+    assert once(5) == -5 and once(6) == -6 and once(7) == -7 and tries == [5, 5, 5, 6, 7]
+    assert once(5) == -5 and tries[-1] == 5  # two are kept

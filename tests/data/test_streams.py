@@ -47,7 +47,7 @@ def windows(tmp_path):
 
 
 def rows(batch):
-    return batch["labels"][batch["weights"] > 0].tolist()
+    return batch.arrays["labels"][batch.arrays["weights"] > 0].tolist()
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -64,7 +64,7 @@ def test_shares_order_and_position(windows, packed):
         assert sorted(found) == sorted(wanted) and found != wanted
     for step in (0, 39, 13, 2):  # also backwards
         assert rows(StreamLoader(windows(), 16, layout, 7).at(step)) == seen[step]
-    assert loader.counts(5)[1] == 16
+    assert loader.at(5).counts.examples == 16
     iterator = loader.iterate(40)
     before = [rows(next(iterator)) for _ in range(23)]
     state = iterator.get_state()

@@ -26,11 +26,11 @@ from ftjax.formats.folder import (
     hub_name,
     load_tokenizer,
     locate,
-    pooling,
     read_config,
     stored_dtype,
 )
 from ftjax.formats.gguf_tokenizer import end_tokens
+from ftjax.formats.modules import pooling_of
 from ftjax.parallel.mesh import make_mesh, param_shardings
 from ftjax.tasks.contrastive import Contrastive
 from tests.conftest import build, here, perturbed
@@ -309,7 +309,7 @@ def test_embeddings_are_sentence_transformers(case, how, one_device, tmp_path):
     params, _ = pretrained.load(base, model, one_device, jax.random.key(0))
     params = perturbed(params, model)
     write_export("hf", out, base, model, params, problem=None)
-    assert pooling(out) == how
+    assert pooling_of(out) == how
     theirs = SentenceTransformer(str(out), device="cpu").encode(TEXTS)
     tokens = load_tokenizer(base)(TEXTS, padding=True, padding_side="right")
     batch = {name: np.array(tokens[name])[:, None] for name in ("input_ids", "attention_mask")}
@@ -354,6 +354,7 @@ def test_a_gguf_model_becomes_a_whole_folder(one_device, tmp_path):
     model, params = start(file, one_device, "causal_lm")
     write_export("hf", tmp_path / "out", file, model, params, problem=None)
     wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    wanted |= {"README.md"}
     assert wanted | {"tokenizer_config.json", "chat_template.jinja"} == files(tmp_path / "out")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")

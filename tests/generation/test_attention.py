@@ -11,7 +11,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from ftjax.cli import main
 from ftjax.formats.folder import load_tokenizer
 from ftjax.generation import beam, decode
-from ftjax.generation.command import open_model
+from ftjax.generation.load import open_model
 from ftjax.generation.settings import Settings
 from ftjax.generation.text import Generator
 from ftjax.parallel.mesh import logical_axes

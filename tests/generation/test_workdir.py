@@ -12,8 +12,9 @@ from ftjax.generation.settings import Settings
 from ftjax.generation.text import Generator
 from ftjax.partition import merge
 from ftjax.training.checkpoints import Checkpoints
-from ftjax.training.run import open_workdir, place_model, write_labels
+from ftjax.training.run import place_model
 from ftjax.training.step import State
+from ftjax.workdir.folder import open_workdir, write_labels
 from tests.conftest import perturbed
 
 

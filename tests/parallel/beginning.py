@@ -10,6 +10,6 @@ from ftjax.training.start import begin
 def main(arguments: Sequence[str]) -> int:
     """Runs it."""
     asked, rest = cli.parser().parse_known_args(arguments)
-    cli._start_jax()
+    cli.start_jax()
     begin(check(load_config(asked.config, rest)), asked.workdir)
     return 0

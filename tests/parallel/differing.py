@@ -10,14 +10,14 @@ from ftjax import cli
 from ftjax.config import default_config
 from ftjax.errors import UserError
 from ftjax.parallel.agreement import first, raise_together, require_same, told
-from ftjax.training.lock import Lock
 from ftjax.training.shared import require_same_config, require_shared_folder
+from ftjax.workdir.lock import Lock
 
 
 def main(arguments: Sequence[str]) -> int:
     """Says all of it; the second process too, whose output is else dropped."""
     folder = Path(arguments[0])
-    cli._start_jax()
+    cli.start_jax()
     number, said = jax.process_index(), []
 
     def refused(ask: Callable[[], object]) -> None:

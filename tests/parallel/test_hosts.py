@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ftjax.training.checkpoints import Checkpoints
-from ftjax.training.records import read_rows
+from ftjax.workdir.records import read_rows
 from tests.parallel import processes
 from tests.parallel.processes import ended
 

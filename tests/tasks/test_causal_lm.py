@@ -44,6 +44,16 @@ def test_blocks_are_the_rows_end_to_end(made, block):
     assert len(found) == len(rows) and sum(row["tokens"] for row in found) == 4 * len(examples)
 
 
+def test_rows_end_where_a_model_is_to_stop(made):
+    """With the end of text, once, but for rows that are cut."""
+    rows = [{"text": "good film"}, {"text": "bad [SEP]"}, {"text": "a " * 9}, {"text": "a " * 8}]
+    _, _, examples = examples_of(TASK, rows, made[1], 8)
+    tokenizer = load_tokenizer(made[1])
+    texts = [tokenizer.decode(ids) for ids in map(examples.ids.__getitem__, range(4))]
+    assert texts == ["good film [SEP]", "bad [SEP]", *[" ".join("a" * 8)] * 2]
+    assert examples.truncated == 2
+
+
 def test_blocks_that_do_not_fit_are_refused(made):
     for block in (1, 33):
         with pytest.raises(UserError, match=f"task.block={block} must be 2 to data.max_length=32"):

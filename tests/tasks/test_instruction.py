@@ -257,4 +257,4 @@ def test_chats_that_are_cut_before_an_answer_are_left_out(made):
     unanswered = [{"messages": long[:1]}, {"messages": [{"role": "user", "content": "good"}]}]
     split = split_of(TASK, unanswered, TASK.schema.to_predict())
     assert len(encode(split, made[0].task, folder, 40)) == 2  # to be predicted
-    assert made[0].task.references(split) == ["", ""]
+    assert made[0].task.references(split) == [None, None]

@@ -124,7 +124,7 @@ def test_masks_of_epochs(made):
 
     first = loader()
     assert masked(first, 0) == masked(loader(), 0) != masked(first, 1) == masked(loader(), 1)
-    whole = [first.at(step) for step in range(9)]
+    whole = [first.at(step).arrays for step in range(9)]
     resumed = loader().iterate(9)
     iterator = first.iterate(9)
     for _ in range(4):
@@ -132,7 +132,7 @@ def test_masks_of_epochs(made):
     resumed.set_state(iterator.get_state())
     for batch, wanted in zip(resumed, whole[4:], strict=True):
         for name in wanted:
-            np.testing.assert_array_equal(batch[name], wanted[name])
+            np.testing.assert_array_equal(batch.arrays[name], wanted[name])
     seen = [r.tobytes() for b in whole[:3] for r in b["originals"][b["weights"] > 0]]
     assert len(seen) == 20
     other = Loader(examples, 8, layout(examples, 8, False), 6, vary=vary)

@@ -1,14 +1,18 @@
 """Choices: against transformers' model, also of rows with fewer of them."""
 
+import csv
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from ftjax.data.loading import Loader
+from ftjax.data.sources import load
 from ftjax.errors import UserError
-from ftjax.tasks.multiple_choice import MultipleChoice, number_of
+from ftjax.tasks.multiple_choice import MultipleChoice, number_of, numbers_of
 from ftjax.tasks.multiple_choice import choices as read
-from tests.conftest import WORDS
+from tests.conftest import WORDS, data_settings
 from tests.tasks.made import Made, batches, equals, examples_of, layout, tensors, write_words
 
 TASK = MultipleChoice()
@@ -128,10 +132,31 @@ def test_labels_as_numbers_letters_and_texts():
             number_of(label, choices)
 
 
+def test_integers_are_numbers_before_texts(made, tmp_path):
+    """Also those that a csv file can only have as text, where some are no text of a choice."""
+    row = {"text": "it was", "choices": ["3", "2", "1", "0"]}
+    for label, wanted in ((1, 1), (1.0, 1), ("1", 2)):
+        _, _, examples = examples_of(TASK, [{**row, "label": label}], made[1])
+        assert examples.arrays["labels"].tolist() == [wanted]
+    others = {"text": "it was", "choices": ["good", "bad", "2", "poor"], "label": "0"}
+    rows = [{**row, "label": "1"}, others]
+    with (tmp_path / "rows.csv").open("w") as file:
+        writer = csv.DictWriter(file, others)
+        writer.writeheader()
+        writer.writerows({**each, "choices": json.dumps(each["choices"])} for each in rows)
+    settings = data_settings("multiple_choice", source="csv", path=str(tmp_path / "rows.csv"))
+    split = load(settings, TASK.schema)["train"]
+    assert numbers_of(split.column("label"), split.column("choices")) == [1, 0]
+    assert number_of(1905, read(["1904", "1905"])) == 1
+    with pytest.raises(ValueError, match="label '²' is none of the 3 choices"):
+        number_of("²", read(["a", "b", "c"]))
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"label": 3}, "row 2: label '3' is none of the 3 choices"),
+        ({"label": "0"}, "row 2: field 'label' is '0', text, where rows before have an integer"),
+        ({"label": 3}, "row 2: label 3 is none of the 3 choices"),
         ({"choices": ["good"]}, "row 2: field 'choices' must be a list of two texts or more"),
         ({"choices": ["good", " "]}, "row 2: field 'choices' is empty"),
         ({"choices": "good"}, "row 2: field 'choices' must be a list of two texts"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ftjax.data.encode import Examples, ragged
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
 from ftjax.models import vocabulary
@@ -217,14 +218,41 @@ def test_the_first_loss_is_log_2(made, method):
         np.testing.assert_allclose(again.arrays["reference"], wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_long_rows_lose_their_start(made):
-    row = {"prompt": "good " * 30, "chosen": "film", "rejected": "bad plot"}
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected", "wanted"),
+    [
+        # "user : " and 30 words; of 16 tokens the longer answer leaves 13 to the prompt
+        (30, "film", "bad plot", ["film [SEP]", "bad plot [SEP]"]),
+        # an answer that is longer than half loses its end, not the prompt
+        (30, "film", "bad plot " * 9, ["film [SEP]", " ".join(["bad plot"] * 4)]),
+        (1, "film " * 20, "bad", [" ".join(["film"] * 10), "bad [SEP]"]),
+    ],
+)
+def test_long_pairs_follow_the_same_prompt(made, prompt, chosen, rejected, wanted):
+    row = {"prompt": "good " * prompt, "chosen": chosen, "rejected": rejected}
     _, _, examples = examples_of(TASK, [row], made[1], 16)
-    tokenizer = load_tokenizer(made[1])
-    assert examples.truncated == 1 and examples.ids.lengths.tolist() == [16, 16]
-    for number, text in enumerate(("film [SEP]", "bad plot [SEP]")):
+    tokenizer, before = load_tokenizer(made[1]), []
+    assert examples.truncated == 1 and examples.ids.lengths.max() == 16
+    for number, text in enumerate(wanted):
         own = examples.tokens["learned"][slice(*examples.ids.offsets[number : number + 2])]
         assert tokenizer.decode(examples.ids[number][own > 0]) == text
+        before.append(examples.ids[number][: np.argmax(own)].tolist())
+    assert before[0] == before[1] and len(before[0]) >= 5
+
+
+def test_what_is_preferred_is_what_is_scored():
+    """The answer that gains more on the reference, not the one that is more probable."""
+    outputs = np.array([[-10.0, -4.0], [-3.0, -8.0], [-2.0, -2.0]])
+    reference = np.array([[-14.0, -5.0], [-2.0, -9.0], [-2.0, -2.0]])
+    split = split_of(TASK, rows_of(3))
+    examples = Examples(ragged([[]] * 3), arrays={"reference": reference})
+    said = TASK.predictions(outputs, examples, split, ())
+    assert [row["preferred"] for row in said] == ["chosen", "rejected", "rejected"]
+    right = np.mean([row["preferred"] == "chosen" for row in said])
+    assert right == TASK.score(outputs, examples, split, ())["accuracy"]
+    np.testing.assert_allclose([row["margin"] for row in said], [0.9, -0.6, 0.0], atol=1e-6)
+    sure = torch.sigmoid(torch.tensor([0.9, 0.6, 0.0])).numpy()
+    np.testing.assert_allclose([row["probability"] for row in said], sure, atol=1e-6)
 
 
 def test_bad_options_are_named():

@@ -1,6 +1,7 @@
 """Texts from texts: losses against transformers' models, metrics against their libraries."""
 
 import json
+import unicodedata
 from functools import partial
 
 import jax
@@ -249,16 +250,36 @@ def test_translation_scores_equal_sacrebleu(tokenize):
 
 
 def test_summary_scores_equal_rouge():
-    kinds = ["rouge1", "rouge2", "rougeL"]
-    found, scorer = summary_scores(TEXTS, WANTED), RougeScorer(kinds, use_stemmer=True)
-    each = [scorer.score(wanted, text) for text, wanted in zip(TEXTS, WANTED, strict=True)]
+    kinds = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
+    texts = [*TEXTS, "The cats ran.\nÜber Nacht 2,5 €", "naïve cafés, running"]
+    wanted = [*WANTED, "It ran 2.5 times\nThe cat was über.", "a naïve run of cafés"]
+    found, scorer = summary_scores(texts, wanted), RougeScorer(kinds, use_stemmer=True)
+    each = [scorer.score(*pair) for pair in zip(wanted, texts, strict=True)]
     for kind in kinds:
         np.testing.assert_allclose(found[kind], np.mean([score[kind].fmeasure for score in each]))
-    # 我 是 学 生 of four and of three characters, 是学 turned round
-    chinese = summary_scores(["我是学生"], ["我学生"])
-    np.testing.assert_allclose(chinese["rouge1"], 2 * 3 / 7)
-    np.testing.assert_allclose(chinese["rouge2"], 2 * 1 / 5)
-    np.testing.assert_allclose(chinese["rougeL"], 2 * 3 / 7)
+    assert found["rougeL"] < found["rougeLsum"]  # sentences in another order
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "words", "pairs"),
+    [  # words of both, those shared; pairs of neighbours likewise
+        ("我是学生", "我学生", (4, 3, 3), (3, 2, 1)),
+        ("Кошка сидела дома", "кошка спала дома", (3, 3, 2), (2, 2, 0)),
+        ("すしが好き", "すしは好き", (5, 5, 4), (4, 4, 2)),
+        ("ラーメン", "ラーメン", (4, 4, 4), (3, 3, 3)),
+        ("안녕하세요 세계", "안녕하세요 여러분", (2, 2, 1), (1, 1, 0)),
+        ("안녕 세계", unicodedata.normalize("NFD", "안녕 세계"), (2, 2, 2), (1, 1, 1)),
+        ("हिन्दी में किताब", "हिन्दी में घर", (3, 3, 2), (2, 2, 1)),
+        ("สวัสดี", "สวัสดี", (4, 4, 4), (3, 3, 3)),
+        ("BERT 和 GPT2 模型", "BERT 与 GPT2 模型", (5, 5, 4), (4, 4, 2)),
+        ("Ελλάδα ٣", "ελλάδα ٣", (2, 2, 2), (1, 1, 1)),
+    ],
+)
+def test_rouge_of_other_scripts_by_hand(text, wanted, words, pairs):
+    found = summary_scores([text], [wanted])
+    for kind, (a, b, shared) in (("rouge1", words), ("rouge2", pairs)):
+        np.testing.assert_allclose(found[kind], 2 * shared / (a + b), err_msg=kind)
+    np.testing.assert_allclose(found["rougeL"], found["rouge1"])
 
 
 def test_exact_match_by_hand():
@@ -268,6 +289,8 @@ def test_exact_match_by_hand():
     texts = ["so 3 #### 1,200", "#### 5 no, #### 6", "7", "#### 8"]
     wanted = ["#### 1200", "#### 6", "#### 7", "well #### 9"]
     assert exact_match(texts, wanted, pattern) == 2 / 4
+    # a reference that says nothing to be compared is none
+    assert exact_match([*texts, "#### 7"], [*wanted, "about seven"], pattern) == 2 / 4
 
 
 @pytest.fixture(scope="module")

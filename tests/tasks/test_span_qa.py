@@ -281,11 +281,32 @@ def test_no_answer_and_its_threshold(tiny):
     logits = outputs["tokens"]
     margin = logits[start, 0] + logits[end, 1] - logits[0].sum()
     np.testing.assert_allclose(first["score"], margin, rtol=1e-5)
-    for threshold, given in ((margin - 0.1, True), (margin + 0.1, False)):
+    for threshold in (-margin - 0.1, 0.1 - margin, -100.0, 100.0):
         other = SpanQA(stride=4, impossible=True, null_threshold=float(threshold))
-        assert bool(other.predictions(outputs, examples, split, names)[0]["answer"]) is given
-    low = SpanQA(stride=4, impossible=True, null_threshold=-100.0)
-    assert all(row["answer"] for row in low.predictions(outputs, examples, split, names))
+        for row in other.predictions(outputs, examples, split, names):
+            # of SQuAD's scripts: score_diff > null_score_diff_threshold says that there is none
+            assert (row["answer"] == "") == (-row["score"] > threshold)
+
+
+def test_probabilities_are_those_of_n_best_lists(tiny):
+    """A softmax over the sums of start and end of all spans, each counted once."""
+    row = {"question": "is it", "context": "a good film", "answers": rows_of(1)[0]["answers"]}
+    for impossible in (False, True):
+        task = SpanQA(stride=4, impossible=impossible)
+        split = split_of(task, [row], task.schema.to_predict())
+        examples = encode(split, task, tiny, 32)
+        own = examples.tokens["_begin"] >= 0
+        logits = np.random.default_rng(0).normal(0, 2, (len(own), 2)).astype(np.float32)
+        tokens = logits[own]
+        sums = {(i, j): tokens[i, 0] + tokens[j, 1] for i in range(3) for j in range(i, 3)}
+        if impossible:
+            sums[()] = logits[0].sum()
+        best = max(sums, key=sums.get)
+        (said,) = task.predictions({"tokens": logits}, examples, split, ())
+        words = ["a", "good", "film"][best[0] : best[1] + 1] if best else []
+        assert said["answer"] == " ".join(words)
+        total = sum(np.exp(list(sums.values())))
+        np.testing.assert_allclose(said["probability"], np.exp(sums[best]) / total, rtol=1e-4)
 
 
 def test_empty_answers_are_refused_where_there_must_be_one(tiny):

@@ -8,7 +8,7 @@ import pytest
 import transformers
 
 from ftjax.training.checkpoints import Checkpoints
-from ftjax.training.records import read_rows
+from ftjax.workdir.records import read_rows
 from tests.conftest import CONFIG, ftjax
 
 OVERRIDES = ["--config.train.eval_every=3", "--config.train.log_every=1", "--config.train.keep=2"]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -14,8 +15,8 @@ from ftjax.config import check, load_config
 from ftjax.errors import UserError
 from ftjax.formats.folder import fingerprint
 from ftjax.training.inputs import NAME, inputs_of, require_same_inputs
-from ftjax.training.records import read_rows
 from ftjax.training.splits import read_data
+from ftjax.workdir.records import read_rows
 from tests.conftest import ftjax, write_tiny
 
 OVERRIDES = ["--config.train.steps=4", "--config.train.eval_every=2", "--config.train.log_every=1"]
@@ -62,6 +63,40 @@ def another_word(laid):
     write(file, [{**first, "text": first["text"] + " too"}, *rest])
 
 
+def reordered(laid):
+    file = laid / "data" / "train.jsonl"
+    write(file, rows_of(file)[::-1])
+
+
+def halved(laid):
+    file = laid / "data" / "train.jsonl"
+    write(file, rows_of(file)[::2])
+
+
+def a_third_label(laid):
+    file = laid / "data" / "train.jsonl"
+    first, *rest = rows_of(file)
+    write(file, [{**first, "label": "neither"}, *rest])
+
+
+def flipped(laid):
+    other = {"positive": "negative", "negative": "positive"}
+    for file in (laid / "data").iterdir():
+        write(file, [{**row, "label": other[row["label"]]} for row in rows_of(file)])
+
+
+def another_tokenizer(laid):
+    file = laid / "model" / "tokenizer.json"
+    file.write_text(
+        re.sub(
+            r'"good": (\d+)(.*)"bad": (\d+)',
+            r'"good": \3\2"bad": \1',
+            file.read_text(),
+            flags=re.DOTALL,
+        )
+    )
+
+
 def other_weights(laid):
     write_tiny(laid / "model", seed=5)
 
@@ -71,6 +106,11 @@ CHANGES = {
     turned: {"train split", "validation split", "test split", "label names"},
     another_word: {"validation split"},
     other_weights: {"base model"},
+    reordered: {"train split"},
+    halved: {"train split"},
+    a_third_label: {"train split", "validation split", "test split", "label names"},
+    flipped: {"train split", "validation split", "test split"},
+    another_tokenizer: {"train split", "validation split", "test split"},
 }
 
 

@@ -12,7 +12,7 @@ from ftjax.errors import UserError
 from ftjax.formats.folder import read_config
 from ftjax.parallel.mesh import AXES, batch_sharding, local_rows, make_mesh, param_shardings
 from ftjax.training.checkpoints import Checkpoints
-from ftjax.training.records import read_rows
+from ftjax.workdir.records import read_rows
 from tests.conftest import build, ftjax, write_tiny
 from tests.covering import covering, product
 

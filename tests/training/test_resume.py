@@ -15,10 +15,10 @@ from ftjax import methods
 from ftjax.config import default_config, from_json, to_json
 from ftjax.errors import UserError
 from ftjax.training.checkpoints import Checkpoints
-from ftjax.training.records import read_rows
-from ftjax.training.run import refuse_differences
 from ftjax.training.saved import Saved
 from ftjax.training.trained import best_params
+from ftjax.workdir.folder import refuse_differences
+from ftjax.workdir.records import read_rows
 from tests.conftest import environment, ftjax, here, make_rows, write_jsonl, write_tiny
 from tests.forked import Forked
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from ftjax.data.readers.lines import opened
+from ftjax.data.readers.lines import head, opened
 from ftjax.data.readers.rows import Block, Options, Rows, Types
 from ftjax.errors import UserError
 
 Batches = Iterator[pyarrow.RecordBatch]
+BROKEN = (pyarrow.ArrowException, OSError, MemoryError)  # lengths that are not may be any
 
 
 def read_parquet(file: Path, options: Options) -> Rows:
@@ -92,7 +93,7 @@ def _parquet(file: Path, columns: Sequence[str] | None = None) -> Batches:
             for batch in found.iter_batches(columns=there):
                 batch.validate(full=True)
                 yield batch
-    except (pyarrow.ArrowException, OSError) as error:
+    except BROKEN as error:
         raise UserError(f"{file} is not a readable parquet file: {error}") from error
 
 
@@ -101,14 +102,13 @@ def _arrow(file: Path) -> Batches:
     try:
         with opened(file) as stream:
             source = stream if stream.seekable() else pyarrow.BufferReader(stream.read())
-            try:
-                batches = iter(pyarrow.ipc.open_stream(source))
-            except pyarrow.ArrowInvalid:
-                stream.seek(0)
+            if head(file).startswith(b"ARROW1"):
                 whole = pyarrow.ipc.open_file(source)
                 batches = map(whole.get_batch, range(whole.num_record_batches))
+            else:
+                batches = iter(pyarrow.ipc.open_stream(source))
             for batch in batches:
                 batch.validate(full=True)
                 yield batch
-    except (pyarrow.ArrowException, OSError) as error:
+    except BROKEN as error:
         raise UserError(f"{file} is not a readable Arrow file: {error}") from error

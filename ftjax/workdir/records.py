@@ -1,8 +1,10 @@
 """What a run writes beside its checkpoints: rows, curves, one progress line, its result."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -10,6 +12,9 @@ from uuid import uuid4
 from tqdm import tqdm
 
 from ftjax.data.preparation.page import page
+from ftjax.errors import UserError
+from ftjax.formats.jsons import read_json
+from ftjax.options import Count, Natural, NotNegative, require_entries
 from ftjax.remote import is_remote
 
 SECONDS = 30.0  # between writes of rows to an object store
@@ -33,7 +38,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, to_line(value, indent=2))
+
+
+def to_line(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, which has no numbers that are not finite: they become null."""
+    text = json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text + "\n"
+
+
+def finite(value: Any) -> Any:
+    """A value with None in place of numbers that are not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def write_data_report(workdir: Path, report: list[dict[str, Any]]) -> None:
@@ -42,15 +62,67 @@ def write_data_report(workdir: Path, report: list[dict[str, Any]]) -> None:
     write_text(workdir / "data_report.html", page(report))
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a row cut short by a kill is left out."""
+@dataclass(frozen=True)
+class Result:
+    """What is read again of result.json, which holds more."""
+
+    method: str
+    task: str
+    seed: Natural
+    best_step: Count
+    best_metric: str
+    trainable_params: Natural
+    total_params: Natural
+    learning_rate: NotNegative
+    train_seconds: NotNegative
+    tokens_per_second: NotNegative
+    peak_memory_bytes: Natural
+    metrics: dict
+
+
+def read_result(workdir: Path) -> dict[str, Any]:
+    """The result of a finished run.
+
+    Raises:
+        UserError: it is absent, or damaged.
+    """
+    path = workdir / "result.json"
+    try:
+        result = read_json(path)
+        require_entries(Result, result, str(path))
+        for split, scores in result["metrics"].items():
+            if not isinstance(scores, dict):
+                raise UserError(f"{path}: metrics of {split} are not by name")
+            if scores.get(result["best_metric"], "") is None:
+                scores[result["best_metric"]] = math.nan
+            if not isinstance(scores.get(result["best_metric"]), float):
+                raise UserError(f"{path}: {split} has no number {result['best_metric']!r}")
+    except UserError as error:
+        raise UserError(f"{error}; remove it, and the same command writes it anew") from error
+    return result
+
+
+def read_rows(path: Path, *names: str) -> list[dict[str, Any]]:
+    """Rows of a .jsonl of a work folder that have entries of some names.
+
+    Others are left out: cut short by a kill, or damaged.
+    """
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict) and set(names) <= row.keys():
+            rows.append(row)
     return rows
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl: of numbers, "step" among them; None for what is not finite."""
+    kinds, rows = (int, float, type(None)), read_rows(path, "step")
+    rows = [row for row in rows if all(type(value) in kinds for value in row.values())]
+    return [finite(row) for row in rows if row["step"] is not None]
 
 
 class _Rows:
@@ -98,8 +170,8 @@ class Records:
         if not shown:
             return
         path = workdir / "metrics.jsonl"
-        rows = [row for row in read_rows(path) if row["step"] <= step]
-        self._rows = _Rows(path, "".join(json.dumps(row) + "\n" for row in rows))
+        rows = [row for row in read_metrics(path) if row["step"] <= step]
+        self._rows = _Rows(path, "".join(map(to_line, rows)))
         self._folder = None if is_remote(workdir) else workdir / "tensorboard"
         self._start, self._board = step, None
         self._bar = tqdm(
@@ -119,7 +191,7 @@ class Records:
         """One row of numbers; "step" is among them."""
         if not self._shown:
             return
-        self._rows.add(json.dumps(row) + "\n")
+        self._rows.add(to_line(row))
         if self._folder is not None:
             self._draw(row)
         if "loss" in row:

@@ -8,7 +8,7 @@ import pytest
 
 from ftjax.config import default_config
 from ftjax.errors import UserError
-from ftjax.training.run import (
+from ftjax.workdir.folder import (
     check_workdir,
     finished,
     open_workdir,
@@ -16,6 +16,7 @@ from ftjax.training.run import (
     read_workdir,
     write_labels,
 )
+from tests.conftest import ftjax
 
 HOSTS = 8
 
@@ -65,3 +66,23 @@ def test_what_is_damaged_is_named_with_the_mend(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match="that of a model, not of a run"):
         read_workdir(tmp_path)
+
+
+def test_a_folder_in_which_nothing_was_trained_is_free(config_file, tmp_path):
+    """A refused run leaves no more than that: the corrected command may have the folder."""
+    workdir = tmp_path / "run"
+    command = ["train", "--config", f"{config_file}:lora", "--workdir", workdir]
+    short = ["--config.train.steps=1", "--config.optimizer.learning_rate=2e-3"]
+    refused = ftjax(*command, "--config.method.targets=('nowhere',)", expect=2).stderr
+    assert "nowhere" in refused
+    config = default_config("lora", "classification")
+    open_workdir(workdir, config)  # as of a run that was killed before its first checkpoint
+    (workdir / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
+    ftjax(*command, *short)
+    assert read_workdir(workdir).optimizer.learning_rate == 2e-3
+    for other in (default_config("lora", "classification"), default_config("full")):
+        with pytest.raises(UserError, match="holds a run of another configuration"):
+            open_workdir(workdir, other)
+    (workdir / "result.json").unlink()  # the checkpoints are what was trained
+    with pytest.raises(UserError, match="holds a run of another configuration"):
+        check_workdir(workdir, config)

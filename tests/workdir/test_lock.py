@@ -17,8 +17,8 @@ import pytest
 
 from ftjax.errors import UserError
 from ftjax.training.fresh import make
-from ftjax.training.lock import NAME, Holder, Lock, started
-from ftjax.training.records import read_rows, write_text
+from ftjax.workdir.lock import NAME, Holder, Lock, started
+from ftjax.workdir.records import read_rows, write_text
 from tests.conftest import environment, ftjax
 from tests.forked import Forked
 from tests.parallel.processes import ended, start

@@ -1,0 +1,18 @@
+"""The commands, one file each: its arguments, and one call of the public function it stands for.
+
+Importing them imports nothing heavy, so that help is quick.
+"""
+
+from ftjax.commands import compare, compile, evaluate, export, generate, list, predict, train
+from ftjax.commands.command import Command
+
+COMMANDS: dict[str, Command] = {
+    "train": train.COMMAND,
+    "evaluate": evaluate.COMMAND,
+    "predict": predict.COMMAND,
+    "compare": compare.COMMAND,
+    "compile": compile.COMMAND,
+    "export": export.COMMAND,
+    "generate": generate.COMMAND,
+    "list": list.COMMAND,
+}

@@ -1,0 +1,30 @@
+"""`ftjax train`: a run in a work folder."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+
+from ftjax.commands.command import ALL, Command, add_workdir, print_scores
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_workdir(parser)
+    parser.add_argument("--config", required=True, help="FILE[:ARG], a file with get_config()")
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="go on to more train.epochs or train.steps than the folder's run was begun with",
+    )
+
+
+def run(arguments: Namespace, overrides: Sequence[str]) -> None:
+    from ftjax.config import check, load_config
+    from ftjax.training.train import train
+
+    config = check(load_config(arguments.config, overrides))
+    result = train(config, arguments.workdir, arguments.extend)
+    print_scores(result["metrics"])
+    print(f"result: {arguments.workdir / 'result.json'}")
+
+
+HELP = "train, or go on where an earlier run in the folder stopped"
+COMMAND = Command(HELP, add_arguments, run, ALL, starts_jax=True)

@@ -1,0 +1,97 @@
+"""Models to write with: pretrained ones, also under an adapter, and those of work folders."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from ftjax import methods, pretrained, tuned
+from ftjax.errors import UserError
+from ftjax.formats import adapter
+from ftjax.formats.folder import load_tokenizer, locate, read_config
+from ftjax.formats.vocabulary import with_words
+from ftjax.generation import settings
+from ftjax.generation.text import Generator
+from ftjax.models import kind_of
+from ftjax.parallel.mesh import make_mesh
+from ftjax.paths import Flat
+from ftjax.tasks.written import ready
+
+HEADS = {"decoder": "causal_lm", "encoder-decoder": "seq2seq_lm"}
+
+
+def open_model(
+    name: str,
+    mesh: Mesh,
+    dtype: str = "float32",
+    adapter_folder: Path | None = None,
+    head: str = "",
+    attention: str = "auto",
+) -> tuple[tuned.Tuned, Flat, Path]:
+    """A pretrained model, all of it frozen, in the compute dtype; or one under an adapter.
+
+    Args:
+        name: a folder, a .gguf file, a nickname or a hub id.
+        mesh: where its parameters lie.
+        dtype: of computation.
+        adapter_folder: of PEFT.
+        head: of a language model; empty: the one that generates.
+        attention: `model.attention` of a configuration.
+
+    Raises:
+        UserError: it has no such head.
+    """
+    folder = locate(name)
+    config = with_words(folder, read_config(folder))
+    head = head or HEADS.get(kind_of(config), "")
+    if not head:
+        raise UserError(f"{name}: {config['model_type']} does not generate")
+    method = adapter.read_method(adapter_folder) if adapter_folder else {"name": "prompting"}
+    options = {"dtype": dtype, "attention": attention}
+    model = tuned.build(
+        config, methods.create(method), options, {"head": head}, jax.default_backend()
+    )
+    params, absent = pretrained.load(folder, model, mesh, jax.random.key(0))
+    if absent:
+        raise UserError(f"{folder} has no language-model head: it lacks {absent[0]!r}")
+    if adapter_folder:
+        params, _ = adapter.load_into(model, params, adapter_folder)
+    return model, params, folder
+
+
+def open_workdir(
+    workdir: Path, overrides: Sequence[str] = (), step: int | None = None
+) -> tuple[tuned.Tuned, Flat, Path, Any]:
+    """The best model of a work folder, or that of another step, and its task.
+
+    See `ftjax.training.reading`.
+    """
+    from ftjax.training.predictor import open_predictor  # with what training needs
+    from ftjax.training.reading import read_config
+
+    predictor = open_predictor(workdir, read_config(workdir, overrides), step)
+    return predictor.run.tuned, predictor.params, predictor.run.folder, predictor.run.task
+
+
+def make_generator(
+    model: tuned.Tuned,
+    params: Flat,
+    folder: Path,
+    task: Any = None,
+    *,
+    changes: Mapping[str, Any],
+    stop: Sequence[str] = (),
+) -> Generator:
+    """A generator with a folder's tokenizer, and its settings, or those of the task that the model
+    was trained for, under changes."""
+    tokenizer = load_tokenizer(folder)
+    asked = settings.of_folder(folder, **{**ready(task, tokenizer), **changes})
+    return Generator(model, params, tokenizer, asked, stop)
+
+
+def tensor_mesh(tensor: int = 1) -> Mesh:
+    """A mesh whose devices share each layer; on several hosts all devices, for each has a part."""
+    devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:tensor]
+    return make_mesh(-1, 1, tensor, devices)

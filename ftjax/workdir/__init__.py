@@ -1,0 +1,1 @@
+"""Work folders: one run each."""
