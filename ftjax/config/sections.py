@@ -23,7 +23,7 @@ class Model:
         segments: "auto", "unrolled", "scan", or lengths of segments of layers, as "4,2".
         attention: the program of attention; "gpu" is cudnn or xla, "splash" for decoders on TPUs.
         parts: of feed-forward blocks, computed in turn in less memory.
-        adapter: a PEFT or AdapterHub folder of the method, to start from.
+        adapter: a PEFT or AdapterHub folder of the method, or a run's work folder, to start from.
         resize_vocabulary: adds rows to the table where the tokenizer has more words than it.
         from_run: a work folder over `model.path` whose model, merged, is begun with.
         from_step: of its checkpoint; 0: its best.
@@ -54,11 +54,16 @@ class Splits:
         train: 0: what the others leave.
         validation: 0: none.
         test: 0: none.
+        folds: parts of the training rows, one of which is the validation split: of cross-validation
+            (`ftjax compare --folds`); 0: drawn by size.
+        fold: which of them it is, from 0.
     """
 
     train: NotNegative = 0.0
     validation: NotNegative = 0.1
     test: NotNegative = 0.0
+    folds: Natural = 0
+    fold: Natural = 0
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,8 @@ class Train:
         eval_batch_size: rows at once, over all devices, where nothing is trained.
         accumulation: parts of a batch whose gradients are added up in turn, in less memory.
         eval_every: steps; 0: once an epoch.
-        best_metric: of the validation split; auto: the task's.
+        best_metric: of the validation split, also of what is written for it, as bleu, which takes
+            longer; auto: the task's.
         average: decay of a moving average of what trains, which is evaluated; 0: none.
         swa_start: share of the run from which on an equal average is; 0: none.
         swa_every: steps between what is averaged.

@@ -152,6 +152,24 @@ def encode(split: Split, task: Any, folder: Path, max_length: int) -> Examples:
     return _examples(rows.data)
 
 
+def unreadable(split: Split, task: Any, folder: Path, max_length: int) -> dict[int, str]:
+    """The rows that a task cannot encode, as a chat that no template can write, and why each."""
+    try:
+        encode(split, task, folder, max_length)
+    except UserError as error:
+        if not isinstance(error.__cause__, RowError):
+            raise
+    else:
+        return {}
+    tokenizer, why = load_tokenizer(folder), {}
+    for place in range(len(split.rows)):
+        try:
+            task.encode(tokenizer, split.rows[place : place + 1], max_length)
+        except RowError as error:
+            why[place] = f"{split.file}: row {split.rows[place][ROW]}: {error}"
+    return why
+
+
 def encoder(task: Any, folder: Path, max_length: int) -> Callable[[Split], Examples]:
     """As `encode`, but nothing is kept: for windows of a stream."""
     loaded: list[Any] = []

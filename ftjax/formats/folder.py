@@ -7,19 +7,27 @@ import os
 import re
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from ftjax.errors import UserError
+from ftjax.errors import UserError, summary
 from ftjax.formats import gguf, gguf_model, gguf_tokenizer, modules
 from ftjax.formats.dequantize import plain_weights, quantization
-from ftjax.formats.jsons import read_json
+from ftjax.formats.guard import reading
+from ftjax.formats.jsons import check, read_json
 from ftjax.formats.shards import FLOATS
-from ftjax.formats.tokenizer_files import copy_files, require_packages, tokenizer_files
+from ftjax.formats.tokenizer_files import (
+    check_files,
+    copy_files,
+    require_packages,
+    require_sound,
+    tokenizer_files,
+)
 from ftjax.formats.weights import SINGLE, Weights, weight_files
 from ftjax.remote import copied, located
 
@@ -48,6 +56,7 @@ PACKAGED = {
         "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
+TRIED = "A text, to 1"
 LLAMAS = ("llama", "mistral", "mixtral", "phi3")  # model types whose tokenizer is Llama's
 DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja")
 
@@ -100,6 +109,24 @@ def hub_name(path: str, folder: Path) -> str:
     return "/".join(cached.groups()) if cached else path
 
 
+@dataclass(frozen=True)
+class Described:
+    """Keys of config.json whatever the family, with examples; of the rest, see `models.values`."""
+
+    model_type: str = "bert"
+    architectures: list[str] | None = ()
+    dtype: str | None = "float32"
+    torch_dtype: str | None = "float32"
+    num_labels: Annotated[int, "[0, 1000000]"] | None = 2
+    id2label: dict | None = None
+    label2id: dict | None = None
+
+
+def config_file(path: Path) -> Path:
+    """The file that describes a model."""
+    return path if gguf.is_gguf(path) else path / "config.json"
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a model, or what stands for it in a GGUF file, as of plain tensors.
 
@@ -109,6 +136,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if gguf.is_gguf(path):
         return gguf_model.read_config(path)
     config = read_json(path / "config.json")
+    check(path / "config.json", config, Described)
     quantization(path)
     config.pop("quantization_config", None)
     return config
@@ -151,13 +179,20 @@ def load_tokenizer(path: Path) -> Any:
         return gguf_tokenizer.build(path)
     import transformers
 
-    named = require_packages(path) and _class_of(path)
+    check_files(path)
+    own = require_packages(path) and _class_of(path)
+    kind = getattr(transformers, own or "AutoTokenizer")
     try:
-        kind = getattr(transformers, named or "AutoTokenizer")
-        return kind.from_pretrained(path, trust_remote_code=False)  # nor asks whether to
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} has no tokenizer that can be read: {reason}") from error
+        with reading(path, "has no tokenizer that can be read"):
+            # Nor asks whether to trust.
+            tokenizer = kind.from_pretrained(path, trust_remote_code=False)
+            tokenizer(TRIED)  # some say only then what is wrong
+            return tokenizer
+    except UserError:
+        require_sound(path)  # whose message names the file
+        raise
+    except ImportError as error:
+        raise UserError(f"{path} has no tokenizer that can be read: {summary(error)}") from error
 
 
 def _class_of(folder: Path) -> str | None:

@@ -84,7 +84,9 @@ def dense_layers(folder: Path) -> tuple[DenseLayer, ...]:
 
 def labels_of(folder: Path, place: str) -> tuple[str, ...]:
     """What the outputs of a Dense module are called, where it is a classifier; else empty."""
-    names = read_json(folder / place / "config.json").get("id2label") or {}
+    file = folder / place / "config.json"
+    names = read_json(file).get("id2label") or {}
+    require(isinstance(names, dict), f"{file}: id2label={names!r} is no object")
     return tuple(str(names[str(i)]) for i in range(len(names)) if str(i) in names)
 
 

@@ -96,7 +96,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         raise UserError("modernbert: num_attention_heads does not divide hidden_size")
     if hf.get("head_dim") not in (None, size // heads):
         raise UserError(f"modernbert: head_dim={hf['head_dim']} other than hidden_size / heads")
-    rate = hf.get("classifier_dropout", 0.0)
+    rate = hf.get("classifier_dropout") or 0.0
     rates = dict.fromkeys(("classification", "choice", "tokens", "span"), rate)
     activation, pooling = hf.get("classifier_activation", "gelu"), hf.get("classifier_pooling")
     if activation not in ACTIVATIONS:

@@ -1,12 +1,16 @@
 """What a run says of itself before it starts."""
 
+import signal
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ftjax.tasks.base import spoken
+from ftjax.training.progress import Progress
 from ftjax.training.recipe import Recipe
 from ftjax.training.run import Run
 from ftjax.training.splits import Data
+from ftjax.training.usefulness import of_data
 
 
 def announced(run: Run, data: Data, total: int, lengths: Sequence[int], step: int) -> Iterator[str]:
@@ -46,8 +50,22 @@ def announced(run: Run, data: Data, total: int, lengths: Sequence[int], step: in
                 f"{name}: {empty} rows give no example: nothing to be learned is within "
                 f"data.max_length={config.data.max_length} tokens"
             )
+    for doubt in of_data(data.names, data.report):
+        yield f"warning: {doubt}"
     if step:
         yield f"resumed at step {step}"
+
+
+def stopped_at(number: int, step: int) -> str:
+    """What is said of a run that a signal has stopped."""
+    name = signal.Signals(number).name
+    return f"stopped by {name} at step {step}: saved; run the same command to go on"
+
+
+def best_of(metric: str, progress: Progress) -> str:
+    """What is said of the best step so far."""
+    name = spoken(metric, progress.validation)
+    return f"best validation {name} {progress.best:.4f} at step {progress.best_step}"
 
 
 def extended(recipe: Recipe, before: int, step: int) -> str:

@@ -1,7 +1,6 @@
 """The training run: batches through compiled steps, evaluation, checkpoints, exact resume."""
 
 import math
-import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -27,9 +26,10 @@ from ftjax.paths import Flat
 from ftjax.regularization import changes_words
 from ftjax.regularization.l2_sp import starts
 from ftjax.tasks.base import spoken
-from ftjax.training.announce import announced, extended
+from ftjax.training.announce import announced, best_of, extended, stopped_at
 from ftjax.training.batching import choose_layout, variation
 from ftjax.training.checkpoints import Checkpoints
+from ftjax.training.ending import HELD_OUT, Answered, end
 from ftjax.training.evaluate import Forward, cache_features, refer
 from ftjax.training.memory import free, memory_in_use
 from ftjax.training.minimum import least_flops
@@ -42,6 +42,7 @@ from ftjax.training.run import Run, best_metric, with_bias
 from ftjax.training.signals import stop_signal
 from ftjax.training.splits import Data
 from ftjax.training.step import State, carried_moments, init_state, lower_step
+from ftjax.training.usefulness import of_data
 from ftjax.training.writing import generator_of, written_scores
 from ftjax.workdir.folder import length_before, refuse_differences
 from ftjax.workdir.lock import Lock
@@ -148,17 +149,10 @@ class Training:
             with stop_signal(step) as stopping:
                 state, stopped = self._loop(state, iterator, checkpoints, records, stopping)
             if stopped:
-                records.say(
-                    f"stopped by {signal.Signals(stopped).name} at step {int(state.step)}: saved; "
-                    "run the same command to go on"
-                )
+                records.say(stopped_at(stopped, int(state.step)))
                 raise Stopped(stopped)
             if self.progress.best is not None:
-                name = spoken(self.metric, self.progress.validation)
-                records.say(
-                    f"best validation {name} {self.progress.best:.4f} "
-                    f"at step {self.progress.best_step}"
-                )
+                records.say(best_of(self.metric, self.progress))
             return self._finish(checkpoints, state, records)
         finally:
             self.profiler.end()
@@ -332,10 +326,14 @@ class Training:
         return found
 
     def _score(self, params: Flat, split: str, layout: Layout) -> dict[str, Any]:
-        examples, before = self.splits[split], self.forward.compile_seconds
-        outputs = self.forward(params, self.run_.frozen, examples, layout)
-        self.progress.compile_seconds += self.forward.compile_seconds - before
+        outputs, examples = self._outputs(params, split, layout), self.splits[split]
         return self.run_.task.score(outputs, examples, self.raw[split], self.names)
+
+    def _outputs(self, params: Flat, split: str, layout: Layout) -> Any:
+        before = self.forward.compile_seconds
+        outputs = self.forward(params, self.run_.frozen, self.splits[split], layout)
+        self.progress.compile_seconds += self.forward.compile_seconds - before
+        return outputs
 
     def _meta(self, iterator: Any) -> dict[str, Any]:
         state = iterator.get_state()
@@ -371,21 +369,32 @@ class Training:
             params, notes = best(checkpoints, progress, shapes, self._judge)
         for note in notes:
             records.say(note)
-        tested = "test" in self.splits
-        test = self._score(params, "test", self.test_layout) if tested else None
-        last = "test" if tested else "validation"
-        if last in self.splits:
-            found = written_scores(self.run_, params, self.raw[last], self.generator)
-            (test if tested else progress.validation).update(found)
+        records.keep()
+        answered = [self._answered(params, name) for name in HELD_OUT if name in self.splits]
+        place = (self.workdir, self.run_.task, self.names, self.metric)
+        for doubt in (doubts := end(*place, answered)):
+            records.say(f"warning: {doubt}")
         return write_result(
             self.workdir,
             self.run_,
             progress,
-            test,
+            answered[-1].scores if "test" in self.splits else None,
             steps=step,
             epochs=self._epochs(step),
             cached_frozen=self.cached,
+            warnings=[*of_data(self.names, self.data.report), *doubts],
             **({"notes": notes} if notes else {}),
             **({} if self.stream is None else self.stream.counts),
             **self.run_.tuned.method.report(self.run_.tuned.base, params),
         )
+
+    def _answered(self, params: Flat, name: str) -> Answered:
+        """A held-out split with what the best parameters say of it, and write for the last one."""
+        run, split, texts = self.run_, self.raw[name], {}
+        layout = self.test_layout if name == "test" else self.eval_layout
+        outputs, scores = self._outputs(params, name, layout), self.progress.validation
+        if name == "test":
+            scores = run.task.score(outputs, self.splits[name], split, self.names)
+        if name == [each for each in HELD_OUT if each in self.splits][-1]:
+            scores.update(written_scores(run, params, split, self.generator, texts))
+        return Answered(name, split, self.splits[name], outputs, scores, texts)

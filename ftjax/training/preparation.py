@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from ftjax.data.encode import Examples, ragged
 from ftjax.data.planning import bucket_layout
+from ftjax.data.preparation.rewriting import rewritten
 from ftjax.data.preparation.words import IS_HAN, WORD
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
@@ -41,11 +42,16 @@ def classify(workdir: str, split: Split) -> list[dict[str, float]]:
 
     def run() -> list[dict[str, float]]:
         predictor = open_predictor(located(workdir))
-        outputs, examples = predictor.outputs(split)
-        found = predictor.run.task.predictions(outputs, examples, split, predictor.names)
-        if "probabilities" not in found[0]:
+        asked, dropped = rewritten(split, predictor.run.config.data)
+        if not len(asked.rows):
+            asked, dropped = split, {}
+        outputs, examples = predictor.outputs(asked)
+        answers = predictor.run.task.predictions(outputs, examples, asked, predictor.names)
+        if not isinstance(answers[0].get("probabilities"), Mapping):
             raise UserError(f"workdir: {workdir} is of a task without probabilities of labels")
-        return [row["probabilities"] for row in found]
+        said = iter(row["probabilities"] for row in answers)
+        none = dict.fromkeys(answers[0]["probabilities"], 0.0)  # of a text of which nothing is left
+        return [none if place in dropped else next(said) for place in range(len(split.rows))]
 
     return _kept(["classify", _run_identity(workdir), split.column("text")], run)
 

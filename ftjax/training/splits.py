@@ -13,11 +13,13 @@ from ftjax.data.preparation.pipeline import Report, prepare
 from ftjax.data.sources import Split, is_stream, load, open_parts
 from ftjax.data.streaming import Source, Windows
 from ftjax.errors import UserError, require
+from ftjax.formats.folder import load_tokenizer
 from ftjax.parallel.agreement import require_same
 from ftjax.tasks.base import Task
 from ftjax.training import preparation
 from ftjax.training.batching import encode_split, with_targets
 from ftjax.training.labels import finished_outputs
+from ftjax.training.usefulness import unknown_tokens
 
 NAMED = 20  # rows that were left out, in the report
 
@@ -91,9 +93,12 @@ def read_data(config: ConfigDict, task: Task, folder: Path) -> Data:
     """Reads, checks, prepares and encodes all splits; on all hosts the same."""
     raw, names, report = read_labelled(config, task, finished_outputs(config, task, folder))
     splits = {name: encode_split(config, task, raw[name], names, folder) for name in raw}
+    tokenizer = load_tokenizer(folder)
     for name, examples in splits.items():
         counts = {"rows_in": len(raw[name].rows), "rows_out": len(raw[name].rows)}
-        made = {"examples_made": len(examples), "cut": examples.truncated}
+        tokens = len(examples.ids.values)
+        made = {"examples_made": len(examples), "cut": examples.truncated, "tokens": tokens}
+        made["unknown_tokens"] = unknown_tokens(examples, tokenizer)
         report.append({"step": "encode", "split": name, **counts, **made})
     stream = open_stream(config, task, names, folder) if is_stream(config.data) else None
     data = Data(raw, splits, names, report, stream)

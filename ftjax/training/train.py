@@ -12,6 +12,7 @@ from ftjax.parallel.agreement import first
 from ftjax.training.fresh import make
 from ftjax.training.inputs import inputs_of, require_same_inputs
 from ftjax.training.loop import Training
+from ftjax.training.predictions import write_drawn
 from ftjax.training.run import best_metric, place_model, require_measured
 from ftjax.training.shared import require_same_config, require_shared_folder
 from ftjax.training.splits import read_data
@@ -66,4 +67,5 @@ def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, 
         run = place_model(config, data.names)
         first(partial(write_labels, workdir, data.names))
         first(partial(write_data_report, workdir, data.report))
+        first(partial(write_drawn, workdir, data))
         return Training(run, data, workdir, lock, inputs["base model"]).run()

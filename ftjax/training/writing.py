@@ -50,7 +50,11 @@ def write(
 
 
 def written_scores(
-    run: Run, params: Flat, split: Split, generator: Generator | None = None
+    run: Run,
+    params: Flat,
+    split: Split,
+    generator: Generator | None = None,
+    kept: dict[int, str] | None = None,
 ) -> dict[str, Any]:
     """Metrics of what is written for the first `task.generate` rows that have a reference.
 
@@ -59,6 +63,7 @@ def written_scores(
         params: its trainable leaves.
         split: with answers.
         generator: see `write`.
+        kept: what is written is put here, by index of the row.
     """
     task = run.task
     if not isinstance(task, Written) or not task.generate:
@@ -70,4 +75,6 @@ def written_scores(
         return {}
     part = replace(split, rows=split.rows.select(chosen))
     texts = write(run, params, task.prompts(part), generator)
+    if kept is not None:
+        kept |= dict(zip(chosen, texts, strict=True))
     return {**task.written(texts, [references[i] for i in chosen]), "written": len(chosen)}

@@ -22,13 +22,18 @@ SECONDS = 30.0  # between writes of rows to an object store
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all: to a temporary name, then renamed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`."""
     if is_remote(path):  # where a file appears once it is whole
-        path.write_text(text)
+        path.write_bytes(content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # hosts may share numbers
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import pytest
 
 from ftjax.data.preparation.profile import label_counts
 from ftjax.data.readers import form_of
-from ftjax.data.sources import load, read_file
+from ftjax.data.sources import load, open_file, read_split
 from ftjax.errors import UserError
 from ftjax.tasks.causal_lm import CausalLM
 from ftjax.tasks.classification import Classification
@@ -153,7 +153,8 @@ def test_commands_on_one_file_read_any_form(tmp_path):
     (tmp_path / "a.csv").write_text(TABLE)
     schema = LABELLED.to_predict()
     for source in ("json", "hub", "auto"):
-        split = read_file(tmp_path / "a.csv", data_settings(source=source), schema)
+        opened = open_file(tmp_path / "a.csv", data_settings(source=source))
+        split = read_split([opened], schema, skip=False)
         assert split.column("text") == [row["text"] for row in ROWS]
 
 

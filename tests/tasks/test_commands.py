@@ -49,6 +49,7 @@ RUNS = {
     ),
     "preference": (("llama", "causal_lm"), "lora", {"template": "plain"}),
 }
+CHOOSES = {"seq2seq": "chrf", "instruction": "exact_match"}  # of what is written
 METRICS = {
     "token_classification": {"f1", "intent_accuracy", "exact"},
     "span_qa": {"exact_match", "f1"},
@@ -58,12 +59,12 @@ METRICS = {
     "preference": {"accuracy", "margin"},
 }
 FOUND = {
-    "token_classification": {"tags", "entities", "label"},
-    "span_qa": {"answer", "start", "score"},
+    "token_classification": {"tags", "probabilities", "entities", "label", "probability"},
+    "span_qa": {"answer", "start", "score", "probability"},
     "masked_lm": {"loss", "tokens"},
     "seq2seq": {"written"},
     "instruction": {"written"},
-    "preference": {"preferred", "log_probabilities"},
+    "preference": {"preferred", "probability", "margin", "log_probabilities"},
 }
 
 
@@ -96,6 +97,7 @@ def get_config():
     config.train.batch_size = 16
     config.train.eval_batch_size = 16
     config.train.log_every = 1
+    config.train.best_metric = {CHOOSES.get(task, "auto")!r}
     return config
 """
     )
@@ -105,6 +107,12 @@ def get_config():
     assert len(losses) == 6 and min(losses[3:]) < losses[0] and np.isfinite(losses).all()
     if task == "preference":
         np.testing.assert_allclose(losses[0], np.log(2), rtol=1e-4)
+    if metric := CHOOSES.get(task):
+        name = f"validation/{metric}"
+        scores = {row["step"]: row[name] for row in logged if name in row}
+        best = json.loads((work / "result.json").read_text())
+        assert len(scores) == 2 and best["best_step"] == max(scores, key=scores.get)
+        assert best["metrics"]["validation"][metric] == max(scores.values())
     result = json.loads((work / "result.json").read_text())
     assert result["metrics"]["test"]["examples"] == 13 and METRICS[task] <= set(
         result["metrics"]["test"]

@@ -59,11 +59,11 @@ def label_counts(labels: list[Any]) -> dict[str, int]:
     """Rows of each label in the labels' order; of each of several; of numbers by tenths."""
     if labels and isinstance(labels[0], list):
         labels = [name for several in labels for name in several]
-    elif labels and not isinstance(labels[0], str):
+    elif labels and isinstance(labels[0], float):
         counts, edges = np.histogram(np.array(labels, float), NUMBERS)
         names = [f"{a:.3g} – {b:.3g}" for a, b in pairwise(edges)]
         return dict(zip(names, counts.tolist(), strict=True))
-    counts = Counter(labels)
+    counts = Counter(map(str, labels))
     return {name: counts[name] for name in in_order(counts)}
 
 

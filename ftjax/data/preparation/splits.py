@@ -7,7 +7,7 @@ import numpy as np
 
 from ftjax.data.preparation.step import Splits
 from ftjax.data.sources import Split
-from ftjax.errors import UserError
+from ftjax.errors import UserError, require
 
 
 def draw(splits: Splits, sizes: Mapping[str, float], seed: int, stratify: bool = False) -> Splits:
@@ -16,7 +16,8 @@ def draw(splits: Splits, sizes: Mapping[str, float], seed: int, stratify: bool =
     Args:
         splits: what the source has.
         sizes: rows (1 or more) or a share of `train`'s rows (below 1); 0 takes none, and leaves
-            `train` the rest.
+            `train` the rest. With "folds", validation is "fold" of so many equal parts of what is
+            not tested on: every row is in one of them.
         seed: of the one permutation that all are drawn from.
         stratify: give each split every label in the same proportion.
 
@@ -34,6 +35,9 @@ def draw(splits: Splits, sizes: Mapping[str, float], seed: int, stratify: bool =
     for name in ("test", "validation"):
         size = sizes[name]
         count = round(size * total) if size < 1 else int(size)
+        if name == "validation" and sizes.get("folds"):
+            first, count = _fold(splits, sizes, total - start)
+            order = np.append(order[:start], np.roll(order[start:], -first))  # it comes next
         if name in splits or not count:
             continue
         chosen = order[start : start + count]
@@ -52,6 +56,17 @@ def draw(splits: Splits, sizes: Mapping[str, float], seed: int, stratify: bool =
     return result
 
 
+def _fold(splits: Splits, sizes: Mapping[str, float], rows: int) -> tuple[int, int]:
+    """Where the fold that validates begins among rows, and how many it has."""
+    folds, fold = sizes["folds"], sizes.get("fold", 0)
+    if "validation" in splits:
+        raise UserError("data.splits.folds: the data has a validation split of its own")
+    require(2 <= folds <= rows, f"data.splits.folds={folds} must be 2 to the {rows} rows there are")
+    require(fold < folds, f"data.splits.fold={fold} must be below data.splits.folds={folds}")
+    first, end = (round(number * rows / folds) for number in (fold, fold + 1))
+    return first, end - first
+
+
 def strata(split: Split) -> list[str]:
     """The label of each row.
 
@@ -59,9 +74,9 @@ def strata(split: Split) -> list[str]:
         UserError: rows have no label, or one that is a number or several names.
     """
     labels = split.column("label") if "label" in split.rows.column_names else [None]
-    if not all(isinstance(label, str) for label in labels):
+    if not all(isinstance(label, str | int) for label in labels):
         raise UserError(f"{split.file}: rows have no label of one name, to stratify or balance by")
-    return labels
+    return list(map(str, labels))
 
 
 def _quantiles(labels: np.ndarray) -> np.ndarray:

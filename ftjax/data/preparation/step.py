@@ -219,6 +219,8 @@ class RowStep:
         by_row: whether a stream can have it.
         training_only: whether it only ever changes the training split.
         divides: whether it makes several rows of one, which belong in one split.
+        rewrites: what it changes of a row, "texts" or "answers", so that it is a part of the model:
+            rows to be predicted go through it too; empty: nothing.
     """
 
     splits: tuple[Literal[tuple(SPLITS)], ...] = ()
@@ -226,6 +228,7 @@ class RowStep:
     by_row: ClassVar[bool] = True
     training_only: ClassVar[bool] = False
     divides: ClassVar[bool] = False
+    rewrites: ClassVar[Literal["", "texts", "answers"]] = ""
 
     def __post_init__(self) -> None:
         conform(self)

@@ -148,7 +148,7 @@ def read_xlsx(file: Path, options: Options) -> Rows:
     try:
         import openpyxl
     except ImportError as error:
-        raise UserError(f"{file} needs a package: pip install 'ftjax[xlsx]'") from error
+        raise UserError(f"{file} needs a package: pip install 'ftjax[excel]'") from error
     try:
         with file.open("rb") as opened:
             for part in zipfile.ZipFile(opened).infolist():
