@@ -77,7 +77,10 @@ def types_of(check: Checker, first: Sequence[Any]) -> Types | None:
     types = {}
     for name, theirs in check.columns.items():
         found = type_of([row.get(theirs) for row in first if isinstance(row, Mapping)])
-        if found is None or check.read[name] not in PLAIN or "." in theirs or theirs in types:
+        absent = found == pyarrow.null() and not check.schema.fields[name].optional
+        if found is None or absent or check.read[name] not in PLAIN:
+            return None
+        if "." in theirs or theirs in types:
             return None
         types[theirs] = found
     return types

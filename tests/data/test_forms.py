@@ -168,7 +168,7 @@ def test_splits_by_other_names(tmp_path, capsys):
     assert set(found) == {"train", "validation"}
     assert "not used: validation_mismatched (data.split_names)" in capsys.readouterr().out
     wrong = {**named, "test": "validation_mismtched"}
-    with pytest.raises(UserError, match=r"data.split_names.test=.* did you mean 'validation_mism"):
+    with pytest.raises(UserError, match=r"data.split_names.test=.*did you mean 'validation_mism"):
         load(data_settings(path=str(tmp_path), split_names=wrong), LABELLED)
     (tmp_path / "train_sft.csv").write_text(TABLE)
     with pytest.raises(UserError, match=r"has train_sft.csv and train_sft.jsonl: leave one"):
@@ -270,8 +270,12 @@ TURN = {"role": "user", "content": "x"}
         ),
         (Instruction, {"messages": [{**TURN, "content": "\ud800"}]}, "half of a character"),
         (Instruction, {"messages": [{**TURN, "role": "\ud800"}]}, "role .*must be one of"),
-        (Instruction, {"messages": [{**TURN, "more": DEEP}]}, "brackets|not valid JSON"),
-        (Instruction, {"messages": [TURN], "tools": [{"a": DEEP}]}, "brackets|not valid JSON"),
+        (Instruction, {"messages": [{**TURN, "more": DEEP}]}, "no turn of|brackets|not valid JSON"),
+        (
+            Instruction,
+            {"messages": [TURN], "tools": [{"a": DEEP}]},
+            "no turn of|brackets|not valid JSON",
+        ),
         (Preference, {"prompt": "x", "chosen": DEEP, "rejected": "x"}, "turn 1|not valid JSON"),
         (TokenClassification, {"tokens": ["\ud800"], "tags": ["O"]}, "half of a character"),
         (TokenClassification, {"tokens": ["a"], "tags": DEEP}, "must hold words|not valid JSON"),
