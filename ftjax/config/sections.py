@@ -95,9 +95,13 @@ class Data:
         streaming: rows to train on are read while training, window by window.
         mixture: streams, as {"path": ..., "weight": ..., and source, columns}.
         window: rows of a stream in memory, which are shuffled.
+        buffer: rows of each source of a stream that are shuffled before windows are filled with
+            them, as where files are sorted; 0: a window's rows are neighbours.
         on_error: what comes of a bad row; one that is skipped is counted, and named in the report.
         split_seed: of the drawn splits.
         stratify: drawn splits have each label in the same proportion.
+        group: a field, or what the file calls it; rows with one value of it, as all texts of one
+            author or all targets of one source, are drawn into one split.
         max_length: tokens of an example; longer ones are cut.
         batching: by lengths, several examples a row, or all padded to the longest.
         buckets: lengths compiled at most; packed, two are tried.
@@ -118,9 +122,11 @@ class Data:
     streaming: bool = False
     mixture: tuple[Mapping[str, Any], ...] = ()
     window: Positive = 8192
+    buffer: Natural = 0
     on_error: Literal["stop", "skip"] = "stop"
     split_seed: Seed = 0
     stratify: bool = False
+    group: str = ""
     max_length: Annotated[int, "[4, inf)"] = 128
     batching: Literal["bucket", "pack", "pad"] = "bucket"
     buckets: Positive = 6

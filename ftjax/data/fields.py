@@ -35,6 +35,8 @@ class Field:
         blank: what such rows have, and no other.
         settle: how values are read where that depends on the first ones of a file; in place of
             `read`.
+        says: whether it holds text that is read or learned, which preparation looks at; of what
+            `text`, `words` and `texts` read that is known.
     """
 
     read: Callable[[Any], Any]
@@ -44,6 +46,7 @@ class Field:
     sparse: bool = False
     blank: Any = ""
     settle: Callable[[Sequence[Any]], Callable[[Any], Any]] | None = None
+    says: bool = False
 
 
 def unchanged(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -73,6 +76,12 @@ class Schema:
         """Whether rows are good where each value of each column is."""
         plain = self.check is _sound and self.adapt is unchanged
         return plain and not any(e.unique or e.sparse or e.settle for e in self.fields.values())
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Fields that hold text."""
+        known = (text, words, texts)
+        return tuple(name for name, each in self.fields.items() if each.says or each.read in known)
 
     @property
     def answers(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Raw rows from files, the hub and packaged corpora, checked on the whole file before training."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -29,15 +29,28 @@ class Split:
     Attributes:
         file: where they come from, for messages.
         rows: columns as the task's schema names them, those that are there, and `row`, the number
-            in the file, from 1.
+            in the file, from 1; where `data.group` asks for it, `group`.
         label_names: in order, where the source names them.
         skipped: messages of bad rows that were left out.
+        texts: columns that hold text, as the task's schema says.
+        answers: columns that are to be found, as it says.
     """
 
     file: str
     rows: datasets.Dataset
     label_names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, file: str, rows: datasets.Dataset, schema: Schema, **more: Any) -> "Split":
+        """Rows of a schema, which says what their columns are; `more` as of the class."""
+        texts, answers = (
+            tuple(name for name in names if name in rows.column_names)
+            for names in (schema.texts, schema.answers)
+        )
+        return cls(file, rows, texts=texts, answers=answers, **more)
 
     def column(self, name: str) -> list[Any]:
         """All values of a column, read at once: iterating over it would read row by row."""
@@ -71,6 +84,9 @@ def load(settings: Options, schema: Schema) -> dict[str, Split]:
     """
     parts = [found for _, found in open_parts(settings)]
     tell(opened for part in parts for opened in part.values())
+    if group := settings["group"]:  # of what splits are drawn from
+        for part in (part for part in parts if "train" in part):
+            part["train"] = replace(part["train"], group=group)
     wanted = ("train",) if is_stream(settings) else ()
     skip = settings["on_error"] == "skip"
     return {
@@ -164,7 +180,8 @@ def read_split(parts: Sequence[Opened], schema: Schema, skip: bool) -> Split:
         raise UserError(f"{file}: rows are of different forms: {error}") from error
     blank = [name for name, each in schema.fields.items() if each.sparse and _is_blank(whole, name)]
     rows = datasets.Dataset(whole.drop_columns(blank), fingerprint=uuid4().hex)
-    return Split(file, rows, parts[0].label_names, tuple(skipped))
+    names = parts[0].label_names
+    return Split.of(file, rows, schema, label_names=names, skipped=tuple(skipped))
 
 
 def _is_blank(table: pyarrow.Table, name: str) -> bool:
