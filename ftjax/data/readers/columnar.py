@@ -9,10 +9,9 @@ import pyarrow.parquet
 
 from ftjax.data.readers.lines import head, opened
 from ftjax.data.readers.rows import Block, Options, Rows, Types
-from ftjax.errors import UserError
+from ftjax.errors import UserError, summary
 
 Batches = Iterator[pyarrow.RecordBatch]
-BROKEN = (pyarrow.ArrowException, OSError, MemoryError)  # lengths that are not may be any
 
 
 def read_parquet(file: Path, options: Options) -> Rows:
@@ -93,8 +92,10 @@ def _parquet(file: Path, columns: Sequence[str] | None = None) -> Batches:
             for batch in found.iter_batches(columns=there):
                 batch.validate(full=True)
                 yield batch
-    except BROKEN as error:
-        raise UserError(f"{file} is not a readable parquet file: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # of the many that a damaged file has led to
+        raise UserError(f"{file} is not a readable parquet file: {summary(error)}") from error
 
 
 def _arrow(file: Path) -> Batches:
@@ -110,5 +111,7 @@ def _arrow(file: Path) -> Batches:
             for batch in batches:
                 batch.validate(full=True)
                 yield batch
-    except BROKEN as error:
-        raise UserError(f"{file} is not a readable Arrow file: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # as above
+        raise UserError(f"{file} is not a readable Arrow file: {summary(error)}") from error
