@@ -52,7 +52,7 @@ def test_a_flipped_bit_of_arrow_is_no_address(tmp_path, form):
 def test_damaged_files_are_read_or_named(tmp_path, form):
     path, draw = tmp_path / form, random.Random(0)
     whole, refused = write(path), 0
-    for _ in range(200):
+    for _ in range(100):
         damaged = bytearray(whole)
         for _ in range(draw.choice([1, 1, 3])):
             damaged[draw.randrange(len(damaged))] = draw.randrange(256)
@@ -62,4 +62,4 @@ def test_damaged_files_are_read_or_named(tmp_path, form):
         except UserError as error:
             assert str(path) in str(error)
             refused += 1
-    assert refused > 40
+    assert refused > 20
