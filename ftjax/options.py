@@ -189,7 +189,7 @@ def _read_any(kinds: tuple, value: Any) -> Any:
 
 def _read_tuple(kinds: tuple, value: Any) -> tuple:
     if isinstance(value, Mapping):
-        value = tuple(value.items())
+        value = (value,) if _takes_mappings(kinds[0]) else tuple(value.items())
     if isinstance(value, str):
         value = [_literal(part.strip()) for part in value.split(",") if part.strip()]
     items = tuple(value) if isinstance(value, tuple | list) else (value,)
@@ -198,6 +198,10 @@ def _read_tuple(kinds: tuple, value: Any) -> tuple:
     if len(items) != len(kinds):
         raise TypeError(f"{len(kinds)} values")
     return tuple(map(_read, kinds, items))
+
+
+def _takes_mappings(kind: Any) -> bool:
+    return any(get_origin(each) is Mapping for each in (kind, *get_args(kind)))
 
 
 def _literal(text: str) -> Any:

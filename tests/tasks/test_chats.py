@@ -138,7 +138,7 @@ def test_templates_get_all_that_a_row_says(folder, tmp_path):
         f"lovely{end}",  # the turn of weight 0 is read, not learned
         f"{calls[2]}{end}",
     ]
-    assert Instruction().references(split) == ["bad", "the plot", "lovely", None]
+    assert Instruction().references(split) == [["bad"], ["the plot"], ["lovely"], []]
     generator = Generator.__new__(Generator)  # what it reads, without a model
     generator._tokenizer = tokenizer
     for row, asked in zip(ROWS, Instruction().prompts(split), strict=True):
@@ -203,7 +203,7 @@ def test_each_turn_is_learned_as_it_is_written_last(folder, tmp_path):
         examples.ids[i].tolist() for i in (2, 3)
     ]
     np.testing.assert_array_equal(last.row_numbers, [0, 1])
-    with pytest.raises(UserError, match="task.turns='first' must be all or last"):
+    with pytest.raises(UserError, match="task.turns='first' must be one of all, last"):
         Instruction(turns="first")
 
 
