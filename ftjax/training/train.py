@@ -73,4 +73,8 @@ def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, 
         first(partial(write_labels, workdir, data.names))
         first(partial(write_data_report, workdir, data.report))
         first(partial(write_drawn, workdir, data))
-        return Training(run, data, workdir, lock, inputs["base model"]).run()
+        try:
+            return Training(run, data, workdir, lock, inputs["base model"]).run()
+        finally:
+            if data.stream is not None:
+                data.stream.close()
