@@ -239,6 +239,8 @@ def check_stream(config: ConfigDict, prepared: Iterable[tuple[str, Any]]) -> Non
         raise UserError(f"data.window={window} must be a multiple of train.batch_size={rows}")
     if not config.train.steps:
         raise UserError("train.steps must be positive: a stream of rows has no epochs")
+    if config.data.group:
+        raise UserError(f"data.group={config.data.group!r}: no splits are drawn from a stream")
     for name, step in prepared:
         if not step.by_row:
             raise UserError(

@@ -19,6 +19,7 @@ from ftjax.training.predictor import open_predictor
 from ftjax.training.reading import PLACE, ROWS, read_config
 from ftjax.training.splits import read_splits
 from ftjax.training.usefulness import baseline
+from ftjax.training.writing import check_written, is_written
 from ftjax.workdir.records import write_json
 
 
@@ -43,6 +44,8 @@ def evaluate(
     config = read_config(workdir, overrides, (*PLACE, *ROWS))
     rows = _read(config, split, dict(map(parse_override, overrides)))
     predictor = open_predictor(workdir, config, step)
+    if is_written(predictor.run):
+        check_written(predictor.run, rows)
     outputs, examples = predictor.outputs(rows)
     scores = predictor.run.task.score(outputs, examples, rows, predictor.names)
     scores |= predictor.written_scores(rows)
@@ -80,6 +83,7 @@ def _read(config: ConfigDict, split: str, changes: Mapping[str, Any]) -> Split:
     task = tasks.create(config.task)
     config.data.update({"streaming": False, "mixture": changes.get("data.mixture", ())})
     if "data.path" in changes and located(str(changes["data.path"])).is_file():
+        config.data.group = ""  # no splits are drawn from it
         rows, dropped = rewritten(load(config.data, task.schema)["train"], config.data, split)
         if dropped:
             reason = next(iter(dropped.values()))

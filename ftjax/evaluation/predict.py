@@ -95,7 +95,8 @@ def predict(
     given = given.without(*rewritten(given.split, config.data))
     predictor = open_predictor(workdir, config, step)
     given, answers = _answers(predictor, given)
-    return Predictions(_joined(given, answers), tuple(given.errors.values()))
+    errors = tuple(given.errors[place] for place in sorted(given.errors))
+    return Predictions(_joined(given, answers), errors)
 
 
 def write_predictions(file: Path, predictions: Predictions) -> None:
@@ -117,7 +118,7 @@ def _read(opened: Opened, schema: Any) -> Given:
     verdicts = list(replace(opened, read=recorded).checked(schema))
     errors = {i: str(each) for i, each in enumerate(verdicts) if isinstance(each, UserError)}
     kept = [each for each in verdicts if not isinstance(each, UserError)]
-    split = Split(opened.file, datasets.Dataset.from_list(kept))
+    split = Split.of(opened.file, datasets.Dataset.from_list(kept), schema)
     return Given(rows, numbers, errors, split).required()
 
 

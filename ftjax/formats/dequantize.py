@@ -65,9 +65,9 @@ def quantization(folder: Path) -> dict[str, Any]:
         details = {k: found[k] for k in ("bits", "format", "fmt", "version") if k in found}
         said = "".join(f", {key} {value}" for key, value in details.items())
         raise UserError(
-            f"{config}: the model is quantized by {kind}{said}, which is not read; bitsandbytes, GPTQ of 2, 4 "
-            "and 8 bits and AWQ of 4 bits (gemm) are. Save it dequantized, with the library that "
-            "wrote it"
+            f"{config}: the model is quantized by {kind}{said}, which is not read; bitsandbytes, "
+            "GPTQ of 2, 4 and 8 bits and AWQ of 4 bits (gemm) are. Save it dequantized, with the "
+            "library that wrote it"
         )
     return {**found, "quant_method": kind}
 

@@ -54,6 +54,7 @@ class Task:
         writes: whether batches have second sequences.
         refers: whether `outputs` of the untrained model are an array "reference" of batches.
         group: sequences of an example, as far as that is known without data.
+        encoded_by: options that `encode` reads; None: it may read any.
     """
 
     schema: ClassVar[Schema]
@@ -68,6 +69,7 @@ class Task:
     writes: ClassVar[bool] = False
     refers: ClassVar[bool] = False
     group: ClassVar[int] = 1
+    encoded_by: ClassVar[Sequence[str] | None] = None
 
     def __post_init__(self) -> None:
         conform(self, "task.")
@@ -108,6 +110,19 @@ class Task:
         """
         return cut_texts(tokenizer, columns, ("text", "text_pair"), max_length)
 
+    @property
+    def encoding(self) -> str:
+        """What tells its tokens from others' of the same rows: what `encoded_by` names, where that
+        is said of this `encode`, not of one that it replaces."""
+        kinds = type(self).__mro__
+        own, said = (
+            next(number for number, kind in enumerate(kinds) if name in vars(kind))
+            for name in ("encode", "encoded_by")
+        )
+        names = self.encoded_by if said <= own else None
+        kind = f"{kinds[own].__module__}.{kinds[own].__qualname__}"
+        return f"{kind} {self if names is None else [(n, getattr(self, n)) for n in names]}"
+
     def targets(self, examples: Examples, split: Split, names: Sequence[str]) -> Examples:
         """The examples of a split that has answers, with `arrays`.
 
@@ -127,6 +142,10 @@ class Task:
     def variation(self, tokenizer: Any) -> Vary | None:
         """What makes of a split's examples those of an epoch; None: they are always the same."""
         return None
+
+    def longest_written(self, max_length: int) -> int:
+        """Tokens that a second sequence may have, of examples of at most `max_length`."""
+        return max_length
 
     def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
         """Σ of losses and Σ of weights; places without an example weigh nothing."""

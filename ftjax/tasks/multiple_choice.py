@@ -89,13 +89,14 @@ class MultipleChoice(Task):
     """
 
     best_metric = "accuracy"
+    encoded_by: ClassVar = ()
     better: ClassVar = directions(("accuracy",), ("calibration_error",))
     packs = False
     group = 2
     schema: ClassVar = Schema(
         {
             "text": Field(text),
-            "choices": Field(choices),
+            "choices": Field(choices, says=True),
             "label": Field(name_or_number, answer=True),
         },
         check,

@@ -69,6 +69,7 @@ class TokenClassification(Task):
     scheme: Literal[tuple(NAMES)] = "auto"
 
     best_metric = "f1"
+    encoded_by: ClassVar = ()
     better: ClassVar = directions((*MEANS, "accuracy", "intent_accuracy", "exact"))
     schema: ClassVar = Schema(
         {

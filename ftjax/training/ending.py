@@ -1,6 +1,6 @@
 """The end of a run: what is said of each held-out row, and what to doubt of it all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,13 @@ import jax
 
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
+from ftjax.generation.text import Generator
+from ftjax.paths import Flat
 from ftjax.tasks.base import Task
 from ftjax.training.predictions import write_predictions
+from ftjax.training.run import Run
 from ftjax.training.usefulness import baseline, of_result, of_training
+from ftjax.training.writing import written_scores
 from ftjax.workdir.records import read_metrics
 
 HELD_OUT = ("validation", "test")
@@ -35,7 +39,15 @@ class Answered:
     examples: Examples
     outputs: Any
     scores: dict[str, Any]
-    texts: Mapping[int, str]
+    texts: dict[int, str]
+
+
+def write_texts(
+    run: Run, params: Flat, answered: Answered, generator: Generator | None = None
+) -> None:
+    """Writes for the rows of a split, and adds the scores of that."""
+    found = written_scores(run, params, answered.split, generator, answered.texts)
+    answered.scores.update(found)
 
 
 def end(

@@ -29,7 +29,7 @@ from ftjax.tasks.base import spoken
 from ftjax.training.announce import announced, best_of, extended, stopped_at
 from ftjax.training.batching import choose_layout, variation
 from ftjax.training.checkpoints import Checkpoints
-from ftjax.training.ending import HELD_OUT, Answered, end
+from ftjax.training.ending import HELD_OUT, Answered, end, write_texts
 from ftjax.training.evaluate import Forward, cache_features, refer
 from ftjax.training.memory import free, memory_in_use
 from ftjax.training.minimum import least_flops
@@ -43,8 +43,8 @@ from ftjax.training.signals import stop_signal
 from ftjax.training.splits import Data
 from ftjax.training.step import State, carried_moments, init_state, lower_step
 from ftjax.training.usefulness import of_data
-from ftjax.training.writing import generator_of, written_scores
-from ftjax.workdir.folder import length_before, refuse_differences
+from ftjax.training.writing import generator_of, is_written, written_scores
+from ftjax.workdir.folder import PENDING, length_before, refuse_differences
 from ftjax.workdir.lock import Lock
 from ftjax.workdir.records import Records, write_text
 
@@ -54,7 +54,7 @@ class Training:
 
     def __init__(self, run: Run, data: Data, workdir: Path, lock: Lock, base: str) -> None:
         self.lock, self.base = lock, base
-        seen = data.splits["train"] if data.stream is None else data.stream[0]
+        seen = data.counted
         self.run_ = run = with_bias(run, run.task.first_bias(seen))
         self.data, self.workdir, self.names = data, workdir, data.names
         self.config, self.mesh, self.splits, self.raw = run.config, run.mesh, data.splits, data.raw
@@ -94,12 +94,12 @@ class Training:
 
     def _layout(self) -> Layout:
         """The shapes of batches; a stream's by its first window, with room for any length."""
-        longest = 0 if self.stream is None else self.config.data.max_length
+        longest, task = self.config.data.max_length, self.run_.task
+        most = None if self.stream is None else (longest, task.longest_written(longest))
         first = self.splits["train"] if self.stream is None else self.stream[0]
         parts = [first, *(part for name, part in self.splits.items() if name != "train")]
         rows = self.config.train.batch_size
-        by_token = self.run_.task.by_token
-        return choose_layout(self.config, self.mesh, parts, rows, self.vary, longest, by_token)
+        return choose_layout(self.config, self.mesh, parts, rows, self.vary, most, task.by_token)
 
     def _refer(self) -> None:
         """What the untrained model says of all splits, before anything else."""
@@ -156,6 +156,8 @@ class Training:
             return self._finish(checkpoints, state, records)
         finally:
             self.profiler.end()
+            if self.stream is not None:
+                self.stream.close()
             try:
                 records.close()
             finally:
@@ -170,7 +172,7 @@ class Training:
         state, meta, self.progress = found
         iterator.set_state(meta["data"])
         if self.stream is not None:
-            self.loader.starts[:] = meta["windows"]
+            self.loader.go_on(meta["stream"])
         return state, notes
 
     def _first(self) -> State:
@@ -339,7 +341,7 @@ class Training:
         state = iterator.get_state()
         return {
             "data": state,
-            "windows": self.loader.starts if self.stream is not None else None,
+            "stream": self.loader.saved() if self.stream is not None else None,
             "progress": asdict(self.progress),
             "config": to_json(self.config),
             "total": self.total,
@@ -371,10 +373,8 @@ class Training:
             records.say(note)
         records.keep()
         answered = [self._answered(params, name) for name in HELD_OUT if name in self.splits]
-        place = (self.workdir, self.run_.task, self.names, self.metric)
-        for doubt in (doubts := end(*place, answered)):
-            records.say(f"warning: {doubt}")
-        return write_result(
+        result = partial(
+            write_result,
             self.workdir,
             self.run_,
             progress,
@@ -382,19 +382,23 @@ class Training:
             steps=step,
             epochs=self._epochs(step),
             cached_frozen=self.cached,
-            warnings=[*of_data(self.names, self.data.report), *doubts],
             **({"notes": notes} if notes else {}),
             **({} if self.stream is None else self.stream.counts),
             **self.run_.tuned.method.report(self.run_.tuned.base, params),
         )
+        if answered and is_written(self.run_):
+            result(**{PENDING: ["what is written"]})  # kept, whatever comes of that
+            write_texts(self.run_, params, answered[-1], self.generator)
+        place = (self.workdir, self.run_.task, self.names, self.metric)
+        for doubt in (doubts := end(*place, answered)):
+            records.say(f"warning: {doubt}")
+        return result(warnings=[*of_data(self.names, self.data.report), *doubts])
 
     def _answered(self, params: Flat, name: str) -> Answered:
-        """A held-out split with what the best parameters say of it, and write for the last one."""
-        run, split, texts = self.run_, self.raw[name], {}
+        """A held-out split with what the best parameters say of it; nothing is written yet."""
+        run, split = self.run_, self.raw[name]
         layout = self.test_layout if name == "test" else self.eval_layout
         outputs, scores = self._outputs(params, name, layout), self.progress.validation
         if name == "test":
             scores = run.task.score(outputs, self.splits[name], split, self.names)
-        if name == [each for each in HELD_OUT if each in self.splits][-1]:
-            scores.update(written_scores(run, params, split, self.generator, texts))
-        return Answered(name, split, self.splits[name], outputs, scores, texts)
+        return Answered(name, split, self.splits[name], outputs, scores, {})

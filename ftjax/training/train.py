@@ -17,6 +17,7 @@ from ftjax.training.run import best_metric, place_model, require_measured
 from ftjax.training.shared import require_same_config, require_shared_folder
 from ftjax.training.splits import read_data
 from ftjax.training.start import begin
+from ftjax.training.writing import check_written, is_written
 from ftjax.training.zero_shot import choose_template
 from ftjax.workdir.folder import check_workdir, finished, open_workdir, write_labels
 from ftjax.workdir.lock import Lock
@@ -65,6 +66,10 @@ def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, 
         inputs = inputs_of(config, data, folder)
         require_same_inputs(workdir, inputs)
         run = place_model(config, data.names)
+        if is_written(run):
+            chooses = {"validation"} if metric in task.at_end else set()
+            for name in sorted(chooses | {data.written} - {None}):
+                data.report.append(check_written(run, data.raw[name]) | {"split": name})
         first(partial(write_labels, workdir, data.names))
         first(partial(write_data_report, workdir, data.report))
         first(partial(write_drawn, workdir, data))

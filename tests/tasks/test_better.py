@@ -102,12 +102,12 @@ def test_what_is_written_is_better_higher(name):
         made = task(metrics=metrics) if metrics else task()
         texts = ["the film was very good", "it is one of two"]
         both = [
-            found | made.written(each, texts)
+            found | made.written(each, [[text] for text in texts])
             for found, each in zip(both, (texts, ["so", "too"]), strict=True)
         ]
-        assert {key for key in made.written(texts, texts) if key in task.at_end} == set(
-            (made if name == "seq2seq" else task(generate=1)).measured_written
-        )
+        assert {
+            key for key in made.written(texts, [[text] for text in texts]) if key in task.at_end
+        } == set((made if name == "seq2seq" else task(generate=1)).measured_written)
     numbers = {key for key, value in both[0].items() if isinstance(value, float)}
     assert numbers == set(task.at_end)
     for metric in numbers:

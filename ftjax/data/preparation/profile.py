@@ -37,7 +37,7 @@ def profiles(step: str, splits: Splits) -> list[dict[str, Any]]:
 
 def _lengths(split: Split) -> np.ndarray:
     rows = split.rows.to_list()
-    return np.array([sum(map(len, texts(row).values())) for row in rows], np.int64)
+    return np.array([sum(map(len, texts(row, split.texts).values())) for row in rows], np.int64)
 
 
 def _histogram(lengths: np.ndarray, edges: np.ndarray) -> dict[str, Any]:

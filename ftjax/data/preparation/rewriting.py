@@ -3,7 +3,7 @@
 They are applied to every row that a trained model reads, in whatever file it comes.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,7 @@ def rewritten(
     Raises:
         UserError: a step cannot take these rows.
     """
-    chosen = _rewriting(settings, name, split.rows.column_names)
+    chosen = _rewriting(settings, name, split)
     if not chosen:
         return split, {}
     kept: list[Row] = []
@@ -48,19 +48,18 @@ def rewritten(
     return replace(split, rows=rows), dropped
 
 
-def _rewriting(
-    settings: Mapping[str, Any], split: str, columns: Collection[str]
-) -> list[tuple[str, Any]]:
+def _rewriting(settings: Mapping[str, Any], where: str, split: Split) -> list[tuple[str, Any]]:
     """Names and steps, those of what rows do not have left out."""
-    chosen = []
+    chosen, columns = [], split.rows.column_names
     for name, step in steps(settings["prepare"]):
         kind = getattr(step, "rewrites", "")
-        if not kind or not step.takes(split) or (kind == "answers" and "label" not in columns):
+        if not kind or not step.takes(where) or (kind == "answers" and "label" not in columns):
             continue
-        asked = getattr(step, "columns", ())
-        there = tuple(column for column in asked if column in columns)
-        if there or not asked:
-            chosen.append((name, replace(step, columns=there) if asked else step))
+        asked = getattr(step, "columns", None)
+        if asked is None:
+            chosen.append((name, step))
+        elif there := tuple(each for each in asked or split.texts if each in columns):
+            chosen.append((name, replace(step, columns=there)))
     return chosen
 
 
