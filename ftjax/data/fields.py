@@ -103,11 +103,23 @@ class Checker:
             return [inner(row, columns[name]) for row in rows]
 
         fields = schema.fields.items()
+        if schema.adapt is _unchanged and rows:
+            self._require_named(rows)
         self._read = {n: each.settle(values(n)) if each.settle else each.read for n, each in fields}
         self._sparse = {n for n, each in fields if each.sparse and any(values(n))}
         self._fields: dict[str, Field] | None = None  # that the first row has
         self._kinds: dict[str, type] = {}
         self._seen: dict[str, dict[Any, int]] = {}
+
+    def _require_named(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Raises UserError where a field that rows may lack is said to be called as nothing is."""
+        for name, each in self._schema.fields.items():
+            theirs = self._columns[name]
+            if theirs == name or not each.optional or each.answer:
+                continue
+            if all(inner(row, theirs, ABSENT) is ABSENT for row in rows):
+                near = nearest(theirs, [str(key) for key in rows[0]])
+                raise UserError(f"{self._file} has no field {theirs!r} (data.columns.{name}){near}")
 
     def __call__(self, number: int, row: Any) -> Row:
         """A row's fields as they are kept, and its number as "row".
