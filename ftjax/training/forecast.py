@@ -81,19 +81,19 @@ def forecast(
         del found["seconds"]
         return found
     least = {kind: count / len(devices) for kind, count in least_flops(config).items()}
-    seconds = max(read["seconds"].values())
-    bound = sum(least.values()) / chip.flops / seconds
-    return found | {"least_flops": least, "mfu_bound": bound, **speed(found, seconds)}
+    step = max(read["seconds"].values())
+    bound = sum(least.values()) / chip.flops / step
+    return found | {"least_flops": least, "mfu_bound": bound, **speed(found, step)}
 
 
-def speed(found: Mapping[str, Any], seconds: float) -> dict[str, float]:
+def speed(found: Mapping[str, Any], step: float) -> dict[str, float]:
     """What a step of at least so many seconds means: tokens a second at most, chip-hours at least.
 
     Args:
         found: tokens of a step, and chips.
-        seconds: of a step.
+        step: its seconds.
     """
-    rate = found["tokens"] / seconds
+    rate = found["tokens"] / step
     return {
         "tokens_per_second": rate,
         "tokens_per_second_per_chip": rate / found["chips"],
