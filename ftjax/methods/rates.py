@@ -19,6 +19,7 @@ OPTIMIZERS = {  # AdamW's rates times these
     "lion": 0.2,  # 3 to 10 times smaller (Chen et al. 2023, §5)
     "adafactor": 30.0,  # of a parameter's own size: 1e-3 for T5 (Raffel et al. 2020, §3.1.2)
 }
+TASKS = {"preference": 0.1}  # from a trained model, by DPO: Rafailov et al. 2023, B
 OWN = "this repository's comparisons"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from ftjax.methods.rates import FAR, OPTIMIZERS, OWN, SIZES, rates_of
+from ftjax.methods.rates import FAR, OPTIMIZERS, OWN, SIZES, TASKS, rates_of
 from ftjax.tuned import Tuned
 
 
@@ -20,6 +20,7 @@ def usual_rate(config: ConfigDict, tuned: Tuned) -> float | None:
     factor = OPTIMIZERS.get(config.optimizer.name)
     if factor is None:
         return None
+    factor *= TASKS.get(config.task.name, 1.0)
     _, rates = rates_of(config.method, bool(config.model.new))
     return float(f"{factor * rates.at(model_size(tuned)):.2g}")
 

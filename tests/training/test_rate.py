@@ -91,3 +91,10 @@ def test_an_optimizer_without_rates_wants_one():
     assert "sgd" not in OPTIMIZERS
     with pytest.raises(UserError, match="optimizer.learning_rate=auto is not for .*=sgd: give one"):
         check(config)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_preferences_are_learned_ten_times_slower(tiny, method):
+    config = default_config(method, "preference")
+    usual = RATES[method].at(1)
+    assert peak_rate(config, build(tiny, {"name": method})) == pytest.approx(usual / 10)
