@@ -7,6 +7,7 @@ import numpy as np
 
 from ftjax.tasks.base import spoken
 from ftjax.training.progress import Progress
+from ftjax.training.rate import rate_notes
 from ftjax.training.recipe import Recipe
 from ftjax.training.run import Run
 from ftjax.training.splits import Data
@@ -36,6 +37,7 @@ def announced(run: Run, data: Data, total: int, lengths: Sequence[int], step: in
         f"({trainable / every:.2%}); {size}, {total:,} steps, "
         f"lengths {', '.join(map(str, lengths))}"
     )
+    yield from rate_notes(config, run.tuned)
     if run.absent:
         yield f"not in {run.folder.name}, initialized: {', '.join(run.absent)}"
     for name, examples in data.splits.items():
