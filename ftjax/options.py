@@ -36,6 +36,7 @@ WORDS = {"[0, inf)": "must not be negative", "[1, inf)": "must be positive"}
 WORDS |= {"(0, inf)": "must be positive"}
 NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
 NAMES |= {Any: "anything", type(None): "none"}
+NAMES |= {"regex": "a regular expression", "encoding": "auto or the name of an encoding"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +231,7 @@ def _words(kind: Any) -> str:
     """What an annotation allows, as messages and lists of options say it."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return "a regular expression" if inner[1] == "regex" else _between(*inner)
+        return NAMES.get(inner[1]) or _between(*inner)
     if origin is Literal:
         return " or ".join(map(str, inner)) if len(inner) < 3 else f"one of {', '.join(inner)}"
     if origin in (Union, types.UnionType):
