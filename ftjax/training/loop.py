@@ -44,9 +44,9 @@ from ftjax.training.splits import Data
 from ftjax.training.step import State, carried_moments, init_state, lower_step
 from ftjax.training.usefulness import of_data
 from ftjax.training.writing import generator_of, is_written, written_scores
-from ftjax.workdir.folder import PENDING, length_before, refuse_differences
+from ftjax.workdir.folder import length_before, refuse_differences
 from ftjax.workdir.lock import Lock
-from ftjax.workdir.records import Records, write_text
+from ftjax.workdir.records import PENDING, Records, write_text
 
 
 class Training:

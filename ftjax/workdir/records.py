@@ -17,6 +17,7 @@ from ftjax.options import Count, Natural, NotNegative, require_entries
 from ftjax.remote import is_remote
 
 SECONDS = 30.0  # between writes of rows to an object store
+PENDING = "pending"  # of a result: what is still to come of it
 
 
 def write_text(path: Path, text: str) -> None:
@@ -99,7 +100,8 @@ def read_result(workdir: Path) -> dict[str, Any]:
                 raise UserError(f"{path}: metrics of {split} are not by name")
             if scores.get(result["best_metric"], "") is None:
                 scores[result["best_metric"]] = math.nan
-            if not isinstance(scores.get(result["best_metric"]), float):
+            known = isinstance(scores.get(result["best_metric"]), float)
+            if not known and not result.get(PENDING):
                 raise UserError(f"{path}: {split} has no number {result['best_metric']!r}")
     except UserError as error:
         raise UserError(f"{error}; remove it, and the same command writes it anew") from error
