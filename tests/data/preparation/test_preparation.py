@@ -64,7 +64,10 @@ def test_entries_of_files_and_of_the_command_line(tmp_path):
         ({"step": "filter_length", "minimum": "3"}, "minimum='3' has the wrong type"),
         ({"step": "drop_near_duplicates", "threshold": 1.5}, r"threshold=1.5 must be in \(0, 1\]"),
         ({"step": "random_swap", "alpha": 0.0}, r"random_swap: alpha=0.0 must be in"),
-        ({"step": "repair", "splits": ["dev"]}, r"splits=\['dev'\] must be one of train, validation, test"),
+        (
+            {"step": "repair", "splits": ["dev"]},
+            r"splits=\['dev'\] must be one of train, validation, test",
+        ),
         ({"step": "filter_language", "languages": ["english"]}, "'english' is not known"),
         ({"step": "filter_words", "file": "absent.txt"}, "absent.txt cannot be read"),
         ({"step": "mask_personal", "regions": ["England"]}, "'England' is no country's code"),
