@@ -140,7 +140,8 @@ class Optimizer:
 
     Attributes:
         name: of the rule.
-        learning_rate: where the schedule is highest.
+        learning_rate: where the schedule is highest; auto: by method and model size
+            (`ftjax list rates`).
         schedule: of the learning rate, after the warm-up.
         warmup: steps, or a share below 1.
         weight_decay: not on biases and norms.
@@ -152,7 +153,7 @@ class Optimizer:
     """
 
     name: Literal["adamw", "sgd", "adafactor", "lion"] = "adamw"
-    learning_rate: Above0 = 5e-5
+    learning_rate: Literal["auto"] | Above0 = "auto"
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = "linear"
     warmup: NotNegative = 0.06
     weight_decay: NotNegative = 0.0
