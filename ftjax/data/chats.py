@@ -61,12 +61,16 @@ def _turn(role: str, content: Any) -> Message:
 
 
 def transcript(said: str) -> list[Message] | None:
-    """Turns of a text in which Human: and Assistant: take turns, as HH-RLHF's; None for others."""
+    """Turns of a text in which Human: and Assistant: take turns, as HH-RLHF's; None for others.
+
+    The last, where it is but begun, is left out.
+    """
     parts = SPEAKERS.split(f"\n\n{said.lstrip()}")
     if parts[0] or len(parts) < 5:
         return None
-    turns = zip(parts[1::2], parts[2::2], strict=True)
-    return [_turn(ROLES[who.lower()], content.strip()) for who, content in turns]
+    spoken = list(zip(parts[1::2], map(str.strip, parts[2::2]), strict=True))
+    spoken = spoken if spoken[-1][1] else spoken[:-1]
+    return messages([_turn(ROLES[who.lower()], content) for who, content in spoken])
 
 
 def messages(found: Any) -> list[Message]:

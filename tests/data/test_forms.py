@@ -241,6 +241,16 @@ def test_transcripts_of_hh_rlhf(tmp_path):
             ("user", "Why?"),
             ("assistant", last),
         ]
+    apart = load_file(
+        write_jsonl(file, [{"prompt": said, "chosen": "So.", "rejected": "No."}]),
+        Preference.schema,
+        "preference",
+    )
+    assert [turn["content"] for turn in apart.rows[0]["prompt"]] == [
+        "How are you?",
+        "Well.",
+        "Why?",
+    ]
     bare = [{"prompt": "Human: or not", "chosen": "yes", "rejected": "no"}]
     row = load_file(write_jsonl(file, bare), Preference.schema, "preference").rows[0]
     assert row["prompt"][0]["content"] == "Human: or not"
