@@ -95,7 +95,7 @@ def curves(title: str, series: Mapping[str, Sequence[Point]], below: str = "step
     for i in range(5):
         y, value = 182 - 42 * i, low + (high - low) * i / 4
         drawn.append(f'<line x1="52" x2="470" y1="{y}" y2="{y}" stroke="#e4e7eb"/>')
-        drawn.append(f'<text x="46" y="{y + 4}" text-anchor="end">{value:.3g}</text>')
+        drawn.append(f'<text x="46" y="{y + 4}" text-anchor="end">{_tick(value)}</text>')
     for i in range(5):
         value = left + (right - left) * i / 4
         drawn.append(f'<text x="{52 + 104.5 * i}" y="198" text-anchor="middle">{value:,.0f}</text>')
@@ -112,6 +112,11 @@ def curves(title: str, series: Mapping[str, Sequence[Point]], below: str = "step
     legend = f' <span class="quiet">{", ".join(names)}</span>' if len(series) > 1 else ""
     figure = f'<svg viewBox="0 0 480 220" role="img">{"".join(drawn)}</svg>'
     return f"<div><b>{text(title)}</b>{legend}{figure}</div>"
+
+
+def _tick(value: float) -> str:
+    small = value and abs(value) < 1e-3
+    return f"{value:.1e}" if small else f"{value:.3g}"
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

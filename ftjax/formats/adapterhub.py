@@ -300,7 +300,7 @@ def export_adapterhub(
         _write_one(output, tuned, params, about, ADAPTER)
     if sentences.plain_encoder(tuned):
         note = f"AdapterHub has no head for it: {sentences.described(tuned)}"
-    elif not tuned.base.of_words:  # whose head is the base's
+    elif tuned.model.head and not tuned.base.of_words:  # whose head is the base's
         _write_head(place, tuned, params, about, names)
         if _head(tuned) is None:
             note = f"The head is that of `{tuned.config.heads[tuned.model.head].architecture}`."

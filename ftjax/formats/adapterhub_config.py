@@ -26,7 +26,7 @@ class About:
     """What the files of adapters and of heads say besides, with examples."""
 
     config: dict | None = None
-    name: str = "ftjax"
+    name: str | None = "ftjax"
     model_type: str = "bert"
     model_class: str = "BertAdapterModel"
     label2id: dict[str, int] | None = None

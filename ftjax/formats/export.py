@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import jax
 import numpy as np
+from safetensors import SafetensorError
 
 from ftjax.errors import UserError, nearest
 from ftjax.formats import hf, peft, sentences
@@ -317,7 +318,7 @@ def whole(output: Path, write: Callable[[Path], str | None]) -> str:
                 uploaded(unfinished, output, last="config.json")
         except UserError as error:
             problem = error
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # the latter of a disk that is full
             late = beside and _is_filled(output)
             why = "another export was first" if late else f"could not be written: {error}"
             problem = UserError(f"{output}: {why}")

@@ -31,6 +31,7 @@ class CausalLM(Task):
     label_smoothing: Share = 0.0
 
     better: ClassVar = directions(("token_accuracy",), ("perplexity",))
+    encoded_by: ClassVar = ("block",)
     by_token: ClassVar = True
     schema: ClassVar = Schema({"text": Field(text)})
 

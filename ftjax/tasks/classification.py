@@ -148,9 +148,9 @@ class Classification(Texts):
         }
 
     def constant(self, examples: Examples, names: Sequence[str]) -> np.ndarray:
-        """The most frequent label."""
+        """The shares of labels, as probabilities: the most frequent one is said."""
         counts = np.bincount(examples.arrays["labels"], minlength=len(names))
-        return np.tile(np.eye(len(names), dtype=np.float32)[counts.argmax()], (len(examples), 1))
+        return np.tile(np.log(np.maximum(counts, 1e-6)), (len(examples), 1))
 
     def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
         labels = Counter(split.column("label"))

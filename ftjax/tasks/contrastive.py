@@ -43,6 +43,7 @@ class Contrastive(Task):
 
     packs = False
     group = 2
+    encoded_by: ClassVar = ()
     better: ClassVar = directions(("accuracy", "reciprocal_rank", "spearman"), ("uniformity",))
     schema: ClassVar = Schema(
         {

@@ -100,9 +100,9 @@ class Multilabel(Texts):
         }
 
     def constant(self, examples: Examples, names: Sequence[str]) -> np.ndarray:
-        """Labels that more than half of the rows have."""
-        often = examples.arrays["labels"].mean(0) > 0.5
-        return np.tile(np.where(often, 30.0, -30.0).astype(np.float32), (len(examples), 1))
+        """The share of rows that have each label, as its probability."""
+        share = np.clip(examples.arrays["labels"].mean(0), 1e-6, 1 - 1e-6)
+        return np.tile(np.log(share / (1 - share)), (len(examples), 1))
 
     def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
         labels = Counter(name for row in split.column("label") for name in row)

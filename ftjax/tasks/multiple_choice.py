@@ -89,13 +89,14 @@ class MultipleChoice(Task):
     """
 
     best_metric = "accuracy"
+    encoded_by: ClassVar = ()
     better: ClassVar = directions(("accuracy",), ("calibration_error",))
     packs = False
     group = 2
     schema: ClassVar = Schema(
         {
             "text": Field(text),
-            "choices": Field(choices),
+            "choices": Field(choices, says=True),
             "label": Field(name_or_number, answer=True),
         },
         check,
@@ -150,9 +151,9 @@ class MultipleChoice(Task):
         }
 
     def constant(self, examples: Examples, names: Sequence[str]) -> np.ndarray:
-        """The place that is most often right."""
+        """The shares of places that are right: the most frequent one is said."""
         labels = examples.arrays["labels"]
-        return np.tile(np.eye(labels.max() + 1)[np.bincount(labels).argmax()], (len(labels), 1))
+        return np.tile(np.log(np.maximum(np.bincount(labels), 1e-6)), (len(labels), 1))
 
     def predictions(
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]

@@ -40,6 +40,7 @@ class Relation(Classification):
     negative: str = "Other"
 
     best_metric = "f1_relations"
+    encoded_by: ClassVar = ("markers",)
     better: ClassVar = {**Classification.better, "f1_relations": HIGHER}
     poolings: ClassVar = ("entities", "auto", "cls", "mean")
     caches = False

@@ -73,6 +73,7 @@ class SpanQA(Task):
     language: Literal[tuple(squad.LANGUAGES)] = "en"
 
     best_metric = "f1"
+    encoded_by: ClassVar = ("stride",)
     better: ClassVar = directions(
         f"{name}{among}" for name in METRICS for among in ("", "_answerable", "_unanswerable")
     )

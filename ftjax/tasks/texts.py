@@ -31,6 +31,7 @@ class Texts(Task):
 
     pooling: str = "auto"
 
+    encoded_by: ClassVar = ()
     caches: ClassVar = True
     poolings: ClassVar = ("auto", "cls", "mean")
     schema: ClassVar = texts_and(Field(label_name, answer=True))

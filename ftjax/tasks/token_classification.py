@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from ftjax.tasks.base import (
     one_number,
 )
 from ftjax.tasks.schemes import (
+    NAMES,
     check_tags,
     entities,
     scheme_of,
@@ -65,9 +66,10 @@ class TokenClassification(Task):
     """
 
     labels: tuple[str, ...] = ()
-    scheme: str = "auto"
+    scheme: Literal[tuple(NAMES)] = "auto"
 
     best_metric = "f1"
+    encoded_by: ClassVar = ()
     better: ClassVar = directions((*MEANS, "accuracy", "intent_accuracy", "exact"))
     schema: ClassVar = Schema(
         {

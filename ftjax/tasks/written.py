@@ -1,5 +1,6 @@
 """What tasks share whose answers are written: prompts, references, and metrics of texts."""
 
+import json
 import re
 import unicodedata
 from collections.abc import Collection, Sequence
@@ -10,6 +11,9 @@ import regex
 
 from ftjax.data.sources import Split
 from ftjax.data.templates import chosen
+from ftjax.errors import UserError, nearest, summary
+
+References = Sequence[Sequence[str]]  # of each text those that are wanted, any of them
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
@@ -40,8 +44,8 @@ class Written:
         """What is gone on from, one a row: texts, or chats."""
         raise NotImplementedError
 
-    def references(self, split: Split) -> list[str | None]:
-        """What is wanted, one a row; None where nothing is, and the row is not scored."""
+    def references(self, split: Split) -> list[list[str]]:
+        """What is wanted of each row, any of several texts; none where it is not scored."""
         raise NotImplementedError
 
     @property
@@ -53,7 +57,7 @@ class Written:
         """Settings of generation; the tokenizer is made ready for prompts."""
         return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
 
-    def written(self, texts: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    def written(self, texts: Sequence[str], references: References) -> dict[str, Any]:
         """Metrics of texts."""
         return {"exact_match": exact_match(texts, references, self.answer)}
 
@@ -65,20 +69,35 @@ def ready(task: Any, tokenizer: Any) -> dict[str, Any]:
     return task.asked(tokenizer) if isinstance(task, Written) else {}
 
 
-def exact_match(texts: Sequence[str], references: Sequence[str], pattern: str = "") -> float:
+def merged(
+    prompts: Sequence[Any], references: References
+) -> tuple[list[Any], list[list[str]], list[list[int]]]:
+    """Each prompt once, with the references of all rows that ask it, each once, and the rows."""
+    rows: dict[str, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        rows.setdefault(json.dumps(prompt, sort_keys=True), []).append(number)
+    wanted = [
+        list(dict.fromkeys(text for number in several for text in references[number]))
+        for several in rows.values()
+    ]
+    return [prompts[several[0]] for several in rows.values()], wanted, list(rows.values())
+
+
+def exact_match(texts: Sequence[str], references: References, pattern: str = "") -> float:
     """The share of texts that are as wanted, but for case and spaces.
 
     Args:
         texts: what was written.
-        references: what is wanted; one in which `pattern` finds nothing does not count.
+        references: what is wanted of each, any of them; one in which `pattern` finds nothing does
+            not count, nor a text without any other.
         pattern: a regular expression: what its last match says is compared, its first group where
             it has one, without commas in numbers; a text without a match is wrong.
     """
     pairs = [
-        (extracted(text, pattern), extracted(wanted, pattern))
+        (extracted(text, pattern), {extracted(each, pattern) for each in wanted} - {None})
         for text, wanted in zip(texts, references, strict=True)
     ]
-    right = [text == wanted for text, wanted in pairs if wanted is not None]
+    right = [text in wanted for text, wanted in pairs if wanted]
     return sum(right) / max(len(right), 1)
 
 
@@ -94,36 +113,43 @@ def extracted(text: str, pattern: str) -> str | None:
 
 
 def translation_scores(
-    texts: Sequence[str], references: Sequence[str], tokenize: str
+    texts: Sequence[str], references: References, tokenize: str
 ) -> dict[str, Any]:
     """BLEU and chrF by sacrebleu, 0 to 100, with the signature of each.
 
     Args:
         texts: what was written.
-        references: one of each.
+        references: of each one or several, which all count, as Papineni et al. (2002) have it.
         tokenize: sacrebleu's: "13a", "zh", "ja-mecab", "char", "flores200", ...
     """
     from sacrebleu.metrics import BLEU, CHRF
 
-    bleu, chrf = BLEU(tokenize=tokenize), CHRF()
+    most = max(map(len, references), default=0)
+    streams = [[each[i] if i < len(each) else None for each in references] for i in range(most)]
+    try:
+        bleu, chrf = BLEU(tokenize=tokenize), CHRF()
+    except Exception as error:  # of an unknown name, or of a package that is not installed
+        known = nearest(tokenize, BLEU.TOKENIZERS) if tokenize not in BLEU.TOKENIZERS else ""
+        raise UserError(f"task.tokenize={tokenize!r}{known}: {summary(error)}") from error
     found = {}
     for name, metric in (("bleu", bleu), ("chrf", chrf)):
-        found[name] = float(metric.corpus_score(list(texts), [list(references)]).score)
+        found[name] = float(metric.corpus_score(list(texts), streams).score)
         found[f"{name}_signature"] = str(metric.get_signature())
     return found
 
 
-def summary_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def summary_scores(texts: Sequence[str], references: References) -> dict[str, float]:
     """ROUGE-1, -2, -L and -Lsum (F-measures, means over texts, in parts of 1) by rouge-score.
 
-    Words are lower-cased and stemmed as usual, those of other scripts as `_Words` has them; lines
-    are sentences for ROUGE-Lsum.
+    Of several references the best counts, for each kind, as `score_multi` has it. Words are
+    lower-cased and stemmed as usual, those of other scripts as `_Words` has them; lines are
+    sentences for ROUGE-Lsum.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(list(ROUGE), tokenizer=_Words())
     pairs = zip(references, texts, strict=True)
-    each = [scorer.score(wanted, text) for wanted, text in pairs]
+    each = [scorer.score_multi(list(wanted), text) for wanted, text in pairs]
     return {kind: sum(score[kind].fmeasure for score in each) / max(len(each), 1) for kind in ROUGE}
 
 

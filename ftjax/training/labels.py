@@ -15,6 +15,8 @@ from ftjax.formats.names import Part
 from ftjax.models import configure, read_config
 from ftjax.models.layers import Options
 from ftjax.remote import copied, located
+from ftjax.training.trained import is_run
+from ftjax.workdir.folder import read_labels, read_workdir
 
 NAMED = ("classification", "tokens")  # heads whose outputs have names
 CLASSIFIER = "classifier"  # the module that such outputs come from
@@ -30,7 +32,7 @@ def finished_outputs(config: ConfigDict, task: Any, folder: Path) -> tuple[str, 
     head = asked.get("head")
     if head not in NAMED or config.model.new_head:
         return ()
-    if config.model.adapter and (names := _of_adapter(copied(located(config.model.adapter)))):
+    if config.model.adapter and (names := _of_adapter(config, task)):
         return names
     if asked.get("pooling") == "mean":
         place = modules.classifier(folder)
@@ -46,8 +48,12 @@ def finished_outputs(config: ConfigDict, task: Any, folder: Path) -> tuple[str, 
     return tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(count))
 
 
-def _of_adapter(folder: Path) -> tuple[str, ...]:
-    """As an adapter's folder names them: of AdapterHub, or as we write it; else empty."""
+def _of_adapter(config: ConfigDict, task: Any) -> tuple[str, ...]:
+    """As an adapter's folder names them: of AdapterHub, as we write it, of a run; else empty."""
+    folder = copied(located(config.model.adapter))
+    if is_run(folder):
+        same = read_workdir(folder).task.name == config.task.name
+        return task.output_names(read_labels(folder)) if same else ()
     if (folder / HEAD[0]).exists():
         return labels_in(folder)
     if (folder / LABELS).exists():

@@ -7,6 +7,8 @@ import jax
 
 from ftjax.training.memory import peak_memory_bytes
 from ftjax.training.progress import Progress
+from ftjax.training.rate import peak_rate
+from ftjax.training.report import write_report
 from ftjax.training.run import Run, best_metric
 from ftjax.workdir.records import write_json
 
@@ -21,7 +23,7 @@ def write_result(
     epochs: float | None,
     **more: Any,
 ) -> dict[str, Any]:
-    """Writes `result.json`.
+    """Writes `result.json`, and `report.html` of it and what lies beside it.
 
     Args:
         workdir: the work folder.
@@ -55,14 +57,16 @@ def write_result(
         "tokens_per_second": round(progress.tokens / seconds, 2),
         "token_efficiency": round(progress.tokens / max(progress.slots, 1), 4),
         "peak_memory_bytes": peak_memory_bytes(),
-        "learning_rate": config.optimizer.learning_rate,
+        "learning_rate": peak_rate(config, run.tuned),
         "best_step": progress.best_step,
         "best_metric": best_metric(config, run.task),
+        **({"fold": config.data.splits.fold} if config.data.splits.folds else {}),
         **more,
         "metrics": {split: found for split, found in scores.items() if found},
     }
     if jax.process_index() == 0:
         write_json(workdir / "result.json", result)
+        write_report(workdir)
     return result
 
 

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from ftjax import methods, pretrained, tasks, tuned
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, nearest, require
-from ftjax.formats.adapter import load_into
 from ftjax.formats.folder import locate
 from ftjax.formats.vocabulary import with_words
 from ftjax.methods.fusion import AdapterFusion
@@ -22,11 +21,10 @@ from ftjax.methods.prompting import HEADS, Prompting
 from ftjax.models import kind_of, read_config
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
 from ftjax.paths import Flat
-from ftjax.remote import copied, located
 from ftjax.tasks.base import Task
 from ftjax.tasks.written import Written
 from ftjax.training.labels import pooling_folder
-from ftjax.training.trained import fused
+from ftjax.training.trained import adapted, fused
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,10 @@ def best_metric(config: ConfigDict, task: Task) -> str:
     written = set(task.measured_written) if isinstance(task, Written) else set()
     known = task.better.keys() - {*task.at_end} | written
     if name not in known:
+        mend = "; set task.generate" if name in task.at_end and not written else ""
         raise UserError(
             f"train.best_metric={name!r} is not a metric that {config.task.name} validates by"
-            f"{nearest(name, known)}"
+            f"{mend or nearest(name, known)}"
         )
     return name
 
@@ -77,7 +76,7 @@ def best_metric(config: ConfigDict, task: Task) -> str:
 def require_measured(metric: str, task: Task, split: Split, names: Sequence[str]) -> None:
     """Raises UserError where a validation split is such that a metric cannot be computed of it."""
     measured = set(task.measured(split, names))
-    if metric in measured or metric in task.at_end:
+    if metric in measured or (metric in task.at_end and any(task.references(split))):
         return
     raise UserError(
         f"train.best_metric={metric!r} cannot be computed of {split.file}, which gives "
@@ -134,7 +133,7 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
             f"{absent[0]!r}; method.kind='sentence' needs none"
         )
     if config.model.adapter:
-        params, lacking = load_into(model, params, copied(located(config.model.adapter)))
+        params, lacking = adapted(config, model, params, folder)
         absent = [path for path in absent if path in lacking]
     if isinstance(method, AdapterFusion) and method.adapters:
         params = fused(hf_config, config.model, head, method, params, folder)

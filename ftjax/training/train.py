@@ -7,15 +7,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ftjax import tasks
+from ftjax.config import check
 from ftjax.formats.folder import locate
 from ftjax.parallel.agreement import first
 from ftjax.training.fresh import make
 from ftjax.training.inputs import inputs_of, require_same_inputs
 from ftjax.training.loop import Training
+from ftjax.training.predictions import write_drawn
 from ftjax.training.run import best_metric, place_model, require_measured
 from ftjax.training.shared import require_same_config, require_shared_folder
 from ftjax.training.splits import read_data
 from ftjax.training.start import begin
+from ftjax.training.writing import check_written, is_written
 from ftjax.training.zero_shot import choose_template
 from ftjax.workdir.folder import check_workdir, finished, open_workdir, write_labels
 from ftjax.workdir.lock import Lock
@@ -42,6 +45,7 @@ def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, 
         UserError: bad input, a work folder of another configuration or that another process
             trains in, or a loss that is not finite.
     """
+    check(config)
     result = first(partial(finished, workdir, config, extend))
     if result is not None:
         print(f"{workdir} is finished already")
@@ -64,6 +68,15 @@ def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, 
         inputs = inputs_of(config, data, folder)
         require_same_inputs(workdir, inputs)
         run = place_model(config, data.names)
+        if is_written(run):
+            chooses = {"validation"} if metric in task.at_end else set()
+            for name in sorted(chooses | {data.written} - {None}):
+                data.report.append(check_written(run, data.raw[name]) | {"split": name})
         first(partial(write_labels, workdir, data.names))
         first(partial(write_data_report, workdir, data.report))
-        return Training(run, data, workdir, lock, inputs["base model"]).run()
+        first(partial(write_drawn, workdir, data))
+        try:
+            return Training(run, data, workdir, lock, inputs["base model"]).run()
+        finally:
+            if data.stream is not None:
+                data.stream.close()

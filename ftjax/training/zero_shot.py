@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from ftjax import methods, tasks
@@ -14,6 +15,7 @@ from ftjax.errors import UserError, require
 from ftjax.formats.folder import fingerprint, locate
 from ftjax.methods.prompting import HEADS
 from ftjax.parallel.agreement import first, require_same, told
+from ftjax.training.ending import Answered, end
 from ftjax.training.progress import Progress
 from ftjax.training.prompts import draw, rows_of
 from ftjax.training.result import write_result
@@ -22,6 +24,7 @@ from ftjax.training.scores import POOL, Scored, Scorer, announce
 from ftjax.training.shared import require_same_config, require_shared_folder
 from ftjax.training.splits import read_labelled
 from ftjax.training.start import begin
+from ftjax.training.usefulness import of_data
 from ftjax.workdir.folder import check_workdir, open_workdir, write_labels
 from ftjax.workdir.lock import Lock
 from ftjax.workdir.records import write_data_report, write_text
@@ -68,12 +71,17 @@ def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     shown = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pool)
     first(partial(write_text, workdir / POOL, shown))
 
+    answered: dict[tuple[str, str], Answered] = {}
+
     def judge(split: str, template: str, scored: Scored) -> dict[str, Any]:
         rows, cut = len(scored.logits), scored.examples.truncated
         counts = {"rows_in": rows, "rows_out": rows, "fewer_shots": scored.fewer, "cut": cut}
         report.append({"step": "prompt", "split": split, "template": template, **counts})
         announce(split, template, scored)
-        return told(task.score(scored.logits, scored.examples, splits[split], names))
+        found = told(task.score(scored.logits, scored.examples, splits[split], names))
+        said = (splits[split], scored.examples, scored.logits, found)
+        answered[split, template] = Answered(split, *said, {})
+        return found
 
     progress, tried, template, test = Progress(), {}, templates[0], None
     if "validation" in splits:
@@ -94,6 +102,10 @@ def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         test = judge("test", template, scorer(splits["test"], [template])[0])
     progress.compile_seconds = scorer.compile_seconds
     first(partial(write_data_report, workdir, report))
+    held = [each for (_, name), each in answered.items() if name == template]
+    doubts = [*of_data(names, report), *end(workdir, task, names, metric, held)]
+    for doubt in doubts if jax.process_index() == 0 else ():
+        print(f"warning: {doubt}")
     fixed = pool if method.demonstrations != "nearest" else []
     return write_result(
         workdir,
@@ -108,4 +120,5 @@ def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         demonstrations=fixed or f"{method.shots} nearest of {len(pool)}" if pool else [],
         calibrated=method.calibrate,
         base=base,
+        warnings=doubts,
     )

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from tqdm import tqdm
-
+from ftjax.bars import bar
 from ftjax.data.preparation.page import page
 from ftjax.errors import UserError
 from ftjax.formats.jsons import read_json
@@ -22,13 +21,18 @@ SECONDS = 30.0  # between writes of rows to an object store
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all: to a temporary name, then renamed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`."""
     if is_remote(path):  # where a file appears once it is whole
-        path.write_text(text)
+        path.write_bytes(content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # hosts may share numbers
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -174,14 +178,7 @@ class Records:
         self._rows = _Rows(path, "".join(map(to_line, rows)))
         self._folder = None if is_remote(workdir) else workdir / "tensorboard"
         self._start, self._board = step, None
-        self._bar = tqdm(
-            total=total,
-            initial=step,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.5,
-            desc=workdir.name,
-        )
+        self._bar = bar(total, step, "step", workdir.name)
 
     def advance(self, steps: int) -> None:
         if self._shown:

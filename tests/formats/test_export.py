@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import resource
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -269,6 +270,24 @@ def test_a_folder_that_finds_no_room_is_named(tmp_path):
 
     with pytest.raises(UserError, match="out: could not be written: .*No space left"):
         whole(tmp_path / "out", write)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling"), [("peft", "cls"), ("adapterhub", "cls"), ("hf", "mean")]
+)
+def test_files_that_may_not_grow_are_a_message(kind, pooling, tiny, one_device, tmp_path):
+    """Also those that safetensors writes, whose error is its own."""
+    head = {"head": "classification", "labels": 2, "pooling": pooling}
+    model = build(tiny, {"name": "lora", "rank": 8}, head=head)
+    params, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=f"{kind}: could not be written: .*File too large"):
+            write_export(kind, tmp_path / kind, tiny, model, params, ("a", "b"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not any(tmp_path.iterdir())
 
 

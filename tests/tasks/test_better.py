@@ -48,7 +48,7 @@ NAMES = tuple(f"{name}(e1,e2)" for name in "abcdef")
 ROWS = {
     "classification": [{"text": "good", "label": name} for name in NAMES],
     "relation": [{"text": "<e1>a</e1> <e2>b</e2>", "label": name} for name in NAMES],
-    "multilabel": [{"text": "good", "label": NAMES[i]} for i in LABELS],
+    "multilabel": [{"text": "good", "label": [NAMES[i]]} for i in LABELS],
     "contrastive": [{"text": "good", "text_pair": "bad", "label": i} for i in range(6)],
 }
 
@@ -102,12 +102,12 @@ def test_what_is_written_is_better_higher(name):
         made = task(metrics=metrics) if metrics else task()
         texts = ["the film was very good", "it is one of two"]
         both = [
-            found | made.written(each, texts)
+            found | made.written(each, [[text] for text in texts])
             for found, each in zip(both, (texts, ["so", "too"]), strict=True)
         ]
-        assert {key for key in made.written(texts, texts) if key in task.at_end} == set(
-            (made if name == "seq2seq" else task(generate=1)).measured_written
-        )
+        assert {
+            key for key in made.written(texts, [[text] for text in texts]) if key in task.at_end
+        } == set((made if name == "seq2seq" else task(generate=1)).measured_written)
     numbers = {key for key, value in both[0].items() if isinstance(value, float)}
     assert numbers == set(task.at_end)
     for metric in numbers:
@@ -167,6 +167,7 @@ def test_metrics_that_a_split_does_not_have():
     }
     for name, (arrays, outputs, rows) in cases.items():
         task = registry.find("task", tasks.TASKS, name)()
+        rows = [{**row, "label": ["0"]} for row in rows] if name == "multilabel" else rows
         split, examples = split_of(task, rows), Examples(ragged([[1]] * 3), arrays=arrays)
         scores = task.score(np.asarray(outputs, np.float32), examples, split, ("0", "1"))
         numbers = {key for key, value in scores.items() if isinstance(value, float)}
@@ -182,8 +183,11 @@ def test_what_validation_does_not_have_is_refused_at_the_start(config_file, tmp_
     flags = ["--config.train.steps=1", f"--config.train.best_metric={metric}"]
     message = f"is not a metric that {task} validates by"
     if task != "regression":
-        pairs = [{**row, "label": "a"} if metric == "auroc" else row for row in pairs]
-        write_jsonl(tmp_path / "data" / "train.jsonl", [*pairs, {**pairs[0], "label": "b"}])
+        more = []
+        if metric == "auroc":  # validation is of one label
+            pairs = [{**row, "label": "a"} for row in pairs]
+            more = [{**pairs[0], "label": "b"}]
+        write_jsonl(tmp_path / "data" / "train.jsonl", [*pairs, *more])
         write_jsonl(tmp_path / "data" / "validation.jsonl", pairs)
         flags += [f"--config.data.path={tmp_path / 'data'}", "--config.data.prepare=()"]
         message = f"best_metric='{metric}' cannot be computed of .*validation.jsonl, which gives "
