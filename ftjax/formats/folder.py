@@ -76,6 +76,8 @@ def locate(path: str) -> Path:
             )
         return Path(spec.submodule_search_locations[0]) / inside
     folder = copied(located(path))
+    if folder.is_dir() and not (folder / "config.json").exists():
+        raise UserError(f"model.path={path!r} is a folder without a config.json, so of no model")
     if folder.is_dir() or (folder.is_file() and gguf.is_gguf(folder)):
         return folder
     outside = path.count("/") > 1 or path.startswith((".", "/", "~")) or gguf.is_gguf(folder)
