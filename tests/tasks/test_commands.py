@@ -134,7 +134,8 @@ def get_config():
     if writes:
         assert "pending" not in result and scores["loss"] == kept["metrics"]["test"]["loss"]
         report = json.loads((work / "data_report.json").read_text())
-        assert [row["cut"] for row in report if row["step"] == "prompt"] == [1]
+        cut = {row["split"]: row["cut"] for row in report if row["step"] == "prompt"}
+        assert cut["test"] == 1 and not cut.get("validation")
     here("evaluate", "--workdir", work)
     scored = json.loads((work / "evaluate_test.json").read_text())
     for name in METRICS[task]:
