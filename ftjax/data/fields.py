@@ -153,7 +153,10 @@ class Checker:
             _encodable(found)
         except ValueError as error:
             raise UserError(f"{place}: field {theirs!r} {error}") from None
-        if self._fields[name].read in (label_name, name_or_number):  # 1 and "1" are not to be one label
+        if self._fields[name].read in (
+            label_name,
+            name_or_number,
+        ):  # 1 and "1" are not to be one label
             kind = str if isinstance(value, str) else int
             if self._kinds.setdefault(name, kind) is not kind:
                 other = {int: "an integer", str: "text"}

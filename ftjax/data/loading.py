@@ -2,7 +2,7 @@
 state is what a checkpoint holds.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -82,6 +82,17 @@ class Loader:
         examples, plan = self.epoch(epoch)
         return batch_of(examples, plan[number], self.local)
 
+    def ahead(self, step: int, count: int) -> Iterator[tuple[int, Batch]]:
+        """From a step on, to its epoch's end or for `count` steps: the first batch of each shape.
+
+        Yields:
+            Its step, and the batch.
+        """
+        epoch, number = divmod(step, self.steps_per_epoch)
+        examples, plan = self.epoch(epoch)
+        for at, planned in first_of_each(plan[number : number + count]):
+            yield step + at, batch_of(examples, planned, self.local)
+
     def iterate(self, steps: int) -> grain.DatasetIterator:
         """Batches of steps 0 to `steps` - 1, prefetched; its state can be got and set.
 
@@ -130,6 +141,16 @@ def batch_of(
 ) -> Batch:
     """A planned batch; `local` as of `Loader`."""
     return Batch(planned, counted(examples, planned), make_batch(examples, planned, local))
+
+
+def first_of_each(plan: Sequence[Planned]) -> Iterator[tuple[int, Planned]]:
+    """The first batch of each shape, and its number."""
+    seen = set()
+    for number, planned in enumerate(plan):
+        shape = planned.places.shape, planned.length, planned.written
+        if shape not in seen:
+            seen.add(shape)
+            yield number, planned
 
 
 def counted(examples: Examples, planned: Planned) -> Counts:

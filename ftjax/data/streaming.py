@@ -20,7 +20,7 @@ import numpy as np
 
 from ftjax.data.encode import Examples, Ragged
 from ftjax.data.fields import Schema
-from ftjax.data.loading import Batch, Loader, Vary, batch_of, prefetched
+from ftjax.data.loading import Batch, Loader, Vary, batch_of, first_of_each, prefetched
 from ftjax.data.planning import Layout, Planned
 from ftjax.data.preparation.pipeline import passed
 from ftjax.data.sources import Opened, Split
@@ -214,6 +214,14 @@ class StreamLoader:
 
     def at(self, step: int) -> Batch:
         return batch_of(*self._find(step), self.local)
+
+    def ahead(self, step: int, count: int) -> Iterator[tuple[int, Batch]]:
+        self._find(step)  # so that the window's first step is known
+        window = bisect_right(self.starts, step) - 1
+        examples, plan = _loader(self, window).epoch(window)
+        number = step - self.starts[window]
+        for at, planned in first_of_each(plan[number : number + count]):
+            yield step + at, batch_of(examples, planned, self.local)
 
     def iterate(self, steps: int) -> grain.DatasetIterator:
         return prefetched(self.at, steps)

@@ -14,7 +14,7 @@ from ftjax.parallel.hlo import summarize
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
 from ftjax.parallel.roofline import seconds
 from ftjax.training.ahead import abstract_recipe, abstract_state, compiled, live
-from ftjax.training.minimum import least_flops
+from ftjax.training.minimum import Least
 
 
 def forecast(config: ConfigDict, topology: str, slices: int = 1) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def forecast(config: ConfigDict, topology: str, slices: int = 1) -> dict[str, An
     state, frozen = abstract_state(recipe, mesh)
     last = recipe.state_shapes(state.params, mesh, recipe.total)  # of which more may train
     read = _read(program, chip, {"start": live(state, frozen), "resume": live(last, frozen)})
-    least = {kind: count / len(devices) for kind, count in least_flops(config).items()}
+    least = {kind: count / len(devices) for kind, count in Least(config)().items()}
     bound = sum(least.values()) / chip.flops / max(read["seconds"].values())
     found |= {"compile_seconds": round(took, 1), **read, "least_flops": least, "mfu_bound": bound}
     return found

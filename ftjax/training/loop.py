@@ -21,7 +21,7 @@ from ftjax.errors import Stopped, UserError, require
 from ftjax.formats.folder import require_same
 from ftjax.parallel import agreement
 from ftjax.parallel.chips import peak_flops
-from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
+from ftjax.parallel.mesh import local_rows, place_rows
 from ftjax.paths import Flat
 from ftjax.regularization import changes_words
 from ftjax.regularization.l2_sp import starts
@@ -30,8 +30,8 @@ from ftjax.training.batching import choose_layout, variation
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.evaluate import Forward, cache_features, refer
 from ftjax.training.memory import free, memory_in_use
-from ftjax.training.minimum import least_flops
-from ftjax.training.profile import Profiler, dump
+from ftjax.training.profile import Profiler
+from ftjax.training.programs import Key, key_of
 from ftjax.training.progress import Progress
 from ftjax.training.recipe import Recipe
 from ftjax.training.result import set_result_aside, write_result
@@ -39,7 +39,8 @@ from ftjax.training.resuming import best, newest
 from ftjax.training.run import Run, best_metric, with_bias
 from ftjax.training.signals import stop_signal
 from ftjax.training.splits import Data
-from ftjax.training.step import State, carried_moments, init_state, lower_step
+from ftjax.training.step import State, carried_moments, init_state
+from ftjax.training.steps import Steps
 from ftjax.training.writing import written_scores
 from ftjax.workdir.folder import length_before, refuse_differences
 from ftjax.workdir.lock import Lock
@@ -87,6 +88,9 @@ class Training:
         new = {*run.absent, *(path for path in run.trainable if path not in run.tuned.base.shapes)}
         kept = starts(run.trainable, new, self.config.regularization)
         self.frozen = run.frozen | {path: jnp.copy(leaf) for path, leaf in kept.items()}
+        texts = settings.dump_programs and jax.process_index() == 0
+        folder, counted = workdir / "programs" if texts else None, self.peak is not None
+        self.steps = Steps(self.recipe, self.loader, self.mesh, self.frozen, counted, folder)
 
     def _layout(self) -> Layout:
         """The shapes of batches; a stream's by its first window, with room for any length."""
@@ -158,6 +162,8 @@ class Training:
             return self._finish(checkpoints, state, records)
         finally:
             self.profiler.end()
+            self.steps.close()
+            self.forward.close()
             try:
                 records.close()
             finally:
@@ -181,20 +187,6 @@ class Training:
         place = (self.config.seed, self.mesh, phase.partition, averaged)
         return init_state(self.run_.trainable, self.recipe.optimizer(phase), *place)
 
-    def _compile(
-        self, step: Callable, state: State, batch: Mapping[str, Any]
-    ) -> tuple[jax.stages.Compiled, float]:
-        """The program for a batch's shapes, made when they first come, and its least FLOPs."""
-        start = time.perf_counter()
-        with logical_axes(self.mesh):
-            program = lower_step(step, state, self.frozen, batch, self.mesh).compile()
-        if self.config.train.dump_programs and jax.process_index() == 0:
-            shape = "x".join(map(str, next(iter(batch.values())).shape))
-            dump(program, self.workdir / "programs" / shape)
-        least = sum(least_flops(self.config, batch).values()) if self.peak else 0.0
-        self.progress.compile_seconds += time.perf_counter() - start
-        return program, least
-
     def _loop(
         self,
         state: State,
@@ -205,9 +197,9 @@ class Training:
     ) -> tuple[State, int]:
         """Steps until the end, or until a signal, whose number comes with the last state."""
         settings, progress, frozen = self.config.train, self.progress, self.frozen
-        step, loader = int(state.step), self.loader
-        pending: list[tuple[int, Any, Counts]] = []
-        programs: dict[tuple, Any] = {}
+        step = first = int(state.step)
+        loader = self.loader
+        pending: list[tuple[int, Any, Counts, Key]] = []
         phase = self.recipe.phase(step)
         mark = time.perf_counter()
 
@@ -216,7 +208,7 @@ class Training:
             nonlocal mark
             if not pending:
                 return
-            rows = [(at, {k: float(v) for k, v in m.items()}) for at, m, _ in pending]
+            rows = [(at, {k: float(v) for k, v in m.items()}) for at, m, *_ in pending]
             elapsed = time.perf_counter() - mark
             good = []
             for at, row in rows:
@@ -225,8 +217,9 @@ class Training:
                 else:
                     self._skipped(at, row, checkpoints, records)
             progress.seconds += elapsed
-            for *_, held in pending:
+            for *_, held, key in pending:
                 progress.count(held)
+                progress.flops += self.steps.flops(key)
             progress.losses += good
             if log:
                 at, last = rows[-1]
@@ -251,16 +244,20 @@ class Training:
                 optimizer = self.recipe.optimizer(phase)
                 moments = carried_moments(state.opt_state, active, optimizer, self.mesh, state.step)
                 state = replace(state, opt_state=moments)
-            program = (*planned.places.shape, planned.length, id(phase))
-            if program not in programs:
+            shapes = key_of(batch)
+            if phase is not before or not self.steps.ready(phase, shapes):
                 flush()
-                programs[program] = self._compile(self.recipe.step(phase), state, batch)
+                before_program = time.perf_counter()
+                self.steps.begin(phase, state, step)
+                if step == first and "validation" in self.splits:
+                    params, split = state.best_params, self.splits["validation"]
+                    self.forward.begin(params, self.run_.frozen, split, self.eval_layout)
+                self.steps(phase, shapes)
                 mark = time.perf_counter()
-            compiled, flops = programs[program]
-            state, metrics = compiled(state, frozen, batch)
-            progress.flops += flops
+                progress.compile_seconds += mark - before_program
+            state, metrics = self.steps(phase, shapes)(state, frozen, batch)
             step += 1
-            pending.append((step, metrics, held))
+            pending.append((step, metrics, held, shapes))
             due = step % self.eval_every == 0 or step == self.total
             log = step % settings.log_every == 0 or step == self.total
             stop = stopping(step)
