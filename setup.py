@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ftjax/__init__.py").read_t
 TPU = ["jax[tpu]>=0.10"]
 REMOTE = ["gcsfs>=2026.1"]
 TFDS = ["tensorflow-datasets>=4.9.9", "array-record>=0.8"]
+EXCEL = ["openpyxl>=3.1"]
 TEST = [
     "pytest>=8.0",
     "pytest-xdist>=3.6",
@@ -18,6 +19,7 @@ TEST = [
     "gcp-storage-emulator>=2026.1",
     *REMOTE,
     *TFDS,
+    *EXCEL,
     *TPU,  # steps are compiled for chips that are not there
     # References, of versions that know each other: peft 0.21's prefixes are past_key_values, which
     # transformers 5.24 calls cache. Torch is only ever imported by tests and the benchmarks' peers.
@@ -59,6 +61,7 @@ setup(
         "seqeval>=1.2.2",
         "sacrebleu>=2.5",
         "rouge-score>=0.1.2",
+        "regex>=2024.5",
         "nltk>=3.9",
         "matplotlib>=3.9",
         "tensorboardX>=2.6",
@@ -75,6 +78,7 @@ setup(
         "gpu": ["jax[cuda12]>=0.10"],
         "gcs": REMOTE,
         "tfds": TFDS,
+        "excel": EXCEL,
     },
     entry_points={"console_scripts": ["ftjax=ftjax.cli:main"]},
     classifiers=[

@@ -26,6 +26,9 @@ Seed = Annotated[int, "[0, 2147483647]"]
 Inside = Annotated[float, "(0, 1)"]
 Portion = Annotated[float, "(0, 1]"]
 Share = Annotated[float, "[0, 1)"]  # as of what a dropout takes away
+# Of models that others describe; far above any, and small enough to be counted up to.
+Size = Annotated[int, "[1, 1000000000]"]
+Layers = Annotated[int, "[1, 10000]"]
 WORDS = {"[0, inf)": "must not be negative", "[1, inf)": "must be positive"}
 WORDS |= {"(0, inf)": "must be positive"}
 
@@ -140,6 +143,12 @@ def _read(kind: Any, value: Any) -> Any:
         return _read_any(inner, value)
     if origin is tuple:
         return _read_tuple(inner, value)
+    if origin is list and isinstance(value, list):
+        if inner[0] is str and not all(isinstance(item, str) for item in value):
+            raise TypeError("texts")
+        return [_read(inner[0], item) for item in value]
+    if origin is dict and isinstance(value, dict):
+        return {key: _read(inner[1], item) for key, item in value.items()}
     if kind is Any or (kind is type(None) and value is None):
         return value
     if kind is str:
@@ -147,9 +156,12 @@ def _read(kind: Any, value: Any) -> Any:
         return str(value) if isinstance(value, str | int | float) else _wrong(kind)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is float:
-        if number and not math.isfinite(value):
+        if number and not -math.inf < value < math.inf:
             raise ValueError("must be finite")
-        return float(value) if number else _wrong(kind)
+        try:
+            return float(value) if number else _wrong(kind)
+        except OverflowError:
+            raise ValueError("must be finite") from None
     if kind is int:
         return value if number and isinstance(value, int) else _wrong(kind)
     return value if isinstance(value, origin or kind) else _wrong(origin or kind)
@@ -164,6 +176,8 @@ def _read_any(kinds: tuple, value: Any) -> Any:
     listed = isinstance(value, str) and "," in value
     problems = []
     for kind in sorted(kinds, key=lambda kind: get_origin(kind) is not tuple) if listed else kinds:
+        if kind is type(None) and value is not None:
+            continue  # said of nothing else
         try:
             if kind is str and not isinstance(value, str | None):
                 _wrong(kind)  # another of the types may hold it as it is

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ftjax.errors import UserError
 from ftjax.formats import hf
 from ftjax.formats.folder import open_weights
+from ftjax.formats.sentences import read_beside
 from ftjax.formats.vocabulary import widened
 from ftjax.parallel.mesh import param_shardings
 from ftjax.partition import merge
@@ -27,7 +28,8 @@ def load(
 ) -> tuple[Flat, list[str]]:
     """Parameters in place: the folder's tensors streamed, the rest initialized by jit.
 
-    With `new_head`, the folder's head is left; with `resize`, it may have fewer words.
+    A head may lie in modules of sentence-transformers. With `new_head`, the folder's is left; with
+    `resize`, it may have fewer words.
 
     Returns:
         Flat parameters, and the paths of the head's parameters that the folder lacks.
@@ -53,6 +55,10 @@ def load(
 
     stored = open_weights(folder), tuned.base.shapes, tuned.names
     loaded, absent = hf.load(*stored, place, new_head, widen if resize else None)
+    wanted = [path for path in absent if not (new_head and path.startswith("classifier/"))]
+    beside = read_beside(folder, tuned, wanted)
+    loaded |= {path: place(path, found) for path, found in beside.items()}
+    absent = [path for path in absent if path not in beside]
     _require_words(folder, tuned, absent, new_head)
     missing = [path for path in tuned.shapes if path not in loaded]
     params = merge(loaded, tuned.init(key, missing, shardings))

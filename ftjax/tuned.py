@@ -321,7 +321,7 @@ def build(
     )
     config = replace(config, options=replace(options, segments=segments))
     model = family.Model(config, **head)
-    names = names_of(family, config, model.head)
+    names = names_of(family, config, model.head, getattr(model, "dense", ()))
     key = jax.random.key(0)
 
     def abstract(interceptor: Any) -> Flat:

@@ -3,7 +3,7 @@
 Importing them imports nothing heavy, so that help is quick.
 """
 
-from ftjax.commands import compare, compile, evaluate, export, generate, list, predict, train
+from ftjax.commands import cache, compare, compile, evaluate, export, generate, list, predict, train
 from ftjax.commands.command import Command
 
 COMMANDS: dict[str, Command] = {
@@ -15,4 +15,5 @@ COMMANDS: dict[str, Command] = {
     "export": export.COMMAND,
     "generate": generate.COMMAND,
     "list": list.COMMAND,
+    "cache": cache.COMMAND,
 }

@@ -11,6 +11,8 @@ from ftjax.errors import UserError
 ALL = "any configuration key can be given as --config.KEY=VALUE"
 PLACE = "mesh.*, model.dtype and model.attention can be given as --config.KEY=VALUE"
 ROWS = f"data.* and train.eval_batch_size, {PLACE}"
+# Metrics of a constant answer that are said; result.json has all.
+CONSTANT = ("accuracy", "f1", "f1_micro", "f1_macro", "kappa", "exact", "mean_squared_error")
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,20 @@ def add_step(parser: ArgumentParser) -> None:
 
 
 def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
-    """A line for each split."""
+    """A line for each split; means over labels are named."""
     for split, metrics in scores.items():
-        numbers = [f"{k} {v:.4f}" for k, v in metrics.items() if isinstance(v, float)]
-        print(f"{split}: {', '.join(numbers)} ({metrics['examples']:,} examples)")
+        print(f"{split}: {_numbers(metrics)} ({metrics['examples']:,} examples)")
+        if constant := metrics.get("baseline"):
+            told = {name: constant[name] for name in CONSTANT if name in constant}
+            named = {**told, "averages": metrics.get("averages", {})}
+            print(f"{' ' * len(split)}  an answer that is always the same: {_numbers(named)}")
+
+
+def _numbers(metrics: Mapping[str, Any]) -> str:
+    from ftjax.tasks.base import spoken
+
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    return ", ".join(f"{spoken(name, metrics)} {value:.4f}" for name, value in numbers.items())
 
 
 def _workdir(text: str) -> Path:

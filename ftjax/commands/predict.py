@@ -6,20 +6,27 @@ from pathlib import Path
 
 from ftjax.commands.command import ROWS, Command, add_step, add_workdir
 
+FORMS = ".jsonl, .json, .csv, .tsv, .parquet or .xlsx"
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_workdir(parser)
     parser.add_argument("--input", type=Path, required=True, help="a .jsonl, .csv or .parquet")
-    parser.add_argument("--output", type=Path, required=True, help="the .jsonl to write")
+    parser.add_argument("--output", type=Path, required=True, help=f"to write, a {FORMS}")
     add_step(parser)
 
 
 def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     from ftjax.evaluation.predict import predict, write_predictions
+    from ftjax.evaluation.tables import check_form
 
-    rows = predict(arguments.workdir, arguments.input, overrides, arguments.step)
-    write_predictions(arguments.output, rows)
-    print(f"{len(rows):,} predictions: {arguments.output}")
+    check_form(arguments.output)
+    found = predict(arguments.workdir, arguments.input, overrides, arguments.step)
+    write_predictions(arguments.output, found)
+    print(f"{len(found.rows) - len(found.errors):,} predictions: {arguments.output}")
+    if found.errors:
+        count, every = f"{len(found.errors):,}", f"{len(found.rows):,}"
+        print(f"{count} of {every} rows could not be predicted, as {found.errors[0]}")
 
 
 HELP = "label the rows of a file with the best checkpoint"

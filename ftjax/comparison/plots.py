@@ -90,7 +90,8 @@ def _curves(rows: Sequence[Row], curves: Mapping[str, Sequence[Mapping[str, Any]
             axes, ("loss", f"validation/{metric}"), ("-", "o-"), strict=True
         ):
             for row in sorted(rows, key=lambda row: row.method in shown):
-                points = [(r["step"], r[key]) for r in curves.get(row.method, ()) if key in r]
+                drawn = [r for r in curves.get(row.method, ()) if r.get(key) is not None]
+                points = [(r["step"], r[key]) for r in drawn]
                 colour, own = shown.get(row.method, "0.88"), row.method in shown
                 label = row.method if own else None
                 if points:

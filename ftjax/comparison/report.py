@@ -1,14 +1,14 @@
 """The report of a comparison: a table and two plots, as Markdown and as one HTML file."""
 
 import base64
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from ftjax.comparison.plots import draw
-from ftjax.comparison.row import Row, headings
+from ftjax.comparison.row import Row, examples_of, headings
+from ftjax.pages import document, table, tag, text
 from ftjax.workdir.records import write_text
 
 
@@ -34,7 +34,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """What a reader must know to read the table."""
     run = rows[0].results[0]
     split = rows[0].split
-    count = run["metrics"][split]["examples"]
+    results = rows[0].results
+    count, folds = examples_of(results, split), {each.get("fold") for each in results} - {None}
+    runs = f"{len({each['seed'] for each in results})} seed(s)"
     if rows[0].of_examples:
         kind = (
             f"is Wilson's, of the {count:,} {split} examples alone, as if the mean over seeds were "
@@ -49,13 +51,20 @@ def notes(rows: Sequence[Row]) -> list[str]:
     data = Path(run["data"].partition(":")[2]).name
     found = [
         f"Model `{run['model']}`, task {run['task']}, data `{data}`, "
-        f"{len(rows[0].results)} seed(s), {count:,} {split} examples.",
+        f"{runs}, {count:,} {split} examples.",
         f"Scores are of the {split} split, run once on the checkpoint with the best validation "
         "metric; ± is the standard deviation over seeds, and beside it are the lowest and the "
         f"highest. The interval {kind}.",
         "Seconds are of the training phase, without compilation and evaluation; tokens are real "
         "ones, without padding; memory is the peak of the whole process.",
     ]
+    if folds:
+        found.append(
+            f"Cross-validation: the rows to train on are in {len(folds)} parts, each of which is "
+            "the validation split of one run a seed, and scores are of these. The checkpoint of a "
+            "run is the best on its own part, which makes its score a little too high; ± and the "
+            "range are over folds and seeds."
+        )
     cached = [row.method for row in rows if row.results[0].get("cached_frozen")]
     if cached:
         found.append(
@@ -110,32 +119,12 @@ def write_report(
 
 
 def _html(rows: Sequence[Row], plots: Mapping[str, bytes]) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    images = "\n".join(
+    images = [
         f'<img alt="{name.replace("_", " ")}" '
         f'src="data:image/png;base64,{base64.b64encode(image).decode()}">'
         for name, image in plots.items()
-    )
-    table = "\n".join([row(headings(rows), "th"), *(row(r.cells(), "td") for r in rows)])
-    remarks = "\n".join(f"<li>{html.escape(note)}</li>" for note in notes(rows))
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Comparison of fine-tuning methods</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 68em; margin: 2em auto; padding: 0 1em }}
-table {{ border-collapse: collapse; margin: 1em 0 }}
-th, td {{ border-bottom: 1px solid #ddd; padding: .35em .8em; text-align: right }}
-th:first-child, td:first-child {{ text-align: left }}
-img {{ max-width: 100%; display: block; margin: 1em 0 }}
-</style></head><body>
-<h1>Comparison of fine-tuning methods</h1>
-<table>
-{table}
-</table>
-<ul>
-{remarks}
-</ul>
-{images}
-</body></html>
-"""
+    ]
+    remarks = "".join(tag("li", text(note)) for note in notes(rows))
+    title = "Comparison of fine-tuning methods"
+    compared = table(headings(rows), [row.cells() for row in rows])
+    return document(title, [tag("h1", title), compared, tag("ul", remarks), *images])

@@ -8,6 +8,7 @@ from typing import Any
 from ftjax.comparison.statistics import interval, wilson
 from ftjax.registry import find
 from ftjax.tasks import TASKS
+from ftjax.tasks.base import spoken
 
 SHARES = ("accuracy", "exact", "exact_match")  # metrics that are of so many rows out of all
 
@@ -57,6 +58,11 @@ class Row:
         return better_of(self.results[0])
 
     @property
+    def spoken_metric(self) -> str:
+        """The metric in words, with what average it is of labels."""
+        return spoken(self.metric, self.results[0]["metrics"][self.split]).replace("_", " ")
+
+    @property
     def of_examples(self) -> bool:
         """What the interval is of.
 
@@ -92,7 +98,7 @@ def headings(rows: Sequence[Row]) -> tuple[str, ...]:
         "method",
         "trainable parameters",
         "share",
-        f"{rows[0].split} {rows[0].metric.replace('_', ' ')}",
+        f"{rows[0].split} {rows[0].spoken_metric}",
         "seeds",
         f"95% interval of {interval_of(rows[0])}",
         "rate",
@@ -112,17 +118,24 @@ def better_of(result: Mapping[str, Any]) -> str:
     return find("task", TASKS, result["task"]).better[result["best_metric"]]
 
 
+def examples_of(results: Sequence[Mapping[str, Any]], split: str) -> int:
+    """How many examples a method is scored on: of cross-validation those of all folds."""
+    counts = {run.get("fold"): run["metrics"][split]["examples"] for run in results}
+    return sum(counts.values())
+
+
 def summarize(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Results of runs → a row a method, in the order they were run."""
     rows = []
     for method in dict.fromkeys(result["method"] for result in results):
         runs = [dict(result) for result in results if result["method"] == method]
-        split = "test" if "test" in runs[0]["metrics"] else "validation"
+        folds = {run.get("fold") for run in runs} - {None}  # whose rows are all validated on
+        split = "test" if "test" in runs[0]["metrics"] and not folds else "validation"
         metric = runs[0]["best_metric"]
         scores = [run["metrics"][split][metric] for run in runs]
         score, low, high = statistics.fmean(scores), *interval(scores)
         if metric in SHARES:
-            low, high = wilson(score, runs[0]["metrics"][split]["examples"])
+            low, high = wilson(score, examples_of(runs, split))
         rows.append(
             Row(
                 method=method,

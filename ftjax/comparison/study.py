@@ -11,7 +11,7 @@ from ftjax.comparison.processes import Processes
 from ftjax.comparison.report import markdown_table, write_report
 from ftjax.comparison.row import Row, better_of, summarize
 from ftjax.config import check, load_config, load_module
-from ftjax.errors import Stopped, UserError
+from ftjax.errors import Stopped, UserError, require
 from ftjax.training.progress import gain
 from ftjax.training.signals import STOPS, listening
 from ftjax.workdir.folder import finished
@@ -27,6 +27,7 @@ class Study:
         workdir: of the study.
         overrides: "--config.KEY=VALUE", for all runs.
         jobs: runs at once.
+        folds: of cross-validation; 0: none.
         processes: of its runs.
     """
 
@@ -34,13 +35,17 @@ class Study:
     workdir: Path
     overrides: Sequence[str]
     jobs: int = 1
+    folds: int = 0
     processes: Processes = field(default_factory=Processes)
 
-    def folder(self, method: str, seed: int, rate: float | None) -> Path:
+    def folder(self, method: str, seed: int, rate: float | None, fold: int = 0) -> Path:
         place = self.workdir / method
-        return (place if rate is None else place / f"{rate:g}") / f"seed_{seed}"
+        place = (place if rate is None else place / f"{rate:g}") / f"seed_{seed}"
+        return place / f"fold_{fold}" if self.folds else place
 
-    def run(self, method: str, seed: int, rate: float | None = None) -> dict[str, Any]:
+    def run(
+        self, method: str, seed: int, rate: float | None = None, fold: int = 0
+    ) -> dict[str, Any]:
         """The result of a run, which is started or gone on with unless it is finished.
 
         Each has its own process, so that its peak memory is its own and a failure is too.
@@ -51,7 +56,10 @@ class Study:
         """
         changes = [f"--config.method.name={method}", *self.overrides, f"--config.seed={seed}"]
         changes += [] if rate is None else [f"--config.optimizer.learning_rate={rate}"]
-        folder = self.folder(method, seed, rate)
+        if self.folds:
+            changes += [f"--config.data.splits.folds={self.folds}"]
+            changes += [f"--config.data.splits.fold={fold}"]
+        folder = self.folder(method, seed, rate, fold)
         result = folder / "result.json"
         if finished(folder, check(load_config(self.config, changes))) is not None:
             print(f"  finished already: {result}", flush=True)
@@ -67,8 +75,9 @@ class Study:
                 )
         return read_result(folder)
 
-    def run_all(self, runs: Sequence[tuple[str, int, float | None]]) -> list[dict[str, Any]]:
-        """The results of runs (method, seed, rate), `jobs` at once, each with its share of cores.
+    def run_all(self, runs: Sequence[tuple[str, int, float | None, int]]) -> list[dict[str, Any]]:
+        """The results of runs (method, seed, rate, fold), `jobs` at once, each with its share of
+        cores.
 
         Raises:
             Stopped: a signal stopped the study, or a run of it.
@@ -106,21 +115,27 @@ def compare(
     workdir: Path,
     overrides: Sequence[str],
     jobs: int = 1,
+    folds: int = 0,
 ) -> list[Row]:
-    """Runs methods × seeds, prints the table and writes the report.
+    """Runs methods × seeds × folds, prints the table and writes the report.
 
     A run that is finished is not run again, so that a study can be left and gone on with. Where
     the configuration's file has `GRID`, a mapping from methods to learning rates, a method is
-    first run with each of its rates and the first seed, and then the other seeds with the rate
+    first run with each of its rates and the first seed and fold, and then the others with the rate
     that has the best validation metric. The test split has no part in that.
+
+    In cross-validation the rows to train on are cut into `folds` parts, each of which is the
+    validation split of a run, and its scores are compared: a little too high, since a run keeps the
+    checkpoint that is best on it.
 
     Args:
         config: FILE.
         methods: names; empty for the file's `METHODS`.
         seeds: runs a method.
-        workdir: runs are in `METHOD/seed_N`, or in `METHOD/RATE/seed_N`.
+        workdir: runs are in `METHOD/seed_N`, or in `METHOD/RATE/seed_N`; folds in `fold_N` of it.
         overrides: "--config.KEY=VALUE", for all runs.
         jobs: runs at once, each with its share of the cores (not on accelerators).
+        folds: of cross-validation, 2 or more; 0: none.
 
     Raises:
         Stopped: SIGTERM or Ctrl-C stopped the study, once its runs had saved: the same command
@@ -131,17 +146,19 @@ def compare(
     methods, grid = methods or getattr(module, "METHODS", ()), getattr(module, "GRID", {})
     if not methods or min(seeds, jobs) < 1:
         raise UserError("--methods must name at least one method; --seeds and --jobs be positive")
+    require(folds == 0 or folds > 1, f"--folds {folds} must be 2 or more, or 0 for none")
     for method in methods:  # all are checked before any is run
         check(load_config(config, [f"--config.method.name={method}", *overrides]))
-    study = Study(config, workdir, overrides, jobs)
+    study = Study(config, workdir, overrides, jobs, folds)
     rates = {method: grid.get(method, (None,)) for method in methods}
-    first = [(method, 0, rate) for method in methods for rate in rates[method]]
+    first = [(method, 0, rate, 0) for method in methods for rate in rates[method]]
+    others = [(seed, fold) for seed in range(seeds) for fold in range(folds or 1)][1:]
     tried = {name: {} for name in methods}
     with listening(STOPS, study.processes.stop):
-        for (method, _, rate), result in zip(first, study.run_all(first), strict=True):
+        for (method, _, rate, _), result in zip(first, study.run_all(first), strict=True):
             tried[method][rate] = result
         chosen = {method: best_rate(found) for method, found in tried.items()}
-        rest = [(method, seed, chosen[method]) for method in methods for seed in range(1, seeds)]
+        rest = [(name, seed, chosen[name], fold) for name in methods for seed, fold in others]
         results = [tried[method][rate] for method, rate in chosen.items()] + study.run_all(rest)
     curves = {m: read_metrics(study.folder(m, 0, r) / "metrics.jsonl") for m, r in chosen.items()}
     scores = {m: {r: score(x) for r, x in tried[m].items()} for m in methods if m in grid}

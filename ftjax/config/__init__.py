@@ -180,6 +180,8 @@ def override(config: ConfigDict, key: str, value: Any) -> None:
             config.model.new = ConfigDict()
         return
     known = known_options(config)
+    new = flat_keys(config.model.new, "model.new.")  # of the types that its page has
+    known |= {name: Option(type(value), value, "") for name, value in new.items()}
     if key not in known:
         raise UserError(f"unknown config key {key!r}{nearest(key, known)}")
     *parents, last = key.split(".")

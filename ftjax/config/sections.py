@@ -23,7 +23,7 @@ class Model:
         segments: "auto", "unrolled", "scan", or lengths of segments of layers, as "4,2".
         attention: the program of attention; "gpu" is cudnn or xla, "splash" for decoders on TPUs.
         parts: of feed-forward blocks, computed in turn in less memory.
-        adapter: a PEFT or AdapterHub folder of the method, to start from.
+        adapter: a PEFT or AdapterHub folder of the method, or a run's work folder, to start from.
         resize_vocabulary: adds rows to the table where the tokenizer has more words than it.
         from_run: a work folder over `model.path` whose model, merged, is begun with.
         from_step: of its checkpoint; 0: its best.
@@ -54,11 +54,16 @@ class Splits:
         train: 0: what the others leave.
         validation: 0: none.
         test: 0: none.
+        folds: parts of the training rows, one of which is the validation split: of cross-validation
+            (`ftjax compare --folds`); 0: drawn by size.
+        fold: which of them it is, from 0.
     """
 
     train: NotNegative = 0.0
     validation: NotNegative = 0.1
     test: NotNegative = 0.0
+    folds: Natural = 0
+    fold: Natural = 0
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,13 @@ class Data:
         streaming: rows to train on are read while training, window by window.
         mixture: streams, as {"path": ..., "weight": ..., and source, columns}.
         window: rows of a stream in memory, which are shuffled.
+        buffer: rows of each source of a stream that are shuffled before windows are filled with
+            them, as where files are sorted; 0: a window's rows are neighbours.
         on_error: what comes of a bad row; one that is skipped is counted, and named in the report.
         split_seed: of the drawn splits.
         stratify: drawn splits have each label in the same proportion.
+        group: a field, or what the file calls it; rows with one value of it, as all texts of one
+            author or all targets of one source, are drawn into one split.
         max_length: tokens of an example; longer ones are cut.
         batching: by lengths, several examples a row, or all padded to the longest.
         buckets: lengths compiled at most; packed, two are tried.
@@ -94,9 +103,11 @@ class Data:
     streaming: bool = False
     mixture: tuple[Mapping[str, Any], ...] = ()
     window: Positive = 8192
+    buffer: Natural = 0
     on_error: Literal["stop", "skip"] = "stop"
     split_seed: Seed = 0
     stratify: bool = False
+    group: str = ""
     max_length: Annotated[int, "[4, inf)"] = 128
     batching: Literal["bucket", "pack", "pad"] = "bucket"
     buckets: Positive = 6
@@ -173,7 +184,8 @@ class Train:
         eval_batch_size: rows at once, over all devices, where nothing is trained.
         accumulation: parts of a batch whose gradients are added up in turn, in less memory.
         eval_every: steps; 0: once an epoch.
-        best_metric: of the validation split; auto: the task's.
+        best_metric: of the validation split, also of what is written for it, as bleu, which takes
+            longer; auto: the task's.
         average: decay of a moving average of what trains, which is evaluated; 0: none.
         swa_start: share of the run from which on an equal average is; 0: none.
         swa_every: steps between what is averaged.

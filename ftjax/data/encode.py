@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow
 
-from ftjax.data.sources import Split
+from ftjax import cache
+from ftjax.data.sources import GROUP, Split
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer, tokenizer_bytes
-from ftjax.remote import cache_folder
 
 Columns = Mapping[str, list]
 CHUNK = 1000  # rows that are tokenized at once: what a tokenizer says of a token takes much memory
@@ -136,20 +135,36 @@ def encode(split: Split, task: Any, folder: Path, max_length: int) -> Examples:
         folder: of the model, with its tokenizer; read only where no tokens are kept.
         max_length: in tokens, special ones included.
     """
-    key = _key(folder, split, task, max_length)
-    file = cache_folder() / "tokens" / f"{key}.arrow"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with _quiet():
-        rows = split.rows.map(
-            _tokenizer(folder, task, max_length, split.file),
-            batched=True,
-            batch_size=CHUNK,
-            with_indices=True,
-            remove_columns=split.rows.column_names,
-            cache_file_name=str(file),
-            new_fingerprint=key,
-        )
-    return _examples(rows.data)
+    name = f"{_key(folder, split, task, max_length)}.arrow"
+    data = cache.read("tokens", name)
+    if data is not None:
+        return _examples(pyarrow.ipc.open_file(pyarrow.py_buffer(data)).read_all())
+    table = _tokens(split, _tokenizer(folder, task, max_length, split.file))
+
+    def fill(file: Any) -> None:
+        with pyarrow.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+
+    cache.write("tokens", name, fill)
+    return _examples(table)
+
+
+def unreadable(split: Split, task: Any, folder: Path, max_length: int) -> dict[int, str]:
+    """The rows that a task cannot encode, as a chat that no template can write, and why each."""
+    try:
+        encode(split, task, folder, max_length)
+    except UserError as error:
+        if not isinstance(error.__cause__, RowError):
+            raise
+    else:
+        return {}
+    tokenizer, why = load_tokenizer(folder), {}
+    for place in range(len(split.rows)):
+        try:
+            task.encode(tokenizer, split.rows[place : place + 1], max_length)
+        except RowError as error:
+            why[place] = f"{split.file}: row {split.rows[place][ROW]}: {error}"
+    return why
 
 
 def encoder(task: Any, folder: Path, max_length: int) -> Callable[[Split], Examples]:
@@ -157,21 +172,26 @@ def encoder(task: Any, folder: Path, max_length: int) -> Callable[[Split], Examp
     loaded: list[Any] = []
 
     def encode(split: Split) -> Examples:
-        tables, tokenize = [], _tokenizer(folder, task, max_length, split.file, loaded)
-        for start in range(0, len(split.rows), CHUNK):
-            columns = split.rows[start : start + CHUNK]
-            numbers = range(start, min(start + CHUNK, len(split.rows)))
-            tables.append(pyarrow.table(tokenize(columns, numbers)))
-        return _examples(pyarrow.concat_tables(tables, promote_options="default"))
+        return _examples(_tokens(split, _tokenizer(folder, task, max_length, split.file, loaded)))
 
     return encode
 
 
+def _tokens(split: Split, tokenize: Callable[..., dict[str, list]]) -> pyarrow.Table:
+    """The examples of a split, in columns."""
+    tables = []
+    for start in range(0, len(split.rows), CHUNK):
+        columns = split.rows[start : start + CHUNK]
+        numbers = range(start, min(start + CHUNK, len(split.rows)))
+        tables.append(pyarrow.table(tokenize(columns, numbers)))
+    return pyarrow.concat_tables(tables, promote_options="default")
+
+
 def _key(folder: Path, split: Split, task: Any, max_length: int) -> str:
-    digest = hashlib.sha256(f"6 {max_length} {task!r}".encode())
+    digest = hashlib.sha256(f"7 {max_length} {task.encoding}".encode())
     for part in tokenizer_bytes(folder):
         digest.update(part)
-    for column in (name for name in split.rows.column_names if name != ROW):
+    for column in (name for name in split.rows.column_names if name not in (ROW, GROUP)):
         digest.update(column.encode() + b"\1")
         for value in split.column(column):
             text = value if isinstance(value, str) else repr(value)
@@ -241,15 +261,3 @@ def _sequences(column: Any, group: int) -> Ragged:
     number = np.minimum(offsets[:-1, None] + np.arange(group + 1), offsets[1:, None])
     starts = found[number[:, :group]].ravel()  # past an example's own, where it ends
     return Ragged(inner.values.to_numpy().astype(np.int32), np.append(starts, found[-1]))
-
-
-class _quiet:
-    """Without the library's own progress bars."""
-
-    def __enter__(self) -> None:
-        self._shown = datasets.utils.logging.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-
-    def __exit__(self, *error: Any) -> Iterator[None]:
-        if self._shown:
-            datasets.enable_progress_bars()

@@ -31,6 +31,8 @@ class Field:
         sparse: may be absent from some rows, which then have an empty text.
         settle: how values are read where that depends on the first ones of a file; in place of
             `read`.
+        says: whether it holds text that is read or learned, which preparation looks at; of what
+            `text`, `words` and `texts` read that is known.
     """
 
     read: Callable[[Any], Any]
@@ -39,6 +41,7 @@ class Field:
     unique: bool = False
     sparse: bool = False
     settle: Callable[[Sequence[Any]], Callable[[Any], Any]] | None = None
+    says: bool = False
 
 
 def _unchanged(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -62,6 +65,12 @@ class Schema:
     fields: Mapping[str, Field]
     check: Callable[[Row], None] = field(default=_sound)
     adapt: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=_unchanged)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Fields that hold text."""
+        known = (text, words, texts)
+        return tuple(name for name, each in self.fields.items() if each.says or each.read in known)
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -153,10 +162,7 @@ class Checker:
             _encodable(found)
         except ValueError as error:
             raise UserError(f"{place}: field {theirs!r} {error}") from None
-        if self._fields[name].read in (
-            label_name,
-            name_or_number,
-        ):  # 1 and "1" are not to be one label
+        if self._fields[name].read in (label_name, name_or_number):  # 1 and "1" are two labels
             kind = str if isinstance(value, str) else int
             if self._kinds.setdefault(name, kind) is not kind:
                 other = {int: "an integer", str: "text"}

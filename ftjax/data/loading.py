@@ -3,7 +3,7 @@ state is what a checkpoint holds.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -14,8 +14,38 @@ from ftjax.data.encode import IDS, Examples, Ragged
 from ftjax.data.once import Once
 from ftjax.data.planning import EMPTY, Layout, Planned, plan_epoch
 
-Vary = Callable[[Examples, np.random.Generator], Examples]
+Random = np.random.Generator | Sequence[np.random.Generator]  # of all examples, or one of each
 KEPT = 3  # epochs in memory: the one that is trained on, the one that is read, and the next
+
+
+@dataclass(frozen=True)
+class Vary:
+    """What makes of examples those of an epoch.
+
+    Attributes:
+        make: of some examples, by the draws of a generator for each, or of one for all.
+        lengths: of examples those of what is made of them, and of what is then written, if
+            anything: they do not depend on what is drawn, so that an epoch is planned by them and
+            each batch is made as it comes. None: the examples of an epoch are made together.
+    """
+
+    make: Callable[[Examples, Random], Examples]
+    lengths: Callable[[Examples], tuple[np.ndarray, np.ndarray | None]] | None = None
+
+    def __call__(self, examples: Examples, random: Random) -> Examples:
+        return self.make(examples, random)
+
+    def shaped(self, examples: Examples) -> Examples:
+        """Examples of the lengths of those of an epoch, where that is known, with no tokens."""
+        if self.lengths is None:
+            return self(examples, np.random.default_rng(0))
+        read, written = self.lengths(examples)
+        decoder = examples.decoder if written is None else _empty(written)
+        return replace(examples, ids=_empty(read), tokens={}, decoder=decoder)
+
+
+def _empty(lengths: np.ndarray) -> Ragged:
+    return Ragged(np.zeros(0, np.int32), np.cumsum([0, *lengths], dtype=np.int64))
 
 
 class Counts(NamedTuple):
@@ -40,6 +70,83 @@ class Batch(NamedTuple):
     arrays: Mapping[str, np.ndarray]
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """The examples of an epoch, and its plan.
+
+    Attributes:
+        examples: as they are, or made by `vary`.
+        plan: its batches.
+        shaped: with the lengths that batches have.
+        vary: makes those of a batch; None: they are made.
+        seed: of what it draws, numbers.
+    """
+
+    examples: Examples
+    plan: list[Planned]
+    shaped: Examples
+    vary: Vary | None = None
+    seed: tuple[int, ...] = ()
+
+    def batch(self, number: int, local: Callable[[int], np.ndarray] = np.arange) -> Batch:
+        """A planned batch; `local` as of `Loader`."""
+        planned = self.plan[number]
+        return Batch(planned, counted(self.shaped, planned), self.arrays(number, local))
+
+    def ahead(
+        self, first: int, count: int, local: Callable[[int], np.ndarray] = np.arange
+    ) -> Iterator[tuple[int, Batch]]:
+        """Of `count` batches from one on, the first of each shape, with its number."""
+        seen = set()
+        for number, planned in enumerate(self.plan[first : first + count], first):
+            shape = planned.places.shape, planned.length, planned.written
+            if shape not in seen:
+                seen.add(shape)
+                yield number, self.batch(number, local)
+
+    def arrays(self, number: int, local: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
+        """This host's part of a batch, whose examples alone are made."""
+        planned = self.plan[number]
+        if self.vary is None:
+            return make_batch(self.examples, planned, local)
+        own = planned._replace(places=planned.places[local(len(planned.places))])
+        numbers = own.examples if len(own.examples) else np.zeros(1, int)  # for its form
+        made = self.vary(taken(self.examples, numbers), generators(self.seed, numbers))
+        places = np.full(own.places.shape, EMPTY)
+        places[own.places != EMPTY] = np.arange(len(own.examples))
+        return make_batch(made, own._replace(places=places))
+
+
+def generators(seed: tuple[int, ...], numbers: np.ndarray) -> list[np.random.Generator]:
+    """One for each example, whatever batch, host or step it is in."""
+    return [np.random.default_rng((*seed, int(number))) for number in numbers]
+
+
+def taken(examples: Examples, numbers: np.ndarray) -> Examples:
+    """Some examples, in an order."""
+    sequences = (numbers[:, None] * examples.group + np.arange(examples.group)).ravel()
+    starts, ends = examples.ids.offsets[sequences], examples.ids.offsets[sequences + 1]
+    at = _ranges(starts, ends)
+    decoder = examples.decoder
+    if decoder is not None:
+        written = _ranges(decoder.offsets[numbers], decoder.offsets[numbers + 1])
+        sizes = decoder.offsets[numbers + 1] - decoder.offsets[numbers]
+        decoder = Ragged(decoder.values[written], np.cumsum([0, *sizes], dtype=np.int64))
+    return Examples(
+        ids=Ragged(examples.ids.values[at], np.cumsum([0, *(ends - starts)], dtype=np.int64)),
+        tokens={name: values[at] for name, values in examples.tokens.items()},
+        arrays={name: array[numbers] for name, array in examples.arrays.items()},
+        decoder=decoder,
+        rows=examples.row_numbers[numbers],
+        group=examples.group,
+    )
+
+
+def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The numbers from each start to its end, end to end."""
+    return np.concatenate([np.zeros(0, int), *map(np.arange, starts, ends)])
+
+
 @dataclass(frozen=True, eq=False)
 class Loader:
     """Batches of a split.
@@ -61,7 +168,7 @@ class Loader:
     local: Callable[[int], np.ndarray] = np.arange
     vary: Vary | None = None
 
-    _epochs: Once[tuple[Examples, list[Planned]]] = field(init=False, repr=False)
+    _epochs: Once[Epoch] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         parts = (self.examples, self.layout, self.batch_size, self.seed, self.vary)
@@ -72,15 +179,13 @@ class Loader:
         """Of a shuffled epoch."""
         return -(-len(self.examples) // self.batch_size)
 
-    def epoch(self, number: int) -> tuple[Examples, list[Planned]]:
-        """The examples of an epoch, and its plan."""
+    def epoch(self, number: int) -> Epoch:
         return self._epochs(number)
 
     def at(self, step: int) -> Batch:
         """The batch of a step, counted over epochs."""
         epoch, number = divmod(step, self.steps_per_epoch)
-        examples, plan = self.epoch(epoch)
-        return batch_of(examples, plan[number], self.local)
+        return self.epoch(epoch).batch(number, self.local)
 
     def ahead(self, step: int, count: int) -> Iterator[tuple[int, Batch]]:
         """From a step on, to its epoch's end or for `count` steps: the first batch of each shape.
@@ -88,10 +193,9 @@ class Loader:
         Yields:
             Its step, and the batch.
         """
-        epoch, number = divmod(step, self.steps_per_epoch)
-        examples, plan = self.epoch(epoch)
-        for at, planned in first_of_each(plan[number : number + count]):
-            yield step + at, batch_of(examples, planned, self.local)
+        epoch, first = divmod(step, self.steps_per_epoch)
+        for number, batch in self.epoch(epoch).ahead(first, count, self.local):
+            yield step + number - first, batch
 
     def iterate(self, steps: int) -> grain.DatasetIterator:
         """Batches of steps 0 to `steps` - 1, prefetched; its state can be got and set.
@@ -109,9 +213,9 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Planned, Mapping[str, np.ndarray]]]:
         """One epoch in plan order, with the plan: for evaluation."""
-        examples, plan = self.epoch(0)
-        for planned in plan:
-            yield planned, make_batch(examples, planned, self.local)
+        epoch = self.epoch(0)
+        for number, planned in enumerate(epoch.plan):
+            yield planned, epoch.arrays(number, self.local)
 
 
 def epoch_of(
@@ -121,36 +225,23 @@ def epoch_of(
     seed: int | None,
     vary: Vary | None,
     number: int,
-) -> tuple[Examples, list[Planned]]:
+) -> Epoch:
     """The examples of an epoch, and its plan; arguments as of `Loader`."""
-    if vary is not None:
-        examples = vary(examples, np.random.default_rng((seed or 0, number, 1)))
-    written = None if examples.decoder is None else examples.decoder.lengths
-    plan = plan_epoch(examples.lengths, layout, batch_size, seed, number, written)
-    return examples, plan
+    draws, shaped = (seed or 0, number, 1), examples
+    if vary is not None and vary.lengths is None:
+        examples = shaped = vary(examples, np.random.default_rng(draws))
+        vary = None
+    elif vary is not None:
+        shaped = vary.shaped(examples)
+    written = None if shaped.decoder is None else shaped.decoder.lengths
+    plan = plan_epoch(shaped.lengths, layout, batch_size, seed, number, written)
+    return Epoch(examples, plan, shaped, vary, draws)
 
 
 def prefetched(at: Callable[[int], Batch], steps: int) -> grain.DatasetIterator:
     """`at` of steps 0 to `steps` - 1, ahead of their use; its state can be got and set."""
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
     return iter(grain.MapDataset.range(steps).map(at).to_iter_dataset(options))
-
-
-def batch_of(
-    examples: Examples, planned: Planned, local: Callable[[int], np.ndarray] = np.arange
-) -> Batch:
-    """A planned batch; `local` as of `Loader`."""
-    return Batch(planned, counted(examples, planned), make_batch(examples, planned, local))
-
-
-def first_of_each(plan: Sequence[Planned]) -> Iterator[tuple[int, Planned]]:
-    """The first batch of each shape, and its number."""
-    seen = set()
-    for number, planned in enumerate(plan):
-        shape = planned.places.shape, planned.length, planned.written
-        if shape not in seen:
-            seen.add(shape)
-            yield number, planned
 
 
 def counted(examples: Examples, planned: Planned) -> Counts:

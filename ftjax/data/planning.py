@@ -275,8 +275,26 @@ def plan_epoch(
         bucket = np.searchsorted(layout.lengths, lengths)
         if written is not None:
             bucket = np.maximum(bucket, np.searchsorted(layout.written, written))
-        return _plan_buckets(bucket, layout, batch_size, random)
-    return _plan_packed(lengths, layout, batch_size, random)
+        plan = _plan_buckets(bucket, layout, batch_size, random)
+    else:
+        plan = _plan_packed(lengths, layout, batch_size, random)
+    _check_placed(plan, layout, lengths, written)
+    return plan
+
+
+def _check_placed(
+    plan: Sequence[Planned], layout: Layout, lengths: np.ndarray, written: np.ndarray | None
+) -> None:
+    """Raises RuntimeError unless each example is placed once: none may be lost without a word."""
+    placed = [batch.examples for batch in plan]
+    times = np.bincount(np.concatenate([*placed, np.zeros(0, int)]), minlength=len(lengths))
+    if (times != 1).any():
+        first = int(np.argmax(times != 1))
+        sizes = [int(each[first]) for each in (lengths, written) if each is not None]
+        raise RuntimeError(
+            f"{(times != 1).sum()} of {len(lengths)} examples are not placed once in {layout}: "
+            f"the first is number {first}, of {sizes} tokens, {times[first]} times"
+        )
 
 
 def _plan_buckets(

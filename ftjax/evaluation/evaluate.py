@@ -1,6 +1,8 @@
 """Scores of a work folder's model on a split of its data, or on another file."""
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,16 @@ from ml_collections import ConfigDict
 
 from ftjax import tasks
 from ftjax.config import parse_override
+from ftjax.data.preparation.rewriting import rewritten
 from ftjax.data.sources import Split, load
-from ftjax.errors import UserError
+from ftjax.errors import UserError, require
 from ftjax.remote import located
+from ftjax.training.inputs import noted, split_of
 from ftjax.training.predictor import open_predictor
 from ftjax.training.reading import PLACE, ROWS, read_config
 from ftjax.training.splits import read_splits
+from ftjax.training.usefulness import baseline
+from ftjax.training.writing import check_written, is_written
 from ftjax.workdir.records import write_json
 
 
@@ -29,7 +35,8 @@ def evaluate(
         step: of the checkpoint; None for the best.
 
     Returns:
-        The metrics, the step, and what file was read.
+        The metrics, with those of a constant answer as "baseline"; the step; what file was read,
+        and, where it is not of the run's own split by content, "data_digest".
 
     Raises:
         UserError: it is no such folder, or the data has no such split.
@@ -37,16 +44,37 @@ def evaluate(
     config = read_config(workdir, overrides, (*PLACE, *ROWS))
     rows = _read(config, split, dict(map(parse_override, overrides)))
     predictor = open_predictor(workdir, config, step)
+    if is_written(predictor.run):
+        check_written(predictor.run, rows)
     outputs, examples = predictor.outputs(rows)
     scores = predictor.run.task.score(outputs, examples, rows, predictor.names)
     scores |= predictor.written_scores(rows)
-    return scores | {"step": predictor.step, "data": rows.file}
+    if constant := baseline(predictor.run.task, examples, rows, predictor.names):
+        scores["baseline"] = constant
+    arrays = {name: each for name, each in examples.arrays.items() if name != "reference"}
+    found = split_of(split, replace(examples, arrays=arrays), rows)
+    own = noted(workdir).get(f"{split} split")
+    other = own != found if own else any(item.startswith("--config.data.") for item in overrides)
+    digest = {"data_digest": found.rpartition(" ")[2]} if other else {}
+    return scores | {"step": predictor.step, "data": rows.file, **digest}
 
 
 def write_scores(workdir: Path, split: str, step: int | None, scores: Mapping[str, Any]) -> Path:
-    """Writes scores into the work folder; returns the file."""
-    of_step = "" if step is None else f"_step_{step}"
-    file = workdir / f"evaluate_{split}{of_step}.json"
+    """Writes scores into the work folder, those of other data than the run's apart.
+
+    Args:
+        workdir: the work folder.
+        split: that is said to have been scored.
+        step: that was asked for.
+        scores: as `evaluate` gives them.
+
+    Returns:
+        The file.
+    """
+    name = f"evaluate_{split}" + ("" if step is None else f"_step_{step}")
+    if digest := scores.get("data_digest"):
+        name += f"_{re.sub(r'[^a-zA-Z0-9]+', '-', Path(scores['data']).stem)}_{digest[:6]}"
+    file = workdir / f"{name}.json"
     write_json(file, scores)
     return file
 
@@ -55,7 +83,13 @@ def _read(config: ConfigDict, split: str, changes: Mapping[str, Any]) -> Split:
     task = tasks.create(config.task)
     config.data.update({"streaming": False, "mixture": changes.get("data.mixture", ())})
     if "data.path" in changes and located(str(changes["data.path"])).is_file():
-        return load(config.data, task.schema)["train"]
+        config.data.group = ""  # no splits are drawn from it
+        rows, dropped = rewritten(load(config.data, task.schema)["train"], config.data, split)
+        if dropped:
+            reason = next(iter(dropped.values()))
+            require(len(rows.rows), f"{rows.file}: no row is left ({reason})")
+            print(f"{rows.file}: {len(dropped)} rows are left out, as by {reason}")
+        return rows
     splits, _ = read_splits(config, task, held_out=split != "train")
     if split not in splits:
         raise UserError(f"--split {split}: the data has {', '.join(splits)}")

@@ -3,8 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ftjax import methods
 from ftjax.formats import adapterhub, peft
 from ftjax.formats.folder import read_json
+from ftjax.formats.guard import named
+from ftjax.formats.sentences import read_beside
 from ftjax.paths import Flat
 from ftjax.pretrained import placed
 from ftjax.tuned import Tuned
@@ -22,13 +27,25 @@ def read_method(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder is none, or of a method that is not implemented.
     """
-    return peft.read(folder) if _of_peft(folder) else adapterhub.read_method(folder)
+    settings = peft.read(folder) if _of_peft(folder) else adapterhub.read_method(folder)
+    with named(folder / "adapter_config.json"):
+        methods.create(settings)
+    return settings
 
 
 def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]]:
-    """Parameters with an adapter's, and the head's paths that it lacks: see `peft.load_into`."""
+    """Parameters with an adapter's, and the head's paths that it lacks: see `peft.load_into`.
+
+    A head may lie beside the adapter, in modules of sentence-transformers.
+    """
     if _of_peft(folder):
-        return peft.load_into(tuned, params, folder)
-    found = adapterhub.read_adapter(folder, tuned)
-    absent = [p for p in tuned.shapes if tuned.names.in_head(p) and p not in found]
-    return params | {path: placed(array, params[path]) for path, array in found.items()}, absent
+        params, absent = peft.load_into(tuned, params, folder)
+    else:
+        found = adapterhub.read_adapter(folder, tuned)
+        absent = [p for p in tuned.shapes if tuned.names.in_head(p) and p not in found]
+        params = params | {path: placed(array, params[path]) for path, array in found.items()}
+    for path, stored in read_beside(folder, tuned, absent).items():
+        whole = stored.read(tuple(slice(None) for _ in stored.shape), np.float32)
+        params = {**params, path: placed(whole, params[path])}
+        absent = [other for other in absent if other != path]
+    return params, absent

@@ -16,14 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from ftjax.errors import UserError, require
-from ftjax.formats.adapterhub_config import check_config, config_of, settings_of
+from ftjax.errors import require
+from ftjax.formats import hf, sentences
+from ftjax.formats.adapterhub_config import (
+    About,
+    HeadConfig,
+    HubConfig,
+    check_config,
+    config_of,
+    settings_of,
+)
 from ftjax.formats.adapterhub_names import family_of, from_tensors, to_tensors
 from ftjax.formats.folder import read_config, read_json
-from ftjax.formats.pickled import read_tensors
+from ftjax.formats.guard import named, reading
+from ftjax.formats.jsons import check
+from ftjax.formats.weights import arrays_of
 from ftjax.methods.fusion import AdapterFusion, alone, placed_as
 from ftjax.paths import Flat
 from ftjax.tuned import Tuned
@@ -74,25 +83,24 @@ def _read_head(folder: Path, tuned: Tuned) -> Flat:
     Raises:
         UserError: ours computes otherwise.
     """
-    read = read_json(folder / HEAD[0])
+    read = _described(folder / HEAD[0], HeadConfig)
     if read["config"] is None:
-        head = tuned.config.heads.get(tuned.model.head)
-        same = head is not None and read["model_class"] == head.architecture
-        require(same, f"the head of {folder} is none of this model's: {read['model_class']}")
+        head, theirs = tuned.config.heads.get(tuned.model.head), read.get("model_class")
+        same = head is not None and theirs == head.architecture
+        require(same, f"{folder / HEAD[0]} is of none of this model's heads: {theirs}")
         places = tuned.names.head
     else:
         modules = _numbers_of(folder, HEAD_CONFIG | read["config"], tuned)
         places = {module: f"heads.{read['name']}.{n}" for module, n in modules.items()}
-    tensors = _tensors(folder, HEAD)
-    params = {}
+    file, tensors, params = _tensors_file(folder, HEAD), _tensors(folder, HEAD), {}
     for module, place in places.items():
         for leaf, end in LEAVES.items():
             path, tensor = f"{module}/{leaf}", f"{place}.{end}"
             if path in tuned.shapes:
-                require(tensor in tensors, f"{folder}: the head lacks tensor {tensor!r}")
+                require(tensor in tensors, f"{file}: the head lacks tensor {tensor!r}")
                 array = tensors[tensor].T if leaf == "kernel" else tensors[tensor]
                 same = array.shape == tuned.shapes[path].shape
-                require(same, f"{folder}: tensor {tensor!r} has shape {tensors[tensor].shape}")
+                require(same, f"{file}: tensor {tensor!r} has shape {tensors[tensor].shape}")
                 params[path] = np.ascontiguousarray(array, np.float32)
     return params
 
@@ -104,18 +112,47 @@ def _numbers_of(folder: Path, config: Mapping[str, Any], tuned: Tuned) -> dict[s
         one = {"activation_function": config["activation_function"], "layers": 1}
         wanted, modules = wanted | one | {"use_pooler": True}, {"classifier": 1}
     same = all(config.get(key) == wanted.get(key) for key in config.keys() - UNUSED)
-    require(same, f"the head of {folder} is none of this model's: {config}")
+    require(same, f"{folder / HEAD[0]} is of none of this model's heads: {config}")
     return modules
 
 
 def _tensors(folder: Path, files: tuple[str, str, str]) -> dict[str, np.ndarray]:
+    return arrays_of(_tensors_file(folder, files))
+
+
+def _tensors_file(folder: Path, files: tuple[str, str, str]) -> Path:
     _, safe, pickled = files
-    if not (folder / safe).exists():
-        return read_tensors(folder / pickled)
-    try:
-        return load_file(folder / safe)
-    except SafetensorError as error:
-        raise UserError(f"{folder / safe} is corrupt: {error}") from error
+    return folder / (safe if (folder / safe).exists() else pickled)
+
+
+def _described(file: Path, schema: type) -> dict[str, Any]:
+    """What a configuration's file says of an adapter or a head, with its "config" sound."""
+    read = read_json(file)
+    check(file, read, About)
+    lacking = [key for key in ("config", "name") if key not in read]
+    require(not lacking, f"{file} lacks {lacking}")
+    if schema is not HeadConfig:
+        require(read["config"] is not None, f"{file}: config=None, and it should be an object")
+    _check(file, read["config"] or {}, schema, "config.")
+    return read
+
+
+def _check(file: Path, config: Mapping[str, Any], schema: type, inside: str) -> None:
+    """Raises UserError where a configuration, or one that it unites, is not what it may be."""
+    check(file, config, schema, inside)
+    united = config.get("architecture") == "union" and schema is HubConfig
+    require(not united or config.get("configs"), f"{file}: {inside}configs are absent")
+    for part in config["configs"] if united else ():
+        deeper = part.get("architecture") == "union"
+        require(not deeper, f"{file}: a union of unions is not implemented")
+        _check(file, part, schema, f"{inside}configs.")
+
+
+def labels_in(folder: Path) -> tuple[str, ...]:
+    """What the outputs of a folder's head are called, in order; empty where it says nothing."""
+    read = _described(folder / HEAD[0], HeadConfig)
+    numbers = (read["config"] or {}).get("label2id") or read.get("label2id") or {}
+    return tuple(sorted(numbers, key=numbers.get))
 
 
 def is_fusion(folder: Path) -> bool:
@@ -125,10 +162,16 @@ def is_fusion(folder: Path) -> bool:
 
 def _fused(folder: Path) -> list[str]:
     """Names of the adapters that a setup fuses."""
-    setup = read_json(folder / SETUP)["adapter_setup"]
-    single = all(child["type"] == "single" for child in setup["children"])
-    require(setup["type"] == "Fuse" and single, f"{folder / SETUP} is no Fuse of single adapters")
-    return [child["children"][0] for child in setup["children"]]
+    with reading(folder / SETUP, "is no setup of adapters"):
+        setup = read_json(folder / SETUP)["adapter_setup"]
+        single = all(child["type"] == "single" for child in setup["children"])
+        fuses = setup["type"] == "Fuse" and single and setup["children"]
+        require(fuses, f"{folder / SETUP} is no Fuse of single adapters")
+        names = [child["children"][0] for child in setup["children"]]
+        for name in names:
+            own = isinstance(name, str) and Path(name).name == name and name != ".."
+            require(own, f"names {name!r}, which is no folder beside it")
+        return names
 
 
 def read_method(folder: Path) -> dict[str, Any]:
@@ -143,8 +186,9 @@ def read_method(folder: Path) -> dict[str, Any]:
         alike = first["name"] == "pfeiffer" and all(other == first for other in others)
         require(alike, f"{folder}: a fusion of other adapters than pfeiffer's, all of one kind")
         return {**first, "name": "adapter_fusion", "adapters": tuple(map(str, folders))}
-    read = read_json(folder / ADAPTER[0])
-    return settings_of(read["config"], read["model_type"], _tensors(folder, ADAPTER))
+    read, tensors = _described(folder / ADAPTER[0], HubConfig), _tensors(folder, ADAPTER)
+    with named(folder / ADAPTER[0]):
+        return settings_of(read["config"], read.get("model_type", ""), tensors)
 
 
 def read_adapter(folder: Path, tuned: Tuned, head: bool = True) -> Flat:
@@ -163,7 +207,10 @@ def read_adapter(folder: Path, tuned: Tuned, head: bool = True) -> Flat:
     require(same, f"{folder} is {'a' if fusion else 'no'} fusion of adapters, unlike the method")
     if fusion:
         params = _read_fusion(folder, tuned)
-        place = folder / str(read_json(folder / SETUP)["head_setup"])
+        head_name = str(read_json(folder / SETUP).get("head_setup"))
+        own = Path(head_name).name == head_name != ".."
+        require(own, f"{folder / SETUP}: head_setup={head_name!r} is no folder beside it")
+        place = folder / head_name
     else:
         params = _read_one(folder, tuned, ADAPTER)
     if head and (place / HEAD[0]).exists():
@@ -172,9 +219,12 @@ def read_adapter(folder: Path, tuned: Tuned, head: bool = True) -> Flat:
 
 
 def _read_one(folder: Path, tuned: Tuned, files: tuple[str, str, str]) -> Flat:
-    read = read_json(folder / files[0])
-    check_config(read["config"], tuned, read["model_type"])
-    return from_tensors(tuned, _tensors(folder, files), read["model_type"], read["name"])
+    read = _described(folder / files[0], HubConfig)
+    with named(folder / files[0]):
+        check_config(read["config"], tuned, read.get("model_type", ""))
+    tensors = _tensors(folder, files)
+    with named(_tensors_file(folder, files)):
+        return from_tensors(tuned, tensors, read.get("model_type", ""), read["name"])
 
 
 def _read_fusion(folder: Path, tuned: Tuned) -> Flat:
@@ -242,10 +292,12 @@ def export_adapterhub(
         _write_fusion(output, tuned, params, about)
     else:
         _write_one(output, tuned, params, about, ADAPTER)
-    if _head(tuned) is None:
-        note = "AdapterHub has no head that computes as this model's does: it is left out."
-    else:
+    if sentences.plain_encoder(tuned):
+        note = f"AdapterHub has no head for it: {sentences.described(tuned)}"
+    elif tuned.model.head and not tuned.base.of_words:  # whose head is the base's
         _write_head(place, tuned, params, about, names)
+        if _head(tuned) is None:
+            note = f"The head is that of `{tuned.config.heads[tuned.model.head].architecture}`."
     (output / "README.md").write_text(
         f"---\nlibrary_name: adapters\n---\n\nAn adapter trained with ftjax, for "
         f"`{call}`. Labels: {', '.join(names)}.\n{note}\n",
@@ -275,15 +327,24 @@ def _write_fusion(output: Path, tuned: Tuned, params: Flat, about: Mapping[str, 
     _write_one(output / whole["name"], _fusion_alone(tuned), params, whole, FUSION)
     children = [{"type": "single", "children": [name]} for name in names]
     setup = {"adapter_setup": {"type": "Fuse", "children": children}, "version": VERSION}
-    setup["head_setup"] = None if _head(tuned) is None else about["name"]
+    headless = sentences.plain_encoder(tuned) or tuned.base.of_words
+    setup["head_setup"] = None if headless else about["name"]
     _write_json(output / SETUP, setup)
 
 
 def _write_head(
     folder: Path, tuned: Tuned, params: Flat, about: Mapping[str, Any], names: tuple[str, ...]
 ) -> None:
+    label2id = {label: i for i, label in enumerate(names)}
+    if _head(tuned) is None:  # as of a model of transformers with adapters put into it
+        own = {path: np.asarray(x) for path, x in params.items() if tuned.names.in_head(path)}
+        architecture = tuned.config.heads[tuned.model.head].architecture
+        static = {**about, "config": None, "model_class": architecture, "label2id": label2id}
+        tensors = {k: np.float32(x) for k, x in hf.to_tensors(own, tuned.names, True).items()}
+        _write(folder, HEAD, static, tensors)
+        return
     config, modules = _head(tuned)
-    config["label2id"] = {label: i for i, label in enumerate(names)}
+    config["label2id"] = label2id
     tensors = {}
     for module, number in modules.items():
         for leaf, end in LEAVES.items():

@@ -1,8 +1,8 @@
 """Methods as AdapterHub's `adapter_config.json` has them, with all of its fields."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from ftjax.errors import require
 from ftjax.formats.adapterhub_lora import LORA, read_lora, write_dora, write_ia3, write_lora
@@ -17,7 +17,71 @@ from ftjax.methods.mam import Mam
 from ftjax.methods.prefix import PrefixTuning
 from ftjax.methods.reft import Reft
 from ftjax.methods.unipelt import Unipelt
+from ftjax.options import Above0, Natural, NotNegative, Positive, Share, Size
 from ftjax.tuned import Tuned
+
+
+@dataclass(frozen=True)
+class About:
+    """What the files of adapters and of heads say besides, with examples."""
+
+    config: dict | None = None
+    name: str | None = "ftjax"
+    model_type: str = "bert"
+    model_class: str = "BertAdapterModel"
+    label2id: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """What fields of an adapter's configuration may be that are read, with examples."""
+
+    architecture: str | None = "lora"
+    configs: list[dict] = ()
+    leave_out: list[Natural] = ()
+    reduction_factor: Above0 | dict[str, Above0] = 16
+    non_linearity: str | None = "relu"
+    scaling: float | str = 1.0
+    phm_dim: Positive = 4
+    phm_rank: Positive = 1
+    phm_init_range: NotNegative = 0.0001
+    phm_layer: bool = False
+    is_parallel: bool = False
+    mh_adapter: bool = False
+    use_gating: bool = False
+    r: Positive = 8
+    alpha: float = 8
+    dropout: Share = 0.0
+    attn_matrices: list[str] = ("q", "v")
+    composition_mode: str = "add"
+    selfattn_lora: bool = True
+    intermediate_lora: bool = False
+    output_lora: bool = False
+    use_dora: bool = False
+    prefix_length: Size = 30
+    bottleneck_size: Size = 512
+    flat: bool = False
+    encoder_prefix: bool = True
+    cross_prefix: bool = True
+    layers: Literal["all"] | list[Natural] = "all"
+    prefix_positions: Natural = 3
+    suffix_positions: Natural = 0
+    tied_weights: bool = False
+    orthogonality: bool = True
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The same of a head's configuration."""
+
+    activation_function: str | None = "tanh"
+    bias: bool = True
+    head_type: str = "classification"
+    layers: Positive = 2
+    num_labels: Positive = 2
+    use_pooler: bool = False
+    label2id: dict[str, int] | None = None
+
 
 BOTTLENECK = {
     "adapter_residual_before_ln": False,

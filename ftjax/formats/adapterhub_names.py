@@ -253,7 +253,7 @@ def from_tensors(
         require(tensor in shared, f"the adapter has an unexpected tensor {tensor!r}")
 
     def layer(piece: Piece, shape: tuple[int, ...]) -> np.ndarray:
-        indices, array = sorted(shared[piece.tensor]), bare[piece.tensor]
+        indices, array = sorted(shared[piece.tensor]), np.atleast_1d(bare[piece.tensor])
         fits = array.size == len(indices) * np.prod(shape)
         if fits and piece.form == "flat":
             array = array.reshape(shape[0], -1).T

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ftjax.errors import require
 from ftjax.methods.examples import ENDS
 from ftjax.methods.reft import Reft, orthonormal
 
@@ -49,6 +50,9 @@ def read(tensors: Mapping[str, np.ndarray], method: Reft) -> Tensors:
             continue
         place = name.removesuffix(ORIGINAL)
         if place != name and place + BASE in tensors:
+            wide = array.shape[-1:]
+            square = array.ndim == 2 and tensors[place + BASE].shape == wide * 2
+            require(square, f"{place + BASE!r} has shape {tensors[place + BASE].shape}")
             found[place + PLAIN] = projection(array, tensors[place + BASE])
         elif not name.endswith(BASE):
             found[name] = array

@@ -5,6 +5,7 @@ the formulas of the libraries that write them. Other kinds are named as what the
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +16,22 @@ import ml_dtypes
 import numpy as np
 
 from ftjax.errors import UserError, require
-from ftjax.formats.jsons import read_json
-from ftjax.formats.weights import Weights
+from ftjax.formats.jsons import check, read_json
+from ftjax.formats.weights import Weights, weight_files
+from ftjax.options import Count, Positive, Size
 
 TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 STATE = "quant_state.bitsandbytes__"  # then nf4 or fp4: JSON, as bytes
 INTERLEAVED = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # AWQ: where in a word each of eight outputs is
 PACKED = 32  # bits of a word
-DAMAGED = (LookupError, ValueError, TypeError, MemoryError)  # what wrong sizes and numbers lead to
+DAMAGED = (
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+)  # what wrong sizes and numbers lead to
 Parts = Mapping[str, Any]  # of a matrix, by the names after its module's
 
 
@@ -36,9 +45,11 @@ def quantization(folder: Path) -> dict[str, Any]:
     found = (read_json(config) if config.exists() else {}).get("quantization_config") or {}
     require(isinstance(found, dict), f"{config}: quantization_config={found!r} is no object")
     if not found and (folder / "quantize_config.json").exists():  # as AutoGPTQ wrote it
-        found = {"quant_method": "gptq", **read_json(folder / "quantize_config.json")}
+        config = folder / "quantize_config.json"
+        found = {"quant_method": "gptq", **read_json(config)}
     if not found:
         return {}
+    check(config, found, Quantization)
     kind = found.get("quant_method")
     if kind is None and (found.get("load_in_4bit") or found.get("load_in_8bit")):
         kind = "bitsandbytes"
@@ -54,11 +65,36 @@ def quantization(folder: Path) -> dict[str, Any]:
         details = {k: found[k] for k in ("bits", "format", "fmt", "version") if k in found}
         said = "".join(f", {key} {value}" for key, value in details.items())
         raise UserError(
-            f"{folder} is quantized by {kind}{said}, which is not read; bitsandbytes, GPTQ of 2, 4 "
-            "and 8 bits and AWQ of 4 bits (gemm) are. Save it dequantized, with the library that "
-            "wrote it"
+            f"{config}: the model is quantized by {kind}{said}, which is not read; bitsandbytes, "
+            "GPTQ of 2, 4 and 8 bits and AWQ of 4 bits (gemm) are. Save it dequantized, with the "
+            "library that wrote it"
         )
     return {**found, "quant_method": kind}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What keys may be that say how a model is quantized, with examples."""
+
+    quant_method: str | None = "gptq"
+    bits: Positive = 4
+    group_size: Count = 128
+    version: str | None = "gemm"
+    format: str | None = "gemm"
+    checkpoint_format: str | None = "gptq"
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+
+
+@dataclass(frozen=True)
+class State:
+    """The same of a matrix of bitsandbytes' in 4 bits."""
+
+    shape: list[Size] = ()
+    dtype: str = "float16"
+    blocksize: Size = 64
+    nested_blocksize: Size = 256
+    nested_offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +102,7 @@ class Dequantized:
     """A matrix, computed whole when it is sliced.
 
     Attributes:
-        name: of its module, for messages.
+        name: of its folder and module, for messages.
         shape: as a plain folder stores it.
         dtype: that it is rounded to.
         compute: gives it.
@@ -84,9 +120,9 @@ class Dequantized:
         try:
             array = self.compute()
         except DAMAGED as error:
-            raise UserError(f"the quantized matrix {self.name!r} is damaged: {error}") from error
+            raise UserError(f"{self.name} is damaged: {error}") from error
         fits = array.shape == self.shape
-        require(fits, f"the matrix {self.name!r} is of {array.shape}, not {self.shape}")
+        require(fits, f"{self.name} is of {array.shape}, not {self.shape}")
         return array.astype(self.dtype).astype(dtype or self.dtype, copy=False)
 
 
@@ -97,6 +133,7 @@ def plain_weights(folder: Path) -> dict[str, Any]:
         UserError: a part of a quantized matrix is absent.
     """
     settings, stored = quantization(folder), Weights(folder)
+    files = ", ".join(map(str, weight_files(folder)))
     config = read_json(folder / "config.json")
     # What GPT-2's kernels are turned to before bitsandbytes has them.
     turned = config.get("model_type") == "gpt2"
@@ -110,13 +147,14 @@ def plain_weights(folder: Path) -> dict[str, Any]:
         if not name.endswith(ends):
             continue
         module = name.removesuffix(ends)
+        matrix = f"{files}: the matrix {module!r}"
         parts = {n.removeprefix(f"{module}."): stored[n] for n in _own(stored, module)}
         try:
-            found = opened(module, parts, settings, np.dtype(usual), turned)
+            found = opened(matrix, parts, settings, np.dtype(usual), turned)
         except KeyError as error:
-            raise UserError(f"{folder}: the matrix {module!r} lacks its {error}") from None
+            raise UserError(f"{matrix} lacks its {error}") from None
         except DAMAGED as error:
-            raise UserError(f"{folder}: the matrix {module!r} is damaged: {error}") from error
+            raise UserError(f"{matrix} is damaged: {error}") from error
         if found is not None:
             tensors[f"{module}.weight"] = found
             used.update(f"{module}.{n}" for n in parts if n != "bias")
@@ -146,7 +184,13 @@ def _bitsandbytes(
     if not states:
         return None
     state = json.loads(bytes(np.asarray(parts[states[0]])))
-    shape = tuple(int(size) for size in state["shape"])
+    check(states[0], state, State)
+    shape, blocks = tuple(state["shape"]), math.prod(parts["weight.absmax"].shape)
+    size = math.prod(shape)
+    whole = size <= 2 * math.prod(parts["weight"].shape) and blocks == -(
+        -size // state["blocksize"]
+    )
+    require(len(shape) == 2 and whole, f"it has not as many numbers as the shape {shape}")
     compute = partial(_four_bits, parts, state, turned)
     # Rounded as the library does, to the type that the matrix had.
     dtype = np.dtype(TYPES.get(state["dtype"], dtype))
@@ -156,6 +200,7 @@ def _bitsandbytes(
 def _eight_bits(parts: Mapping[str, Any], turned: bool) -> np.ndarray:
     """code · scale / 127, with a scale an output (Dettmers et al. 2022, LLM.int8)."""
     scales = np.asarray(parts["SCB"], np.float32)
+    require(scales.shape == parts["weight"].shape[:1], f"SCB has shape {scales.shape}")
     matrix = np.asarray(parts["weight"]).astype(np.float32) * scales[:, None] / 127
     return matrix.T if turned else matrix
 
@@ -207,6 +252,8 @@ def _grouped_rows(
         size = settings["group_size"] if settings["group_size"] > 0 else len(codes)
         group = np.arange(len(codes)) // size
     scales = np.asarray(parts["scales"], np.float32)
+    wide = scales.shape[1:] == zeros.shape[1:] == codes.shape[1:]
+    require(wide, f"scales have shape {scales.shape}, and zeros {zeros.shape}")
     matrix = scales[group] * (codes - zeros[group]).astype(np.float32)
     return matrix if turned else matrix.T
 
@@ -229,6 +276,8 @@ def _interleaved(parts: Mapping[str, Any]) -> np.ndarray:
 
     scales = np.asarray(parts["scales"], np.float32)
     matrix, zeros = codes("qweight"), codes("qzeros")
+    wide = scales.shape == zeros.shape and scales.shape[1:] == matrix.shape[1:]
+    require(wide, f"scales have shape {scales.shape}, and zeros {zeros.shape}")
     size = len(matrix) // len(scales)
     whole = np.repeat(scales, size, 0) * (matrix - np.repeat(zeros, size, 0)).astype(np.float32)
     return whole.T

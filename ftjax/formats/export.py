@@ -1,6 +1,7 @@
 """A tuned model as a Hugging Face folder or an adapter folder."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from uuid import uuid4
 
 import jax
 import numpy as np
+from safetensors import SafetensorError
 
 from ftjax.errors import UserError, nearest
 from ftjax.formats import hf, peft, sentences
@@ -26,10 +28,12 @@ from ftjax.formats.folder import (
 from ftjax.formats.gguf import is_gguf
 from ftjax.formats.gguf_tokenizer import end_tokens
 from ftjax.formats.jsons import read_json, write_json
+from ftjax.formats.modules import POOLING
 from ftjax.formats.plain import Plain
 from ftjax.formats.shards import FLOATS, SHARD_BYTES
 from ftjax.formats.tokenizer_files import copy_files
 from ftjax.formats.vocabulary import sized
+from ftjax.methods import name_of
 from ftjax.models import kind_of
 from ftjax.parallel.agreement import first, raise_together
 from ftjax.parallel.gather import fetched
@@ -37,7 +41,8 @@ from ftjax.paths import Flat
 from ftjax.remote import DRIVERS, is_remote, uploaded
 from ftjax.tuned import Tuned
 
-GENERATION = "generation_config.json"
+GENERATION, CARD = "generation_config.json", "README.md"
+LABELS = "labels.json"  # of an adapter's folder: names of its head's outputs
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Exported:
     shard_bytes: int = SHARD_BYTES
 
 
-def export_hf(output: Path, exported: Exported, own_head: bool = False) -> None:
+def export_hf(output: Path, exported: Exported, own_head: bool = False) -> str:
     """Writes the merged model, as `transformers` calls the family's model with this head.
 
     `transformers` has no mean-pooling BERT classifier and no embeddings of sentences, so for those
@@ -74,7 +79,10 @@ def export_hf(output: Path, exported: Exported, own_head: bool = False) -> None:
     Args:
         output: the folder.
         exported: what is written.
-        own_head: the folder is for another run of ours: the head is always among its tensors.
+        own_head: the folder is for another run of ours, of whatever head.
+
+    Returns:
+        What `transformers` cannot read of it; empty for nothing.
 
     Raises:
         UserError: the method cannot be merged.
@@ -87,15 +95,17 @@ def export_hf(output: Path, exported: Exported, own_head: bool = False) -> None:
     base, paths = open_weights(source), list(tuned.base.shapes)
     plain = Plain(tuned, exported.params, base)
     encoder = sentences.plain_encoder(tuned)
-    if encoder and not own_head:
+    if encoder:
         paths = [path for path in paths if not tuned.names.in_head(path)]
-    tensors = plain.tensors(paths, prefix=own_head or not encoder)
+    tensors = plain.tensors(paths, prefix=not encoder)
     if encoder or own_head:
-        tensors |= _left_out(tuned, base, paths, tuned.names.prefix if own_head else "")
-    head = tuned.config.heads.get(tuned.model.head) if own_head or not encoder else None
+        tensors |= _left_out(tuned, base, paths, "" if encoder else tuned.names.prefix)
+    head = None if encoder else tuned.config.heads.get(tuned.model.head)
     config["architectures"] = [head.architecture if head else tuned.family.MODEL]
-    if head and exported.problem:
-        config |= {**sentences.labels_of(exported.names), "problem_type": exported.problem}
+    if exported.names:
+        config |= sentences.labels_of(exported.names)
+    if exported.problem:
+        config["problem_type"] = exported.problem
     padded = kind_of(config) == "decoder" and tuned.model.head == "classification"
     if padded and config.get("pad_token_id") is None:
         config["pad_token_id"] = _pad(source)
@@ -104,11 +114,14 @@ def export_hf(output: Path, exported: Exported, own_head: bool = False) -> None:
         _name_pad(output, config["pad_token_id"])
     if tuned.model.head in ("causal_lm", "seq2seq_lm"):
         _write_generation(output, source)
-    if own_head:
+    if own_head and tuned.model.head != "classification":  # of which the pooling is its own
         copy_files(source, output, ("1_Pooling/config.json", GENERATION))
-    elif encoder:
+    if encoder:
         after = {path: plain.leaf(path) for path in tuned.base.shapes if tuned.names.in_head(path)}
         sentences.write_modules(output, source, tuned, after, exported.names)
+    if not own_head:
+        _write_card(output, exported, config["architectures"][0])
+    return sentences.described(tuned) if encoder else ""
 
 
 def _left_out(
@@ -158,11 +171,14 @@ def _write_generation(output: Path, source: Path) -> None:
     write_json(output / GENERATION, json.loads(settings.to_json_string()))
 
 
-def export_peft(output: Path, exported: Exported) -> None:
+def export_peft(output: Path, exported: Exported) -> str:
     """Writes an adapter folder that `peft` loads: with its head, without the base.
 
     Where the folder would be the plain encoder, so is what the adapter is of, and what comes after
     it lies beside it as modules of sentence-transformers.
+
+    Returns:
+        What PEFT cannot read of it; empty for nothing.
 
     Raises:
         UserError: PEFT has no such method.
@@ -172,12 +188,36 @@ def export_peft(output: Path, exported: Exported) -> None:
     encoder, own = sentences.plain_encoder(tuned), _own(exported)
     text += f" {sentences.described(tuned)}" if encoder else ""
     peft.write(output, exported.source, tuned, own, text, exported.base)
-    if not encoder:
-        return
-    sentences.write_pooling(output, tuned)
-    if tuned.model.head != "embedding":
+    if names:  # in the order of the head's outputs, which PEFT has no place for
+        write_json(output / LABELS, list(names))
+    _write_beside(output, exported, own)
+    return sentences.described(tuned) if encoder else ""
+
+
+def _write_beside(output: Path, exported: Exported, own: Flat) -> None:
+    """What an adapter's library has no place for: pooling, and the head after means."""
+    tuned = exported.tuned
+    if sentences.plain_encoder(tuned):
         head = {path: np.asarray(x) for path, x in own.items() if tuned.names.in_head(path)}
-        sentences.write_dense(output, head, {"labels": list(names)})
+        sentences.write_beside(output, tuned, head, exported.names)
+    elif tuned.model.head == "classification" and (exported.source / POOLING).exists():
+        sentences.write_pooling(output, tuned)  # otherwise than the base's
+
+
+def _write_card(output: Path, exported: Exported, architecture: str) -> None:
+    """README.md of a merged model."""
+    tuned, names = exported.tuned, exported.names
+    encoder = sentences.plain_encoder(tuned)
+    lines = ["---", f"library_name: {'sentence-transformers' if encoder else 'transformers'}"]
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", exported.base):
+        lines.append(f"base_model: {exported.base}")
+    method = name_of(tuned.method)
+    lines += ["---", "", f"`{architecture}`, fine-tuned with ftjax ({method}).", ""]
+    if names:
+        lines += [f"Labels: {', '.join(names)}.", ""]
+    if encoder:
+        lines += [sentences.described(tuned), sentences.reading(tuned)]
+    (output / CARD).write_text("\n".join(lines), encoding="utf-8")
 
 
 def _own(exported: Exported) -> Flat:
@@ -247,7 +287,9 @@ def _require_empty(output: Path) -> None:
 def _export_adapterhub(output: Path, exported: Exported) -> str:
     tuned, own = exported.tuned, _own(exported)
     names, base = exported.names, exported.base
-    return export_adapterhub(output, exported.source, tuned, own, names, base=base)
+    note = export_adapterhub(output, exported.source, tuned, own, names, base=base)
+    _write_beside(output, exported, own)
+    return note
 
 
 def whole(output: Path, write: Callable[[Path], str | None]) -> str:
@@ -276,7 +318,7 @@ def whole(output: Path, write: Callable[[Path], str | None]) -> str:
                 uploaded(unfinished, output, last="config.json")
         except UserError as error:
             problem = error
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # the latter of a disk that is full
             late = beside and _is_filled(output)
             why = "another export was first" if late else f"could not be written: {error}"
             problem = UserError(f"{output}: {why}")

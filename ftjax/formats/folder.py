@@ -4,20 +4,29 @@ import hashlib
 import importlib.util
 import math
 import re
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from ftjax.errors import UserError
-from ftjax.formats import gguf, gguf_model, gguf_tokenizer
+from ftjax.errors import UserError, summary
+from ftjax.formats import gguf, gguf_model, gguf_tokenizer, modules
 from ftjax.formats.dequantize import plain_weights, quantization
 from ftjax.formats.digests import digests
-from ftjax.formats.jsons import read_json
+from ftjax.formats.guard import reading
+from ftjax.formats.jsons import check, read_json
 from ftjax.formats.shards import FLOATS
-from ftjax.formats.tokenizer_files import copy_files, require_packages, tokenizer_files
+from ftjax.formats.tokenizer_files import (
+    check_files,
+    copy_files,
+    require_packages,
+    require_sound,
+    tokenizer_files,
+)
 from ftjax.formats.weights import SINGLE, Weights, weight_files
 from ftjax.remote import copied, located
 
@@ -46,6 +55,7 @@ PACKAGED = {
         "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
+TRIED = "A text, to 1"
 LLAMAS = ("llama", "mistral", "mixtral", "phi3")  # model types whose tokenizer is Llama's
 DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja")
 
@@ -98,6 +108,24 @@ def hub_name(path: str, folder: Path) -> str:
     return "/".join(cached.groups()) if cached else path
 
 
+@dataclass(frozen=True)
+class Described:
+    """Keys of config.json whatever the family, with examples; of the rest, see `models.values`."""
+
+    model_type: str = "bert"
+    architectures: list[str] | None = ()
+    dtype: str | None = "float32"
+    torch_dtype: str | None = "float32"
+    num_labels: Annotated[int, "[0, 1000000]"] | None = 2
+    id2label: dict | None = None
+    label2id: dict | None = None
+
+
+def config_file(path: Path) -> Path:
+    """The file that describes a model."""
+    return path if gguf.is_gguf(path) else path / "config.json"
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a model, or what stands for it in a GGUF file, as of plain tensors.
 
@@ -107,16 +135,22 @@ def read_config(path: Path) -> dict[str, Any]:
     if gguf.is_gguf(path):
         return gguf_model.read_config(path)
     config = read_json(path / "config.json")
+    check(path / "config.json", config, Described)
     quantization(path)
     config.pop("quantization_config", None)
     return config
 
 
 def open_weights(path: Path) -> Mapping[str, Any]:
-    """A model's tensors by Hugging Face's names, each read when it is asked for or sliced."""
+    """A model's tensors by Hugging Face's names, each read when it is asked for or sliced.
+
+    With those of Dense modules of sentence-transformers, by their place and name there.
+    """
     if gguf.is_gguf(path):
         return gguf_model.Weights(path)
-    return plain_weights(path) if quantization(path) else Weights(path)
+    weights = plain_weights(path) if quantization(path) else Weights(path)
+    after = modules.tensors(path)
+    return ChainMap(after, weights) if after else weights
 
 
 def stored_dtype(path: Path) -> str:
@@ -144,13 +178,20 @@ def load_tokenizer(path: Path) -> Any:
         return gguf_tokenizer.build(path)
     import transformers
 
-    named = require_packages(path) and _class_of(path)
+    check_files(path)
+    own = require_packages(path) and _class_of(path)
+    kind = getattr(transformers, own or "AutoTokenizer")
     try:
-        kind = getattr(transformers, named or "AutoTokenizer")
-        return kind.from_pretrained(path, trust_remote_code=False)  # nor asks whether to
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} has no tokenizer that can be read: {reason}") from error
+        with reading(path, "has no tokenizer that can be read"):
+            # Nor asks whether to trust.
+            tokenizer = kind.from_pretrained(path, trust_remote_code=False)
+            tokenizer(TRIED)  # some say only then what is wrong
+            return tokenizer
+    except UserError:
+        require_sound(path)  # whose message names the file
+        raise
+    except ImportError as error:
+        raise UserError(f"{path} has no tokenizer that can be read: {summary(error)}") from error
 
 
 def _class_of(folder: Path) -> str | None:
@@ -195,30 +236,13 @@ def identity(path: Path) -> str:
     return digest.hexdigest()
 
 
-def pooling(folder: Path) -> str:
-    """ "mean" or "cls", by sentence-transformers' 1_Pooling/config.json; "cls" where absent."""
-    path = folder / "1_Pooling" / "config.json"
-    if not path.exists():
-        return "cls"
-    config = read_json(path)
-    mode = config.get("pooling_mode")
-    if mode in ("mean", "cls"):
-        return mode
-    if config.get("pooling_mode_mean_tokens"):
-        return "mean"
-    last = mode == "lasttoken" or config.get("pooling_mode_lasttoken")
-    own = last and read_config(folder).get("model_type") == "xlnet"  # whose texts end so
-    if config.get("pooling_mode_cls_token") or own:
-        return "cls"
-    raise UserError(f"{path}: only mean and cls pooling are implemented; set task.pooling")
-
-
 def fingerprint(path: Path) -> str:
     """sha256 over config.json and every weight file: what a checkpoint's base must equal."""
     if gguf.is_gguf(path):
         files, digest = [path], hashlib.sha256()
     else:
-        files, digest = weight_files(path), hashlib.sha256((path / "config.json").read_bytes())
+        files = [*weight_files(path), *modules.files(path)]
+        digest = hashlib.sha256((path / "config.json").read_bytes())
     for each in digests(files):
         digest.update(each)
     return digest.hexdigest()

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ftjax.errors import UserError
+from ftjax.errors import UserError, require
+from ftjax.formats.gguf_header import read_header
+from ftjax.formats.guard import reading, regular
+from ftjax.options import Option
 
 # Special tokens: Hugging Face's name → llama.cpp's.
 TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
@@ -23,7 +26,7 @@ class File:
         path: for messages.
         architecture: llama.cpp's name of it.
         metadata: by key.
-        tensors: the package's own, by llama.cpp's name; their data is mapped, not read.
+        tensors: by llama.cpp's name; their data is mapped, not read.
     """
 
     path: Path
@@ -31,24 +34,51 @@ class File:
     metadata: Mapping[str, Any]
     tensors: Mapping[str, Any]
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, kind: Any, default: Any = None) -> Any:
         """A number or text among the architecture's own keys.
 
+        Args:
+            key: after the architecture's name.
+            kind: what it may be, as an annotation, see `ftjax.options`.
+            default: where it is absent.
+
         Raises:
-            UserError: it differs from layer to layer, or is absent and has no default.
+            UserError: it is not what it may be, differs from layer to layer, or is absent and has
+                no default.
         """
         key = f"{self.architecture}.{key}"
         value = self.metadata.get(key, default)
         if value is None or isinstance(value, list):
             problem = "is absent" if value is None else "differs between layers"
             raise UserError(f"{self.path}: {key} {problem}, which is not implemented")
+        value = Option(kind, default, "").read(f"{self.path}: {key}", value)
         if isinstance(value, float):
             return float(str(np.float32(value)))  # 1e-05, not 9.999999747378752e-06
         return value
 
     def token_id(self, name: str) -> int | None:
-        """The special token that Hugging Face calls so, a key of `TOKENS`."""
-        return self.metadata.get(f"tokenizer.ggml.{TOKENS[name]}_token_id")
+        """The special token that Hugging Face calls so, a key of `TOKENS`.
+
+        Raises:
+            UserError: it is none of the tokens.
+        """
+        return self.token(f"{TOKENS[name]}_token_id")
+
+    def token(self, key: str) -> int | None:
+        """A token's number among the tokenizer's keys; None where it is absent."""
+        key = f"tokenizer.ggml.{key}"
+        number = self.metadata.get(key)
+        sound = number is None or (type(number) is int and number >= 0)
+        require(sound, f"{self.path}: {key}={number!r} is no number of a token")
+        return number
+
+    def tokens(self) -> list[str]:
+        """The tokenizer's, by their numbers; none where it is absent."""
+        tokens = self.metadata.get("tokenizer.ggml.tokens", [])
+        # Lists are of one kind.
+        sound = isinstance(tokens, list) and isinstance((tokens or [""])[0], str)
+        require(sound, f"{self.path}: tokenizer.ggml.tokens are no texts")
+        return tokens
 
 
 def is_gguf(path: Path) -> bool:
@@ -62,25 +92,16 @@ def read(path: Path) -> File:
     Raises:
         UserError: the file is absent, truncated, no GGUF file, or one part of several.
     """
-    try:
-        found = path.stat()
-    except OSError:
-        raise UserError(f"{path} does not exist") from None
+    found = regular(path).stat()
     return _read(path, found.st_mtime_ns, found.st_size)
 
 
 @lru_cache(maxsize=1)
 def _read(path: Path, changed: int, size: int) -> File:
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(path)
-        metadata = {name: entry.contents() for name, entry in reader.fields.items()}
-    except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
-        raise UserError(f"{path} is not a GGUF file, or is truncated: {error}") from error
-    if metadata.get("split.count", 1) > 1:
-        raise UserError(f"{path} is a part of a split model; join the parts with llama-gguf-split")
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    with reading(path, "is not a GGUF file, or is truncated"):
+        metadata, tensors = read_header(path)
+        parts = metadata.get("split.count", 1)
+        require(parts in (0, 1), "is a part of a split model; join the parts with llama-gguf-split")
     return File(path, str(metadata.get("general.architecture")), metadata, tensors)
 
 

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ftjax.errors import UserError
+from ftjax.errors import UserError, require
 from ftjax.formats.gguf import File, read
+from ftjax.formats.guard import reading
+from ftjax.options import Above0, Layers, Natural, NotNegative, Size
 
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LAYER = {
@@ -104,12 +106,13 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = read(path)
     kind = architecture(file)
-    if "token_embd.weight" not in file.tensors:
+    table = file.tensors.get("token_embd.weight")
+    if table is None or len(table.shape) != 2:
         raise UserError(f"{path} lacks the tensor 'token_embd.weight'")
     return {
         "model_type": kind.model_type,
         "architectures": [kind.name],
-        "vocab_size": int(file.tensors["token_embd.weight"].shape[-1]),  # innermost first
+        "vocab_size": table.shape[-1],  # innermost first
         **kind.config(file),
         **{f"{name}_token_id": file.token_id(name) for name in ("bos", "eos", "pad")},
     }
@@ -144,14 +147,17 @@ class Weights(Mapping[str, np.ndarray]):
         stored, module = self._stored[name]
         file, kind, tensor = self._file, self._kind, self._file.tensors[stored]
         try:
-            array = np.array(dequantize(tensor.data, tensor.tensor_type), np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                array = np.array(dequantize(tensor.data, tensor.tensor_type), np.float32)
         except NotImplementedError:
             form = tensor.tensor_type.name
             raise UserError(
                 f"{file.path}: tensor {stored!r} is stored as {form}, which is not supported"
             ) from None
         if module in kind.permuted:
-            heads = file.get(kind.permuted[module], file.get("attention.head_count"))
+            heads = file.get(kind.permuted[module], Size, file.get("attention.head_count", Size))
+            fits = array.ndim and len(array) % (2 * heads) == 0
+            require(fits, f"{file.path}: tensor {stored!r} of {array.shape} has not {heads} heads")
             pairs = array.reshape(heads, -1, 2, *array.shape[1:])
             return pairs.swapaxes(1, 2).reshape(array.shape)
         if module.endswith("norm") and name.endswith("weight"):
@@ -187,19 +193,20 @@ def stored_dtype(path: Path) -> str:
 
 def _llama(file: File) -> dict[str, Any]:
     """What the kin of Llama share."""
-    if file.get("expert_count", 0):
+    if file.get("expert_count", Natural, 0):
         raise UserError(f"{file.path}: experts in GGUF files are not implemented")
-    heads, size = file.get("attention.head_count"), file.get("embedding_length")
-    head_dim = file.get("attention.key_length", size // heads)
+    heads = file.get("attention.head_count", Size)
+    size = file.get("embedding_length", Size)
+    head_dim = file.get("attention.key_length", Size, max(size // heads, 1))
     return {
         "hidden_size": size,
-        "intermediate_size": file.get("feed_forward_length"),
-        "num_hidden_layers": file.get("block_count"),
+        "intermediate_size": file.get("feed_forward_length", Size),
+        "num_hidden_layers": file.get("block_count", Layers),
         "num_attention_heads": heads,
-        "num_key_value_heads": file.get("attention.head_count_kv", heads),
+        "num_key_value_heads": file.get("attention.head_count_kv", Size, heads),
         "head_dim": head_dim,
-        "max_position_embeddings": file.get("context_length"),
-        "rms_norm_eps": file.get("attention.layer_norm_rms_epsilon"),
+        "max_position_embeddings": file.get("context_length", Size),
+        "rms_norm_eps": file.get("attention.layer_norm_rms_epsilon", NotNegative),
         "rope_parameters": _rope(file, head_dim),
         "tie_word_embeddings": _tied(file),
         "attention_bias": "blk.0.attn_q.bias" in file.tensors,
@@ -213,9 +220,10 @@ def _rope(file: File, head_dim: int) -> dict[str, Any]:
     Raises:
         UserError: it is scaled in a way that is not implemented.
     """
-    theta, scaling = file.get("rope.freq_base", 10_000.0), file.get("rope.scaling.type", "none")
+    theta = file.get("rope.freq_base", Above0, 10_000.0)
+    scaling = file.get("rope.scaling.type", str, "none")
     given = {"rope_type": "default", "rope_theta": theta}
-    rotated = file.get("rope.dimension_count", head_dim)
+    rotated = file.get("rope.dimension_count", Size, head_dim)
     if scaling not in ("none", "linear") or (rotated != head_dim and architecture(file).permuted):
         raise UserError(
             f"{file.path}: rope.scaling.type={scaling!r} over {rotated} of {head_dim} features is "
@@ -224,10 +232,18 @@ def _rope(file: File, head_dim: int) -> dict[str, Any]:
     if rotated != head_dim:
         given["partial_rotary_factor"] = rotated / head_dim
     if scaling == "linear":
-        return {**given, "rope_type": "linear", "factor": file.get("rope.scaling.factor", 1.0)}
+        return {
+            **given,
+            "rope_type": "linear",
+            "factor": file.get("rope.scaling.factor", Above0, 1.0),
+        }
     if "rope_freqs.weight" in file.tensors:
         divisors = np.asarray(file.tensors["rope_freqs.weight"].data, np.float64)
-        return {**given, **_llama3(divisors, theta, file.path)}
+        with (
+            reading(file.path, "has rope_freqs.weight that cannot be read"),
+            np.errstate(divide="raise", invalid="raise"),
+        ):
+            return {**given, **_llama3(divisors, theta, file.path)}
     return given
 
 
@@ -261,7 +277,10 @@ def _llama3(divisors: np.ndarray, theta: float, path: Path) -> dict[str, Any]:
 
 
 def _phi3(file: File) -> dict[str, Any]:
-    return {**_llama(file), "sliding_window": file.get("attention.sliding_window", 0) or None}
+    return {
+        **_llama(file),
+        "sliding_window": file.get("attention.sliding_window", Natural, 0) or None,
+    }
 
 
 def _gemma(file: File) -> dict[str, Any]:
@@ -278,19 +297,19 @@ def _gemma2(file: File, largest: int = 46) -> dict[str, Any]:
     return {
         **config,
         "query_pre_attn_scalar": scalar,
-        "sliding_window": file.get("attention.sliding_window", 4096),
-        "attn_logit_softcapping": file.get("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": file.get("final_logit_softcapping", 30.0),
+        "sliding_window": file.get("attention.sliding_window", Natural, 4096),
+        "attn_logit_softcapping": file.get("attn_logit_softcapping", Above0, 50.0),
+        "final_logit_softcapping": file.get("final_logit_softcapping", Above0, 30.0),
     }
 
 
 def _gemma3(file: File) -> dict[str, Any]:
     """Gemma 3, which caps nothing; every sixth layer sees all, and is rotated otherwise."""
     config = _gemma2(file, largest=62)
-    every = file.get("attention.sliding_window_pattern", 6)
+    every = file.get("attention.sliding_window_pattern", Size, 6)
     numbers = range(1, config["num_hidden_layers"] + 1)
     kinds = ["sliding_attention" if n % every else "full_attention" for n in numbers]
-    local = {"rope_type": "default", "rope_theta": file.get("rope.freq_base_swa", 10_000.0)}
+    local = {"rope_type": "default", "rope_theta": file.get("rope.freq_base_swa", Above0, 10_000.0)}
     return {
         **config,
         "layer_types": kinds,
@@ -299,18 +318,18 @@ def _gemma3(file: File) -> dict[str, Any]:
             "sliding_attention": local,
         },
         "attn_logit_softcapping": None,
-        "final_logit_softcapping": file.get("final_logit_softcapping", 0.0) or None,
+        "final_logit_softcapping": file.get("final_logit_softcapping", NotNegative, 0.0) or None,
     }
 
 
 def _gpt2(file: File) -> dict[str, Any]:
     return {
-        "n_embd": file.get("embedding_length"),
-        "n_inner": file.get("feed_forward_length"),
-        "n_layer": file.get("block_count"),
-        "n_head": file.get("attention.head_count"),
-        "n_positions": file.get("context_length"),
-        "layer_norm_epsilon": file.get("attention.layer_norm_epsilon"),
+        "n_embd": file.get("embedding_length", Size),
+        "n_inner": file.get("feed_forward_length", Size),
+        "n_layer": file.get("block_count", Layers),
+        "n_head": file.get("attention.head_count", Size),
+        "n_positions": file.get("context_length", Size),
+        "layer_norm_epsilon": file.get("attention.layer_norm_epsilon", NotNegative),
         "tie_word_embeddings": _tied(file),
     }
 

@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftjax.errors import UserError
+from ftjax.errors import UserError, require
 from ftjax.formats.gguf import TOKENS, read
+from ftjax.formats.guard import reading
+from ftjax.formats.jsons import check
+from ftjax.options import Size
 
 CONTROL, USER_DEFINED = 3, 4  # types of tokens that are found in text before it is split
 CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 WORDS = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LINES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LONGEST = 4096  # characters of a token, far above any; what they are made of is tried out
 SPACE = "▁"  # how SentencePiece spells it
 # Of texts, turns and messages: tokens that end what is written, besides those that a file names.
 ENDS = ("eos", "eot", "eom")
@@ -68,6 +72,20 @@ KINDS = {
 }
 
 
+@dataclass(frozen=True)
+class Said:
+    """Keys after `tokenizer.ggml.`, with examples."""
+
+    model: str = "gpt2"
+    pre: str = "smollm"
+    token_type: list = ()
+    scores: list = ()
+    merges: list = ()
+    add_bos_token: bool = True
+    add_eos_token: bool = False
+    add_space_prefix: bool = True
+
+
 def build(path: Path) -> Any:
     """The tokenizer, with its special tokens and its chat template.
 
@@ -90,34 +108,39 @@ def build(path: Path) -> Any:
         for name, value in file.metadata.items()
         if name.startswith("tokenizer.ggml.")
     }
-    tokens, types = said.get("tokens", []), said.get("token_type", [])
+    check(path, said, Said, "tokenizer.ggml.")
+    tokens, types = file.tokens(), said.get("token_type", [])
+    longest = max(map(len, tokens), default=0)
+    require(longest <= LONGEST, f"{path} has a token of {longest} characters")
     numbers = {name: file.token_id(name) for name in TOKENS}
     if max(number or 0 for number in numbers.values()) >= len(tokens):
         raise UserError(f"{path} lacks its tokenizer's tokens")
     special = {f"{name}_token": tokens[n] for name, n in numbers.items() if n is not None}
     make, starts = _maker(path, said, file.architecture)
-    try:
+    template = file.metadata.get("tokenizer.chat_template")
+    require(isinstance(template, str | None), f"{path}: tokenizer.chat_template is no text")
+    most = file.get("context_length", Size)
+    with reading(path, "has a tokenizer that cannot be read"):
         tokenizer = make(said, special.get("unk_token"))
-    except Exception as error:
-        raise UserError(f"{path}: the tokenizer cannot be read: {error!r}") from error
-    kinds = dict(zip(tokens, types, strict=False))
-    control = {token for token in tokens if kinds.get(token) == CONTROL} | {*special.values()}
-    whole = [token for token in tokens if kinds.get(token) == USER_DEFINED]
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in whole])
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in tokens if t in control])
-    start = "bos_token" in special and said.get("add_bos_token", starts)
-    end = "eos_token" in special and said.get("add_eos_token", False)
-    if start or end:
-        ends = [special["bos_token"]] * start, [special["eos_token"]] * end
-        tokenizer.post_processor = _template(*ends, tokenizer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        chat_template=file.metadata.get("tokenizer.chat_template"),
-        model_max_length=file.get("context_length"),
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
-        **special,
-    )
+        kinds = dict(zip(tokens, types, strict=False))
+        control = {token for token in tokens if kinds.get(token) == CONTROL} | {*special.values()}
+        whole = [token for token in tokens if kinds.get(token) == USER_DEFINED]
+        own = [token for token in tokens if token in control]
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in whole])
+        tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in own])
+        start = "bos_token" in special and said.get("add_bos_token", starts)
+        end = "eos_token" in special and said.get("add_eos_token", False)
+        if start or end:
+            ends = [special["bos_token"]] * start, [special["eos_token"]] * end
+            tokenizer.post_processor = _template(*ends, tokenizer)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            chat_template=template,
+            model_max_length=most,
+            clean_up_tokenization_spaces=False,
+            model_input_names=["input_ids", "attention_mask"],
+            **special,
+        )
 
 
 def end_tokens(path: Path) -> list[int]:
@@ -126,9 +149,9 @@ def end_tokens(path: Path) -> list[int]:
     The file names some (`tokenizer.ggml.eos_token_id`, `eot`, `eom`); others are known by what they
     are spelled.
     """
-    metadata = read(path).metadata
-    named = [metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ENDS]
-    number = {token: i for i, token in enumerate(metadata.get("tokenizer.ggml.tokens", []))}
+    file = read(path)
+    named = [file.token(f"{end}_token_id") for end in ENDS]
+    number = {token: i for i, token in enumerate(file.tokens())}
     harmony = any(several <= number.keys() for several in HARMONY)
     spelled = [t for t in END_TEXTS if t in number and not (harmony and t == "<|end|>")]
     ends = [*(end for end in named if end is not None), *(number[text] for text in spelled)]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from ftjax.errors import UserError, nearest
@@ -15,10 +14,10 @@ from ftjax.formats.folder import write_tokenizer
 from ftjax.formats.jsons import write_json
 from ftjax.formats.names import Names, Part, shape_of
 from ftjax.formats.shards import SHARD_BYTES, write_weights
+from ftjax.formats.weights import NUMBERS
 from ftjax.paths import Flat, expand
 
 ROWS = 8192  # that are compared at a time
-NUMBERS = [np.dtype(kind) for kind in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)]
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,16 @@
 """JSON objects in files."""
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ftjax.errors import UserError
+from ftjax.errors import UserError, summary
+from ftjax.formats.guard import regular
+from ftjax.options import options
+
+SURROGATE = r"\\u[dD][89a-fA-F]"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -13,15 +19,51 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is absent or not a JSON object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (ValueError, RecursionError) as error:  # ValueError: of its text, encoding or numbers
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+    value = read_value(path)
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object")
     return value
+
+
+def read_value(path: Path) -> Any:
+    """What a JSON file holds; raises as `read_json`."""
+    try:
+        text = regular(path).read_text(encoding="utf-8")
+        value = json.loads(text)
+        if re.search(SURROGATE, text):  # of which a half alone cannot be written anywhere
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except UserError:
+        raise
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path} has half a character, which no text is: {error}") from error
+    except (ValueError, RecursionError) as error:  # numbers too long, too many brackets
+        raise UserError(f"{path} is not valid JSON: {summary(error)}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def check(file: Any, values: Mapping[str, Any], schema: type, inside: str = "") -> None:
+    """Raises UserError where a value is not what its key's annotation says.
+
+    Args:
+        file: that messages name.
+        values: that it holds; keys that the schema does not have may be anything.
+        schema: a dataclass, see `ftjax.options`; its defaults are examples.
+        inside: what comes before the keys in messages.
+    """
+    for name, option in options(schema).items():
+        if name not in values:
+            continue
+        key, value = f"{file}: {inside}{name}", values[name]
+        if option.kind is str and not isinstance(value, str):  # as which a command line's may pass
+            example = f"str expected, as in {option.default!r}"
+            raise UserError(f"{key}={value!r} has the wrong type: {example}")
+        option.read(key, value)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -23,6 +23,7 @@ PASSED_OVER = (
     r"(discriminator_predictions|generator_predictions|generator_lm_head)\..*",
     r"(lm|mask)_predictions\..*",
     r"(deberta\.)?embeddings\.position_embeddings\.weight",
+    r"[^.]+\.(linear|residual)\.(weight|bias)",  # Dense modules of sentence-transformers
 )
 WORDS = ("words/embedding", "embeddings/word/embedding")
 
@@ -134,8 +135,14 @@ class Names:
         return module in self.head and leaf in LEAVES
 
 
-def names_of(family: ModuleType, config: Any, head: str | None) -> Names:
+def names_of(family: ModuleType, config: Any, head: str | None, dense: Sequence[Any] = ()) -> Names:
     """What Hugging Face calls the modules of a model with this head.
+
+    Args:
+        family: the module of the model's family.
+        config: the family's `Config`.
+        head: of the model.
+        dense: see `ftjax.formats.modules.dense_layers`.
 
     Raises:
         UserError: the family has no such head.
@@ -143,7 +150,8 @@ def names_of(family: ModuleType, config: Any, head: str | None) -> Names:
     if head not in (None, "embedding", *config.heads):
         known = ", ".join(sorted(config.heads))
         raise UserError(f"{family.HF_PREFIX} has no head for {head!r} (it has {known})")
-    modules = config.heads[head].modules if head in config.heads else {}
+    modules = dict(config.heads[head].modules) if head in config.heads else {}
+    modules |= {f"dense_{i}": f"{layer.place}.linear" for i, layer in enumerate(dense)}
     # A folder may hold other heads, copies of tied tensors, and buffers.
     others = [part for other in config.heads.values() for part in other.modules.values()]
     theirs = {part if isinstance(part, str) else part.name for part in others}

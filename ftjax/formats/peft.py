@@ -13,7 +13,9 @@ from ftjax.errors import UserError, nearest, require
 from ftjax.formats import hf
 from ftjax.formats import peft_tables as tables
 from ftjax.formats.folder import open_weights, read_json
-from ftjax.formats.peft_config import agree, named, patterns, refuse, written
+from ftjax.formats.guard import named
+from ftjax.formats.names import shape_of
+from ftjax.formats.peft_config import agree, method_of, patterns, refuse, written
 from ftjax.formats.peft_forms import FORMS, Form
 from ftjax.formats.peft_places import (
     INSIDE,
@@ -28,7 +30,7 @@ from ftjax.formats.peft_places import (
     uncut,
 )
 from ftjax.formats.peft_saved import changed, plain_names, refuse_resized, saved
-from ftjax.formats.weights import tensors_of
+from ftjax.formats.weights import arrays_of
 from ftjax.methods import hyperparameters
 from ftjax.paths import Flat, expand
 from ftjax.pretrained import placed
@@ -135,11 +137,16 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder is damaged, or its method is not known here.
     """
-    config, tensors = read_json(folder / CONFIG), plain_names(_open(folder))
-    name = named(folder / CONFIG, config)
+    config, tensors = read_json(folder / CONFIG), _open(folder)
+    name = method_of(folder / CONFIG, config)
     form = FORMS[name]
     refuse(form, folder / CONFIG, config)
     settings = {ours: config[theirs] for ours, theirs in form.fields.items() if theirs in config}
+    for key in ("rank", "length"):  # of which there would be room made for as many
+        largest = max((n for x in tensors.values() for n in x.shape), default=0)
+        most = settings.get(key, 0)
+        theirs = form.fields.get(key)
+        require(most <= largest, f"{folder / CONFIG}: {theirs}={most}, and no tensor is as large")
     if form.table:
         return {"name": name, **settings}
     selected: dict[str, tuple[str, ...]] = {}
@@ -176,13 +183,13 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
     """
     tuned = _adapter(tuned)
     form, config = form_of(tuned), read_json(folder / CONFIG)
-    tensors = plain_names(_open(folder))
-    if form.kind == "ADALORA":
-        tensors = uncut(str(folder / WEIGHTS), tensors, config.get("rank_pattern") or {})
+    tensors = _open(folder)
     known = (tuned.names.prefix, tuned.names.usual)
     prefixes = [f"{INSIDE}{prefix}." for prefix in known if prefix] + [INSIDE]
     inside = next(p for p in prefixes if p == INSIDE or any(k.startswith(p) for k in tensors))
     agree(tuned, form, folder / CONFIG, config, inside.removeprefix(INSIDE))
+    if form.kind == "ADALORA":
+        tensors = uncut(str(folder / WEIGHTS), tensors, config.get("rank_pattern") or {})
     used, loaded, absent = set(), {}, []
     for path in own_paths(tuned, form):
         shape, layers = tuned.shapes[path].shape, []
@@ -210,15 +217,16 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
             continue
         used.update(key for key, _ in stored)
         arrays = [tensors[key] for key, _ in stored]
-        value = hf.Stored(tuned.shapes[path].shape, arrays, stored[0][1], path.rsplit("/", 1)[1])
-        loaded[path] = value.read(tuple(slice(None) for _ in value.shape), np.float32)
-        if loaded[path].shape != value.shape:
+        wanted, kind = tuned.shapes[path].shape, path.rsplit("/", 1)[1]
+        if shape_of(arrays[0].shape, stored[0][1], kind) != wanted:
             if tuned.base.of_words:
-                refuse_resized(str(folder / WEIGHTS), stored[0][0], arrays[0].shape, value.shape)
+                refuse_resized(str(folder / WEIGHTS), stored[0][0], arrays[0].shape, wanted)
             raise UserError(
                 f"{folder / WEIGHTS}: {stored[0][0]!r} has shape {arrays[0].shape}, but "
-                f"parameter {path!r} needs {value.shape} (transposed)"
+                f"parameter {path!r} needs {wanted} (transposed)"
             )
+        value = hf.Stored(wanted, arrays, stored[0][1], kind)
+        loaded[path] = value.read(tuple(slice(None) for _ in wanted), np.float32)
     rest = {key: array for key, array in tensors.items() if key not in used}
     loaded |= saved(tuned, {**params, **loaded}, rest, config, inside, str(folder / WEIGHTS))
     return {**params, **{path: placed(x, params[path]) for path, x in loaded.items()}}, absent
@@ -234,8 +242,5 @@ def _open(folder: Path) -> dict[str, np.ndarray]:
     file = pickled if pickled.exists() and not file.exists() else file
     if not file.exists():
         raise UserError(f"{folder} has no {WEIGHTS}")
-    tensors = tensors_of(file)
-    for name, tensor in tensors.items():
-        numbers = np.dtype(tensor.dtype) in hf.NUMBERS
-        require(numbers, f"{file}: {name!r} is stored as {tensor.dtype}, which is not read")
-    return {name: np.asarray(tensor) for name, tensor in tensors.items()}
+    with named(file):
+        return plain_names(arrays_of(file))

@@ -3,17 +3,19 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from ftjax.errors import UserError, nearest, require
 from ftjax.formats import peft_tables as tables
+from ftjax.formats.jsons import check
 from ftjax.formats.names import Part
 from ftjax.formats.peft_forms import FORMS, Form
 from ftjax.formats.peft_places import INSIDE, TASKS, Piece, own_paths, part_of, pieces_of, prefixed
+from ftjax.options import Count, Layers, Natural, Share, Size
 from ftjax.tuned import Tuned
 
 # Keys that are read, or that change nothing of what a saved adapter computes, besides those of
@@ -32,7 +34,40 @@ KEYS = (
 )
 CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # inits that change base weights
 TURNING = ("LORA", "VERA", "IA3", "ADALORA")  # kinds that say whether kernels are (in, out)
+Token = Annotated[int, "[0, 1000000000]"]
 MERGE = "merge it into its base with peft (merge_and_unload) and load that as model.path"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What keys of `adapter_config.json` may be that are read, with examples."""
+
+    peft_type: str = "LORA"
+    r: Natural = 8
+    init_r: Natural = 12
+    target_r: Natural = 8
+    lora_alpha: float = 16
+    alpha: float = 8
+    lora_dropout: Share = 0.1
+    vera_dropout: Share = 0.0
+    d_initial: float = 0.1
+    projection_prng_key: Natural = 0
+    save_projection: bool = True
+    decompose_factor: Count = -1
+    decompose_both: bool = False
+    oft_block_size: Natural = 32
+    use_cayley_neumann: bool = True
+    num_cayley_neumann_terms: Natural = 5
+    num_virtual_tokens: Size | None = 20
+    num_layers: Layers | None = 12
+    total_step: Natural | None = 1
+    use_rslora: bool = False
+    use_dora: bool = False
+    ensure_weight_tying: bool = False
+    target_modules: str | list[str] | None = ("query", "value")
+    feedforward_modules: str | list[str] | None = ("down",)
+    modules_to_save: list[str] | None = ("classifier",)
+    trainable_token_indices: list[Token] | dict[str, list[Token]] | None = (0, 1)
 
 
 def value_at(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
@@ -43,7 +78,7 @@ def value_at(pattern: Mapping[str, Any] | None, module: str, default: Any) -> An
     return default
 
 
-def named(file: Path, config: Mapping[str, Any]) -> str:
+def method_of(file: Path, config: Mapping[str, Any]) -> str:
     """The method of a configuration.
 
     Raises:
@@ -134,10 +169,7 @@ def own_factors(tuned: Tuned, form: Form, piece: Piece, apart: bool = False) -> 
 
 def refuse(form: Form, file: Path, config: Mapping[str, Any]) -> None:
     """Raises UserError where a configuration is damaged, or asks for what no method computes."""
-    for key in form.fields.values():
-        value = config.get(key, 0)
-        number = isinstance(value, int | float) and math.isfinite(value)
-        require(number, f"{file}: {key}={value!r} must be a number")
+    check(file, config, AdapterConfig)
     kinds = list if form.kind == "ADALORA" else int | float
     for key in ("rank_pattern", "alpha_pattern"):
         pattern = config.get(key) or {}
@@ -148,9 +180,6 @@ def refuse(form: Form, file: Path, config: Mapping[str, Any]) -> None:
                 re.compile(module)
             except re.error as error:
                 raise UserError(f"{file}: {key}: {module!r} is not read: {error}") from error
-    saved = config.get("modules_to_save") or []
-    names = isinstance(saved, list) and all(isinstance(name, str) for name in saved)
-    require(names, f"{file}: modules_to_save={saved!r} must be names of modules")
     known = {*KEYS.split(), *form.constants, *form.fields.values()}
     for key in sorted(config.keys() - known):
         if config[key]:
@@ -286,7 +315,7 @@ def _side_by_side(tensors: Mapping[str, Any], module: str) -> int:
     """Of how many parts, in turn, lora_B (out, n r) gives each output by r of its own."""
     b = tensors.get(f"{INSIDE}{module}.lora_B.weight")
     for count in (3, 2):
-        if b is None or b.shape[1] % count:
+        if b is None or b.ndim != 2 or b.shape[1] % count:
             continue
         parts = b.reshape(len(b), count, -1).any(-1)  # (out, n)
         owners = parts.argmax(1)[parts.any(1)]

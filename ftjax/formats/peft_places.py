@@ -168,6 +168,8 @@ def uncut(
             if side not in ("A", "B", "E") or not module.endswith(pattern.split(".lora_E")[0]):
                 continue
             rows = tensors[key].T if side == "B" else tensors[key]
+            if rows.ndim != 2:
+                raise UserError(f"{file}: {key!r} has shape {rows.shape}, which is no matrix")
             if len(rows) != mask.sum():
                 raise UserError(
                     f"{file}: {key!r} has {len(rows)} triplets, and its rank_pattern {mask.sum()}"
@@ -182,6 +184,8 @@ def take(what: str, stored: np.ndarray, piece: Piece, shape: tuple[int, ...]) ->
     """The inverse of `_join`: one layer's parameter of a tensor."""
     leaf, sizes, index = piece.leaf, piece.part.sizes, piece.part.index
     wanted = leaf.store(np.empty(shape, np.uint8)).shape
+    if stored.ndim != len(wanted):
+        raise UserError(f"{what} has shape {stored.shape}, but the method's is {wanted}")
     if sizes and leaf.fused == "rank" and len(stored) == wanted[0] * len(piece.mates):
         start = piece.mates.index(index) * wanted[0]
         stored = stored[start : start + wanted[0]]

@@ -66,6 +66,7 @@ def from_table(tuned: Tuned, table: np.ndarray, file: str) -> Flat:
         UserError: the table does not say what they are.
     """
     method, base = tuned.method, tuned.base
+    require(table.ndim == 2, f"{file}: {TABLE!r} has shape {table.shape}, which is no table")
     if isinstance(method, PTuning):
         raise UserError(
             f"{file} has p_tuning's vectors without the encoder that they came from: "

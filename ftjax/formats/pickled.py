@@ -5,6 +5,7 @@ one after the other. A pickle may name any function to be called; here only the 
 tensors are known, any other name is refused, and what those few give is only a place in the file.
 """
 
+import math
 import pickle
 import struct
 import zipfile
@@ -17,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from ftjax.errors import UserError, require
+from ftjax.formats.guard import reading, regular
 
 # torch's names of storages, and of types of elements → numpy's type.
 STORAGES = {
@@ -33,6 +35,9 @@ STORAGES = {
     "UntypedStorage": np.uint8,
 }
 ELEMENTS = STORAGES | {name: np.dtype(name).type for name in ("uint16", "uint32", "uint64")}
+# Tensors may share what a file has, and repeat it (a stride of 0): in all, what they ask for is at
+# most so many times its size, and so many bytes.
+SHARED, REPEATED = 16, 2**26
 LEGACY = 0x1950A86A20F9469CFC6C  # what files of before torch 1.6 begin with
 
 
@@ -93,8 +98,11 @@ KNOWN = {
 }
 
 
-class _Reader(pickle.Unpickler):
-    """What it is given for a storage or a type is a name, which cannot be called."""
+class _Reader(pickle._Unpickler):
+    """What it is given for a storage or a type is a name, which cannot be called.
+
+    In Python: that in C makes room for as many objects as the largest number that one is given.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         element = module in ("torch", "torch.storage") and name in ELEMENTS
@@ -115,6 +123,7 @@ class Tensor:
     Attributes:
         shape: its sizes.
         dtype: of its elements.
+        nbytes: that it takes.
     """
 
     def __init__(self, file: Path, place: Place, start: int, size: int) -> None:
@@ -128,6 +137,9 @@ class Tensor:
         require(len(self.shape) == len(self._strides), "a tensor has no such shape")
         inside = 0 in self.shape or (self._last() + 1) * self.dtype.itemsize <= size
         require(inside, "a tensor lies outside its storage")
+        sizes = math.prod(filter(None, self.shape)) * self.dtype.itemsize
+        require(sizes < 2**62 and len(self.shape) <= 32, "a tensor has no such shape")
+        self.nbytes = 0 if 0 in self.shape else sizes
 
     def _last(self) -> int:
         steps = zip(self.shape, self._strides, strict=True)
@@ -163,7 +175,7 @@ def open_tensors(file: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is absent or damaged, or holds other things.
     """
-    try:
+    with reading(regular(file)):
         size = file.stat().st_size
         with file.open("rb") as stream:
             read = _archived if zipfile.is_zipfile(stream) else _in_turn
@@ -173,20 +185,15 @@ def open_tensors(file: Path) -> dict[str, Tensor]:
         require(plain, "it holds more than tensors")
         tensors = {}
         for name, place in state.items():
-            require(isinstance(name, str), f"{name!r} is no name of a tensor")
+            require(isinstance(name, str), "a tensor has no name")
             require(isinstance(place.storage, Storage), f"{name!r} has no storage")
             start, length = storages[place.storage.key]
             require(start >= 0 and start + length <= size, "it is truncated")
             tensors[name] = Tensor(file, place, start, length)
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        most = SHARED * size + REPEATED
+        require(total <= most, f"its tensors are of {total} bytes in all, and it is of {size}")
         return tensors
-    except UserError as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
-    except (OSError, ValueError, TypeError, LookupError, EOFError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
-    except (pickle.UnpicklingError, zipfile.BadZipFile, struct.error, OverflowError) as error:
-        raise UserError(f"{file} is corrupt: {error}") from error
-    except MemoryError as error:  # a number in it says how much to make room for
-        raise UserError(f"{file} is corrupt: it asks for more memory than there is") from error
 
 
 def read_tensors(file: Path) -> dict[str, np.ndarray]:

@@ -1,18 +1,44 @@
-"""Modules of sentence-transformers: what comes after a plain encoder, in its folder."""
+"""Modules of sentence-transformers: what comes after a plain encoder, written and read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from ftjax.errors import UserError
+from ftjax.formats import hf, modules
 from ftjax.formats.jsons import read_json, write_json
+from ftjax.formats.modules import ACTIVATIONS, MODULES, POOLING
+from ftjax.formats.names import LEAVES, Part, shape_of
 from ftjax.formats.tokenizer_files import copy_files
 from ftjax.tuned import Tuned
 
-POOLING, HEAD, NORMALIZE = "1_Pooling", "2_Dense", "2_Normalize"
 SETTINGS = "config_sentence_transformers.json"
+READING = """
+```python
+from sentence_transformers import SentenceTransformer
+
+{} = SentenceTransformer("FOLDER").encode(texts)
+```
+"""
+
+
+class Module(NamedTuple):
+    """A Dense module of a model.
+
+    Attributes:
+        place: its folder in that of the model.
+        path: of our module.
+        activation: torch's class.
+        labelled: whether it is the classifier.
+    """
+
+    place: str
+    path: str
+    activation: str
+    labelled: bool
 
 
 def plain_encoder(tuned: Tuned) -> bool:
@@ -21,11 +47,22 @@ def plain_encoder(tuned: Tuned) -> bool:
 
 
 def described(tuned: Tuned) -> str:
-    """What an adapter's README says of what comes after the encoder."""
-    pooling = tuned.model.pooling
+    """What comes after the encoder, in words."""
+    places = ", ".join(f"`{module.place}`" for module in _dense(tuned))
+    after = f", then the Dense modules in {places}" if places else ""
     if tuned.model.head == "embedding":
-        return f"Embeddings of texts by {pooling} pooling, of length 1."
-    return f"Mean pooling; the head is the Dense module in `{HEAD}`."
+        return f"Embeddings of texts: {tuned.model.pooling} pooling{after}, brought to length 1."
+    return (
+        f"Mean pooling{after}, the last of which is the head: transformers has no classifier that "
+        "averages tokens, and AutoModelForSequenceClassification would start a new one."
+    )
+
+
+def reading(tuned: Tuned) -> str:
+    """How a folder that `write_modules` has completed is read, for its README."""
+    embedding = tuned.model.head == "embedding"
+    code = READING.format("vectors" if embedding else "outputs")
+    return code if embedding else f"{code}\nOutputs are in the order of `id2label` in config.json."
 
 
 def labels_of(names: tuple[str, ...]) -> dict[str, Any]:
@@ -37,7 +74,7 @@ def labels_of(names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def write_modules(
-    output: Path, source: Path, tuned: Tuned, head: Mapping[str, np.ndarray], names: tuple[str, ...]
+    output: Path, source: Path, tuned: Tuned, head: Mapping[str, Any], names: tuple[str, ...]
 ) -> None:
     """Writes all modules after an encoder, and how the library puts them together.
 
@@ -48,25 +85,56 @@ def write_modules(
         head: its head's parameters.
         names: of a classifier's outputs.
     """
-    write_pooling(output, tuned)
+    write_beside(output, tuned, head, names)
     kinds = [("", "Transformer"), (POOLING, "Pooling")]
+    kinds += [(module.place, "Dense") for module in _dense(tuned)]
     if tuned.model.head == "embedding":
-        (output / NORMALIZE).mkdir(exist_ok=True)
-        write_json(output / NORMALIZE / "config.json", {})
-        kinds.append((NORMALIZE, "Normalize"))
-    else:
-        write_dense(output, head, labels_of(names))
-        kinds.append((HEAD, "Dense"))
-    modules = [
+        place = f"{len(kinds)}_Normalize"
+        (output / place).mkdir(exist_ok=True)
+        write_json(output / place / "config.json", {})
+        kinds.append((place, "Normalize"))
+    listed = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(kinds)
     ]
-    write_json(output / "modules.json", modules)
+    write_json(output / MODULES, listed)
     if not source.is_dir():
         return
     copy_files(source, output, ("sentence_bert_config.json",))
     if (source / SETTINGS).exists():  # texts are trained on as they are, without a prompt before
         write_json(output / SETTINGS, {**read_json(source / SETTINGS), "default_prompt_name": None})
+
+
+def write_beside(
+    output: Path, tuned: Tuned, head: Mapping[str, Any], names: tuple[str, ...]
+) -> None:
+    """Writes how tokens are pooled, and the Dense modules that come after; see `write_modules`."""
+    write_pooling(output, tuned)
+    for module in _dense(tuned):
+        arrays = {leaf: head.get(f"{module.path}/{leaf}") for leaf in ("kernel", "bias")}
+        width, count = arrays["kernel"].shape
+        settings = {"in_features": width, "out_features": count}
+        settings |= {"bias": arrays["bias"] is not None, "activation_function": module.activation}
+        settings |= labels_of(names) if module.labelled else {}
+        (output / module.place).mkdir(exist_ok=True)
+        write_json(output / module.place / "config.json", settings)
+        tensors = {
+            f"linear.{LEAVES[leaf]}": np.ascontiguousarray(array.T, np.float32)
+            for leaf, array in arrays.items()
+            if array is not None
+        }
+        save_file(tensors, output / module.place / "model.safetensors", {"format": "pt"})
+
+
+def _dense(tuned: Tuned) -> list[Module]:
+    """A model's Dense modules in order."""
+    torch = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    layers = tuned.model.dense
+    each = [Module(x.place, f"dense_{i}", torch[x.activation], False) for i, x in enumerate(layers)]
+    if tuned.model.head == "classification":
+        number = 2 + max([int(x.place.partition("_")[0]) - 1 for x in layers], default=0)
+        each.append(Module(f"{number}_Dense", "classifier", torch[""], True))
+    return each
 
 
 def write_pooling(output: Path, tuned: Tuned) -> None:
@@ -83,13 +151,32 @@ def write_pooling(output: Path, tuned: Tuned) -> None:
     write_json(output / POOLING / "config.json", pooling)
 
 
-def write_dense(output: Path, head: Mapping[str, np.ndarray], labels: Mapping[str, Any]) -> None:
-    """A classifier as a Dense module without activation."""
-    width, count = head["classifier/kernel"].shape
-    (output / HEAD).mkdir(exist_ok=True)
-    dense = {"in_features": width, "out_features": count, "bias": True, **labels}
-    dense["activation_function"] = "torch.nn.modules.linear.Identity"
-    write_json(output / HEAD / "config.json", dense)
-    linear = {"weight": head["classifier/kernel"].T, "bias": head["classifier/bias"]}
-    linear = {f"linear.{n}": np.ascontiguousarray(x, np.float32) for n, x in linear.items()}
-    save_file(linear, output / HEAD / "model.safetensors", metadata={"format": "pt"})
+def read_beside(folder: Path, tuned: Tuned, paths: Iterable[str]) -> dict[str, hf.Stored]:
+    """Those of a head's parameters that a folder's Dense modules hold.
+
+    Args:
+        folder: of a model, or of an adapter.
+        tuned: the model.
+        paths: of the parameters that are asked for.
+
+    Raises:
+        UserError: one is of another shape.
+    """
+    if not plain_encoder(tuned):
+        return {}
+    places = {f"dense_{i}": layer.place for i, layer in enumerate(tuned.model.dense)}
+    places["classifier"] = modules.classifier(folder)
+    tensors, found = modules.tensors(folder), {}
+    for path in paths:
+        module, leaf = path.rsplit("/", 1)
+        name, part = f"{places.get(module)}.linear.{LEAVES[leaf]}", Part("")
+        if name not in tensors:
+            continue
+        shape, wanted = shape_of(tensors[name].shape, part, leaf), tuned.shapes[path].shape
+        if shape != wanted:
+            raise UserError(
+                f"{folder / places[module]}: its {LEAVES[leaf]} (transposed) has shape {shape}, "
+                f"but {path!r} needs {wanted}; set model.new_head=True to start a new head"
+            )
+        found[path] = hf.Stored(wanted, [tensors[name]], part, leaf)
+    return found

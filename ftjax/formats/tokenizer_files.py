@@ -3,9 +3,13 @@
 import importlib.util
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from ftjax.errors import UserError
+from ftjax.formats.guard import reading
+from ftjax.formats.jsons import check, read_json, read_value
 
 PATTERNS = (
     "tokenizer*.json",
@@ -30,6 +34,34 @@ def tokenizer_files(folder: Path) -> list[str]:
     """Names, in order, of all that a folder's tokenizer may read but config.json."""
     names = {file for pattern in PATTERNS for file in folder.glob(pattern) if file.is_file()}
     return sorted(str(file.relative_to(folder)) for file in names)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What keys of tokenizer_config.json may be, with examples."""
+
+    tokenizer_class: str | None = "BertTokenizerFast"
+    model_max_length: float | None = 512
+    extra_ids: Annotated[int, "[0, 100000]"] = 100
+    chat_template: str | list[dict] | dict | None = None
+
+
+def check_files(folder: Path) -> None:
+    """Raises UserError where a tokenizer's settings are not what they may be."""
+    if (folder / "tokenizer_config.json").exists():
+        path = folder / "tokenizer_config.json"
+        check(path, read_json(path), Settings)
+
+
+def require_sound(folder: Path) -> None:
+    """Raises UserError for a tokenizer's file that by itself cannot be read."""
+    for name in (name for name in tokenizer_files(folder) if name.endswith(".json")):
+        read_value(folder / name)
+    if (folder / "tokenizer.json").exists():
+        from tokenizers import Tokenizer
+
+        with reading(folder / "tokenizer.json", "is no tokenizer that can be read"):
+            Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a", "b")
 
 
 def require_packages(folder: Path) -> bool:

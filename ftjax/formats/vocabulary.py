@@ -1,6 +1,6 @@
 """A tokenizer that has more words than its model's table: noticed, and the table made larger."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from ftjax.errors import UserError
+from ftjax.errors import UserError, require
 from ftjax.formats import gguf
 from ftjax.formats.folder import load_tokenizer
+from ftjax.formats.guard import reading
 from ftjax.formats.jsons import read_json
 
 ROWS = 8192  # that are averaged at a time
+MOST = 2**31
+SPARE = 2**20  # of words, besides as many again, that a table is made larger by
 
 
 def words_of(folder: Path) -> int:
@@ -22,22 +25,33 @@ def words_of(folder: Path) -> int:
     Read from its files where it can be: to load one takes seconds.
     """
     if gguf.is_gguf(folder):
-        return len(gguf.read(folder).metadata.get("tokenizer.ggml.tokens", ()))
+        return len(gguf.read(folder).tokens())
     path = folder / "tokenizer.json"
     if not path.exists():
         try:
             return 1 + max(load_tokenizer(folder).get_vocab().values(), default=-1)
         except UserError:  # whoever needs one will say so
             return 0
-    stored = read_json(path)
-    words = (stored.get("model") or {}).get("vocab") or {}
-    ids = list(words.values()) if isinstance(words, dict) else list(range(len(words)))
-    ids += [token["id"] for token in stored.get("added_tokens") or ()]
+    with reading(path, "is no tokenizer that can be read"):
+        stored = read_json(path)
+        words = (stored.get("model") or {}).get("vocab") or {}
+        ids = list(words.values()) if isinstance(words, dict) else list(range(len(words)))
+        ids += [token["id"] for token in stored.get("added_tokens") or ()]
+        largest = _largest(ids)
     for name, key in (("tokenizer_config.json", "added_tokens_decoder"), ("added_tokens.json", "")):
         if (folder / name).exists():
-            added = read_json(folder / name)
-            ids += [int(each) for each in (added.get(key) or {} if key else added.values())]
-    return 1 + max(ids, default=-1)
+            with reading(folder / name, "has tokens that cannot be read"):
+                added = read_json(folder / name)
+                numbers = added.get(key) or {} if key else added.values()
+                largest = max(largest, _largest(map(int, numbers)))
+    return 1 + largest
+
+
+def _largest(ids: Iterable[int]) -> int:
+    """-1 for none; raises ValueError where one is no number of a token."""
+    ids = list(ids)
+    require(all(type(i) is int and 0 <= i < MOST for i in ids), "has tokens that are no numbers")
+    return max(ids, default=-1)
 
 
 def with_words(folder: Path, hf_config: Mapping[str, Any], resize: bool = False) -> dict[str, Any]:
@@ -54,6 +68,8 @@ def with_words(folder: Path, hf_config: Mapping[str, Any], resize: bool = False)
     count, size = words_of(folder), hf_config.get("vocab_size", hf_config.get("n_token"))
     if not isinstance(size, int) or count <= size:
         return dict(hf_config)
+    if count > 2 * size + SPARE:
+        raise UserError(f"{folder}: its tokenizer gives ids up to {count - 1}, of {size} words")
     if not resize:
         raise UserError(
             f"{folder}: its tokenizer gives ids up to {count - 1}, but the model has a vocabulary "

@@ -2,20 +2,21 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from ftjax.errors import UserError
+from ftjax.errors import UserError, require
 from ftjax.formats import pickled
+from ftjax.formats.guard import reading, regular
 from ftjax.formats.jsons import read_json
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")  # the first that is there, or whose index is
+SUFFIXES = (".safetensors", ".bin")
 OTHERS = {"tf_model.h5": "TensorFlow", "flax_model.msgpack": "Flax"}
 # What safetensors calls types of elements.
 DTYPES = {
@@ -32,6 +33,7 @@ DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+NUMBERS = [np.dtype(kind) for kind in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)]
 READ = [np.dtype(kind) for name, kind in DTYPES.items() if not name.startswith("F8")]
 POINTER = b"version https://git-lfs."  # what stands for a file that was not fetched
 # What torch puts into names when modules are wrapped: to be on several devices, or compiled.
@@ -50,11 +52,12 @@ def _index(folder: Path, single: str) -> dict[str, str] | None:
     if not path.exists():
         return None
     found = read_json(path).get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+    named = isinstance(found, dict) and all(isinstance(v, str) for v in found.values())
+    if not named or not found:
         raise UserError(f'{path} has no "weight_map" from tensors to files')
     for name in found.values():
-        if Path(name).name != name:  # not this folder's own
-            raise UserError(f"{path} names {name!r}, which is no file beside it")
+        if Path(name).name != name or not name.endswith(SUFFIXES) or "\0" in name:
+            raise UserError(f"{path} names {name!r}, which is no file of weights beside it")
     return found
 
 
@@ -85,12 +88,13 @@ def weight_files(folder: Path) -> list[Path]:
     single = _single(folder)
     index = _index(folder, single)
     if index is None:
-        return [folder / single]
+        return [regular(folder / single)]
     files = [folder / name for name in sorted(set(index.values()))]
     for file in files:
         if not file.exists():
-            raise UserError(f"the index of {folder} names {file.name}, which is absent")
-    return files
+            index = f"{single}.index.json"
+            raise UserError(f"{folder / index} names {file.name}, which is absent")
+    return [regular(file) for file in files]
 
 
 @dataclass(frozen=True)
@@ -110,10 +114,11 @@ class Tensor:
             raise UserError(
                 f"{self.file}: {self.name!r} is of type {self.dtype}, which is not read"
             )
-        if 0 in self.shape:  # slices of which safetensors calls out of bounds
-            return np.empty(self.shape, self.dtype)[index]
-        with _readable(self.file), safe_open(self.file, framework="numpy") as handle:
-            return handle.get_slice(self.name)[index]
+        with reading(self.file):
+            if 0 in self.shape:  # slices of which safetensors calls out of bounds
+                return np.empty(self.shape, self.dtype)[index]
+            with safe_open(self.file, framework="numpy") as handle:
+                return handle.get_slice(self.name)[index]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[...] if dtype is None else self[...].astype(dtype, copy=False)
@@ -125,20 +130,33 @@ def tensors_of(file: Path) -> Mapping[str, Any]:
     Raises:
         UserError: the file is damaged.
     """
-    with _readable(file), file.open("rb") as stream:
+    with reading(regular(file)), file.open("rb") as stream:
         pointer = stream.read(len(POINTER)) == POINTER
     if pointer:
         raise UserError(f"{file} only points to what Git LFS stores: run `git lfs pull` there")
     if file.suffix == ".bin":
         return pickled.open_tensors(file)
     tensors = {}
-    with _readable(file), safe_open(file, framework="numpy") as handle:
+    with reading(file), safe_open(file, framework="numpy") as handle:
         for name in handle.keys():  # noqa: SIM118 (not a mapping)
             part = handle.get_slice(name)
             kind = part.get_dtype()
             dtype = np.dtype(DTYPES.get(kind, np.void))  # refused where it is read
             tensors[name] = Tensor(file, name, tuple(part.get_shape()), dtype)
     return tensors
+
+
+def arrays_of(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file that is read whole, as an adapter's is.
+
+    Raises:
+        UserError: the file is damaged, or has other tensors than of plain numbers.
+    """
+    tensors = tensors_of(file)
+    for name, tensor in tensors.items():
+        numbers = np.dtype(tensor.dtype) in NUMBERS
+        require(numbers, f"{file}: {name!r} is stored as {tensor.dtype}, which is not read")
+    return {name: np.asarray(tensor) for name, tensor in tensors.items()}
 
 
 class Weights(Mapping[str, Any]):
@@ -160,9 +178,11 @@ class Weights(Mapping[str, Any]):
                     raise UserError(f"{folder} has two tensors {usual_name(name)!r}")
                 self._tensors[usual_name(name)] = tensor
                 stored.add((name, file.name))
-        for name, file in (_index(folder, _single(folder)) or {}).items():
+        single = _single(folder)
+        for name, file in (_index(folder, single) or {}).items():
             if (name, file) not in stored:
-                raise UserError(f"{folder / file} lacks tensor {name!r}, which the index names")
+                index = folder / f"{single}.index.json"
+                raise UserError(f"{folder / file} lacks tensor {name!r}, which {index} names")
 
     def __getitem__(self, name: str) -> Any:
         return self._tensors[name]
@@ -172,11 +192,3 @@ class Weights(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._tensors)
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file} is corrupt or truncated: {error}") from error

@@ -169,6 +169,18 @@ def go_on(tuned: Tuned, settings: Settings, params: Flat, state: State, until: A
     return jax.lax.while_loop(unfinished, step, state)
 
 
+def positions(tuned: Tuned) -> int | None:
+    """What a model has a table of; None: any number, as with rotary ones."""
+    return None if getattr(tuned.config, "rotaries", ()) else tuned.longest
+
+
+def room(tuned: Tuned, settings: Settings) -> int | None:
+    """Tokens that a prompt may have; None: any number."""
+    limit = positions(tuned)
+    before = settings.max_new_tokens if tuned.model.head == "causal_lm" else 0
+    return None if limit is None else limit - before
+
+
 def check(tuned: Tuned, settings: Settings, length: int) -> None:
     """Refuses a model without a language-model head, or without so many positions.
 
@@ -177,10 +189,9 @@ def check(tuned: Tuned, settings: Settings, length: int) -> None:
     """
     if tuned.model.head not in ("causal_lm", "seq2seq_lm"):
         raise UserError(f"generation needs a language-model head, not {tuned.model.head!r}")
-    limit, count = tuned.longest, settings.max_new_tokens
+    limit, count = positions(tuned), settings.max_new_tokens
     wanted = length + count if tuned.model.head == "causal_lm" else max(length, count)
-    table = not getattr(tuned.config, "rotaries", ())
-    if table and limit is not None and wanted > limit:
+    if limit is not None and wanted > limit:
         raise UserError(
             f"prompt and max_new_tokens need {wanted} positions, and the model has {limit}"
         )

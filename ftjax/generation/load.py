@@ -10,11 +10,11 @@ from jax.sharding import Mesh
 from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.formats import adapter
-from ftjax.formats.folder import load_tokenizer, locate, read_config
+from ftjax.formats.folder import load_tokenizer, locate
 from ftjax.formats.vocabulary import with_words
 from ftjax.generation import settings
 from ftjax.generation.text import Generator
-from ftjax.models import kind_of
+from ftjax.models import kind_of, read_config
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import Flat
 from ftjax.tasks.written import ready

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from ftjax.errors import UserError, require
-from ftjax.formats.folder import read_config, read_json
+from ftjax.formats.folder import config_file, read_config, read_json
 from ftjax.formats.gguf import is_gguf
 from ftjax.formats.gguf_tokenizer import end_tokens
+from ftjax.formats.guard import named
+from ftjax.formats.jsons import check
+from ftjax.options import Above0, Natural, NotNegative, Positive, Seed
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Settings:
             )
 
 
+Token = Annotated[int, "[-1, 1000000000]"]  # -1 for none, in older files
 # Of generation_config.json: what is read, and what changes outputs and is not implemented.
 SAME = [field.name for field in fields(Settings)]
 REFUSED = {
@@ -98,6 +102,35 @@ REFUSED = {
     "sequence_bias": None,
     "exponential_decay_length_penalty": None,
 }
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What keys of generation_config.json may be, and of config.json, with examples."""
+
+    do_sample: bool | None = False
+    max_new_tokens: Natural | None = 128
+    min_new_tokens: Natural | None = 0
+    temperature: NotNegative | None = 1.0
+    top_k: Natural | None = 50
+    top_p: float | None = 1.0
+    min_p: float | None = 0.0
+    repetition_penalty: Above0 | None = 1.0
+    no_repeat_ngram_size: Natural | None = 0
+    num_beams: Positive | None = 1
+    length_penalty: float | None = 1.0
+    early_stopping: bool | Literal["never"] | None = False
+    num_return_sequences: Positive | None = 1
+    seed: Seed | None = 0
+    eos_token_id: Token | list[Token] | None = 2
+    pad_token_id: Token | list[Token] | None = 0
+    forced_bos_token_id: Token | None = 0
+    forced_eos_token_id: Token | list[Token] | None = 2
+    suppress_tokens: list[Token] | None = (1, 2)
+    bad_words_ids: list[list[Token]] | None = ((1,), (2,))
+
+
+READ = {field.name for field in fields(Defaults)} | REFUSED.keys()
 
 
 def from_hf(hf: Mapping[str, Any], **changes: Any) -> Settings:
@@ -129,12 +162,22 @@ def from_hf(hf: Mapping[str, Any], **changes: Any) -> Settings:
 
 def of_folder(folder: Path, **changes: Any) -> Settings:
     """How a folder's model chooses tokens by default, under changes."""
-    defaults, file = read_config(folder), folder / "generation_config.json"
+    file = config_file(folder)
+    defaults = _read(read_config(folder))
     if is_gguf(folder):
         defaults["eos_token_id"] = end_tokens(folder)
-    elif file.exists():
-        defaults |= read_json(file)
-    return from_hf(defaults, **changes)
+    check(file, defaults, Defaults)
+    if (folder / "generation_config.json").exists():
+        file = folder / "generation_config.json"
+        given = _read(read_json(file))
+        check(file, given, Defaults)
+        defaults |= given
+    with named(file):
+        return from_hf(defaults, **changes)
+
+
+def _read(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key in READ}
 
 
 def _several(value: Any) -> tuple[int, ...]:

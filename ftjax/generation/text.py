@@ -1,6 +1,7 @@
 """Texts in, texts out: the compiled parts of a generation around a tokenizer."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,9 @@ class Generator:
         tokenizer: of `transformers`.
         settings: how tokens are chosen.
         stop: strings that end a text; they are not part of it.
+        longest: tokens of a prompt that are read, where the model has room for as many: a longer
+            one is cut as encoding cuts texts, or, where it is gone on from itself, at its start.
+            None: it is refused.
     """
 
     def __init__(
@@ -39,8 +43,12 @@ class Generator:
         tokenizer: Any,
         settings: Settings,
         stop: Sequence[str] = (),
+        longest: int | None = None,
     ) -> None:
         self._tuned, self._params, self._tokenizer = tuned, params, tokenizer
+        self._longest, room = longest, decode.room(tuned, settings)
+        if longest is not None and room is not None:
+            self._longest = min(longest, room)
         self.settings, self._stop = settings, tuple(stop)
         self._beams = settings.num_beams > 1
         if stop and self._beams:
@@ -54,6 +62,12 @@ class Generator:
         self._go_on = jax.jit(
             partial(search.go_on, tuned, settings), donate_argnums=1, out_shardings=placed
         )
+
+    def with_params(self, params: Flat) -> "Generator":
+        """The same programs with other parameters of the same shapes."""
+        other = copy(self)
+        other._params = params
+        return other
 
     def __call__(self, prompts: Sequence[str | Messages], first: int = 0) -> list[list[str]]:
         """The continuations of each prompt, `num_return_sequences` of them.
@@ -112,18 +126,11 @@ class Generator:
         Raises:
             UserError: a prompt without tokens, or a chat without a chat template.
         """
-        rows = []
-        for number, prompt in enumerate(prompts, 1):
-            try:
-                rows.append(self._ids(prompt))
-            except ValueError as error:
-                raise UserError(f"prompt {number}: {error}") from error
-            if not rows[-1]:
-                raise UserError(f"prompt {number} is empty: it has no token to go on from")
+        rows = [ids for ids, _ in self.tokens(prompts)]
         longest = max(len(row) for row in rows)
         width = max(SHORTEST, 1 << (longest - 1).bit_length())
         width = min(width, max(longest, self._room))
-        left = self._tuned.model.head == "causal_lm"
+        left = self._left
         ids = np.full((len(rows), width), self.settings.pad, np.int32)
         mask = np.zeros((len(rows), width), np.int32)
         for number, row in enumerate(rows):
@@ -131,12 +138,36 @@ class Generator:
             ids[number, at], mask[number, at] = row, 1
         return {"input_ids": ids, "attention_mask": mask}
 
+    def tokens(self, prompts: Sequence[str | Messages]) -> Iterator[tuple[list[int], bool]]:
+        """Token ids of each prompt, and whether it was cut; raises as `encode`."""
+        for number, prompt in enumerate(prompts, 1):
+            try:
+                ids = self._ids(prompt)
+            except ValueError as error:
+                raise UserError(f"prompt {number}: {error}") from error
+            if not ids:
+                raise UserError(f"prompt {number} is empty: it has no token to go on from")
+            is_long = self._longest is not None and len(ids) > self._longest
+            yield (self._cut(prompt, ids) if is_long else ids), is_long
+
+    def _cut(self, prompt: str | Messages, ids: list[int]) -> list[int]:
+        """A prompt's `longest` tokens; what asks for an answer, and what begins a text, stay."""
+        if isinstance(prompt, str) and not self._left:
+            cut = self._tokenizer(prompt, truncation=True, max_length=self._longest)
+            return cut["input_ids"]
+        first = ids[:1] if ids[0] == self._tokenizer.bos_token_id else []
+        return first + ids[len(ids) - self._longest + len(first) :]
+
+    @property
+    def _left(self) -> bool:
+        """Whether prompts are gone on from themselves, and so padded on the left."""
+        return self._tuned.model.head == "causal_lm"
+
     @property
     def _room(self) -> int:
         """The longest prompt that the model has positions for."""
         longest = 1 << 30 if self._tuned.longest is None else self._tuned.longest
-        reads = self._tuned.model.head == "causal_lm"
-        return longest - self.settings.max_new_tokens if reads else longest
+        return longest - self.settings.max_new_tokens if self._left else longest
 
     def _ids(self, prompt: str | Messages) -> list[int]:
         if isinstance(prompt, str):
@@ -145,7 +176,7 @@ class Generator:
             raise UserError("the model's tokenizer has no chat template: it is no chat model")
         with_tools = isinstance(prompt, Mapping)
         turns, tools = (prompt["messages"], prompt["tools"]) if with_tools else (prompt, None)
-        text = render(self._tokenizer, turns, tools=tools, ask=True)
+        text = render(self._tokenizer, turns, tools=tools, ask=True).text
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _ended(self, tokens: np.ndarray) -> np.ndarray:

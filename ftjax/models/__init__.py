@@ -92,6 +92,22 @@ def configure(hf_config: Mapping[str, Any], options: "Options") -> Any:
         raise UserError(f"config.json of this {kind} lacks {error}") from error
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a folder's model, of which all that its family reads is sound.
+
+    Raises:
+        UserError: it is not, or there is none.
+    """
+    from ftjax.formats import folder as formats
+    from ftjax.formats.guard import named
+    from ftjax.models.layers import Options
+
+    config = formats.read_config(folder)
+    with named(formats.config_file(folder)):
+        configure(config, Options())
+    return config
+
+
 def kind_of(hf_config: Mapping[str, Any]) -> str:
     """ "encoder", "decoder" or "encoder-decoder"; raises as `family` does."""
     family(hf_config)

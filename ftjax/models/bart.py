@@ -16,7 +16,7 @@ from ftjax.models import sequences
 from ftjax.models.cache import View
 from ftjax.models.decoder import last_tokens
 from ftjax.models.heads import Head, untied, with_dropouts
-from ftjax.models.keys import keys
+from ftjax.models.keys import keys, one
 from ftjax.models.layers import (
     ACTIVATIONS,
     Bias,
@@ -172,10 +172,10 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         attention_dropout=hf.get("attention_dropout", 0.0),
         activation_dropout=hf.get("activation_dropout", 0.0),
         start=hf.get("decoder_start_token_id", START[family]) or 0,
-        end=hf.get("eos_token_id", END[family]),
+        end=one(hf.get("eos_token_id", END[family])),
         initializer_range=hf.get("init_std", 0.02),
         tied=tied,
-        heads=heads_of(name, tied, hf.get("classifier_dropout", 0.0)),
+        heads=heads_of(name, tied, hf.get("classifier_dropout") or 0.0),
         options=replace(options, segments=options.segments or (1,) * layers),
     )
 
@@ -196,7 +196,7 @@ class Sinusoids(nn.Module):
         return jnp.asarray(sinusoids(self.size, self.features))[ids]
 
     def first(self, count: int, start: int = 0) -> Array:
-        return sinusoids(self.size, self.features)[start : start + count]
+        return sinusoids(start + count, self.features)[start:]
 
 
 class FeedForward(nn.Module):

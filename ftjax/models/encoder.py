@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError
+from ftjax.formats.modules import DenseLayer
 from ftjax.models.attention import AttentionCore
 from ftjax.models.cache import View, rows_view
 from ftjax.models.heads import Head, MaskedLM, classify
@@ -230,12 +231,14 @@ class Model(nn.Module):
         pooling: "cls" is the family's own, of the first token; "mean" averages real tokens and
             has no layer between; "entities" puts beside each other the means over tokens with 1
             and with 2 in `entities` (batch, length), and the first token, and has no layer between.
+        dense: layers after the pooled vector.
     """
 
     config: Config
     head: str | None = None
     labels: int = 2
     pooling: str = "cls"
+    dense: tuple[DenseLayer, ...] = ()
 
     @nn.compact
     def __call__(
@@ -253,7 +256,7 @@ class Model(nn.Module):
         at_positions: Array | None = None,
     ) -> Any:
         if features is not None:
-            return self.classify(features, self.labels)
+            return self.classify(self.projected(features), self.labels)
         if self.head == "choice":
             choices = input_ids.shape[1]
 
@@ -285,7 +288,10 @@ class Model(nn.Module):
             return self.each_token(x, table, starts)
         x = self.pool(x, inputs)
         x = x[:, 0] if starts is None else x
-        if features_only or self.head == "embedding":
+        if features_only:
+            return x
+        x = self.projected(x)
+        if self.head == "embedding":
             return x
         if self.head == "choice":
             return self.classify(x, 1).reshape(-1, choices)
@@ -316,6 +322,14 @@ class Model(nn.Module):
             entities = none if inputs.entities is None else inputs.entities
             return entity_pool(x, entities, inputs.segment_ids, inputs.starts)
         return x  # of first tokens alone
+
+    def projected(self, x: Array) -> Array:
+        """Float32 vectors after the Dense layers, if any."""
+        for number, layer in enumerate(self.dense):
+            make = partial(Dense, layer.features, ("embed", None), layer.bias)
+            x = make(stddev=self.config.initializer_range, name=f"dense_{number}")(x)
+            x = ACTIVATIONS[layer.activation](x) if layer.activation else x
+        return x
 
     def classify(self, x: Array, labels: int) -> Array:
         c = self.config

@@ -74,10 +74,10 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     """
     family = hf["model_type"]
     hf = {**DEFAULTS[family], **hf}
-    layers, head_dim = hf["num_hidden_layers"], hf.get("head_dim", 256)
+    layers, head_dim = hf["num_hidden_layers"], hf.get("head_dim") or 256
     windows, kinds, both = (None,), (), bool(hf.get("use_bidirectional_attention"))
     if both:  # the window is then of both sides together
-        hf = {**hf, "sliding_window": hf["sliding_window"] // 2 + 1}
+        hf = {**hf, "sliding_window": (hf.get("sliding_window") or 4096) // 2 + 1}
     if family != "gemma":
         every = hf.get("sliding_window_pattern", 6) if family == "gemma3_text" else 2
         names = hf.get("layer_types") or [

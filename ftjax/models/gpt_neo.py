@@ -48,14 +48,19 @@ def kinds_of(hf: Mapping[str, Any]) -> tuple[int, ...]:
     Raises:
         UserError: `attention_types` names another kind, or not as many layers as there are.
     """
-    types = hf.get("attention_types") or [[KINDS, 12]]
+    types, layers = hf.get("attention_types") or [[KINDS, 12]], hf.get("num_layers", 24)
+    for pattern in types:
+        sound = len(pattern) == 2 and isinstance(pattern[0], list | tuple)
+        if not (sound and type(pattern[1]) is int and 0 < pattern[1] <= layers):
+            raise UserError(
+                f"gpt_neo: attention_types={types!r} are no kinds and how often they come"
+            )
     names = hf.get("attention_layers") or [
         name for pattern, times in types for _ in range(times) for name in pattern
     ]
     unknown = [name for name in names if name not in KINDS]
     if unknown:
         raise UserError(f"gpt_neo: attention_types {unknown[0]!r} is not implemented")
-    layers = hf.get("num_layers", 24)
     if len(names) != layers:
         raise UserError(f"gpt_neo: attention_types name {len(names)} layers of {layers}")
     return tuple(KINDS.index(name) for name in names)

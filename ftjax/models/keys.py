@@ -10,6 +10,10 @@ from functools import lru_cache
 from typing import Any
 
 from ftjax.errors import UserError
+from ftjax.formats.jsons import check
+from ftjax.models.values import Rope, Values
+
+ROPE = ("rope_parameters", "rope_scaling")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,11 @@ def keys(
 ) -> Keys:
     """A table; names are separated by spaces."""
     return Keys(names(read), names(inert), fixed, aliases or {})
+
+
+def one(tokens: Any) -> Any:
+    """The first, where a key has several tokens."""
+    return next(iter(tokens), None) if isinstance(tokens, list) else tokens
 
 
 # What no model's outputs or loss depend on here: records, labels, other libraries' settings.
@@ -69,7 +78,8 @@ def resolve(hf: Mapping[str, Any], table: Keys) -> dict[str, Any]:
     Keys that neither the table nor transformers' class knows are ignored, as transformers does.
 
     Raises:
-        UserError: another key that transformers' class knows has not its default value.
+        UserError: a key that is read is not what it may be, or another key that transformers' class
+            knows has not its default value.
     """
     kind = hf["model_type"]
     named = {name: value for name, value in hf.items() if name not in table.aliases}
@@ -85,4 +95,16 @@ def resolve(hf: Mapping[str, Any], table: Keys) -> dict[str, Any]:
         for name in sorted(others & defaults.keys()):
             if named[name] != defaults[name]:
                 raise UserError(f"{kind}: {name}={named[name]!r} is not implemented")
-    return {name: named[name] for name in named if name in table.read} | {"model_type": kind}
+    values = {name: value for name, value in named.items() if name in table.read}
+    _check(kind, values)
+    return values | {"model_type": kind}
+
+
+def _check(kind: str, values: Mapping[str, Any]) -> None:
+    """Raises UserError where a value is not what `Values` says."""
+    check(kind, values, Values)
+    for name in ROPE:
+        rope = values.get(name) or {}
+        check(kind, rope, Rope, f"{name}.")
+        for key, part in rope.items():
+            check(kind, part if isinstance(part, dict) else {}, Rope, f"{name}.{key}.")

@@ -96,7 +96,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         raise UserError("modernbert: num_attention_heads does not divide hidden_size")
     if hf.get("head_dim") not in (None, size // heads):
         raise UserError(f"modernbert: head_dim={hf['head_dim']} other than hidden_size / heads")
-    rate = hf.get("classifier_dropout", 0.0)
+    rate = hf.get("classifier_dropout") or 0.0
     rates = dict.fromkeys(("classification", "choice", "tokens", "span"), rate)
     activation, pooling = hf.get("classifier_activation", "gelu"), hf.get("classifier_pooling")
     if activation not in ACTIVATIONS:
@@ -256,7 +256,8 @@ class Model(encoder.Model):
         return c.normalize("final_norm")(x), table
 
     def pool(self, x: Array, inputs: encoder.Inputs) -> Array:
-        if "mean" in (self.pooling, self.config.classifier_pooling):
+        own = self.pooling == "cls" and self.head != "embedding"  # the published classifier's
+        if "mean" in (self.pooling, self.config.classifier_pooling if own else ""):
             return mean_pool(x, inputs.attention_mask, inputs.segment_ids, inputs.starts)
         return at_starts(x, inputs.starts)
 

@@ -112,12 +112,17 @@ def _read(given: Mapping[str, Any], size: int, longest: int, family: str) -> Rot
     scaling = given.get("rope_type", given.get("type", "default")) or "default"
     if scaling not in ("default", "linear", "llama3"):
         raise UserError(f"{family}: rope_type={scaling!r} is not implemented")
+    if size < 2 or size % 2:
+        raise UserError(f"{family}: {size} features of a head cannot be rotated in pairs")
+    low, high = given.get("low_freq_factor", 1.0), given.get("high_freq_factor", 4.0)
+    if scaling == "llama3" and not low < high:
+        raise UserError(f"{family}: low_freq_factor={low} is not below high_freq_factor={high}")
     return Rotary(
         theta=given["rope_theta"],
         size=size,
         scaling=scaling,
         factor=given.get("factor", 1.0),
-        low=given.get("low_freq_factor", 1.0),
-        high=given.get("high_freq_factor", 4.0),
+        low=low,
+        high=high,
         original=given.get("original_max_position_embeddings", longest),
     )

@@ -16,7 +16,7 @@ from ftjax.formats.names import Part
 from ftjax.models import sequences
 from ftjax.models.cache import View, held
 from ftjax.models.heads import Head, untied, with_dropouts
-from ftjax.models.keys import keys
+from ftjax.models.keys import keys, one
 from ftjax.models.layers import (
     ACTIVATIONS,
     Dense,
@@ -166,9 +166,11 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         tied=tied,
         scale_outputs=hf.get("scale_decoder_outputs", tied and family == "t5"),
         start=hf.get("decoder_start_token_id", hf.get("pad_token_id", 0)) or 0,
-        end=hf.get("eos_token_id", 1),
+        end=one(hf.get("eos_token_id", 1)),
         initializer_factor=hf.get("initializer_factor", 1.0),
-        heads=heads_of("MT5" if family == "mt5" else "T5", tied, hf.get("classifier_dropout", 0.0)),
+        heads=heads_of(
+            "MT5" if family == "mt5" else "T5", tied, hf.get("classifier_dropout") or 0.0
+        ),
         options=replace(options, segments=options.segments or (1,) * layers),
     )
 

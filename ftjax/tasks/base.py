@@ -45,7 +45,8 @@ class Task:
         arrays: of batches for training, by name.
         best_metric: of validation, that chooses the best step.
         better: which way each metric is better; what only counts is none.
-        at_end: metrics of what is written, once, after training: they choose nothing.
+        at_end: metrics of what is written, which is slow: once, after training, unless one of them
+            chooses.
         problem_type: that Hugging Face's config.json has for a classifier; None for other heads.
         packs: whether several examples can lie in a row.
         by_token: whether a token counts in the loss, rather than an example.
@@ -53,6 +54,7 @@ class Task:
         writes: whether batches have second sequences.
         refers: whether `outputs` of the untrained model are an array "reference" of batches.
         group: sequences of an example, as far as that is known without data.
+        encoded_by: options that `encode` reads; None: it may read any.
     """
 
     schema: ClassVar[Schema]
@@ -67,6 +69,7 @@ class Task:
     writes: ClassVar[bool] = False
     refers: ClassVar[bool] = False
     group: ClassVar[int] = 1
+    encoded_by: ClassVar[Sequence[str] | None] = None
 
     def __post_init__(self) -> None:
         conform(self, "task.")
@@ -107,6 +110,19 @@ class Task:
         """
         return cut_texts(tokenizer, columns, ("text", "text_pair"), max_length)
 
+    @property
+    def encoding(self) -> str:
+        """What tells its tokens from others' of the same rows: what `encoded_by` names, where that
+        is said of this `encode`, not of one that it replaces."""
+        kinds = type(self).__mro__
+        own, said = (
+            next(number for number, kind in enumerate(kinds) if name in vars(kind))
+            for name in ("encode", "encoded_by")
+        )
+        names = self.encoded_by if said <= own else None
+        kind = f"{kinds[own].__module__}.{kinds[own].__qualname__}"
+        return f"{kind} {self if names is None else [(n, getattr(self, n)) for n in names]}"
+
     def targets(self, examples: Examples, split: Split, names: Sequence[str]) -> Examples:
         """The examples of a split that has answers, with `arrays`.
 
@@ -127,6 +143,10 @@ class Task:
         """What makes of a split's examples those of an epoch; None: they are always the same."""
         return None
 
+    def longest_written(self, max_length: int) -> int:
+        """Tokens that a second sequence may have, of examples of at most `max_length`."""
+        return max_length
+
     def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
         """Σ of losses and Σ of weights; places without an example weigh nothing."""
         raise NotImplementedError
@@ -145,6 +165,8 @@ class Task:
     ) -> dict[str, Any]:
         """Metrics, with "loss" and "examples", of outputs in the order of examples.
 
+        "averages" says of means over labels what they are: "macro", "micro"; see `spoken`.
+
         Args:
             outputs: (examples, ...); or of tokens {"tokens": (tokens, ...)}.
             examples: with targets.
@@ -152,6 +174,19 @@ class Task:
             names: of labels.
         """
         raise NotImplementedError
+
+    def constant(self, examples: Examples, names: Sequence[str]) -> Any | None:
+        """Outputs of the best answer that is always the same; None where there is no such.
+
+        Args:
+            examples: with targets, which it is the best for.
+            names: of labels.
+        """
+        return None
+
+    def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
+        """Of `better`, the metrics that `score` gives of a split."""
+        return self.better.keys() - {*self.at_end}
 
     def predictions(
         self, outputs: Any, examples: Examples, split: Split, names: Sequence[str]
@@ -163,6 +198,12 @@ class Task:
 def directions(higher: Iterable[str] = (), lower: Iterable[str] = ()) -> dict[str, str]:
     """`Task.better` of metrics by name, and of the loss."""
     return {"loss": LOWER, **dict.fromkeys(higher, HIGHER), **dict.fromkeys(lower, LOWER)}
+
+
+def spoken(metric: str, metrics: Mapping[str, Any]) -> str:
+    """A metric's name, with the average that it is: "macro f1"."""
+    average = metrics.get("averages", {}).get(metric)
+    return f"{average} {metric}" if average else metric
 
 
 def smoothed(batch: Batch, share: float, train: bool) -> dict[str, Any]:

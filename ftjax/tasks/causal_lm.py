@@ -31,6 +31,7 @@ class CausalLM(Task):
     label_smoothing: Share = 0.0
 
     better: ClassVar = directions(("token_accuracy",), ("perplexity",))
+    encoded_by: ClassVar = ("block",)
     by_token: ClassVar = True
     schema: ClassVar = Schema({"text": Field(text)})
 
@@ -38,13 +39,18 @@ class CausalLM(Task):
         return {"head": "causal_lm"}
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
-        """Rows for blocks end with the tokenizer's end of text, where it has one."""
+        """Rows end with the tokenizer's end of text, where it has one and they are not cut."""
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         if not self.block:
-            return super().encode(tokenizer, columns, max_length)
+            found = super().encode(tokenizer, columns, max_length)
+            whole = [ids if ids[-1:] == end else [*ids, *end] for ids in found["input_ids"]]
+            cut = [
+                was or len(ids) > max_length for was, ids in zip(found["cut"], whole, strict=True)
+            ]
+            return {"input_ids": [ids[:max_length] for ids in whole], "cut": cut}
         if not 1 < self.block <= max_length:
             raise UserError(f"task.block={self.block} must be 2 to data.max_length={max_length}")
         ids = tokenizer(columns["text"], add_special_tokens=False, verbose=False)["input_ids"]
-        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         return {"input_ids": [[*row, *end] for row in ids], "cut": [False] * len(ids)}
 
     def targets(self, examples: Examples, split: Split, names: Sequence[str]) -> Examples:

@@ -1,6 +1,7 @@
 """Classification of a text or a pair of texts into one of several labels."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.special import softmax
 
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
@@ -15,7 +17,10 @@ from ftjax.errors import UserError
 from ftjax.loss import Loss
 from ftjax.options import NotNegative, Share
 from ftjax.tasks.base import Batch, directions, label_names, one_number
+from ftjax.tasks.probabilities import TOP, of_one_label, ranked
 from ftjax.tasks.texts import Texts
+
+MACRO = ("precision", "recall", "f1", "auroc", "average_precision")  # means over labels
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,10 @@ class Classification(Texts):
     focal_gamma: NotNegative = 0.0
 
     best_metric = "accuracy"
-    better: ClassVar = directions(("accuracy", "precision", "recall", "f1", "matthews"))
+    better: ClassVar = directions(
+        (*MACRO, "accuracy", "matthews", *(f"top_{k}" for k in TOP)),
+        ("log_loss", "calibration_error"),
+    )
     problem_type = "single_label_classification"
 
     def __post_init__(self) -> None:
@@ -108,21 +116,24 @@ class Classification(Texts):
     ) -> dict[str, Any]:
         """Accuracy, precision, recall, F1 (macro, per class), Matthews, confusion matrix.
 
-        All by scikit-learn; a class that is never predicted has precision 0. Confusion rows are
-        true labels.
+        All by scikit-learn; a class that is never predicted has precision 0. Means are over the
+        labels that rows have or are given. Confusion rows are true labels. For more see
+        `ftjax.tasks.probabilities`.
         """
         from sklearn import metrics as sk
 
         guess, numbers = logits.argmax(-1), np.arange(len(names))
-        precision, recall, f1, support = sk.precision_recall_fscore_support(
-            targets, guess, labels=numbers, zero_division=0.0
-        )
+        each = sk.precision_recall_fscore_support(targets, guess, labels=numbers, zero_division=0.0)
+        precision, recall, f1, support = each
+        there = np.union1d(targets, guess)
         return {
             "accuracy": float(sk.accuracy_score(targets, guess)),
-            "precision": float(precision.mean()),
-            "recall": float(recall.mean()),
-            "f1": float(f1.mean()),
+            "precision": float(precision[there].mean()),
+            "recall": float(recall[there].mean()),
+            "f1": float(f1[there].mean()),
             "matthews": float(sk.matthews_corrcoef(targets, guess)),
+            **of_one_label(targets, softmax(logits.astype(np.float64), -1)),
+            "averages": dict.fromkeys(MACRO, "macro"),
             "per_class": {
                 name: {
                     "precision": float(precision[i]),
@@ -136,20 +147,31 @@ class Classification(Texts):
             "examples": len(targets),
         }
 
+    def constant(self, examples: Examples, names: Sequence[str]) -> np.ndarray:
+        """The shares of labels, as probabilities: the most frequent one is said."""
+        counts = np.bincount(examples.arrays["labels"], minlength=len(names))
+        return np.tile(np.log(np.maximum(counts, 1e-6)), (len(examples), 1))
+
+    def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
+        labels = Counter(split.column("label"))
+        lacking = {f"top_{k}" for k in TOP if k >= len(names)}
+        if not ranked(labels, len(split.rows)):
+            lacking |= {"auroc", "average_precision"}
+        return super().measured(split, names) - lacking
+
     def predictions(
         self, logits: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> list[dict[str, Any]]:
-        """One {"label", "probabilities"} a row."""
-        shifted = np.exp(logits - logits.max(-1, keepdims=True))
-        probabilities = shifted / shifted.sum(-1, keepdims=True)
+        """One {"label", "probability", "probabilities"} a row."""
         return [
             {
                 "label": names[int(row.argmax())],
+                "probability": round(float(row.max()), 6),
                 "probabilities": {
                     name: round(float(p), 6) for name, p in zip(names, row, strict=True)
                 },
             }
-            for row in probabilities
+            for row in softmax(logits, -1)
         ]
 
 

@@ -1,6 +1,6 @@
 """Sentence embeddings: texts that belong together are near each other, others far."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,12 +13,10 @@ import optax
 from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Schema, number, text
 from ftjax.data.sources import Split
-from ftjax.formats import folder as folders
+from ftjax.formats.modules import pooled
 from ftjax.loss import Loss
 from ftjax.options import Above0
 from ftjax.tasks.base import Apply, Batch, Task, cut_texts, directions
-
-TEXTS = ("text", "text_pair", "negative")
 
 
 @dataclass(frozen=True)
@@ -29,10 +27,12 @@ class Contrastive(Task):
     2018); under `train.accumulation` of the same part of the batch. Rows have "text" and
     "text_pair", and may have a "negative", a text that does not belong; rows of one text are read
     twice, under different dropout (SimCSE, Gao et al. 2021). A "label" is a similarity, which is
-    only scored by.
+    only scored by. Without dropout both readings of a text are the same, so that rows of one text
+    are validated by how far apart texts are ("uniformity", Wang and Isola 2020, and the loss);
+    labelled pairs, as of STS, say more.
 
     Attributes:
-        pooling: as of `classification`.
+        pooling: as of `classification`; "auto" with the folder's Dense layers after "cls" too.
         scale: that cosines are multiplied by: 1 / temperature.
         symmetric: add the loss of the text for its partner.
     """
@@ -43,7 +43,8 @@ class Contrastive(Task):
 
     packs = False
     group = 2
-    better: ClassVar = directions(("accuracy", "reciprocal_rank", "spearman"))
+    encoded_by: ClassVar = ()
+    better: ClassVar = directions(("accuracy", "reciprocal_rank", "spearman"), ("uniformity",))
     schema: ClassVar = Schema(
         {
             "text": Field(text),
@@ -54,15 +55,12 @@ class Contrastive(Task):
     )
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
-        pooling = self.pooling
-        if pooling == "auto":
-            pooling = folders.pooling(folder) if folder else "cls"
-        return {"head": "embedding", "pooling": pooling}
+        return {"head": "embedding", **pooled(folder, self.pooling)}
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
         """A group of two or three sequences a row."""
-        names = [name for name in TEXTS if name in columns]
-        names = names if len(names) > 1 else ["text", "text"]
+        pair = "text_pair" if "text_pair" in columns else "text"
+        names = ["text", pair, *(["negative"] if "negative" in columns else [])]
         each = [cut_texts(tokenizer, columns, [name], max_length) for name in names]
         groups = zip(*(found["input_ids"] for found in each), strict=True)
         cut = zip(*(found["cut"] for found in each), strict=True)
@@ -99,21 +97,26 @@ class Contrastive(Task):
     def score(
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> dict[str, Any]:
-        """Of each text the rank of its partner among all: accuracy, mean reciprocal rank, and the
-        loss over all. With labels, Spearman's correlation of cosines with them."""
+        """The loss over all; of pairs the rank of a text's partner among all: accuracy, and mean
+        reciprocal rank. With labels, Spearman's correlation of cosines with them. Uniformity is
+        log E exp(−2 ‖x − y‖²) of different texts."""
         first, second = outputs[:, 0], outputs[:, 1]
-        ranks, losses = [], []
+        ranks, losses, near = [], [], 0.0
         for start in range(0, len(first), 1024):
             sims = first[start : start + 1024] @ second.T
             own = np.arange(start, start + len(sims))
+            alike = first[own] @ first.T
+            alike[np.arange(len(own)), own] = -np.inf  # a text and itself
+            near += np.exp(4 * (alike.astype(np.float64) - 1)).sum()
             wanted = np.take_along_axis(sims, own[:, None], 1)
             ranks.append((sims > wanted).sum(1) + 1)
             scaled = self.scale * (sims - sims.max(1, keepdims=True))
             total = np.log(np.exp(scaled).sum(1))
             losses.append(total - np.take_along_axis(scaled, own[:, None], 1)[:, 0])
-        rank = np.concatenate(ranks)
+        rank, others = np.concatenate(ranks), len(first) * (len(first) - 1)
         found = {
             "loss": float(np.concatenate(losses).mean()),
+            "uniformity": float(np.log(near / others)) if others else 0.0,
             "accuracy": float((rank == 1).mean()),
             "reciprocal_rank": float((1 / rank).mean()),
         }
@@ -123,7 +126,16 @@ class Contrastive(Task):
             cosines, labels = (first * second).sum(-1), examples.arrays["_label"]
             varied = np.ptp(cosines) > 0 and np.ptp(labels) > 0
             found["spearman"] = float(stats.spearmanr(cosines, labels)[0]) if varied else 0.0
-        return {**found, "examples": len(first)}
+        measured = self.measured(split, names)
+        return {k: v for k, v in found.items() if k in measured} | {"examples": len(first)}
+
+    def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
+        columns, lacking = split.rows.column_names, set()
+        if "text_pair" not in columns:  # the partner is the text itself
+            lacking = {"accuracy", "reciprocal_rank", "spearman"}
+        elif "label" not in columns:
+            lacking = {"spearman"}
+        return super().measured(split, names) - lacking
 
     def predictions(
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]

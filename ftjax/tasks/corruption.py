@@ -3,12 +3,23 @@
 Each takes and gives `Ragged` ids, over all examples of an epoch at once where numpy can.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ftjax.data.encode import Ragged, ragged
+from ftjax.data.loading import Random
+
+
+def _drawn(
+    random: Random, lengths: np.ndarray, draw: Callable[[np.random.Generator, int], np.ndarray]
+) -> np.ndarray:
+    """What is drawn for tokens, of each example by its own generator where it has one."""
+    if isinstance(random, np.random.Generator):
+        return draw(random, int(lengths.sum()))
+    each = [draw(own, int(n)) for own, n in zip(random, lengths, strict=True)]
+    return np.concatenate([*each, draw(np.random.default_rng(0), 0)])
 
 
 class Masked(NamedTuple):
@@ -29,7 +40,7 @@ def mask_tokens(
     rate: float,
     mask: int,
     vocabulary: int,
-    random: np.random.Generator,
+    random: Random,
     whole_words: bool = False,
 ) -> Masked:
     """BERT's masking (Devlin et al. 2019, section 3.1).
@@ -50,7 +61,7 @@ def mask_tokens(
     """
     count = len(ids.values)
     example = np.repeat(np.arange(len(ids)), ids.lengths)
-    draw, real = random.random(count), words >= 0
+    draw, real = _drawn(random, ids.lengths, lambda own, n: own.random(n)), words >= 0
     tokens = np.bincount(example[real], minlength=len(ids))
     most = np.maximum(np.floor(rate * tokens + 0.5).astype(int), 1)[example]
     if whole_words:  # tokens of a word are neighbours, and share the draw of its first
@@ -67,10 +78,16 @@ def mask_tokens(
         last = np.zeros(word[-1] + 1 if count else 0, np.int64)
         np.maximum.at(last, word, rank)
         chosen &= (last[word] < most) | (rank[new][word] == 0)
-    kind = random.random(count)
-    other = random.integers(0, vocabulary, count)
+    kind = _drawn(random, ids.lengths, lambda own, n: own.random(n))
+    other = _drawn(random, ids.lengths, lambda own, n: own.integers(0, vocabulary, n))
     read = np.where(kind < 0.8, mask, np.where(kind < 0.9, other, ids.values))
     return Masked(np.where(chosen, read, ids.values).astype(np.int32), chosen)
+
+
+def noise_and_spans(length: int, density: float, mean_span: float) -> tuple[int, int]:
+    """Tokens of noise, and spans of them, of a text of two tokens or more: see `noise_spans`."""
+    noise = min(max(round(length * density), 1), length - 1)
+    return noise, min(max(round(noise / mean_span), 1), length - noise)
 
 
 def noise_spans(
@@ -85,8 +102,7 @@ def noise_spans(
     Returns:
         (spans, 2) kept, noise; only the first kept one may be 0.
     """
-    noise = min(max(round(length * density), 1), length - 1)
-    spans = min(max(round(noise / mean_span), 1), length - noise)
+    noise, spans = noise_and_spans(length, density, mean_span)
 
     def cut(total: int, parts: int) -> np.ndarray:
         ends = np.sort(random.permutation(total - 1)[: parts - 1]) + 1
@@ -103,7 +119,7 @@ def corrupt_spans(
     mean_span: float,
     sentinels: Sequence[int],
     end: int,
-    random: np.random.Generator,
+    random: Random,
 ) -> tuple[Ragged, Ragged]:
     """T5's objective: what is read has a sentinel for each noise span, what is written has the
     spans, each after its sentinel. Both end with `end`, which ids do not.
@@ -117,7 +133,8 @@ def corrupt_spans(
             read.append(np.append(row, end))
             written.append(np.array([end]))
             continue
-        spans = noise_spans(len(row), density, mean_span, random)
+        own = random if isinstance(random, np.random.Generator) else random[number]
+        spans = noise_spans(len(row), density, mean_span, own)
         if len(spans) > len(sentinels):
             kept = len(sentinels) - 1
             spans = np.concatenate([spans[:kept], spans[kept:].sum(0, keepdims=True)])
@@ -130,6 +147,16 @@ def corrupt_spans(
         read.append(np.concatenate([*kept, rest, last]))
         written.append(np.concatenate([*noise, last]))
     return ragged(read), ragged(written)
+
+
+def corrupted_lengths(
+    lengths: np.ndarray, density: float, mean_span: float, sentinels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How long what `corrupt_spans` gives is, which depends on the lengths alone."""
+    known = {n: noise_and_spans(n, density, mean_span) for n in set(lengths.tolist()) if n > 1}
+    noise, spans = np.array([known.get(n, (0, 0)) for n in lengths.tolist()]).reshape(-1, 2).T
+    spans = np.minimum(spans, sentinels)
+    return lengths - noise + spans + 1, noise + spans + 1
 
 
 def infill(

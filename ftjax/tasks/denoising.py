@@ -34,6 +34,7 @@ class Denoising(Rebuilding):
     mean_span: NotNegative = 3.0
     permute: bool = True
 
+    encoded_by: ClassVar = ()
     schema: ClassVar = Schema({"text": Field(text)})
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
@@ -49,7 +50,7 @@ class Denoising(Rebuilding):
         if tokenizer.mask_token_id is None:
             raise UserError("task.name=denoising: the model's tokenizer has no mask token")
 
-        def vary(examples: Examples, random: np.random.Generator) -> Examples:
+        def make(examples: Examples, random: np.random.Generator) -> Examples:
             whole, sentence = examples.ids, examples.tokens["_sentence"]
             order = permuted(whole, sentence, random) if self.permute else slice(None)
             mixed = Ragged(whole.values[order], whole.offsets)
@@ -58,7 +59,7 @@ class Denoising(Rebuilding):
             read = infill(mixed, inner, self.rate, self.mean_span, mask, random)
             return replace(examples, ids=read, tokens={}, decoder=whole)
 
-        return vary
+        return Vary(make)
 
 
 def _sentences(text: str, offsets: Sequence[tuple[int, int]], words: Sequence[int]) -> list[int]:

@@ -2,21 +2,18 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-
 from ftjax.data import chats
-from ftjax.data.chats import Message, is_learned, whole
-from ftjax.data.encode import Columns, of_row
+from ftjax.data.chats import Message, whole
+from ftjax.data.encode import Columns
 from ftjax.data.fields import Field, Row, Schema, text
+from ftjax.data.learned import encoded
 from ftjax.data.sources import Split
-from ftjax.data.templates import left_out, render
 from ftjax.errors import UserError
-from ftjax.options import Count, Positive
+from ftjax.options import Count, Positive, Regex
 from ftjax.tasks.base import HIGHER, Array
 from ftjax.tasks.causal_lm import CausalLM
 from ftjax.tasks.written import Written
@@ -64,7 +61,8 @@ class Instruction(CausalLM, Written):
         template: a chat template (Jinja), or the name of one of the tokenizer's; empty: the
             tokenizer's; "plain": "role: content" lines. Templates that write today's date write one
             that is always the same.
-        turns: of the assistant that are learned, "all" or the "last". Where the template changes
+        turns: of the assistant that are learned, "all" or the "last"; of templates that mark it by
+            {% generation %}, what is within. Where the template changes
             turns by those after them, as Qwen 3's takes out earlier thoughts, each turn is an
             example of its own, of the chat up to it: as it is written when it is the last.
         generate: rows of the test split whose last turn is written; 0 for none, -1 for all.
@@ -78,13 +76,14 @@ class Instruction(CausalLM, Written):
     generate: Count = 0
     max_new_tokens: Positive = 256
     num_beams: Positive = 1
-    answer: str = ""
+    answer: Regex = ""
 
     better: ClassVar = {**CausalLM.better, "exact_match": HIGHER}
+    encoded_by: ClassVar = ("template", "turns")
     at_end: ClassVar = ("exact_match",)
     schema: ClassVar = Schema(
         {
-            "messages": Field(chats.messages, optional=True),
+            "messages": Field(chats.messages, optional=True, says=True),
             "prompt": Field(text, optional=True),
             "completion": Field(text, optional=True, answer=True),
             "tools": TOOLS,
@@ -107,17 +106,14 @@ class Instruction(CausalLM, Written):
             RowError: the template cannot write a row's chat.
         """
         found: dict[str, list] = {"input_ids": [], "learned": [], "row": [], "cut": []}
-        for number in range(len(next(iter(columns.values())))):
-            row = {name: values[number] for name, values in columns.items()}
-            with of_row(number):
-                examples = list(encoded(tokenizer, row_chat(row), self.template, self.turns))
-            for ids, learned in examples:
-                if learned.any() and not learned[1:max_length].any():
-                    continue
-                found["input_ids"].append(ids[:max_length])
-                found["learned"].append(learned[:max_length].tolist())
-                found["row"].append(number)
-                found["cut"].append(len(ids) > max_length)
+        rows = ({n: x[i] for n, x in columns.items()} for i in range(_count(columns)))
+        for each in encoded(tokenizer, enumerate(rows), row_chat, self.template, self.turns):
+            if each.learned.any() and not each.learned[1:max_length].any():
+                continue
+            found["input_ids"].append(each.ids[:max_length])
+            found["learned"].append(each.learned[:max_length].tolist())
+            found["row"].append(each.row)
+            found["cut"].append(len(each.ids) > max_length)
         return found
 
     def prompts(self, split: Split) -> list[list[Message] | Mapping[str, Any]]:
@@ -128,10 +124,11 @@ class Instruction(CausalLM, Written):
             found.append({"messages": asked, "tools": tools} if tools else asked)
         return found
 
-    def references(self, split: Split) -> list[str]:
-        """The contents of last turns; empty where one but calls tools."""
-        rows = [turns_of(row)[-1] for row in split.rows]
-        return [(turn["role"] == "assistant" and turn.get("content")) or "" for turn in rows]
+    def references(self, split: Split) -> list[list[str]]:
+        """The contents of last turns; none where one but calls tools, or nothing is answered."""
+        turns = [turns_of(row)[-1] for row in split.rows]
+        answers = [turn["role"] == "assistant" and turn.get("content") for turn in turns]
+        return [[answer] if answer else [] for answer in answers]
 
 
 def row_chat(row: Mapping[str, Any]) -> tuple[list[Message], list[Any] | None]:
@@ -139,80 +136,5 @@ def row_chat(row: Mapping[str, Any]) -> tuple[list[Message], list[Any] | None]:
     return turns_of(row), tools_of(row)
 
 
-def encoded(
-    tokenizer: Any, chat: tuple[Sequence[Message], Any], template: str, turns: str = "all"
-) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Token ids of a chat's examples, and 1 at tokens that are learned.
-
-    A token that begins before a turn, as with a space, and goes on in it is of the turn.
-
-    Args:
-        tokenizer: a fast one of `transformers`.
-        chat: its turns and tools.
-        template: see `ftjax.data.templates.chosen`.
-        turns: see `Instruction`.
-
-    Raises:
-        ValueError: the template cannot write the chat, or its answers as it asks for them.
-    """
-    for said, parts in written(tokenizer, chat, template, turns):
-        found = tokenizer(
-            said, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        begins, ends = np.array(found["offset_mapping"]).reshape(-1, 2).T
-        learned = np.zeros(len(begins), np.int32)
-        for start, end in parts:
-            learned |= (ends > start) & (begins < end)
-        yield found["input_ids"], learned
-
-
-def written(
-    tokenizer: Any, chat: tuple[Sequence[Message], Any], template: str, which: str
-) -> Iterator[tuple[str, list[tuple[int, int]]]]:
-    """Texts of a chat, and where in each the turns are that are learned, with what ends each.
-
-    One text where the assistant's turns stand in the whole chat as when each is the last; else one
-    for each turn. Where a template begins thoughts as it asks for an answer, as DeepSeek R1's, and
-    the answer has others or none, it is learned from there on as it is written.
-    """
-    turns, tools = chat
-
-    def text_of(count: int, ask: bool = False) -> str:
-        return render(tokenizer, turns[:count], template, tools, ask, today=False)
-
-    def part(number: int) -> tuple[str, tuple[int, int]]:
-        """The chat up to a turn, and where that is."""
-        before, after = text_of(number, ask=True), text_of(number + 1)
-        start = len(before)
-        if not after.startswith(before):
-            pairs = zip(before, after, strict=False)
-            start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-            said = len(text_of(number))
-            if start <= said or not THINKS.search(before, said):
-                raise ValueError(
-                    f"turn {number + 1} is not written by the chat template as it asks for it: set "
-                    "task.template to another"
-                )
-        if left_out(turns[number], after[start:]):  # but some of it may be what asks for it
-            require_said(number, after[len(text_of(number)) :])
-        return after, (start, len(after.rstrip()))
-
-    def require_said(number: int, text: str) -> None:
-        if lacks := left_out(turns[number], text):
-            raise ValueError(
-                f"turn {number + 1}: the chat template leaves out {lacks}: so must the row, or set "
-                "task.template to another"
-            )
-
-    learned = [number for number, turn in enumerate(turns) if is_learned(turn)]
-    if which == "last" and learned:
-        learned = learned[-1:]
-        turns = turns[: learned[0] + 1]
-    parts, every = [part(number) for number in learned], text_of(len(turns))
-    for number, turn in enumerate(turns):
-        if turn["role"] in ("system", "user"):
-            require_said(number, every)
-    if all(every.startswith(after.rstrip()) for after, _ in parts):
-        yield every, [where for _, where in parts]
-    else:
-        yield from ((after, [where]) for after, where in parts)
+def _count(columns: Columns) -> int:
+    return len(next(iter(columns.values())))

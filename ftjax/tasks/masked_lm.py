@@ -12,7 +12,7 @@ import optax
 
 from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Schema, text
-from ftjax.data.loading import Vary
+from ftjax.data.loading import Random, Vary
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
 from ftjax.loss import Loss
@@ -34,6 +34,7 @@ class MaskedLM(Task):
     whole_words: bool = False
 
     better: ClassVar = directions(("masked_accuracy",), ("perplexity",))
+    encoded_by: ClassVar = ()
     by_token: ClassVar = True
     schema: ClassVar = Schema({"text": Field(text)})
     arrays: ClassVar = {"originals": Array("token", "int32"), "masked": Array("token", "int32")}
@@ -51,7 +52,7 @@ class MaskedLM(Task):
             raise UserError("task.name=masked_lm: the model's tokenizer has no mask token")
         mask, vocabulary = tokenizer.mask_token_id, len(tokenizer)
 
-        def vary(examples: Examples, random: np.random.Generator) -> Examples:
+        def make(examples: Examples, random: Random) -> Examples:
             words = examples.tokens["_word"]
             found = mask_tokens(
                 examples.ids, words, self.rate, mask, vocabulary, random, self.whole_words
@@ -63,7 +64,7 @@ class MaskedLM(Task):
                 tokens={**examples.tokens, **tokens},
             )
 
-        return vary
+        return Vary(make, lambda examples: (examples.lengths, None))
 
     def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
         """Σ cross-entropies of masked tokens, and how many."""

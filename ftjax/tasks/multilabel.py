@@ -1,6 +1,7 @@
 """Any number of labels for a text or a pair of texts."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from ftjax.data.sources import Split
 from ftjax.loss import Loss
 from ftjax.options import Inside
 from ftjax.tasks.base import Array, Batch, directions, label_names, numbers
+from ftjax.tasks.probabilities import calibration_error, of_rankings, ranked
 from ftjax.tasks.texts import Texts, texts_and
 
 
@@ -35,7 +37,10 @@ class Multilabel(Texts):
     threshold: Inside = 0.5
 
     best_metric = "f1_micro"
-    better: ClassVar = directions(("f1_micro", "f1_macro", "accuracy"), ("hamming",))
+    better: ClassVar = directions(
+        ("f1_micro", "f1_macro", "accuracy", "auroc", "average_precision"),
+        ("hamming", "calibration_error"),
+    )
     schema = texts_and(Field(read_names, answer=True, settle=label_sets))
     arrays: ClassVar = {"labels": Array("example", "float32", (2,))}
     problem_type = "multi_label_classification"
@@ -67,7 +72,8 @@ class Multilabel(Texts):
     ) -> dict[str, Any]:
         """F1 over all decisions and as a mean over labels, rows that are all right, and the loss.
 
-        By scikit-learn; an F1 of nothing there and nothing found is 0.
+        By scikit-learn; the mean is over labels that rows have or are given, and 0 where there is
+        none. Also of `ftjax.tasks.probabilities`, with the calibration error of all decisions.
         """
         from sklearn import metrics as sk
 
@@ -76,18 +82,32 @@ class Multilabel(Texts):
         loss = self.loss(lambda _: jnp.asarray(logits), batch, train=False)
         truth, guess = targets > 0.5, self._chosen(logits)
         each = sk.f1_score(truth, guess, average=None, zero_division=0.0)
+        there, probabilities = (truth | guess).any(0), _sigmoid(logits)
         return {
             "loss": float(loss.total / loss.weight),
             "f1_micro": float(sk.f1_score(truth, guess, average="micro", zero_division=0.0)),
-            "f1_macro": float(np.mean(each)),
+            "f1_macro": float(each[there].mean()) if there.any() else 0.0,
             "accuracy": float(sk.accuracy_score(truth, guess)),
             "hamming": float(sk.hamming_loss(truth, guess)),
+            **of_rankings(truth, probabilities),
+            "calibration_error": calibration_error(truth.ravel(), probabilities.ravel()),
+            "averages": {"auroc": "macro", "average_precision": "macro"},
             "per_class": {
                 name: {"f1": float(f1), "examples": int(count)}
                 for name, f1, count in zip(names, each, truth.sum(0), strict=True)
             },
             "examples": len(targets),
         }
+
+    def constant(self, examples: Examples, names: Sequence[str]) -> np.ndarray:
+        """The share of rows that have each label, as its probability."""
+        share = np.clip(examples.arrays["labels"].mean(0), 1e-6, 1 - 1e-6)
+        return np.tile(np.log(share / (1 - share)), (len(examples), 1))
+
+    def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
+        labels = Counter(name for row in split.column("label") for name in row)
+        lacking = set() if ranked(labels, len(split.rows)) else {"auroc", "average_precision"}
+        return super().measured(split, names) - lacking
 
     def predictions(
         self, logits: np.ndarray, examples: Examples, split: Split, names: Sequence[str]

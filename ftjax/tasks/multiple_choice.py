@@ -18,6 +18,7 @@ from ftjax.data.fields import Field, Row, Schema, name_or_number, text, texts
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
 from ftjax.tasks.base import Apply, Array, Batch, Task, directions, were_cut
+from ftjax.tasks.probabilities import calibration_error
 
 DIGITS = re.compile("[0-9]{1,9}")
 NONE = -1e9  # what is said of a choice that a row does not have
@@ -88,13 +89,14 @@ class MultipleChoice(Task):
     """
 
     best_metric = "accuracy"
-    better: ClassVar = directions(("accuracy",))
+    encoded_by: ClassVar = ()
+    better: ClassVar = directions(("accuracy",), ("calibration_error",))
     packs = False
     group = 2
     schema: ClassVar = Schema(
         {
             "text": Field(text),
-            "choices": Field(choices),
+            "choices": Field(choices, says=True),
             "label": Field(name_or_number, answer=True),
         },
         check,
@@ -137,24 +139,33 @@ class MultipleChoice(Task):
     def score(
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> dict[str, Any]:
-        """Mean loss and accuracy."""
+        """Mean loss, which is the log loss, accuracy and calibration error."""
         labels = examples.arrays["labels"]
         chances = log_softmax(outputs, -1)
+        right = outputs.argmax(-1) == labels
         return {
             "loss": float(-np.take_along_axis(chances, labels[:, None], 1).mean()),
-            "accuracy": float((outputs.argmax(-1) == labels).mean()),
+            "accuracy": float(right.mean()),
+            "calibration_error": calibration_error(right, np.exp(chances.max(-1))),
             "examples": len(labels),
         }
+
+    def constant(self, examples: Examples, names: Sequence[str]) -> np.ndarray:
+        """The shares of places that are right: the most frequent one is said."""
+        labels = examples.arrays["labels"]
+        return np.tile(np.log(np.maximum(np.bincount(labels), 1e-6)), (len(labels), 1))
 
     def predictions(
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> list[dict[str, Any]]:
-        """One {"choice", "answer", "probabilities"} a row; choices are counted from 0."""
+        """One {"choice", "answer", "probability", "probabilities"} a row; choices are counted from
+        0."""
         rows = zip(outputs.argmax(-1), softmax(outputs, -1), split.column("choices"), strict=True)
         return [
             {
                 "choice": int(best),
                 "answer": choices[best]["text"],
+                "probability": round(float(chances[best]), 6),
                 "probabilities": [round(float(p), 6) for p in chances[: len(choices)]],
             }
             for best, chances, choices in rows

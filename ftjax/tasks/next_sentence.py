@@ -30,6 +30,7 @@ class NextSentence(MaskedLM):
     """
 
     better: ClassVar = {**MaskedLM.better, "next_sentence_accuracy": HIGHER}
+    encoded_by: ClassVar = ()
     by_token: ClassVar = False
     arrays: ClassVar = {**MaskedLM.arrays, "labels": Array("example", "int32")}
 
@@ -46,10 +47,10 @@ class NextSentence(MaskedLM):
         """Second halves exchanged, and tokens masked."""
         mask = super().variation(tokenizer)
 
-        def vary(examples: Examples, random: np.random.Generator) -> Examples:
+        def make(examples: Examples, random: np.random.Generator) -> Examples:
             return mask(exchanged(examples, random), random)
 
-        return vary
+        return Vary(make)
 
     def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
         """Σ over examples of the mean loss of the row's masked tokens and the pair's, and how many

@@ -83,17 +83,31 @@ class Ordinal(Texts):
             "examples": len(targets),
         }
 
+    def constant(self, examples: Examples, names: Sequence[str]) -> np.ndarray:
+        """The most frequent label."""
+        counts = np.bincount(examples.arrays["labels"], minlength=len(names))
+        above = np.arange(len(names) - 1) < counts.argmax()
+        return np.tile(np.where(above, 1.0, -1.0).astype(np.float32), (len(examples), 1))
+
     def predictions(
         self, logits: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> list[dict[str, Any]]:
-        """One {"label", "above"} a row: the probability that the label is above each step."""
+        """One {"label", "probability", "above"} a row: "above" has the probability that the label
+        is above each step, "probability" that of the label by those on both its sides."""
         above = 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))
         return [
             {
                 "label": names[int((row > 0.5).sum())],
+                "probability": _of_step(row, int((row > 0.5).sum())),
                 "above": {
                     name: round(float(p), 6) for name, p in zip(names[:-1], row, strict=True)
                 },
             }
             for row in above
         ]
+
+
+def _of_step(above: np.ndarray, number: int) -> float:
+    """P(above the step before) − P(above the next), of probabilities that each step has alone."""
+    ends = np.concatenate([[1.0], above, [0.0]])
+    return round(float(max(ends[number] - ends[number + 1], 0.0)), 6)

@@ -11,14 +11,15 @@ import numpy as np
 
 from ftjax.data import chats
 from ftjax.data.chats import Message
-from ftjax.data.encode import Columns, Examples, of_row
+from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Row, Schema, shown
+from ftjax.data.learned import Chat, encoded
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
 from ftjax.options import Above0
 from ftjax.tasks.base import Apply, Array, Batch, Task, directions
 from ftjax.tasks.causal_lm import with_targets
-from ftjax.tasks.instruction import TOOLS, encoded, tools_of
+from ftjax.tasks.instruction import TOOLS, tools_of
 
 ANSWERS = ("chosen", "rejected")
 KINDS = ("sigmoid", "hinge", "ipo")
@@ -39,6 +40,11 @@ def conversation(row: Mapping[str, Any], answer: str) -> list[Message]:
     before = [{**turn, "role": turn["role"] or "user"} for turn in asked]
     after = [{**turn, "role": turn["role"] or "assistant"} for turn in said]
     return after if after[: len(before)] == before and len(after) > len(before) else before + after
+
+
+def _chat(asked: tuple[Row, str]) -> Chat:
+    row, answer = asked
+    return conversation(row, answer), tools_of(row)
 
 
 def check(row: Row) -> None:
@@ -79,11 +85,12 @@ class Preference(Task):
     group = 2
     refers = True
     best_metric = "accuracy"
+    encoded_by: ClassVar = ("template",)
     better: ClassVar = directions(("accuracy", "margin"))
     schema: ClassVar = Schema(
         {
-            "prompt": Field(turns, optional=True),
-            **{name: Field(turns) for name in ANSWERS},
+            "prompt": Field(turns, optional=True, says=True),
+            **{name: Field(turns, says=True) for name in ANSWERS},
             "tools": TOOLS,
         },
         check,
@@ -99,11 +106,13 @@ class Preference(Task):
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
         """Two sequences a row, with "learned", 1 at the answers' tokens; see `fitted_pair`."""
         found: dict[str, list] = {"input_ids": [], "learned": [], "cut": []}
-        for number in range(len(columns["chosen"])):
-            row = {name: values[number] for name, values in columns.items()}
-            with of_row(number):
-                asked = [(conversation(row, answer), tools_of(row)) for answer in ANSWERS]
-                pairs = [next(encoded(tokenizer, x, self.template, "last")) for x in asked]
+        rows = [{n: x[i] for n, x in columns.items()} for i in range(len(columns["chosen"]))]
+        asked = [(i, (row, answer)) for i, row in enumerate(rows) for answer in ANSWERS]
+        every = [
+            (each.ids, each.learned)
+            for each in encoded(tokenizer, asked, _chat, self.template, "last")
+        ]
+        for pairs in zip(every[::2], every[1::2], strict=True):
             parts = fitted_pair([learned for _, learned in pairs], max_length)
             cut = [
                 (ids[part], marks[part]) for (ids, marks), part in zip(pairs, parts, strict=True)

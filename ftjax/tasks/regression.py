@@ -71,6 +71,10 @@ class Regression(Texts):
             "examples": len(wanted),
         }
 
+    def constant(self, examples: Examples, names: Sequence[str]) -> np.ndarray:
+        """The mean."""
+        return np.full((len(examples), 1), examples.arrays["labels"].mean(dtype=np.float64))
+
     def predictions(
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> list[dict[str, Any]]:

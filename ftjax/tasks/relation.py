@@ -40,6 +40,7 @@ class Relation(Classification):
     negative: str = "Other"
 
     best_metric = "f1_relations"
+    encoded_by: ClassVar = ("markers",)
     better: ClassVar = {**Classification.better, "f1_relations": HIGHER}
     poolings: ClassVar = ("entities", "auto", "cls", "mean")
     caches = False
@@ -71,8 +72,8 @@ class Relation(Classification):
         """Those of `classification`, and "f1_relations", that of SemEval-2010 task 8.
 
         The mean over relations but the negative one of the F1 of both directions together, where
-        a direction that is wrong is an error (Hendrickx et al. 2010, the official figure). Names
-        of relations end with their direction: Cause-Effect(e1,e2).
+        a direction that is wrong is an error (Hendrickx et al. 2010, the official figure); of
+        relations that rows have or are given. Names end with the direction: Cause-Effect(e1,e2).
         """
         guess = logits.argmax(-1)
         kinds = np.array([re.sub(r"\(e\d,e\d\)$", "", name) for name in names])
@@ -80,9 +81,12 @@ class Relation(Classification):
         for kind in dict.fromkeys(kinds[kinds != self.negative]):
             of_kind = kinds == kind
             right = np.sum(of_kind[targets] & (guess == targets))
-            scores.append(2 * right / max(of_kind[targets].sum() + of_kind[guess].sum(), 1))
+            if count := of_kind[targets].sum() + of_kind[guess].sum():
+                scores.append(2 * right / count)
         mean = float(np.mean(scores)) if scores else 0.0
-        return {"f1_relations": mean, **super().metrics(logits, targets, names)}
+        found = super().metrics(logits, targets, names)
+        averages = {**found["averages"], "f1_relations": "macro"}
+        return {"f1_relations": mean, **found, "averages": averages}
 
 
 def shown_entities(marked: str, markers: str) -> tuple[str, dict[int, tuple[int, int]]]:

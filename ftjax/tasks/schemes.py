@@ -3,8 +3,6 @@
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from ftjax.errors import UserError
-
 Entity = tuple[str, int, int]  # type, first word, word after the last
 
 
@@ -119,9 +117,3 @@ def entities(tags: Sequence[str], scheme: str) -> list[Entity]:
     return [
         (e.tag, e.start, e.end) for e in Tokens(list(tags), strictly(scheme)["scheme"]).entities
     ]
-
-
-def check_scheme(name: str) -> None:
-    """Raises UserError for a scheme that there is not."""
-    if name not in NAMES:
-        raise UserError(f"task.scheme={name!r} must be one of {', '.join(NAMES)}")

@@ -1,26 +1,37 @@
 """One text from another: translation, summaries, texts of tables."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
 from ftjax.data.encode import Columns, Examples
-from ftjax.data.fields import Field, Schema, text
+from ftjax.data.fields import Field, Schema, listed, shown, text
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, nearest
 from ftjax.options import Count, Positive
 from ftjax.tasks.base import HIGHER, cut_to
 from ftjax.tasks.rebuilding import Rebuilding
-from ftjax.tasks.written import Written, summary_scores, translation_scores
+from ftjax.tasks.written import ROUGE, References, Written, summary_scores, translation_scores
 
 METRICS = ("translation", "summary", "exact")
+
+
+def other_targets(found: Any) -> list[str]:
+    """A list of texts, also as text."""
+    found = listed(found)
+    if not isinstance(found, list | tuple):
+        raise ValueError(f"must be a list of texts, not {shown(found)}")
+    return [text(each) for each in found]
 
 
 @dataclass(frozen=True)
 class Seq2Seq(Written, Rebuilding):
     """Cross-entropy of the target's tokens, given those before it and the source.
+
+    Rows of one source are written for once, and all their targets are references of what is
+    written, with the texts that a row may have in "references".
 
     Attributes:
         prefix: of every source, as "translate English to German: ".
@@ -29,7 +40,7 @@ class Seq2Seq(Written, Rebuilding):
         max_target: tokens of a target.
         metrics: of what is written: "translation" (BLEU, chrF), "summary" (ROUGE) or "exact".
         tokenize: sacrebleu's tokenizer for BLEU: "13a", for Chinese "zh".
-        generate: rows that are written for in scoring; 0 for none, -1 for all.
+        generate: sources that are written for in scoring; 0 for none, -1 for all.
         max_new_tokens: of what is written.
         num_beams: of beam search; 1 is greedy.
     """
@@ -43,10 +54,17 @@ class Seq2Seq(Written, Rebuilding):
     max_new_tokens: Positive = 128
     num_beams: Positive = 1
 
-    at_end: ClassVar = ("exact_match", "bleu", "chrf", "rouge1", "rouge2", "rougeL")
+    at_end: ClassVar = ("exact_match", "bleu", "chrf", *ROUGE)
     better: ClassVar = {**Rebuilding.better, **dict.fromkeys(at_end, HIGHER)}
+    encoded_by: ClassVar = ("prefix", "languages", "max_target")
     answer: ClassVar = ""
-    schema: ClassVar = Schema({"source": Field(text), "target": Field(text, answer=True)})
+    schema: ClassVar = Schema(
+        {
+            "source": Field(text),
+            "target": Field(text, answer=True),
+            "references": Field(other_targets, optional=True, answer=True),
+        }
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,6 +83,14 @@ class Seq2Seq(Written, Rebuilding):
             found["decoder_ids"] = [ended(ids, end, limit) for ids in wanted]
             found["cut"] = [a or len(b) > limit for a, b in zip(long, wanted, strict=True)]
         return found
+
+    def longest_written(self, max_length: int) -> int:
+        return self.max_target
+
+    @property
+    def measured_written(self) -> Collection[str]:
+        more = {"translation": ("bleu", "chrf"), "summary": ROUGE, "exact": ()}[self.metrics]
+        return (*super().measured_written, *more) if self.generate else ()
 
     def asked(self, tokenizer: Any) -> dict[str, Any]:
         """What is written starts with its language where targets do, or after it where they end
@@ -98,10 +124,13 @@ class Seq2Seq(Written, Rebuilding):
     def prompts(self, split: Split) -> list[str]:
         return [self.prefix + each for each in split.column("source")]
 
-    def references(self, split: Split) -> list[str]:
-        return split.column("target")
+    def references(self, split: Split) -> list[list[str]]:
+        """The target of each row, and its other references."""
+        targets = split.column("target")
+        more = split.column("references") if split.has(["references"]) else [[]] * len(targets)
+        return [[target, *others] for target, others in zip(targets, more, strict=True)]
 
-    def written(self, texts: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    def written(self, texts: Sequence[str], references: References) -> dict[str, Any]:
         found = super().written(texts, references)
         if self.metrics == "translation":
             found |= translation_scores(texts, references, self.tokenize)

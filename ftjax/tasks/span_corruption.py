@@ -8,10 +8,10 @@ import numpy as np
 
 from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Schema, text
-from ftjax.data.loading import Vary
+from ftjax.data.loading import Random, Vary
 from ftjax.errors import UserError
 from ftjax.options import Inside
-from ftjax.tasks.corruption import corrupt_spans
+from ftjax.tasks.corruption import corrupt_spans, corrupted_lengths, noise_and_spans
 from ftjax.tasks.rebuilding import Rebuilding
 
 SENTINELS = 100
@@ -29,6 +29,7 @@ class SpanCorruption(Rebuilding):
     density: Inside = 0.15
     mean_span: Annotated[float, "[1, inf)"] = 3.0
 
+    encoded_by: ClassVar = ()
     schema: ClassVar = Schema({"text": Field(text)})
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
@@ -37,10 +38,14 @@ class SpanCorruption(Rebuilding):
         cut = [len(row) > max_length - 1 for row in ids]
         return {"input_ids": [row[: max_length - 1] for row in ids], "cut": cut}
 
+    def longest_written(self, max_length: int) -> int:
+        """Of the longest text the noise, a sign for each span, and the end."""
+        return sum(noise_and_spans(max_length - 1, self.density, self.mean_span)) + 1
+
     def variation(self, tokenizer: Any) -> Vary:
         sentinels = sentinels_of(tokenizer)
 
-        def vary(examples: Examples, random: np.random.Generator) -> Examples:
+        def make(examples: Examples, random: Random) -> Examples:
             read, written = corrupt_spans(
                 examples.ids,
                 self.density,
@@ -51,7 +56,11 @@ class SpanCorruption(Rebuilding):
             )
             return replace(examples, ids=read, decoder=written)
 
-        return vary
+        def lengths(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+            spans = (self.density, self.mean_span, len(sentinels))
+            return corrupted_lengths(examples.lengths, *spans)
+
+        return Vary(make, lengths)
 
 
 def sentinels_of(tokenizer: Any) -> Sequence[int]:

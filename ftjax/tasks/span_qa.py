@@ -1,6 +1,6 @@
 """The part of a text that answers a question; long texts are read in windows."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +24,7 @@ from ftjax.tasks.base import Apply, Array, Batch, Task, directions
 
 CANDIDATES = 20  # starts, and ends, that are tried of each window
 NONE = -1e9
+METRICS = ("exact_match", "f1")
 
 
 def answers(found: Any) -> dict[str, list]:
@@ -72,10 +73,9 @@ class SpanQA(Task):
     language: Literal[tuple(squad.LANGUAGES)] = "en"
 
     best_metric = "f1"
+    encoded_by: ClassVar = ("stride",)
     better: ClassVar = directions(
-        f"{name}{among}"
-        for name in ("exact_match", "f1")
-        for among in ("", "_answerable", "_unanswerable")
+        f"{name}{among}" for name in METRICS for among in ("", "_answerable", "_unanswerable")
     )
     packs = False
     schema: ClassVar = Schema(
@@ -199,6 +199,12 @@ class SpanQA(Task):
                     scores[f"exact_match_{name}"] = float(exact[among].mean())
                     scores[f"f1_{name}"] = float(f1[among].mean())
         return {**scores, "examples": len(found)}
+
+    def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
+        every = [bool(answer["text"]) for answer in split.column("answers")] * self.impossible
+        kinds = {"_answerable": any(every), "_unanswerable": not all(every)}
+        lacking = {f"{metric}{kind}" for metric in METRICS for kind in kinds if not kinds[kind]}
+        return super().measured(split, names) - lacking
 
     def predictions(
         self,

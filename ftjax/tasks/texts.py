@@ -11,7 +11,7 @@ from ftjax.data.encode import Examples
 from ftjax.data.fields import Field, Schema, label_name, text
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
-from ftjax.formats import folder as folders
+from ftjax.formats.modules import pooled
 from ftjax.tasks.base import Array, Task
 
 
@@ -26,11 +26,12 @@ class Texts(Task):
 
     Attributes:
         pooling: "cls" (BERT's pooler), "mean", or "auto": what the folder's sentence-transformers
-            configuration says, else "cls".
+            modules say (with their Dense layers, after means), else "cls".
     """
 
     pooling: str = "auto"
 
+    encoded_by: ClassVar = ()
     caches: ClassVar = True
     poolings: ClassVar = ("auto", "cls", "mean")
     schema: ClassVar = texts_and(Field(label_name, answer=True))
@@ -43,11 +44,10 @@ class Texts(Task):
             raise UserError(f"task.pooling={self.pooling!r} must be one of {known}")
 
     def head(self, names: Sequence[str], folder: Path | None) -> dict[str, Any]:
-        pooling = self.pooling
-        if pooling == "auto":
-            pooling = folders.pooling(folder) if folder else "cls"
-        count = len(self.output_names(names))
-        return {"head": "classification", "labels": count, "pooling": pooling}
+        how = pooled(folder, self.pooling)
+        if how["pooling"] == "cls":  # which has a layer of its own
+            how = {"pooling": "cls"}
+        return {"head": "classification", "labels": len(self.output_names(names)), **how}
 
     def targets(self, examples: Examples, split: Split, names: Sequence[str]) -> Examples:
         return replace(examples, arrays={**examples.arrays, "labels": self.labels_of(split, names)})

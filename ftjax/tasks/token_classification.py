@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Row, Schema, label_name, same_length, words
@@ -31,6 +31,7 @@ from ftjax.tasks.base import (
     one_number,
 )
 from ftjax.tasks.schemes import (
+    NAMES,
     check_tags,
     entities,
     scheme_of,
@@ -38,6 +39,7 @@ from ftjax.tasks.schemes import (
 )
 from ftjax.tasks.spans import first_tokens
 
+MEANS = ("f1", "precision", "recall")
 INTENT = "intent: "  # before the names of labels of all words
 
 
@@ -64,12 +66,11 @@ class TokenClassification(Task):
     """
 
     labels: tuple[str, ...] = ()
-    scheme: str = "auto"
+    scheme: Literal[tuple(NAMES)] = "auto"
 
     best_metric = "f1"
-    better: ClassVar = directions(
-        ("f1", "precision", "recall", "accuracy", "intent_accuracy", "exact")
-    )
+    encoded_by: ClassVar = ()
+    better: ClassVar = directions((*MEANS, "accuracy", "intent_accuracy", "exact"))
     schema: ClassVar = Schema(
         {
             "tokens": Field(words),
@@ -166,7 +167,7 @@ class TokenClassification(Task):
         their accuracy, and the share of rows whose label and tags are all right ("exact").
         """
         tags, _ = parted(names)
-        truth, guess = split.column("tags"), self._tags(outputs, examples, split, tags)
+        truth, (guess, _) = split.column("tags"), self._tags(outputs, examples, split, tags)
         pairs = list(zip(chain(*truth), chain(*guess), strict=True))
         scheme = self._scheme(tags)
         each = _of_tags(pairs, tags) if scheme == "none" else _of_entities(truth, guess, scheme)
@@ -174,14 +175,31 @@ class TokenClassification(Task):
             "loss": self._loss(outputs["tokens"], examples, len(tags)),
             "accuracy": sum(a == b for a, b in pairs) / len(pairs),
             "examples": len(truth),
+            "averages": dict.fromkeys(MEANS, "macro" if scheme == "none" else "micro"),
             **each,
         }
         if "labels" in examples.arrays:
-            right = self._intents(outputs, examples, tags) == examples.arrays["labels"].argmax(-1)
+            intents = self._intents(outputs, examples, tags).argmax(-1)
+            right = intents == examples.arrays["labels"].argmax(-1)
             exact = [a == b for a, b in zip(truth, guess, strict=True)]
             found["intent_accuracy"] = float(right.mean())
             found["exact"] = float((right & exact).mean())
         return found
+
+    def constant(self, examples: Examples, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """The most frequent tag, and the most frequent label of all words."""
+        tags, _ = parted(names)
+        tagged = examples.tokens["tagged"] > 0
+        counts = np.bincount(examples.tokens["tags"][tagged], minlength=len(tags))
+        chosen = np.zeros(len(names), np.float32)
+        chosen[counts.argmax()] = 1
+        if "labels" in examples.arrays:
+            chosen[len(tags) + examples.arrays["labels"].sum(0).argmax()] = 1
+        return {"tokens": np.tile(chosen, (len(tagged), 1))}
+
+    def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
+        both = parted(names)[1] and "label" in split.rows.column_names
+        return super().measured(split, names) - (set() if both else {"intent_accuracy", "exact"})
 
     def predictions(
         self,
@@ -190,20 +208,33 @@ class TokenClassification(Task):
         split: Split,
         names: Sequence[str],
     ) -> list[dict[str, Any]]:
-        """One {"tags", "entities"} a row, entities with "type", "start" and "end" in words, the end
-        not included, and "text"; with labels also "label"."""
+        """One {"tags", "probabilities", "entities"} a row.
+
+        Probabilities are of each word's tag, null where it was cut off. Entities have "type",
+        "start" and "end" in words, the end not included, "text", and as "probability" the mean of
+        their words'. With labels also "label" and its "probability".
+        """
         tags, intents = parted(names)
         rows = []
-        every = zip(split.column("tokens"), self._tags(outputs, examples, split, tags), strict=True)
-        for row, guess in every:
+        every = zip(
+            split.column("tokens"), *self._tags(outputs, examples, split, tags), strict=True
+        )
+        for row, guess, sure in every:
             spans = [
-                {"type": kind, "start": start, "end": end, "text": " ".join(row[start:end])}
+                {
+                    "type": kind,
+                    "start": start,
+                    "end": end,
+                    "text": " ".join(row[start:end]),
+                    "probability": round(float(np.mean(sure[start:end])), 6),
+                }
                 for kind, start, end in entities(guess, self._scheme(tags))
             ]
-            rows.append({"tags": guess, "entities": spans})
+            rows.append({"tags": guess, "probabilities": sure, "entities": spans})
         if intents:
-            for row, number in zip(rows, self._intents(outputs, examples, tags), strict=True):
-                row["label"] = intents[number]
+            for row, each in zip(rows, self._intents(outputs, examples, tags), strict=True):
+                row["label"] = intents[each.argmax()]
+                row["probability"] = round(float(each.max()), 6)
         return rows
 
     def _tags(
@@ -212,23 +243,26 @@ class TokenClassification(Task):
         examples: Examples,
         split: Split,
         tags: Sequence[str],
-    ) -> list[list[str]]:
-        """The tag found for each word of each row."""
-        best = outputs["tokens"][:, : len(tags)].argmax(-1)
+    ) -> tuple[list[list[str]], list[list[float | None]]]:
+        """The tag found for each word of each row, and its probability."""
+        chances = softmax(outputs["tokens"][:, : len(tags)], -1)
+        best, most = chances.argmax(-1), chances.max(-1)
         offsets, word = examples.ids.offsets, examples.tokens["_word"]
         outside = "O" if "O" in tags else ""
-        found = [[outside] * len(words) for words in split.column("tokens")]
-        for row, start, end in zip(found, offsets[:-1], offsets[1:], strict=True):
+        sizes = [len(words) for words in split.column("tokens")]
+        found, sure = [[outside] * n for n in sizes], [[None] * n for n in sizes]
+        for row, chance, start, end in zip(found, sure, offsets[:-1], offsets[1:], strict=True):
             for at in start + np.flatnonzero(word[start:end]):
                 row[word[at] - 1] = tags[best[at]]
-        return found
+                chance[word[at] - 1] = round(float(most[at]), 6)
+        return found, sure
 
     def _intents(
         self, outputs: dict[str, np.ndarray], examples: Examples, tags: Sequence[str]
     ) -> np.ndarray:
-        """The number of the label found for each row."""
+        """Probabilities of each row's labels."""
         sums = np.add.reduceat(outputs["tokens"][:, len(tags) :], examples.ids.offsets[:-1])
-        return sums.argmax(-1)
+        return softmax(sums / examples.ids.lengths[:, None], -1)
 
     def _loss(self, logits: np.ndarray, examples: Examples, count: int) -> float:
         """The mean that `loss` has, of the first `count` outputs and the rest."""
@@ -289,12 +323,15 @@ def _of_entities(truth: list[list[str]], guess: list[list[str]], scheme: str) ->
 
 
 def _of_tags(pairs: Sequence[tuple[str, str]], tags: Sequence[str]) -> dict[str, Any]:
-    """Means over tags of precision, recall and F1, and those of each, by scikit-learn."""
+    """Means of precision, recall and F1 over tags that words have or are given, and those of each
+    tag, by scikit-learn."""
     from sklearn import metrics as sk
 
     truth, guess = zip(*pairs, strict=True)
-    scores = sk.precision_recall_fscore_support(truth, guess, labels=list(tags), zero_division=0.0)
-    precision, recall, f1, _ = (each.mean() for each in scores)
+    every = [tag for tag in dict.fromkeys((*tags, *truth, *guess)) if tag]  # not what was cut off
+    scores = sk.precision_recall_fscore_support(truth, guess, labels=every, zero_division=0.0)
+    there = np.isin(every, [*truth, *guess])
+    precision, recall, f1, _ = (each[there].mean() for each in scores)
     names = ("precision", "recall", "f1", "words")
     return {
         "f1": float(f1),
@@ -302,6 +339,6 @@ def _of_tags(pairs: Sequence[tuple[str, str]], tags: Sequence[str]) -> dict[str,
         "recall": float(recall),
         "per_type": {
             tag: dict(zip(names, (*map(float, each[:3]), int(each[3])), strict=True))
-            for tag, each in zip(tags, zip(*scores, strict=True), strict=True)
+            for tag, each in zip(every, zip(*scores, strict=True), strict=True)
         },
     }

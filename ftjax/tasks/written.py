@@ -1,12 +1,28 @@
 """What tasks share whose answers are written: prompts, references, and metrics of texts."""
 
+import json
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Collection, Sequence
 from itertools import chain
 from typing import Any
 
+import regex
+
 from ftjax.data.sources import Split
 from ftjax.data.templates import chosen
+from ftjax.errors import UserError, nearest, summary
+
+References = Sequence[Sequence[str]]  # of each text those that are wanted, any of them
+
+ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+OTHER = regex.compile(  # a character with its marks, or a word, of another script than Latin
+    rf"([{UNSPACED}]\p{{M}}*"
+    rf"|[\p{{L}}\p{{Nd}}--[\p{{Latin}}{UNSPACED}0-9]]"
+    rf"[\p{{L}}\p{{M}}\p{{Nd}}--[\p{{Latin}}{UNSPACED}0-9]]*)",
+    regex.V1,
+)
 
 
 class Written:
@@ -28,15 +44,20 @@ class Written:
         """What is gone on from, one a row: texts, or chats."""
         raise NotImplementedError
 
-    def references(self, split: Split) -> list[str]:
-        """What is wanted, one a row."""
+    def references(self, split: Split) -> list[list[str]]:
+        """What is wanted of each row, any of several texts; none where it is not scored."""
         raise NotImplementedError
+
+    @property
+    def measured_written(self) -> Collection[str]:
+        """Metrics that `written` gives, where rows are written for."""
+        return ("exact_match",) if self.generate else ()
 
     def asked(self, tokenizer: Any) -> dict[str, Any]:
         """Settings of generation; the tokenizer is made ready for prompts."""
         return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
 
-    def written(self, texts: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    def written(self, texts: Sequence[str], references: References) -> dict[str, Any]:
         """Metrics of texts."""
         return {"exact_match": exact_match(texts, references, self.answer)}
 
@@ -48,20 +69,35 @@ def ready(task: Any, tokenizer: Any) -> dict[str, Any]:
     return task.asked(tokenizer) if isinstance(task, Written) else {}
 
 
-def exact_match(texts: Sequence[str], references: Sequence[str], pattern: str = "") -> float:
+def merged(
+    prompts: Sequence[Any], references: References
+) -> tuple[list[Any], list[list[str]], list[list[int]]]:
+    """Each prompt once, with the references of all rows that ask it, each once, and the rows."""
+    rows: dict[str, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        rows.setdefault(json.dumps(prompt, sort_keys=True), []).append(number)
+    wanted = [
+        list(dict.fromkeys(text for number in several for text in references[number]))
+        for several in rows.values()
+    ]
+    return [prompts[several[0]] for several in rows.values()], wanted, list(rows.values())
+
+
+def exact_match(texts: Sequence[str], references: References, pattern: str = "") -> float:
     """The share of texts that are as wanted, but for case and spaces.
 
     Args:
         texts: what was written.
-        references: what is wanted.
+        references: what is wanted of each, any of them; one in which `pattern` finds nothing does
+            not count, nor a text without any other.
         pattern: a regular expression: what its last match says is compared, its first group where
             it has one, without commas in numbers; a text without a match is wrong.
     """
-    pairs = zip(texts, references, strict=True)
-    right = [
-        (found := extracted(text, pattern)) is not None and found == extracted(wanted, pattern)
-        for text, wanted in pairs
+    pairs = [
+        (extracted(text, pattern), {extracted(each, pattern) for each in wanted} - {None})
+        for text, wanted in zip(texts, references, strict=True)
     ]
+    right = [text in wanted for text, wanted in pairs if wanted]
     return sum(right) / max(len(right), 1)
 
 
@@ -77,41 +113,52 @@ def extracted(text: str, pattern: str) -> str | None:
 
 
 def translation_scores(
-    texts: Sequence[str], references: Sequence[str], tokenize: str
+    texts: Sequence[str], references: References, tokenize: str
 ) -> dict[str, Any]:
     """BLEU and chrF by sacrebleu, 0 to 100, with the signature of each.
 
     Args:
         texts: what was written.
-        references: one of each.
+        references: of each one or several, which all count, as Papineni et al. (2002) have it.
         tokenize: sacrebleu's: "13a", "zh", "ja-mecab", "char", "flores200", ...
     """
     from sacrebleu.metrics import BLEU, CHRF
 
-    bleu, chrf = BLEU(tokenize=tokenize), CHRF()
+    most = max(map(len, references), default=0)
+    streams = [[each[i] if i < len(each) else None for each in references] for i in range(most)]
+    try:
+        bleu, chrf = BLEU(tokenize=tokenize), CHRF()
+    except Exception as error:  # of an unknown name, or of a package that is not installed
+        known = nearest(tokenize, BLEU.TOKENIZERS) if tokenize not in BLEU.TOKENIZERS else ""
+        raise UserError(f"task.tokenize={tokenize!r}{known}: {summary(error)}") from error
     found = {}
     for name, metric in (("bleu", bleu), ("chrf", chrf)):
-        found[name] = float(metric.corpus_score(list(texts), [list(references)]).score)
+        found[name] = float(metric.corpus_score(list(texts), streams).score)
         found[f"{name}_signature"] = str(metric.get_signature())
     return found
 
 
-def summary_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """ROUGE-1, -2 and -L (F-measures, means over texts, in parts of 1) by rouge-score.
+def summary_scores(texts: Sequence[str], references: References) -> dict[str, float]:
+    """ROUGE-1, -2, -L and -Lsum (F-measures, means over texts, in parts of 1) by rouge-score.
 
-    Words are lower-cased and stemmed as usual; Chinese characters are words.
+    Of several references the best counts, for each kind, as `score_multi` has it. Words are
+    lower-cased and stemmed as usual, those of other scripts as `_Words` has them; lines are
+    sentences for ROUGE-Lsum.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    kinds = ("rouge1", "rouge2", "rougeL")
-    scorer = RougeScorer(list(kinds), tokenizer=_Words())
+    scorer = RougeScorer(list(ROUGE), tokenizer=_Words())
     pairs = zip(references, texts, strict=True)
-    each = [scorer.score(wanted, text) for wanted, text in pairs]
-    return {kind: sum(score[kind].fmeasure for score in each) / max(len(each), 1) for kind in kinds}
+    each = [scorer.score_multi(list(wanted), text) for wanted, text in pairs]
+    return {kind: sum(score[kind].fmeasure for score in each) / max(len(each), 1) for kind in ROUGE}
 
 
 class _Words:
-    """rouge-score's tokenizer, which drops what is not ASCII, around Chinese characters."""
+    """rouge-score's tokenizer, which drops what is not ASCII, around words of other scripts.
+
+    Those are runs of letters and their marks, with case folded; where no spaces are between words,
+    as in Chinese, Japanese and Thai, each character.
+    """
 
     def __init__(self) -> None:
         from rouge_score.tokenizers import DefaultTokenizer
@@ -119,6 +166,11 @@ class _Words:
         self._stemmed = DefaultTokenizer(use_stemmer=True)
 
     def tokenize(self, text: str) -> list[str]:
-        pieces = re.split(r"([\u3400-\u9fff])", text)  # every second one is a character
-        each = [[p] if i % 2 else self._stemmed.tokenize(p) for i, p in enumerate(pieces)]
+        pieces = OTHER.split(text)  # every second one is of another script
+        each = [
+            [unicodedata.normalize("NFC", piece).casefold()]
+            if i % 2
+            else self._stemmed.tokenize(piece)
+            for i, piece in enumerate(pieces)
+        ]
         return list(chain.from_iterable(each))

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ftjax import methods, tasks, tuned
-from ftjax.formats.folder import locate, read_config
+from ftjax.formats.folder import locate
+from ftjax.models import read_config
 from ftjax.models.presets import PRESETS
 from ftjax.parallel.mesh import logical_axes, param_shardings
 from ftjax.paths import Flat

@@ -1,12 +1,18 @@
 """What a run says of itself before it starts."""
 
+import signal
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ftjax.tasks.base import spoken
+from ftjax.training.progress import Progress
 from ftjax.training.recipe import Recipe
 from ftjax.training.run import Run
 from ftjax.training.splits import Data
+from ftjax.training.usefulness import of_data
+
+SEEN = 50  # rows by which an order is told
 
 
 def announced(run: Run, data: Data, total: int, lengths: Sequence[int], step: int) -> Iterator[str]:
@@ -46,8 +52,45 @@ def announced(run: Run, data: Data, total: int, lengths: Sequence[int], step: in
                 f"{name}: {empty} rows give no example: nothing to be learned is within "
                 f"data.max_length={config.data.max_length} tokens"
             )
+    if stream is not None and _are_sorted(stream[0].arrays.get("labels")):
+        yield (
+            "stream: the first window's rows come sorted by label, so that windows are of few "
+            "labels: shuffle the files, or set data.buffer to more rows than come of one label"
+        )
+    for row in data.report:
+        if row["step"] == "prompt" and row["cut"]:
+            yield (
+                f"{row['split']}: {row['cut']} of {row['rows_out']} prompts to write for are "
+                f"longer than data.max_length={config.data.max_length} tokens, or than the model "
+                "has room for, and are cut"
+            )
+    for doubt in of_data(data.names, data.report):
+        yield f"warning: {doubt}"
     if step:
         yield f"resumed at step {step}"
+
+
+def _are_sorted(labels: np.ndarray | None) -> bool:
+    """Whether rows have one label, or the next row's label is another half as often as it would
+    be in a random order."""
+    if labels is None or labels.ndim != 1 or labels.dtype.kind != "i" or len(labels) < SEEN:
+        return False
+    _, counts = np.unique(labels, return_counts=True)
+    changes = (labels[1:] != labels[:-1]).sum()
+    others = 1 - ((counts / len(labels)) ** 2).sum()  # of two rows, that they have two labels
+    return len(counts) == 1 or bool(changes < 0.5 * others * (len(labels) - 1))
+
+
+def stopped_at(number: int, step: int) -> str:
+    """What is said of a run that a signal has stopped."""
+    name = signal.Signals(number).name
+    return f"stopped by {name} at step {step}: saved; run the same command to go on"
+
+
+def best_of(metric: str, progress: Progress) -> str:
+    """What is said of the best step so far."""
+    name = spoken(metric, progress.validation)
+    return f"best validation {name} {progress.best:.4f} at step {progress.best_step}"
 
 
 def extended(recipe: Recipe, before: int, step: int) -> str:

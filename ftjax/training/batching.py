@@ -52,7 +52,7 @@ def choose_layout(
     parts: Sequence[Examples],
     batch_size: int,
     vary: Vary | None = None,
-    longest: int = 0,
+    longest: tuple[int, int] | None = None,
     by_token: bool = False,
 ) -> Layout:
     """The shapes of batches for examples like these, by `data.batching`.
@@ -63,15 +63,16 @@ def choose_layout(
         parts: examples, before `vary`, those to train on first: packed rows are filled by them.
         batch_size: of them.
         vary: what makes those of an epoch.
-        longest: tokens that an example may have, where there will be more of them; 0: all are here.
+        longest: tokens that an example, and what it writes, may have, where there will be more of
+            them; None: all are here.
         by_token: whether packed batches may have more or fewer examples.
     """
     settings, first = config.data, [parts[0].lengths]
     if vary is not None:  # lengths before and after, since those of another epoch may differ
-        varied = [vary(part, np.random.default_rng(0)) for part in parts]
+        varied = list(map(vary.shaped, parts))
         first, parts = [*first, varied[0].lengths], [*parts, *varied]
     lengths = np.concatenate([part.lengths for part in parts])
-    lengths = np.append(lengths, longest) if longest else lengths
+    lengths = np.append(lengths, longest[0]) if longest else lengths
     if settings.batching == "pack":
         multiple = batch_ways(mesh) * config.train.accumulation
         together = TOGETHER if by_token else 1
@@ -84,8 +85,11 @@ def choose_layout(
     pairs = [part for part in parts if part.decoder is not None]
     if not pairs:
         return layout
-    return paired_layout(
-        layout,
-        np.concatenate([part.lengths for part in pairs]),
-        np.concatenate([part.decoder.lengths for part in pairs]),
+    read, written = (
+        np.concatenate([*each, [] if longest is None else [most]]).astype(np.int64)
+        for each, most in (
+            ([part.lengths for part in pairs], longest and longest[0]),
+            ([part.decoder.lengths for part in pairs], longest and longest[1]),
+        )
     )
+    return paired_layout(layout, read, written)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from ftjax import methods, tasks, tuned
 from ftjax.data.sources import is_stream, open_parts
-from ftjax.data.streaming import Source
+from ftjax.data.stream_source import START, Source
 from ftjax.errors import UserError, require
 from ftjax.formats import hf, tokenizers
 from ftjax.models import kind_of
@@ -98,7 +98,7 @@ def _texts(config: ConfigDict, task: Any) -> Iterator[str]:
     if is_stream(config.data):
         rows = []
         for _, part in open_parts(config.data):
-            rows += Source(part["train"], task.schema, skip=True).take(0, READ)
+            rows += Source(part["train"], task.schema, skip=True).take(START, READ)[0]
     else:
         splits, _ = read_splits(config, task)
         require("train" in splits, f"data.path={config.data.path!r} has no training split")

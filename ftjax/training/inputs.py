@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from ftjax.data.encode import Examples
+from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.formats.folder import fingerprint
 from ftjax.formats.jsons import read_json
@@ -41,9 +43,7 @@ def inputs_of(config: ConfigDict, data: Data, folder: Path) -> dict[str, str]:
     if data.names:
         found["label names"] = f"{', '.join(data.names)}"[:200] + f", {_sha256(data.names)}"
     for name, examples in data.splits.items():
-        scored = data.raw[name] if name != "train" else None
-        digest = _sha256([*examples.content(), *(scored.content() if scored else ())])
-        found[f"{name} split"] = f"{len(examples):,} examples, {digest}"
+        found[f"{name} split"] = split_of(name, examples, data.raw[name])
     if data.stream is not None:
         digest = _sha256(data.stream[0].content())
         found["stream's first window"] = digest
@@ -52,6 +52,18 @@ def inputs_of(config: ConfigDict, data: Data, folder: Path) -> dict[str, str]:
     for number, each in enumerate(config.method.get("adapters") or ()):
         found[f"method.adapters, number {number + 1}"] = _adapter(each, folder)
     return found
+
+
+def split_of(name: str, examples: Examples, rows: Split) -> str:
+    """A fingerprint of a split, with the rows that a held-out one is scored by."""
+    scored = () if name == "train" else rows.content()
+    return f"{len(examples):,} examples, {_sha256([*examples.content(), *scored])}"
+
+
+def noted(workdir: Path) -> dict[str, Any]:
+    """What a work folder has noted that its run is made of; empty where nothing."""
+    file = workdir / NAME
+    return read_json(file) if file.exists() else {}
 
 
 def require_same_inputs(workdir: Path, found: dict[str, str]) -> None:

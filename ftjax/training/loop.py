@@ -1,7 +1,6 @@
 """The training run: batches through compiled steps, evaluation, checkpoints, exact resume."""
 
 import math
-import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -19,15 +18,18 @@ from ftjax.data.planning import Layout
 from ftjax.data.streaming import StreamLoader
 from ftjax.errors import Stopped, UserError, require
 from ftjax.formats.folder import require_same
+from ftjax.generation.text import Generator
 from ftjax.parallel import agreement
 from ftjax.parallel.chips import peak_flops
 from ftjax.parallel.mesh import local_rows, place_rows
 from ftjax.paths import Flat
 from ftjax.regularization import changes_words
 from ftjax.regularization.l2_sp import starts
-from ftjax.training.announce import announced, extended
+from ftjax.tasks.base import spoken
+from ftjax.training.announce import announced, best_of, extended, stopped_at
 from ftjax.training.batching import choose_layout, variation
 from ftjax.training.checkpoints import Checkpoints
+from ftjax.training.ending import HELD_OUT, Answered, end, write_texts
 from ftjax.training.evaluate import Forward, cache_features, refer
 from ftjax.training.memory import free, memory_in_use
 from ftjax.training.profile import Profiler
@@ -41,8 +43,9 @@ from ftjax.training.signals import stop_signal
 from ftjax.training.splits import Data
 from ftjax.training.step import State, carried_moments, init_state
 from ftjax.training.steps import Steps
-from ftjax.training.writing import written_scores
-from ftjax.workdir.folder import length_before, refuse_differences
+from ftjax.training.usefulness import of_data
+from ftjax.training.writing import generator_of, is_written, written_scores
+from ftjax.workdir.folder import PENDING, length_before, refuse_differences
 from ftjax.workdir.lock import Lock
 from ftjax.workdir.records import Records, write_text
 
@@ -52,7 +55,7 @@ class Training:
 
     def __init__(self, run: Run, data: Data, workdir: Path, lock: Lock, base: str) -> None:
         self.lock, self.base = lock, base
-        seen = data.splits["train"] if data.stream is None else data.stream[0]
+        seen = data.counted
         self.run_ = run = with_bias(run, run.task.first_bias(seen))
         self.data, self.workdir, self.names = data, workdir, data.names
         self.config, self.mesh, self.splits, self.raw = run.config, run.mesh, data.splits, data.raw
@@ -84,6 +87,7 @@ class Training:
         self.peak = None if self.cached else peak_flops(jax.devices())
         self.profiler = Profiler(settings.profile_steps, workdir / "profile")
         self.metric = best_metric(self.config, run.task)
+        self.generator: Generator | None = None
         self.recipe = Recipe(self.config, run.task.fitted(seen, self.names), run.tuned, self.total)
         new = {*run.absent, *(path for path in run.trainable if path not in run.tuned.base.shapes)}
         kept = starts(run.trainable, new, self.config.regularization)
@@ -94,12 +98,12 @@ class Training:
 
     def _layout(self) -> Layout:
         """The shapes of batches; a stream's by its first window, with room for any length."""
-        longest = 0 if self.stream is None else self.config.data.max_length
+        longest, task = self.config.data.max_length, self.run_.task
+        most = None if self.stream is None else (longest, task.longest_written(longest))
         first = self.splits["train"] if self.stream is None else self.stream[0]
         parts = [first, *(part for name, part in self.splits.items() if name != "train")]
         rows = self.config.train.batch_size
-        by_token = self.run_.task.by_token
-        return choose_layout(self.config, self.mesh, parts, rows, self.vary, longest, by_token)
+        return choose_layout(self.config, self.mesh, parts, rows, self.vary, most, task.by_token)
 
     def _refer(self) -> None:
         """What the untrained model says of all splits, before anything else."""
@@ -149,21 +153,17 @@ class Training:
             with stop_signal(step) as stopping:
                 state, stopped = self._loop(state, iterator, checkpoints, records, stopping)
             if stopped:
-                records.say(
-                    f"stopped by {signal.Signals(stopped).name} at step {int(state.step)}: saved; "
-                    "run the same command to go on"
-                )
+                records.say(stopped_at(stopped, int(state.step)))
                 raise Stopped(stopped)
             if self.progress.best is not None:
-                records.say(
-                    f"best validation {self.metric} {self.progress.best:.4f} "
-                    f"at step {self.progress.best_step}"
-                )
+                records.say(best_of(self.metric, self.progress))
             return self._finish(checkpoints, state, records)
         finally:
             self.profiler.end()
             self.steps.close()
             self.forward.close()
+            if self.stream is not None:
+                self.stream.close()
             try:
                 records.close()
             finally:
@@ -178,7 +178,7 @@ class Training:
         state, meta, self.progress = found
         iterator.set_state(meta["data"])
         if self.stream is not None:
-            self.loader.starts[:] = meta["windows"]
+            self.loader.go_on(meta["stream"])
         return state, notes
 
     def _first(self) -> State:
@@ -198,7 +198,6 @@ class Training:
         """Steps until the end, or until a signal, whose number comes with the last state."""
         settings, progress, frozen = self.config.train, self.progress, self.frozen
         step = first = int(state.step)
-        loader = self.loader
         pending: list[tuple[int, Any, Counts, Key]] = []
         phase = self.recipe.phase(step)
         mark = time.perf_counter()
@@ -235,7 +234,7 @@ class Training:
             before_input = time.perf_counter()
             planned, held, rows = next(iterator)
             progress.waited += time.perf_counter() - before_input
-            if self.stream is not None and (window := loader.begun(step)) is not None:
+            if self.stream is not None and (window := self.loader.begun(step)) is not None:
                 agreement.require_same("a window of the stream", window.content())
             batch = place_rows(self.mesh, rows, len(planned.places))
             before, phase = phase, self.run_.tuned.at_step(step)
@@ -310,28 +309,35 @@ class Training:
         found = self._judge(state.best_params, step, self.progress)
         numbers = {f"validation/{k}": v for k, v in found.items() if isinstance(v, float)}
         records.log({"step": step, **numbers})
-        value, loss = found[self.metric], found["loss"]
-        records.say(f"step {step}: validation {self.metric} {value:.4f}, loss {loss:.4f}")
+        name, value = spoken(self.metric, found), found[self.metric]
+        records.say(f"step {step}: validation {name} {value:.4f}, loss {found['loss']:.4f}")
 
     def _judge(self, params: Flat, step: int, progress: Progress) -> dict[str, Any]:
         """The validation metrics of a step, and noted whether they are the best in `progress`."""
         # Hosts' processors may round scores otherwise, and what is best decides.
-        found = agreement.told(self._score(params, "validation", self.eval_layout))
-        best_metric(self.config, self.run_.task, found)
+        found = self._score(params, "validation", self.eval_layout)
+        if self.metric in self.run_.task.at_end:
+            self.generator = self.generator or generator_of(self.run_, params)
+            found |= written_scores(self.run_, params, self.raw["validation"], self.generator)
+        found = agreement.told(found)
         progress.judge(found, self.metric, self.run_.task.better[self.metric], step)
         return found
 
     def _score(self, params: Flat, split: str, layout: Layout) -> dict[str, Any]:
-        examples, before = self.splits[split], self.forward.compile_seconds
-        outputs = self.forward(params, self.run_.frozen, examples, layout)
-        self.progress.compile_seconds += self.forward.compile_seconds - before
+        outputs, examples = self._outputs(params, split, layout), self.splits[split]
         return self.run_.task.score(outputs, examples, self.raw[split], self.names)
+
+    def _outputs(self, params: Flat, split: str, layout: Layout) -> Any:
+        before = self.forward.compile_seconds
+        outputs = self.forward(params, self.run_.frozen, self.splits[split], layout)
+        self.progress.compile_seconds += self.forward.compile_seconds - before
+        return outputs
 
     def _meta(self, iterator: Any) -> dict[str, Any]:
         state = iterator.get_state()
         return {
             "data": state,
-            "windows": self.loader.starts if self.stream is not None else None,
+            "stream": self.loader.saved() if self.stream is not None else None,
             "progress": asdict(self.progress),
             "config": to_json(self.config),
             "total": self.total,
@@ -361,16 +367,14 @@ class Training:
             params, notes = best(checkpoints, progress, shapes, self._judge)
         for note in notes:
             records.say(note)
-        tested = "test" in self.splits
-        test = self._score(params, "test", self.test_layout) if tested else None
-        last = "test" if tested else "validation"
-        if last in self.splits and (found := written_scores(self.run_, params, self.raw[last])):
-            (test if tested else progress.validation).update(found)
-        return write_result(
+        records.keep()
+        answered = [self._answered(params, name) for name in HELD_OUT if name in self.splits]
+        result = partial(
+            write_result,
             self.workdir,
             self.run_,
             progress,
-            test,
+            answered[-1].scores if "test" in self.splits else None,
             steps=step,
             epochs=self._epochs(step),
             cached_frozen=self.cached,
@@ -378,3 +382,19 @@ class Training:
             **({} if self.stream is None else self.stream.counts),
             **self.run_.tuned.method.report(self.run_.tuned.base, params),
         )
+        if answered and is_written(self.run_):
+            result(**{PENDING: ["what is written"]})  # kept, whatever comes of that
+            write_texts(self.run_, params, answered[-1], self.generator)
+        place = (self.workdir, self.run_.task, self.names, self.metric)
+        for doubt in (doubts := end(*place, answered)):
+            records.say(f"warning: {doubt}")
+        return result(warnings=[*of_data(self.names, self.data.report), *doubts])
+
+    def _answered(self, params: Flat, name: str) -> Answered:
+        """A held-out split with what the best parameters say of it; nothing is written yet."""
+        run, split = self.run_, self.raw[name]
+        layout = self.test_layout if name == "test" else self.eval_layout
+        outputs, scores = self._outputs(params, name, layout), self.progress.validation
+        if name == "test":
+            scores = run.task.score(outputs, self.splits[name], split, self.names)
+        return Answered(name, split, self.splits[name], outputs, scores, {})

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from ftjax import cache
 from ftjax.data.encode import Examples, ragged
 from ftjax.data.planning import bucket_layout
+from ftjax.data.preparation.rewriting import rewritten
 from ftjax.data.preparation.words import IS_HAN, WORD
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
@@ -25,11 +27,10 @@ from ftjax.generation.load import make_generator, open_model, open_workdir
 from ftjax.parallel.agreement import require_same, told
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import Flat
-from ftjax.remote import cache_folder, located
+from ftjax.remote import located
 from ftjax.training.evaluate import Forward
 from ftjax.training.predictor import open_predictor
 from ftjax.tuned import Tuned
-from ftjax.workdir.records import write_text
 
 LONGEST = 512  # tokens that a masked model reads of a text
 BUCKETS, BATCH = 4, 32
@@ -41,11 +42,16 @@ def classify(workdir: str, split: Split) -> list[dict[str, float]]:
 
     def run() -> list[dict[str, float]]:
         predictor = open_predictor(located(workdir))
-        outputs, examples = predictor.outputs(split)
-        found = predictor.run.task.predictions(outputs, examples, split, predictor.names)
-        if "probabilities" not in found[0]:
+        asked, dropped = rewritten(split, predictor.run.config.data)
+        if not len(asked.rows):
+            asked, dropped = split, {}
+        outputs, examples = predictor.outputs(asked)
+        answers = predictor.run.task.predictions(outputs, examples, asked, predictor.names)
+        if not isinstance(answers[0].get("probabilities"), Mapping):
             raise UserError(f"workdir: {workdir} is of a task without probabilities of labels")
-        return [row["probabilities"] for row in found]
+        said = iter(row["probabilities"] for row in answers)
+        none = dict.fromkeys(answers[0]["probabilities"], 0.0)  # of a text of which nothing is left
+        return [none if place in dropped else next(said) for place in range(len(split.rows))]
 
     return _kept(["classify", _run_identity(workdir), split.column("text")], run)
 
@@ -176,9 +182,10 @@ def _kept(asked: list[Any], run: Callable[[], Any]) -> Any:
     """
     key = hashlib.sha256(json.dumps(["1", *asked]).encode()).hexdigest()[:32]
     require_same(f"what data.prepare has a model {asked[0]}", [key])
-    file = cache_folder() / "prepared" / f"{key}.json"
-    said = told(file.read_text(encoding="utf-8") if file.exists() else "")
+    name = f"{key}.json"
+    kept = cache.read("prepared", name)
+    said = told("" if kept is None else str(kept, "utf-8"))
     if not said:
         said = told(json.dumps(run()))
-        write_text(file, said)
+        cache.write("prepared", name, lambda file: file.write(said.encode()))
     return json.loads(said)

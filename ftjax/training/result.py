@@ -7,6 +7,7 @@ import jax
 
 from ftjax.training.memory import peak_memory_bytes
 from ftjax.training.progress import Progress
+from ftjax.training.report import write_report
 from ftjax.training.run import Run, best_metric
 from ftjax.workdir.records import write_json
 
@@ -21,7 +22,7 @@ def write_result(
     epochs: float | None,
     **more: Any,
 ) -> dict[str, Any]:
-    """Writes `result.json`.
+    """Writes `result.json`, and `report.html` of it and what lies beside it.
 
     Args:
         workdir: the work folder.
@@ -58,11 +59,13 @@ def write_result(
         "learning_rate": config.optimizer.learning_rate,
         "best_step": progress.best_step,
         "best_metric": best_metric(config, run.task),
+        **({"fold": config.data.splits.fold} if config.data.splits.folds else {}),
         **more,
         "metrics": {split: found for split, found in scores.items() if found},
     }
     if jax.process_index() == 0:
         write_json(workdir / "result.json", result)
+        write_report(workdir)
     return result
 
 

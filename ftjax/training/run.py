@@ -12,17 +12,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ftjax import methods, pretrained, tasks, tuned
+from ftjax.data.sources import Split
 from ftjax.errors import UserError, nearest, require
-from ftjax.formats.adapter import load_into
-from ftjax.formats.folder import locate, read_config
+from ftjax.formats.folder import locate
 from ftjax.formats.vocabulary import with_words
 from ftjax.methods.fusion import AdapterFusion
 from ftjax.methods.prompting import HEADS, Prompting
-from ftjax.models import kind_of
+from ftjax.models import kind_of, read_config
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
 from ftjax.paths import Flat
-from ftjax.remote import copied, located
-from ftjax.training.trained import fused
+from ftjax.tasks.base import Task
+from ftjax.tasks.written import Written
+from ftjax.training.labels import pooling_folder
+from ftjax.training.trained import adapted, fused
 
 
 @dataclass(frozen=True)
@@ -52,23 +54,33 @@ class Run:
         return self.task.outputs(partial(self.tuned.apply, params, adapted=adapted), batch)
 
 
-def best_metric(config: ConfigDict, task: Any, found: Mapping[str, Any] | None = None) -> str:
+def best_metric(config: ConfigDict, task: Task) -> str:
     """The validation metric that chooses: `train.best_metric`, or the task's.
 
     Raises:
-        UserError: the task has no such metric, or it is not a number among those `found`.
+        UserError: the task has no such metric.
     """
     name = config.train.best_metric
     name = task.best_metric if name == "auto" else name
-    known = {key for key in task.better if key not in task.at_end}
-    if found is not None:
-        known &= {key for key, value in found.items() if isinstance(value, float)}
+    written = set(task.measured_written) if isinstance(task, Written) else set()
+    known = task.better.keys() - {*task.at_end} | written
     if name not in known:
         raise UserError(
             f"train.best_metric={name!r} is not a metric that {config.task.name} validates by"
             f"{nearest(name, known)}"
         )
     return name
+
+
+def require_measured(metric: str, task: Task, split: Split, names: Sequence[str]) -> None:
+    """Raises UserError where a validation split is such that a metric cannot be computed of it."""
+    measured = set(task.measured(split, names))
+    if metric in measured or (metric in task.at_end and any(task.references(split))):
+        return
+    raise UserError(
+        f"train.best_metric={metric!r} cannot be computed of {split.file}, which gives "
+        f"{', '.join(sorted(measured))}"
+    )
 
 
 def prompt_kind(method: Prompting, folder: Path, hf_config: Mapping[str, Any]) -> str:
@@ -99,7 +111,8 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
     if not method.trains and config.task.name != "classification":
         raise UserError(f"method.name={config.method.name} is for task.name=classification")
     resize = config.model.resize_vocabulary
-    head, hf_config = task.head(names, folder), with_words(folder, read_config(folder), resize)
+    head = task.head(names, pooling_folder(config, folder))
+    hf_config = with_words(folder, read_config(folder), resize)
     if not method.trains:
         head["head"] = HEADS[prompt_kind(method, folder, hf_config)]
     model = tuned.build(hf_config, method, config.model, head, jax.default_backend())
@@ -119,7 +132,7 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
             f"{absent[0]!r}; method.kind='sentence' needs none"
         )
     if config.model.adapter:
-        params, lacking = load_into(model, params, copied(located(config.model.adapter)))
+        params, lacking = adapted(config, model, params, folder)
         absent = [path for path in absent if path in lacking]
     if isinstance(method, AdapterFusion) and method.adapters:
         params = fused(hf_config, config.model, head, method, params, folder)

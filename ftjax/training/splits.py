@@ -8,16 +8,19 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ftjax.data.encode import Examples, encoder
-from ftjax.data.preparation import steps
-from ftjax.data.preparation.pipeline import Report, prepare
+from ftjax.data.preparation.again import prepare_once
+from ftjax.data.preparation.pipeline import Report, steps_of
 from ftjax.data.sources import Split, is_stream, load, open_parts
-from ftjax.data.streaming import Source, Windows
+from ftjax.data.stream_source import Source
+from ftjax.data.streaming import Windows
 from ftjax.errors import UserError, require
+from ftjax.formats.folder import load_tokenizer
 from ftjax.parallel.agreement import require_same
 from ftjax.tasks.base import Task
 from ftjax.training import preparation
 from ftjax.training.batching import encode_split, with_targets
 from ftjax.training.labels import finished_outputs
+from ftjax.training.usefulness import unknown_tokens
 
 NAMED = 20  # rows that were left out, in the report
 
@@ -40,6 +43,19 @@ class Data:
     report: Report
     stream: Windows | None = None
 
+    @property
+    def counted(self) -> Examples:
+        """What labels are counted of: a stream's first window may have few of some, and the
+        validation split, whose labels are the run's, stands for all."""
+        if self.stream is None:
+            return self.splits["train"]
+        return self.splits.get("validation") or self.stream[0]
+
+    @property
+    def written(self) -> str | None:
+        """The split that texts are written for at the end, of tasks that are scored by them."""
+        return next((name for name in ("test", "validation") if name in self.raw), None)
+
 
 def read_splits(
     config: ConfigDict, task: Task, held_out: bool = False
@@ -53,7 +69,7 @@ def read_splits(
     """
     raw = load(config.data, task.schema)
     report = [_read(name, split) for name, split in raw.items()]
-    prepared, after = prepare(raw, config.data, preparation, held_out)
+    prepared, after = prepare_once(raw, config.data, preparation, held_out)
     return prepared, report + after
 
 
@@ -91,9 +107,12 @@ def read_data(config: ConfigDict, task: Task, folder: Path) -> Data:
     """Reads, checks, prepares and encodes all splits; on all hosts the same."""
     raw, names, report = read_labelled(config, task, finished_outputs(config, task, folder))
     splits = {name: encode_split(config, task, raw[name], names, folder) for name in raw}
+    tokenizer = load_tokenizer(folder)
     for name, examples in splits.items():
         counts = {"rows_in": len(raw[name].rows), "rows_out": len(raw[name].rows)}
-        made = {"examples_made": len(examples), "cut": examples.truncated}
+        tokens = len(examples.ids.values)
+        made = {"examples_made": len(examples), "cut": examples.truncated, "tokens": tokens}
+        made["unknown_tokens"] = unknown_tokens(examples, tokenizer)
         report.append({"step": "encode", "split": name, **counts, **made})
     stream = open_stream(config, task, names, folder) if is_stream(config.data) else None
     data = Data(raw, splits, names, report, stream)
@@ -113,12 +132,22 @@ def _content(data: Data) -> Iterator[Any]:
 def open_stream(config: ConfigDict, task: Task, names: tuple[str, ...], folder: Path) -> Windows:
     """The rows to train on, read while training."""
     settings, sources = config.data, []
-    for weight, part in open_parts(settings):
+    for number, (weight, part) in enumerate(open_parts(settings)):
         if "train" not in part:
             raise UserError(f"{next(iter(part.values())).file}: there is no training split")
         skip = settings.on_error == "skip"
-        prepared = steps(settings.prepare)
-        sources.append(Source(part["train"], task.schema, weight, skip, prepared))
+        prepared = steps_of(settings.prepare, task.schema)
+        sources.append(
+            Source(
+                part["train"],
+                task.schema,
+                weight,
+                skip,
+                prepared,
+                settings.buffer,
+                (config.seed, number),
+            )
+        )
 
     encoded = encoder(task, folder, settings.max_length)
 

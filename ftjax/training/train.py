@@ -12,10 +12,12 @@ from ftjax.parallel.agreement import first
 from ftjax.training.fresh import make
 from ftjax.training.inputs import inputs_of, require_same_inputs
 from ftjax.training.loop import Training
-from ftjax.training.run import best_metric, place_model
+from ftjax.training.predictions import write_drawn
+from ftjax.training.run import best_metric, place_model, require_measured
 from ftjax.training.shared import require_same_config, require_shared_folder
 from ftjax.training.splits import read_data
 from ftjax.training.start import begin
+from ftjax.training.writing import check_written, is_written
 from ftjax.training.zero_shot import choose_template
 from ftjax.workdir.folder import check_workdir, finished, open_workdir, write_labels
 from ftjax.workdir.lock import Lock
@@ -51,17 +53,24 @@ def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, 
     require_same_config(config)
     make(config)
     task = tasks.create(config.task)
-    best_metric(config, task)
+    metric = best_metric(config, task)
     with Lock(workdir) as lock:
         require_shared_folder(workdir)
         first(partial(check_workdir, workdir, config, extend))
         begin(config, workdir)
         folder = locate(config.model.path)
         data = read_data(config, task, folder)
+        if "validation" in data.raw:
+            require_measured(metric, task, data.raw["validation"], data.names)
         first(partial(open_workdir, workdir, config, extend))
         inputs = inputs_of(config, data, folder)
         require_same_inputs(workdir, inputs)
         run = place_model(config, data.names)
+        if is_written(run):
+            chooses = {"validation"} if metric in task.at_end else set()
+            for name in sorted(chooses | {data.written} - {None}):
+                data.report.append(check_written(run, data.raw[name]) | {"split": name})
         first(partial(write_labels, workdir, data.names))
         first(partial(write_data_report, workdir, data.report))
+        first(partial(write_drawn, workdir, data))
         return Training(run, data, workdir, lock, inputs["base model"]).run()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
@@ -15,6 +16,7 @@ from ftjax.formats.folder import require_same
 from ftjax.methods.fusion import alone, placed_as
 from ftjax.parallel.agreement import first, raise_together, worst
 from ftjax.paths import Flat
+from ftjax.remote import copied, located
 from ftjax.training.checksums import differing
 from ftjax.training.saved import Damaged, Saved, not_as_written
 from ftjax.workdir.folder import read_workdir
@@ -89,6 +91,48 @@ def _choice(saved: Saved, workdir: Path, step: int | None) -> tuple[list[int], i
         best = _best_step(workdir, meta)
         return steps, step if step is not None else steps[-1] if best < 0 else best, meta["base"]
     raise UserError(f"{workdir} has no checkpoint yet")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's work folder, in which something was trained."""
+    return (folder / "config.json").exists() and (folder / "checkpoints").is_dir()
+
+
+def adapted(
+    config: ConfigDict, model: tuned.Tuned, params: Flat, base: Path
+) -> tuple[Flat, list[str]]:
+    """Parameters with those of `model.adapter`, and the head's paths that it lacks.
+
+    Args:
+        config: whose adapter is a folder of PEFT or AdapterHub, or a work folder.
+        model: under the adapter's method.
+        params: its flat parameters.
+        base: folder of the base model.
+
+    Raises:
+        UserError: it is of another method, base or pooling, or does not fit.
+    """
+    folder = copied(located(config.model.adapter))
+    if not is_run(folder):
+        return load_into(model, params, folder)
+    earlier = read_workdir(folder)
+    keys = [f"method.{key}" for key in {*earlier.method, *config.method}] + ["task.pooling"]
+    for key in sorted(keys):
+        section, name = key.split(".", 1)
+        saved, now = (each[section].get(name) for each in (earlier, config))
+        if saved != now:
+            raise UserError(f"model.adapter: {folder} is of {key}={saved!r}, not {now!r}")
+    found, new = best_params(folder, base)[0], config.model.new_head
+    found = {p: x for p, x in found.items() if not (model.names.in_head(p) and new)}
+    for path, array in found.items():
+        if path not in params or array.shape != params[path].shape:
+            raise UserError(
+                f"model.adapter: {path!r} of {folder} does not fit the model; "
+                "model.new_head=True starts a new head"
+            )
+    lacking = [path for path in model.shapes if model.names.in_head(path) and path not in found]
+    placed = {path: pretrained.placed(array, params[path]) for path, array in found.items()}
+    return {**params, **placed}, lacking
 
 
 def fused(

@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from ftjax import methods, tasks
@@ -14,14 +15,16 @@ from ftjax.errors import UserError, require
 from ftjax.formats.folder import fingerprint, locate
 from ftjax.methods.prompting import HEADS
 from ftjax.parallel.agreement import first, require_same, told
+from ftjax.training.ending import Answered, end
 from ftjax.training.progress import Progress
 from ftjax.training.prompts import draw, rows_of
 from ftjax.training.result import write_result
-from ftjax.training.run import best_metric, place_model
+from ftjax.training.run import best_metric, place_model, require_measured
 from ftjax.training.scores import POOL, Scored, Scorer, announce
 from ftjax.training.shared import require_same_config, require_shared_folder
 from ftjax.training.splits import read_labelled
 from ftjax.training.start import begin
+from ftjax.training.usefulness import of_data
 from ftjax.workdir.folder import check_workdir, open_workdir, write_labels
 from ftjax.workdir.lock import Lock
 from ftjax.workdir.records import write_data_report, write_text
@@ -47,7 +50,10 @@ def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     task, method = tasks.create(config.task), methods.create(config.method)
+    metric = best_metric(config, task)
     splits, names, report = read_labelled(config, task)
+    if "validation" in splits:
+        require_measured(metric, task, splits["validation"], names)
     pairs = "text_pair" in splits["train"].rows.column_names
     pool = draw(method, rows_of(splits["train"]) if method.shots else [], names, config.seed)
     rows = (part for split in splits.values() for part in split.content())
@@ -60,10 +66,12 @@ def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     templates = method.templates_of(kind, pairs)
     if len(templates) > 1 and "validation" not in splits:
         raise UserError("prompting chooses its template on validation: set data.splits.validation")
-    scorer, metric = Scorer(run, names, pool), best_metric(config, task)
+    scorer = Scorer(run, names, pool)
     first(partial(write_labels, workdir, names))
     shown = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pool)
     first(partial(write_text, workdir / POOL, shown))
+
+    answered: dict[tuple[str, str], Answered] = {}
 
     def judge(split: str, template: str, scored: Scored) -> dict[str, Any]:
         rows, cut = len(scored.logits), scored.examples.truncated
@@ -71,12 +79,13 @@ def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         report.append({"step": "prompt", "split": split, "template": template, **counts})
         announce(split, template, scored)
         found = told(task.score(scored.logits, scored.examples, splits[split], names))
-        best_metric(config, task, found)
+        said = (splits[split], scored.examples, scored.logits, found)
+        answered[split, template] = Answered(split, *said, {})
         return found
 
     progress, tried, template, test = Progress(), {}, templates[0], None
     if "validation" in splits:
-        start = time.perf_counter()
+        start, compiled = time.perf_counter(), scorer.compile_seconds
         several = scorer(splits["validation"], templates)
         for number, (name, scored) in enumerate(zip(templates, several, strict=True)):
             found = judge("validation", name, scored)
@@ -86,12 +95,17 @@ def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             tried[name] = found[metric]
         require(progress.best is not None, f"no template's validation {metric} is a number")
         template = templates[progress.best_step]
-        progress.seconds = time.perf_counter() - start - scorer.compile_seconds
+        compiled = scorer.compile_seconds - compiled
+        progress.seconds = time.perf_counter() - start - compiled
     progress.best_step = 0  # nothing was trained
     if "test" in splits:
         test = judge("test", template, scorer(splits["test"], [template])[0])
     progress.compile_seconds = scorer.compile_seconds
     first(partial(write_data_report, workdir, report))
+    held = [each for (_, name), each in answered.items() if name == template]
+    doubts = [*of_data(names, report), *end(workdir, task, names, metric, held)]
+    for doubt in doubts if jax.process_index() == 0 else ():
+        print(f"warning: {doubt}")
     fixed = pool if method.demonstrations != "nearest" else []
     return write_result(
         workdir,
@@ -106,4 +120,5 @@ def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         demonstrations=fixed or f"{method.shots} nearest of {len(pool)}" if pool else [],
         calibrated=method.calibrate,
         base=base,
+        warnings=doubts,
     )

@@ -13,6 +13,7 @@ from ftjax.formats.jsons import read_json
 from ftjax.workdir import lock
 from ftjax.workdir.records import read_result, write_json, write_text
 
+PENDING = "pending"  # of a result: what is still to come of it
 # What may differ when a run is resumed: it changes speed and records, not results.
 FREE = (
     "mesh.",
@@ -96,7 +97,8 @@ def finished(workdir: Path, config: ConfigDict, extend: bool = False) -> dict[st
     if changed and (workdir / "checkpoints").exists():
         return None
     require(not changed, f"{workdir} is finished; {changed} differ from its configuration")
-    return read_result(workdir)
+    result = read_result(workdir)
+    return None if result.get(PENDING) else result
 
 
 def _text(value: Any) -> str:

@@ -1,6 +1,7 @@
 """What a run writes beside its checkpoints: rows, curves, one progress line, its result."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,13 +22,18 @@ SECONDS = 30.0  # between writes of rows to an object store
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all: to a temporary name, then renamed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`."""
     if is_remote(path):  # where a file appears once it is whole
-        path.write_text(text)
+        path.write_bytes(content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # hosts may share numbers
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -37,7 +43,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, to_line(value, indent=2))
+
+
+def to_line(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, which has no numbers that are not finite: they become null."""
+    text = json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text + "\n"
+
+
+def finite(value: Any) -> Any:
+    """A value with None in place of numbers that are not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def write_data_report(workdir: Path, report: list[dict[str, Any]]) -> None:
@@ -77,6 +98,8 @@ def read_result(workdir: Path) -> dict[str, Any]:
         for split, scores in result["metrics"].items():
             if not isinstance(scores, dict):
                 raise UserError(f"{path}: metrics of {split} are not by name")
+            if scores.get(result["best_metric"], "") is None:
+                scores[result["best_metric"]] = math.nan
             if not isinstance(scores.get(result["best_metric"]), float):
                 raise UserError(f"{path}: {split} has no number {result['best_metric']!r}")
     except UserError as error:
@@ -101,9 +124,10 @@ def read_rows(path: Path, *names: str) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl: of numbers, "step" among them."""
-    rows = read_rows(path, "step")
-    return [row for row in rows if all(type(value) in (int, float) for value in row.values())]
+    """Rows of a metrics.jsonl: of numbers, "step" among them; None for what is not finite."""
+    kinds, rows = (int, float, type(None)), read_rows(path, "step")
+    rows = [row for row in rows if all(type(value) in kinds for value in row.values())]
+    return [finite(row) for row in rows if row["step"] is not None]
 
 
 class _Rows:
@@ -152,7 +176,7 @@ class Records:
             return
         path = workdir / "metrics.jsonl"
         rows = [row for row in read_metrics(path) if row["step"] <= step]
-        self._rows = _Rows(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._rows = _Rows(path, "".join(map(to_line, rows)))
         self._folder = None if is_remote(workdir) else workdir / "tensorboard"
         self._start, self._board = step, None
         self._bar = tqdm(
@@ -172,7 +196,7 @@ class Records:
         """One row of numbers; "step" is among them."""
         if not self._shown:
             return
-        self._rows.add(json.dumps(row) + "\n")
+        self._rows.add(to_line(row))
         if self._folder is not None:
             self._draw(row)
         if "loss" in row:

@@ -74,6 +74,20 @@ def test_an_interval_of_examples_says_so_beside_the_seeds(tmp_path):
     assert rows[0].to_json()["interval_of"] == "examples"
 
 
+def test_folds_are_compared_on_what_they_hold_out(tmp_path):
+    """Of all rows, though there is a test split."""
+    scores, counts = (0.8, 0.9, 0.7), (9, 8, 8)
+    runs = [result("full", 0, 0.1, fold=fold) for fold in range(3)]
+    for run, score, count in zip(runs, scores, counts, strict=True):
+        run["metrics"]["validation"] = {"accuracy": score, "examples": count}
+    (row,) = summarize(runs)
+    assert row.split == "validation" and row.score == pytest.approx(0.8)
+    assert (row.low, row.high) == pytest.approx(wilson(0.8, 25))
+    write_report(tmp_path, [row], {})
+    page = (tmp_path / "report.md").read_text()
+    assert "1 seed(s), 25 validation examples" in page and "rows to train on are in 3 parts" in page
+
+
 def test_methods_are_ranked_by_what_is_better(monkeypatch):
     """The worst is drawn lowest; of learning rates the best is kept, and one without a number not."""
     runs = [result(name, 0, 0.5, task="causal_lm", best_metric="perplexity") for name in "abc"]

@@ -7,18 +7,21 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from ftjax.config import default_config
 from ftjax.data.encode import encode, encoder
 from ftjax.data.loading import Loader
 from ftjax.data.planning import bucket_layout, packed_layout
 from ftjax.data.sources import open_parts
-from ftjax.data.streaming import Source, StreamLoader, Windows
+from ftjax.data.stream_source import Source
+from ftjax.data.streaming import StreamLoader, Windows
 from ftjax.formats.folder import load_tokenizer
 from ftjax.tasks.causal_lm import CausalLM
 from ftjax.tasks.instruction import Instruction
 from ftjax.tasks.masked_lm import MaskedLM
 from ftjax.tasks.multiple_choice import MultipleChoice
+from ftjax.tasks.seq2seq import Seq2Seq
 from ftjax.tasks.span_qa import SpanQA
-from ftjax.training.batching import with_targets
+from ftjax.training.batching import choose_layout, with_targets
 from tests.conftest import WORDS, data_settings, write_jsonl
 from tests.tasks.made import examples_of, split_of, write_words
 
@@ -142,6 +145,35 @@ def test_packed_streams_give_each_example_once(tiny, tmp_path):
                 row[segments == n].astype(np.int32).tobytes() for n in range(1, segments.max() + 1)
             )
     assert found == Counter(ids.tobytes() for ids in sequences(examples))
+
+
+def test_long_targets_of_later_windows_have_a_place(tiny, tmp_path):
+    """Also of 70 tokens, where those of the first window have 5 at most."""
+    rows = [
+        {"source": "good film", "target": " ".join(WORDS[: 1 + i % 3] * (1 + 20 * (i >= WINDOW)))}
+        for i in range(2 * WINDOW)
+    ]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    config = default_config("full", "seq2seq")
+    config.data.path, config.data.max_length, task = str(file), 20, Seq2Seq(max_target=50)
+    tokenize = encoder(task, write_words(tmp_path / "words", eos="[SEP]"), 20)
+    windows = Windows(
+        [Source(open_parts(config.data)[0][1]["train"], task.schema)], WINDOW, tokenize
+    )
+    short = choose_layout(config, None, [windows[0]], BATCH)
+    room = (20, task.longest_written(20))
+    layout = choose_layout(config, None, [windows[0]], BATCH, None, room)
+    assert short.written == (8,) and layout.written[-1] == 56
+    loader = StreamLoader(windows, BATCH, layout, 3)
+    for number, longest in ((0, 5), (1, 50)):
+        batches = [loader.at(2 * number + step) for step in range(2)]
+        written = [int(n) for batch in batches for n in batch.arrays["target_weights"].sum(1)]
+        wanted = windows[number].decoder.lengths.tolist()
+        assert sorted(written) == sorted(wanted) and max(written) == longest
+    with pytest.raises(
+        RuntimeError, match=r"8 of 8 examples are not placed once.* tokens, 0 times"
+    ):
+        StreamLoader(windows, BATCH, short, 3, starts=[0, 2]).at(2)
 
 
 @pytest.mark.parametrize("hosts", [1, 2])

@@ -170,11 +170,18 @@ def test_duplicates_across_splits_leave_training(tmp_path):
     rows = make_rows(30, 0)
     splits = corpus(
         tmp_path,
-        [*rows, rows[3], {**rows[4], "text": "  " + rows[4]["text"].upper()}],
+        [*rows, rows[3], {**rows[4], "text": "  " + rows[4]["text"].replace(" ", "  ")}],
         validation=rows[:5],
         test=rows[3:8],
     )
-    found, report = prepare(splits, settings())
+    found, _ = prepare(splits, settings())  # published splits stay as they are
+    assert {name: len(found[name].rows) for name in ("validation", "test")} == {
+        "validation": 5, "test": 5
+    }  # fmt: skip
+    held_out = {row["text"] for row in rows[:8]}
+    assert not set(found["train"].rows["text"]) & held_out
+    every = {"step": "drop_duplicates", "only_training": False}
+    found, report = prepare(splits, settings(prepare=(every,)))
     texts = {name: set(split.rows["text"]) for name, split in found.items()}
     unique = len({row["text"] for row in rows})
     assert len(texts["test"]) == 5 and sum(map(len, texts.values())) == unique
@@ -185,6 +192,33 @@ def test_duplicates_across_splits_leave_training(tmp_path):
     assert counts["validation"] == (5, 3) and counts["train"][0] == 32
     with pytest.raises(UserError, match="drop_duplicates"):
         prepare(splits, settings(prepare=("drop_duplicate",)))
+
+
+@pytest.mark.parametrize("sizes", [{"validation": 0.2, "test": 30}, {"validation": 5, "train": 40}])
+def test_rows_of_one_group_are_drawn_together(tmp_path, sizes):
+    random = np.random.default_rng(0)
+    rows = [
+        {"source": f"source {i}", "target": f"target {j}", "by": {"name": i}}
+        for i in range(60)
+        for j in range(int(random.integers(1, 7)))
+    ]
+    random.shuffle(rows)
+    file = write_jsonl(tmp_path / "all.jsonl", rows)
+    for group in ("source", "by.name", "by"):
+        asked = settings("seq2seq", path=str(file), group=group)
+        asked["splits"] = {"train": 0, "validation": 0, "test": 0, **sizes}
+        found, _ = prepare(load(asked, Seq2Seq.schema), asked)
+        sources = {name: set(split.column("source")) for name, split in found.items()}
+        assert sum(map(len, sources.values())) == len(set.union(*sources.values()))
+        for name, size in sizes.items():
+            wanted = size if size >= 1 else size * len(rows)
+            assert abs(len(found[name].rows) - wanted) <= 3  # half of a group, at most
+        if "train" not in sizes:
+            assert sum(len(split.rows) for split in found.values()) == len(rows)
+    with pytest.raises(UserError, match="data.stratify goes by rows, and data.group by groups"):
+        prepare(load(asked, Seq2Seq.schema), {**asked, "stratify": True})
+    with pytest.raises(UserError, match=r"row 1 has no 'sources' \(data.group\).*'source'"):
+        load({**asked, "group": "sources"}, Seq2Seq.schema)
 
 
 def test_drawn_splits_are_disjoint_and_fixed_by_their_seed(tmp_path):
@@ -221,6 +255,8 @@ def test_tokens_equal_transformers_and_are_kept(tiny, tmp_path, monkeypatch, pai
     monkeypatch.setattr("ftjax.data.encode.load_tokenizer", lambda folder: 1 / 0)
     again = encode(split, TASK, tiny, 12)  # from the cache: no tokenizer is loaded
     np.testing.assert_array_equal(again.ids.values, found.ids.values)
+    other = Classification(class_weights="balanced", label_smoothing=0.1, focal_gamma=2.0)
+    np.testing.assert_array_equal(encode(split, other, tiny, 12).ids.values, found.ids.values)
     with pytest.raises(ZeroDivisionError):
         encode(split, TASK, tiny, 13)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -9,12 +10,28 @@ import pytest
 from ftjax.config import default_config
 from ftjax.data.encode import Examples, Ragged
 from ftjax.data.planning import bucket_layout, packed_layout
+from ftjax.data.preparation.step import Verdict
 from ftjax.data.sources import open_parts
-from ftjax.data.streaming import Source, StreamLoader, Windows, shares
+from ftjax.data.stream_source import START, Position, Source
+from ftjax.data.streaming import StreamLoader, Windows, shares
 from ftjax.errors import UserError
 from ftjax.tasks.classification import Classification
 
 SCHEMA = Classification.schema
+
+
+class Keep:
+    """A step that drops row 20, and notes what it looks at."""
+
+    def __init__(self):
+        self.seen = []
+
+    def takes(self, split):
+        return True
+
+    def judge(self, row):
+        self.seen.append(row["row"])
+        return Verdict(None if row["row"] == 20 else row)
 
 
 def write(path, rows, first=0):
@@ -87,19 +104,85 @@ def test_bad_rows_stop_or_are_counted(tmp_path):
     lines[3:5] = [b'{"text": "cut\n', b'{"text": "\xff", "label": 1}\n', b'{"label": 1}\n']
     path.write_bytes(b"".join(lines))
     with pytest.raises(UserError, match=r"a\.jsonl: row 4 is not valid JSON"):
-        Source(opened(path), SCHEMA).take(0, 10)
+        Source(opened(path), SCHEMA).take(START, 10)
     source = Source(opened(path), SCHEMA, skip=True)
-    good = [row["row"] for row in source.take(0, 16)]
+    rows, position = source.take(START, 16)
+    good = [row["row"] for row in rows]
     assert good == [1, 2, 3, 7, 8, 9, 10, 11, 1, 2, 3, 7, 8, 9, 10, 11]
-    assert [message.split(": ")[1] for message in source.skipped] == [
-        "row 4 is not valid JSON",
-        f"row 5 has bytes that are not UTF-8 (byte {sum(map(len, lines[:4])) + 10}); "
-        "convert it, for example with iconv -t UTF-8",
-        "row 6 has no field 'text' (data.columns.text) (known",
-    ]
+    assert position.place.skipped == 3
     path.write_bytes(b'{"label": 1}\n')
     with pytest.raises(UserError, match="has no rows"):
-        Source(opened(path), SCHEMA, skip=True).take(0, 1)
+        Source(opened(path), SCHEMA, skip=True).take(START, 1)
+
+
+@pytest.mark.parametrize("buffer", [0, 7, 64])
+def test_sources_go_on_from_any_position_without_what_is_before(tmp_path, buffer):
+    path = write(tmp_path / "a.jsonl", 50)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[3] = b'{"text": "no label"}\n'
+    path.write_bytes(b"".join(lines))
+    keep = Keep()
+
+    def source():
+        return Source(opened(path), SCHEMA, 1.0, True, [("keep", keep)], buffer, (5,))
+
+    def saved(position):
+        return Position.read(json.loads(json.dumps(position.saved())))
+
+    whole, position, first = [], START, source()
+    positions = [START]
+    for _ in range(20):  # three passes
+        rows, position = first.take(position, 8)
+        whole.append([row["row"] for row in rows])
+        positions.append(position)
+    every = list(itertools.chain(*whole))
+    good = [n for n in range(1, 51) if n not in (4, 20)]
+    for number in range(3):  # each pass once, in its order or shuffled within the buffer
+        part = every[number * 48 : number * 48 + 48]
+        if buffer == 0:
+            assert part == good
+        elif buffer == 7:
+            assert part != good and len({*part}) > 40
+        assert len({*every[:48]}) >= 40 - buffer * (buffer == 64)
+    place = positions[-1].place
+    assert (place.skipped, place.dropped) == (1, {"keep": 1})
+    for start in (1, 7, 13):
+        keep.seen.clear()
+        again, position = source(), saved(positions[start])
+        found = []
+        for _ in range(start, 20):
+            rows, position = again.take(position, 8)
+            found.append([row["row"] for row in rows])
+        assert found == whole[start:] and position == positions[-1]
+        if start == 1 and not buffer:
+            assert keep.seen[0] == whole[1][0]  # none before was looked at
+    counts = np.bincount(every[:48])
+    assert buffer or counts.max() == 1
+
+
+def test_windows_are_read_ahead_and_their_errors_wait(tmp_path):
+    path = write(tmp_path / "a.jsonl", 20)
+    with path.open("a") as file:
+        file.write('{"text": 1}\n')
+    windows = Windows([Source(opened(path), SCHEMA)], 10, encode)
+    ahead = threading.Event()
+    encoded = windows._encode
+
+    def watched(split):
+        if split.column("row")[0] == 11:
+            ahead.set()
+        return encoded(split)
+
+    windows._encode = watched
+    assert windows[0].arrays["labels"].tolist() == list(range(10))
+    assert ahead.wait(60)  # nobody asked for it yet
+    assert windows[1].arrays["labels"].tolist() == list(range(10, 20))
+    windows.last = 1
+    assert windows.counts == {"rows_skipped": 0, "rows_dropped": {}}
+    for _ in range(2):
+        with pytest.raises(UserError, match="row 21: field 'text' must be text"):
+            windows[2]
+    windows.close()
 
 
 def test_shares_of_a_window():

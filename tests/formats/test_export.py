@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import resource
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -26,11 +27,11 @@ from ftjax.formats.folder import (
     hub_name,
     load_tokenizer,
     locate,
-    pooling,
     read_config,
     stored_dtype,
 )
 from ftjax.formats.gguf_tokenizer import end_tokens
+from ftjax.formats.modules import pooling_of
 from ftjax.parallel.mesh import make_mesh, param_shardings
 from ftjax.tasks.contrastive import Contrastive
 from tests.conftest import build, here, perturbed
@@ -272,6 +273,24 @@ def test_a_folder_that_finds_no_room_is_named(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("kind", "pooling"), [("peft", "cls"), ("adapterhub", "cls"), ("hf", "mean")]
+)
+def test_files_that_may_not_grow_are_a_message(kind, pooling, tiny, one_device, tmp_path):
+    """Also those that safetensors writes, whose error is its own."""
+    head = {"head": "classification", "labels": 2, "pooling": pooling}
+    model = build(tiny, {"name": "lora", "rank": 8}, head=head)
+    params, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=f"{kind}: could not be written: .*File too large"):
+            write_export(kind, tmp_path / kind, tiny, model, params, ("a", "b"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not any(tmp_path.iterdir())
+
+
 def test_two_processes_write_what_one_writes(config_file, tiny, tmp_path):
     base = tmp_path / "models--org--tiny" / "snapshots" / "0123abc"  # as in the hub's cache
     shutil.copytree(tiny, base)
@@ -309,7 +328,7 @@ def test_embeddings_are_sentence_transformers(case, how, one_device, tmp_path):
     params, _ = pretrained.load(base, model, one_device, jax.random.key(0))
     params = perturbed(params, model)
     write_export("hf", out, base, model, params, problem=None)
-    assert pooling(out) == how
+    assert pooling_of(out) == how
     theirs = SentenceTransformer(str(out), device="cpu").encode(TEXTS)
     tokens = load_tokenizer(base)(TEXTS, padding=True, padding_side="right")
     batch = {name: np.array(tokens[name])[:, None] for name in ("input_ids", "attention_mask")}
@@ -354,6 +373,7 @@ def test_a_gguf_model_becomes_a_whole_folder(one_device, tmp_path):
     model, params = start(file, one_device, "causal_lm")
     write_export("hf", tmp_path / "out", file, model, params, problem=None)
     wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    wanted |= {"README.md"}
     assert wanted | {"tokenizer_config.json", "chat_template.jinja"} == files(tmp_path / "out")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")

@@ -235,7 +235,7 @@ def test_unknown_kinds_are_said(tmp_path):
     with pytest.raises(UserError, match="'chatglm-bpe' is not supported .*'smollm'"):
         load_tokenizer(file)
     changes = {"tokenizer.ggml.merges": ["absent pair"]}
-    with pytest.raises(UserError, match="tokenizer cannot be read: .*absent"):
+    with pytest.raises(UserError, match="has a tokenizer that cannot be read: .*absent"):
         load_tokenizer(write_vocabulary(tmp_path / "pairs.gguf", "gpt-2", **changes))
     with pytest.raises(UserError, match="lacks its tokenizer's tokens"):
         load_tokenizer(write(tmp_path / "none.gguf", "llama", {}, {"x": np.ones((2, 2), "f")}))

@@ -17,7 +17,8 @@ from ftjax.cli import main
 from ftjax.errors import UserError
 from ftjax.formats import hf
 from ftjax.formats.export import write_export
-from ftjax.formats.folder import Weights, locate, pooling, read_config
+from ftjax.formats.folder import Weights, locate, read_config
+from ftjax.formats.modules import pooling_of
 from tests.conftest import HEAD, build, make_batch, perturbed
 from tests.models.reference import Reference
 from tests.models.test_bert import torch_inputs
@@ -60,7 +61,7 @@ def test_mean_pooling_exports_as_sentence_transformers(one_device, tmp_path):
     from sentence_transformers import SentenceTransformer
 
     folder = locate("minilm")
-    assert pooling(folder) == "mean"
+    assert pooling_of(folder) == "mean"
     head = {**HEAD, "pooling": "mean"}
     model, params, _ = adapted(folder, one_device, {"name": "lora"}, head)
     out = tmp_path / "out"

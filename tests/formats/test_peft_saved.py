@@ -242,13 +242,13 @@ def test_a_head_of_other_labels_than_the_bases_is_written(base, one_device, tmp_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lora_alpha": "8"}, "lora_alpha='8' must be a number"),
-        ({"r": None}, "r=None must be a number"),
-        ({"lora_alpha": float("nan")}, "lora_alpha=nan must be a number"),
+        ({"lora_alpha": "8"}, "lora_alpha='8' has the wrong type: float"),
+        ({"r": None}, "r=None has the wrong type: int"),
+        ({"lora_alpha": float("nan")}, "lora_alpha=nan must be finite"),
         ({"rank_pattern": ["q_proj"]}, "rank_pattern=.* must be of modules and numbers"),
         ({"alpha_pattern": {"q_proj": "2"}}, "alpha_pattern=.* must be of modules and numbers"),
         ({"alpha_pattern": {"(": 2}}, "alpha_pattern: '\\(' is not read"),
-        ({"modules_to_save": [1]}, "modules_to_save=.* must be names"),
+        ({"modules_to_save": [1]}, "modules_to_save=.* texts expected"),
         ({"of_tomorrow": {"a": 1}}, "of_tomorrow=.* is not implemented"),
     ],
 )

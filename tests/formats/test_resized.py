@@ -111,8 +111,16 @@ def test_a_resized_model_is_trained_and_exported(more, tmp_path):
     _, data, config = more
     run, output = tmp_path / "run", tmp_path / "out"
     here("train", "--config", config, "--workdir", run, "--config.model.resize_vocabulary=True")
-    here("predict", "--workdir", run, "--input", data / "train.jsonl", "--output", tmp_path / "p")
-    rows = [json.loads(line) for line in (tmp_path / "p").read_text().splitlines()]
+    here(
+        "predict",
+        "--workdir",
+        run,
+        "--input",
+        data / "train.jsonl",
+        "--output",
+        tmp_path / "p.jsonl",
+    )
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     here("export", "--workdir", run, "--format", "hf", "--output", output)
     assert json.loads((output / "config.json").read_text())["vocab_size"] == 64 + MORE
     cls = transformers.AutoModelForSequenceClassification

@@ -60,7 +60,7 @@ def test_a_folder_of_torchs_files_is_what_its_safetensors_are(tiny, tmp_path, le
     assert len(fingerprint(folder)) == 64
     files = sorted(folder.glob("*.bin"))
     files[-1].write_bytes(files[-1].read_bytes()[:-200])
-    with pytest.raises(UserError, match=r"\.bin (cannot be read|is corrupt)"):
+    with pytest.raises(UserError, match=r"\.bin(: it is truncated| is corrupt)"):
         open_weights(folder)
 
 
@@ -121,11 +121,11 @@ def place(offset, shape, strides, tail=b"") -> bytes:
     ("content", "message"),
     [
         (pickle.dumps({"x": Evil()}), "names .*open, which is not read"),
-        (pickle.dumps({"x": 3}), "more than tensors|cannot be read"),
-        (pickle.dumps([1]), "more than tensors|cannot be read"),
+        (pickle.dumps({"x": 3}), "more than tensors|corrupt"),
+        (pickle.dumps([1]), "more than tensors|corrupt"),
         (b"ctorch\nload\n.", "names torch.load"),
-        (b"ctorch\nFloatStorage\n(X\x01\0\0\0atR.", "cannot be read"),  # a name is not called
-        (place(0, (4,), (1,), b"}X\x05\0\0\0shapeK\x01sb"), "cannot be read"),  # nor set in
+        (b"ctorch\nFloatStorage\n(X\x01\0\0\0atR.", "corrupt"),  # a name is not called
+        (place(0, (4,), (1,), b"}X\x05\0\0\0shapeK\x01sb"), "corrupt"),  # nor set in
         (place(1, (4,), (1,)), "outside its storage"),
         (place(0, (4, 4), (4, 1)), "outside its storage"),
         (place(-1, (2,), (1,)), "no such shape"),
@@ -172,7 +172,7 @@ def test_an_index_names_files_beside_it(tiny, tmp_path):
         ".",
     ):
         index.write_text(json.dumps({"weight_map": {"pooler.dense.weight": outside}}))
-        with pytest.raises(UserError, match="which is no file beside it"):
+        with pytest.raises(UserError, match="which is no file of weights beside it"):
             open_weights(tmp_path / "folder")
 
 
@@ -193,7 +193,7 @@ def test_what_asks_for_more_memory_than_it_is_large_is_refused(tmp_path, compres
         many = pickle.PROTO + b"\x04" + pickle.BINBYTES8 + struct.pack("<Q", 2**45)
     with zipfile.ZipFile(file, "w", compressed) as written:
         written.writestr("archive/data.pkl", many + b"0" * size * bool(compressed) + b".")
-    with pytest.raises(UserError, match="it is compressed" if compressed else "more memory"):
+    with pytest.raises(UserError, match="it is compressed" if compressed else "truncated"):
         open_tensors(file)
 
 

@@ -14,7 +14,7 @@ import transformers
 
 from ftjax import methods, pretrained, tuned
 from ftjax.data.encode import Examples, encode
-from ftjax.data.loading import Loader
+from ftjax.data.loading import Loader, Vary, generators
 from ftjax.data.planning import bucket_layout, packed_layout, paired_layout
 from ftjax.data.sources import Opened, Split, read_split
 from ftjax.formats import hf
@@ -40,6 +40,12 @@ def examples_of(
     split = split_of(task, rows)
     names = task.label_names(split)
     return split, names, task.targets(encode(split, task, folder, length), split, names)
+
+
+def varied(examples: Examples, vary: Vary, seed: int = 0, epoch: int = 0) -> Examples:
+    """The examples of an epoch, those of a batch being made alone: by default as evaluation has
+    them."""
+    return vary(examples, generators((seed, epoch, 1), np.arange(len(examples))))
 
 
 def batches(examples: Examples, size: int = 8, packed: bool = False, vary: Any = None) -> list:

@@ -9,7 +9,7 @@ from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
 from ftjax.tasks.causal_lm import CausalLM
 from tests.conftest import WORDS
-from tests.tasks.made import Made, batches, examples_of, tensors, write_words
+from tests.tasks.made import Made, batches, examples_of, tensors, write_trained, write_words
 
 TASK = CausalLM()
 
@@ -42,6 +42,22 @@ def test_blocks_are_the_rows_end_to_end(made, block):
     outputs = np.tile([2.0, 1.0, 4.0], (len(examples), 1))
     found = CausalLM(block=block).predictions(outputs, examples, split, names)
     assert len(found) == len(rows) and sum(row["tokens"] for row in found) == 4 * len(examples)
+
+
+def test_rows_end_where_a_model_is_to_stop(made, tmp_path):
+    """With the end of text, once, also where the tokenizer does not write it; cut rows do not."""
+    folder, end = write_trained(tmp_path, "bpe", WORDS), "</s>"
+    texts = ["good film", f"bad{end}", "zz zz zz zz", "zz zz zz"]
+    _, _, examples = examples_of(TASK, [{"text": text} for text in texts], folder, 8)
+    tokenizer = load_tokenizer(folder)
+    sizes = [len(tokenizer(text)["input_ids"]) for text in texts]
+    assert sizes[2] > 8 == sizes[3]
+    found = [tokenizer.decode(examples.ids[i]) for i in range(4)]
+    assert found == [f"good film{end}", f"bad{end}", *[tokenizer.decode(
+        tokenizer(text)["input_ids"][:8]) for text in texts[2:]]]  # fmt: skip
+    assert examples.truncated == 2
+    ids = examples_of(TASK, [{"text": "good film"}], made[1])[2].ids[0]
+    assert load_tokenizer(made[1]).decode(ids) == "[CLS] good film [SEP]"  # by the tokenizer
 
 
 def test_blocks_that_do_not_fit_are_refused(made):

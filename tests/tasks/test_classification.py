@@ -129,7 +129,7 @@ def test_metrics_by_hand():
         "examples": 4,
     }
     assert found["per_class"]["b"]["f1"] == 0.5
-    np.testing.assert_allclose(found["f1"], (3 / 4 + 1 / 2 + 0) / 3)
+    np.testing.assert_allclose(found["f1"], (3 / 4 + 1 / 2) / 2)  # as scikit-learn: without c
     # Matthews of the two classes that are there: (3·1 − 1·1) / √(4·2·4·2)
     np.testing.assert_allclose(found["matthews"], 2 / 8)
 
@@ -137,4 +137,5 @@ def test_metrics_by_hand():
 def test_predictions_are_probabilities():
     logits = np.array([[0.0, np.log(3.0), -1e9]])
     (row,) = Classification().predictions(logits, None, None, NAMES)
-    assert row == {"label": "b", "probabilities": {"a": 0.25, "b": 0.75, "c": 0.0}}
+    chances = {"a": 0.25, "b": 0.75, "c": 0.0}
+    assert row == {"label": "b", "probability": 0.75, "probabilities": chances}

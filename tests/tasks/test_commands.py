@@ -49,6 +49,7 @@ RUNS = {
     ),
     "preference": (("llama", "causal_lm"), "lora", {"template": "plain"}),
 }
+CHOOSES = {"seq2seq": "chrf", "instruction": "exact_match"}  # of what is written
 METRICS = {
     "token_classification": {"f1", "intent_accuracy", "exact"},
     "span_qa": {"exact_match", "f1"},
@@ -58,17 +59,21 @@ METRICS = {
     "preference": {"accuracy", "margin"},
 }
 FOUND = {
-    "token_classification": {"tags", "entities", "label"},
-    "span_qa": {"answer", "start", "score"},
+    "token_classification": {"tags", "probabilities", "entities", "label", "probability"},
+    "span_qa": {"answer", "start", "score", "probability"},
     "masked_lm": {"loss", "tokens"},
     "seq2seq": {"written"},
     "instruction": {"written"},
-    "preference": {"preferred", "log_probabilities"},
+    "preference": {"preferred", "probability", "margin", "log_probabilities"},
 }
 
 
+def interrupted(*arguments):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("task", RUNS)
-def test_train_evaluate_predict(task, tiny, tmp_path):
+def test_train_evaluate_predict(task, tiny, tmp_path, monkeypatch):
     case, method, options = RUNS[task]
     folder = tiny
     if case:  # with the tokenizer whose end is the model's
@@ -77,6 +82,11 @@ def test_train_evaluate_predict(task, tiny, tmp_path):
     rows = {
         split: rows_of(task, n, n) for split, n in (("train", 48), ("validation", 16), ("test", 13))
     }
+    writes = task in ("seq2seq", "instruction")
+    if writes:  # more than the model is let read, which training cuts, or leaves out
+        rows["test"].insert(0, rows_of(task, 1, 0)[0])
+        name = "source" if task == "seq2seq" else "instruction"
+        rows["test"][0][name] = " ".join(WORDS * 3)
     for split, of_split in rows.items():
         write_jsonl(tmp_path / "data" / f"{split}.jsonl", of_split)
     file, work = tmp_path / "config.py", tmp_path / "work"
@@ -96,19 +106,35 @@ def get_config():
     config.train.batch_size = 16
     config.train.eval_batch_size = 16
     config.train.log_every = 1
+    config.train.best_metric = {CHOOSES.get(task, "auto")!r}
     return config
 """
     )
+    if writes:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("ftjax.training.loop.written_scores", interrupted)
+            here("train", "--config", file, "--workdir", work)
+        kept = json.loads((work / "result.json").read_text())
+        assert kept["pending"] and kept["metrics"]["test"]["loss"]
     here("train", "--config", file, "--workdir", work)
     logged = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in logged if "loss" in row]
     assert len(losses) == 6 and min(losses[3:]) < losses[0] and np.isfinite(losses).all()
     if task == "preference":
         np.testing.assert_allclose(losses[0], np.log(2), rtol=1e-4)
+    if metric := CHOOSES.get(task):
+        name = f"validation/{metric}"
+        scores = {row["step"]: row[name] for row in logged if name in row}
+        best = json.loads((work / "result.json").read_text())
+        assert len(scores) == 2 and best["best_step"] == max(scores, key=scores.get)
+        assert best["metrics"]["validation"][metric] == max(scores.values())
     result = json.loads((work / "result.json").read_text())
-    assert result["metrics"]["test"]["examples"] == 13 and METRICS[task] <= set(
-        result["metrics"]["test"]
-    )
+    scores = result["metrics"]["test"]
+    assert scores["examples"] == 13 + (task == "seq2seq") and METRICS[task] <= set(scores)
+    if writes:
+        assert "pending" not in result and scores["loss"] == kept["metrics"]["test"]["loss"]
+        report = json.loads((work / "data_report.json").read_text())
+        assert [row["cut"] for row in report if row["step"] == "prompt"] == [1]
     here("evaluate", "--workdir", work)
     scored = json.loads((work / "evaluate_test.json").read_text())
     for name in METRICS[task]:
@@ -130,7 +156,7 @@ def get_config():
         tmp_path / "found.jsonl",
     )
     found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
-    assert len(found) == 13 and all(FOUND[task] <= set(row) for row in found), found[0]
+    assert len(found) == 13 + writes and all(FOUND[task] <= set(row) for row in found), found[0]
     if task == "instruction":  # nothing was said that could have a loss
         assert all(row["loss"] is None and row["tokens"] == 0 for row in found)
     if task == "token_classification":

@@ -116,15 +116,16 @@ def test_ranks_by_hand():
     second = np.array([[1.0, 0], [0.8, 0.6], [0.6, -0.8]])
     # cosines: 1 .8 .6 | .6 .96 -.28 | 0 .6 -.8 : ranks 1, 1, 3
     outputs = np.stack([first, second], 1).astype(np.float32)
-    examples = Examples(ragged([[1]] * 6), group=2)
-    scores = TASK.score(outputs, examples, None, ())
+    examples, split = Examples(ragged([[1]] * 6), group=2), split_of(TASK, rows_of(3))
+    scores = TASK.score(outputs, examples, split, ())
     np.testing.assert_allclose(scores["accuracy"], 2 / 3)
     np.testing.assert_allclose(scores["reciprocal_rank"], (1 + 1 + 1 / 3) / 3)
     cosines = torch.tensor(first @ second.T) * 20
     wanted = torch.nn.functional.cross_entropy(cosines, torch.arange(3)).item()
     np.testing.assert_allclose(scores["loss"], wanted, rtol=1e-5)
     labelled = Examples(ragged([[1]] * 6), arrays={"_label": np.array([3.0, 2, 1])}, group=2)
-    assert TASK.score(outputs, labelled, None, ())["spearman"] == pytest.approx(1.0)
+    split = split_of(TASK, [{**row, "label": 1} for row in rows_of(3)])
+    assert TASK.score(outputs, labelled, split, ())["spearman"] == pytest.approx(1.0)
     found = TASK.predictions(outputs, examples, None, ())
     assert [row["cosine"] for row in found] == [1.0, 0.96, -0.8]
 
@@ -134,12 +135,30 @@ def test_many_texts_are_ranked_in_parts():
     outputs = random.normal(size=(1500, 2, 4)).astype(np.float32)
     outputs[:, 1] += 2 * outputs[:, 0]
     outputs /= np.linalg.norm(outputs, axis=-1, keepdims=True)
-    scores = TASK.score(outputs, Examples(ragged([[1]] * 3000), group=2), None, ())
+    split = split_of(TASK, rows_of(1))
+    scores = TASK.score(outputs, Examples(ragged([[1]] * 3000), group=2), split, ())
     sims = outputs[:, 0] @ outputs[:, 1].T
     rank = (sims > np.diag(sims)[:, None]).sum(1) + 1
     np.testing.assert_allclose(scores["reciprocal_rank"], (1 / rank).mean(), atol=1e-3)
     wanted = torch.nn.functional.cross_entropy(torch.tensor(20 * sims), torch.arange(1500))
     np.testing.assert_allclose(scores["loss"], wanted.item(), rtol=1e-4)
+    # Wang and Isola's own lines
+    near = torch.pdist(torch.tensor(outputs[:, 0]), p=2).pow(2).mul(-2).exp().mean().log()
+    np.testing.assert_allclose(scores["uniformity"], near.item(), rtol=1e-4)
+
+
+def test_rows_of_one_text_are_not_their_own_partners(tiny):
+    """Without dropout both readings are one: nothing is scored that is 1 by construction."""
+    rows = [{"text": row["text"], "label": 1.0} for row in rows_of(5)]
+    split, names, examples = examples_of(TASK, rows, tiny)
+    one = np.random.default_rng(0).normal(size=(5, 1, 4)).astype(np.float32)
+    outputs = np.repeat(one / np.linalg.norm(one, axis=-1, keepdims=True), 2, 1)
+    scores = TASK.score(outputs, examples, split, names)
+    assert set(scores) == {"loss", "uniformity", "examples"}
+    # a text that does not belong is no partner either
+    _, _, examples = examples_of(TASK, [{"text": "good", "negative": "bad"}] * 2, tiny)
+    texts = [examples.ids[i].tolist() for i in range(3)]
+    assert examples.group == 3 and texts[0] == texts[1] != texts[2]
 
 
 def test_labels_are_kept_for_scores_alone(tiny):

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from ftjax.config import default_config
+from ftjax.data import learned as texts
 from ftjax.data.encode import encode
 from ftjax.data.templates import PLAIN
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
-from ftjax.tasks.instruction import Instruction, encoded
+from ftjax.tasks.instruction import Instruction
 from ftjax.training.announce import announced
 from ftjax.training.splits import Data
 from tests.conftest import WORDS
@@ -66,6 +67,11 @@ SIGNS = [
 TASK = Instruction()
 
 
+def encoded(tokenizer, chat, template, which="all"):
+    examples = texts.encoded(tokenizer, [(0, chat)], lambda chat: chat, template, which)
+    return [(each.ids, each.learned) for each in examples]
+
+
 def chats(count, seed=0, system=False):
     """Of one to three questions."""
     random = np.random.default_rng(seed)
@@ -105,6 +111,8 @@ def test_learned_tokens_equal_transformers(tokenizer, name):
             turns, chat_template=marked, return_dict=True, return_assistant_tokens_mask=True
         )
         ((ids, learned),) = encoded(tokenizer, (turns, None), plain)
+        ((same, within),) = encoded(tokenizer, (turns, None), marked)
+        assert same == ids and within.tolist() == wanted["assistant_masks"]
         assert ids == wanted["input_ids"]
         assert learned.tolist() == wanted["assistant_masks"], tokenizer.decode(ids)
         said = tokenizer.decode([i for i, own in zip(ids, learned, strict=True) if own])
@@ -115,6 +123,31 @@ def test_learned_tokens_equal_transformers(tokenizer, name):
         answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
         said = tokenizer.decode([i for i, own in zip(ids, last, strict=True) if own])
         assert said.strip() == answers[-1] + " " * (name == "llama2") + signs[0]
+        ((same, within),) = encoded(tokenizer, (turns, None), marked, "last")
+        assert same == ids and within.tolist() == last.tolist()
+    first = next(turn for turn in turns if turn["role"] == "assistant")
+    one = [{**turn, "weight": 0} if turn is first else turn for turn in turns]
+    ((_, whole),) = encoded(tokenizer, (turns, None), marked)
+    ((_, rest),) = encoded(tokenizer, (one, None), marked)
+    assert rest.sum() < whole.sum() and (rest <= whole).all()
+
+
+def test_marks_decide_what_is_learned(tokenizer):
+    """Also where they leave out what ends a turn, or a turn of the assistant is not marked."""
+    marked = "{% for m in messages %}" + "{{ m['role'] + ': ' }}{% if m['role'] == 'assistant' %}"
+    marked += "{% generation %}{{ m['content'] }}{%- endgeneration %}{% else %}{{ m['content'] }}"
+    marked += "{% endif %}{{ '\n' }}{% endfor %}"
+    turns = chats(1, seed=3)[0]["messages"]
+    ((ids, learned),) = encoded(tokenizer, (turns, None), marked)
+    answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+    said = tokenizer.decode([i for i, own in zip(ids, learned, strict=True) if own])
+    assert "".join(said.split()) == "".join("".join(answers).split())
+    first = marked.replace("== 'assistant' %}{% gen", "== 'assistant' and loop.last %}{% gen")
+    several = encoded(tokenizer, (turns, None), first)  # each turn as it is the last
+    assert len(several) in (1, len(answers))
+    with pytest.raises(ValueError, match="turn 2 of the assistant is not within"):
+        other = marked.replace("== 'assistant'", "== 'tool'")
+        encoded(tokenizer, (turns, None), other)
 
 
 def test_plain_template_by_hand(tokenizer):
@@ -141,6 +174,31 @@ def test_templates_that_ask_for_other_turns_are_refused(tokenizer):
         list(encoded(tokenizer, chat, counted))
     with pytest.raises(UserError, match="no chat template: set task.template"):
         list(encoded(tokenizer, chat, ""))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ messages.__class__.__mro__ }}", "access to attribute '__class__'"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+        ("{{ messages[7]['content'] }}", "has no element 7"),
+        ("{{ 'a' * 10 ** 13 }}", "MemoryError"),
+        ("{% for m in messages %}", "Unexpected end of template"),
+        ("{{ raise_exception('only one turn') }}", "only one turn"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "not done within 0.5 seconds",
+        ),
+    ],
+)
+def test_templates_that_fail_are_said_with_the_row(tmp_path, monkeypatch, template, message):
+    monkeypatch.setattr("ftjax.data.templates.SECONDS", 0.5)
+    folder, task = write_words(tmp_path, eos="[SEP]"), Instruction(template=template)
+    said = f"rows.jsonl: row 1: the chat template says: .*{message}"
+    with pytest.raises(UserError, match=said):
+        examples_of(task, [FORMS["openai"]], folder)
 
 
 FORMS = {
@@ -170,7 +228,7 @@ def test_forms_of_rows_give_the_same(tmp_path, form):
     np.testing.assert_array_equal(found.tokens["learned"], wanted.tokens["learned"])
     assert found.tokens["learned"].any()
     assert task.prompts(split) == [[{"role": "user", "content": "good\n\nfilm"}]]
-    assert task.references(split) == ["bad"]
+    assert task.references(split) == [["bad"]]
 
 
 def test_alpaca_and_system_turns():
@@ -257,4 +315,4 @@ def test_chats_that_are_cut_before_an_answer_are_left_out(made):
     unanswered = [{"messages": long[:1]}, {"messages": [{"role": "user", "content": "good"}]}]
     split = split_of(TASK, unanswered, TASK.schema.to_predict())
     assert len(encode(split, made[0].task, folder, 40)) == 2  # to be predicted
-    assert made[0].task.references(split) == ["", ""]
+    assert made[0].task.references(split) == [[], []]

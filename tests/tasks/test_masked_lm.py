@@ -20,6 +20,7 @@ from tests.tasks.made import (
     examples_of,
     layout,
     tensors,
+    varied,
     write_trained,
     write_words,
 )
@@ -118,9 +119,15 @@ def test_masks_of_epochs(made):
         return Loader(examples, 8, layout(examples, 8, False), 5, vary=vary)
 
     def masked(loader, epoch):
-        found, _ = loader.epoch(epoch)
-        np.testing.assert_array_equal(found.tokens["originals"], examples.ids.values)
-        return found.ids.values.tolist()
+        shown = varied(examples, vary, loader.seed or 0, epoch)
+        np.testing.assert_array_equal(shown.tokens["originals"], examples.ids.values)
+        read = {}  # of each example in its batch
+        for number, planned in enumerate(loader.epoch(epoch).plan):
+            batch = loader.epoch(epoch).batch(number).arrays
+            rows = zip(planned.places, batch["input_ids"], batch["attention_mask"], strict=True)
+            read |= {place: ids[mask > 0].tolist() for place, ids, mask in rows if place >= 0}
+        assert [read[n] for n in range(20)] == [shown.ids[n].tolist() for n in range(20)]
+        return shown.ids.values.tolist()
 
     first = loader()
     assert masked(first, 0) == masked(loader(), 0) != masked(first, 1) == masked(loader(), 1)
@@ -135,6 +142,15 @@ def test_masks_of_epochs(made):
             np.testing.assert_array_equal(batch.arrays[name], wanted[name])
     seen = [r.tobytes() for b in whole[:3] for r in b["originals"][b["weights"] > 0]]
     assert len(seen) == 20
+    smaller = Loader(examples, 3, layout(examples, 3, False), 5, vary=vary)
+    assert masked(smaller, 0) == masked(first, 0)  # whatever batch an example is in
+    several = [Loader(examples, 8, layout(examples, 8, False), 5, part, vary) for part in (
+        lambda count: np.arange(count // 2), lambda count: np.arange(count // 2, count)
+    )]  # fmt: skip
+    for step in range(9):  # and on whichever host, also one without any of the last batch's
+        parts = [loader.at(step).arrays for loader in several]
+        for name, wanted in whole[step].items():
+            np.testing.assert_array_equal(np.concatenate([p[name] for p in parts]), wanted)
     other = Loader(examples, 8, layout(examples, 8, False), 6, vary=vary)
     assert masked(other, 0) != masked(first, 0)
     still = [Loader(examples, 8, layout(examples, 8, False), None, vary=vary) for _ in range(2)]
@@ -146,7 +162,7 @@ def test_loss_equals_transformers(made, packed):
     made, folder = made
     split, names, examples = examples_of(TASK, rows_of(10, seed=2), folder)
     vary = TASK.variation(load_tokenizer(folder))
-    shown = vary(examples, np.random.default_rng((0, 0, 1)))
+    shown = varied(examples, vary)
     total, hits, count = 0.0, 0, 0
     for number in range(len(shown)):
         own = slice(*shown.ids.offsets[number : number + 2])

@@ -2,18 +2,30 @@
 
 import csv
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
 from ftjax.data.loading import Loader
+from ftjax.data.preparation.profile import label_counts
+from ftjax.data.preparation.splits import draw, strata
 from ftjax.data.sources import load
 from ftjax.errors import UserError
 from ftjax.tasks.multiple_choice import MultipleChoice, number_of, numbers_of
 from ftjax.tasks.multiple_choice import choices as read
 from tests.conftest import WORDS, data_settings
-from tests.tasks.made import Made, batches, equals, examples_of, layout, tensors, write_words
+from tests.tasks.made import (
+    Made,
+    batches,
+    equals,
+    examples_of,
+    layout,
+    split_of,
+    tensors,
+    write_words,
+)
 
 TASK = MultipleChoice()
 
@@ -147,6 +159,10 @@ def test_integers_are_numbers_before_texts(made, tmp_path):
     settings = data_settings("multiple_choice", source="csv", path=str(tmp_path / "rows.csv"))
     split = load(settings, TASK.schema)["train"]
     assert numbers_of(split.column("label"), split.column("choices")) == [1, 0]
+    whole = split_of(TASK, [{**row, "label": number} for number in (0, 1, 1, 0, 1, 1)])
+    assert label_counts(whole.column("label")) == {"0": 2, "1": 4}
+    drawn = draw({"train": whole}, {"train": 0, "validation": 3, "test": 0}, 0, stratify=True)
+    assert Counter(strata(drawn["validation"])) == {"0": 1, "1": 2}
     assert number_of(1905, read(["1904", "1905"])) == 1
     with pytest.raises(ValueError, match="label '²' is none of the 3 choices"):
         number_of("²", read(["a", "b", "c"]))

@@ -6,11 +6,11 @@ import pytest
 from ftjax.data.encode import Ragged, ragged
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
-from ftjax.tasks.corruption import corrupt_spans, infill, noise_spans, permuted
+from ftjax.tasks.corruption import corrupt_spans, corrupted_lengths, infill, noise_spans, permuted
 from ftjax.tasks.denoising import Denoising
 from ftjax.tasks.span_corruption import SpanCorruption
 from tests.conftest import WORDS
-from tests.tasks.made import Made, batches, examples_of, write_trained, write_words
+from tests.tasks.made import Made, batches, examples_of, varied, write_trained, write_words
 
 SENTINELS = list(range(999, 899, -1))  # descending, as T5's
 END = 1
@@ -43,6 +43,12 @@ def put_back(read, written):
 def test_spans_put_back_give_the_text(density, mean):
     ids = texts(300)
     read, written = corrupt_spans(ids, density, mean, SENTINELS, END, np.random.default_rng(1))
+    lengths = corrupted_lengths(ids.lengths, density, mean, len(SENTINELS))
+    assert (read.lengths == lengths[0]).all() and (written.lengths == lengths[1]).all()
+    task = SpanCorruption(density=density, mean_span=mean)
+    longest = [task.longest_written(int(length) + 1) for length in ids.lengths]
+    assert (written.lengths <= np.maximum(longest, 1)).all()  # and as long, with enough sentinels
+    assert (written.lengths == longest)[ids.lengths > 1].mean() > 0.9
     noise, spans, total = 0, 0, 0
     for number in range(len(ids)):
         text, lengths = put_back(read[number].tolist(), written[number].tolist())
@@ -75,6 +81,8 @@ def test_spans_are_anywhere(length):
 def test_few_sentinels_join_the_last_spans():
     ids = ragged([np.arange(10, 110)])
     read, written = corrupt_spans(ids, 0.3, 1.0, SENTINELS[:4], END, np.random.default_rng(0))
+    lengths = corrupted_lengths(ids.lengths, 0.3, 1.0, 4)
+    assert (read.lengths == lengths[0]).all() and (written.lengths == lengths[1]).all()
     text, lengths = put_back(read[0].tolist(), written[0].tolist())
     assert text == ids[0].tolist() and len(lengths) == 4
 
@@ -87,7 +95,9 @@ def test_span_corruption_of_texts(tmp_path):
     task, tokenizer = SpanCorruption(), load_tokenizer(folder)
     _, _, examples = examples_of(task, rows, folder, 64)
     vary = task.variation(tokenizer)
-    found, other = (vary(examples, np.random.default_rng(seed)) for seed in (0, 1))
+    found, other = (varied(examples, vary, seed) for seed in (0, 1))
+    read, written = vary.lengths(examples)
+    assert (found.ids.lengths == read).all() and (found.decoder.lengths == written).all()
     assert found.ids.values.tolist() != other.ids.values.tolist()
     for number, row in enumerate(rows):
         read, written = (tokenizer.decode(x[number]) for x in (found.ids, found.decoder))
@@ -179,7 +189,8 @@ def test_epochs_differ_and_evaluation_does_not(tmp_path, task):
     np.testing.assert_array_equal(first, again)
     scores = task.score(first, examples, split, names)
     np.testing.assert_allclose(scores["loss"], made.sums(batches(examples, vary=vary)), rtol=1e-5)
-    wanted = vary(examples, np.random.default_rng((0, 0, 1))).decoder
+    alone = varied(examples, vary) if vary.lengths else vary(examples, np.random.default_rng(0))
+    wanted = alone.decoder
     assert scores["tokens"] == len(wanted.values)
     if kind == "bart":
         np.testing.assert_array_equal(wanted.values, examples.ids.values)

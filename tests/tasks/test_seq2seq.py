@@ -1,6 +1,8 @@
 """Texts from texts: losses against transformers' models, metrics against their libraries."""
 
 import json
+import unicodedata
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -23,7 +25,7 @@ from ftjax.partition import merge
 from ftjax.tasks.seq2seq import Seq2Seq
 from ftjax.tasks.written import exact_match, summary_scores, translation_scores
 from ftjax.training.run import place_model
-from ftjax.training.writing import write, written_scores
+from ftjax.training.writing import check_written, write, written_scores
 from tests.compiler import OPTIONS
 from tests.conftest import WORDS
 from tests.models.cases import BART, CASES
@@ -238,36 +240,72 @@ def test_translation_scores_equal_sacrebleu(tokenize):
     texts, wanted = list(TEXTS), list(WANTED)
     if tokenize == "zh":
         texts, wanted = [*texts, "我是一名学生。"], [*wanted, "我是一个学生。"]
-    found = translation_scores(texts, wanted, tokenize)
+    found = translation_scores(texts, [[each] for each in wanted], tokenize)
     bleu = sacrebleu.corpus_bleu(texts, [wanted], tokenize=tokenize)
     assert 0 < found["bleu"] < 100
     np.testing.assert_allclose(found["bleu"], bleu.score)
     np.testing.assert_allclose(found["chrf"], sacrebleu.corpus_chrf(texts, [wanted]).score)
     assert f"tok:{tokenize}|" in found["bleu_signature"] and "version:" in found["bleu_signature"]
     assert found["chrf_signature"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0")
-    assert translation_scores([""], ["good"], tokenize)["bleu"] == 0.0
+    assert translation_scores([""], [["good"]], tokenize)["bleu"] == 0.0
+    several = [[each, "a cat", each + " too"][: 1 + number] for number, each in enumerate(wanted)]
+    streams = [[each[i] if i < len(each) else None for each in several] for i in range(3)]
+    found = translation_scores(texts, several, tokenize)
+    bleu = sacrebleu.corpus_bleu(texts, streams, tokenize=tokenize)
+    np.testing.assert_allclose(found["bleu"], bleu.score)
+    np.testing.assert_allclose(found["chrf"], sacrebleu.corpus_chrf(texts, streams).score)
+    with pytest.raises(UserError, match=r"task\.tokenize='13' \(did you mean '13a'"):
+        translation_scores(texts, several, "13")
 
 
 def test_summary_scores_equal_rouge():
-    kinds = ["rouge1", "rouge2", "rougeL"]
-    found, scorer = summary_scores(TEXTS, WANTED), RougeScorer(kinds, use_stemmer=True)
-    each = [scorer.score(wanted, text) for text, wanted in zip(TEXTS, WANTED, strict=True)]
+    kinds = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
+    texts = [*TEXTS, "The cats ran.\nÜber Nacht 2,5 €", "naïve cafés, running"]
+    wanted = [*WANTED, "It ran 2.5 times\nThe cat was über.", "a naïve run of cafés"]
+    single = [[each] for each in wanted]
+    found, scorer = summary_scores(texts, single), RougeScorer(kinds, use_stemmer=True)
+    each = [scorer.score(*pair) for pair in zip(wanted, texts, strict=True)]
     for kind in kinds:
         np.testing.assert_allclose(found[kind], np.mean([score[kind].fmeasure for score in each]))
-    # 我 是 学 生 of four and of three characters, 是学 turned round
-    chinese = summary_scores(["我是学生"], ["我学生"])
-    np.testing.assert_allclose(chinese["rouge1"], 2 * 3 / 7)
-    np.testing.assert_allclose(chinese["rouge2"], 2 * 1 / 5)
-    np.testing.assert_allclose(chinese["rougeL"], 2 * 3 / 7)
+    assert found["rougeL"] < found["rougeLsum"]  # sentences in another order
+    several = [[each, "a mat", each + " too"] for each in wanted]
+    found = summary_scores(texts, several)
+    each = [scorer.score_multi(*pair) for pair in zip(several, texts, strict=True)]
+    for kind in kinds:
+        np.testing.assert_allclose(found[kind], np.mean([score[kind].fmeasure for score in each]))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "words", "pairs"),
+    [  # words of both, those shared; pairs of neighbours likewise
+        ("我是学生", "我学生", (4, 3, 3), (3, 2, 1)),
+        ("Кошка сидела дома", "кошка спала дома", (3, 3, 2), (2, 2, 0)),
+        ("すしが好き", "すしは好き", (5, 5, 4), (4, 4, 2)),
+        ("ラーメン", "ラーメン", (4, 4, 4), (3, 3, 3)),
+        ("안녕하세요 세계", "안녕하세요 여러분", (2, 2, 1), (1, 1, 0)),
+        ("안녕 세계", unicodedata.normalize("NFD", "안녕 세계"), (2, 2, 2), (1, 1, 1)),
+        ("हिन्दी में किताब", "हिन्दी में घर", (3, 3, 2), (2, 2, 1)),
+        ("สวัสดี", "สวัสดี", (4, 4, 4), (3, 3, 3)),
+        ("BERT 和 GPT2 模型", "BERT 与 GPT2 模型", (5, 5, 4), (4, 4, 2)),
+        ("Ελλάδα ٣", "ελλάδα ٣", (2, 2, 2), (1, 1, 1)),
+    ],
+)
+def test_rouge_of_other_scripts_by_hand(text, wanted, words, pairs):
+    found = summary_scores([text], [[wanted]])
+    for kind, (a, b, shared) in (("rouge1", words), ("rouge2", pairs)):
+        np.testing.assert_allclose(found[kind], 2 * shared / (a + b), err_msg=kind)
+    np.testing.assert_allclose(found["rougeL"], found["rouge1"])
 
 
 def test_exact_match_by_hand():
-    texts, wanted = ["The  Cat", "a dog", ""], ["the cat", "a cat", " "]
+    texts, wanted = ["The  Cat", "a dog", ""], [["the cat"], ["a cat"], ["a cat", " "]]
     assert exact_match(texts, wanted) == 2 / 3
     pattern = r"#### (-?[\d,]+)"
     texts = ["so 3 #### 1,200", "#### 5 no, #### 6", "7", "#### 8"]
-    wanted = ["#### 1200", "#### 6", "#### 7", "well #### 9"]
+    wanted = [["#### 1200"], ["#### 6"], ["#### 7"], ["well #### 9"]]
     assert exact_match(texts, wanted, pattern) == 2 / 4
+    # a reference that says nothing to be compared is none
+    assert exact_match([*texts, "#### 7"], [*wanted, ["about seven"]], pattern) == 2 / 4
 
 
 @pytest.fixture(scope="module")
@@ -286,12 +324,15 @@ def run(tmp_path_factory):
 def test_what_is_written_equals_transformers(run, monkeypatch):
     run, folder = run
     rows = rows_of(7, seed=4)
+    rows[2]["source"] = " ".join(WORDS * 3)  # more than the model has positions for
     split = split_of(TASK, rows)
+    assert check_written(run, split) == {"step": "prompt", "rows_in": 7, "rows_out": 7, "cut": 1}
     found = write(run, run.trainable, run.task.prompts(split))
     model = transformers.BartForConditionalGeneration.from_pretrained(folder).eval()
     tokenizer, texts = transformers.AutoTokenizer.from_pretrained(folder), []
     for row in rows:
-        inputs = tokenizer("good " + row["source"], return_tensors="pt")
+        cut = {"truncation": True, "max_length": 32, "return_tensors": "pt"}
+        inputs = tokenizer("good " + row["source"], **cut)
         inputs.pop("token_type_ids", None)
         (out,) = model.generate(**inputs, max_new_tokens=10, do_sample=False, num_beams=1)
         texts.append(tokenizer.decode(out, skip_special_tokens=True))
@@ -300,6 +341,23 @@ def test_what_is_written_equals_transformers(run, monkeypatch):
     bleu = sacrebleu.corpus_bleu(texts, [[row["target"] for row in rows]])
     np.testing.assert_allclose(scores["bleu"], bleu.score)
     assert scores["written"] == 7
+    again = [*rows, {**rows[0], "target": "a"}, {**rows[0], "target": "b"}]  # of one source
+    scores = written_scores(run, run.trainable, split_of(TASK, again))
+    streams = [[row["target"] for row in rows], *([each] + [None] * 6 for each in "ab")]
+    np.testing.assert_allclose(scores["bleu"], sacrebleu.corpus_bleu(texts, streams).score)
+    listed = [{**row, "references": ["a", "b"] if row is rows[0] else []} for row in rows]
+    assert written_scores(run, run.trainable, split_of(TASK, listed)) == scores
+
+
+def test_what_cannot_be_written_is_said_before_training(run):
+    run, _ = run
+    split = split_of(TASK, rows_of(2))
+    for task, message in (
+        (Seq2Seq(max_new_tokens=1000), "prompt and max_new_tokens need 1000 positions"),
+        (Seq2Seq(tokenize="ja", max_new_tokens=9), "task.tokenize='ja'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_written(replace(run, task=task), split)
 
 
 @pytest.mark.parametrize("kind", ["MBartTokenizer", "MBart50Tokenizer"])

@@ -146,6 +146,9 @@ class _Synonyms(Easy):
 
     wordnet: str = ""
 
+    def content(self) -> None:
+        """It goes by a database."""
+
     @cached_property
     def synonyms(self) -> Callable[[str], list[str]]:
         """The synonyms of a word, which a stop word has none of."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ftjax.data.preparation.step import (
     Models,
@@ -34,6 +34,8 @@ class Repair(TextStep):
     form: Literal[tuple(FORMS)] = "NFC"
     quotes: bool = False
     width: bool = False
+
+    rewrites: ClassVar = "texts"
 
     @cached_property
     def _config(self) -> Any:
@@ -69,6 +71,8 @@ class CleanLabels(RowStep):
     mapping: Mapping[str, str | None] | None = None
     others: Literal["keep", "drop", "refuse"] = "keep"
 
+    rewrites: ClassVar = "answers"
+
     def clean(self, label: str) -> str | None:
         """What a label becomes; None where its row is dropped.
 
@@ -86,6 +90,8 @@ class CleanLabels(RowStep):
 
     def judge(self, row: Row) -> Verdict:
         label = row.get("label")
+        if isinstance(label, int):  # the number of a choice
+            return Verdict(row)
         if isinstance(label, str):
             new = self.clean(label)
         elif isinstance(label, list):

@@ -36,11 +36,11 @@ class _Unique:
 
     Attributes:
         columns: that must be alike; empty: all that hold text.
-        only_training: leave held-out splits as they are.
+        only_training: leave held-out splits as they are, as published ones must be.
     """
 
     columns: tuple[str, ...] = ()
-    only_training: bool = False
+    only_training: bool = True
 
     def __post_init__(self) -> None:
         conform(self)
@@ -59,6 +59,10 @@ class _Unique:
         }
         return {name: found[name] for name in splits}
 
+    def content(self) -> str | None:
+        """See `RowStep.content`."""
+        return repr(self)
+
     def stays(self, place: str) -> bool:
         """Whether rows of a split are kept whatever they are like."""
         return self.only_training and place != "train"
@@ -71,19 +75,26 @@ class _Unique:
         """The verdict on a row that is like one that is kept."""
         where = "a row of the split" if here == there else f"a {there} row"
         other = ", of another label" if row.get("label") != kept.get("label") else ""
-        of = f"row {kept['row']}{more}{other}: {said(kept)[: WIDTH // 2]}"
+        of = f"row {kept['row']}{more}{other}: {said(kept, self.columns)[: WIDTH // 2]}"
         return Verdict(None, (f"{what} of {where}",), of)
 
 
 @dataclass(frozen=True)
 class DropDuplicates(_Unique):
-    """Texts alike but for case and spacing."""
+    """Texts alike but for spacing.
+
+    Attributes:
+        ignore_case: also those alike but for case.
+    """
+
+    ignore_case: bool = False
 
     def verdicts(self, rows: list[Row], places: list[str]) -> Iterator[Verdict]:
         seen: dict[Any, int] = {}
         for number, row in enumerate(rows):
             every = texts(row, self.columns).values()
-            key = tuple(" ".join(text.lower().split()) for text in every)
+            every = [text.lower() for text in every] if self.ignore_case else every
+            key = tuple(" ".join(text.split()) for text in every)
             first = seen.setdefault(key, number)
             if first == number or self.stays(places[number]):
                 yield Verdict(row)

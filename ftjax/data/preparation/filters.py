@@ -121,6 +121,9 @@ class FilterWords(TextStep):
         entries = [line.strip() for line in lines if not line.lstrip().startswith("#")]
         return {found: entry for entry in entries if (found := _pieces(entry))}
 
+    def content(self) -> str:
+        return f"{self!r} {sorted(self._entries.values())}"
+
     @cached_property
     def _lengths(self) -> list[int]:
         return sorted({len(entry) for entry in self._entries})
@@ -163,11 +166,15 @@ class FilterClassifier(TextStep):
             rows = splits[name].rows.to_list()
             said = ["\n".join(texts(row, self.columns).values()) for row in rows]
             columns = {"text": said, "row": [row["row"] for row in rows]}
-            asked = Split(splits[name].file, datasets.Dataset.from_dict(columns))
+            rows_asked = datasets.Dataset.from_dict(columns)
+            asked = Split(splits[name].file, rows_asked, texts=("text",))
             found = models.classify(self.workdir, asked)
             verdicts = map(self._verdict, rows, found)
             outcomes[name] = judged(splits[name], rows, verdicts)
         return outcomes
+
+    def content(self) -> None:
+        """It goes by a model, which keeps what it has said."""
 
     def _verdict(self, row: Row, probabilities: dict[str, float]) -> Verdict:
         for label in self.labels:

@@ -1,41 +1,19 @@
 """data_report.html: what data_report.json says, to look at. One file, without scripts."""
 
-import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from itertools import groupby
 from typing import Any
 
 from ftjax.data.preparation.words import HAN
+from ftjax.pages import document, line, tag, text
 
 Row = Mapping[str, Any]
 COLOURS = {"train": "#2b6cb0", "validation": "#c05621", "test": "#2f7d55"}
 LABELS, CHIPS = 40, 12  # that are shown, the most frequent
 PIECES = re.compile(rf"[^\W{HAN}]+|.", re.DOTALL)
 USUAL = ("step", "split", "rows_in", "rows_out", "added", "reasons", "examples", "changes")
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 70em; margin: 2em auto;
-  padding: 0 1.2em }
-h1 { font-size: 1.7em; margin: 0 0 .2em } h2 { font-size: 1.25em; margin: 2.2em 0 .5em }
-h3 { font-size: 1em; margin: 1.6em 0 .3em } .quiet, th { color: #66788a; font-weight: normal }
-table { border-collapse: collapse; width: 100% }
-th, td { border-bottom: 1px solid #e4e7eb; padding: .3em .7em; text-align: left;
-  vertical-align: top }
-th { font-size: .87em } tr.first > td { border-top: 2px solid #cbd2d9 }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-.name { white-space: nowrap } .said { overflow-wrap: anywhere; min-width: 14em }
-.fall { color: #b83232 } .rise { color: #2f7d55 } code { font-size: .95em }
-.cards { display: flex; flex-wrap: wrap; gap: 1em; margin: 1.2em 0 }
-.card { flex: 1 1 0; min-width: 12em; overflow-wrap: anywhere; border: 1px solid #e4e7eb;
-  border-top-width: 4px; border-radius: 6px; padding: .7em 1em }
-.big { font-size: 1.6em; font-variant-numeric: tabular-nums }
-.plots { display: flex; flex-wrap: wrap; gap: 1.2em } .plots > div { flex: 1 1 20em }
-svg { display: block; width: 100%; height: auto } td svg { width: 11em; display: inline-block }
-svg text { font: 11px system-ui, sans-serif; fill: #66788a }
-.chip { background: #f0f4f8; border-radius: 4px; padding: 0 .45em; margin-right: .3em;
-  display: inline-block; font-size: .9em } mark { background: #fdecc8 }
-"""
 
 
 def page(report: Sequence[Row]) -> str:
@@ -54,30 +32,12 @@ def page(report: Sequence[Row]) -> str:
         _lengths(after),
         _examples(done),
     ]
-    body = "\n".join(filter(None, parts))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Data report</title>\n<style>{STYLE}</style></head>\n<body>\n{body}\n"
-        "</body></html>\n"
-    )
-
-
-def _text(value: Any) -> str:
-    return html.escape(f"{value:,}" if isinstance(value, int) else str(value))
-
-
-def _tag(name: str, inside: str, style: str = "") -> str:
-    return f'<{name} class="{style}">{inside}</{name}>' if style else f"<{name}>{inside}</{name}>"
-
-
-def _line(cells: Iterable[str], style: str = "") -> str:
-    return _tag("tr", "".join(cells), style)
+    return document("Data report", parts)
 
 
 def _heads(*names: str) -> str:
     numbers = ("rows in", "rows out", "row")
-    return _line(_tag("th", name, "number" if name in numbers else "") for name in names)
+    return line(tag("th", name, "number" if name in numbers else "") for name in names)
 
 
 def _colour(split: str) -> str:
@@ -88,13 +48,13 @@ def _cards(before: Mapping[str, Row], after: Mapping[str, Row]) -> str:
     cards = []
     for name, row in after.items():
         source = before.get(name)
-        came = f"{_text(source['rows_out'])} were read" if source else "drawn from train"
+        came = f"{text(source['rows_out'])} were read" if source else "drawn from train"
         cards.append(
-            f'<div class="card" style="border-top-color:{_colour(name)}"><div>{_text(name)}</div>'
-            f'<div class="big">{_text(row["rows_out"])} rows</div>'
-            f'<div class="quiet">{came}<br>{_text(row["file"])}</div></div>'
+            f'<div class="card" style="border-top-color:{_colour(name)}"><div>{text(name)}</div>'
+            f'<div class="big">{text(row["rows_out"])} rows</div>'
+            f'<div class="quiet">{came}<br>{text(row["file"])}</div></div>'
         )
-    return _tag("div", "".join(cards), "cards") if cards else ""
+    return tag("div", "".join(cards), "cards") if cards else ""
 
 
 def _steps(rows: Sequence[Row]) -> str:
@@ -103,16 +63,16 @@ def _steps(rows: Sequence[Row]) -> str:
         for number, row in enumerate(several):
             more = row["rows_out"] - row["rows_in"]
             sign = "rise" if more > 0 else "fall"
-            name = _tag("code", _text(step)) if not number else ""
+            name = tag("code", text(step)) if not number else ""
             cells = [
-                _tag("td", name, "name"),
-                _tag("td", _text(row["split"]), "name"),
-                _tag("td", _text(row["rows_in"]), "number"),
-                _tag("td", _text(row["rows_out"]), "number"),
-                _tag("td", f"{more:+,}" if more else "", f"number {sign}"),
-                _tag("td", _counts(row)),
+                tag("td", name, "name"),
+                tag("td", text(row["split"]), "name"),
+                tag("td", text(row["rows_in"]), "number"),
+                tag("td", text(row["rows_out"]), "number"),
+                tag("td", f"{more:+,}" if more else "", f"number {sign}"),
+                tag("td", _counts(row)),
             ]
-            lines.append(_line(cells, "" if number else "first"))
+            lines.append(line(cells, "" if number else "first"))
     return f"<h2>Steps</h2>\n<table>{''.join(lines)}</table>" if rows else ""
 
 
@@ -123,7 +83,7 @@ def _counts(row: Row) -> str:
     shown = list(found.items())[:CHIPS]
     if rest := list(found.values())[CHIPS:]:
         shown.append((f"{len(rest)} others", sum(rest)))
-    return " ".join(_tag("span", f"{_text(name)}: {_text(count)}", "chip") for name, count in shown)
+    return " ".join(tag("span", f"{text(name)}: {text(count)}", "chip") for name, count in shown)
 
 
 def _bar(share: float, colour: str, faint: float | None = None) -> str:
@@ -144,15 +104,15 @@ def _labels(before: Mapping[str, Row], after: Mapping[str, Row]) -> str:
     most = max(share for found in shares.values() for share in found.values())
     ranked = sorted(every, key=lambda label: -max(s.get(label, 0) for s in shares.values()))
     shown = set(ranked[:LABELS])
-    lines = [_line(_tag("th", _text(name)) for name in ("label", *shares))]
+    lines = [line(tag("th", text(name)) for name in ("label", *shares))]
     for label in (label for label in every if label in shown):
-        cells = [_tag("td", _text(label))]
+        cells = [tag("td", text(label))]
         for name, found in shares.items():
             share, old = found.get(label, 0.0), _shares(before.get(name, {})).get(label, 0.0)
             count = after[name]["labels"].get(label, 0)
             bar = _bar(share / most, _colour(name), min(old / most, 1.0))
-            cells.append(_tag("td", f"{bar} {_text(count)} ({share:.1%})"))
-        lines.append(_line(cells))
+            cells.append(tag("td", f"{bar} {text(count)} ({share:.1%})"))
+        lines.append(line(cells))
     rest = len(every) - len(shown)
     note = f" The {LABELS} most frequent labels; {rest:,} others are not shown." if rest else ""
     return (
@@ -169,12 +129,10 @@ def _shares(row: Row) -> dict[str, float]:
 
 def _lengths(after: Mapping[str, Row]) -> str:
     plots = [
-        _tag("div", _plot(name, row["lengths"]))
-        for name, row in after.items()
-        if row.get("lengths")
+        tag("div", _plot(name, row["lengths"])) for name, row in after.items() if row.get("lengths")
     ]
-    text = '<p class="quiet">Characters of a row; the last bar has all that are longer.</p>'
-    return f'<h2>Lengths</h2>\n{text}\n<div class="plots">{"".join(plots)}</div>' if plots else ""
+    note = '<p class="quiet">Characters of a row; the last bar has all that are longer.</p>'
+    return f'<h2>Lengths</h2>\n{note}\n<div class="plots">{"".join(plots)}</div>' if plots else ""
 
 
 def _plot(name: str, lengths: Mapping[str, Any]) -> str:
@@ -197,7 +155,7 @@ def _plot(name: str, lengths: Mapping[str, Any]) -> str:
     told = f"median {lengths['median']:,}, 95% up to {lengths['p95']:,}, at most {lengths['max']:,}"
     axis = '<line y1="112.5" y2="112.5" x2="320" stroke="#cbd2d9"/>'
     return (
-        f'<b>{_text(name)}</b> <span class="quiet">{told}</span>'
+        f'<b>{text(name)}</b> <span class="quiet">{told}</span>'
         f'<svg viewBox="0 0 320 130" role="img">{"".join(bars)}{axis}{ticks}</svg>'
     )
 
@@ -208,8 +166,8 @@ def _dropped(found: Sequence[tuple[str, Row]]) -> str:
     names = {key: name for key, name in names.items() if key in found[0][1]}
     lines = [_heads("split", *names.values())]
     for split, row in found:
-        cells = [_tag("td", _text(row[key]), "number" if key == "row" else "said") for key in names]
-        lines.append(_line([_tag("td", _text(split), "name"), *cells]))
+        cells = [tag("td", text(row[key]), "number" if key == "row" else "said") for key in names]
+        lines.append(line([tag("td", text(split), "name"), *cells]))
     return f"<table>{''.join(lines)}</table>"
 
 
@@ -219,21 +177,18 @@ def _examples(rows: Sequence[Row]) -> str:
         several = list(several)
         dropped = [(row["split"], found) for row in several for found in row.get("examples", ())]
         changed = [
-            _line(
+            line(
                 [
-                    _tag("td", _text(row["split"]), "name"),
-                    _tag("td", _text(found["row"]), "number"),
-                    *(
-                        _tag("td", part, "said")
-                        for part in _marked(found["before"], found["after"])
-                    ),
+                    tag("td", text(row["split"]), "name"),
+                    tag("td", text(found["row"]), "number"),
+                    *(tag("td", part, "said") for part in _marked(found["before"], found["after"])),
                 ]
             )
             for row in several
             for found in row.get("changes", ())
         ]
         if dropped or changed:
-            parts.append(f"<h3><code>{_text(step)}</code></h3>")
+            parts.append(f"<h3><code>{text(step)}</code></h3>")
         if dropped:
             parts.append(_dropped(dropped))
         if changed:
@@ -248,6 +203,6 @@ def _marked(before: str, after: str) -> tuple[str, str]:
     marked: tuple[list[str], list[str]] = ([], [])
     for how, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         for parts, several in zip(marked, (old[a:b], new[c:d]), strict=True):
-            text = _text("".join(several))
-            parts.append(text if how == "equal" or not text else _tag("mark", text))
+            piece = text("".join(several))
+            parts.append(piece if how == "equal" or not piece else tag("mark", piece))
     return "".join(marked[0]), "".join(marked[1])

@@ -7,6 +7,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ftjax.data.preparation.step import Row, TextStep, Verdict
 from ftjax.errors import UserError, nearest, require
@@ -96,6 +97,8 @@ class MaskPersonal(TextStep):
 
     kinds: tuple[str, ...] = ()
     regions: tuple[str, ...] = ("US", "CN")
+
+    rewrites: ClassVar = "texts"
 
     def __post_init__(self) -> None:
         import phonenumbers

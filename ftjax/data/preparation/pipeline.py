@@ -1,13 +1,14 @@
 """What happens to rows before they are encoded: cleaned, split, balanced. Every step is counted."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ftjax.data.fields import Schema
 from ftjax.data.preparation import steps
 from ftjax.data.preparation.personal import MaskPersonal
 from ftjax.data.preparation.profile import profiles
 from ftjax.data.preparation.splits import draw
-from ftjax.data.preparation.step import Models, Outcome, Row, Splits
+from ftjax.data.preparation.step import Models, Outcome, Row, Splits, looking
 from ftjax.errors import UserError
 
 Report = list[dict[str, Any]]
@@ -45,7 +46,7 @@ def prepare(
         if step.training_only and held_out:
             continue
         try:
-            outcomes = step.apply(splits, models)
+            outcomes = _looking(step, splits).apply(splits, models)
         except UserError as error:
             raise UserError(f"data.prepare: {name}: {error}") from error
         for split, outcome in outcomes.items():
@@ -59,6 +60,12 @@ def prepare(
     return splits, report + profiles("prepared", splits)
 
 
+def _looking(step: Any, splits: Splits) -> Any:
+    """A step that looks at columns of splits, which all have the same."""
+    of = next(iter(splits.values()))
+    return looking(step, of.rows.column_names, of.texts, of.answers)
+
+
 def _conceal(report: Report, step: MaskPersonal) -> None:
     """Takes out of the examples of all steps what this one masks."""
     for row in report:
@@ -66,6 +73,18 @@ def _conceal(report: Report, step: MaskPersonal) -> None:
             for name, text in example.items():
                 if isinstance(text, str):
                     example[name] = step.concealed(text)
+
+
+def steps_of(entries: Sequence[Any], schema: Schema) -> list[tuple[str, Any]]:
+    """Names and steps, which look at the columns of rows that are not read yet."""
+    columns = (tuple(schema.fields), schema.texts, schema.answers)
+    found = []
+    for name, step in steps(entries):
+        try:
+            found.append((name, looking(step, *columns)))
+        except UserError as error:
+            raise UserError(f"data.prepare: {name}: {error}") from error
+    return found
 
 
 def passed(row: Row, prepared: Iterable[tuple[str, Any]]) -> tuple[Row | None, str]:

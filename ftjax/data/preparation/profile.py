@@ -37,7 +37,7 @@ def profiles(step: str, splits: Splits) -> list[dict[str, Any]]:
 
 def _lengths(split: Split) -> np.ndarray:
     rows = split.rows.to_list()
-    return np.array([sum(map(len, texts(row).values())) for row in rows], np.int64)
+    return np.array([sum(map(len, texts(row, split.texts).values())) for row in rows], np.int64)
 
 
 def _histogram(lengths: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
@@ -58,11 +58,11 @@ def label_counts(labels: list[Any]) -> dict[str, int]:
     """Rows of each label in the labels' order; of each of several; of numbers by tenths."""
     if labels and isinstance(labels[0], list):
         labels = [name for several in labels for name in several]
-    elif labels and not isinstance(labels[0], str):
+    elif labels and isinstance(labels[0], float):
         counts, edges = np.histogram(np.array(labels, float), NUMBERS)
         names = [f"{a:.3g} – {b:.3g}" for a, b in pairwise(edges)]
         return dict(zip(names, counts.tolist(), strict=True))
-    counts = Counter(labels)
+    counts = Counter(map(str, labels))
     integers = all(name.lstrip("-").isdigit() for name in counts)
     return {name: counts[name] for name in sorted(counts, key=int if integers else str)}
 

@@ -47,6 +47,9 @@ class BackTranslation(Augmentation):
         several = self.copies == 1 or self.temperature > 0
         require(several, f"copies={self.copies} would be alike: set a temperature above 0")
 
+    def content(self) -> None:
+        """It goes by models, which keep what they have said."""
+
     def change(self, split: Split, rows: list[Row], models: Models | None) -> Outcome:
         new = [(row, dict(row)) for row in rows for _ in range(self.copies)]
         for name in inputs(rows[0], self.columns):
@@ -93,6 +96,9 @@ class MaskedSubstitution(Augmentation):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.model), "model is empty: it names a masked language model")
+
+    def content(self) -> None:
+        """It goes by models, which keep what they have said."""
 
     def change(self, split: Split, rows: list[Row], models: Models | None) -> Outcome:
         new = [(row, dict(row)) for row in rows for _ in range(self.copies)]

@@ -14,8 +14,6 @@ from ftjax.options import Seed, conform
 Row = Mapping[str, Any]
 Splits = dict[str, Split]
 ORDER = ("test", "validation", "train")  # a text in two splits stays in the first of these
-NOT_TEXT = ("label", "id", "tags")  # columns of strings that say nothing
-OUTPUTS = ("target", "answer", "completion", "chosen", "rejected")  # what is to be learnt
 SHOWN, WIDTH = 5, 200  # examples of a report, and their characters
 
 
@@ -35,13 +33,16 @@ class Models(Protocol):
 
 
 def spoken(value: Any) -> str | None:
-    """What a value says: a string, words, or the contents of a chat's messages; else None."""
+    """What a string says, or words, a chat's messages, or choices; None of what says nothing."""
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        return " ".join(value)
-    if isinstance(value, list) and value and all(_is_message(item) for item in value):
-        return "\n".join(item["content"] for item in value if isinstance(item["content"], str))
+    items = value if isinstance(value, list) else []
+    if items and all(isinstance(item, str) for item in items):
+        return " ".join(items)
+    if items and all(_is_message(item) for item in items):
+        return "\n".join(item["content"] for item in items if isinstance(item["content"], str))
+    if items and all(isinstance(item, Mapping) and "text" in item for item in items):
+        return "\n".join(item["text"] for item in items)
     return None
 
 
@@ -49,27 +50,35 @@ def _is_message(value: Any) -> bool:
     return isinstance(value, Mapping) and "content" in value
 
 
-def texts(row: Row, columns: Sequence[str] = ()) -> dict[str, str]:
-    """What a row says, by column.
+def texts(row: Row, columns: Sequence[str]) -> dict[str, str]:
+    """What a row says, by column; raises UserError where it has none of them."""
+    said = {name: spoken(row[name]) or "" for name in columns if name in row}
+    require(bool(said), f"rows have no text (columns: {', '.join(row)})")
+    return said
+
+
+def looking(step: Any, columns: Sequence[str], texts: Sequence[str], answers: Sequence[str]) -> Any:
+    """A step that looks at some columns, where it looks at any: its own, or those with text.
 
     Args:
-        row: the row.
-        columns: those that are asked for; empty: all that hold text.
+        step: the step.
+        columns: that rows have.
+        texts: those that hold text.
+        answers: those that are to be found, which training alone does not add to.
 
     Raises:
-        UserError: a column is not there, or holds no text; or none does.
+        UserError: its own are not among them.
     """
-    every = {name: spoken(row[name]) for name in row if name not in NOT_TEXT}
-    found = {name: text for name, text in every.items() if text is not None}
-    for name in columns:
-        if name not in row:
-            raise UserError(f"columns: rows have no {name!r}{nearest(name, found)}")
-    kept = {name: found.get(name, "") for name in columns} if columns else found
-    require(bool(kept), f"rows have no text (columns: {', '.join(row)})")
-    return kept
+    own = getattr(step, "columns", None)
+    if own is None:
+        return step
+    for name in own:
+        require(name in columns, f"columns: rows have no {name!r}{nearest(name, texts)}")
+    learned = answers if step.training_only else ()
+    return replace(step, columns=own or tuple(name for name in texts if name not in learned))
 
 
-def rewritten(row: Row, change: Callable[[str], str], columns: Sequence[str] = ()) -> Row:
+def rewritten(row: Row, change: Callable[[str], str], columns: Sequence[str]) -> Row:
     """A row whose strings, or messages, `change` was made to; the same object if nothing changed.
 
     Raises:
@@ -95,16 +104,15 @@ def _changed(value: Any, change: Callable[[str], str]) -> Any:
     ]
 
 
-def inputs(row: Row, columns: Sequence[str] = ()) -> list[str]:
-    """The columns of strings that may be augmented: those named, or all but what is to be learnt.
+def inputs(row: Row, columns: Sequence[str]) -> list[str]:
+    """Of columns those of strings, which may be augmented.
 
     Raises:
         UserError: offsets point into the texts, or there is none.
     """
-    found = [name for name in texts(row, columns) if isinstance(row[name], str)]
-    found = found if columns else [name for name in found if name not in OUTPUTS]
-    _check(row, found)
-    return found
+    names = [name for name in columns if isinstance(row.get(name), str)]
+    _check(row, names)
+    return names
 
 
 def _check(row: Row, names: Sequence[str]) -> None:
@@ -151,7 +159,9 @@ def judged(split: Split, rows: Sequence[Row], verdicts: Iterable[Verdict]) -> Ou
         if verdict.row is None:
             if len(dropped) < SHOWN:
                 reason = ": ".join(filter(None, (", ".join(verdict.reasons), verdict.detail)))
-                dropped.append({"row": row["row"], "text": _short(said(row)), "reason": reason})
+                dropped.append(
+                    {"row": row["row"], "text": _short(said(row, split.texts)), "reason": reason}
+                )
             continue
         if verdict.row is not row:
             changed += 1
@@ -187,9 +197,9 @@ def grown(
     return Outcome(replace(split, rows=made), counts | {"changes": changes})
 
 
-def said(row: Row) -> str:
-    """All that a row says, in a line."""
-    return " | ".join(texts(row).values())
+def said(row: Row, columns: Sequence[str]) -> str:
+    """What a row says, in a line."""
+    return " | ".join(texts(row, columns).values())
 
 
 def _short(text: str, start: int = 0) -> str:
@@ -201,7 +211,7 @@ def _short(text: str, start: int = 0) -> str:
 
 def difference(before: Row, after: Row) -> dict[str, Any]:
     """The number of a row, and where it differs from what it was."""
-    names = [name for name in before if before[name] != after[name]] or list(texts(before))
+    names = [name for name in before if before[name] != after[name]] or list(before)
     old, new = (
         " | ".join(spoken(row[name]) or str(row[name]) for name in names) for row in (before, after)
     )
@@ -219,6 +229,8 @@ class RowStep:
         by_row: whether a stream can have it.
         training_only: whether it only ever changes the training split.
         divides: whether it makes several rows of one, which belong in one split.
+        rewrites: what it changes of a row, "texts" or "answers", so that it is a part of the model:
+            rows to be predicted go through it too; empty: nothing.
     """
 
     splits: tuple[Literal[tuple(SPLITS)], ...] = ()
@@ -226,9 +238,14 @@ class RowStep:
     by_row: ClassVar[bool] = True
     training_only: ClassVar[bool] = False
     divides: ClassVar[bool] = False
+    rewrites: ClassVar[Literal["", "texts", "answers"]] = ""
 
     def __post_init__(self) -> None:
         conform(self)
+
+    def content(self) -> str | None:
+        """All that it goes by but the rows; None where that lies elsewhere, as in a model."""
+        return repr(self)
 
     def judge(self, row: Row) -> Verdict:
         """Drops, changes or keeps a row."""
@@ -283,6 +300,10 @@ class TrainingStep:
 
     def __post_init__(self) -> None:
         conform(self)
+
+    def content(self) -> str | None:
+        """See `RowStep.content`."""
+        return repr(self)
 
     def change(self, split: Split, rows: list[Row], models: Models | None) -> Outcome:
         """What becomes of the training split."""

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from sklearn.model_selection import StratifiedShuffleSplit
+from sklearn.model_selection import KFold, StratifiedShuffleSplit
 
 from ftjax.data.preparation.splits import draw
 from ftjax.errors import UserError
@@ -38,6 +38,37 @@ def test_stratified_splits_have_scikit_learn_s_proportions():
         assert sum(map(counts, found.values()), Counter()) == counts(made)
     other = draw({"train": made}, sizes, 6, stratify=True)
     assert other["test"].column("text") != found["test"].column("text")
+
+
+@pytest.mark.parametrize("stratify", [False, True])
+def test_folds_hold_each_row_once(stratify):
+    """As many as scikit-learn's folds have, and with `stratify` in one proportion of labels."""
+    made = rows({"a": 50, "b": 23, "c": 10})
+    sizes = {"train": 0.0, "validation": 0.1, "test": 10}
+    seen, parts = [], []
+    for fold in range(5):
+        found = draw({"train": made}, {**sizes, "folds": 5, "fold": fold}, 3, stratify)
+        seen += found["validation"].column("text")
+        held = {name: set(part.column("text")) for name, part in found.items()}
+        assert sum(map(len, held.values())) == len(set.union(*held.values())) == 83
+        parts.append(counts(found["validation"]))
+    assert sorted([*seen, *held["test"]]) == sorted(made.column("text"))
+    wanted = [len(test) for _, test in KFold(5).split(seen)]
+    assert sorted(sum(part.values()) for part in parts) == sorted(wanted)
+    if stratify:
+        every = sum(parts, Counter())
+        for part in parts:
+            share = sum(part.values()) / sum(every.values())
+            assert all(abs(part[label] - share * every[label]) < 1 for label in "abc")
+    for changes, message in (
+        ({"folds": 1}, "folds=1 must be 2 to the 73 rows"),
+        ({"folds": 99}, "folds=99 must be 2 to"),
+        ({"folds": 3, "fold": 3}, "fold=3 must be below data.splits.folds=3"),
+    ):
+        with pytest.raises(UserError, match=message):
+            draw({"train": made}, {**sizes, **changes}, 0)
+    with pytest.raises(UserError, match="the data has a validation split"):
+        draw({"train": made, "validation": made}, {**sizes, "folds": 3}, 0)
 
 
 def test_a_label_s_only_row_stays_in_training():

@@ -5,7 +5,11 @@ import re
 import numpy as np
 import pytest
 
+from ftjax.data import fields
+from ftjax.tasks.multiple_choice import MultipleChoice
+from ftjax.tasks.token_classification import TokenClassification
 from tests.data.preparation.rows import applied, texts_of
+from tests.tasks.made import split_of
 
 
 def reference_set(text, words, characters):
@@ -56,7 +60,7 @@ def test_every_pair_compared(threshold, words, characters):
                 kept.append(own)
                 wanted[name].append(text)
     entry = {"step": "drop_near_duplicates", "threshold": threshold, "words": words,
-             "characters": characters}  # fmt: skip
+             "characters": characters, "only_training": False}  # fmt: skip
     found, counts = applied(entry, **parts)
     assert {name: texts_of(split) for name, split in found.items()} == wanted
     lost = {name: len(parts[name]) - len(wanted[name]) for name in parts}
@@ -80,17 +84,17 @@ def test_columns_must_all_be_alike():
 
 
 @pytest.mark.parametrize("step", ["drop_duplicates", "drop_near_duplicates"])
-def test_held_out_splits_can_stay_whole(step):
+def test_held_out_splits_stay_whole_unless_asked(step):
     parts = {
         "train": ["one two three", "four five six", "seven eight nine"],
         "validation": ["one two three", "four five six"],
-        "test": ["One  two three", "ten eleven twelve", "ten eleven twelve"],
+        "test": ["one  two three", "ten eleven twelve", "ten eleven twelve"],
     }
-    found, _ = applied(step, **parts)
+    found, _ = applied({"step": step, "only_training": False}, **parts)
     assert {name: len(split.rows) for name, split in found.items()} == {
         "train": 1, "validation": 1, "test": 2
     }  # fmt: skip
-    found, _ = applied({"step": step, "only_training": True}, **parts)
+    found, _ = applied(step, **parts)
     assert {name: len(split.rows) for name, split in found.items()} == {
         "train": 1, "validation": 2, "test": 3
     }  # fmt: skip
@@ -98,3 +102,42 @@ def test_held_out_splits_can_stay_whole(step):
     assert len(applied(step, train=pairs)[0]["train"].rows) == 2
     by_source = {"step": step, "columns": ["source"]}
     assert len(applied(by_source, train=pairs)[0]["train"].rows) == 1
+
+
+def test_what_is_alike_is_said_by_the_schema():
+    """Choices are what is asked, names are not their words in lower case, whatever fields are
+    called."""
+    asked = [
+        {"text": "which is a city ?", "choices": [f"word{i}", f"word{i + 1}"], "label": "A"}
+        for i in range(10)
+    ]
+    questions = split_of(MultipleChoice(), [*asked, asked[4]])
+    for step in ("drop_duplicates", "drop_near_duplicates"):
+        assert len(applied(step, train=questions)[0]["train"].rows) == 10
+    named = [
+        {"tokens": ["Turkey", "eats"], "tags": ["B-LOC", "O"]},
+        {"tokens": ["turkey", "eats"], "tags": ["O", "O"]},
+        {"tokens": ["Turkey", "eats"], "tags": ["O", "O"]},
+    ]
+    entities = split_of(TokenClassification(), named)
+    assert applied("drop_duplicates", train=entities)[0]["train"].column("row") == [1, 2]
+    any_case = {"step": "drop_duplicates", "ignore_case": True}
+    assert applied(any_case, train=entities)[0]["train"].column("row") == [1]
+
+    class Own:
+        schema = fields.Schema(
+            {
+                "id": fields.Field(fields.text),
+                "label": fields.Field(fields.text),
+                "text": fields.Field(fields.label_name),
+            }
+        )
+
+    rows = [
+        {"id": "a b", "label": "c", "text": "1"},
+        {"id": "a b", "label": "d", "text": "1"},
+        {"id": "a b", "label": "c", "text": "2"},
+    ]
+    assert applied("drop_duplicates", train=split_of(Own(), rows))[0]["train"].column("row") == [
+        1, 2
+    ]  # fmt: skip

@@ -19,9 +19,10 @@ from ftjax.config import (
     to_json,
 )
 from ftjax.data.preparation import STEPS, find, steps
-from ftjax.data.preparation.pipeline import prepare
+from ftjax.data.preparation.again import prepare_once
+from ftjax.data.preparation.pipeline import prepare, steps_of
 from ftjax.data.sources import open_parts
-from ftjax.data.streaming import Source
+from ftjax.data.stream_source import START, Source
 from ftjax.errors import UserError
 from ftjax.tasks.classification import Classification
 from ftjax.training.splits import open_stream
@@ -171,20 +172,24 @@ def test_evaluation_leaves_out_what_only_training_rows_need():
 def test_streams_take_steps_by_row_and_refuse_others(config_file, corpus, tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "x" * n, "label": "l"} for n in range(1, 9)])
     opened = open_parts(settings(path=str(path)))[0][1]["train"]
-    entries = steps([
+    schema = Classification.schema
+    entries = [
         {"step": "filter_length", "maximum": 5},
         {"step": "filter_length", "minimum": 5, "splits": ["test"]},
         {"step": "clean_labels", "case": "upper"},
-    ])  # fmt: skip
-    source = Source(opened, Classification.schema, steps=entries)
-    rows = source.take(0, 12)
+    ]
+    source = Source(opened, schema, steps=steps_of(entries, schema))
+    rows, position = source.take(START, 12)
     assert [len(row["text"]) for row in rows] == [1, 2, 3, 4, 5] * 2 + [1, 2]
-    assert {row["label"] for row in rows} == {"L"} and source.dropped == {"filter_length": 3}
+    assert {row["label"] for row in rows} == {"L"}
+    assert position.place.dropped == {"filter_length": 3}
     none = Source(
-        opened, Classification.schema, steps=steps([{"step": "filter_length", "minimum": 50}])
+        opened, schema, steps=steps_of([{"step": "filter_length", "minimum": 50}], schema)
     )
     with pytest.raises(UserError, match="no rows that data.prepare leaves"):
-        none.take(0, 1)
+        none.take(START, 1)
+    with pytest.raises(UserError, match="data.prepare: filter_length: columns: rows have no 'txt'"):
+        steps_of([{"step": "filter_length", "columns": ["txt"]}], schema)
 
     config = load_config(str(config_file))
     config.data.update({"streaming": True, "window": 64})
@@ -200,3 +205,38 @@ def test_streams_take_steps_by_row_and_refuse_others(config_file, corpus, tmp_pa
     np.testing.assert_array_equal(found, (long * 2)[: 3 * 64])
     counts = {"rows_skipped": 0, "rows_dropped": {"filter_length": len(rows) - len(long)}}
     assert windows.counts == counts and len(rows) - len(long) > 5
+
+
+def test_what_was_prepared_is_not_prepared_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("FTJAX_CACHE", str(tmp_path / "cache"))
+    words = tmp_path / "words.txt"
+    words.write_text("word3\n")
+    rows = [{"text": f"word{i % 30} and more", "label": "ab"[i % 2]} for i in range(60)]
+    steps_of_run = ("drop_duplicates", {"step": "filter_words", "file": str(words)}, "undersample")
+    asked = settings(*steps_of_run, splits={"train": 0.0, "validation": 0.2, "test": 0.0})
+    first, report = prepare_once({"train": split(rows)}, asked, None)
+    again = "ftjax.data.preparation.again.prepare"
+    with monkeypatch.context() as patch:
+        patch.setattr(again, lambda *arguments: 1 / 0)
+        found, said = prepare_once({"train": split(rows)}, asked, None)
+        assert said == json.loads(json.dumps(report))
+        for name in ("train", "validation"):
+            assert found[name].rows.to_list() == first[name].rows.to_list()
+            assert found[name].rows.features == first[name].rows.features
+            assert found[name].texts == ("text",)
+        other = {**asked, "split_seed": 1}
+        for changed in (rows[:-1], [*rows[:-1], {**rows[-1], "label": "a"}]):
+            with pytest.raises(ZeroDivisionError):
+                prepare_once({"train": split(changed)}, asked, None)
+        with pytest.raises(ZeroDivisionError):
+            prepare_once({"train": split(rows)}, other, None)
+        with pytest.raises(ZeroDivisionError):
+            prepare_once({"train": split(rows)}, asked, None, held_out=True)
+        words.write_text("word4\n")
+        with pytest.raises(ZeroDivisionError):
+            prepare_once({"train": split(rows)}, asked, None)
+    words.write_text("word3\n")
+    for file in (tmp_path / "cache" / "splits").iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    found, _ = prepare_once({"train": split(rows)}, asked, None)
+    assert found["train"].rows.to_list() == first["train"].rows.to_list()

@@ -1,0 +1,145 @@
+"""Chats as token ids, and which of them are learned: what the assistant says, to its end."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ftjax.data.chats import Message, is_learned
+from ftjax.data.encode import of_row
+from ftjax.data.templates import Rendered, chosen, is_marked, left_out, render
+
+THINKS = re.compile(r"think|thought|reason", re.IGNORECASE)  # in marks of thoughts
+Chat = tuple[Sequence[Message], Any]  # whole turns, and tools
+Part = tuple[int, int]  # of a text: where it begins and ends
+
+
+class Encoded(NamedTuple):
+    """An example of a chat.
+
+    Attributes:
+        row: the number that the chat was given.
+        ids: token ids.
+        learned: like ids, 1 at those that are learned.
+    """
+
+    row: int
+    ids: list[int]
+    learned: np.ndarray
+
+
+def encoded(
+    tokenizer: Any,
+    asked: Iterable[tuple[int, Any]],
+    chat_of: Callable[[Any], Chat],
+    template: str,
+    which: str = "all",
+) -> list[Encoded]:
+    """The examples of chats; their texts are tokenized together.
+
+    A token that begins before what is learned, as with a space, and goes on in it is learned.
+
+    Args:
+        tokenizer: a fast one of `transformers`.
+        asked: numbers of rows, for errors, and what a chat is made of.
+        chat_of: makes it.
+        template: see `ftjax.data.templates.chosen`.
+        which: turns of the assistant are learned, "all" or the "last".
+
+    Raises:
+        RowError: the template cannot write a chat, or its answers as it asks for them.
+    """
+    rows, texts, parts = [], [], []
+    for row, thing in asked:
+        with of_row(row):
+            for text, where in written(tokenizer, chat_of(thing), template, which):
+                rows.append(row)
+                texts.append(text)
+                parts.append(where)
+    if not texts:
+        return []
+    found = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    each = zip(rows, found["input_ids"], found["offset_mapping"], parts, strict=True)
+    return [Encoded(row, ids, _marks(offsets, where)) for row, ids, offsets, where in each]
+
+
+def _marks(offsets: Sequence[Part], parts: Sequence[Part]) -> np.ndarray:
+    begins, ends = np.array(offsets, np.int64).reshape(-1, 2).T
+    learned = np.zeros(len(begins), np.int32)
+    for start, end in parts:
+        learned |= (ends > start) & (begins < end)
+    return learned
+
+
+def written(
+    tokenizer: Any, chat: Chat, template: str, which: str
+) -> Iterator[tuple[str, list[Part]]]:
+    """Texts of a chat, and where in each that is which is learned.
+
+    One text where the assistant's turns stand in the whole chat as when each is the last; else one
+    for each turn. A turn is learned with what ends it, from where the template has asked for it;
+    where the template marks what the assistant generates, by {% generation %}, that alone. Where a
+    template begins thoughts as it asks for an answer, as DeepSeek R1's, and the answer has others
+    or none, it is learned from there on as it is written.
+    """
+    turns, tools = chat
+    marked = is_marked(chosen(tokenizer, template, tools))
+    texts: dict[tuple[int, bool], Rendered] = {}
+
+    def up_to(count: int, ask: bool = False) -> Rendered:
+        if (count, ask) not in texts:
+            said = render(tokenizer, turns[:count], template, tools, ask, today=False)
+            texts[count, ask] = said
+        return texts[count, ask]
+
+    def require_said(number: int, text: str) -> None:
+        if lacks := left_out(turns[number], text):
+            raise ValueError(
+                f"turn {number + 1}: the chat template leaves out {lacks}: so must the row, or set "
+                "task.template to another"
+            )
+
+    def generated(number: int) -> tuple[str, list[Part]]:
+        """The chat up to a turn, and what the template marks of that."""
+        said = up_to(number + 1)
+        before = len(up_to(number).generated) if number else 0
+        if not (parts := said.generated[before:]):
+            raise ValueError(
+                f"turn {number + 1} of the assistant is not within {{% generation %}} in the chat "
+                "template: mark it there, or leave out the marks"
+            )
+        require_said(number, said.text)
+        return said.text, parts
+
+    def answered(number: int) -> tuple[str, list[Part]]:
+        """The chat up to a turn, and where that is."""
+        before, after = up_to(number, ask=True).text, up_to(number + 1).text
+        start = len(before)
+        if not after.startswith(before):
+            pairs = zip(before, after, strict=False)
+            start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            said = len(up_to(number).text)
+            if start <= said or not THINKS.search(before, said):
+                raise ValueError(
+                    f"turn {number + 1} is not written by the chat template as it asks for it: set "
+                    "task.template to another"
+                )
+        if left_out(turns[number], after[start:]):  # but some of it may be what asks for it
+            require_said(number, after[len(up_to(number).text) :])
+        return after, [(start, len(after.rstrip()))]
+
+    learned = [number for number, turn in enumerate(turns) if is_learned(turn)]
+    if which == "last" and learned:
+        learned = learned[-1:]
+        turns = turns[: learned[0] + 1]
+    answers = [(generated if marked else answered)(number) for number in learned]
+    every = up_to(len(turns)).text
+    for number, turn in enumerate(turns):
+        if turn["role"] in ("system", "user"):
+            require_said(number, every)
+    if all(every.startswith(after.rstrip()) for after, _ in answers):
+        yield every, [part for _, parts in answers for part in parts]
+    else:
+        yield from answers

@@ -1,0 +1,149 @@
+"""The rows of one source of a stream: read again and again, from any position."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ftjax.data.fields import Schema
+from ftjax.data.preparation.pipeline import passed
+from ftjax.data.sources import Opened
+from ftjax.errors import UserError, require
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a source is read on.
+
+    Attributes:
+        passes: over the source, that are done.
+        rows: of this pass that were read, good and bad.
+        good: of those, what was given.
+        skipped: bad rows of the first pass.
+        dropped: step → rows of the first pass that it dropped.
+    """
+
+    passes: int = 0
+    rows: int = 0
+    good: int = 0
+    skipped: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where rows are taken from: a place, and how far the shuffled rows from there are taken.
+
+    Attributes:
+        place: where the buffer of rows begins.
+        number: of buffers before.
+        taken: rows of the buffer.
+    """
+
+    place: Place = Place()
+    number: int = 0
+    taken: int = 0
+
+    def saved(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, saved: Mapping[str, Any]) -> "Position":
+        return cls(**{**saved, "place": Place(**saved["place"])})
+
+
+START = Position()
+
+
+@dataclass
+class Source:
+    """Rows of one source.
+
+    Attributes:
+        opened: the source.
+        schema: what rows must be.
+        weight: share of a window, before the shares are made to sum to 1.
+        skip: leave out and count bad rows, instead of stopping.
+        steps: of `data.prepare` that training rows go through, by name.
+        buffer: rows that are shuffled together before they are given; 0: they come as they are.
+        seed: of the shuffle, numbers.
+    """
+
+    opened: Opened
+    schema: Schema
+    weight: float = 1.0
+    skip: bool = False
+    steps: Sequence[tuple[str, Any]] = ()
+    buffer: int = 0
+    seed: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        self._place: Place | None = None  # where the open rows go on; None: none are open
+        self._rows: Iterator[tuple[dict[str, Any], Place]] = iter(())
+        self._buffered: tuple[Any, Rows, Place] = (None, [], Place())
+
+    def take(self, position: Position, count: int) -> tuple[Rows, Position]:
+        """The next good rows of all passes, end to end, and where it goes on.
+
+        Raises:
+            UserError: a bad row, which is named, where they are not skipped.
+        """
+        if not self.buffer:
+            rows, place = self._read(position.place, count)
+            return rows, Position(place)
+        found: Rows = []
+        while len(found) < count:
+            rows, after = self._shuffled(position)
+            end = position.taken + count - len(found)
+            found += rows[position.taken : end]
+            position = Position(position.place, position.number, min(end, len(rows)))
+            if position.taken == len(rows):
+                position = Position(after, position.number + 1)
+        return found, position
+
+    def _shuffled(self, position: Position) -> tuple[Rows, Place]:
+        key = position.place, position.number
+        if self._buffered[0] != key:
+            rows, after = self._read(position.place, self.buffer)
+            order = np.random.default_rng((*self.seed, position.number)).permutation(len(rows))
+            self._buffered = key, [rows[i] for i in order], after
+        return self._buffered[1:]
+
+    def _read(self, place: Place, count: int) -> tuple[Rows, Place]:
+        """Good rows in the source's order."""
+        if place != self._place:
+            self._place, self._rows = place, self._from(place)
+        try:
+            pairs = list(itertools.islice(self._rows, count))
+        except BaseException:  # a generator that has raised is at its end
+            self._place = None
+            raise
+        self._place = pairs[-1][1] if pairs else place
+        return [row for row, _ in pairs], self._place
+
+    def _from(self, place: Place) -> Iterator[tuple[dict[str, Any], Place]]:
+        """Good rows from a place on, and the place after each."""
+        passes, number, good = place.passes, place.rows, place.good
+        skipped, dropped = place.skipped, place.dropped
+        while True:
+            for row in self.opened.checked(self.schema, number):
+                number, by = number + 1, ""
+                if isinstance(row, UserError):
+                    if not self.skip:
+                        raise row
+                    skipped += not passes
+                    continue
+                row, by = passed(row, self.steps)
+                if row is not None:
+                    good += 1
+                    yield row, Place(passes, number, good, skipped, dropped)
+                elif not passes:
+                    dropped = {**dropped, by: dropped.get(by, 0) + 1}
+            left = f" that data.prepare leaves ({dropped})" if dropped else ""
+            require(good > 0, f"{self.opened.file} has no rows{left}")
+            passes, number, good = passes + 1, 0, 0
