@@ -92,9 +92,8 @@ class Training:
         new = {*run.absent, *(path for path in run.trainable if path not in run.tuned.base.shapes)}
         kept = starts(run.trainable, new, self.config.regularization)
         self.frozen = run.frozen | {path: jnp.copy(leaf) for path, leaf in kept.items()}
-        texts = settings.dump_programs and jax.process_index() == 0
-        folder, counted = workdir / "programs" if texts else None, self.peak is not None
-        self.steps = Steps(self.recipe, self.loader, self.mesh, self.frozen, counted, folder)
+        place = (self.mesh, self.frozen, workdir / "programs")
+        self.steps = Steps(self.recipe, self.loader, *place, counted=self.peak is not None)
 
     def _layout(self) -> Layout:
         """The shapes of batches; a stream's by its first window, with room for any length."""
@@ -247,6 +246,7 @@ class Training:
             if phase is not before or not self.steps.ready(phase, shapes):
                 flush()
                 before_program = time.perf_counter()
+                progress.seconds += before_program - mark  # of waiting for the batch
                 self.steps.begin(phase, state, step)
                 if step == first and "validation" in self.splits:
                     params, split = state.best_params, self.splits["validation"]

@@ -31,8 +31,8 @@ class Steps:
         loader: whose batches they take.
         mesh: where they run.
         frozen: leaves.
+        folder: for the programs' texts, where `train.dump_programs` asks for them.
         counted: whether FLOPs are asked for.
-        folder: for the programs' texts, where they are wanted.
     """
 
     def __init__(
@@ -41,11 +41,12 @@ class Steps:
         loader: Loader | StreamLoader,
         mesh: Mesh,
         frozen: Flat,
+        folder: Path,
         counted: bool,
-        folder: Path | None,
     ) -> None:
         self._recipe, self._loader, self._mesh, self._frozen = recipe, loader, mesh, frozen
         self._least, self._folder = Least(recipe.config) if counted else None, folder
+        self._dumps = recipe.config.train.dump_programs and jax.process_index() == 0
         self._programs = Programs()
         self._flops: dict[Key, Future[float]] = {}
 
@@ -81,7 +82,7 @@ class Steps:
         step = self._recipe.step(phase)
         for batch in batches:
             key, name = key_of(batch), "x".join(map(str, next(iter(batch.values())).shape))
-            then = partial(dump, path=self._folder / name) if self._folder else lambda _: None
+            then = partial(dump, path=self._folder / name) if self._dumps else lambda _: None
             self._programs.begin((key, id(phase)), partial(self._lower, step, state, batch), then)
             if self._least and key not in self._flops:
                 self._flops[key] = traced(partial(self._count, batch))
