@@ -61,7 +61,8 @@ class Nf4(Quantized):
     bits a parameter, 4.127, and the mean.
 
     Attributes:
-        codes: (..., in / 2, out), the earlier of two inputs in the high four bits.
+        codes: (..., in / 2, out), of a block's inputs i and i + 32, the former in the high four
+            bits: halves are put together, where neighbours would have to be interleaved.
         scales: (..., in / 64, out), of 8 bits.
         groups: (..., blocks / 256), float32.
         mean: (...), float32.
@@ -77,17 +78,18 @@ class Nf4(Quantized):
         """Quantizes a matrix, or one matrix at a time; 64 must divide the inputs."""
         if kernel.ndim > 2:
             return jax.lax.map(cls.of, kernel)
-        size, out = kernel.shape
+        out = kernel.shape[1]
         blocks = kernel.astype(jnp.float32).reshape(-1, BLOCK, out)
         absmax = jnp.abs(blocks).max(1)
-        codes = nearest(NF4, blocks / _divisor(absmax)[:, None]).reshape(size // 2, 2, out)
+        codes = nearest(NF4, blocks / _divisor(absmax)[:, None])
+        high, low = jnp.split(codes, 2, 1)
         mean = absmax.mean()
         rest = (absmax - mean).T.reshape(-1)
         groups = jnp.pad(rest, (0, -rest.size % GROUP)).reshape(-1, GROUP)
         largest = jnp.abs(groups).max(1)
         scales = nearest(DYNAMIC, groups / _divisor(largest)[:, None]).reshape(-1)[: rest.size]
         scales = scales.reshape(out, -1).T
-        return cls(codes[:, 0] << 4 | codes[:, 1], scales, largest, mean)
+        return cls((high << 4 | low).reshape(-1, out), scales, largest, mean)
 
     def dequantized(self) -> jax.Array:
         """(..., in, out) in float32."""
@@ -95,9 +97,10 @@ class Nf4(Quantized):
             return jax.vmap(Nf4.dequantized)(self)
         blocks, out = self.scales.shape
         largest = jnp.repeat(self.groups, GROUP)[: blocks * out].reshape(out, blocks).T
-        absmax = jnp.asarray(DYNAMIC)[self.scales] * largest + self.mean
-        codes = jnp.stack([self.codes >> 4, self.codes & 15], 1).reshape(blocks, BLOCK, out)
-        return (jnp.asarray(NF4)[codes] * absmax[:, None]).reshape(-1, out)
+        absmax = among(DYNAMIC, self.scales) * largest + self.mean
+        codes = self.codes.reshape(blocks, BLOCK // 2, out)
+        codes = jnp.concatenate([codes >> 4, codes & 15], 1)
+        return (chosen(NF4, codes) * absmax[:, None]).reshape(-1, out)
 
 
 @struct.dataclass
@@ -133,6 +136,21 @@ def nearest(table: np.ndarray, x: jax.Array) -> jax.Array:
     """Index of the value of an ordered table that is nearest to each x."""
     between = (table[1:] + table[:-1]) / 2
     return jnp.searchsorted(between, x, method="compare_all").astype(jnp.uint8)
+
+
+def chosen(table: np.ndarray, codes: jax.Array) -> jax.Array:
+    """table[codes] by a tree of selections, a bit of the code a level: TPUs gather slowly."""
+    values = list(map(jnp.float32, table))
+    for bit in range(len(table).bit_length() - 1):
+        is_set = (codes >> bit & 1).astype(bool)
+        values = [jnp.where(is_set, *pair[::-1]) for pair in zip(*[iter(values)] * 2, strict=True)]
+    return values[0]
+
+
+def among(table: np.ndarray, codes: jax.Array) -> jax.Array:
+    """table[codes] as the sum of what a code is and zeros, for a table too long for `chosen`."""
+    is_code = codes[..., None] == jnp.arange(len(table), dtype=codes.dtype)
+    return jnp.where(is_code, table, 0).sum(-1)
 
 
 def _divisor(scale: jax.Array) -> jax.Array:

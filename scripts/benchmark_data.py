@@ -167,7 +167,8 @@ def stream(path: Path) -> dict:
     from ftjax.data.encode import encoder
     from ftjax.data.planning import bucket_layout
     from ftjax.data.sources import open_parts
-    from ftjax.data.streaming import Source, StreamLoader, Windows
+    from ftjax.data.stream_source import Source
+    from ftjax.data.streaming import StreamLoader, Windows
     from ftjax.formats.folder import locate
     from ftjax.tasks.classification import Classification
 

@@ -38,7 +38,7 @@ def _scores(rows: Sequence[Row]) -> bytes:
     """Methods from best to worst: score with its interval, parameters, time, memory."""
     import matplotlib.pyplot as plt
 
-    metric = rows[0].metric
+    metric = rows[0].spoken_metric
     ranked = sorted(rows, key=lambda row: gain(row.score, row.better))
     height = 1.2 + 0.24 * len(rows)
     figure, axes = plt.subplots(
@@ -53,7 +53,7 @@ def _scores(rows: Sequence[Row]) -> bytes:
     axes[0].errorbar(scores, places, xerr=error, fmt="o", ms=5, capsize=3)
     for place, row in zip(places, ranked, strict=True):
         axes[0].plot(row.seeds, [place] * len(row.seeds), "|", color="black", ms=7)
-    axes[0].set(title=f"{rows[0].split} {metric}; | a seed\n95% interval of {interval_of(rows[0])}")
+    axes[0].set(title=f"{rows[0].split} {metric}; | a run\n95% interval of {interval_of(rows[0])}")
     axes[0].set_yticks(places, [row.method for row in ranked])
     axes[0].set_ylim(-0.7, len(rows) - 0.3)
     axes[1].plot([row.trainable for row in ranked], places, "o", color="tab:orange")
@@ -103,7 +103,9 @@ def _curves(rows: Sequence[Row], curves: Mapping[str, Sequence[Mapping[str, Any]
                     axis.axhline(score, color=colour, ls="--", label=label)
             axis.grid(alpha=0.3)
         axes[1].legend(fontsize=8, bbox_to_anchor=(1, 0.5), loc="center left")
-    for axis, title in zip(grid[0], ("training loss", f"validation {metric}"), strict=True):
+    for axis, title in zip(
+        grid[0], ("training loss", f"validation {rows[0].spoken_metric}"), strict=True
+    ):
         axis.set(title=title)
     for axis in grid[-1]:
         axis.set(xlabel="step")

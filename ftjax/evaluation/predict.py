@@ -95,7 +95,8 @@ def predict(
     given = given.without(*rewritten(given.split, config.data))
     predictor = open_predictor(workdir, config, step)
     given, answers = _answers(predictor, given)
-    return Predictions(_joined(given, answers), tuple(given.errors.values()))
+    errors = tuple(given.errors[place] for place in sorted(given.errors))
+    return Predictions(_joined(given, answers), errors)
 
 
 def write_predictions(file: Path, predictions: Predictions) -> None:

@@ -6,10 +6,11 @@ from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from ftjax.methods.additive import LowRank
 from ftjax.methods.base import Interceptor, at, leaf, nested
+from ftjax.methods.factors import product
+from ftjax.parallel.product import matmul
 from ftjax.paths import Base
 
 # U(−1/√n, 1/√n) for a matrix of n rows, which is kaiming_uniform(a=√5) of its transpose.
@@ -22,9 +23,9 @@ class Loha(LowRank):
 
     w1_b and w2_b have shape (in, r), w1_a and w2_a (r, out), as the transposes of `peft`'s
     LoHaConfig, to which it is equal: 2r (in + out) parameters a projection. ΔW can have rank r²,
-    where LoRA's with as many parameters has 2r. It is never made: the rows' products of w1_b and
-    w2_b (in, r²) and the columns' of w1_a and w2_a (r², out) are its factors. The head is trained
-    too.
+    where LoRA's with as many parameters has 2r. Up to about r² = in · out / (in + out) it is not
+    made: the rows' products of w1_b and w2_b (in, r²) and the columns' of w1_a and w2_a (r², out)
+    are its factors, and cost less. The head is trained too.
 
     Attributes:
         init: "zero" (w2_b zero: the identity) or "random" (all uniform).
@@ -50,13 +51,35 @@ class Loha(LowRank):
             axes = ("rank", out) if wide else (into, "rank")
             return leaf(module, f"hada_{name}", init, shape, axes).astype(y.dtype)
 
-        left = factor("w1_b", UNIFORM)[:, :, None] * factor("w2_b", last)[:, None]
-        right = factor("w1_a", UNIFORM)[:, None] * factor("w2_a", UNIFORM)[None]
-        left = left.reshape(x.shape[-1], -1)
-        right = right.reshape(-1, y.shape[-1])
-        return y + (x.astype(y.dtype) @ left) @ right * self.scale
+        leaves = {f"hada_{n}": factor(n, UNIFORM) for n in ("w1_a", "w1_b", "w2_a")}
+        leaves["hada_w2_b"] = factor("w2_b", last)
+        x = x.astype(y.dtype)
+        if whole_is_cheaper(x.size // x.shape[-1], x.shape[-1], self.rank, y.shape[-1]):
+            return y + matmul(x, update(**leaves), module.axes) * self.scale
+        return y + product(module, x, *hadamard_factors(**leaves)) * self.scale
 
     def merged(self, kernel: jax.Array, **leaves: jax.Array) -> jax.Array:
         """W + (α/r) ΔW."""
-        one, two = (jnp.matmul(leaves[f"hada_w{i}_b"], leaves[f"hada_w{i}_a"]) for i in (1, 2))
-        return kernel + one * two * self.scale
+        return kernel + update(**leaves) * self.scale
+
+
+def update(
+    hada_w1_a: jax.Array, hada_w1_b: jax.Array, hada_w2_a: jax.Array, hada_w2_b: jax.Array
+) -> jax.Array:
+    """ΔW (..., in, out)."""
+    return (hada_w1_b @ hada_w1_a) * (hada_w2_b @ hada_w2_a)
+
+
+def hadamard_factors(
+    hada_w1_a: jax.Array, hada_w1_b: jax.Array, hada_w2_a: jax.Array, hada_w2_b: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Factors of ΔW: (in, r²) and (r², out)."""
+    left = hada_w1_b[:, :, None] * hada_w2_b[:, None]
+    right = hada_w1_a[:, None] * hada_w2_a[None]
+    return left.reshape(len(left), -1), right.reshape(-1, right.shape[-1])
+
+
+def whole_is_cheaper(rows: int, size: int, rank: int, features: int) -> bool:
+    """Whether x ΔW takes fewer multiplications by ΔW than through its factors."""
+    whole = rows * size * features + 2 * rank * size * features
+    return whole < (rows + 1) * rank**2 * (size + features)

@@ -156,6 +156,16 @@ def buckets_of(buckets: int, most: int) -> np.ndarray:
     return np.where(size > middle, far * np.sign(distance), distance).astype(np.int32)
 
 
+def rows_of(config: Config, length: int) -> np.ndarray:
+    """Rows of the table of distances for distances 1 - length to length - 1; never falling."""
+    distance = np.arange(1 - length, length)
+    if config.position_buckets:
+        most = config.max_relative_positions
+        table = buckets_of(config.position_buckets, most)
+        distance = table[np.clip(distance, -most, most) + most]
+    return np.clip(distance + config.span, 0, 2 * config.span - 1).astype(np.int32)
+
+
 class Attention(nn.Module):
     """Disentangled attention: content to content, content to position, position to content."""
 
@@ -172,7 +182,7 @@ class Attention(nn.Module):
             memory: (batch, length, features).
             view: which keys a query sees.
             starts: positions of the queries, where they are not all.
-            distances: (2 span, features), what stands for each distance.
+            distances: (rows, features), what stands for each distance within a row of tokens.
         """
         c = self.config
         heads = (c.num_attention_heads, c.hidden_size // c.num_attention_heads)
@@ -209,15 +219,10 @@ class Attention(nn.Module):
         return Dropout(c.hidden_dropout_prob, name="dropout")(out)
 
     def index(self, length: int, starts: Array | None) -> Array:
-        """Rows of the table of distances: (1 or batch, queries, length)."""
-        c = self.config
+        """Rows of `distances`: (1 or batch, queries, length)."""
         query = jnp.arange(length)[None] if starts is None else starts
-        distance = query[..., None] - jnp.arange(length)
-        if c.position_buckets:
-            most = c.max_relative_positions
-            table = jnp.asarray(buckets_of(c.position_buckets, most))
-            distance = table[jnp.clip(distance, -most, most) + most]
-        return jnp.clip(distance + c.span, 0, 2 * c.span - 1)
+        rows = rows_of(self.config, length)
+        return jnp.asarray(rows - rows[0])[query[..., None] - jnp.arange(length) + length - 1]
 
 
 class Encoder(nn.Module):
@@ -238,7 +243,8 @@ class Encoder(nn.Module):
                 stddev=c.initializer_range,
                 name="distances",
             )
-            table = make.first(2 * c.span)
+            rows = rows_of(c, x.shape[1])  # each layer multiplies them: none that nothing reads
+            table = make.first(rows[-1] - rows[0] + 1, rows[0])
             if c.norm_relative:
                 table = LayerNorm(c.layer_norm_eps, name="distance_norm")(table)
             shared = [table.astype(c.options.dtype)]

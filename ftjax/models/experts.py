@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from ftjax.models.grouped import grouped
 from ftjax.models.layers import ACTIVATIONS, Dense, Dropout
 from ftjax.parallel.collectives import gather
 from ftjax.parallel.mesh import RULES, fitting
@@ -136,7 +137,7 @@ class ExpertDense(nn.Module):
 
     def product(self, x: Array, kernel: Array, sizes: Array) -> Array:
         """x W, each row by its expert; methods intercept it."""
-        return jax.lax.ragged_dot(x, kernel.astype(x.dtype), sizes)
+        return grouped(x, kernel, sizes)
 
     @nn.compact
     def weight(self, size: int) -> Array:

@@ -55,12 +55,10 @@ class Training:
 
     def __init__(self, run: Run, data: Data, workdir: Path, lock: Lock, base: str) -> None:
         self.lock, self.base = lock, base
-        seen = data.counted
-        self.run_ = run = with_bias(run, run.task.first_bias(seen))
+        self.run_ = run = with_bias(run, run.task.first_bias(data.counted))
         self.data, self.workdir, self.names = data, workdir, data.names
         self.config, self.mesh, self.splits, self.raw = run.config, run.mesh, data.splits, data.raw
-        settings, self.progress = self.config.train, Progress()
-        self.stream = data.stream
+        settings, self.progress, self.stream = self.config.train, Progress(), data.stream
         self.vary = vary = variation(run.task, run.folder)
         layout = self._layout()
         self.eval_layout = layout.scaled(settings.eval_batch_size / settings.batch_size)
@@ -88,7 +86,8 @@ class Training:
         self.profiler = Profiler(settings.profile_steps, workdir / "profile")
         self.metric = best_metric(self.config, run.task)
         self.generator: Generator | None = None
-        self.recipe = Recipe(self.config, run.task.fitted(seen, self.names), run.tuned, self.total)
+        fitted = run.task.fitted(data.counted, data.names)
+        self.recipe = Recipe(self.config, fitted, run.tuned, self.total)
         new = {*run.absent, *(path for path in run.trainable if path not in run.tuned.base.shapes)}
         kept = starts(run.trainable, new, self.config.regularization)
         self.frozen = run.frozen | {path: jnp.copy(leaf) for path, leaf in kept.items()}
@@ -97,12 +96,11 @@ class Training:
 
     def _layout(self) -> Layout:
         """The shapes of batches; a stream's by its first window, with room for any length."""
-        longest, task = self.config.data.max_length, self.run_.task
+        config, task = self.config, self.run_.task
+        longest, rows = config.data.max_length, config.train.batch_size
         most = None if self.stream is None else (longest, task.longest_written(longest))
-        first = self.splits["train"] if self.stream is None else self.stream[0]
-        parts = [first, *(part for name, part in self.splits.items() if name != "train")]
-        rows = self.config.train.batch_size
-        return choose_layout(self.config, self.mesh, parts, rows, self.vary, most, task.by_token)
+        parts = [self.data.first, *(self.splits[name] for name in self.splits if name != "train")]
+        return choose_layout(config, self.mesh, parts, rows, self.vary, most, task.by_token)
 
     def _refer(self) -> None:
         """What the untrained model says of all splits, before anything else."""
@@ -161,8 +159,6 @@ class Training:
             self.profiler.end()
             self.steps.close()
             self.forward.close()
-            if self.stream is not None:
-                self.stream.close()
             try:
                 records.close()
             finally:

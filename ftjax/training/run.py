@@ -65,9 +65,10 @@ def best_metric(config: ConfigDict, task: Task) -> str:
     written = set(task.measured_written) if isinstance(task, Written) else set()
     known = task.better.keys() - {*task.at_end} | written
     if name not in known:
+        mend = "; set task.generate" if name in task.at_end and not written else ""
         raise UserError(
             f"train.best_metric={name!r} is not a metric that {config.task.name} validates by"
-            f"{nearest(name, known)}"
+            f"{mend or nearest(name, known)}"
         )
     return name
 

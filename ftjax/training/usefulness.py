@@ -9,7 +9,7 @@ import numpy as np
 
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
-from ftjax.tasks.base import LOWER, Task
+from ftjax.tasks.base import LOWER, Task, spoken
 
 UNKNOWN = 0.05  # share of tokens
 ENDS = 4  # the first and the last of so many parts of a run are compared
@@ -94,8 +94,9 @@ def of_result(
         worse = value >= constant if better == LOWER else value <= constant
         if worse or value != value:
             yield (
-                f"{split} {metric} is {value:.4f}, no better than {constant:.4f}, that of an "
-                "answer that is always the same: the model has learned nothing that counts"
+                f"{split} {spoken(metric, scores)} is {value:.4f}, no better than {constant:.4f}, "
+                "that of an answer that is always the same: the model has learned nothing that "
+                "counts"
             )
     counts = np.array(scores.get("confusion") or np.zeros((0, 0)), np.int64)
     said = counts.sum(0)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from tqdm import tqdm
-
+from ftjax.bars import bar
 from ftjax.data.preparation.page import page
 from ftjax.errors import UserError
 from ftjax.formats.jsons import read_json
@@ -179,14 +178,7 @@ class Records:
         self._rows = _Rows(path, "".join(map(to_line, rows)))
         self._folder = None if is_remote(workdir) else workdir / "tensorboard"
         self._start, self._board = step, None
-        self._bar = tqdm(
-            total=total,
-            initial=step,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.5,
-            desc=workdir.name,
-        )
+        self._bar = bar(total, step, "step", workdir.name)
 
     def advance(self, steps: int) -> None:
         if self._shown:

@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import optax
 import pytest
+import torch
 
 from ftjax.config import default_config
 from ftjax.errors import UserError
-from ftjax.methods.galore import Galore
+from ftjax.methods.galore import Galore, leading
 from ftjax.training.optimizers import make_optimizer
 from tests.methods.bases import build
 
@@ -50,6 +51,41 @@ def test_updates_equal_the_papers(shape):
     for layer in range(2):
         wanted = numpy_galore(weights[layer].astype(np.float64), list(grads[:, layer]))
         np.testing.assert_allclose(params["x/kernel"][layer], wanted, atol=1e-4)
+
+
+def graded(values: np.ndarray) -> np.ndarray:
+    """A matrix of these singular values, (64, 96)."""
+    random = np.random.default_rng(0)
+    left, right = (np.linalg.qr(random.normal(size=(n, 64)))[0] for n in (64, 96))
+    return (left * values @ right.T).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("values", "rank"),
+    [
+        (np.linspace(2, 1, 64), 16),
+        (np.logspace(0, -6, 64), 20),  # the 20th is 1.6e-2 of the first
+        (np.logspace(0, -6, 64), 36),  # 4.6e-4
+        (np.repeat([1, 1e-3, 1e-4], [10, 20, 34]), 30),
+        (1e-25 * np.logspace(0, -2, 64), 20),
+    ],
+)
+@pytest.mark.parametrize("tall", [False, True])
+def test_directions_span_what_the_decomposition_says(values, rank, tall):
+    grad = graded(values)
+    left = torch.linalg.svd(torch.tensor(grad, dtype=torch.float64))[0][:, :rank].numpy()
+    basis = np.asarray(jax.jit(leading, static_argnums=1)(grad.T if tall else grad, rank))
+    np.testing.assert_allclose(basis.T @ basis, np.eye(rank), atol=1e-5)
+    np.testing.assert_allclose(basis @ (basis.T @ left), left, atol=5e-4)
+    assert (basis[np.abs(basis).argmax(0), range(rank)] > 0).all()
+
+
+@pytest.mark.parametrize("values", [np.repeat([1.0, 0.0], [10, 54]), np.zeros(64)])
+def test_directions_of_nothing_are_directions(values):
+    grad = graded(values)
+    basis = np.asarray(jax.jit(leading, static_argnums=1)(grad, 30))
+    np.testing.assert_allclose(basis.T @ basis, np.eye(30), atol=1e-5)
+    np.testing.assert_allclose(basis @ (basis.T @ grad), grad, atol=1e-6)
 
 
 def test_a_skipped_first_step_leaves_directions():

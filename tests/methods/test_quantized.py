@@ -14,8 +14,9 @@ from ftjax.formats import peft
 from ftjax.loss import Loss
 from ftjax.methods.base import Method
 from ftjax.methods.quantized import QLora, dequantized
+from ftjax.parallel.chips import topology_devices
 from ftjax.parallel.mesh import logical_axes, make_mesh, place_rows
-from ftjax.quantization import DYNAMIC, NF4, Int8, Nf4, Quantized
+from ftjax.quantization import DYNAMIC, NF4, Int8, Nf4, Quantized, among, chosen
 from ftjax.training.optimizers import make_optimizer
 from ftjax.training.step import init_state, lower_step, make_step
 from tests.methods import bases
@@ -67,6 +68,28 @@ def test_nf4_is_the_reference(shape):
     matrices = weight.reshape(-1, *shape[-2:])
     wanted = np.stack([reference_nf4(w.T).T for w in matrices]).reshape(shape)
     np.testing.assert_allclose(found, wanted, atol=1e-7)
+
+
+def test_tables_are_looked_up_without_gathers():
+    """Which TPUs do an element at a time; and what is read is what stands there, to the bit."""
+    for read, table in ((chosen, NF4), (among, DYNAMIC)):
+        codes = np.random.default_rng(0).permutation(len(table)).astype(np.uint8)
+        np.testing.assert_array_equal(
+            quick(lambda c, r=read, t=table: r(t, c))(codes), table[codes]
+        )
+    stored = jax.eval_shape(Nf4.of, jax.ShapeDtypeStruct((512, 384), jnp.float32))
+    pytest.importorskip("libtpu")
+    device = topology_devices("v5e:2x2")[1][0]
+    at = jax.sharding.SingleDeviceSharding(device)
+    stored = jax.tree.map(lambda leaf: leaf.update(sharding=at), stored)
+    rows = jax.ShapeDtypeStruct((128, 512), jnp.bfloat16, sharding=at)
+
+    def product(x, kernel):
+        return x @ kernel.dequantized().astype(x.dtype)
+
+    program = jax.jit(product).lower(rows, stored).compile().as_text()
+    assert "dot" in program or "convolution" in program
+    assert " gather(" not in program
 
 
 def test_int8_is_a_scale_an_output():

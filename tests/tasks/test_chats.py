@@ -1,11 +1,12 @@
 """Tools, calls, thoughts and weights of chats; templates that are several, raise, or forget."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from ftjax.data.encode import encode
+from ftjax.data.encode import encode, unreadable
 from ftjax.data.sources import load
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
@@ -138,7 +139,7 @@ def test_templates_get_all_that_a_row_says(folder, tmp_path):
         f"lovely{end}",  # the turn of weight 0 is read, not learned
         f"{calls[2]}{end}",
     ]
-    assert Instruction().references(split) == ["bad", "the plot", "lovely", None]
+    assert Instruction().references(split) == [["bad"], ["the plot"], ["lovely"], []]
     generator = Generator.__new__(Generator)  # what it reads, without a model
     generator._tokenizer = tokenizer
     for row, asked in zip(ROWS, Instruction().prompts(split), strict=True):
@@ -203,7 +204,7 @@ def test_each_turn_is_learned_as_it_is_written_last(folder, tmp_path):
         examples.ids[i].tolist() for i in (2, 3)
     ]
     np.testing.assert_array_equal(last.row_numbers, [0, 1])
-    with pytest.raises(UserError, match="task.turns='first' must be all or last"):
+    with pytest.raises(UserError, match="task.turns='first' must be one of all, last"):
         Instruction(turns="first")
 
 
@@ -320,3 +321,16 @@ def test_rows_that_cannot_be_written_are_named(folder, tmp_path, template, row, 
     good = {"messages": good["messages"]}
     with pytest.raises(UserError, match=rf"train\.jsonl: row [12]: .*{message}"):
         examples_of(Instruction(), [good, row], folder, tmp_path)
+
+
+def test_rows_that_cannot_be_written_are_found(folder, tmp_path):
+    """All of them, so that predictions go on with the others."""
+    folder, _ = with_templates(folder, STRICT + CHATML, tmp_path / "model")
+    bad = {"messages": ROWS[2]["messages"][1:]}
+    file = write_jsonl(tmp_path / "train.jsonl", [{"messages": ROWS[2]["messages"]}, bad, bad])
+    settings = data_settings("instruction", path=str(file), prepare=())
+    split = load(settings, Instruction.schema)["train"]
+    why = unreadable(split, Instruction(), folder, 256)
+    assert set(why) == {1, 2} and "train.jsonl: row 3: the chat template says" in why[2]
+    rest = replace(split, rows=split.rows.select([0]))
+    assert unreadable(rest, Instruction(), folder, 256) == {}

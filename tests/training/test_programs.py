@@ -15,9 +15,9 @@ from ftjax.data.planning import Layout
 from ftjax.training import evaluate, programs
 from ftjax.training.evaluate import RUNNING, Forward
 from ftjax.training.programs import Programs
+from ftjax.training.saved import Saved
 from ftjax.training.steps import Steps
 from ftjax.training.train import train
-from ftjax.workdir.records import read_rows
 
 
 def lowered(size):
@@ -90,17 +90,17 @@ def test_outputs_leave_the_devices_as_they_come(one_device, monkeypatch, packed)
     assert len(there) > 2 * RUNNING and max(there) <= each * (RUNNING + 1)
 
 
-def test_the_wait_for_a_plan_is_said(config_file, tmp_path, monkeypatch):
-    """Epochs of a step each, whose plans take longer than the steps."""
+def test_the_wait_for_a_plan_is_counted(config_file, tmp_path, monkeypatch):
+    """As waiting for data, among the seconds of the run: also before the first step."""
     plan = loading.plan_epoch
     monkeypatch.setattr(loading, "plan_epoch", lambda *given: time.sleep(0.5) or plan(*given))
-    changes = {"steps": 3, "log_every": 1, "batch_size": 512, "eval_every": 3}
-    overrides = [f"--config.train.{key}={value}" for key, value in changes.items()]
-    config = check(load_config(f"{config_file}:head", [*overrides, "--config.data.buckets=1"]))
+    overrides = ["--config.train.steps=1", "--config.data.buckets=1"]
+    config = check(load_config(f"{config_file}:lora", overrides))
     train(config, tmp_path / "run")
-    rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
-    waits = [row["input_wait"] for row in rows]
-    assert len(waits) == 3 and 0.5 < max(waits) <= 1
+    saved = Saved(tmp_path / "run" / "checkpoints")
+    progress = saved.meta(1)["progress"]
+    saved.close()
+    assert 0.5 <= progress["waited"] <= progress["seconds"]
 
 
 def test_what_trains_next_is_compiled_while_what_is_before_trains(
