@@ -17,7 +17,7 @@ from ftjax.parallel.hlo import summarize
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
 from ftjax.parallel.roofline import seconds
 from ftjax.training.ahead import abstract_recipe, abstract_state, compiled, live
-from ftjax.training.minimum import least_flops
+from ftjax.training.minimum import Least
 
 SAFE = 0.9  # of a chip's memory, to be advised to use
 
@@ -80,7 +80,7 @@ def forecast(
     if quick:
         del found["seconds"]
         return found
-    least = {kind: count / len(devices) for kind, count in least_flops(config).items()}
+    least = {kind: count / len(devices) for kind, count in Least(config)().items()}
     step = max(read["seconds"].values())
     bound = sum(least.values()) / chip.flops / step
     return found | {"least_flops": least, "mfu_bound": bound, **speed(found, step)}

@@ -15,7 +15,7 @@ from ftjax.tasks.classification import Classification
 from ftjax.training.ahead import abstract_batch, abstract_state, compiled
 from ftjax.training.ahead import abstract_recipe as recipe_of
 from ftjax.training.forecast_text import lines
-from ftjax.training.minimum import least_flops
+from ftjax.training.minimum import Least
 from ftjax.training.run import place_model
 from ftjax.training.step import init_state
 from tests.conftest import ftjax
@@ -87,12 +87,12 @@ def by_hand(trained, head):
 
 def test_least_flops_by_hand(llama):
     every = ("query", "key", "value", "output", "gate", "up", "down")
-    found = least_flops(config_of(llama, "full"))
+    found = Least(config_of(llama, "full"))()
     # Nothing asks for the gradient of the words' look-up input; all else goes back.
     assert found["dense"] == by_hand(every, head=1)
     scores = 2 * ROWS * 4 * LENGTH * LENGTH * 16  # of one product of tokens with tokens
     assert found["attention"] == 3 * 6 * scores * (LENGTH + 1) / (2 * LENGTH)
-    lora = least_flops(config_of(llama, "lora", method_rank=4))
+    lora = Least(config_of(llama, "lora", method_rank=4))()
     factors = 2 * ROWS * LENGTH * 3 * (64 * 4 + 4 * 64 + 64 * 4 + 4 * 32) * 3
     first = (
         2 * ROWS * LENGTH * (64 * 64 + 64 * 32 + 64 * 32 + 2 * 64 * 4)
