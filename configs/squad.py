@@ -1,7 +1,7 @@
 """SQuAD 2.0: the part of a text that answers a question, or none.
 
 data.path: a hub id, or a folder of train and validation .json of SQuAD's form with
---config.data.source=squad.
+--config.data.source=auto.
 """
 
 from ml_collections import ConfigDict

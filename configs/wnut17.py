@@ -2,7 +2,7 @@
 
 data.path: a folder of train, validation and test .jsonl with tokens and tags (BIO). By hub id:
 --config.data.source=hub --config.data.path=leondz/wnut_17 --config.data.columns.tags=ner_tags
-CoNLL files: --config.data.source=conll
+CoNLL files: a folder of them, as train.conll.
 """
 
 from ml_collections import ConfigDict

@@ -5,10 +5,16 @@ import signal
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from glob import glob
+from importlib.util import find_spec
 from pathlib import Path
 
 from ftjax.commands import COMMANDS
+from ftjax.commands.explain import print_explanations
 from ftjax.errors import Stopped, UserError, summary
+
+BARS = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")
+TPUS, GOOGLE = ("/dev/accel*", "/dev/vfio/[0-9]*"), "0x1ae0"  # where TPUs are; PCI's vendor
 
 
 def parser() -> ArgumentParser:
@@ -19,9 +25,8 @@ def parser() -> ArgumentParser:
     added = main.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         text = command.help
-        command.arguments(
-            added.add_parser(name, help=text, description=text, epilog=command.keys or None)
-        )
+        words = {"help": text, "description": text, "epilog": command.keys or None}
+        command.arguments(added.add_parser(name, allow_abbrev=False, **words))
     return main
 
 
@@ -33,9 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         where Ctrl-C did.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    arguments, rest = parser().parse_known_args(argv)
-    command = COMMANDS[arguments.command]
+    for name, value in _surroundings().items():
+        os.environ.setdefault(name, value)
     try:
+        if any(item.partition("=")[0] == "--explain" for item in argv):
+            return print_explanations(argv)
+        arguments, rest = parser().parse_known_args(argv)
+        command = COMMANDS[arguments.command]
         _refuse_strange(arguments.command, command.keys, rest)
         if command.starts_jax:
             _huge_pages(argv)
@@ -60,6 +69,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _failed(UserError(what), 2)
         _leave(error, 1, printed=False)
         raise
+
+
+def _surroundings() -> dict[str, str]:
+    """What libraries read of the environment when they are imported."""
+    said = {}
+    if not sys.stderr.isatty():  # a log: lines alone
+        said = dict.fromkeys(BARS, "1")
+    if find_spec("libtpu") and not find_spec("jax_plugins") and not _has_tpu():
+        said["JAX_PLATFORMS"] = "cpu"  # libtpu would be asked first, and complain at length
+    return said
+
+
+def _has_tpu() -> bool:
+    """Whether there may be one: a device, or anything of its maker's on the bus."""
+    makers = (Path(file).read_text().strip() for file in glob("/sys/bus/pci/devices/*/vendor"))
+    return any(map(glob, TPUS)) or GOOGLE in makers
 
 
 def _refuse_strange(command: str, keys: str, rest: Sequence[str]) -> None:

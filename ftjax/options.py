@@ -7,10 +7,12 @@ value, the message about a bad one, and what is written of options elsewhere.
 
 import ast
 import dataclasses
+import inspect
 import math
 import re
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -22,6 +24,7 @@ Count = Annotated[int, "[-1, inf)"]  # -1: as many as there are
 NotNegative = Annotated[float, "[0, inf)"]
 Above0 = Annotated[float, "(0, inf)"]
 Regex = Annotated[str, "regex"]
+Encoding = Annotated[str, "encoding"]  # Python's name of one, or "auto"
 Seed = Annotated[int, "[0, 2147483647]"]
 Inside = Annotated[float, "(0, 1)"]
 Portion = Annotated[float, "(0, 1]"]
@@ -31,6 +34,9 @@ Size = Annotated[int, "[1, 1000000000]"]
 Layers = Annotated[int, "[1, 10000]"]
 WORDS = {"[0, inf)": "must not be negative", "[1, inf)": "must be positive"}
 WORDS |= {"(0, inf)": "must be positive"}
+NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+NAMES |= {Any: "anything", type(None): "none"}
+NAMES |= {"regex": "a regular expression", "encoding": "auto or the name of an encoding"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +79,15 @@ class Option:
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
     @property
+    def allowed(self) -> str:
+        """What it may be, in words."""
+        return _words(self.kind)
+
+    @property
     def interval(self) -> str:
         """Where its number must lie, as "[0, 1)"; empty for anywhere."""
         stated = get_args(self.kind)[1] if get_origin(self.kind) is Annotated else ""
-        return stated if stated != "regex" else ""
+        return stated if stated not in ("regex", "encoding") else ""
 
 
 @cache
@@ -131,6 +142,8 @@ def _read(kind: Any, value: Any) -> Any:
                 re.compile(value)
             except re.error as error:
                 raise ValueError(f"is not a regular expression: {error}") from None
+        elif inner[1] == "encoding":
+            _require_encoding(value)
         elif not _within(value, inner[1]):
             raise ValueError(WORDS.get(inner[1], f"must be in {inner[1]}"))
         return value
@@ -167,29 +180,36 @@ def _read(kind: Any, value: Any) -> Any:
     return value if isinstance(value, origin or kind) else _wrong(origin or kind)
 
 
+def _require_encoding(name: str) -> None:
+    """Raises ValueError for a name that is neither "auto" nor an encoding of text."""
+    try:
+        "" if name == "auto" else "".encode(name)
+    except (LookupError, ValueError):
+        raise ValueError("is no encoding that Python knows, as utf-8 or cp1252") from None
+
+
 def _wrong(kind: Any) -> Any:
     raise TypeError(kind.__name__)
 
 
 def _read_any(kinds: tuple, value: Any) -> Any:
     """By the first of several types that takes it; texts with commas are sequences first."""
+    kinds = tuple(kind for kind in kinds if kind is not type(None) or value is None)
+    if len(kinds) == 1:
+        return _read(kinds[0], value)
     listed = isinstance(value, str) and "," in value
-    problems = []
     for kind in sorted(kinds, key=lambda kind: get_origin(kind) is not tuple) if listed else kinds:
-        if kind is type(None) and value is not None:
-            continue  # said of nothing else
-        try:
-            if kind is str and not isinstance(value, str | None):
-                _wrong(kind)  # another of the types may hold it as it is
+        if kind is str and not isinstance(value, str | None):
+            continue  # another of the types may hold it as it is
+        with suppress(TypeError, ValueError):
             return _read(kind, value)
-        except (TypeError, ValueError) as error:
-            problems.append(error)
-    raise problems[0 if isinstance(value, str) else -1]
+    raise ValueError(f"must be {_words(Union[kinds])}")  # noqa: UP007
 
 
 def _read_tuple(kinds: tuple, value: Any) -> tuple:
-    if isinstance(value, Mapping):
-        value = tuple(value.items())
+    if isinstance(value, Mapping):  # one of several, or pairs
+        single = Mapping in map(get_origin, (kinds[0], *get_args(kinds[0])))
+        value = (value,) if single else tuple(value.items())
     if isinstance(value, str):
         value = [_literal(part.strip()) for part in value.split(",") if part.strip()]
     items = tuple(value) if isinstance(value, tuple | list) else (value,)
@@ -207,6 +227,35 @@ def _literal(text: str) -> Any:
         return text
 
 
+def _words(kind: Any) -> str:
+    """What an annotation allows, as messages and lists of options say it."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return NAMES.get(inner[1]) or _between(*inner)
+    if origin is Literal:
+        return " or ".join(map(str, inner)) if len(inner) < 3 else f"one of {', '.join(inner)}"
+    if origin in (Union, types.UnionType):
+        several = [
+            kind for kind in inner if get_origin(kind) is tuple and kind.__args__[0] in inner
+        ]
+        rest = [kind for kind in inner if kind not in {each.__args__[0] for each in several}]
+        return " or ".join(map(_words, rest))
+    if origin is tuple and inner[-1] is ...:
+        return f"{_words(inner[0])}, or several with commas between"
+    if origin is tuple:
+        return f"({', '.join(map(_words, inner))})"  # of a fixed length
+    if issubclass(origin or kind, Mapping):
+        return "a mapping"
+    return NAMES.get(kind, kind.__name__)
+
+
+def _between(kind: type, interval: str) -> str:
+    low, high = interval[1:-1].split(", ")
+    if high != "inf":
+        return f"{_words(kind)} in {interval}"
+    return f"{_words(kind)} {'above' if interval[0] == '(' else 'of at least'} {low}"
+
+
 def _within(number: float, interval: str) -> bool:
     low, high = map(float, interval[1:-1].split(","))
     above = number > low if interval[0] == "(" else number >= low
@@ -217,11 +266,9 @@ def _meanings(cls: type) -> dict[str, str]:
     """Name → what the docstrings of a class and those before it say of it under `Attributes`."""
     meanings: dict[str, str] = {}
     for each in reversed(cls.__mro__):
-        text = each.__dict__.get("__doc__") or ""
-        _, _, listed = text.partition("Attributes:\n")
-        lines = [line.strip() for line in listed.splitlines()]
-        entries = re.split(r"\n(?=\w+: )", "\n".join(lines))
-        for entry in filter(None, map(str.strip, entries)):
+        _, _, listed = inspect.cleandoc(each.__dict__.get("__doc__") or "").partition("Attributes:")
+        listed = re.split(r"\n(?=\S)", listed)[0]  # to the next section
+        for entry in filter(None, re.split(r"\n {4}(?=\w+: )", listed)):
             name, _, meaning = entry.partition(": ")
             meanings[name] = " ".join(meaning.split()).removesuffix(".")
     return meanings

@@ -232,6 +232,28 @@ class Tuned:
         return jax.jit(initialize, out_shardings=placed)(params, key) if placed else {}
 
 
+def segments_of(config: Any, settings: Mapping[str, Any], method: Method) -> tuple[int, ...]:
+    """Lengths of segments, cut where the method needs it."""
+    layers, more = config.num_hidden_layers, getattr(config, "num_decoder_layers", 0)
+    # A decoder is cut at the numbers of the encoder's layers, counted from its own first.
+    cuts = [cut if cut <= layers else cut - layers for cut in method.cuts(layers + more)]
+    return resolve_segments(settings.get("segments", "auto"), layers, parameters_of(config), cuts)
+
+
+def parameters_of(config: Any) -> float:
+    """Of the layers' projections, as if none shared theirs: near enough to choose segments by."""
+
+    def value(name: str, default: int) -> int:
+        return getattr(config, name, default)
+
+    size, more = config.hidden_size, value("num_decoder_layers", 0)
+    heads = value("num_attention_heads", 1)
+    width, kernels = heads * value("head_dim", 0) or size, 2 + value("gated", 0)
+    attention = 2 * size * width * (1 + value("num_key_value_heads", heads) / heads)
+    block = kernels * size * value("intermediate_size", 4 * size) * max(1, value("experts", 0))
+    return config.num_hidden_layers * (attention + block) + more * (2 * attention + block)
+
+
 def _tokenize(folder: Path, text: str) -> list[int]:
     return load_tokenizer(folder)(text, add_special_tokens=False)["input_ids"]
 
@@ -310,15 +332,7 @@ def build(
         splash = platform == "tpu" and one_sided and not drops
         found = "splash" if splash else "gpu" if platform == "gpu" else "xla"
         options = replace(options, attention=found)
-    layers, more = config.num_hidden_layers, getattr(config, "num_decoder_layers", 0)
-    # A decoder is cut at the numbers of the encoder's layers, counted from its own first.
-    cuts = [cut if cut <= layers else cut - layers for cut in method.cuts(layers + more)]
-    segments = resolve_segments(
-        settings.get("segments", "auto"),
-        layers,
-        12 * layers * config.hidden_size**2,  # of a usual transformer, near enough to choose
-        cuts,
-    )
+    segments = segments_of(config, settings, method)
     config = replace(config, options=replace(options, segments=segments))
     model = family.Model(config, **head)
     names = names_of(family, config, model.head, getattr(model, "dense", ()))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import transformers
 
+from ftjax import cli
 from ftjax.cli import main
 from ftjax.workdir.records import read_rows
 from tests.conftest import environment, ftjax, make_rows, write_jsonl
@@ -38,6 +39,8 @@ def test_help_and_lists_need_no_jax():
         "with contextlib.redirect_stdout(io.StringIO()) as out:\n"
         "    [main(['list', what]) for what in ('methods', 'models', 'tasks', 'optimizers')]\n"
         "    with contextlib.suppress(SystemExit): main(['--help'])\n"
+        "    main(['list', 'rates'])\n"
+        "    with contextlib.suppress(SystemExit): main(['train', '--help'])\n"
         "assert 'jax' not in sys.modules and 'transformers' not in sys.modules\n"
         "print(out.getvalue())"
     )
@@ -46,12 +49,23 @@ def test_help_and_lists_need_no_jax():
         assert name in out.stdout
 
 
+@pytest.mark.skipif(cli._has_tpu(), reason="there is a TPU: libtpu says nothing")
+def test_libtpu_says_nothing_where_no_tpu_is():
+    """As a user starts a command, without JAX_PLATFORMS."""
+    given = {name: value for name, value in environment().items() if name != "JAX_PLATFORMS"}
+    script = "from ftjax.cli import main; main(['list', 'tasks']); import jax; jax.devices()"
+    command = [sys.executable, "-c", script]
+    said = subprocess.run(command, env=given, capture_output=True, text=True, check=True)
+    assert not said.stderr
+
+
 @pytest.mark.smoke
 def test_train_evaluate_predict_export(config_file, corpus, tmp_path, command):
     work = tmp_path / "work"
     train = ["train", "--config", f"{config_file}:lora", "--workdir", work]
     out = ftjax(*train)
     assert "classifier/kernel" in out.stderr + out.stdout  # the head was initialized, it says
+    assert "\r" not in out.stderr and " (100%)" in out.stderr  # no bars in a log
     result = json.loads((work / "result.json").read_text())
     rows = read_rows(work / "metrics.jsonl")
     assert result["method"] == "lora" and result["trainable_params"] < 0.2 * result["total_params"]
@@ -121,8 +135,8 @@ def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
         (["--config.train.epochs=many"], "train.epochs='many' has the wrong type: int"),
         (["--config.train.epochs=1.5"], "wrong type"),
         (["--config.model.remat=none", "--config.data.path=nowhere"], "nowhere"),
-        (["--config.optimizer.learning_rate=fast"], "wrong type: float"),
-        (["--config.optimizer.learning_rate=-1"], "must be positive"),
+        (["--config.optimizer.learning_rate=fast"], "must be auto or a number above 0"),
+        (["--config.optimizer.learning_rate=-1"], "must be auto or a number above 0"),
         (["--config.train.accumulation=3"], "does not divide"),
         (["--config.method.name=lorra"], "did you mean 'lora'"),
         (["--config.method.name=lora", "--config.method.rank=0"], "method.rank=0 must be positive"),

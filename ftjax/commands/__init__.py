@@ -3,7 +3,18 @@
 Importing them imports nothing heavy, so that help is quick.
 """
 
-from ftjax.commands import cache, compare, compile, evaluate, export, generate, list, predict, train
+from ftjax.commands import (
+    cache,
+    compare,
+    compile,
+    evaluate,
+    export,
+    generate,
+    init,
+    list,
+    predict,
+    train,
+)
 from ftjax.commands.command import Command
 
 COMMANDS: dict[str, Command] = {
@@ -14,6 +25,7 @@ COMMANDS: dict[str, Command] = {
     "compile": compile.COMMAND,
     "export": export.COMMAND,
     "generate": generate.COMMAND,
+    "init": init.COMMAND,
     "list": list.COMMAND,
     "cache": cache.COMMAND,
 }

@@ -44,6 +44,38 @@ def add_step(parser: ArgumentParser) -> None:
     parser.add_argument("--step", type=int, help="of the checkpoint (default: the best)")
 
 
+def add_page(parser: ArgumentParser, method: bool = True, required: bool = True) -> None:
+    """Where a configuration comes from: a file, or a task's defaults; `method`: of one method."""
+    page = parser.add_mutually_exclusive_group(required=required)
+    page.add_argument("--config", help="FILE[:ARG], a page with get_config(); see ftjax init")
+    page.add_argument("--task", help="its defaults, without a page; see ftjax list tasks")
+    parser.add_argument("--model", help="model.path: a folder, a .gguf file, a hub id, a nickname")
+    parser.add_argument("--data", help="data.path: a file, or a folder with a file for each split")
+    if method:
+        parser.add_argument("--method", help="method.name, see ftjax list methods")
+    text = "say what keys of the configuration are, or those of a section, or all, and do no more"
+    parser.add_argument("--explain", nargs="*", metavar="KEY", help=text)
+
+
+def load_page(arguments: Namespace, overrides: Sequence[str]) -> Any:
+    """The configuration that arguments and overrides ask for.
+
+    Raises:
+        UserError: a key or a value is wrong.
+    """
+    from ftjax.config import load_config
+
+    return load_config(arguments.config, shorthands(arguments, overrides), task=arguments.task)
+
+
+def shorthands(arguments: Namespace, overrides: Sequence[str]) -> list[str]:
+    """Overrides, with those before them that have arguments of their own."""
+    given = {"model.path": arguments.model, "data.path": arguments.data}
+    given |= {"method.name": getattr(arguments, "method", None)}
+    short = [f"--config.{key}={value!r}" for key, value in given.items() if value is not None]
+    return [*short, *overrides]
+
+
 def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
     """A line for each split; means over labels are named."""
     for split, metrics in scores.items():

@@ -3,12 +3,12 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from ftjax.commands.command import ALL, Command, add_workdir
+from ftjax.commands.command import ALL, Command, add_page, add_workdir, shorthands
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_workdir(parser)
-    parser.add_argument("--config", required=True, help="FILE, a file with get_config([method])")
+    add_page(parser, method=False)
     parser.add_argument("--methods", default="", help="names, with commas between (the file's)")
     parser.add_argument("--seeds", type=int, default=1, help="runs a method (default 1)")
     text = "cross-validation: runs a method and seed, each validated on another part of the rows"
@@ -20,9 +20,16 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     from ftjax.comparison.study import compare
 
     methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
-    folder, jobs = arguments.workdir, arguments.jobs
-    seeds, folds = arguments.seeds, arguments.folds
-    compare(arguments.config, methods, seeds, folder, overrides, jobs, folds)
+    compare(
+        arguments.config or "",
+        methods,
+        arguments.seeds,
+        arguments.workdir,
+        shorthands(arguments, overrides),
+        arguments.jobs,
+        arguments.folds,
+        task=arguments.task or "",
+    )
 
 
 COMMAND = Command("train by several methods and report", add_arguments, run, ALL)

@@ -1,11 +1,12 @@
 """`ftjax compile`: what a run takes on TPUs that are not there."""
 
+import math
 import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from ftjax.commands.command import ALL, Command
+from ftjax.commands.command import ALL, Command, add_page, load_page
 from ftjax.errors import UserError
 
 AHEAD = {  # what libtpu asks of a machine with TPUs is told it, lest it wait for them
@@ -19,34 +20,35 @@ NOTHING_FITS = ("", "nothing that was tried fits: more chips, or a method that t
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="FILE[:ARG], a file with get_config()")
+    add_page(parser)
     parser.add_argument("--topology", required=True, help="such as v5e:8x8")
     parser.add_argument("--slices", type=int, default=1, help="pods beside each other (default 1)")
-    parser.add_argument(
-        "--quick", action="store_true", help="with less effort: nearly the same figures, sooner"
-    )
+    quick = "memory alone, sooner: compiled with less effort, which says nothing of time"
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--price", type=float, help="of a chip-hour, in any currency, for the cost")
     parser.add_argument("--output", type=Path, help="a .json to write")
 
 
 def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     for key, value in AHEAD.items():
         os.environ.setdefault(key, value)
-    from ftjax.config import check, load_config
-    from ftjax.training.forecast import forecast, lines, mended
+    from ftjax.config import check
+    from ftjax.training.forecast import forecast, mended
+    from ftjax.training.forecast_text import lines
     from ftjax.workdir.records import write_json
 
-    if arguments.slices < 1:
-        raise UserError(f"--slices {arguments.slices} must be positive")
-    if arguments.quick:
-        import jax
-
-        jax.config.update("jax_optimization_level", "O1")
-    config = check(load_config(arguments.config, overrides))
-    found = forecast(config, arguments.topology, arguments.slices)
-    print("\n".join(lines(found)), flush=True)
+    topology, slices, quick = arguments.topology, arguments.slices, arguments.quick
+    if slices < 1:
+        raise UserError(f"--slices {slices} must be positive")
+    if arguments.price is not None and not 0 <= arguments.price < math.inf:
+        raise UserError(f"--price {arguments.price} must not be negative, nor without end")
+    config = check(load_page(arguments, overrides))
+    found = forecast(config, topology, slices, quick)
+    print("\n".join(lines(found, arguments.price)), flush=True)
     if not found["fits"]:
-        mend = mended(config, arguments.topology, arguments.slices, print)
-        print("\n".join(["", f"fits with {mend[0]}", *lines(mend[1])] if mend else NOTHING_FITS))
+        mend = mended(config, topology, slices, print, quick)
+        text = lines(mend[1], arguments.price) if mend else []
+        print("\n".join(["", f"fits with {mend[0]}", *text] if mend else NOTHING_FITS))
         found["mend"] = mend and {"overrides": mend[0], **mend[1]}
     if arguments.output:
         write_json(arguments.output, found)

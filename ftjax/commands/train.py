@@ -3,12 +3,12 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from ftjax.commands.command import ALL, Command, add_workdir, print_scores
+from ftjax.commands.command import ALL, Command, add_page, add_workdir, load_page, print_scores
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_workdir(parser)
-    parser.add_argument("--config", required=True, help="FILE[:ARG], a file with get_config()")
+    add_page(parser)
     parser.add_argument(
         "--extend",
         action="store_true",
@@ -17,10 +17,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, overrides: Sequence[str]) -> None:
-    from ftjax.config import check, load_config
     from ftjax.training.train import train
 
-    config = check(load_config(arguments.config, overrides))
+    config = load_page(arguments, overrides)
     result = train(config, arguments.workdir, arguments.extend)
     print_scores(result["metrics"])
     print(f"result: {arguments.workdir / 'result.json'}")

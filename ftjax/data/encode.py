@@ -1,6 +1,7 @@
 """Rows to token ids, cached on disk by content."""
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ import numpy as np
 import pyarrow
 
 from ftjax import cache
-from ftjax.data.sources import GROUP, Split
+from ftjax.data.opened import GROUP
+from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer, tokenizer_bytes
 
@@ -170,9 +172,12 @@ def unreadable(split: Split, task: Any, folder: Path, max_length: int) -> dict[i
 def encoder(task: Any, folder: Path, max_length: int) -> Callable[[Split], Examples]:
     """As `encode`, but nothing is kept: for windows of a stream."""
     loaded: list[Any] = []
+    one_at_a_time = threading.Lock()  # a tokenizer holds how texts are cut while it cuts them
 
     def encode(split: Split) -> Examples:
-        return _examples(_tokens(split, _tokenizer(folder, task, max_length, split.file, loaded)))
+        with one_at_a_time:
+            tokenize = _tokenizer(folder, task, max_length, split.file, loaded)
+            return _examples(_tokens(split, tokenize))
 
     return encode
 

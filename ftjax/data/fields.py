@@ -4,19 +4,22 @@ import ast
 import io
 import json
 import math
+import re
 import tokenize
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from itertools import pairwise
 from typing import Any
-
-from ftjax.errors import UserError, nearest
 
 Row = dict[str, Any]
 ABSENT = object()
 FIRST = 1000  # rows that a file's form is told by
 BRACKETS = ("[]", "()", "{}")
+INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+WHOLE = re.compile(r"-?(0|[1-9][0-9]*)\.0+")
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,11 @@ class Field:
 
     Attributes:
         read: a value as it is kept; raises ValueError, whose words go on from "field ...".
-        optional: may be absent or null, but then of all rows.
+        optional: may be absent or null, but then of all rows; not where `data.columns` names it.
         answer: what is to be found, which rows to predict need not have.
         unique: no two rows have the same.
-        sparse: may be absent from some rows, which then have an empty text.
+        sparse: may be absent from some rows, which then have `blank`.
+        blank: what such rows have, and no other.
         settle: how values are read where that depends on the first ones of a file; in place of
             `read`.
         says: whether it holds text that is read or learned, which preparation looks at; of what
@@ -40,11 +44,12 @@ class Field:
     answer: bool = False
     unique: bool = False
     sparse: bool = False
+    blank: Any = ""
     settle: Callable[[Sequence[Any]], Callable[[Any], Any]] | None = None
     says: bool = False
 
 
-def _unchanged(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def unchanged(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return row
 
 
@@ -64,7 +69,13 @@ class Schema:
 
     fields: Mapping[str, Field]
     check: Callable[[Row], None] = field(default=_sound)
-    adapt: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=_unchanged)
+    adapt: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=unchanged)
+
+    @property
+    def by_column(self) -> bool:
+        """Whether rows are good where each value of each column is."""
+        plain = self.check is _sound and self.adapt is unchanged
+        return plain and not any(e.unique or e.sparse or e.settle for e in self.fields.values())
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -82,97 +93,6 @@ class Schema:
         return replace(self, fields=fields, check=_sound)
 
 
-class Checker:
-    """Checks the rows of one file, in turn.
-
-    Args:
-        file: for messages.
-        schema: what rows must be.
-        columns: `data.columns`: what the file calls the fields; see `inner`.
-        first: its first `FIRST` rows, as they are.
-    """
-
-    def __init__(
-        self, file: str, schema: Schema, columns: Mapping[str, str], first: Sequence[Any]
-    ) -> None:
-        columns = {**dict(zip(schema.fields, schema.fields, strict=True)), **columns}
-        self._file, self._schema, self._columns = file, schema, columns
-        rows = [row for row in first if isinstance(row, Mapping)]
-
-        def values(name: str) -> list[Any]:
-            return [inner(row, columns[name]) for row in rows]
-
-        fields = schema.fields.items()
-        self._read = {n: each.settle(values(n)) if each.settle else each.read for n, each in fields}
-        self._sparse = {n for n, each in fields if each.sparse and any(values(n))}
-        self._fields: dict[str, Field] | None = None  # that the first row has
-        self._kinds: dict[str, type] = {}
-        self._seen: dict[str, dict[Any, int]] = {}
-
-    def __call__(self, number: int, row: Any) -> Row:
-        """A row's fields as they are kept, and its number as "row".
-
-        Raises:
-            UserError: the row is bad; its file, number and field are named.
-        """
-        place = f"{self._file}: row {number}"
-        if not isinstance(row, Mapping):
-            raise UserError(f"{place} is not an object with fields")
-        try:
-            row = self._schema.adapt(row)
-        except ValueError as error:
-            raise UserError(f"{place}: {error}") from None
-        if self._fields is None:
-            self._fields = {
-                name: each
-                for name, each in self._schema.fields.items()
-                if name in self._sparse
-                or not (each.sparse or (each.optional and inner(row, self._columns[name]) is None))
-            }
-        kept = {name: self._value(place, name, row) for name in self._fields}
-        for name in self._schema.fields.keys() - self._fields.keys():
-            theirs = self._columns[name]
-            found = inner(row, theirs)
-            if found or (found is not None and not self._schema.fields[name].sparse):
-                raise UserError(f"{place} has a field {theirs!r}, which rows before have not")
-        try:
-            self._schema.check(kept)
-        except ValueError as error:
-            raise UserError(f"{place}: {error}") from None
-        for name, each in self._fields.items():
-            if each.unique:
-                first = self._seen.setdefault(name, {}).setdefault(kept[name], number)
-                if first != number:
-                    found = f"field {self._columns[name]!r} is {kept[name]!r}"
-                    raise UserError(f"{place}: {found}, as of row {first}")
-        return {**kept, "row": number}
-
-    def _value(self, place: str, name: str, row: Mapping[str, Any]) -> Any:
-        theirs = self._columns[name]
-        value = inner(row, theirs, ABSENT)
-        if value in (ABSENT, None) and name in self._sparse:
-            return ""
-        if value is ABSENT:
-            near = nearest(theirs, [str(key) for key in row])
-            raise UserError(f"{place} has no field {theirs!r} (data.columns.{name}){near}")
-        if value is None:
-            raise UserError(f"{place}: field {theirs!r} is null")
-        try:
-            found = self._read[name](value)
-            _encodable(found)
-        except ValueError as error:
-            raise UserError(f"{place}: field {theirs!r} {error}") from None
-        if self._fields[name].read in (label_name, name_or_number):  # 1 and "1" are two labels
-            kind = str if isinstance(value, str) else int
-            if self._kinds.setdefault(name, kind) is not kind:
-                other = {int: "an integer", str: "text"}
-                raise UserError(
-                    f"{place}: field {theirs!r} is {value!r}, {other[kind]}, where rows before "
-                    f"have {other[self._kinds[name]]}"
-                )
-        return found
-
-
 def inner(row: Mapping[str, Any], name: str, absent: Any = None) -> Any:
     """A field of a row; by "a.b" the field b of field a, as translations of the hub have it."""
     if name in row or "." not in name:
@@ -180,16 +100,6 @@ def inner(row: Mapping[str, Any], name: str, absent: Any = None) -> Any:
     first, _, rest = name.partition(".")
     within = row.get(first)
     return inner(within, rest, absent) if isinstance(within, Mapping) else absent
-
-
-def _encodable(found: Any) -> None:
-    """Raises ValueError for text with half of a character, which is no UTF-8."""
-    whole = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
-    try:
-        whole.encode()
-    except UnicodeEncodeError as error:
-        half = ascii(whole[error.start])
-        raise ValueError(f"has half of a character, {half}, as of a text that was cut") from None
 
 
 def shown(value: Any) -> str:
@@ -212,6 +122,30 @@ def label_name(found: Any) -> str:
     if not isinstance(found, str | int) or found == "":
         raise ValueError(f"must be a string or an integer, not {shown(found)}")
     return str(int(found) if isinstance(found, bool) else found)
+
+
+def label_names_as(first: Sequence[Any]) -> Callable[[Any], str]:
+    """How the labels of a file are read: as integers where all have a point, as pandas writes
+    those of a column with gaps."""
+    names = [value for value in first if isinstance(value, str) and value]
+    whole = bool(names) and all(map(WHOLE.fullmatch, names))
+    return whole_label if whole else label_name
+
+
+def whole_label(found: Any) -> str:
+    whole = isinstance(found, str) and WHOLE.fullmatch(found)
+    return label_name(found.partition(".")[0] if whole else found)
+
+
+def is_integer(name: str) -> bool:
+    """Whether a label is an integer as numbers are written: 00 is a name of its own."""
+    return INTEGER.fullmatch(name) is not None
+
+
+def in_order(names: Collection[str]) -> tuple[str, ...]:
+    """Labels sorted, as numbers where all are."""
+    numbers = all(map(NUMBER.fullmatch, names))
+    return tuple(sorted(names, key=(lambda name: (Decimal(name), name)) if numbers else str))
 
 
 def name_or_number(found: Any) -> str | int:

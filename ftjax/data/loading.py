@@ -93,6 +93,17 @@ class Epoch:
         planned = self.plan[number]
         return Batch(planned, counted(self.shaped, planned), self.arrays(number, local))
 
+    def ahead(
+        self, first: int, count: int, local: Callable[[int], np.ndarray] = np.arange
+    ) -> Iterator[tuple[int, Batch]]:
+        """Of `count` batches from one on, the first of each shape, with its number."""
+        seen = set()
+        for number, planned in enumerate(self.plan[first : first + count], first):
+            shape = planned.places.shape, planned.length, planned.written
+            if shape not in seen:
+                seen.add(shape)
+                yield number, self.batch(number, local)
+
     def arrays(self, number: int, local: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
         """This host's part of a batch, whose examples alone are made."""
         planned = self.plan[number]
@@ -175,6 +186,16 @@ class Loader:
         """The batch of a step, counted over epochs."""
         epoch, number = divmod(step, self.steps_per_epoch)
         return self.epoch(epoch).batch(number, self.local)
+
+    def ahead(self, step: int, count: int) -> Iterator[tuple[int, Batch]]:
+        """From a step on, to its epoch's end or for `count` steps: the first batch of each shape.
+
+        Yields:
+            Its step, and the batch.
+        """
+        epoch, first = divmod(step, self.steps_per_epoch)
+        for number, batch in self.epoch(epoch).ahead(first, count, self.local):
+            yield step + number - first, batch
 
     def iterate(self, steps: int) -> grain.DatasetIterator:
         """Batches of steps 0 to `steps` - 1, prefetched; its state can be got and set.

@@ -13,6 +13,7 @@ import numpy as np
 
 EMPTY = -1  # in `Planned.places`, where no example lies
 SHARE = 0.98  # of second sequences that fit where the first do
+CANDIDATES = 512  # lengths of packed rows that are tried at most
 COVERED = 0.9  # of groups of batches that fit in the usual number of rows
 DRAWN = 16  # groups of batches, at least, that the length of long packed rows is chosen by
 
@@ -173,7 +174,11 @@ def packed_layout(
             usual = int(np.quantile(sizes, covered))
             return length * float(np.maximum(sizes, usual).mean()), usual
 
-        candidates = range(max(top, longest_row // 2), max(top, longest_row) + 1, step)
+        # No row holds more than what is packed together, nor are thousands of lengths tried.
+        limit = max(int(lengths[np.concatenate(group)].sum()) for group in groups)
+        high = max(top, min(longest_row, _round_up(limit, 4)))
+        low = max(top, high // 2)
+        candidates = range(low, high + 1, max(step, _round_up((high - low) // CANDIDATES, 4)))
         (_, held), only = min((filled(length), length) for length in candidates)
         most, held = places(only), _round_up(held, multiple)
         return Layout((only,), rows=(held,), places=most, together=together, multiple=multiple)

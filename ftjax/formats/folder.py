@@ -3,12 +3,10 @@
 import hashlib
 import importlib.util
 import math
-import os
 import re
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, NamedTuple
@@ -18,6 +16,7 @@ import numpy as np
 from ftjax.errors import UserError, summary
 from ftjax.formats import gguf, gguf_model, gguf_tokenizer, modules
 from ftjax.formats.dequantize import plain_weights, quantization
+from ftjax.formats.digests import digests
 from ftjax.formats.guard import reading
 from ftjax.formats.jsons import check, read_json
 from ftjax.formats.shards import FLOATS
@@ -76,6 +75,8 @@ def locate(path: str) -> Path:
             )
         return Path(spec.submodule_search_locations[0]) / inside
     folder = copied(located(path))
+    if folder.is_dir() and not (folder / "config.json").exists():
+        raise UserError(f"model.path={path!r} is a folder without a config.json, so of no model")
     if folder.is_dir() or (folder.is_file() and gguf.is_gguf(folder)):
         return folder
     outside = path.count("/") > 1 or path.startswith((".", "/", "~")) or gguf.is_gguf(folder)
@@ -244,18 +245,9 @@ def fingerprint(path: Path) -> str:
     else:
         files = [*weight_files(path), *modules.files(path)]
         digest = hashlib.sha256((path / "config.json").read_bytes())
-    for file in files:
-        at = file.stat()
-        form = (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)
-        digest.update(_sha256(os.path.realpath(file), form))
+    for each in digests(files):
+        digest.update(each)
     return digest.hexdigest()
-
-
-@cache
-def _sha256(file: str, form: tuple[int, ...]) -> bytes:
-    """Of a file as it is now, by what its system says of it: read once, which takes its time."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def require_same(workdir: Path, saved: str, base: Path, now: str = "") -> None:

@@ -7,7 +7,6 @@ damaged one takes all memory) and makes an array of each token.
 import math
 import mmap
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,8 +79,12 @@ class _Cursor:
 
     def value(self) -> Any:
         kind = self.number("I")
-        if kind != LIST:
-            return self._reader(kind)()
+        if kind == LIST:
+            return self.values()
+        require(kind == TEXT or kind in CODES, f"it has a value of the unknown kind {kind}")
+        return self.text() if kind == TEXT else self.number(CODES[kind])
+
+    def values(self) -> list[Any]:
         kind, count = self.number("I"), self.number("Q")
         require(count <= LONGEST, f"it has a list of {count} values")
         if kind == TEXT:
@@ -90,10 +93,6 @@ class _Cursor:
         dtype = np.dtype(CODES[kind]).newbyteorder("<")
         start = self.take(count * dtype.itemsize)
         return np.frombuffer(self.content, dtype, count, start).tolist()
-
-    def _reader(self, kind: int) -> Callable[[], Any]:
-        require(kind == TEXT or kind in CODES, f"it has a value of the unknown kind {kind}")
-        return self.text if kind == TEXT else lambda: self.number(CODES[kind])
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

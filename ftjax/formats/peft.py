@@ -30,7 +30,7 @@ from ftjax.formats.peft_places import (
     uncut,
 )
 from ftjax.formats.peft_saved import changed, plain_names, refuse_resized, saved
-from ftjax.formats.weights import arrays_of
+from ftjax.formats.weights import arrays_of, largest_axis
 from ftjax.methods import hyperparameters
 from ftjax.paths import Flat, expand
 from ftjax.pretrained import placed
@@ -142,12 +142,10 @@ def read(folder: Path) -> dict[str, Any]:
     form = FORMS[name]
     refuse(form, folder / CONFIG, config)
     settings = {ours: config[theirs] for ours, theirs in form.fields.items() if theirs in config}
-    for key in ("rank", "length"):  # of which there would be room made for as many
-        largest = max((n for x in tensors.values() for n in x.shape), default=0)
-        most = settings.get(key, 0)
-        theirs = form.fields.get(key)
-        require(most <= largest, f"{folder / CONFIG}: {theirs}={most}, and no tensor is as large")
     if form.table:
+        theirs, most = form.fields["length"], largest_axis(tensors)
+        said = f"{folder / CONFIG}: {theirs}={config.get(theirs)}, and no tensor is as large"
+        require(settings.get("length", 0) <= most, said)
         return {"name": name, **settings}
     selected: dict[str, tuple[str, ...]] = {}
     for key, tensor in tensors.items():

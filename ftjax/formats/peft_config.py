@@ -58,7 +58,7 @@ class AdapterConfig:
     oft_block_size: Natural = 32
     use_cayley_neumann: bool = True
     num_cayley_neumann_terms: Natural = 5
-    num_virtual_tokens: Size | None = 20
+    num_virtual_tokens: Size = 20
     num_layers: Layers | None = 12
     total_step: Natural | None = 1
     use_rslora: bool = False

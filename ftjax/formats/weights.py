@@ -159,6 +159,11 @@ def arrays_of(file: Path) -> dict[str, np.ndarray]:
     return {name: np.asarray(tensor) for name, tensor in tensors.items()}
 
 
+def largest_axis(tensors: Mapping[str, Any]) -> int:
+    """The longest axis of any tensor, which bounds what a file's settings may make room for."""
+    return max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+
+
 class Weights(Mapping[str, Any]):
     """Tensors of a folder by name.
 

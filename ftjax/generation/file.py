@@ -4,16 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ftjax.data.readers import READERS
+from ftjax.config.sections import Data
+from ftjax.data.readers import READERS, form_of
 from ftjax.errors import UserError
 from ftjax.generation.text import Generator
+from ftjax.options import defaults
 from ftjax.parallel.agreement import require_same
 
 
 def generate_rows(
     generator: Generator, file: Path, chat: bool = False, batch_size: int = 8
 ) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file with what comes after their prompts, in batches.
+    """The rows of a file with what comes after their prompts, in batches.
 
     Args:
         generator: of the model.
@@ -46,13 +48,13 @@ def _chat(row: Mapping[str, Any]) -> Any:
 
 
 def _read(file: Path, field: str) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file.
+    """The rows of a file, in the form that its suffix and its content say.
 
     Raises:
         UserError: a row is not an object with the field; file and row are named.
     """
     rows = []
-    for number, row in READERS["json"][1](file, {}):
+    for number, row in READERS[form_of(file)].rows(file, defaults(Data)):
         if isinstance(row, UserError):
             raise row
         wanted = list if field == "messages" else str

@@ -29,7 +29,8 @@ class Additive(Method):
     merged, so that several such methods share a model. A head that a task has is trained too.
 
     Attributes:
-        targets: see `Base.match`; empty for the family's default.
+        targets: names of projections, as "query,value", or "all-linear", or a pattern of names;
+            empty for the family's default.
     """
 
     targets: str | tuple[str, ...] = ()

@@ -25,7 +25,7 @@ class Ia3(Additive):
     wants a learning rate a hundred times that of full fine-tuning, and little data.
 
     Attributes:
-        targets: projections whose output is rescaled, see `Base.match`; empty for keys and values.
+        targets: projections whose output is rescaled, as in LoRA; empty for keys and values.
         feedforward: those whose input is; empty for feed-forward's last, "none" for none.
         init: "ones" (the identity) or "random" (N(1, 0.1)).
     """

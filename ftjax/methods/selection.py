@@ -94,7 +94,7 @@ class LayerNorm(Selection):
     BERT-base: 38,400, without the head. Equal to `peft`'s LNTuningConfig over the same norms.
 
     Attributes:
-        targets: which norms, by name or pattern as in `Base.match`; empty for all.
+        targets: which norms, by names or a pattern of names; empty for all.
     """
 
     targets: str | tuple[str, ...] = ()

@@ -30,7 +30,7 @@ from ftjax.models.layers import (
 )
 from ftjax.models.sequences import Attention
 from ftjax.models.stack import Stack
-from ftjax.models.vocabulary import Scores, score, with_ones
+from ftjax.models.vocabulary import Scores, read_off, score, with_ones
 
 Array = jax.Array
 MODEL = "BartModel"
@@ -313,7 +313,7 @@ class Model(sequences.Model):
             kernel = head(x.shape[-1])
         if targets:
             return score(with_ones(x), jnp.concatenate([kernel, bias]), *targets)
-        return x @ kernel.astype(x.dtype) + bias
+        return read_off(x, kernel.T) + bias
 
 
 def hf_modules(config: Config) -> dict[str, str | Part]:

@@ -33,7 +33,7 @@ from ftjax.models.layers import (
 from ftjax.models.pattern import pattern_of
 from ftjax.models.rotary import Rotary, rotate
 from ftjax.models.stack import Stack
-from ftjax.models.vocabulary import LanguageHead, Scores, capped, score
+from ftjax.models.vocabulary import LanguageHead, Scores, capped, read_off, score
 
 Array = jax.Array
 DEFAULT_TARGETS = ("query", "value")
@@ -301,6 +301,8 @@ class Model(nn.Module):
         if targets is not None:  # in the compute dtype
             given = () if target_weights is None else (target_weights, target_smoothing)
             return self.language(x, words, targets, *given)
+        if self.head == "causal_lm":
+            return self.language(x, words)
         x = x.astype(jnp.float32)
         if self.head != "classification":
             return self.each_token(x, words)
@@ -341,8 +343,6 @@ class Model(nn.Module):
     def each_token(self, x: Array, words: Embedding) -> Array:
         """What heads say of every position, from float32 hidden states."""
         c = self.config
-        if self.head == "causal_lm":
-            return self.language(x, words)
         dense = partial(Dense, stddev=c.initializer_range)
         count = 2 if self.head == "span" else self.labels
         x = Dropout(c.heads[self.head].dropout, name="dropout")(x)
@@ -355,10 +355,10 @@ class Model(nn.Module):
             head = partial(LanguageHead, c.vocab_size, ("embed", "vocab"), False)
             head = head(stddev=c.initializer_range, softcap=c.logit_softcap, name="lm_head")
             return head(x, *targets)
-        kernel, cap = words.embedding.T, c.logit_softcap
+        table, cap = words.embedding, c.logit_softcap
         if targets:
-            return score(x, kernel, *targets, softcap=cap)
-        return capped(x @ kernel.astype(x.dtype), cap)
+            return score(x, table.T, *targets, softcap=cap)
+        return capped(read_off(x, table), cap)
 
 
 def last_tokens(

@@ -155,9 +155,9 @@ class Model(nn.Module):
             return x
         if targets is not None:  # in the compute dtype
             return self.logits(x, words, targets, target_weights, target_smoothing)
-        x = x.astype(jnp.float32)
         if self.head == "seq2seq_lm":
             return self.logits(x, words)
+        x = x.astype(jnp.float32)
         if self.head == "span":
             return dense(2, ("embed", None), name="classifier")(x)
         ends = (input_ids[:, -x.shape[1] :] == c.end).astype(jnp.int32)  # past virtual tokens

@@ -27,7 +27,7 @@ from ftjax.models.layers import (
 )
 from ftjax.models.sequences import Attention
 from ftjax.models.stack import Stack
-from ftjax.models.vocabulary import LanguageHead, Scores, score
+from ftjax.models.vocabulary import LanguageHead, Scores, read_off, score
 
 Array = jax.Array
 MODEL = "T5Model"
@@ -312,13 +312,16 @@ class Model(sequences.Model):
 
     def logits(self, x: Array, words: Embedding, *targets: Any) -> Array | Scores:
         c = self.config
-        x = x * c.hidden_size**-0.5 if c.scale_outputs else x
+        scale = c.hidden_size**-0.5 if c.scale_outputs else 1.0
+        x = x * scale if targets else x
         if not c.tied:
             head = partial(LanguageHead, c.vocab_size, ("embed", "vocab"), False)
-            return head(stddev=c.hidden_size**-0.5, name="lm_head")(x, *targets)
-        if targets:
-            return score(x, words.embedding.T, *targets)
-        return x @ words.embedding.T.astype(x.dtype)
+            said = head(stddev=c.hidden_size**-0.5, name="lm_head")(x, *targets)
+        elif targets:
+            said = score(x, words.embedding.T, *targets)
+        else:
+            said = read_off(x, words.embedding)
+        return said if targets else said * scale
 
 
 def hf_modules(config: Config) -> dict[str, str | Part]:

@@ -7,10 +7,11 @@ where transformers' classes have it, too.
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from ftjax.options import Above0, Count, Layers, Natural, NotNegative, Portion, Share, Size
+from ftjax.options import Above0, Layers, NotNegative, Portion, Share, Size
 
 Distance = Annotated[int, "[1, 1000000]"]  # between tokens, of which there is a table
-Token = Count | None  # -1 for none, in older folders
+Some = Annotated[int, "[0, 1000000000]"]
+Token = Annotated[int, "[-1, 1000000000]"]  # -1 for none, in older folders
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Values:
     d_kv: Size = 64
     attention_head_size: Size = 64
     pooler_hidden_size: Size = 768
-    type_vocab_size: Natural = 2
+    type_vocab_size: Some = 2
     max_position_embeddings: Annotated[int, "[1, 100000000]"] = 512
     n_positions: Size = 1024
     # Counts.
@@ -65,9 +66,9 @@ class Values:
     layer_types: list[str] | None = ()
     attention_types: list[list[Any]] | None = ()
     attention_layers: list[str] | None = ()
-    sliding_window: Natural | None = 4096
+    sliding_window: Some | None = 4096
     sliding_window_pattern: Size = 6
-    max_window_layers: Natural = 28
+    max_window_layers: Some = 28
     window_size: Size = 256
     local_attention: Size = 128
     global_attn_every_n_layers: Size = 3
@@ -90,7 +91,7 @@ class Values:
     position_biased_input: bool = False
     norm_rel_ebd: str | None = "layer_norm"
     share_att_key: bool = True
-    clamp_len: Annotated[int, "[-1, inf)"] = -1
+    clamp_len: Annotated[int, "[-1, 1000000000]"] = -1
     # Activations.
     hidden_act: str = "gelu"
     hidden_activation: str | None = "gelu"
@@ -151,9 +152,9 @@ class Values:
     scale_embedding: bool = False
     scale_decoder_outputs: bool = True
     # Tokens.
-    pad_token_id: Token = 0
-    eos_token_id: Token | list[int] = 1
-    decoder_start_token_id: Token = 0
+    pad_token_id: Token | None = 0
+    eos_token_id: Token | list[Token] | None = 1
+    decoder_start_token_id: Token | None = 0
 
 
 @dataclass(frozen=True)

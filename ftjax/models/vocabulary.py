@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from ftjax.models.layers import Dense
 from ftjax.parallel.collectives import scatter_sum
 from ftjax.parallel.mesh import RULES, fitting
+from ftjax.parallel.product import matmul
 
 Array = jax.Array
 CHUNK = 2**25  # logits that exist at a time on a device
@@ -44,9 +45,29 @@ class LanguageHead(Dense):
     @nn.compact
     def __call__(self, x: Array, *targets: Any) -> Array | Scores:
         """Logits (batch, length, vocabulary), or `score` of targets, weights and smoothing."""
+        kernel = self.weight(x.shape[-1])
         if targets:
-            return score(x, self.weight(x.shape[-1]), *targets, softcap=self.softcap)
-        return capped(super().__call__(x), self.softcap)
+            return score(x, kernel, *targets, softcap=self.softcap)
+        x = alike(x, kernel)
+        return capped(matmul(x, kernel, self.axes, jnp.float32), self.softcap)
+
+
+def read_off(x: Array, table: Array) -> Array:
+    """Logits in float32 of hidden states, in the compute dtype, by a table (vocabulary, features).
+
+    The table is read as it lies: turned, XLA would convert a bfloat16 one as a whole on CPUs.
+    """
+    x = alike(x, table)
+    flat = x.reshape(-1, x.shape[-1])
+    if len(flat) == 1 and x.dtype == jnp.bfloat16:  # as it would for one row
+        return read_off(jnp.concatenate([x, x]), table)[:1]
+    y = jnp.einsum("re,ve->rv", flat, table.astype(x.dtype), preferred_element_type=jnp.float32)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def alike(x: Array, kernel: Array) -> Array:
+    """x as it is multiplied by the kernel: both are float32 unless neither is."""
+    return x if x.dtype == kernel.dtype else x.astype(jnp.float32)
 
 
 def with_ones(x: Array) -> Array:

@@ -15,10 +15,11 @@ from ftjax.parallel.mesh import RULES, place, ways_of
 
 Array = jax.Array
 LARGE = 2**26  # bytes of a kernel that is not kept gathered from a layer's forward pass on
+FEW = 64  # rows, of which a product takes as long as reading the kernel
 NAME = "product"  # of what it gives, for `jax.checkpoint`
 
 
-def matmul(x: Array, kernel: Array, axes: Sequence[str | None]) -> Array:
+def matmul(x: Array, kernel: Array, axes: Sequence[str | None], dtype: Any = None) -> Array:
     """x W, in x's dtype.
 
     Over the axis fsdp a kernel is gathered, and its gradient is summed and scattered, in x's
@@ -28,12 +29,13 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None]) -> Array:
         x: (batch, ..., in), or (batch, length, ..., in).
         kernel: (in, out).
         axes: logical axes of the kernel.
+        dtype: of what is given, where it is not x's: float32.
     """
     mesh = jax.sharding.get_abstract_mesh()
     kernel = rounded(kernel) if (kernel.dtype, x.dtype) == (jnp.float32, jnp.bfloat16) else kernel
     kernel = kernel.astype(x.dtype)
     if mesh.empty or mesh.shape["fsdp"] * mesh.shape["sequence"] == 1 or x.ndim == 1:
-        return _rows(x, kernel)
+        return rows(x, kernel, dtype)
     placed = place(axes, kernel.shape, mesh.shape)
     into, out = (_without_fsdp(axis) for axis in placed)
     leading = (RULES["batch"], RULES["length"], *(None,) * x.ndim)[: x.ndim - 1]
@@ -41,10 +43,16 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None]) -> Array:
     gathered = [i for i, axis in enumerate(placed) if "fsdp" in _names(axis)]
     apart = gathered or mesh.shape["sequence"] > 1
     if not (apart and _divides(mesh, specs[0], x) and _divides(mesh, specs[1], kernel)):
-        return _rows(x, kernel)
+        return rows(x, kernel, dtype)
     others = tuple(name for axes in leading for name in _names(axes) if name != "fsdp")
     run = jax.shard_map(
-        partial(_local, dimension=gathered[0] if gathered else None, summed=into, others=others),
+        partial(
+            _local,
+            dimension=gathered[0] if gathered else None,
+            summed=into,
+            others=others,
+            dtype=dtype,
+        ),
         in_specs=specs,
         out_specs=PartitionSpec(*leading, out),
     )
@@ -121,15 +129,56 @@ def _divides(mesh: AbstractMesh, spec: PartitionSpec, x: Array) -> bool:
     return all(n % ways_of(mesh.shape, axes) == 0 for axes, n in zip(spec, x.shape, strict=True))
 
 
-def _rows(x: Array, kernel: Array) -> Array:
-    """One matrix, not a batch of them: XLA transposes batched operands of the kernel's gradient."""
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
+def rows(x: Array, kernel: Array, dtype: Any = None) -> Array:
+    """x W of one matrix, not a batch of them: XLA transposes batched operands of the kernel's
+    gradient. In x's dtype, or as `matmul` says."""
+    flat = x.reshape(-1, x.shape[-1])
+    if dtype is not None:
+        y = _summed(flat, kernel).astype(dtype)
+    elif x.dtype == kernel.dtype == jnp.bfloat16 and len(flat) <= FEW:
+        y = _few(flat, kernel)
+    else:
+        y = flat @ kernel
+    return y.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+def _summed(x: Array, kernel: Array) -> Array:
+    """x W, summed and given in float32."""
+    if len(x) == 1 and x.dtype == jnp.bfloat16:  # of one row XLA has none on CPUs, see `_few`
+        return _summed(jnp.concatenate([x, x]), kernel)[:1]
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+
+
+@jax.custom_jvp
+def _few(x: Array, kernel: Array) -> Array:
+    """x W of a few bfloat16 rows, as when tokens are generated.
+
+    On CPUs XLA has products of bfloat16 that give float32; for others it makes a float32 kernel
+    each time.
+    """
+
+    def narrow(x: Array, kernel: Array) -> Array:
+        return _summed(x, kernel).astype(x.dtype)
+
+    return jax.lax.platform_dependent(x, kernel, cpu=narrow, default=jnp.matmul)
+
+
+_few.defjvps(
+    lambda dx, _, x, kernel: dx @ kernel,
+    lambda dkernel, _, x, kernel: x @ dkernel,
+)
 
 
 def _local(
-    x: Array, kernel: Array, *, dimension: int | None, summed: str | None, others: tuple[str, ...]
+    x: Array,
+    kernel: Array,
+    *,
+    dimension: int | None,
+    summed: str | None,
+    others: tuple[str, ...],
+    dtype: Any,
 ) -> Array:
     # Said here, so that the gradient is summed over other axes once it is scattered over fsdp.
     kernel = jax.lax.pcast(kernel, others, to="varying") if others else kernel
-    y = _rows(x, kernel if dimension is None else gather(kernel, "fsdp", dimension))
+    y = rows(x, kernel if dimension is None else gather(kernel, "fsdp", dimension), dtype)
     return jax.lax.psum(y, summed) if summed else y

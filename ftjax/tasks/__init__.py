@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftjax import registry
-from ftjax.options import defaults
 
 # name → (module, class, what it is)
 TASKS: registry.Table = {
@@ -35,11 +34,6 @@ TASKS: registry.Table = {
 def find(name: str) -> type:
     """The dataclass of options registered as `name`."""
     return registry.find("task", TASKS, name)
-
-
-def options(name: str) -> dict[str, Any]:
-    """Names and defaults of a task's options."""
-    return defaults(find(name))
 
 
 def columns(name: str) -> dict[str, str]:

@@ -1,8 +1,6 @@
 """What every task says of itself."""
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.data.encode import Columns, Examples
-from ftjax.data.fields import Schema
+from ftjax.data.fields import Schema, in_order, is_integer, whole_label
 from ftjax.data.loading import Vary
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
@@ -263,7 +261,8 @@ def label_names(
         outputs: of a finished head.
 
     Raises:
-        UserError: fewer than two labels, or one without an example, or that the head lacks.
+        UserError: fewer than two labels; one without an example that the source does not name, or
+            that the head lacks.
     """
     found = set(labels)
     if outputs:
@@ -272,8 +271,9 @@ def label_names(
     if not names:
         names = in_order(found)
         if names and names[0] == "0" and all(map(is_integer, names)):
-            names = tuple(str(i) for i in range(int(names[-1]) + 1))
-    for name in names:
+            gap = next((i for i, name in enumerate(names) if name != str(i)), None)
+            names = names if gap is None else (*names[:gap], str(gap))
+    for name in names if given or not train.label_names else ():  # those of a source are known
         if name not in found:
             raise UserError(
                 f"{train.file}: label {name!r} has no example in the training split; "
@@ -297,8 +297,11 @@ def named_outputs(
     """
     unnamed = all(name == f"LABEL_{number}" for number, name in enumerate(outputs))
     numbers = tuple(map(str, range(len(outputs))))
-    spelled = {name.casefold(): name for name in found}
-    names = tuple(name if name in found else spelled.get(name.casefold(), name) for name in outputs)
+    spelled = {whole_label(name).casefold(): name for name in found}
+    names = tuple(
+        name if name in found else spelled.get(whole_label(name).casefold(), name)
+        for name in outputs
+    )
     if unnamed and len(given) == len(outputs):
         names = tuple(map(str, given))
     elif unnamed and set(found) <= set(numbers):
@@ -313,16 +316,6 @@ def named_outputs(
         f"model.path {', '.join(outputs)}: {told}rename those of the rows (data.prepare: "
         "clean_labels, mapping), or set model.new_head=True to start a new head"
     )
-
-
-def is_integer(name: str) -> bool:
-    return bool(re.fullmatch(r"-?\d+", name))
-
-
-def in_order(names: Collection[str]) -> tuple[str, ...]:
-    """Sorted, as numbers where all are."""
-    numbers = all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names)
-    return tuple(sorted(names, key=Decimal if numbers else str))
 
 
 def one_number(split: Split, names: Sequence[str], column: str = "label") -> np.ndarray:

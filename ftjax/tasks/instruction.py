@@ -83,9 +83,9 @@ class Instruction(CausalLM, Written):
     at_end: ClassVar = ("exact_match",)
     schema: ClassVar = Schema(
         {
-            "messages": Field(chats.messages, optional=True, says=True),
-            "prompt": Field(text, optional=True),
-            "completion": Field(text, optional=True, answer=True),
+            "messages": Field(chats.messages, optional=True, sparse=True, blank=[], says=True),
+            "prompt": Field(text, optional=True, sparse=True),
+            "completion": Field(text, optional=True, sparse=True, answer=True),
             "tools": TOOLS,
         },
         check,

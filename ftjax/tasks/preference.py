@@ -26,11 +26,11 @@ KINDS = ("sigmoid", "hinge", "ipo")
 
 
 def turns(found: Any) -> list[Message]:
-    """A text as a turn of nobody yet, or a list of turns."""
+    """A text as a turn of nobody yet, or of what humans and assistants say; or a list of turns."""
     if isinstance(found, str):
         if not found.strip():
             raise ValueError("is empty")
-        return [{"role": "", "content": found}]
+        return chats.transcript(found) or [{"role": "", "content": found}]
     return chats.messages(found)
 
 

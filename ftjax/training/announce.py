@@ -7,6 +7,7 @@ import numpy as np
 
 from ftjax.tasks.base import spoken
 from ftjax.training.progress import Progress
+from ftjax.training.rate import rate_notes
 from ftjax.training.recipe import Recipe
 from ftjax.training.run import Run
 from ftjax.training.splits import Data
@@ -36,6 +37,7 @@ def announced(run: Run, data: Data, total: int, lengths: Sequence[int], step: in
         f"({trainable / every:.2%}); {size}, {total:,} steps, "
         f"lengths {', '.join(map(str, lengths))}"
     )
+    yield from rate_notes(config, run.tuned)
     if run.absent:
         yield f"not in {run.folder.name}, initialized: {', '.join(run.absent)}"
     for name, examples in data.splits.items():
@@ -52,7 +54,7 @@ def announced(run: Run, data: Data, total: int, lengths: Sequence[int], step: in
                 f"{name}: {empty} rows give no example: nothing to be learned is within "
                 f"data.max_length={config.data.max_length} tokens"
             )
-    if stream is not None and _are_sorted(stream[0].arrays.get("labels")):
+    if stream is not None and are_sorted(stream[0].arrays.get("labels")):
         yield (
             "stream: the first window's rows come sorted by label, so that windows are of few "
             "labels: shuffle the files, or set data.buffer to more rows than come of one label"
@@ -70,7 +72,7 @@ def announced(run: Run, data: Data, total: int, lengths: Sequence[int], step: in
         yield f"resumed at step {step}"
 
 
-def _are_sorted(labels: np.ndarray | None) -> bool:
+def are_sorted(labels: np.ndarray | None) -> bool:
     """Whether rows have one label, or the next row's label is another half as often as it would
     be in a random order."""
     if labels is None or labels.ndim != 1 or labels.dtype.kind != "i" or len(labels) < SEEN:

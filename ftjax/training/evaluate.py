@@ -1,6 +1,7 @@
 """Forward passes over a split."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,9 @@ from ftjax.data.planning import EMPTY, Layout, Planned
 from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
 from ftjax.partition import merge
 from ftjax.paths import Flat
+from ftjax.training.programs import Programs, Shapes, abstract, batch_shapes, key_of
+
+RUNNING = 4  # batches whose outputs are on the devices, at most
 
 
 class Forward:
@@ -38,7 +42,7 @@ class Forward:
     ) -> None:
         self._mesh, self._batch_size, self._vary = mesh, batch_size, vary
         self.compile_seconds = 0.0
-        self._programs: dict[tuple, Any] = {}
+        self._programs = Programs()
 
         def forward(params: Flat, frozen: Flat, batch: Mapping[str, jax.Array]) -> Any:
             found = apply(merge(params, frozen), batch)
@@ -51,46 +55,69 @@ class Forward:
 
         Of a mapping, what is called "tokens" comes in the order of their tokens: (tokens, ...).
         """
+        loader = self._loader(examples, layout)
+        outputs: dict[str | None, np.ndarray] = {}
+        running: deque[tuple[Planned, Any]] = deque()
+
+        def fetch() -> None:
+            planned, found = running.popleft()
+            named = found if isinstance(found, dict) else {None: found}
+            for name, each in named.items():
+                of_tokens = name == "tokens"
+                if name not in outputs:
+                    rows = len(examples.ids.values) if of_tokens else len(examples)
+                    more = each.shape[2 if of_tokens else planned.places.ndim :]
+                    outputs[name] = np.empty((rows, *more), np.float32)
+                if of_tokens:
+                    index, inside = token_index(examples, planned)
+                else:
+                    index, inside = planned.places, planned.places != EMPTY
+                outputs[name][index[inside]] = np.asarray(each)[inside]
+
+        try:
+            self._begin(params, frozen, loader)
+            for planned, batch in loader:
+                placed = place_rows(self._mesh, batch, len(planned.places))
+                found = self._program(placed)(params, frozen, placed)
+                for each in jax.tree.leaves(found):
+                    each.copy_to_host_async()
+                running.append((planned, found))
+                if len(running) > RUNNING:
+                    fetch()
+        except BaseException:
+            self.close()
+            raise
+        while running:
+            fetch()
+        return outputs.get(None, outputs)
+
+    def begin(self, params: Flat, frozen: Flat, examples: Examples, layout: Layout) -> None:
+        """Begins to compile all that a call will need, the first first."""
+        self._begin(*abstract((params, frozen)), self._loader(examples, layout))
+
+    def close(self) -> None:
+        """Leaves what has not begun to be compiled."""
+        self._programs.close()
+
+    def _loader(self, examples: Examples, layout: Layout) -> Loader:
         local = partial(local_rows, self._mesh)
-        loader = Loader(examples, self._batch_size, layout, None, local, self._vary)
-        pending = []
-        for planned, batch in loader:
-            placed = place_rows(self._mesh, batch, len(planned.places))
-            pending.append((planned, self._program(params, frozen, placed)))
-        if not isinstance(pending[0][1], dict):
-            return _by_example(examples, pending)
-        found = {}
-        for name in pending[0][1]:
-            each = [(planned, out[name]) for planned, out in pending]
-            found[name] = (_by_token if name == "tokens" else _by_example)(examples, each)
-        return found
+        return Loader(examples, self._batch_size, layout, None, local, self._vary)
 
-    def _program(self, params: Flat, frozen: Flat, batch: Mapping[str, jax.Array]) -> Any:
-        key = tuple((name, x.shape) for name, x in sorted(batch.items()))
-        if key not in self._programs:
-            start = time.perf_counter()
-            with logical_axes(self._mesh):
-                self._programs[key] = self._jit.lower(params, frozen, batch).compile()
-            self.compile_seconds += time.perf_counter() - start
-        return self._programs[key](params, frozen, batch)
+    def _begin(self, params: Flat, frozen: Flat, loader: Loader) -> None:
+        for _, (planned, _, local) in loader.ahead(0, len(loader.examples)):
+            batch = batch_shapes(self._mesh, local, len(planned.places))
+            self._programs.begin(key_of(batch), partial(self._lower, params, frozen, batch))
 
+    def _lower(self, params: Flat, frozen: Flat, batch: Shapes) -> jax.stages.Lowered:
+        with logical_axes(self._mesh):
+            return self._jit.lower(params, frozen, batch)
 
-def _by_example(examples: Examples, pending: list[tuple[Planned, jax.Array]]) -> np.ndarray:
-    first, out = pending[0]
-    outputs = np.empty((len(examples), *out.shape[first.places.ndim :]), np.float32)
-    for planned, out in pending:
-        real = planned.places != EMPTY
-        outputs[planned.places[real]] = np.asarray(out)[real]
-    return outputs
-
-
-def _by_token(examples: Examples, pending: list[tuple[Planned, jax.Array]]) -> np.ndarray:
-    more = pending[0][1].shape[2:]
-    outputs = np.empty((len(examples.ids.values), *more), np.float32)
-    for planned, out in pending:
-        index, inside = token_index(examples, planned)
-        outputs[index[inside]] = np.asarray(out)[inside]
-    return outputs
+    def _program(self, batch: Mapping[str, jax.Array]) -> jax.stages.Compiled:
+        start, key = time.perf_counter(), key_of(batch)
+        ready = self._programs.ready(key)
+        program = self._programs(key)
+        self.compile_seconds += 0.0 if ready else time.perf_counter() - start
+        return program
 
 
 def refer(

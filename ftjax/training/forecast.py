@@ -1,26 +1,41 @@
 """What a program compiled ahead of time says of a run: memory, work, traffic, time."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from ftjax.bars import elapsed
 from ftjax.errors import UserError
 from ftjax.models.splash import kernel_flops
-from ftjax.parallel.chips import GIB, Chip, topology_devices
+from ftjax.parallel.chips import Chip, topology_devices
 from ftjax.parallel.hlo import summarize
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
 from ftjax.parallel.roofline import seconds
 from ftjax.training.ahead import abstract_recipe, abstract_state, compiled, live
-from ftjax.training.minimum import least_flops
+from ftjax.training.minimum import Least
+
+SAFE = 0.9  # of a chip's memory, to be advised to use
 
 
-def forecast(config: ConfigDict, topology: str, slices: int = 1) -> dict[str, Any]:
+def forecast(
+    config: ConfigDict, topology: str, slices: int = 1, quick: bool = False
+) -> dict[str, Any]:
     """Compiles a configuration's first step for a topology, and reads the program.
 
-    All figures are of one chip; bytes and FLOPs are of one step.
+    All figures are of one chip; bytes and FLOPs are of one step, and tokens are all positions of
+    the batch.
+
+    Args:
+        config: of a run.
+        topology: such as "v5e:8x8".
+        slices: pods beside each other.
+        quick: with less of the compiler's effort: memory is nearly the same, and nothing is said of
+            time, which is another program's.
 
     Raises:
         UserError: an unknown topology, or a mesh or batch that does not fit it.
@@ -44,12 +59,14 @@ def forecast(config: ConfigDict, topology: str, slices: int = 1) -> dict[str, An
         "model": config.model.path,
         "method": config.method.name,
         "batch": [config.train.batch_size, config.data.max_length],
+        "tokens": config.train.batch_size * config.data.max_length * recipe.task.group,
         "parameters": total,
         "trainable": trainable,
         "chip_memory": chip.memory,
     }
     try:
-        program, took = compiled(recipe, mesh)
+        with jax_effort(quick), elapsed(f"compiling for {len(devices)} chips of {topology}"):
+            program, took = compiled(recipe, mesh)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -57,10 +74,53 @@ def forecast(config: ConfigDict, topology: str, slices: int = 1) -> dict[str, An
     state, frozen = abstract_state(recipe, mesh)
     last = recipe.state_shapes(state.params, mesh, recipe.total)  # of which more may train
     read = _read(program, chip, {"start": live(state, frozen), "resume": live(last, frozen)})
-    least = {kind: count / len(devices) for kind, count in least_flops(config).items()}
-    bound = sum(least.values()) / chip.flops / max(read["seconds"].values())
-    found |= {"compile_seconds": round(took, 1), **read, "least_flops": least, "mfu_bound": bound}
-    return found
+    found |= {"compile_seconds": round(took, 1), **read}
+    if found["fits"] and (more := room_for(found, config)):
+        found["room"] = more
+    if quick:
+        del found["seconds"]
+        return found
+    least = {kind: count / len(devices) for kind, count in Least(config)().items()}
+    step = max(read["seconds"].values())
+    bound = sum(least.values()) / chip.flops / step
+    return found | {"least_flops": least, "mfu_bound": bound, **speed(found, step)}
+
+
+def speed(found: Mapping[str, Any], step: float) -> dict[str, float]:
+    """What a step of at least so many seconds means: tokens a second at most, chip-hours at least.
+
+    Args:
+        found: tokens of a step, and chips.
+        step: its seconds.
+    """
+    rate = found["tokens"] / step
+    return {
+        "tokens_per_second": rate,
+        "tokens_per_second_per_chip": rate / found["chips"],
+        "chip_hours_per_billion_tokens": found["chips"] * 1e9 / rate / 3600,
+    }
+
+
+def room_for(found: Mapping[str, Any], config: ConfigDict) -> str:
+    """What to do with memory that is left, in the order of what it gains; empty for nothing.
+
+    Args:
+        found: what a chip has and needs.
+        config: of the run.
+    """
+    memory = found["memory"]
+    left = SAFE * found["chip_memory"] - max(memory["sum"], memory["resume"])
+    times = 1 + left / max(memory["temporaries"], 1)
+    if times < 2:
+        return ""
+    parts, rows = config.train.accumulation, config.train.batch_size
+    if config.model.remat != "none":
+        return "model.remat=dots or none computes less twice, in more memory: try them"
+    if parts > 1:
+        return f"train.accumulation={max(int(parts / times), 1)} does the same in larger parts"
+    if config.mesh.fsdp != 1 and config.mesh.data == 1:
+        return "mesh.data above 1 and a smaller mesh.fsdp send less, if parameters fit"
+    return f"train.batch_size={rows * min(2 ** int(math.log2(times)), 64)} fits about, in one step"
 
 
 def _read(program: jax.stages.Compiled, chip: Chip, held: dict[str, int]) -> dict[str, Any]:
@@ -94,8 +154,23 @@ def _read(program: jax.stages.Compiled, chip: Chip, held: dict[str, int]) -> dic
     }
 
 
+@contextmanager
+def jax_effort(quick: bool) -> Iterator[None]:
+    """Compiles with less effort, if quick."""
+    before = jax.config.jax_optimization_level
+    jax.config.update("jax_optimization_level", "O1" if quick else before)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_optimization_level", before)
+
+
 def mended(
-    config: ConfigDict, topology: str, slices: int, say: Callable[[str], None]
+    config: ConfigDict,
+    topology: str,
+    slices: int,
+    say: Callable[[str], None],
+    quick: bool = False,
 ) -> tuple[str, dict[str, Any]] | None:
     """What to set for a configuration that does not fit, found by trying; None where nothing does.
 
@@ -112,7 +187,7 @@ def mended(
         words = " ".join(f"--config.{key}={value}" for key, value in attempt.items())
         say(f"trying {words}")
         try:
-            found = forecast(tried, topology, slices)
+            found = forecast(tried, topology, slices, quick)
         except UserError:  # the batch does not divide so, or the model has no such parts
             continue
         changes = attempt
@@ -133,41 +208,3 @@ def _mends(config: ConfigDict) -> Iterator[dict[str, Any]]:
     while parts * 2 <= min(config.train.batch_size, 64):
         parts *= 2
         yield {"train.accumulation": parts}
-
-
-def lines(found: dict[str, Any]) -> list[str]:
-    """The forecast as text."""
-    mesh = " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items() if size > 1)
-    rows, length = found["batch"]
-    where = found["topology"] + (f" x {found['slices']} slices" if found["slices"] > 1 else "")
-    text = [
-        f"{found['model']}, {found['method']}: {found['trainable']:,} of "
-        f"{found['parameters']:,} parameters train",
-        f"{where}: {found['chips']} chips, {mesh or 'one device'}; batch {rows} x {length}",
-    ]
-    if "memory" not in found:
-        return [*text, f"does not fit: {found['reason']}"]
-    memory, flops = found["memory"], found["flops"]
-    least, times = found["least_flops"], found["seconds"]
-    of, across = found["chip_memory"] / GIB, found["collectives"]["between_slices"]
-    bound = max(times, key=times.get)
-    return [
-        *text,
-        f"{'fits' if found['fits'] else 'does not fit'}: {memory['sum'] / GIB:.2f} of {of:.0f} GiB "
-        f"a chip (arguments {memory['arguments'] / GIB:.2f}, outputs "
-        f"{memory['outputs'] / GIB:.2f}, temporaries {memory['temporaries'] / GIB:.2f}; "
-        f"peak {memory['peak'] / GIB:.2f}; at start {memory['start'] / GIB:.2f}, at resume "
-        f"{memory['resume'] / GIB:.2f})",
-        f"work: {flops['dense'] / 1e12:.1f} TFLOP of products, {flops['kernels'] / 1e12:.1f} of "
-        f"attention kernels; the method needs {least['dense'] / 1e12:.1f} and "
-        f"{least['attention'] / 1e12:.1f}",
-        "sent: "
-        + ", ".join(
-            f"{kind} {count / 1e9:.3f} GB in {found['collectives']['runs'][kind]:,}"
-            for kind, count in sorted(found["collectives"]["bytes"].items())
-        )
-        + (f"; between slices {across / 1e9:.3f} GB" if across else ""),
-        "least time: " + ", ".join(f"{kind} {1e3 * t:,.1f} ms" for kind, t in times.items() if t),
-        f"bound by {bound}: MFU at most {found['mfu_bound']:.0%}",
-        f"compiled in {found['compile_seconds']:.1f} s",
-    ]

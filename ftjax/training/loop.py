@@ -21,7 +21,7 @@ from ftjax.formats.folder import require_same
 from ftjax.generation.text import Generator
 from ftjax.parallel import agreement
 from ftjax.parallel.chips import peak_flops
-from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
+from ftjax.parallel.mesh import local_rows, place_rows
 from ftjax.paths import Flat
 from ftjax.regularization import changes_words
 from ftjax.regularization.l2_sp import starts
@@ -32,8 +32,8 @@ from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.ending import HELD_OUT, Answered, end, write_texts
 from ftjax.training.evaluate import Forward, cache_features, refer
 from ftjax.training.memory import free, memory_in_use
-from ftjax.training.minimum import least_flops
-from ftjax.training.profile import Profiler, dump
+from ftjax.training.profile import Profiler
+from ftjax.training.programs import Key, key_of
 from ftjax.training.progress import Progress
 from ftjax.training.recipe import Recipe
 from ftjax.training.result import set_result_aside, write_result
@@ -41,12 +41,13 @@ from ftjax.training.resuming import best, newest
 from ftjax.training.run import Run, best_metric, with_bias
 from ftjax.training.signals import stop_signal
 from ftjax.training.splits import Data
-from ftjax.training.step import State, carried_moments, init_state, lower_step
+from ftjax.training.step import State, carried_moments, init_state
+from ftjax.training.steps import Steps
 from ftjax.training.usefulness import of_data
 from ftjax.training.writing import generator_of, is_written, written_scores
-from ftjax.workdir.folder import PENDING, length_before, refuse_differences
+from ftjax.workdir.folder import length_before, refuse_differences
 from ftjax.workdir.lock import Lock
-from ftjax.workdir.records import Records, write_text
+from ftjax.workdir.records import PENDING, Records, write_text
 
 
 class Training:
@@ -54,12 +55,10 @@ class Training:
 
     def __init__(self, run: Run, data: Data, workdir: Path, lock: Lock, base: str) -> None:
         self.lock, self.base = lock, base
-        seen = data.counted
-        self.run_ = run = with_bias(run, run.task.first_bias(seen))
+        self.run_ = run = with_bias(run, run.task.first_bias(data.counted))
         self.data, self.workdir, self.names = data, workdir, data.names
         self.config, self.mesh, self.splits, self.raw = run.config, run.mesh, data.splits, data.raw
-        settings, self.progress = self.config.train, Progress()
-        self.stream = data.stream
+        settings, self.progress, self.stream = self.config.train, Progress(), data.stream
         self.vary = vary = variation(run.task, run.folder)
         layout = self._layout()
         self.eval_layout = layout.scaled(settings.eval_batch_size / settings.batch_size)
@@ -87,19 +86,21 @@ class Training:
         self.profiler = Profiler(settings.profile_steps, workdir / "profile")
         self.metric = best_metric(self.config, run.task)
         self.generator: Generator | None = None
-        self.recipe = Recipe(self.config, run.task.fitted(seen, self.names), run.tuned, self.total)
+        fitted = run.task.fitted(data.counted, data.names)
+        self.recipe = Recipe(self.config, fitted, run.tuned, self.total)
         new = {*run.absent, *(path for path in run.trainable if path not in run.tuned.base.shapes)}
         kept = starts(run.trainable, new, self.config.regularization)
         self.frozen = run.frozen | {path: jnp.copy(leaf) for path, leaf in kept.items()}
+        place = (self.mesh, self.frozen, workdir / "programs")
+        self.steps = Steps(self.recipe, self.loader, *place, counted=self.peak is not None)
 
     def _layout(self) -> Layout:
         """The shapes of batches; a stream's by its first window, with room for any length."""
-        longest, task = self.config.data.max_length, self.run_.task
+        config, task = self.config, self.run_.task
+        longest, rows = config.data.max_length, config.train.batch_size
         most = None if self.stream is None else (longest, task.longest_written(longest))
-        first = self.splits["train"] if self.stream is None else self.stream[0]
-        parts = [first, *(part for name, part in self.splits.items() if name != "train")]
-        rows = self.config.train.batch_size
-        return choose_layout(self.config, self.mesh, parts, rows, self.vary, most, task.by_token)
+        parts = [self.data.first, *(self.splits[name] for name in self.splits if name != "train")]
+        return choose_layout(config, self.mesh, parts, rows, self.vary, most, task.by_token)
 
     def _refer(self) -> None:
         """What the untrained model says of all splits, before anything else."""
@@ -156,8 +157,8 @@ class Training:
             return self._finish(checkpoints, state, records)
         finally:
             self.profiler.end()
-            if self.stream is not None:
-                self.stream.close()
+            self.steps.close()
+            self.forward.close()
             try:
                 records.close()
             finally:
@@ -181,20 +182,6 @@ class Training:
         place = (self.config.seed, self.mesh, phase.partition, averaged)
         return init_state(self.run_.trainable, self.recipe.optimizer(phase), *place)
 
-    def _compile(
-        self, step: Callable, state: State, batch: Mapping[str, Any]
-    ) -> tuple[jax.stages.Compiled, float]:
-        """The program for a batch's shapes, made when they first come, and its least FLOPs."""
-        start = time.perf_counter()
-        with logical_axes(self.mesh):
-            program = lower_step(step, state, self.frozen, batch, self.mesh).compile()
-        if self.config.train.dump_programs and jax.process_index() == 0:
-            shape = "x".join(map(str, next(iter(batch.values())).shape))
-            dump(program, self.workdir / "programs" / shape)
-        least = sum(least_flops(self.config, batch).values()) if self.peak else 0.0
-        self.progress.compile_seconds += time.perf_counter() - start
-        return program, least
-
     def _loop(
         self,
         state: State,
@@ -205,9 +192,8 @@ class Training:
     ) -> tuple[State, int]:
         """Steps until the end, or until a signal, whose number comes with the last state."""
         settings, progress, frozen = self.config.train, self.progress, self.frozen
-        step, loader = int(state.step), self.loader
-        pending: list[tuple[int, Any, Counts]] = []
-        programs: dict[tuple, Any] = {}
+        step = first = int(state.step)
+        pending: list[tuple[int, Any, Counts, Key]] = []
         phase = self.recipe.phase(step)
         mark = time.perf_counter()
 
@@ -216,7 +202,7 @@ class Training:
             nonlocal mark
             if not pending:
                 return
-            rows = [(at, {k: float(v) for k, v in m.items()}) for at, m, _ in pending]
+            rows = [(at, {k: float(v) for k, v in m.items()}) for at, m, *_ in pending]
             elapsed = time.perf_counter() - mark
             good = []
             for at, row in rows:
@@ -225,8 +211,9 @@ class Training:
                 else:
                     self._skipped(at, row, checkpoints, records)
             progress.seconds += elapsed
-            for *_, held in pending:
+            for *_, held, key in pending:
                 progress.count(held)
+                progress.flops += self.steps.flops(key)
             progress.losses += good
             if log:
                 at, last = rows[-1]
@@ -242,7 +229,7 @@ class Training:
             before_input = time.perf_counter()
             planned, held, rows = next(iterator)
             progress.waited += time.perf_counter() - before_input
-            if self.stream is not None and (window := loader.begun(step)) is not None:
+            if self.stream is not None and (window := self.loader.begun(step)) is not None:
                 agreement.require_same("a window of the stream", window.content())
             batch = place_rows(self.mesh, rows, len(planned.places))
             before, phase = phase, self.run_.tuned.at_step(step)
@@ -251,16 +238,21 @@ class Training:
                 optimizer = self.recipe.optimizer(phase)
                 moments = carried_moments(state.opt_state, active, optimizer, self.mesh, state.step)
                 state = replace(state, opt_state=moments)
-            program = (*planned.places.shape, planned.length, id(phase))
-            if program not in programs:
+            shapes = key_of(batch)
+            if phase is not before or not self.steps.ready(phase, shapes):
                 flush()
-                programs[program] = self._compile(self.recipe.step(phase), state, batch)
+                before_program = time.perf_counter()
+                progress.seconds += before_program - mark  # of waiting for the batch
+                self.steps.begin(phase, state, step)
+                if step == first and "validation" in self.splits:
+                    params, split = state.best_params, self.splits["validation"]
+                    self.forward.begin(params, self.run_.frozen, split, self.eval_layout)
+                self.steps(phase, shapes)
                 mark = time.perf_counter()
-            compiled, flops = programs[program]
-            state, metrics = compiled(state, frozen, batch)
-            progress.flops += flops
+                progress.compile_seconds += mark - before_program
+            state, metrics = self.steps(phase, shapes)(state, frozen, batch)
             step += 1
-            pending.append((step, metrics, held))
+            pending.append((step, metrics, held, shapes))
             due = step % self.eval_every == 0 or step == self.total
             log = step % settings.log_every == 0 or step == self.total
             stop = stopping(step)

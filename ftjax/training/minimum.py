@@ -1,6 +1,7 @@
 """The work that a method's step cannot do without, whatever the compiler makes of it."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -11,10 +12,11 @@ from ml_collections import ConfigDict
 from ftjax.models import kind_of
 from ftjax.paths import Flat
 from ftjax.training.ahead import abstract_batch, abstract_params, abstract_recipe, architecture
+from ftjax.training.recipe import Recipe
 from ftjax.training.step import gradients
 
 
-def least_flops(config: ConfigDict, batch: Mapping[str, Any] | None = None) -> dict[str, float]:
+class Least:
     """FLOPs of all products of a step, with nothing computed twice.
 
     Gradients of frozen kernels are not among them, since no method needs them. Of causal
@@ -22,30 +24,43 @@ def least_flops(config: ConfigDict, batch: Mapping[str, Any] | None = None) -> d
 
     Args:
         config: of the run.
-        batch: of whose shapes; None for those at the longest length.
-
-    Returns:
-        "dense": of tokens with kernels; "attention": of tokens with tokens.
     """
-    config = config.copy_and_resolve_references()
-    config.model.update({"remat": "none", "attention": "xla", "parts": 1})
-    recipe = abstract_recipe(config)
-    phase = recipe.tuned.at_step(0)
-    trainable, frozen = phase.partition.split(abstract_params(recipe.tuned))
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    if batch is None:
-        batch = abstract_batch(config, recipe.task)
-    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
 
-    def grads(*given: Any) -> Flat:
-        return gradients(recipe.loss, *given, parts=1, gradient=recipe.gradient)[1]
+    def __init__(self, config: ConfigDict) -> None:
+        config = config.copy_and_resolve_references()
+        config.model.update({"remat": "none", "attention": "xla", "parts": 1})
+        self._config = config
 
-    traced = jax.make_jaxpr(grads)(trainable, frozen, batch, key)
-    dense, attention = _flops(traced.jaxpr)
-    if kind_of(architecture(config.model.path)) == "decoder":
-        length = batch["input_ids"].shape[1]
-        attention *= (length + 1) / (2 * length)
-    return {"dense": dense, "attention": attention}
+    @cached_property
+    def _recipe(self) -> Recipe:
+        return abstract_recipe(self._config)
+
+    def __call__(self, batch: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """Those of a step.
+
+        Args:
+            batch: of whose shapes; None for those at the longest length.
+
+        Returns:
+            "dense": of tokens with kernels; "attention": of tokens with tokens.
+        """
+        recipe = self._recipe
+        phase = recipe.tuned.at_step(0)
+        trainable, frozen = phase.partition.split(abstract_params(recipe.tuned))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        if batch is None:
+            batch = abstract_batch(self._config, recipe.task)
+        batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
+
+        def grads(*given: Any) -> Flat:
+            return gradients(recipe.loss, *given, parts=1, gradient=recipe.gradient)[1]
+
+        traced = jax.make_jaxpr(grads)(trainable, frozen, batch, key)
+        dense, attention = _flops(traced.jaxpr)
+        if kind_of(architecture(self._config.model.path)) == "decoder":
+            length = batch["input_ids"].shape[1]
+            attention *= (length + 1) / (2 * length)
+        return {"dense": dense, "attention": attention}
 
 
 def _flops(jaxpr: Jaxpr) -> np.ndarray:

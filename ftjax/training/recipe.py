@@ -17,6 +17,7 @@ from ftjax.regularization.l2_sp import l2_sp
 from ftjax.regularization.loss import gradient, regularized
 from ftjax.training.averages import Average, equal, moving
 from ftjax.training.optimizers import Schedule, make_optimizer, schedule
+from ftjax.training.rate import peak_rate
 from ftjax.training.step import LossFn, State, make_step, state_shapes
 from ftjax.tuned import Tuned
 
@@ -38,7 +39,8 @@ class Recipe:
     def rate(self) -> Schedule:
         """Learning rate by step."""
         settings = self.config.optimizer
-        return schedule(settings.schedule, settings.learning_rate, settings.warmup, self.total)
+        peak = peak_rate(self.config, self.tuned)
+        return schedule(settings.schedule, peak, settings.warmup, self.total)
 
     @cached_property
     def average(self) -> Average | None:

@@ -7,6 +7,7 @@ import jax
 
 from ftjax.training.memory import peak_memory_bytes
 from ftjax.training.progress import Progress
+from ftjax.training.rate import peak_rate
 from ftjax.training.report import write_report
 from ftjax.training.run import Run, best_metric
 from ftjax.workdir.records import write_json
@@ -56,7 +57,7 @@ def write_result(
         "tokens_per_second": round(progress.tokens / seconds, 2),
         "token_efficiency": round(progress.tokens / max(progress.slots, 1), 4),
         "peak_memory_bytes": peak_memory_bytes(),
-        "learning_rate": config.optimizer.learning_rate,
+        "learning_rate": peak_rate(config, run.tuned),
         "best_step": progress.best_step,
         "best_metric": best_metric(config, run.task),
         **({"fold": config.data.splits.fold} if config.data.splits.folds else {}),

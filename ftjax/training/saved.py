@@ -4,6 +4,7 @@ Nothing in the folder is changed: a run may be saving there.
 """
 
 import logging
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,16 @@ from ftjax.remote import is_remote, of_store
 from ftjax.training.checksums import text_sum
 from ftjax.training.step import State
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # writes abandoned after a failed one
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """Whether anything but orbax logs it, which raises what matters, or writes that it gave up."""
+    trace = record.exc_info[2] if record.exc_info else None
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
+    return not any("orbax" in Path(file).parts for file in (record.pathname, *files))
+
+
+for _name in ("absl", "asyncio"):  # others' records stay
+    logging.getLogger(_name).addFilter(_not_of_orbax)
 
 # What files that are cut short, lost or overwritten raise; the rest is no fault of theirs.
 DAMAGE = (

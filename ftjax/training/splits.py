@@ -44,12 +44,16 @@ class Data:
     stream: Windows | None = None
 
     @property
+    def first(self) -> Examples:
+        """What is trained on first: all, or a stream's first window."""
+        return self.splits["train"] if self.stream is None else self.stream[0]
+
+    @property
     def counted(self) -> Examples:
         """What labels are counted of: a stream's first window may have few of some, and the
         validation split, whose labels are the run's, stands for all."""
-        if self.stream is None:
-            return self.splits["train"]
-        return self.splits.get("validation") or self.stream[0]
+        held_out = self.splits.get("validation") if self.stream is not None else None
+        return held_out or self.first
 
     @property
     def written(self) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ftjax import tasks
+from ftjax.config import check
 from ftjax.formats.folder import locate
 from ftjax.parallel.agreement import first
 from ftjax.training.fresh import make
@@ -44,6 +45,7 @@ def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, 
         UserError: bad input, a work folder of another configuration or that another process
             trains in, or a loss that is not finite.
     """
+    check(config)
     result = first(partial(finished, workdir, config, extend))
     if result is not None:
         print(f"{workdir} is finished already")
@@ -73,4 +75,8 @@ def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, 
         first(partial(write_labels, workdir, data.names))
         first(partial(write_data_report, workdir, data.report))
         first(partial(write_drawn, workdir, data))
-        return Training(run, data, workdir, lock, inputs["base model"]).run()
+        try:
+            return Training(run, data, workdir, lock, inputs["base model"]).run()
+        finally:
+            if data.stream is not None:
+                data.stream.close()

@@ -11,9 +11,8 @@ from ftjax.config import flat_keys, from_json, to_json
 from ftjax.errors import UserError, require
 from ftjax.formats.jsons import read_json
 from ftjax.workdir import lock
-from ftjax.workdir.records import read_result, write_json, write_text
+from ftjax.workdir.records import PENDING, read_result, write_json, write_text
 
-PENDING = "pending"  # of a result: what is still to come of it
 # What may differ when a run is resumed: it changes speed and records, not results.
 FREE = (
     "mesh.",

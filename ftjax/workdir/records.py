@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from tqdm import tqdm
-
+from ftjax.bars import bar
 from ftjax.data.preparation.page import page
 from ftjax.errors import UserError
 from ftjax.formats.jsons import read_json
@@ -18,6 +17,7 @@ from ftjax.options import Count, Natural, NotNegative, require_entries
 from ftjax.remote import is_remote
 
 SECONDS = 30.0  # between writes of rows to an object store
+PENDING = "pending"  # of a result: what is still to come of it
 
 
 def write_text(path: Path, text: str) -> None:
@@ -100,7 +100,8 @@ def read_result(workdir: Path) -> dict[str, Any]:
                 raise UserError(f"{path}: metrics of {split} are not by name")
             if scores.get(result["best_metric"], "") is None:
                 scores[result["best_metric"]] = math.nan
-            if not isinstance(scores.get(result["best_metric"]), float):
+            known = isinstance(scores.get(result["best_metric"]), float)
+            if not known and not result.get(PENDING):
                 raise UserError(f"{path}: {split} has no number {result['best_metric']!r}")
     except UserError as error:
         raise UserError(f"{error}; remove it, and the same command writes it anew") from error
@@ -179,14 +180,7 @@ class Records:
         self._rows = _Rows(path, "".join(map(to_line, rows)))
         self._folder = None if is_remote(workdir) else workdir / "tensorboard"
         self._start, self._board = step, None
-        self._bar = tqdm(
-            total=total,
-            initial=step,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.5,
-            desc=workdir.name,
-        )
+        self._bar = bar(total, step, "step", workdir.name)
 
     def advance(self, steps: int) -> None:
         if self._shown:

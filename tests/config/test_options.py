@@ -6,7 +6,14 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pytest
 
 from ftjax import methods, tasks
-from ftjax.config import check, default_config, known_options, override
+from ftjax.config import (
+    check,
+    default_config,
+    known_options,
+    load_config,
+    override,
+    parse_override,
+)
 from ftjax.data import preparation
 from ftjax.errors import UserError
 from ftjax.options import Option, options
@@ -40,6 +47,8 @@ def outside(interval: str, kind: type) -> list[Any]:
     """Numbers beyond the ends of an interval, and ends that are not in it."""
     if interval == "regex":
         return ["quer(y", "*", "["]
+    if interval == "encoding":
+        return ["utf-9", "", "base64"]
     low, high = map(float, interval[1:-1].split(","))
     numbers = [low - (interval[0] == "["), high + (interval[-1] == "]")]
     return [kind(number) for number in numbers if math.isfinite(number)]
@@ -97,3 +106,86 @@ def test_every_key_says_what_it_means():
     for method, task in SECTIONS:
         for key, option in known_options(default_config(method, task)).items():
             assert option.meaning, key
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.profile_steps": (5,)}, r"train.profile_steps=\(5,\) must be two steps"),
+        ({"train.profile_steps": (5, 2)}, r"train.profile_steps=\(5, 2\) must be two steps"),
+        ({"optimizer.warmup": 1.5}, "optimizer.warmup=1.5 must be whole steps"),
+        (
+            {"optimizer.warmup": 9, "train.steps": 8},
+            "optimizer.warmup=9 is more than train.steps=8",
+        ),
+        ({"data.splits.test": 2.5}, "data.splits.test=2.5 must be whole rows"),
+        ({"data.splits.validation": 0.5, "data.splits.test": 0.5}, "leaves no rows to train on"),
+        ({"train.epochs": 0}, "train.epochs and train.steps are both 0"),
+        ({"train.batch_size": 10, "train.accumulation": 3}, "train.accumulation=3 does not divide"),
+        ({"train.average": 0.9, "train.swa_start": 0.5}, "train.average and train.swa_start"),
+        ({"model.from_step": 3}, "model.from_step=3 is a step of model.from_run"),
+        ({"optimizer.name": "sgd"}, "optimizer.learning_rate=auto is not for optimizer.name=sgd"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_named(changes, message):
+    config = default_config()
+    for key, value in changes.items():
+        override(config, key, value)
+    with pytest.raises(UserError, match=message):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("config.seed = -1", "^seed=-1 must be in"),
+        ("config.optimizer.learning_rate = float('nan')", "^optimizer.learning_rate=nan must be"),
+        (
+            "config.mesh.replicate = ('[',)",
+            r"^mesh.replicate=\('\[',\) is not a regular expression",
+        ),
+        ("config.train.profile_steps = ('a', 'b')", "^train.profile_steps=.*wrong type"),
+        ("config.data.prepare = (7,)", "^data.prepare="),
+        ("config.train.epochs = 1.5", "line 3: TypeError: .*epochs"),
+        ("config.train.epoch = 1", "line 3: AttributeError: .*epoch"),
+        ("config.train = 5", "line 3: TypeError: .*train"),
+        ("return 1 / 0", "line 3: ZeroDivisionError: division by zero"),
+        ("return nothing", "line 3: NameError: name 'nothing' is not defined"),
+        ("return", "returns None, no configuration"),
+        ("return {}", "returns {}, no configuration"),
+        ("(", "line 3: SyntaxError"),
+    ],
+)
+def test_bad_pages_are_refused_by_the_key_or_the_line(tmp_path, body, message):
+    """As overrides are, whatever a page holds or raises."""
+    file = tmp_path / "page.py"
+    file.write_text(
+        "from ftjax.config import default_config\n"
+        f"def get_config(config=default_config()):\n    {body}\n    return config\n"
+    )
+    with pytest.raises(UserError, match=message):
+        check(load_config(str(file)))
+
+
+def test_pages_may_set_what_options_hold(tmp_path):
+    """Also another of the types that an option has, which overrides can, and other sequences."""
+    file = tmp_path / "page.py"
+    file.write_text(
+        "from ftjax.config import default_config\n"
+        "def get_config():\n"
+        "    config = default_config('lora')\n"
+        "    config.optimizer.learning_rate = 1\n"
+        "    config.model.segments = (4, 2)\n"
+        "    config.method.targets = 'all-linear'\n"
+        "    config.task.class_weights = [1, 2]\n"
+        "    return config\n"
+    )
+    config = check(load_config(str(file)))
+    assert config.optimizer.learning_rate == 1.0 and config.model.segments == (4, 2)
+    assert config.method.targets == "all-linear" and config.task.class_weights == (1.0, 2.0)
+
+
+@pytest.mark.parametrize("text", ["(" * 5000, "9" * 5000, "1e999", "\0", "[" * 9 + "]" * 9])
+def test_values_that_are_nothing_are_refused_by_their_key(text):
+    with pytest.raises(UserError, match=r"^seed='?"):
+        override(default_config(), *parse_override(f"--config.seed={text}"))

@@ -139,3 +139,12 @@ def test_long_rows_of_few_examples_are_full(seed):
         assert sorted(np.concatenate([p.examples for p in plan])) == list(range(149))
         places += sum(p.places.shape[0] * p.length for p in plan)
     assert 6 * lengths.sum() / places > 0.95
+
+
+def test_packed_rows_are_no_longer_than_what_is_packed_together():
+    """However long they may be, so that lengths that no rows fill are not tried."""
+    lengths = np.random.default_rng(0).integers(4, 60, 200)
+    layout = packed_layout(lengths, 16, together=4, longest_row=100_000_000)
+    (length,) = layout.lengths
+    assert length <= 16 * 4 * 60
+    assert packed_layout(lengths, 16, together=4, longest_row=4000).lengths == layout.lengths

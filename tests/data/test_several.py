@@ -100,11 +100,11 @@ def test_streams_give_each_example_once(made, hosts):
             found = Counter()
             for number in range(step, step + count):
                 for loader in several:
-                    found.update(seen(loader.at(number)))
+                    found.update(seen(loader.at(number).arrays))
             assert found == part
             step += count
     assert several[0].starts[:4] == [0, *np.cumsum(total)]
-    examples = sum(several[0].counts(number).examples for number in range(step))
+    examples = sum(several[0].at(number).counts.examples for number in range(step))
     assert examples == 2 * sum(sum(part.values()) for part in wanted)
 
 
@@ -115,13 +115,13 @@ def test_streams_go_on_where_they_stopped(made):
     (first,) = loaders(make, layout)
     whole = []
     while len(first.starts) < 5:
-        whole.append(seen(first.at(len(whole))))
+        whole.append(seen(first.at(len(whole)).arrays))
     stop = first.starts[2] + 1
     windows = make()
     read, take = [], windows._read
     windows._read = lambda number: read.append(number) or take(number)
     again = StreamLoader(windows, BATCH, layout, 3, starts=list(first.starts))
-    assert [seen(again.at(step)) for step in range(stop, len(whole))] == whole[stop:]
+    assert [seen(again.at(step).arrays) for step in range(stop, len(whole))] == whole[stop:]
     assert min(read) == 2
 
 
@@ -139,7 +139,7 @@ def test_packed_streams_give_each_example_once(tiny, tmp_path):
     found, step = Counter(), 0
     loader.at(0)
     for step in range(loader.starts[1]):
-        batch = loader.at(step)
+        batch = loader.at(step).arrays
         for row, segments in zip(batch["input_ids"], batch["segment_ids"], strict=True):
             found.update(
                 row[segments == n].astype(np.int32).tobytes() for n in range(1, segments.max() + 1)
@@ -194,7 +194,7 @@ def test_groups_stay_together(tiny, hosts):
     tokenizer = load_tokenizer(tiny)
     for step in range(every[0].steps_per_epoch):
         for loader in every:
-            batch = loader.at(step)
+            batch = loader.at(step).arrays
             assert batch["input_ids"].shape[:2] == (4 // hosts, 4)
             for ids, mask, weight in zip(
                 batch["input_ids"], batch["attention_mask"], batch["weights"], strict=True
@@ -223,7 +223,7 @@ def test_varied_examples_come_once_an_epoch(tiny, packed):
     for epoch in range(2):
         found, read = Counter(), []
         for step in range(epoch * loader.steps_per_epoch, (epoch + 1) * loader.steps_per_epoch):
-            batch = loader.at(step)
+            batch = loader.at(step).arrays
             numbers = batch["segment_ids"] if packed else batch["attention_mask"]
             for row, ids, own in zip(batch["originals"], batch["input_ids"], numbers, strict=True):
                 for n in range(1, own.max(initial=0) + 1):

@@ -144,7 +144,7 @@ def test_bad_rows_are_named_by_file_and_row(tmp_path, content, message):
     [
         ({"path": "absent.jsonl"}, "absent.jsonl.*does not exist"),
         ({"path": ""}, "data.path is empty"),
-        ({"path": "/"}, "no train.jsonl"),
+        ({"path": "/"}, "no train or test file"),
         ({"source": "jsn", "path": "x"}, "did you mean 'json'"),
     ],
 )
@@ -280,3 +280,13 @@ def test_labels(tmp_path):
     one = corpus(tmp_path / "one", [{"text": "x", "label": "a"}])
     with pytest.raises(UserError, match="two labels"):
         task.label_names(one["train"])
+
+
+def test_an_optional_field_that_is_called_as_nothing_is(tmp_path):
+    """It would else be left out without a word: a pair would be trained on as one text."""
+    file = write_jsonl(tmp_path / "a.jsonl", [{"a": "x", "b": "y", "label": "n"}] * 3)
+    columns = {"text": "a", "text_pair": "bb", "label": "label"}
+    with pytest.raises(UserError, match=r"field 'bb' \(data.columns.text_pair\).*'b'"):
+        load(settings(path=str(file), columns=columns), SCHEMA)
+    split = load(settings(path=str(file), columns=columns | {"text_pair": "b"}), SCHEMA)["train"]
+    assert split.rows["text_pair"][:] == ["y", "y", "y"]

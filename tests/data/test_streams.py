@@ -6,16 +6,19 @@ import threading
 
 import numpy as np
 import pytest
+from sklearn.utils.class_weight import compute_class_weight
 
 from ftjax.config import default_config
-from ftjax.data.encode import Examples, Ragged
+from ftjax.data.encode import Examples, Ragged, ragged
 from ftjax.data.planning import bucket_layout, packed_layout
 from ftjax.data.preparation.step import Verdict
-from ftjax.data.sources import open_parts
+from ftjax.data.sources import open_parts, read_split
 from ftjax.data.stream_source import START, Position, Source
 from ftjax.data.streaming import StreamLoader, Windows, shares
 from ftjax.errors import UserError
 from ftjax.tasks.classification import Classification
+from ftjax.training.announce import are_sorted
+from ftjax.training.splits import Data
 
 SCHEMA = Classification.schema
 
@@ -183,6 +186,32 @@ def test_windows_are_read_ahead_and_their_errors_wait(tmp_path):
         with pytest.raises(UserError, match="row 21: field 'text' must be text"):
             windows[2]
     windows.close()
+
+
+def test_labels_of_a_stream_are_counted_where_all_are(tmp_path):
+    """Not in its first window, which may have few of some: here one of 64."""
+    path, held = tmp_path / "a.jsonl", write(tmp_path / "b.jsonl", 40)
+    labels = ["0"] * 63 + ["1"] + ["0", "1"] * 50
+    path.write_text("".join(json.dumps({"text": "x", "label": n}) + "\n" for n in labels))
+    windows = Windows([Source(opened(path), SCHEMA)], 64, encode)
+    rows = read_split([opened(held)], SCHEMA, skip=False)
+    validation = Examples(
+        ragged([[1]] * 40), arrays={"labels": np.arange(40, dtype=np.int32) % 3 % 2}
+    )
+    data = Data({"validation": rows}, {"validation": validation}, ("0", "1"), [], windows)
+    found = Classification(class_weights="balanced").fitted(data.counted, data.names)
+    labels = validation.arrays["labels"]
+    wanted = compute_class_weight("balanced", classes=np.arange(2), y=labels)
+    np.testing.assert_allclose(found.class_weights, wanted)
+    windows.close()
+
+
+def test_sorted_rows_are_told_from_shuffled_ones():
+    random = np.random.default_rng(0)
+    labels = random.choice(4, 2000, p=[0.7, 0.2, 0.05, 0.05]).astype(np.int32)
+    assert not are_sorted(labels) and are_sorted(np.sort(labels)) and are_sorted(labels * 0)
+    assert are_sorted(np.sort(labels.reshape(-1, 100)).ravel())  # in runs
+    assert not are_sorted(labels * 0.5) and not are_sorted(None) and not are_sorted(labels[:3] * 0)
 
 
 def test_shares_of_a_window():

@@ -71,7 +71,7 @@ def changed(value: Any, rng: random.Random) -> Any:
             holder[key] = copy.deepcopy(other[name])
         elif kind == 2:
             holder[key] = rng.choice(([holder[key]], {"a": holder[key]}, str(holder[key])))
-        elif kind == 3 and type(holder[key]) in (int, float):
+        elif kind == 3 and type(holder[key]) in (int, float) and abs(holder[key]) < 1e300:
             factor = rng.choice((-1, 0, 0.5, 2, 1.5, 10**6))
             holder[key] = type(holder[key])(holder[key] * factor)
         else:

@@ -15,7 +15,7 @@ from ftjax.formats.folder import read_config
 from ftjax.parallel.mesh import make_mesh
 from ftjax.regularization.words import key_of, noise
 from ftjax.training.ahead import abstract_recipe, compiled
-from ftjax.training.minimum import least_flops
+from ftjax.training.minimum import Least
 from tests.conftest import perturbed
 from tests.methods.bases import build, make_batch
 from tests.methods.bases import folder as base_folder
@@ -176,8 +176,8 @@ def llama(tmp_path_factory):
 def test_what_a_step_needs(llama, method):
     """FGM two passes; PGD two more, which have no gradients of kernels; FreeLB three."""
     kinds = {kind: abstract(llama, method, regularization_adversarial=kind) for kind in KINDS}
-    least = {kind: least_flops(config)["dense"] for kind, config in kinds.items()}
-    plain = least_flops(abstract(llama, method))["dense"]
+    least = {kind: Least(config)()["dense"] for kind, config in kinds.items()}
+    plain = Least(abstract(llama, method))()["dense"]
     assert 2 * plain <= least["fgm"] < 2.1 * plain
     assert least["fgm"] + 2 * 0.6 * plain < least["pgd"] < 4.2 * plain
     assert 3 * plain <= least["freelb"] < 3.2 * plain

@@ -139,7 +139,7 @@ def test_templates_get_all_that_a_row_says(folder, tmp_path):
         f"lovely{end}",  # the turn of weight 0 is read, not learned
         f"{calls[2]}{end}",
     ]
-    assert Instruction().references(split) == ["bad", "the plot", "lovely", None]
+    assert Instruction().references(split) == [["bad"], ["the plot"], ["lovely"], []]
     generator = Generator.__new__(Generator)  # what it reads, without a model
     generator._tokenizer = tokenizer
     for row, asked in zip(ROWS, Instruction().prompts(split), strict=True):

@@ -112,7 +112,7 @@ def get_config():
     )
     if writes:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("ftjax.training.loop.written_scores", interrupted)
+            patch.setattr("ftjax.training.ending.written_scores", interrupted)
             here("train", "--config", file, "--workdir", work)
         kept = json.loads((work / "result.json").read_text())
         assert kept["pending"] and kept["metrics"]["test"]["loss"]
@@ -139,7 +139,8 @@ def get_config():
     if writes:
         assert "pending" not in result and scores["loss"] == kept["metrics"]["test"]["loss"]
         report = json.loads((work / "data_report.json").read_text())
-        assert [row["cut"] for row in report if row["step"] == "prompt"] == [1]
+        cut = {row["split"]: row["cut"] for row in report if row["step"] == "prompt"}
+        assert cut["test"] == 1 and not cut.get("validation")
     here("evaluate", "--workdir", work)
     scored = json.loads((work / "evaluate_test.json").read_text())
     for name in METRICS[task]:

@@ -14,8 +14,8 @@ from ftjax.parallel.mesh import make_mesh
 from ftjax.tasks.classification import Classification
 from ftjax.training.ahead import abstract_batch, abstract_state, compiled
 from ftjax.training.ahead import abstract_recipe as recipe_of
-from ftjax.training.forecast import lines
-from ftjax.training.minimum import least_flops
+from ftjax.training.forecast_text import lines
+from ftjax.training.minimum import Least
 from ftjax.training.run import place_model
 from ftjax.training.step import init_state
 from tests.conftest import ftjax
@@ -87,12 +87,12 @@ def by_hand(trained, head):
 
 def test_least_flops_by_hand(llama):
     every = ("query", "key", "value", "output", "gate", "up", "down")
-    found = least_flops(config_of(llama, "full"))
+    found = Least(config_of(llama, "full"))()
     # Nothing asks for the gradient of the words' look-up input; all else goes back.
     assert found["dense"] == by_hand(every, head=1)
     scores = 2 * ROWS * 4 * LENGTH * LENGTH * 16  # of one product of tokens with tokens
     assert found["attention"] == 3 * 6 * scores * (LENGTH + 1) / (2 * LENGTH)
-    lora = least_flops(config_of(llama, "lora", method_rank=4))
+    lora = Least(config_of(llama, "lora", method_rank=4))()
     factors = 2 * ROWS * LENGTH * 3 * (64 * 4 + 4 * 64 + 64 * 4 + 4 * 32) * 3
     first = (
         2 * ROWS * LENGTH * (64 * 64 + 64 * 32 + 64 * 32 + 2 * 64 * 4)
@@ -181,12 +181,13 @@ def test_slices_send_gradients_once(tmp_path):
     arguments = ["compile", "--config", "configs/ahead.py:full", f"--config.model.path={model}"]
     arguments += ["--config.data.max_length=128", "--config.train.batch_size=8", "--quick"]
     arguments += ["--topology", "v5e:2x2", "--slices", "2"]
-    ftjax(*arguments, "--config.mesh.data=2", "--output", output)
+    said = ftjax(*arguments, "--config.mesh.data=2", "--output", output).stdout
+    assert "quick: memory alone" in said and " ms" not in said and "tokens/s" not in said
     found = json.loads(output.read_text())
+    assert not {"seconds", "mfu_bound", "tokens_per_second"} & set(found)
     assert found["chips"] == 8 and found["mesh"]["fsdp"] == 4
     between = found["collectives"]["between_slices"]
     assert 2 * found["trainable"] / 4 <= between < 1.3 * 2 * found["trainable"] / 4
-    assert found["seconds"]["network"] > 0
     split = ftjax(*arguments, "--config.mesh.data=1", expect=2).stderr
     assert "mesh.data=1 must be a multiple of the 2 slices" in split
 
@@ -197,10 +198,20 @@ def test_a_step_for_chips_that_are_not_there(tmp_path):
     model, output = write_config(tmp_path, **wide), tmp_path / "found.json"
     arguments = ["compile", "--config", "configs/ahead.py:full", f"--config.model.path={model}"]
     arguments += ["--config.data.max_length=64", "--config.train.batch_size=8"]
-    said = ftjax(*arguments, "--topology", "v5e:2x2", "--output", output).stdout
-    found = json.loads(output.read_text())
+    made = ftjax(*arguments, "--topology", "v5e:2x2", "--output", output, "--price=1.5")
+    said, found = made.stdout, json.loads(output.read_text())
     assert found["chips"] == 4 and found["fits"] and "fits: " in said
-    assert "\n".join(lines(found)) in said
+    assert "\n".join(lines(found, 1.5)) in said
+    assert "compiling for 4 chips of v5e:2x2\n" in made.stderr and "\r" not in made.stderr
+    # 8 rows of 64 tokens a step; a second of four chips is 4 / 3600 chip-hours.
+    step = max(found["seconds"].values())
+    hours = 1e9 / (8 * 64) * step * 4 / 3600
+    assert found["chip_hours_per_billion_tokens"] == pytest.approx(hours)
+    assert f"at most {8 * 64 / step:,.0f} tokens/s, {8 * 64 / step / 4:,.0f} a chip" in said
+    assert f"{hours:,.1f} chip-hours, {1.5 * hours:,.2f} at 1.5 a chip-hour" in said
+    assert "memory is left: model.remat=dots or none" in said
+    bad = ftjax(*arguments, "--topology", "v5e:2x2", "--price=-1", expect=2).stderr
+    assert "--price -1.0 must not be negative" in bad
     # Trainable leaves and two moments in float32, over four chips.
     kept = 3 * 4 * found["parameters"] / 4
     memory = found["memory"]

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from ftjax import tasks
 from ftjax.config import check, load_config
 from ftjax.errors import UserError
+from ftjax.formats import digests
 from ftjax.formats.folder import fingerprint
 from ftjax.training.inputs import NAME, inputs_of, require_same_inputs
 from ftjax.training.splits import read_data
@@ -134,6 +135,39 @@ def test_a_base_is_read_once_and_again_when_it_has_changed(laid, monkeypatch):
     file.write_bytes(held)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as of a copy that keeps them
     assert fingerprint(laid / "model") != before
+
+
+def test_a_digest_is_kept_for_other_commands_while_the_file_is_what_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "LARGE", 100)
+    monkeypatch.setenv("FTJAX_CACHE", str(tmp_path / "cache"))
+    count, read = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: count.append(1) or read(*given))
+    files = [tmp_path / name for name in "abc"]
+    for number, file in enumerate(files):
+        file.write_bytes(bytes([number]) * (99 if number == 2 else 100))
+
+    def told(reads):
+        digests._of.cache_clear()  # as in another process
+        count.clear()
+        wanted = [hashlib.sha256(file.read_bytes()).digest() for file in files]
+        assert digests.digests(files) == wanted and len(count) == reads
+
+    told(3)
+    told(3)  # the files are so new that they may change unseen
+    monkeypatch.setattr(digests, "SETTLED", 0)
+    told(3)
+    told(1)  # the small one
+    kept = sorted((tmp_path / "cache" / "digests").iterdir())
+    assert len(kept) == 2
+    kept[0].write_text(kept[0].read_text().replace("a", "b"))
+    told(2)  # a damaged one is not believed, and made again
+    told(1)
+    times = files[0].stat()
+    files[0].write_bytes(b"x" * 100)
+    os.utime(files[0], ns=(times.st_atime_ns, times.st_mtime_ns))
+    told(2)
+    monkeypatch.setenv("FTJAX_CACHE", str(files[2] / "no folder"))
+    told(3)
 
 
 def test_a_damaged_note_is_named_and_left(tmp_path):

@@ -14,7 +14,7 @@ from ftjax.training.run import place_model
 from ftjax.training.step import init_state
 from ftjax.training.train import train
 
-FILES = ("/loop.py", "/step.py", "/saved.py", "/checkpoints.py", "/run.py")
+FILES = ("/loop.py", "/step.py", "/steps.py", "/saved.py", "/checkpoints.py", "/run.py")
 FEW = 0.2  # of the parameters: batches, metrics, one leaf on its way
 
 
@@ -68,7 +68,7 @@ def test_three_times_the_parameters_and_no_more(config_file, tmp_path):
     with watched() as new:
         train(config, workdir)
     # Not the steps after its first save: on a CPU what is still being written is held besides.
-    most["new"] = {name: new[name] for name in ("_started", "init_state", "_compile", "_finish")}
+    most["new"] = {name: new[name] for name in ("_started", "init_state", "_begin", "_finish")}
     assert json.loads(result.read_text())["best_step"] == 2
     result.unlink()
     with watched() as most["ended"]:

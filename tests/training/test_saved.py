@@ -1,12 +1,14 @@
 """What is read of checkpoints: damage told from other failures, and nothing there is changed."""
 
 import errno
+import logging
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from gcsfs.retry import HttpError
 
@@ -199,3 +201,21 @@ def test_a_reader_makes_no_folder(tmp_path):
     assert saved.latest() is None
     saved.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_orbax_is_not_heard(caplog):
+    """What others log by absl and asyncio is as it was before."""
+    for name in ("absl", "asyncio"):
+        assert logging.getLogger(name).isEnabledFor(logging.ERROR)
+        logging.getLogger(name).error("of %s", name)
+        for file in (ocp.__file__, __file__):
+            exec(
+                compile(f"import logging; logging.getLogger({name!r}).error('in it')", file, "exec")
+            )
+            try:
+                exec(compile("1 / 0", file, "exec"))
+            except ZeroDivisionError as error:
+                logging.getLogger(name).error("never retrieved", exc_info=error)
+    said = [(record.name, record.message) for record in caplog.records]
+    heard = ("of {}", "in it", "never retrieved")
+    assert said == [(name, text.format(name)) for name in ("absl", "asyncio") for text in heard]

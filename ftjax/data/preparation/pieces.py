@@ -25,7 +25,7 @@ ENDS = (r"\n+", r"[.!?]+[\"'”’)]*\s+|[。！？]+[”’）]*", r"\s+")
 CUTS = tuple(re.compile(rf".+?(?:{end}|$)", re.DOTALL) for end in ENDS)
 
 
-def pieces(text: str, longest: Positive, level: int = 0) -> list[str]:
+def pieces(text: str, longest: int, level: int = 0) -> list[str]:
     """Parts of at most `longest` characters, end to end: whole lines, or sentences, or words, as
     many as fit. What is longer than that alone is cut up by the next."""
     if len(text) <= longest:
@@ -53,7 +53,7 @@ class CutTexts(TextStep):
             Chinese.
     """
 
-    longest: int = 500
+    longest: Positive = 500
 
     by_row: ClassVar[bool] = False
     divides: ClassVar[bool] = True

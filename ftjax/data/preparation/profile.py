@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ftjax.data.fields import in_order
 from ftjax.data.preparation.step import Splits, texts
 from ftjax.data.sources import Split
 
@@ -63,8 +64,7 @@ def label_counts(labels: list[Any]) -> dict[str, int]:
         names = [f"{a:.3g} – {b:.3g}" for a, b in pairwise(edges)]
         return dict(zip(names, counts.tolist(), strict=True))
     counts = Counter(map(str, labels))
-    integers = all(name.lstrip("-").isdigit() for name in counts)
-    return {name: counts[name] for name in sorted(counts, key=int if integers else str)}
+    return {name: counts[name] for name in in_order(counts)}
 
 
 def _nice(width: float) -> int:

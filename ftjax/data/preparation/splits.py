@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ftjax.data.opened import GROUP
 from ftjax.data.preparation.step import Splits
-from ftjax.data.sources import GROUP, Split
+from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
 
 

@@ -1,0 +1,48 @@
+"""What options and keys are, in words, from their one definition."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ftjax.config import flat_keys, known_options
+from ftjax.errors import UserError, nearest
+from ftjax.options import Option
+
+
+def describe(name: str, option: Option, value: Any = None) -> str:
+    """Two lines: what it is and may be, and what it means.
+
+    Args:
+        name: of the option, or a key.
+        option: its definition.
+        value: what it is; None for its default.
+    """
+    default = _shown(option.default)
+    now = default if value is None else _shown(value)
+    set_to = f"{name} = {now}" + (f" (default {default})" if now != default else "")
+    return f"{set_to}: {option.allowed}\n    {option.meaning}"
+
+
+def explain(config: ConfigDict, asked: str) -> str:
+    """What a key of a configuration is, or each of a section, or for "" of all.
+
+    Raises:
+        UserError: no such key; the nearest is named.
+    """
+    known, values = known_options(config), flat_keys(config)
+    keys = [key for key in known if not asked or key == asked or key.startswith(f"{asked}.")]
+    if not keys:
+        raise UserError(f"unknown config key {asked!r}{nearest(asked, _named(known))}")
+    return "\n".join(describe(key, known[key], values.get(key)) for key in keys)
+
+
+def _named(known: Mapping[str, Option]) -> list[str]:
+    """Keys and sections."""
+    return [*known, *{key.rpartition(".")[0] for key in known} - {""}]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, ConfigDict):
+        value = value.to_dict()
+    return value if isinstance(value, str) and value else repr(value)

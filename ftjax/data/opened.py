@@ -1,0 +1,107 @@
+"""Parts of a source that have not been read: their rows, checked one by one or many at a time."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import pyarrow
+
+from ftjax.data import columns
+from ftjax.data.checker import Checker
+from ftjax.data.fields import ABSENT, FIRST, Row, Schema, inner
+from ftjax.data.readers.rows import Block, Rows, Types, sound
+from ftjax.errors import UserError, nearest
+
+GROUP = "group"  # the column of `data.group`
+CHUNK = 10_000  # rows that are Python's objects at once
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A split that has not been read.
+
+    Attributes:
+        file: for messages.
+        read: starts reading its rows.
+        columns: `data.columns`.
+        label_names: in order, where the source names them.
+        blocks: starts reading them many at a time, where columns are of these types.
+        notes: what a user should know of how it is read.
+        group: `data.group`; empty where rows need none.
+    """
+
+    file: str
+    read: Callable[[], Rows]
+    columns: Mapping[str, str]
+    label_names: tuple[str, ...] = ()
+    blocks: Callable[[Types], Iterator[Block] | None] | None = None
+    notes: tuple[str, ...] = ()
+    group: str = ""
+
+    def checked(self, schema: Schema, start: int = 0) -> Iterator[Row | UserError]:
+        """Rows as `Split` has them; a UserError in place of a bad one.
+
+        Args:
+            schema: what rows must be.
+            start: how many are left out, unchecked but for the first, by which others are read.
+        """
+        rows = self.read()
+        first = list(islice(rows, FIRST))
+        check = Checker(self.file, schema, self.columns, [row for _, row in first])
+        for number, row in first[:start]:
+            with suppress(UserError):
+                check(number, sound(row))
+        yield from self._each(check, islice(chain(first, rows), start, None))
+
+    def tables(self, schema: Schema, bad: Callable[[UserError], None]) -> Iterator[pyarrow.Table]:
+        """The same rows as tables, in order.
+
+        Args:
+            schema: what rows must be.
+            bad: is told of each that is bad.
+        """
+        rows = self.read()
+        first = list(islice(rows, FIRST))
+        check = Checker(self.file, schema, self.columns, [row for _, row in first])
+        types = columns.types_of(check, [row for _, row in first])
+        plain = bool(self.blocks and types and not self.group)
+        blocks = self.blocks(types) if plain else None
+        if blocks is None:
+            yield from self._tables(check, chain(first, rows), bad)
+            return
+        for block in blocks:
+            table = columns.checked(check, block)
+            yield from self._tables(check, block.rows(), bad) if table is None else [table]
+
+    def _each(self, check: Checker, rows: Rows) -> Iterator[Row | UserError]:
+        for number, row in rows:
+            try:
+                kept = check(number, sound(row))
+                yield {**kept, GROUP: self._group(number, row)} if self.group else kept
+            except UserError as error:
+                yield error
+
+    def _group(self, number: int, row: Row) -> str:
+        """What a row is kept together by, with others of the same.
+
+        Raises:
+            UserError: it has no such field.
+        """
+        value = inner(row, self.columns.get(self.group, self.group), ABSENT)
+        if value is None or value is ABSENT:
+            near = "" if value is None else nearest(self.group, [str(key) for key in row])
+            raise UserError(f"{self.file}: row {number} has no {self.group!r} (data.group){near}")
+        return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+
+    def _tables(
+        self, check: Checker, rows: Rows, bad: Callable[[UserError], None]
+    ) -> Iterator[pyarrow.Table]:
+        every = self._each(check, rows)
+        while some := list(islice(every, CHUNK)):
+            for row in some:
+                if isinstance(row, UserError):
+                    bad(row)
+            if good := [row for row in some if not isinstance(row, UserError)]:
+                yield pyarrow.Table.from_pylist(good)

@@ -1,0 +1,127 @@
+"""Rows of files that hold columns: Parquet, and Arrow's stream and file formats."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from ftjax.data.readers.lines import head, opened
+from ftjax.data.readers.rows import Block, Options, Rows, Types
+from ftjax.errors import UserError, summary
+
+Batches = Iterator[pyarrow.RecordBatch]
+
+
+def read_parquet(file: Path, options: Options) -> Rows:
+    return _rows(file, _parquet(file))
+
+
+def read_arrow(file: Path, options: Options) -> Rows:
+    return _rows(file, _arrow(file))
+
+
+def parquet_blocks(file: Path, options: Options, types: Types) -> Iterator[Block]:
+    return _blocks(file, _parquet(file, [*types]), types)
+
+
+def arrow_blocks(file: Path, options: Options, types: Types) -> Iterator[Block]:
+    return _blocks(file, _arrow(file), types)
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Makes a message of whatever reading a damaged file leads to."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        form = "parquet" if ".parquet" in file.suffixes else "Arrow"
+        raise UserError(f"{file} is not a readable {form} file: {summary(error)}") from error
+
+
+def _rows(file: Path, batches: Batches) -> Rows:
+    number = 1
+    with _readable(file):
+        for batch in batches:
+            yield from _numbered(file, batch, number)
+            number += len(batch)
+
+
+def _blocks(file: Path, batches: Batches, types: Types) -> Iterator[Block]:
+    number = 1
+    with _readable(file):
+        for batch in batches:
+            rows, table = partial(_numbered, file, batch, number), partial(of_types, batch, types)
+            yield Block(range(number, number + len(batch)), rows, table)
+            number += len(batch)
+
+
+def _numbered(file: Path, batch: pyarrow.RecordBatch, number: int) -> Rows:
+    """A thousand at a time: rows as Python's objects take many times the room of the batch."""
+    with _readable(file):
+        for start in range(0, len(batch), 1000):
+            yield from enumerate(batch.slice(start, 1000).to_pylist(), number + start)
+
+
+def of_types(table: pyarrow.Table | pyarrow.RecordBatch, types: Types) -> pyarrow.Table | None:
+    """Columns of these types; None where one is of another, or there twice."""
+    columns = {}
+    try:
+        for name, wanted in types.items():
+            if table.schema.names.count(name) > 1:
+                return None
+            column = table.column(name) if name in table.schema.names else None
+            if column is None or column.null_count == len(column):
+                columns[name] = pyarrow.nulls(len(table))
+            elif not pyarrow.types.is_null(wanted) and _takes(column.type, wanted):
+                columns[name] = column.cast(wanted)
+            else:
+                return None
+    except (
+        pyarrow.ArrowException,
+        UnicodeDecodeError,
+    ):  # names that are no text, too large numbers
+        return None
+    return pyarrow.table(columns)
+
+
+def _takes(theirs: pyarrow.DataType, wanted: pyarrow.DataType) -> bool:
+    """Whether the values of a type are, as Python's objects, of the wanted one."""
+    types = pyarrow.types
+    if types.is_dictionary(theirs):
+        return _takes(theirs.value_type, wanted)
+    if types.is_string(wanted):
+        return types.is_string(theirs) or types.is_large_string(theirs)
+    if types.is_int64(wanted):
+        return types.is_integer(theirs) and theirs != pyarrow.uint64()
+    return types.is_floating(theirs) or theirs in (pyarrow.int32(), pyarrow.int16(), pyarrow.int8())
+
+
+def _parquet(file: Path, columns: Sequence[str] | None = None) -> Batches:
+    """Sound batches of some of the columns, or of all."""
+    with _readable(file), opened(file) as stream:
+        source = stream if stream.seekable() else pyarrow.BufferReader(stream.read())
+        whole = pyarrow.parquet.ParquetFile(source, page_checksum_verification=True)
+        names = whole.schema_arrow.names
+        there = None if columns is None else [name for name in columns if name in names]
+        for batch in whole.iter_batches(columns=there):
+            batch.validate(full=True)
+            yield batch
+
+
+def _arrow(file: Path) -> Batches:
+    """Sound batches; read, since a damaged file that is mapped ends the process."""
+    with _readable(file), opened(file) as stream:
+        source = stream if stream.seekable() else pyarrow.BufferReader(stream.read())
+        if head(file).startswith(b"ARROW1"):
+            whole = pyarrow.ipc.open_file(source)
+            batches = map(whole.get_batch, range(whole.num_record_batches))
+        else:
+            batches = iter(pyarrow.ipc.open_stream(source))
+        for batch in batches:
+            batch.validate(full=True)
+            yield batch

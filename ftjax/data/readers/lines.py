@@ -1,0 +1,163 @@
+"""Lines of text files: compressed or not, of whatever encoding, one after another."""
+
+import codecs
+import io
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow
+
+from ftjax.data.readers.rows import Options
+from ftjax.errors import UserError
+
+HEAD = 1 << 20  # bytes that a file's encoding and line ends are told by
+COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # first bytes → codec
+MARKS = {  # byte order marks, the longer first
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+NAMES = {"utf-8": "UTF-8", "utf-8-sig": "UTF-8", "utf-16": "UTF-16", "utf-16-le": "UTF-16"}
+NAMES |= {"utf-16-be": "UTF-16", "utf-32": "UTF-32", "gb18030": "GB18030"}
+ESCAPED = re.compile(r"[\udc80-\udcff]")  # bytes that are not of the encoding
+COMMON = 0.8  # share of other characters that are common Chinese ones, in Chinese texts
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[BinaryIO]:
+    """A file's bytes; those of gzip and Zstandard decompressed, whatever the file is called.
+
+    Raises:
+        UserError: a compressed file that is damaged.
+    """
+    with file.open("rb") as raw:
+        head = raw.read(4)
+        raw.seek(0)
+        codec = next((name for mark, name in COMPRESSED.items() if head.startswith(mark)), "")
+        if not codec:
+            yield raw
+            return
+        try:
+            with pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), codec) as stream:
+                yield io.BufferedReader(_Raw(stream), HEAD)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(f"{file} is not a readable {codec} file: {error}") from error
+
+
+class _Raw(io.RawIOBase):
+    """Arrow's stream as Python's."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._stream.readinto(buffer)
+
+
+def head(file: Path) -> bytes:
+    """The first bytes of a file, decompressed."""
+    with opened(file) as stream:
+        return stream.read(HEAD)
+
+
+def encoding_of(file: Path, options: Options) -> str:
+    """Python's name of a text file's encoding: `data.encoding`, or what its first bytes are.
+
+    Those of a byte order mark; UTF-8; UTF-16, by its zeros; GB18030 where all is and most is common
+    Chinese; else UTF-8 with bytes that are not, whose lines are bad rows.
+
+    Raises:
+        UserError: no encoding is known that has such bytes.
+    """
+    start = head(file)
+    mark = next((codec for mark, codec in MARKS.items() if start.startswith(mark)), "")
+    asked = options.get("encoding", "auto")
+    if asked != "auto":
+        name = codecs.lookup(asked).name
+        return mark if mark and mark.startswith(name) else name  # with its mark left out
+    if mark:
+        return mark
+    if b"\0" in start:
+        codec = "utf-16-le" if start[1::2].count(0) > start[::2].count(0) else "utf-16-be"
+        if _decodes(start[: len(start) // 2 * 2], codec):
+            return codec
+        raise UserError(
+            f"{file} is text of none of UTF-8, UTF-16 and GB18030, or none at all: set "
+            "data.encoding to what it is, as cp1252, or convert it"
+        )
+    if start.isascii():
+        return "utf-8"
+    if len(start) == HEAD:  # the last line may be cut in a character
+        start = start[: start.rfind(b"\n") + 1] or start
+    text = start.decode("utf-8", "replace")
+    wrong, others = text.count("\ufffd"), sum(map(len, re.findall(r"[^\0-\x7f]+", text)))
+    return "gb18030" if 2 * wrong > others and _is_chinese(start) else "utf-8"
+
+
+def _decodes(start: bytes, codec: str) -> bool:
+    try:
+        return "\0" not in codecs.getincrementaldecoder(codec)().decode(start)
+    except UnicodeDecodeError:
+        return False
+
+
+def _is_chinese(start: bytes) -> bool:
+    """Whether bytes are GB18030's, and most of those that are no ASCII common in Chinese texts."""
+    try:
+        others = re.findall(r"[^\0-\x7f]", codecs.getincrementaldecoder("gb18030")().decode(start))
+    except UnicodeDecodeError:
+        return False
+    codes = [character.encode("gb18030") for character in others]
+    common = [code for code in codes if 0xA1 <= code[0] <= 0xA3 or 0xB0 <= code[0] <= 0xD7]
+    return sum(code[1] >= 0xA1 for code in common) >= COMMON * len(codes)
+
+
+def lines(file: Path, options: Options) -> Iterator[str | UserError]:
+    """Lines with their ends; an error for one that is not text.
+
+    They end with \\n, or with \\r where the first `HEAD` bytes have more of those alone.
+    """
+    codec = encoding_of(file, options)
+    first = head(file).decode(codec, "replace")
+    end = "\r" if first.count("\r") - first.count("\r\n") > first.count("\n") else "\n"
+    with opened(file) as stream:
+        text = io.TextIOWrapper(stream, encoding=codec, errors="surrogateescape", newline=end)
+        try:
+            yield from sound_lines(file, text, codec)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is not {NAMES.get(codec, codec)}: {error}") from error
+
+
+def sound_lines(
+    file: Path, text: Iterable[str], codec: str, number: int = 1, before: int = 0
+) -> Iterator[str | UserError]:
+    """Decoded lines, an error for each in which some bytes were not of the encoding.
+
+    Args:
+        file: for messages.
+        text: lines with their ends, and such bytes as lone surrogates.
+        codec: the encoding.
+        number: of the first line.
+        before: bytes before it.
+    """
+    name, counted = NAMES.get(codec, codec), codec in ("utf-8", "utf-8-sig")
+    before += len(codecs.BOM_UTF8) * (codec == "utf-8-sig")
+    for each, line in enumerate(text, number):
+        bad = None if line.isascii() else ESCAPED.search(line)
+        if bad is None:
+            yield line
+        else:
+            at = f" (byte {before + len(line[: bad.start()].encode())})" if counted else ""
+            yield UserError(
+                f"{file}: row {each} has bytes that are not {name}{at}; if the file is of another "
+                "encoding, set data.encoding, as to cp1252"
+            )
+        before += len(line.encode("utf-8", "surrogateescape")) if counted else 0

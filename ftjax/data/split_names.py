@@ -1,0 +1,44 @@
+"""Which of the names that a source has are its training, validation and test splits."""
+
+from collections.abc import Collection, Mapping
+
+from ftjax.errors import UserError, nearest
+
+SPLITS = {  # split → names of its file
+    "train": ("train",),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test",),
+}
+
+
+def choose(available: Collection[str], asked: Mapping[str, str], place: str) -> dict[str, str]:
+    """Split → its name, of those that are there.
+
+    Args:
+        available: names.
+        asked: `data.split_names`; empty for the usual ones.
+        place: what has the names, for messages.
+
+    Raises:
+        UserError: a name that is asked for is not there, or twice.
+    """
+    wanted = {split: name for split, name in asked.items() if name}
+    for split, name in wanted.items():
+        if name not in available:
+            raise UserError(
+                f"data.split_names.{split}={name!r} is not in {place}{nearest(name, available)}"
+            )
+        if sum(name == other for other in wanted.values()) > 1:
+            raise UserError(f"data.split_names: {name!r} cannot be two splits")
+    for split, names in SPLITS.items():
+        free = [name for name in names if name in available and name not in wanted.values()]
+        if split not in wanted and free:
+            wanted[split] = free[0]
+    return {split: wanted[split] for split in SPLITS if split in wanted}
+
+
+def unused(available: Collection[str], chosen: Collection[str], place: str) -> tuple[str, ...]:
+    """A note on the names that are not used, where there are such."""
+    others = [name for name in available if name not in chosen]
+    said = f"{place}: not used: {', '.join(sorted(others))} (data.split_names)"
+    return (said,) if others else ()

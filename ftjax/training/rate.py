@@ -1,0 +1,48 @@
+"""The learning rate of a run."""
+
+import math
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from ftjax.methods.rates import FAR, OPTIMIZERS, OWN, SIZES, TASKS, rates_of
+from ftjax.tuned import Tuned
+
+
+def peak_rate(config: ConfigDict, tuned: Tuned) -> float:
+    """`optimizer.learning_rate`, or the one that suits the method and the size of the model."""
+    given = config.optimizer.learning_rate
+    return usual_rate(config, tuned) if given == "auto" else given
+
+
+def usual_rate(config: ConfigDict, tuned: Tuned) -> float | None:
+    """The rate of `ftjax.methods.rates`; None for an optimizer that has none there."""
+    factor = OPTIMIZERS.get(config.optimizer.name)
+    if factor is None:
+        return None
+    factor *= TASKS.get(config.task.name, 1.0)
+    _, rates = rates_of(config.method, bool(config.model.new))
+    return float(f"{factor * rates.at(model_size(tuned)):.2g}")
+
+
+def model_size(tuned: Tuned) -> int:
+    """Parameters of the model without what the method adds."""
+    return sum(math.prod(leaf.shape) for leaf in tuned.base.shapes.values())
+
+
+def rate_notes(config: ConfigDict, tuned: Tuned) -> Iterator[str]:
+    """What is said of a run's learning rate: which auto is, or that one given is far from it."""
+    usual, given = usual_rate(config, tuned), config.optimizer.learning_rate
+    name, rates = rates_of(config.method, bool(config.model.new))
+    if given == "auto":
+        source = OWN if model_size(tuned) <= SIZES[0] or not rates.source else rates.source
+        yield (
+            f"optimizer.learning_rate=auto: {usual:g}, for {name} and "
+            f"{model_size(tuned):,} parameters ({source}; ftjax list rates)"
+        )
+    elif usual and not usual / FAR <= given <= usual * FAR:
+        times = f"{given / usual:,.0f} times" if given > usual else f"1/{usual / given:,.0f} of"
+        yield (
+            f"warning: optimizer.learning_rate={given:g} is {times} the {usual:g} that suits "
+            f"{name} on {model_size(tuned):,} parameters (ftjax list rates); auto takes that"
+        )

@@ -1,0 +1,455 @@
+"""Damaged files of others end in a result, or in an error of the user's that names them.
+
+From a seed, within bounds of time and memory, and in one process: no mutant may hurt the next.
+"""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from ftjax import methods, models, tuned
+from ftjax.errors import UserError
+from ftjax.formats import adapter, adapterhub, modules
+from ftjax.formats.dequantize import STATE
+from ftjax.formats.folder import load_tokenizer, open_weights, stored_dtype
+from ftjax.formats.gguf_tokenizer import end_tokens
+from ftjax.formats.guard import reading
+from ftjax.formats.pickled import open_tensors, read_tensors
+from ftjax.formats.shards import write_weights
+from ftjax.formats.vocabulary import words_of
+from ftjax.formats.weights import Weights
+from ftjax.generation.settings import of_folder
+from ftjax.models.values import Values
+from ftjax.options import options
+from tests.formats import adapterhub_cases, published
+from tests.formats.mutants import damaged
+from tests.formats.test_gguf import entries_of, stored, tiny, write
+from tests.models.cases import CASES
+
+MUTANTS = 2000  # of a format, over its files
+SECONDS, MEGABYTES = 30, 500  # that a format's may take of a processor, and of memory besides
+
+
+class Endless(BaseException):
+    """Which no guard takes for damage."""
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Bounds time, of the processor and by the clock, and memory."""
+
+    def end(*_) -> None:
+        raise Endless
+
+    def peak() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) // 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+    before = peak()
+    earlier = [(each, signal.signal(each, end)) for each in (signal.SIGPROF, signal.SIGALRM)]
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, 20 * SECONDS)
+    try:
+        yield
+    finally:
+        for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
+            signal.setitimer(timer, 0)
+        for number, handler in earlier:
+            signal.signal(number, handler)
+    assert peak() - before < MEGABYTES
+
+
+class Case(NamedTuple):
+    """A format's files.
+
+    Attributes:
+        files: that are damaged in turn.
+        read: reads one, and what goes with it.
+        named: what an error names; empty for the file.
+    """
+
+    files: list[Path]
+    read: Callable[[Path], object]
+    named: str = ""
+
+
+def arrays(tensors) -> None:
+    for name in tensors:
+        np.asarray(tensors[name])
+
+
+RNG = np.random.default_rng(0)
+TENSORS = {
+    f"layer.{i}.{name}": RNG.normal(size=(4, 3)).astype(np.float32)
+    for i in range(3)
+    for name in ("query.weight", "norm.weight")
+}
+
+
+def safetensors(folder: Path) -> Case:
+    write_weights(folder, TENSORS)
+    return Case([folder / "model.safetensors"], lambda _: arrays(Weights(folder)))
+
+
+def index(folder: Path) -> Case:
+    write_weights(folder, TENSORS, shard_bytes=100)
+    return Case([folder / "model.safetensors.index.json"], lambda _: arrays(Weights(folder)))
+
+
+def pickled(folder: Path, legacy: bool) -> Case:
+    state, file = {n: torch.tensor(x) for n, x in TENSORS.items()}, folder / "pytorch_model.bin"
+    torch.save(state, file, _use_new_zipfile_serialization=not legacy)
+    return Case([file], lambda _: arrays(Weights(folder)))
+
+
+def read_gguf(file: Path) -> None:
+    models.read_config(file)
+    arrays(open_weights(file))
+    stored_dtype(file)
+
+
+def gguf_model(folder: Path) -> Case:
+    files = []
+    for kind in ("llama", "gemma3", "gpt2"):
+        model = tiny(kind)
+        entries, tensors = entries_of(kind, model.config), stored(kind, model)
+        files.append(write(folder / f"{kind}.gguf", kind, entries, tensors))
+    return Case(files, read_gguf)
+
+
+def gguf_tokenizer(folder: Path) -> Case:
+    # Small: every pair of its letters, and special tokens.
+    letters = sorted(set("the film was good"))
+    tokens = ["<s>", "</s>", *letters, "th", "go"]
+    pairs = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm"}
+    pairs["tokenizer.ggml.merges"] = ["t h", "g o"]
+    pieces = {"tokenizer.ggml.model": "llama"}
+    pieces["tokenizer.ggml.scores"] = [-float(i) for i in range(len(tokens))]
+    shared = {
+        "llama.context_length": 16,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3, 3, *[1] * (len(tokens) - 2)],
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.chat_template": published.CHAT,
+    }
+    table = {"token_embd.weight": np.ones((len(tokens), 2), np.float32)}
+    files = [
+        write(folder / f"{name}.gguf", "llama", {**shared, **own}, table)
+        for name, own in (("pairs", pairs), ("pieces", pieces))
+    ]
+
+    def read(file: Path) -> None:
+        load_tokenizer(file)
+        words_of(file)
+        end_tokens(file)
+
+    return Case(files, read)
+
+
+def config(folder: Path) -> Case:
+    """Of all families, the keys that are set."""
+    files = []
+    for name, make in CASES.items():
+        (folder / name).mkdir()
+        files.append(folder / name / "config.json")
+        content = {key: value for key, value in make().to_dict().items() if value is not None}
+        files[-1].write_text(json.dumps({**content, "id2label": {"0": "no", "1": "yes"}}))
+
+    return Case(files, lambda file: models.read_config(file.parent))
+
+
+def generation(folder: Path) -> Case:
+    (folder / "config.json").write_text(CASES["llama"]().to_json_string())
+    settings = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [1, 2]}
+    settings |= {"pad_token_id": 0, "bad_words_ids": [[3]], "suppress_tokens": [4], "top_k": 5}
+    settings |= {"early_stopping": False, "max_new_tokens": 5, "repetition_penalty": 1.1}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    return Case([folder / "generation_config.json"], lambda _: of_folder(folder))
+
+
+def sentences(folder: Path) -> Case:
+    (folder / "config.json").write_text(CASES["bert"]().to_json_string())
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense")]
+    each = [{"idx": i, "path": p, "type": f"s.models.{k}"} for i, (p, k) in enumerate(kinds)]
+    (folder / "modules.json").write_text(json.dumps(each))
+    pooling, dense = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}, {}
+    dense = {"in_features": 32, "out_features": 8, "bias": True, "id2label": {"0": "a"}}
+    dense["activation_function"] = "torch.nn.modules.activation.Tanh"
+    for place, content in (("1_Pooling", pooling), ("2_Dense", dense)):
+        (folder / place).mkdir()
+        (folder / place / "config.json").write_text(json.dumps(content))
+    weight = {"linear.weight": np.ones((8, 32), np.float32), "linear.bias": np.ones(8, np.float32)}
+    save_file(weight, folder / "2_Dense" / "model.safetensors")
+
+    def read(_: Path) -> None:
+        modules.pooled(folder)
+        modules.classifier(folder)
+        arrays(modules.tensors(folder))
+
+    return Case(sorted(folder.rglob("*s.json")) + sorted(folder.glob("?_*/*")), read)
+
+
+def quantized(folder: Path, kind: str) -> Case:
+    words = {name: np.ones((8, 2), np.int32) for name in ("qweight", "qzeros")}
+    words["qzeros"] = words["qzeros"][:2]
+    state = json.dumps({"blocksize": 64, "dtype": "float16", "shape": [16, 16]}).encode()
+    small = np.ones(4, np.float32)
+    parts = {
+        "gptq": {
+            **words,
+            "qweight": np.ones((2, 16), np.int32),
+            "scales": np.ones((2, 16), np.float16),
+            "g_idx": np.arange(16, dtype=np.int32) // 8,
+        },
+        "awq": {**words, "scales": np.ones((2, 16), np.float16)},
+        "bitsandbytes": {
+            "weight": np.ones((128, 1), np.uint8),
+            "weight.absmax": small,
+            "weight.quant_map": np.ones(16, np.float32),
+            f"weight.{STATE}nf4": np.frombuffer(state, np.uint8),
+        },
+    }[kind]
+    eight = {"x.weight": np.ones((4, 4), np.int8), "x.SCB": small}
+    own = {f"q.{name}": array for name, array in parts.items()}
+    save_file(own | (eight if kind == "bitsandbytes" else {}), folder / "model.safetensors")
+    said = {"quant_method": kind, "bits": 4, "group_size": 8, "load_in_4bit": True}
+    content = {**CASES["bert"]().to_dict(), "quantization_config": said}
+    content = {key: content[key] for key in ("model_type", "dtype", "quantization_config")}
+    (folder / "config.json").write_text(json.dumps(content))
+    files = [folder / "config.json", folder / "model.safetensors"]
+    return Case(files, lambda _: arrays(open_weights(folder)))
+
+
+def tokenizer(folder: Path, case: str) -> Case:
+    published.write(case, folder)
+    names = ("config.json", "chat_template.jinja")
+    files = [file for file in sorted(folder.glob("*.*")) if file.name not in names]
+
+    def read(_: Path) -> None:
+        if (folder / "tokenizer.json").exists():  # else it is loaded to count its words
+            words_of(folder)
+        load_tokenizer(folder)
+
+    return Case(files, read, str(folder))
+
+
+def peft_folder(folder: Path, settings: peft.PeftConfig) -> Case:
+    torch.manual_seed(0)
+    base = transformers.AutoModel.from_config(CASES["bert"]())
+    peft.get_peft_model(base, settings).save_pretrained(folder)
+    own = adapter.read_method(folder)
+    hf_config = json.loads(CASES["bert"]().to_json_string())
+    model = tuned.build(hf_config, methods.create(own), {}, {})
+    params = {path: np.zeros(leaf.shape, np.float32) for path, leaf in model.shapes.items()}
+
+    def read(_: Path) -> None:
+        if adapter.read_method(folder) == own:
+            adapter.load_into(model, params, folder)
+
+    return Case([folder / "adapter_config.json", folder / "adapter_model.safetensors"], read)
+
+
+def hub_folder(folder: Path, name: str) -> Case:
+    shutil.copytree(adapterhub_cases.FOLDER / "bert", folder, dirs_exist_ok=True)
+    place = folder / name
+    own = adapter.read_method(place)
+    model = adapterhub_cases.build(place, method=own)
+
+    def read(_: Path) -> None:
+        settings = adapter.read_method(place)
+        if (place / adapterhub.HEAD[0]).exists():
+            adapterhub.labels_in(place)
+        if settings == own:
+            adapterhub.read_adapter(place, model)
+
+    ends = (".json", ".safetensors", ".bin")
+    files = [file for file in sorted(place.rglob("*")) if file.suffix in ends]
+    files = [file for file in files if not file.name.startswith("reference")]
+    return Case(files, read, str(place))
+
+
+LORA = peft.LoraConfig(r=3, target_modules=["query"], rank_pattern={"layer.1.*": 2})
+FORMATS: dict[str, Callable[[Path], Case]] = {
+    "safetensors": safetensors,
+    "index": index,
+    "bin": partial(pickled, legacy=False),
+    "old bin": partial(pickled, legacy=True),
+    "gguf": gguf_model,
+    "gguf tokenizer": gguf_tokenizer,
+    "config": config,
+    "generation": generation,
+    "sentence-transformers": sentences,
+    "gptq": partial(quantized, kind="gptq"),
+    "awq": partial(quantized, kind="awq"),
+    "bitsandbytes": partial(quantized, kind="bitsandbytes"),
+    "peft lora": partial(peft_folder, settings=LORA),
+    "peft prompts": partial(
+        peft_folder,
+        settings=peft.PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=4),
+    ),
+    "adapterhub": partial(hub_folder, name="lora"),
+    "adapterhub bin": partial(hub_folder, name="houlsby_pickled"),
+    "adapterhub fusion": partial(hub_folder, name="adapter_fusion"),
+    "tokenizer.json": partial(tokenizer, case="modernbert"),
+    "vocabulary": partial(tokenizer, case="bert"),
+}
+
+
+@pytest.mark.parametrize("name", [*FORMATS])
+def test_damage_ends_in_a_result_or_is_named(name, tmp_path):
+    case = FORMATS[name](tmp_path)
+    for file in case.files:
+        case.read(file)
+    ends = {"read": 0, "refused": 0}
+    with bounded():
+        for file in case.files:
+            content, count = file.read_bytes(), MUTANTS // len(case.files)
+            for mutant in damaged(content, len(content), count, file.suffix == ".json"):
+                file.write_bytes(mutant)
+                try:
+                    case.read(file)
+                    ends["read"] += 1
+                except UserError as error:
+                    assert (case.named or str(file)) in str(error)
+                    ends["refused"] += 1
+            file.write_bytes(content)
+            case.read(file)
+    assert min(ends.values()) > MUTANTS // 100  # neither is all that happens
+
+
+@pytest.mark.parametrize(
+    "target", ["../{}", "{}", "..", "", "a/{}", "x\0.safetensors", "config.json"]
+)
+def test_what_an_index_names_elsewhere_is_not_opened(target, tmp_path):
+    """There lies a pipe, at which who opens it waits."""
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    inside = tmp_path / "folder"
+    inside.mkdir()
+    (inside / "config.json").write_text("{}")
+    pipe = tmp_path / "pipe.safetensors"
+    named = target.format(pipe.name if target.startswith("..") else pipe)
+    whole = json.dumps({"weight_map": {"x": named}})
+    (inside / "model.safetensors.index.json").write_text(whole)
+    with bounded(), pytest.raises(UserError, match="which is no file of weights beside it"):
+        Weights(inside)
+
+
+def test_pipes_and_folders_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "model-1.safetensors")
+    for name in ("config.json", "adapter_config.json"):
+        os.mkfifo(tmp_path / name)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "model-1.safetensors"}}))
+    with bounded():
+        for read in (Weights, models.read_config, adapter.read_method):
+            with pytest.raises(UserError, match="is a pipe or a device, and should be a file"):
+                read(tmp_path)
+        index.write_text('{"weight_map": {}}')
+        with pytest.raises(UserError, match=r'index.json has no "weight_map"'):
+            Weights(tmp_path)
+        index.unlink()
+        (tmp_path / "model.safetensors").mkdir()
+        with pytest.raises(UserError, match="is a folder, and should be a file"):
+            Weights(tmp_path)
+
+
+def test_tensors_ask_for_no_more_than_a_file_has(tmp_path):
+    file = tmp_path / "x.bin"
+    one = torch.zeros(1)
+    shared = torch.ones(3, 1)
+    torch.save({"x": shared.expand(3, 4), "y": shared}, file)  # as such, it is read
+    np.testing.assert_array_equal(read_tensors(file)["x"], np.ones((3, 4)))
+    for many in ({"x": one.expand(10**6, 10**6)}, {str(i): one.expand(10**7) for i in range(300)}):
+        torch.save(many, file)
+        with bounded(), pytest.raises(UserError, match=r"x\.bin: its tensors are of \d+ bytes"):
+            read_tensors(file)
+
+
+def test_a_pickle_does_not_say_how_much_room_is_made(tmp_path):
+    """It numbers an object 2**27, for which a table of as many is made in C."""
+    file, number = tmp_path / "x.bin", struct.pack("<I", 2**27)
+    state = pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.LONG_BINPUT + number + pickle.STOP
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", state)
+    with bounded():
+        assert open_tensors(file) == {}
+
+
+def test_lists_of_gguf_are_as_long_as_the_file(tmp_path):
+    """Texts of tokens read as bytes: what follows is then no list either."""
+    tokens = [f"token {i}" for i in range(2000)]
+    entries = {"tokenizer.ggml.tokens": tokens, "llama.context_length": 8}
+    table = {"token_embd.weight": np.ones((2, 2), np.float32)}
+    file = write(tmp_path / "x.gguf", "llama", entries, table)
+    content = file.read_bytes()
+    start = content.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens")
+    for kind in range(13):
+        changed = content[: start + 4] + struct.pack("<I", kind) + content[start + 8 :]
+        file.write_bytes(changed)
+        with bounded():
+            if changed == content:
+                assert words_of(file) == len(tokens)
+                continue
+            with pytest.raises(UserError, match="x.gguf is not a GGUF file, or is truncated"):
+                words_of(file)
+    long = struct.pack("<Q", 2**40)
+    file.write_bytes(content[: start + 8] + long + content[start + 16 :])
+    with bounded(), pytest.raises(UserError, match=f"it has a list of {2**40} values"):
+        words_of(file)
+
+
+@pytest.mark.parametrize("family", [*models.FAMILIES])
+def test_every_key_of_a_family_has_its_values(family):
+    """transformers' own defaults are among them; a text, a list or a number too large is not."""
+    known = models.family({"model_type": family}).KEYS[family]
+    allowed = options(Values)
+    assert known.read <= allowed.keys()
+    defaults = transformers.AutoConfig.for_model(family).to_dict()
+    models.configure(defaults, models_options())
+    for key in known.read & defaults.keys():
+        for bad in ({"a": [{}]}, [[[]]], 10**400):
+            with pytest.raises(UserError, match=key):
+                models.configure({**defaults, key: bad}, models_options())
+
+
+def models_options():
+    from ftjax.models.layers import Options
+
+    return Options()
+
+
+def test_a_guard_hides_no_fault_of_a_program(tmp_path):
+    for fault in (NameError, AssertionError, KeyboardInterrupt, ImportError, Endless):
+        with pytest.raises(fault), reading(tmp_path / "x"):
+            raise fault
+    damage = pytest.raises(UserError, match="x is corrupt or truncated: ZeroDivisionError")
+    with damage, reading(tmp_path / "x"):
+        1 / 0  # noqa: B018
+
+
+def test_settings_of_more_than_the_tensors_are_refused(tmp_path):
+    case = FORMATS["peft prompts"](tmp_path)
+    file = case.files[0]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_virtual_tokens": 10**8}))
+    with bounded(), pytest.raises(UserError, match="num_virtual_tokens=100000000, and no tensor"):
+        case.read(file)
+    assert load_file(case.files[1])["prompt_embeddings"].shape == (4, 32)

@@ -1,0 +1,31 @@
+"""Which models are scanned when nothing is said: those of a billion parameters in their layers."""
+
+import math
+
+import pytest
+
+from ftjax import methods, tuned
+from ftjax.models.presets import PRESETS
+
+OLMOE = {  # small layers of many experts
+    **PRESETS["mixtral-8x7b"],
+    "hidden_size": 1024,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_local_experts": 64,
+}
+T5 = {**PRESETS["t5-11b"], "num_heads": 16, "d_kv": 64, "d_ff": 4096}  # t5-large
+MODELS = {**PRESETS, "many experts": OLMOE, "t5-large": T5}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_auto_goes_by_what_the_layers_hold(name):
+    config, full = MODELS[name], methods.create({"name": "full"})
+    model = tuned.build(config, full, {"segments": "scan"}, {"head": None})
+    layers = [x for path, x in model.shapes.items() if "layer" in path and x.ndim > 2]
+    count = sum(math.prod(x.shape) for x in layers)
+    found = tuned.parameters_of(model.config)
+    assert abs(found - count) < 0.01 * count
+    auto = tuned.segments_of(model.config, {"segments": "auto"}, full)
+    assert (max(auto) > 1) == (count >= 1e9)

@@ -1,0 +1,119 @@
+"""Programs are compiled ahead, and outputs leave the devices as they come."""
+
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ftjax.config import check, load_config
+from ftjax.data import loading
+from ftjax.data.encode import Examples, Ragged
+from ftjax.data.planning import Layout
+from ftjax.training import evaluate, programs
+from ftjax.training.evaluate import RUNNING, Forward
+from ftjax.training.programs import Programs
+from ftjax.training.saved import Saved
+from ftjax.training.steps import Steps
+from ftjax.training.train import train
+
+
+def lowered(size):
+    return jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((size,), jnp.float32))
+
+
+def test_programs_that_begin_together_are_compiled_side_by_side(monkeypatch):
+    """Each is asked for when it is there; what fails says why, to who asks for it."""
+    both, ended = threading.Barrier(2, timeout=60), []
+
+    def then(program):
+        both.wait()  # of two threads
+        ended.append(program)
+
+    monkeypatch.setattr(programs.os, "cpu_count", lambda: 2)
+    programs._compilers.cache_clear()
+    several = Programs()
+    for size in (3, 4):
+        several.begin(size, lambda size=size: lowered(size), then)
+    np.testing.assert_array_equal(several(3)(np.zeros(3, np.float32)), np.ones(3))
+    assert several(4) in ended and several.ready(4) and 5 not in several
+
+    def fails():
+        raise ValueError("no such shape")
+
+    several.begin(5, fails)
+    with pytest.raises(ValueError, match="no such shape"):
+        several(5)
+    held = threading.Event()
+    for size in range(6, 10):
+        several.begin(size, lambda size=size: lowered(size), lambda _: held.wait(60))
+    closing = threading.Thread(target=several.close)
+    closing.start()
+    held.set()
+    closing.join(60)
+    assert not closing.is_alive()
+    programs._compilers.cache_clear()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_outputs_leave_the_devices_as_they_come(one_device, monkeypatch, packed):
+    """At most a few batches' are there at once, and all come in the order of the examples."""
+    count, width, rows = 160, 7, 8
+    sizes = np.random.default_rng(0).integers(1, 17, count)
+    offsets = np.cumsum([0, *sizes])
+    data = Examples(Ragged(np.arange(offsets[-1], dtype=np.int32), offsets))
+    layout = Layout((16,), rows=(rows,), places=4) if packed else Layout((8, 16))
+
+    def apply(params, batch):
+        first = batch["input_ids"][..., None] * jnp.ones(width)
+        if not packed:
+            return {"tokens": first, "first": first[:, 0]}
+        return jnp.take_along_axis(first, batch["starts"][..., None], 1)
+
+    there, place = [], evaluate.place_rows
+
+    def watched(*given):
+        alive = [array for array in jax.live_arrays() if array.shape[-1:] == (width,)]
+        there.append(len({array.unsafe_buffer_pointer() for array in alive}))
+        return place(*given)
+
+    monkeypatch.setattr(evaluate, "place_rows", watched)
+    found = Forward(one_device, rows, apply)({}, {}, data, layout)
+    wanted = np.arange(offsets[-1])[:, None] * np.ones(width)
+    if not packed:
+        np.testing.assert_array_equal(found["tokens"], wanted)
+        found = found["first"]
+    np.testing.assert_array_equal(found, wanted[offsets[:-1]])
+    each = 1 if packed else 2
+    assert len(there) > 2 * RUNNING and max(there) <= each * (RUNNING + 1)
+
+
+def test_the_wait_for_a_plan_is_counted(config_file, tmp_path, monkeypatch):
+    """As waiting for data, among the seconds of the run: also before the first step."""
+    plan = loading.plan_epoch
+    monkeypatch.setattr(loading, "plan_epoch", lambda *given: time.sleep(0.5) or plan(*given))
+    overrides = ["--config.train.steps=1", "--config.data.buckets=1"]
+    config = check(load_config(f"{config_file}:lora", overrides))
+    train(config, tmp_path / "run")
+    saved = Saved(tmp_path / "run" / "checkpoints")
+    progress = saved.meta(1)["progress"]
+    saved.close()
+    assert 0.5 <= progress["waited"] <= progress["seconds"]
+
+
+def test_what_trains_next_is_compiled_while_what_is_before_trains(
+    config_file, tmp_path, monkeypatch
+):
+    phases, begin = [], Steps.begin
+
+    def noted(steps, *given):
+        begin(steps, *given)
+        phases.append(len({phase for _, phase in steps._programs._programs}))
+
+    monkeypatch.setattr(Steps, "begin", noted)
+    overrides = ["--config.train.steps=6", "--config.train.batch_size=64"]
+    overrides += ["--config.method.every=2", "--config.data.buckets=1"]
+    train(check(load_config(f"{config_file}:lisa", overrides)), tmp_path / "run")
+    assert phases == [2, 3, 3]  # of three draws
