@@ -1,7 +1,7 @@
 """report.html: a single run to look at, of what its work folder holds."""
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ftjax.training.predictions import predictions_file
 from ftjax.workdir.records import read_metrics, read_rows, write_text
 
 SPLITS = ("validation", "test")
+PARTS = ("row", "expected", "predicted")  # that every row of predictions has
 WRONG = 40  # rows that are shown, the surest first
 MATRIX = 25  # labels of a confusion matrix; of more, the most frequent confusions are shown
 TOLD = ("label", "labels", "value", "tags", "answer", "preferred", "written")
@@ -42,14 +43,9 @@ def write_report(workdir: Path) -> None:
     for split in last:
         scores = result["metrics"][split]
         parts += [_confusion(split, scores, labels), _classes(split, scores)]
-        parts.append(_wrong(split, read_lines(predictions_file(workdir, split))))
+        parts.append(_examples(split, read_rows(predictions_file(workdir, split), *PARTS)))
     parts.append(_links(workdir))
     write_text(workdir / "report.html", document(f"{result['method']}: {workdir.name}", parts))
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file of predictions, where there is one."""
-    yield from read_rows(path, "row", "predicted")
 
 
 def _about(result: Mapping[str, Any]) -> str:
@@ -158,14 +154,20 @@ def _classes(split: str, scores: Mapping[str, Any]) -> str:
     return f"<h2>{title} ({split})</h2>{table([title.lower(), *heads], rows, 'narrow')}"
 
 
-def _wrong(split: str, rows: Iterable[Mapping[str, Any]]) -> str:
-    """What was got wrong, the surest first; of numbers, the farthest."""
+def _examples(split: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """What was got wrong, the surest first; of numbers, the farthest; else what was written."""
     numbered = ((_badness(row), -number, row) for number, row in enumerate(rows))
     worst = heapq.nlargest(WRONG, (found for found in numbered if found[0] is not None))
+    shown_rows, title, note = [row for *_, row in worst], "What it got wrong", "The farthest first"
     if not worst:
+        shown_rows = [row for row in rows if "written" in row["predicted"]][:WRONG]
+        title, note = "What it wrote", "The first"
+    elif shown_rows[0].get("right") is False:
+        note = "The surest errors first"
+    if not shown_rows:
         return ""
     lines = [line(tag("th", name) for name in ("row", "given", "expected", "said", "how surely"))]
-    for _, _, row in worst:
+    for row in shown_rows:
         known = ("row", "expected", "predicted", "right", "certainty")
         given = {name: value for name, value in row.items() if name not in known}
         sure = row.get("certainty")
@@ -177,10 +179,9 @@ def _wrong(split: str, rows: Iterable[Mapping[str, Any]]) -> str:
             tag("td", "" if sure is None else f"{sure:.1%}", "number"),
         ]
         lines.append(line(cells))
-    note = "The surest errors first" if worst[0][2].get("right") is False else "The farthest first"
     file = f'<a href="{predictions_file(Path(), split)}">predictions_{split}.jsonl</a>'
     shown_all = tag("p", f"{note}, at most {WRONG}; {file} has all rows.", "quiet")
-    return f"<h2>What it got wrong ({split})</h2>{shown_all}{tag('table', ''.join(lines))}"
+    return f"<h2>{title} ({split})</h2>{shown_all}{tag('table', ''.join(lines))}"
 
 
 def _badness(row: Mapping[str, Any]) -> float | None:

@@ -131,6 +131,11 @@ def get_config():
     result = json.loads((work / "result.json").read_text())
     scores = result["metrics"]["test"]
     assert scores["examples"] == 13 + (task == "seq2seq") and METRICS[task] <= set(scores)
+    said = [json.loads(line) for line in (work / "predictions_test.jsonl").open()]
+    assert len(said) == scores["examples"] and FOUND[task] <= said[0]["predicted"].keys()
+    wrong = any(row.get("right") is False for row in said)
+    shown = "What it wrote" if writes else "What it got wrong" if wrong else "Metrics"
+    assert shown in (work / "report.html").read_text()
     if writes:
         assert "pending" not in result and scores["loss"] == kept["metrics"]["test"]["loss"]
         report = json.loads((work / "data_report.json").read_text())
