@@ -80,18 +80,58 @@ def choose(settings: Settings, logits: Array, keys: Array) -> Array:
     """
     if settings.temperature == 0:
         return jnp.argmax(logits, -1).astype(jnp.int32)
-    logits, tokens = logits / settings.temperature, None
-    if settings.top_k or settings.top_p < 1:  # in descending order
-        size = min(settings.top_k or logits.shape[-1], logits.shape[-1])
-        logits, tokens = jax.lax.top_k(logits, size)
-        probability = jax.nn.softmax(logits)
-        before = jnp.cumsum(probability, -1) - probability
-        logits = jnp.where(before < settings.top_p, logits, -jnp.inf)
+    logits = truncated(settings, logits / settings.temperature)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def truncated(settings: Settings, logits: Array) -> Array:
+    """Logits, -inf of tokens that are too improbable to be sampled."""
+    candidates = logits
+    if 0 < settings.top_k < logits.shape[-1]:
+        candidates = jax.lax.top_k(logits, settings.top_k)[0]
+        logits = jnp.where(logits < candidates[:, -1:], -jnp.inf, logits)
+    if settings.top_p < 1:
+        logits = jnp.where(nucleus(logits, settings.top_p, candidates), logits, -jnp.inf)
     if settings.min_p:
         probability = jax.nn.softmax(logits)
         least = settings.min_p * probability.max(-1, keepdims=True)
         logits = jnp.where(probability >= least, logits, -jnp.inf)
-    chosen = jax.vmap(jax.random.categorical)(keys, logits)
-    if tokens is not None:
-        chosen = jnp.take_along_axis(tokens, chosen[:, None], 1)[:, 0]
-    return chosen.astype(jnp.int32)
+    return logits
+
+
+def nucleus(logits: Array, top_p: float, candidates: Array) -> Array:
+    """The fewest tokens whose probabilities reach `top_p`; of equals those with higher numbers.
+
+    A token is of them where those before it, of more probability, have less than `top_p`
+    together. The least logit of which that holds is found bit by bit, without sorting.
+
+    Args:
+        logits: float32 (rows, vocabulary).
+        top_p: above 0.
+        candidates: (rows, any), the largest of the logits, or all; those that equal the least
+            of them may be missing, and those below it are -inf in `logits`.
+    """
+    total = jax.nn.logsumexp(logits, -1, keepdims=True)
+    ranks, mass = ordered(candidates), jnp.exp(candidates - total)
+
+    def before(rank: Array) -> Array:
+        return jnp.where(ranks > rank, mass, 0).sum(-1, keepdims=True)
+
+    def lower(i: Array, least: Array) -> Array:
+        trial = least ^ (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+        return jnp.where(before(trial) < top_p, trial, least)
+
+    start = jnp.full_like(ranks[:, :1], 0xFFFFFFFF)
+    least = jax.lax.fori_loop(0, 32, lower, start)
+    least = jnp.maximum(least, ranks.min(-1, keepdims=True))  # below it, `before` is not known
+    all_ranks = ordered(logits)
+    equal = all_ranks == least
+    behind = jax.lax.cumsum(equal.astype(jnp.int32), 1, reverse=True) - 1
+    each = jnp.exp(jnp.where(equal, logits, -jnp.inf).max(-1, keepdims=True) - total)
+    return (all_ranks > least) | (equal & (before(least) + behind * each < top_p))
+
+
+def ordered(x: Array) -> Array:
+    """uint32 in the order of float32."""
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)  # -0 is 0
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))

@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 from transformers.generation import logits_process as theirs
 
 from ftjax.errors import UserError
-from ftjax.generation.choice import choose
+from ftjax.generation.choice import choose, truncated
 from ftjax.generation.settings import Settings, from_hf
 
 COUNT = 40_000
@@ -46,6 +47,32 @@ def test_distribution(case):
     assert found[~possible].sum() == 0
     wanted = wanted[possible] / wanted.sum()
     assert scipy.stats.chisquare(found[possible], COUNT * wanted).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("top_k", [0, 40])
+@pytest.mark.parametrize("step", [0.0, 0.5])  # of tied logits
+def test_what_is_sampled_from_is_what_transformers_keeps(step, top_k):
+    """Of each logit as many tokens: which of equal ones, torch's sort leaves open."""
+    random = np.random.default_rng(0)
+    logits = random.choice([0.1, 1, 5], (40, 1)) * random.normal(size=(40, 300))
+    logits = np.float32(np.round(logits / step) * step if step else logits)
+
+    def kept(logits, top_p):
+        settings = Settings(temperature=1.0, top_k=top_k, top_p=top_p)
+        return jax.jit(truncated, static_argnums=0)(settings, logits)
+
+    for top_p in (0.05, 0.31, 0.77, 0.93, 0.9999):
+        scores = torch.tensor(logits)
+        if top_k:
+            scores = theirs.TopKLogitsWarper(top_k)(None, scores)
+        wanted = theirs.TopPLogitsWarper(top_p)(None, scores).numpy()
+        found = np.asarray(kept(logits, top_p))
+        before = np.cumsum(-np.sort(-scipy.special.softmax(scores.double().numpy(), 1)), 1)
+        clear = (np.abs(before - top_p) > 1e-6).all(1)  # not for rounding to decide
+        assert clear.sum() > 20
+        found, wanted = found[clear], wanted[clear]
+        np.testing.assert_array_equal(np.sort(found, 1), np.sort(wanted, 1), err_msg=str(top_p))
+        assert ((found == logits[clear]) | np.isinf(found)).all()
 
 
 @pytest.mark.parametrize(
