@@ -246,7 +246,7 @@ def test_alpaca_and_system_turns():
     [
         ({"messages": [{"role": "user", "content": "a"}]}, "the chat has no turn of the assistant"),
         ({"instruction": "a", "input": "b"}, "the chat has no turn of the assistant"),
-        ({"messages": []}, "field 'messages' must be a list of turns, at least one"),
+        ({"messages": []}, "a row needs messages, or a prompt and a completion"),
         ({"messages": "a"}, "field 'messages' must be a list of turns"),
         (
             {"messages": [{"role": "x", "content": "a"}]},
@@ -255,8 +255,8 @@ def test_alpaca_and_system_turns():
         ({"messages": [{"role": "user", "content": " "}]}, "turn 1: content must be text, not ' '"),
         ({"messages": [{"role": "user"}]}, "turn 1: content must be text, not None"),
         ({"messages": ["a"]}, "turn 1 must have a role and a content, not 'a'"),
-        ({"messages": None}, "field 'messages' is null"),
-        ({"prompt": "a", "completion": "b"}, "has no field 'messages'"),
+        ({"messages": None}, "a row needs messages, or a prompt and a completion"),
+        ({"prompt": "", "completion": "b"}, "a row needs messages, or a prompt and a completion"),
     ],
 )
 def test_bad_chats_are_named(row, message):
@@ -268,7 +268,7 @@ def test_bad_chats_are_named(row, message):
 
 
 def test_conversations_of_another_form_are_named():
-    with pytest.raises(UserError, match="row 1: field 'conversations' must be a list of"):
+    with pytest.raises(UserError, match="row 1: field 'messages' must be a list of"):
         split_of(TASK, [{"conversations": "a"}])
     with pytest.raises(UserError, match="row 1: field 'messages' turn 1: role 'alien'"):
         split_of(TASK, [{"conversations": [{"from": "alien", "value": "a"}]}])
@@ -310,6 +310,7 @@ def test_chats_that_are_cut_before_an_answer_are_left_out(made):
     assert examples.row_numbers.tolist() == [0, 1, 3]
     run = SimpleNamespace(config=default_config("lora", "instruction"), absent=())
     run.tuned = SimpleNamespace(shapes={}, partition=SimpleNamespace(counts=lambda _: (1, 2)))
+    run.tuned.base = SimpleNamespace(shapes={})
     said = "\n".join(announced(run, Data({"train": split}, {"train": examples}, (), []), 1, [], 0))
     assert "train: 1 rows give no example" in said
     unanswered = [{"messages": long[:1]}, {"messages": [{"role": "user", "content": "good"}]}]
