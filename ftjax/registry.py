@@ -4,6 +4,8 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from ftjax.errors import UserError, nearest
 from ftjax.options import options
 
@@ -33,7 +35,11 @@ def create(section: str, table: Table, settings: Mapping[str, Any]) -> Any:
     Raises:
         UserError: an unknown name or option, or a value out of range.
     """
-    values = {key: value for key, value in settings.items() if key != "name"}
+    values = {
+        key: value.to_dict() if isinstance(value, ConfigDict) else value
+        for key, value in settings.items()
+        if key != "name"
+    }
     cls = find(section, table, settings["name"])
     known = options(cls)
     for key in values:

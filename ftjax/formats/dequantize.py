@@ -148,7 +148,7 @@ def plain_weights(folder: Path) -> dict[str, Any]:
         if not name.endswith(ends):
             continue
         module = name.removesuffix(ends)
-        matrix = f"{files}: the matrix {module!r}"
+        matrix = f"{files}, quantized as {folder / 'config.json'} says: the matrix {module!r}"
         parts = {n.removeprefix(f"{module}."): stored[n] for n in _own(stored, module)}
         try:
             found = opened(matrix, parts, settings, np.dtype(usual), turned)

@@ -60,7 +60,8 @@ def check(file: Any, values: Mapping[str, Any], schema: type, inside: str = "") 
         if name not in values:
             continue
         key, value = f"{file}: {inside}{name}", values[name]
-        if option.kind is str and not isinstance(value, str):  # as which a command line's may pass
+        if option.kind in (str, str | None) and type(value) not in (str, type(None)):
+            # Which a command line's text may pass for
             example = f"str expected, as in {option.default!r}"
             raise UserError(f"{key}={value!r} has the wrong type: {example}")
         option.read(key, value)

@@ -141,7 +141,7 @@ def _layer(folder: Path, place: str) -> DenseLayer:
     file = folder / place / "config.json"
     config = read_json(file)
     name, features = config.get("activation_function"), config.get("out_features")
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         known = ", ".join(each.rpartition(".")[2] for each in ACTIVATIONS)
         raise UserError(f"{file}: activation_function={name!r} is not implemented ({known} are)")
     if type(features) is not int or features < 1:

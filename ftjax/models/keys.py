@@ -96,6 +96,8 @@ def resolve(hf: Mapping[str, Any], table: Keys) -> dict[str, Any]:
             if named[name] != defaults[name]:
                 raise UserError(f"{kind}: {name}={named[name]!r} is not implemented")
     values = {name: value for name, value in named.items() if name in table.read}
+    # First by the names that the file has, which messages then say
+    _check(kind, {name: value for name, value in hf.items() if table.aliases.get(name) in values})
     _check(kind, values)
     return values | {"model_type": kind}
 

@@ -145,7 +145,7 @@ def test_generation_intervenes_on_the_same_tokens():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("kind", "x"), ("first", -1), ("first", 0), ("layers", (4,)), ("layers", 1), ("rank", 65)],
+    [("kind", "x"), ("first", -1), ("first", 0), ("layers", (4,)), ("layers", "a"), ("rank", 65)],
 )
 def test_bad_hyperparameters(key, value):
     with pytest.raises(UserError, match=rf"method\.{key}"):
