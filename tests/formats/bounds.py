@@ -1,0 +1,39 @@
+"""Bounds for what reads files of others."""
+
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SECONDS, MEGABYTES = 30, 500  # that reading may take of a processor, and of memory besides
+
+
+class Endless(BaseException):
+    """Which no guard takes for damage."""
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Bounds time, of the processor and by the clock, and memory."""
+
+    def end(*_) -> None:
+        raise Endless
+
+    def peak() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) // 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+    before = peak()
+    earlier = [(each, signal.signal(each, end)) for each in (signal.SIGPROF, signal.SIGALRM)]
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, 20 * SECONDS)
+    try:
+        yield
+    finally:
+        for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
+            signal.setitimer(timer, 0)
+        for number, handler in earlier:
+            signal.signal(number, handler)
+    assert peak() - before < MEGABYTES
