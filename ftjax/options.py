@@ -177,6 +177,8 @@ def _read(kind: Any, value: Any) -> Any:
             raise ValueError("must be finite") from None
     if kind is int:
         return value if number and isinstance(value, int) else _wrong(kind)
+    if origin is Mapping and hasattr(value, "to_dict"):
+        value = value.to_dict()  # a section of a configuration
     return value if isinstance(value, origin or kind) else _wrong(origin or kind)
 
 
