@@ -173,7 +173,8 @@ class Training:
         state, meta, self.progress = found
         iterator.set_state(meta["data"])
         if self.stream is not None:
-            self.loader.go_on(meta["stream"])
+            # Earlier versions kept no positions: they read the rows before once more
+            self.loader.go_on(meta.get("stream") or {"starts": meta["windows"], "sources": {}})
         return state, notes
 
     def _first(self) -> State:

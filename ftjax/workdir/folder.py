@@ -25,7 +25,8 @@ FREE = (
     "train.profile_steps",
     "train.dump_programs",
 )
-# Where something lies: what is there is compared by content, see `ftjax.training.inputs`.
+# How files are read, and where they lie: what they hold is compared, see `ftjax.training.inputs`.
+FREE += ("data.source", "data.encoding", "data.delimiter", "data.quoting")
 PATHS = ("data.path", "data.mixture", "model.path", "model.adapter", "method.adapters")
 START = "start"  # of a work folder: the model of `model.from_run`
 LENGTHS = ("train.epochs", "train.steps")  # which `--extend` may raise

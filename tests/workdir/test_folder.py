@@ -6,7 +6,7 @@ from threading import Barrier
 
 import pytest
 
-from ftjax.config import default_config
+from ftjax.config import default_config, to_json
 from ftjax.errors import UserError
 from ftjax.workdir.folder import (
     check_workdir,
@@ -86,3 +86,15 @@ def test_a_folder_in_which_nothing_was_trained_is_free(config_file, tmp_path):
     (workdir / "result.json").unlink()  # the checkpoints are what was trained
     with pytest.raises(UserError, match="holds a run of another configuration"):
         check_workdir(workdir, config)
+
+
+def test_how_files_are_read_is_no_other_configuration(tmp_path):
+    """What they hold is compared: a run may go on with the same rows in another form."""
+    config = default_config("lora", "classification")
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(to_json(config))
+    config.data.source, config.data.delimiter = "csv", ";"
+    check_workdir(tmp_path, config)
+    config.data.max_length = 64
+    with pytest.raises(UserError, match="data.max_length: 128 there, 64 now"):
+        check_workdir(tmp_path, config)
