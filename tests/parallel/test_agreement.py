@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from ftjax import cache
 from tests.conftest import make_rows, write_jsonl
 from tests.parallel import processes
 
@@ -22,7 +23,7 @@ def run(config_file, workdir, overrides, variables, expect=0):
     return processes.ended(processes.start(command, len(variables), 2, told=told), {expect})
 
 
-def test_what_a_model_said_before_is_the_first_host_s(config_file, tmp_path):
+def test_what_a_model_said_before_is_the_first_host_s(config_file, tmp_path, monkeypatch):
     """The second host's disk has another answer, the first one's none."""
     judge = tmp_path / "judge"
     learnt = ["--config.train.steps=40", "--config.train.eval_every=40"]
@@ -33,9 +34,11 @@ def test_what_a_model_said_before_is_the_first_host_s(config_file, tmp_path):
     shutil.copytree(tmp_path / "alone", tmp_path / "second")
     files = list((tmp_path / "second" / "prepared").glob("*.json"))
     assert files
-    for file in files:
-        other = [{"positive": 0.0, "negative": 1.0} for _ in json.loads(file.read_text())]
-        file.write_text(json.dumps(other))
+    monkeypatch.setenv("FTJAX_CACHE", str(tmp_path / "second"))
+    for name in [file.name for file in files]:
+        said = json.loads(str(cache.read("prepared", name), "utf-8"))
+        other = json.dumps([{"positive": 0.0, "negative": 1.0} for _ in said]).encode()
+        assert cache.write("prepared", name, lambda file, other=other: file.write(other))
     caches = [{"FTJAX_CACHE": tmp_path / name} for name in ("first", "second")]
     run(config_file, tmp_path / "two", prepare, caches)
     results = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two")]

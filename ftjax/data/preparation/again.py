@@ -15,7 +15,7 @@ from ftjax.data.preparation.pipeline import Report, prepare
 from ftjax.data.preparation.step import Models, Splits
 
 KIND, VERSION = "splits", "1"
-DRAWN = ("splits", "split_seed", "stratify")  # of `data`, besides the steps
+DRAWN = ("splits", "split_seed", "stratify", "group")  # of `data`, besides the steps
 
 
 def prepare_once(
