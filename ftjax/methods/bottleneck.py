@@ -6,13 +6,15 @@ memory is attended to there is no adapter, as in AdapterHub.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import flax.linen as nn
 import jax
 
-from ftjax.methods.adapter import Bottleneck, Init, Make
+from ftjax.methods.adapter import ACTIVATIONS, Bottleneck, Init, Make
 from ftjax.methods.base import Interceptor, at, leaf, nested
 from ftjax.methods.places import layer_modules
+from ftjax.options import Positive
 from ftjax.paths import Base
 
 
@@ -23,7 +25,7 @@ class Houlsby(Bottleneck):
     Houlsby et al. (2019), fig. 2; AdapterHub's `double_seq_bn`. BERT-base: 1,789,056.
     """
 
-    activation: str = "swish"
+    activation: Literal[tuple(ACTIVATIONS)] = "swish"
 
     def placed(self, base: Base, adapter: Make) -> Interceptor:
         def adapted(module: nn.Module, call: Callable, *args: jax.Array) -> jax.Array:
@@ -92,7 +94,7 @@ class Parallel(Bottleneck):
         scale: s.
     """
 
-    reduction: int = 2
+    reduction: Positive = 2
     scale: float = 4.0
 
     def placed(self, base: Base, adapter: Make) -> Interceptor:

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ftjax.errors import require
-from ftjax.methods.adapter import ZERO, Adapter, Bottleneck, Init
+from ftjax.methods.adapter import ACTIVATIONS, ZERO, Adapter, Bottleneck, Init
 from ftjax.methods.base import FREEZE_REST, Interceptor, at, head_rule, leaf, nested
 from ftjax.methods.bottleneck import Houlsby, Pfeiffer
 from ftjax.options import NotNegative, Positive
@@ -54,7 +54,7 @@ class Hypercomplex(Bottleneck):
     """
 
     reduction: Positive = 32
-    activation: str = "gelu"
+    activation: Literal[tuple(ACTIVATIONS)] = "gelu"
     n: Positive = 4
     rank: Positive = 1
     rule_std: NotNegative = 1e-4

@@ -1,5 +1,6 @@
 """Every key of every configuration refuses what it cannot be, by its name."""
 
+import dataclasses
 import math
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -189,3 +190,12 @@ def test_pages_may_set_what_options_hold(tmp_path):
 def test_values_that_are_nothing_are_refused_by_their_key(text):
     with pytest.raises(UserError, match=r"^seed='?"):
         override(default_config(), *parse_override(f"--config.seed={text}"))
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_what_a_method_sets_anew_is_bounded_as_before(name):
+    """With a default of its own an option does not become any text or number."""
+    cls = methods.find(name)
+    for before in filter(dataclasses.is_dataclass, cls.__mro__[1:]):
+        for key, option in options(before).items():
+            assert get_origin(options(cls)[key].kind) == get_origin(option.kind), key

@@ -269,7 +269,7 @@ BAD = {
     "activation": ["nonsense"],
     "every": [0],
     "decay": [0.0, 1.5],
-    "layers": [0, 99],
+    "layers": [99],
 }
 BAD_CASES = [
     (name, key, value)
