@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ftjax.errors import UserError
+from ftjax.errors import UserError, nearest
 
 Natural = Annotated[int, "[0, inf)"]
 Positive = Annotated[int, "[1, inf)"]
@@ -150,7 +150,9 @@ def _read(kind: Any, value: Any) -> Any:
     if origin is Literal:
         value = "none" if value is None else value
         if value not in inner:
-            raise ValueError(f"must be one of {', '.join(map(str, inner))}")
+            near = nearest(value, map(str, inner)) if isinstance(value, str) else ""
+            near = near if "did you mean" in near else ""
+            raise ValueError(f"must be one of {', '.join(map(str, inner))}{near}")
         return value
     if origin in (Union, types.UnionType):
         return _read_any(inner, value)
