@@ -23,6 +23,15 @@ from ftjax.training.programs import Programs, Shapes, abstract, batch_shapes, ke
 RUNNING = 4  # batches whose outputs are on the devices, at most
 
 
+def most_running() -> int:
+    """How many programs may be begun that do not wait for each other.
+
+    Several processes on CPUs, with one device each, may run them in another order than each other,
+    and then wait for each other's collectives for ever.
+    """
+    return 0 if jax.process_count() > 1 and jax.default_backend() == "cpu" else RUNNING
+
+
 class Forward:
     """A compiled forward pass over whole splits.
 
@@ -55,7 +64,7 @@ class Forward:
 
         Of a mapping, what is called "tokens" comes in the order of their tokens: (tokens, ...).
         """
-        loader = self._loader(examples, layout)
+        loader, most = self._loader(examples, layout), most_running()
         outputs: dict[str | None, np.ndarray] = {}
         running: deque[tuple[Planned, Any]] = deque()
 
@@ -82,7 +91,7 @@ class Forward:
                 for each in jax.tree.leaves(found):
                     each.copy_to_host_async()
                 running.append((planned, found))
-                if len(running) > RUNNING:
+                if len(running) > most:
                     fetch()
         except BaseException:
             self.close()

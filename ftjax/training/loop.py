@@ -231,6 +231,7 @@ class Training:
             planned, held, rows = next(iterator)
             progress.waited += time.perf_counter() - before_input
             if self.stream is not None and (window := self.loader.begun(step)) is not None:
+                flush()  # hosts may not run it and a step in the same order
                 agreement.require_same("a window of the stream", window.content())
             batch = place_rows(self.mesh, rows, len(planned.places))
             before, phase = phase, self.run_.tuned.at_step(step)
