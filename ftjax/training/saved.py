@@ -37,6 +37,7 @@ DAMAGE = (
     ValueError,
     LookupError,
     TypeError,
+    AttributeError,
     EOFError,
     FileNotFoundError,
     NotADirectoryError,
@@ -160,10 +161,7 @@ class Saved:
     def _shapes(self, step: int) -> Any:
         """Shapes and dtypes of the trainable leaves of a step."""
         with self._told_apart(step):
-            described = self._reader.metadata(self.folder / str(step)).item_metadata["params"]
-            if described is None:
-                raise LookupError("what its parameters are is not there")
-            return described.tree
+            return self._reader.metadata(self.folder / str(step)).item_metadata["params"].tree
 
     @contextmanager
     def _told_apart(self, step: int) -> Iterator[None]:
