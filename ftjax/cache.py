@@ -1,4 +1,4 @@
-"""What is kept on disk since it can be made again: tokens, and what `data.prepare` asked models.
+"""What is kept on disk since it can be made again: tokens, prepared rows, digests of models.
 
 A file ends with the SHA-256 of what is before, and is checked when it is read: one that is damaged
 is removed, and made again. What was not used for longest goes first where all is larger than
@@ -21,15 +21,13 @@ from uuid import uuid4
 from ftjax.errors import require
 from ftjax.remote import cache_folder
 
-KEPT = (
-    "tokens",
-    "splits",
-    "prepared",
-)  # folders of files that are checked, and that the limit is for
+# Folders of files that are checked, and that the limit is for
+KEPT = ("tokens", "splits", "prepared", "digests")
 FOLDERS = {
     "tokens": "texts as token ids",
     "splits": "rows as data.prepare leaves them",
     "prepared": "what models that data.prepare asks have said",
+    "digests": "what large files of models add up to",
     "copies": "folders of object stores",
     "xla": "compiled programs",
 }
