@@ -120,18 +120,6 @@ def conform(settings: Any, prefix: str = "") -> None:
         object.__setattr__(settings, name, value)
 
 
-def require_entries(cls: type, values: Mapping[str, Any], where: str) -> None:
-    """Checks that a mapping from a file has what a dataclass says, beside whatever else.
-
-    Raises:
-        UserError: an entry is absent, of another type, or may not be what it is.
-    """
-    for name, option in options(cls).items():
-        if name not in values:
-            raise UserError(f"{where} has no {name!r}")
-        option.read(f"{where}: {name}", values[name])
-
-
 def _read(kind: Any, value: Any) -> Any:
     """Raises TypeError with what was expected, or ValueError with what it must be."""
     origin, inner = get_origin(kind), get_args(kind)

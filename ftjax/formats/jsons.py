@@ -47,7 +47,17 @@ def read_value(path: Path) -> Any:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def check(file: Any, values: Mapping[str, Any], schema: type, inside: str = "") -> None:
+def read_names(path: Path) -> tuple[str, ...]:
+    """The texts that a JSON file lists; raises as `read_json`."""
+    names = read_value(path)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} must hold a list of names")
+    return tuple(names)
+
+
+def check(
+    file: Any, values: Mapping[str, Any], schema: type, inside: str = "", whole: bool = False
+) -> None:
     """Raises UserError where a value is not what its key's annotation says.
 
     Args:
@@ -55,9 +65,12 @@ def check(file: Any, values: Mapping[str, Any], schema: type, inside: str = "") 
         values: that it holds; keys that the schema does not have may be anything.
         schema: a dataclass, see `ftjax.options`; its defaults are examples.
         inside: what comes before the keys in messages.
+        whole: whether each key of the schema has to be there.
     """
     for name, option in options(schema).items():
         if name not in values:
+            if whole:
+                raise UserError(f"{file} has no {inside}{name}")
             continue
         key, value = f"{file}: {inside}{name}", values[name]
         if option.kind in (str, str | None) and type(value) not in (str, type(None)):

@@ -209,12 +209,6 @@ def smoothed(batch: Batch, share: float, train: bool) -> dict[str, Any]:
     return {**batch, "target_smoothing": share} if train and share else dict(batch)
 
 
-def check_smoothing(share: float) -> None:
-    """Raises UserError for a share that is none."""
-    if not 0.0 <= share < 1.0:
-        raise UserError(f"task.label_smoothing={share} must be in [0, 1)")
-
-
 def of_places(batch: Batch) -> jax.Array:
     """1 where a token is of a place's example: (rows, places, length), one place unpacked."""
     if "starts" not in batch:

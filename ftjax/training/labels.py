@@ -5,12 +5,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ftjax.errors import require
 from ftjax.formats import modules
 from ftjax.formats.adapterhub import HEAD, labels_in
 from ftjax.formats.export import LABELS
 from ftjax.formats.folder import open_weights
-from ftjax.formats.jsons import read_value
+from ftjax.formats.jsons import read_names
 from ftjax.formats.names import Part
 from ftjax.models import configure, read_config
 from ftjax.models.layers import Options
@@ -57,10 +56,7 @@ def _of_adapter(config: ConfigDict, task: Any) -> tuple[str, ...]:
     if (folder / HEAD[0]).exists():
         return labels_in(folder)
     if (folder / LABELS).exists():
-        names = read_value(folder / LABELS)
-        sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        require(sound, f"{folder / LABELS} must hold a list of names")
-        return tuple(names)
+        return read_names(folder / LABELS)
     place = modules.classifier(folder)
     return modules.labels_of(folder, place) if place else ()
 

@@ -6,10 +6,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ftjax.formats.jsons import read_json, read_value
+from ftjax.formats.jsons import read_json
 from ftjax.pages import curves, document, line, shown, table, tag, text
 from ftjax.tasks.base import spoken
 from ftjax.training.predictions import predictions_file
+from ftjax.workdir.folder import read_labels
 from ftjax.workdir.records import read_metrics, read_rows, write_text
 
 SPLITS = ("validation", "test")
@@ -29,8 +30,7 @@ def write_report(workdir: Path) -> None:
     """Writes report.html of a finished run."""
     result = read_json(workdir / "result.json")
     rows = read_metrics(workdir / "metrics.jsonl")
-    names = workdir / "labels.json"
-    labels = read_value(names) if names.exists() else []
+    labels = read_labels(workdir) if (workdir / "labels.json").exists() else ()
     last = [split for split in SPLITS if split in result["metrics"]][-1:]
     parts = [
         tag("h1", f"{text(result['method'])}, {text(result['task'].replace('_', ' '))}"),

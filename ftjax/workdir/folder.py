@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from ftjax.config import flat_keys, from_json, to_json
 from ftjax.errors import UserError, require
-from ftjax.formats.jsons import read_json
+from ftjax.formats.jsons import read_json, read_names
 from ftjax.workdir import lock
 from ftjax.workdir.records import PENDING, read_result, write_json, write_text
 
@@ -192,11 +192,7 @@ def read_labels(workdir: Path) -> tuple[str, ...]:
     path = workdir / "labels.json"
     if not path.exists():
         raise UserError(f"{path} does not exist: the run has not started training")
-    mend = "inputs.json beside it has the labels in order"
     try:
-        names = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}; {mend}") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} does not hold a list of names; {mend}")
-    return tuple(names)
+        return read_names(path)
+    except UserError as error:
+        raise UserError(f"{error}; inputs.json beside it has the labels in order") from error

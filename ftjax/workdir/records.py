@@ -12,8 +12,8 @@ from uuid import uuid4
 from ftjax.bars import bar
 from ftjax.data.preparation.page import page
 from ftjax.errors import UserError
-from ftjax.formats.jsons import read_json
-from ftjax.options import Count, Natural, NotNegative, require_entries
+from ftjax.formats.jsons import check, read_json
+from ftjax.options import Count, Natural, NotNegative
 from ftjax.remote import is_remote
 
 SECONDS = 30.0  # between writes of rows to an object store
@@ -94,7 +94,7 @@ def read_result(workdir: Path) -> dict[str, Any]:
     path = workdir / "result.json"
     try:
         result = read_json(path)
-        require_entries(Result, result, str(path))
+        check(path, result, Result, whole=True)
         for split, scores in result["metrics"].items():
             if not isinstance(scores, dict):
                 raise UserError(f"{path}: metrics of {split} are not by name")
