@@ -2,7 +2,7 @@
 state is what a checkpoint holds.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
+from ftjax.data.draws import Draws, within
 from ftjax.data.encode import IDS, Examples, Ragged
 from ftjax.data.once import Once
 from ftjax.data.planning import EMPTY, Layout, Planned, plan_epoch
 
-Random = np.random.Generator | Sequence[np.random.Generator]  # of all examples, or one of each
 KEPT = 3  # epochs in memory: the one that is trained on, the one that is read, and the next
 
 
@@ -23,22 +23,22 @@ class Vary:
     """What makes of examples those of an epoch.
 
     Attributes:
-        make: of some examples, by the draws of a generator for each, or of one for all.
+        make: of some examples, by what is drawn for each.
         lengths: of examples those of what is made of them, and of what is then written, if
             anything: they do not depend on what is drawn, so that an epoch is planned by them and
             each batch is made as it comes. None: the examples of an epoch are made together.
     """
 
-    make: Callable[[Examples, Random], Examples]
+    make: Callable[[Examples, Draws], Examples]
     lengths: Callable[[Examples], tuple[np.ndarray, np.ndarray | None]] | None = None
 
-    def __call__(self, examples: Examples, random: Random) -> Examples:
-        return self.make(examples, random)
+    def __call__(self, examples: Examples, draws: Draws) -> Examples:
+        return self.make(examples, draws)
 
     def shaped(self, examples: Examples) -> Examples:
         """Examples of the lengths of those of an epoch, where that is known, with no tokens."""
         if self.lengths is None:
-            return self(examples, np.random.default_rng(0))
+            return self(examples, Draws.of((0,), len(examples)))
         read, written = self.lengths(examples)
         decoder = examples.decoder if written is None else _empty(written)
         return replace(examples, ids=_empty(read), tokens={}, decoder=decoder)
@@ -111,15 +111,10 @@ class Epoch:
             return make_batch(self.examples, planned, local)
         own = planned._replace(places=planned.places[local(len(planned.places))])
         numbers = own.examples if len(own.examples) else np.zeros(1, int)  # for its form
-        made = self.vary(taken(self.examples, numbers), generators(self.seed, numbers))
+        made = self.vary(taken(self.examples, numbers), Draws(self.seed, numbers))
         places = np.full(own.places.shape, EMPTY)
         places[own.places != EMPTY] = np.arange(len(own.examples))
         return make_batch(made, own._replace(places=places))
-
-
-def generators(seed: tuple[int, ...], numbers: np.ndarray) -> list[np.random.Generator]:
-    """One for each example, whatever batch, host or step it is in."""
-    return [np.random.default_rng((*seed, int(number))) for number in numbers]
 
 
 def taken(examples: Examples, numbers: np.ndarray) -> Examples:
@@ -144,7 +139,7 @@ def taken(examples: Examples, numbers: np.ndarray) -> Examples:
 
 def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """The numbers from each start to its end, end to end."""
-    return np.concatenate([np.zeros(0, int), *map(np.arange, starts, ends)])
+    return within(ends - starts) + np.repeat(starts, ends - starts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +224,7 @@ def epoch_of(
     """The examples of an epoch, and its plan; arguments as of `Loader`."""
     draws, shaped = (seed or 0, number, 1), examples
     if vary is not None and vary.lengths is None:
-        examples = shaped = vary(examples, np.random.default_rng(draws))
+        examples = shaped = vary(examples, Draws.of(draws, len(examples)))
         vary = None
     elif vary is not None:
         shaped = vary.shaped(examples)

@@ -1,25 +1,15 @@
-"""Token ids made harder to read, as pretraining objectives ask for: pure functions of a generator.
+"""Token ids made harder to read, as pretraining objectives ask for: pure functions of draws.
 
-Each takes and gives `Ragged` ids, over all examples of an epoch at once where numpy can.
+Each takes and gives `Ragged` ids, over all examples at once where numpy can.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from ftjax.data.draws import Draws, ranks, within
 from ftjax.data.encode import Ragged, ragged
-from ftjax.data.loading import Random
-
-
-def _drawn(
-    random: Random, lengths: np.ndarray, draw: Callable[[np.random.Generator, int], np.ndarray]
-) -> np.ndarray:
-    """What is drawn for tokens, of each example by its own generator where it has one."""
-    if isinstance(random, np.random.Generator):
-        return draw(random, int(lengths.sum()))
-    each = [draw(own, int(n)) for own, n in zip(random, lengths, strict=True)]
-    return np.concatenate([*each, draw(np.random.default_rng(0), 0)])
 
 
 class Masked(NamedTuple):
@@ -40,7 +30,7 @@ def mask_tokens(
     rate: float,
     mask: int,
     vocabulary: int,
-    random: Random,
+    draws: Draws,
     whole_words: bool = False,
 ) -> Masked:
     """BERT's masking (Devlin et al. 2019, section 3.1).
@@ -55,62 +45,80 @@ def mask_tokens(
         rate: share of tokens.
         mask: the token's id.
         vocabulary: random tokens are below it.
-        random: source of all draws.
+        draws: of the examples.
         whole_words: choose all tokens of a word, or none; part of one where all are longer than
             what is chosen.
     """
-    count = len(ids.values)
-    example = np.repeat(np.arange(len(ids)), ids.lengths)
-    draw, real = _drawn(random, ids.lengths, lambda own, n: own.random(n)), words >= 0
+    count, sizes, real = len(ids.values), ids.lengths, words >= 0
+    example = np.repeat(np.arange(len(ids)), sizes)
     tokens = np.bincount(example[real], minlength=len(ids))
     most = np.maximum(np.floor(rate * tokens + 0.5).astype(int), 1)[example]
+    drawn, later = draws.bits(sizes, 0), np.zeros(count, np.int64)
     if whole_words:  # tokens of a word are neighbours, and share the draw of its first
         new = np.ones(count, bool)
         new[1:] = (words[1:] != words[:-1]) | (example[1:] != example[:-1])
         word = np.cumsum(new) - 1
-        draw = draw[new][word] + (np.bincount(word)[word] > most)  # too long ones come last
-    order = np.lexsort((np.arange(count), np.where(real, draw, 3.0), example))
-    rank = np.empty(count, np.int64)
-    rank[order] = np.arange(count)
-    rank -= np.repeat(ids.offsets[:-1], ids.lengths)
+        drawn, later = drawn[new][word], (np.bincount(word)[word] > most).astype(np.int64)
+    rank = ranks(sizes, drawn, np.where(real, later, 3))  # too long words come last
     chosen = real & (rank < most)
     if whole_words:  # not a word that would be cut, unless all are too long
         last = np.zeros(word[-1] + 1 if count else 0, np.int64)
         np.maximum.at(last, word, rank)
         chosen &= (last[word] < most) | (rank[new][word] == 0)
-    kind = _drawn(random, ids.lengths, lambda own, n: own.random(n))
-    other = _drawn(random, ids.lengths, lambda own, n: own.integers(0, vocabulary, n))
+    kind = draws.uniform(sizes, 1)
+    other = (draws.uniform(sizes, 2) * vocabulary).astype(np.int32)
     read = np.where(kind < 0.8, mask, np.where(kind < 0.9, other, ids.values))
     return Masked(np.where(chosen, read, ids.values).astype(np.int32), chosen)
 
 
-def noise_and_spans(length: int, density: float, mean_span: float) -> tuple[int, int]:
-    """Tokens of noise, and spans of them, of a text of two tokens or more: see `noise_spans`."""
-    noise = min(max(round(length * density), 1), length - 1)
-    return noise, min(max(round(noise / mean_span), 1), length - noise)
+def noise_and_spans(
+    lengths: np.ndarray, density: float, mean_span: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of noise, and spans of them, of texts of these lengths: see `noise_spans`."""
+    noise = np.minimum(np.maximum(np.rint(lengths * density), 1), lengths - 1).clip(0)
+    spans = np.minimum(np.maximum(np.rint(noise / mean_span), 1), lengths - noise)
+    return noise.astype(np.int64), np.where(noise > 0, spans, 0).astype(np.int64)
 
 
-def noise_spans(
-    length: int, density: float, mean_span: float, random: np.random.Generator
-) -> np.ndarray:
-    """Lengths of spans that are kept and that are noise, in turn (T5, Raffel et al. 2020, 3.1.4).
+class Spans(NamedTuple):
+    """Spans of noise, those of all examples end to end.
+
+    Attributes:
+        counts: (examples,) how many each has.
+        kept: tokens before each that are kept; only the first of an example may be 0.
+        noise: tokens of each.
+    """
+
+    counts: np.ndarray
+    kept: np.ndarray
+    noise: np.ndarray
+
+    def at_most(self, most: int) -> "Spans":
+        """With the last ones of an example joined where it has more."""
+        first = np.flatnonzero(within(self.counts) < most)
+        parts = (np.add.reduceat(each, first) if len(first) else each for each in self[1:])
+        return Spans(np.minimum(self.counts, most), *parts)
+
+
+def noise_spans(lengths: np.ndarray, density: float, mean_span: float, draws: Draws) -> Spans:
+    """Spans of texts that are noise (T5, Raffel et al. 2020, 3.1.4).
 
     round(density · length) tokens are noise, in round(noise / mean_span) spans of random lengths.
     Noise may come first, and what is left at the end is kept, so that texts of one span are not
-    always cut at their end.
-
-    Returns:
-        (spans, 2) kept, noise; only the first kept one may be 0.
+    always cut at their end. A text of one token has none.
     """
-    noise, spans = noise_and_spans(length, density, mean_span)
+    noise, counts = noise_and_spans(lengths, density, mean_span)
 
-    def cut(total: int, parts: int) -> np.ndarray:
-        ends = np.sort(random.permutation(total - 1)[: parts - 1]) + 1
-        return np.diff([0, *ends, total])
+    def parts(totals: np.ndarray, counts: np.ndarray, which: int) -> np.ndarray:
+        """Of each total, the lengths of `counts` parts, none of them empty."""
+        rank = ranks(totals, draws.bits(totals, which), within(totals) > 0)
+        begins = np.flatnonzero(rank < np.repeat(counts, totals))
+        return np.diff(begins, append=totals.sum())
 
-    kept = cut(length - noise + 2, spans + 1)[:spans]  # one more at both ends, which may be empty
-    kept[0] -= 1
-    return np.stack([kept, cut(noise, spans)], 1)
+    number = within(counts + 1)
+    kept = parts(lengths - noise + 2, counts + 1, 0)  # one more at both ends, which may be empty
+    kept = np.where(number == 0, kept - 1, kept)[number < np.repeat(counts, counts + 1)]
+    return Spans(counts, kept, parts(noise, counts, 1))
 
 
 def corrupt_spans(
@@ -119,42 +127,50 @@ def corrupt_spans(
     mean_span: float,
     sentinels: Sequence[int],
     end: int,
-    random: Random,
+    draws: Draws,
 ) -> tuple[Ragged, Ragged]:
     """T5's objective: what is read has a sentinel for each noise span, what is written has the
     spans, each after its sentinel. Both end with `end`, which ids do not.
 
     An example has at most as many spans as there are sentinels.
     """
-    read, written = [], []
-    for number in range(len(ids)):
-        row = ids[number]
-        if len(row) < 2:
-            read.append(np.append(row, end))
-            written.append(np.array([end]))
-            continue
-        own = random if isinstance(random, np.random.Generator) else random[number]
-        spans = noise_spans(len(row), density, mean_span, own)
-        if len(spans) > len(sentinels):
-            kept = len(sentinels) - 1
-            spans = np.concatenate([spans[:kept], spans[kept:].sum(0, keepdims=True)])
-        ends = np.cumsum(spans.ravel())
-        *parts, rest = np.split(row, ends)
-        marks = [np.array([mark]) for mark in sentinels[: len(spans)]]
-        last = np.array([end])
-        kept = [part for pair in zip(parts[::2], marks, strict=True) for part in pair]
-        noise = [part for pair in zip(marks, parts[1::2], strict=True) for part in pair]
-        read.append(np.concatenate([*kept, rest, last]))
-        written.append(np.concatenate([*noise, last]))
-    return ragged(read), ragged(written)
+    spans = noise_spans(ids.lengths, density, mean_span, draws).at_most(len(sentinels))
+    example = np.repeat(np.arange(len(ids)), spans.counts)
+    ends = np.cumsum(spans.kept + spans.noise)
+    before = np.append(0, ends)[np.cumsum(spans.counts) - spans.counts]  # other examples' spans
+    ends += (ids.offsets[:-1] - before)[example]
+    starts = ends - spans.noise
+    change = np.zeros(len(ids.values) + 1, np.int64)
+    change[starts] += 1
+    change[ends] -= 1
+    is_noise, begins = np.cumsum(change[:-1]) > 0, np.zeros(len(ids.values), bool)
+    begins[starts] = True
+    marks = np.asarray(sentinels, np.int32)[within(spans.counts)]
+
+    read = ids.values.copy()
+    read[starts] = marks
+    told = is_noise + begins.astype(np.int64)  # how often a token stands in what is written
+    written = np.repeat(ids.values, told)
+    written[(np.cumsum(told) - told)[starts]] = marks
+    noise = np.bincount(example, spans.noise, len(ids)).astype(np.int64)
+    return (
+        _ended(read[~is_noise | begins], ids.lengths - noise + spans.counts, end),
+        _ended(written, noise + spans.counts, end),
+    )
+
+
+def _ended(values: np.ndarray, sizes: np.ndarray, end: int) -> Ragged:
+    """Sequences of these sizes, which are end to end, each with a token after it."""
+    found = np.full(len(values) + len(sizes), end, np.int32)
+    found[np.arange(len(values)) + np.repeat(np.arange(len(sizes)), sizes)] = values
+    return Ragged(found, np.cumsum(np.append(0, sizes + 1), dtype=np.int64))
 
 
 def corrupted_lengths(
     lengths: np.ndarray, density: float, mean_span: float, sentinels: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """How long what `corrupt_spans` gives is, which depends on the lengths alone."""
-    known = {n: noise_and_spans(n, density, mean_span) for n in set(lengths.tolist()) if n > 1}
-    noise, spans = np.array([known.get(n, (0, 0)) for n in lengths.tolist()]).reshape(-1, 2).T
+    noise, spans = noise_and_spans(lengths, density, mean_span)
     spans = np.minimum(spans, sentinels)
     return lengths - noise + spans + 1, noise + spans + 1
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ftjax.data.draws import Draws
 from ftjax.data.encode import Columns, Examples, Ragged
 from ftjax.data.fields import Field, Schema, text
 from ftjax.data.loading import Vary
@@ -50,7 +51,8 @@ class Denoising(Rebuilding):
         if tokenizer.mask_token_id is None:
             raise UserError("task.name=denoising: the model's tokenizer has no mask token")
 
-        def make(examples: Examples, random: np.random.Generator) -> Examples:
+        def make(examples: Examples, draws: Draws) -> Examples:
+            random = draws.generator()
             whole, sentence = examples.ids, examples.tokens["_sentence"]
             order = permuted(whole, sentence, random) if self.permute else slice(None)
             mixed = Ragged(whole.values[order], whole.offsets)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ftjax.data.draws import Draws
 from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Schema, text
-from ftjax.data.loading import Random, Vary
+from ftjax.data.loading import Vary
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
 from ftjax.loss import Loss
@@ -52,10 +53,10 @@ class MaskedLM(Task):
             raise UserError("task.name=masked_lm: the model's tokenizer has no mask token")
         mask, vocabulary = tokenizer.mask_token_id, len(tokenizer)
 
-        def make(examples: Examples, random: Random) -> Examples:
+        def make(examples: Examples, draws: Draws) -> Examples:
             words = examples.tokens["_word"]
             found = mask_tokens(
-                examples.ids, words, self.rate, mask, vocabulary, random, self.whole_words
+                examples.ids, words, self.rate, mask, vocabulary, draws, self.whole_words
             )
             tokens = {"originals": examples.ids.values, "masked": found.chosen.astype(np.int32)}
             return replace(

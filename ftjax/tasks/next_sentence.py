@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ftjax.data.draws import Draws
 from ftjax.data.encode import Columns, Examples, Ragged, ragged
 from ftjax.data.loading import Vary
 from ftjax.data.sources import Split
@@ -47,8 +48,8 @@ class NextSentence(MaskedLM):
         """Second halves exchanged, and tokens masked."""
         mask = super().variation(tokenizer)
 
-        def make(examples: Examples, random: np.random.Generator) -> Examples:
-            return mask(exchanged(examples, random), random)
+        def make(examples: Examples, draws: Draws) -> Examples:
+            return mask(exchanged(examples, draws.generator()), draws)
 
         return Vary(make)
 

@@ -6,9 +6,10 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
+from ftjax.data.draws import Draws
 from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Schema, text
-from ftjax.data.loading import Random, Vary
+from ftjax.data.loading import Vary
 from ftjax.errors import UserError
 from ftjax.options import Inside
 from ftjax.tasks.corruption import corrupt_spans, corrupted_lengths, noise_and_spans
@@ -40,19 +41,20 @@ class SpanCorruption(Rebuilding):
 
     def longest_written(self, max_length: int) -> int:
         """Of the longest text the noise, a sign for each span, and the end."""
-        return sum(noise_and_spans(max_length - 1, self.density, self.mean_span)) + 1
+        longest = np.array([max_length - 1])
+        return int(sum(noise_and_spans(longest, self.density, self.mean_span))[0]) + 1
 
     def variation(self, tokenizer: Any) -> Vary:
         sentinels = sentinels_of(tokenizer)
 
-        def make(examples: Examples, random: Random) -> Examples:
+        def make(examples: Examples, draws: Draws) -> Examples:
             read, written = corrupt_spans(
                 examples.ids,
                 self.density,
                 self.mean_span,
                 sentinels,
                 tokenizer.eos_token_id,
-                random,
+                draws,
             )
             return replace(examples, ids=read, decoder=written)
 

@@ -13,8 +13,9 @@ import torch
 import transformers
 
 from ftjax import methods, pretrained, tuned
+from ftjax.data.draws import Draws
 from ftjax.data.encode import Examples, encode
-from ftjax.data.loading import Loader, Vary, generators
+from ftjax.data.loading import Loader, Vary
 from ftjax.data.planning import bucket_layout, packed_layout, paired_layout
 from ftjax.data.sources import Opened, Split, read_split
 from ftjax.formats import hf
@@ -45,7 +46,7 @@ def examples_of(
 def varied(examples: Examples, vary: Vary, seed: int = 0, epoch: int = 0) -> Examples:
     """The examples of an epoch, those of a batch being made alone: by default as evaluation has
     them."""
-    return vary(examples, generators((seed, epoch, 1), np.arange(len(examples))))
+    return vary(examples, Draws.of((seed, epoch, 1), len(examples)))
 
 
 def batches(examples: Examples, size: int = 8, packed: bool = False, vary: Any = None) -> list:
@@ -55,7 +56,7 @@ def batches(examples: Examples, size: int = 8, packed: bool = False, vary: Any =
 
 def loader(examples: Examples, size: int, packed: bool, vary: Any = None) -> Loader:
     """Of an epoch in the examples' order."""
-    shown = examples if vary is None else vary(examples, np.random.default_rng(0))
+    shown = examples if vary is None else vary(examples, Draws.of((0,), len(examples)))
     return Loader(examples, size, layout(shown, size, packed), None, vary=vary)
 
 
@@ -114,7 +115,7 @@ class Made:
 
     def outputs(self, examples: Examples, packed: bool = False, size: int = 8, vary: Any = None):
         """What is scored, in the order of examples."""
-        shown = examples if vary is None else vary(examples, np.random.default_rng(0))
+        shown = examples if vary is None else vary(examples, Draws.of((0,), len(examples)))
 
         def apply(params: dict, batch: dict) -> Any:
             return self.task.outputs(partial(self.tuned.apply, params), batch)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from ftjax.data.draws import Draws
 from ftjax.data.encode import Ragged
 from ftjax.formats.folder import load_tokenizer
 from ftjax.tasks.next_sentence import NextSentence, exchanged, halves
@@ -75,7 +76,7 @@ def test_losses_equal_transformers(made, packed):
     made, folder = made
     split, names, examples = examples_of(TASK, rows_of(10, seed=2), folder)
     vary = TASK.variation(load_tokenizer(folder))
-    shown = vary(examples, np.random.default_rng((0, 0, 1)))
+    shown = vary(examples, Draws.of((0, 0, 1), len(examples)))
     losses, hits = [], []
     for number in range(len(shown)):
         own = slice(*shown.ids.offsets[number : number + 2])

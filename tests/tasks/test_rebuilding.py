@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ftjax.data.draws import Draws
 from ftjax.data.encode import Ragged, ragged
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
@@ -42,7 +43,7 @@ def put_back(read, written):
 @pytest.mark.parametrize(("density", "mean"), [(0.15, 3.0), (0.5, 8.0), (0.15, 1.0), (0.9, 2.0)])
 def test_spans_put_back_give_the_text(density, mean):
     ids = texts(300)
-    read, written = corrupt_spans(ids, density, mean, SENTINELS, END, np.random.default_rng(1))
+    read, written = corrupt_spans(ids, density, mean, SENTINELS, END, Draws.of((1,), 300))
     lengths = corrupted_lengths(ids.lengths, density, mean, len(SENTINELS))
     assert (read.lengths == lengths[0]).all() and (written.lengths == lengths[1]).all()
     task = SpanCorruption(density=density, mean_span=mean)
@@ -66,21 +67,20 @@ def test_spans_put_back_give_the_text(density, mean):
 @pytest.mark.parametrize("length", [40, 10])
 def test_spans_are_anywhere(length):
     """Every token is left out about as often, also where there is one span."""
-    random, left = np.random.default_rng(0), np.zeros(length)
-    for _ in range(4000):
-        spans = noise_spans(length, 0.15, 3.0, random)
-        at = np.cumsum(spans.ravel()).reshape(-1, 2)
-        for start, stop in at:
+    left, draws = np.zeros(length), Draws.of((0,), 4000)
+    counts, *spans = noise_spans(np.full(4000, length), 0.15, 3.0, draws)
+    for each in np.stack(spans, 1).reshape(4000, -1, 2):
+        for start, stop in np.cumsum(each.ravel()).reshape(-1, 2):
             left[start:stop] += 1
     noise = {40: 6, 10: 2}[length]
-    assert left.sum() == 4000 * noise and len(spans) == max(round(noise / 3), 1)
+    assert left.sum() == 4000 * noise and (counts == max(round(noise / 3), 1)).all()
     inner = left[noise:-noise]
     assert inner.max() / inner.min() < 1.4 and left.min() > 0.3 * inner.mean()
 
 
 def test_few_sentinels_join_the_last_spans():
     ids = ragged([np.arange(10, 110)])
-    read, written = corrupt_spans(ids, 0.3, 1.0, SENTINELS[:4], END, np.random.default_rng(0))
+    read, written = corrupt_spans(ids, 0.3, 1.0, SENTINELS[:4], END, Draws.of((0,), 1))
     lengths = corrupted_lengths(ids.lengths, 0.3, 1.0, 4)
     assert (read.lengths == lengths[0]).all() and (written.lengths == lengths[1]).all()
     text, lengths = put_back(read[0].tolist(), written[0].tolist())
@@ -109,7 +109,7 @@ def test_span_corruption_of_texts(tmp_path):
         assert read.removesuffix("</s>") == row["text"]
     assert len(found.ids[0]) <= 64
     _, _, short = examples_of(task, rows, folder, 10)
-    assert short.truncated == 6 and vary(short, np.random.default_rng(0)).ids.lengths.max() <= 10
+    assert short.truncated == 6 and vary(short, Draws.of((0,), 6)).ids.lengths.max() <= 10
     with pytest.raises(UserError, match="no <extra_id_0>"):
         task.variation(load_tokenizer(write_words(tmp_path / "words", eos="[SEP]")))
 
@@ -189,12 +189,14 @@ def test_epochs_differ_and_evaluation_does_not(tmp_path, task):
     np.testing.assert_array_equal(first, again)
     scores = task.score(first, examples, split, names)
     np.testing.assert_allclose(scores["loss"], made.sums(batches(examples, vary=vary)), rtol=1e-5)
-    alone = varied(examples, vary) if vary.lengths else vary(examples, np.random.default_rng(0))
+    alone = (
+        varied(examples, vary) if vary.lengths else vary(examples, Draws.of((0,), len(examples)))
+    )
     wanted = alone.decoder
     assert scores["tokens"] == len(wanted.values)
     if kind == "bart":
         np.testing.assert_array_equal(wanted.values, examples.ids.values)
     assert (
-        vary(examples, np.random.default_rng(1)).ids.values.tolist()
-        != vary(examples, np.random.default_rng(2)).ids.values.tolist()
+        vary(examples, Draws.of((1,), len(examples))).ids.values.tolist()
+        != vary(examples, Draws.of((2,), len(examples))).ids.values.tolist()
     )
