@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ftjax.data.chats import Message, is_learned
 from ftjax.data.encode import of_row
-from ftjax.data.templates import Rendered, chosen, is_marked, left_out, render
+from ftjax.data.templates import Rendered, chosen, is_marked, left_out, rendered
 
 THINKS = re.compile(r"think|thought|reason", re.IGNORECASE)  # in marks of thoughts
 Chat = tuple[Sequence[Message], Any]  # whole turns, and tools
@@ -60,13 +60,21 @@ def encoded(
                 parts.append(where)
     if not texts:
         return []
-    found = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    found = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
     each = zip(rows, found["input_ids"], found["offset_mapping"], parts, strict=True)
     return [Encoded(row, ids, _marks(offsets, where)) for row, ids, offsets, where in each]
 
 
 def _marks(offsets: Sequence[Part], parts: Sequence[Part]) -> np.ndarray:
-    begins, ends = np.array(offsets, np.int64).reshape(-1, 2).T
+    flat = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets))
+    begins, ends = flat.reshape(-1, 2).T
     learned = np.zeros(len(begins), np.int32)
     for start, end in parts:
         learned |= (ends > start) & (begins < end)
@@ -86,13 +94,23 @@ def written(
     """
     turns, tools = chat
     marked = is_marked(chosen(tokenizer, template, tools))
-    texts: dict[tuple[int, bool], Rendered] = {}
+    learned = [number for number, turn in enumerate(turns) if is_learned(turn)]
+    if which == "last" and learned:
+        learned = learned[-1:]
+        turns = turns[: learned[0] + 1]
 
-    def up_to(count: int, ask: bool = False) -> Rendered:
-        if (count, ask) not in texts:
-            said = render(tokenizer, turns[:count], template, tools, ask, today=False)
-            texts[count, ask] = said
-        return texts[count, ask]
+    def up_to(counts: Iterable[int], ask: bool) -> dict[int, Rendered]:
+        counts = sorted({*counts})
+        texts = rendered(tokenizer, turns, counts, template, tools, ask, today=False)
+        return dict(zip(counts, texts, strict=True))
+
+    before = [number for number in learned if number and marked]
+    said = up_to([*before, *(number + 1 for number in learned), len(turns)], False)
+    asked = {} if marked else up_to(learned, True)
+
+    def preceding(number: int) -> int:
+        """Characters of the turns before one, where it is not asked for."""
+        return len(up_to([number], False)[number].text)
 
     def require_said(number: int, text: str) -> None:
         if lacks := left_out(turns[number], text):
@@ -103,39 +121,35 @@ def written(
 
     def generated(number: int) -> tuple[str, list[Part]]:
         """The chat up to a turn, and what the template marks of that."""
-        said = up_to(number + 1)
-        before = len(up_to(number).generated) if number else 0
-        if not (parts := said.generated[before:]):
+        after = said[number + 1]
+        before = len(said[number].generated) if number else 0
+        if not (parts := after.generated[before:]):
             raise ValueError(
                 f"turn {number + 1} of the assistant is not within {{% generation %}} in the chat "
                 "template: mark it there, or leave out the marks"
             )
-        require_said(number, said.text)
-        return said.text, parts
+        require_said(number, after.text)
+        return after.text, parts
 
     def answered(number: int) -> tuple[str, list[Part]]:
         """The chat up to a turn, and where that is."""
-        before, after = up_to(number, ask=True).text, up_to(number + 1).text
+        before, after = asked[number].text, said[number + 1].text
         start = len(before)
         if not after.startswith(before):
             pairs = zip(before, after, strict=False)
             start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-            said = len(up_to(number).text)
-            if start <= said or not THINKS.search(before, said):
+            told = preceding(number)
+            if start <= told or not THINKS.search(before, told):
                 raise ValueError(
                     f"turn {number + 1} is not written by the chat template as it asks for it: set "
                     "task.template to another"
                 )
         if left_out(turns[number], after[start:]):  # but some of it may be what asks for it
-            require_said(number, after[len(up_to(number).text) :])
+            require_said(number, after[preceding(number) :])
         return after, [(start, len(after.rstrip()))]
 
-    learned = [number for number, turn in enumerate(turns) if is_learned(turn)]
-    if which == "last" and learned:
-        learned = learned[-1:]
-        turns = turns[: learned[0] + 1]
     answers = [(generated if marked else answered)(number) for number in learned]
-    every = up_to(len(turns)).text
+    every = said[len(turns)].text
     for number, turn in enumerate(turns):
         if turn["role"] in ("system", "user"):
             require_said(number, every)

@@ -54,6 +54,12 @@ def is_marked(source: str) -> bool:
     return bool(GENERATION.search(source))
 
 
+@cache
+def _names(source: str, names: Sequence[str]) -> bool:
+    """Whether a template has one of some names."""
+    return bool(re.search(rf"\b({'|'.join(names)})\b", source))
+
+
 def chosen(tokenizer: Any, template: str, tools: Sequence[Any] | None) -> str:
     """The template, in Jinja, that a chat is written by.
 
@@ -91,9 +97,22 @@ def render(
     template: str = "",
     tools: Sequence[Any] | None = None,
     ask: bool = False,
+) -> str:
+    """A chat as text, which may have today's date; see `rendered`."""
+    (found,) = rendered(tokenizer, turns, [len(turns)], template, tools, ask)
+    return found.text
+
+
+def rendered(
+    tokenizer: Any,
+    turns: Sequence[Mapping[str, Any]],
+    counts: Sequence[int],
+    template: str = "",
+    tools: Sequence[Any] | None = None,
+    ask: bool = False,
     today: bool = True,
-) -> Rendered:
-    """A chat as text.
+) -> list[Rendered]:
+    """A chat as text, up to each of some of its turns.
 
     Arguments of calls may be objects or JSON text, as OpenAI has them: templates get objects, or
     text where they put it as it is, as DeepSeek's.
@@ -102,6 +121,7 @@ def render(
         tokenizer: of `transformers`.
         turns: {"role", "content", ...}; all that a turn has but its weight is the template's. Keys
             of `SAID` must be, others, as ids of calls or names, may be left out by it.
+        counts: of turns that are written.
         template: see `chosen`.
         tools: that the chat may use.
         ask: with what comes before an answer.
@@ -115,26 +135,27 @@ def render(
     for number, turn in enumerate(turns, 1):
         for names in SAID:
             said = next((name for name in names if turn.get(name)), None)
-            if said and not re.search(rf"\b({'|'.join(names)})\b", source):
+            if said and not _names(source, names):
                 raise ValueError(f"turn {number} has {said!r}, which the chat template leaves out")
-    if tools and not re.search(r"\btools\b", source):
+    if tools and not _names(source, ("tools",)):
         raise ValueError("has tools, which the chat template leaves out")
 
     source = source if today or "strftime_now" not in source else DATED + source
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    def written(form: Callable[[Any], Any]) -> Rendered:
+    def written(form: Callable[[Any], Any]) -> list[Rendered]:
+        messages = [_message(turn, form) for turn in turns]
         texts, generated = render_jinja_template(
-            conversations=[[_message(turn, form) for turn in turns]],
+            conversations=[messages[:count] for count in counts],
             tools=tools or None,
             chat_template=source,
             return_assistant_tokens_mask=is_marked(source),
             add_generation_prompt=ask,
             **tokenizer.special_tokens_map,
         )
-        return Rendered(texts[0], generated[0] if generated else [])
+        return list(map(Rendered, texts, generated or [[]] * len(texts)))
 
-    def either() -> Rendered:
+    def either() -> list[Rendered]:
         try:
             return written(_object)
         except TypeError:
@@ -184,10 +205,10 @@ def left_out(turn: Mapping[str, Any], text: str) -> str:
     calls = turn.get(CALLS) if isinstance(turn.get(CALLS), list) else []
     functions = [call.get("function", call) for call in calls if isinstance(call, Mapping)]
     names = [each.get("name") for each in functions if isinstance(each, Mapping)]
-    written = _bare(text)
     said = [*(turn.get(key) for key in ("content", *THOUGHTS)), *names]
-    texts = (each for each in said if isinstance(each, str))
-    return next((shown(each) for each in texts if _bare(each) not in written), "")
+    absent = [each for each in said if isinstance(each, str) and each not in text]
+    written = _bare(text) if absent else ""
+    return next((shown(each) for each in absent if _bare(each) not in written), "")
 
 
 def _bare(text: str) -> str:

@@ -176,7 +176,7 @@ class Generator:
             raise UserError("the model's tokenizer has no chat template: it is no chat model")
         with_tools = isinstance(prompt, Mapping)
         turns, tools = (prompt["messages"], prompt["tools"]) if with_tools else (prompt, None)
-        text = render(self._tokenizer, turns, tools=tools, ask=True).text
+        text = render(self._tokenizer, turns, tools=tools, ask=True)
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _ended(self, tokens: np.ndarray) -> np.ndarray:
