@@ -17,7 +17,9 @@ def open_file(file: Path, settings: Options) -> Opened:
     form, notes = READERS[name], notes_on(file, name, settings)
     blocks = form.blocks and partial(form.blocks, file, settings)
     rows = partial(form.rows, file, settings)
-    return Opened(str(file), rows, dict(settings["columns"]), blocks=blocks, notes=notes)
+    sections = form.sections and partial(form.sections, file, settings)
+    columns = dict(settings["columns"])
+    return Opened(str(file), rows, columns, blocks=blocks, notes=notes, sections=sections)
 
 
 def open_files(path: Path, settings: Options) -> dict[str, Opened]:

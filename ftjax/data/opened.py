@@ -5,17 +5,35 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import NamedTuple
 
 import pyarrow
 
 from ftjax.data import columns
 from ftjax.data.checker import Checker
 from ftjax.data.fields import ABSENT, FIRST, Row, Schema, inner
-from ftjax.data.readers.rows import Block, Rows, Types, sound
+from ftjax.data.readers.rows import Block, Rows, Section, Types, sound
 from ftjax.errors import UserError, nearest
 
 GROUP = "group"  # the column of `data.group`
 CHUNK = 10_000  # rows that are Python's objects at once
+
+
+class Mark(NamedTuple):
+    """Where a source can be read on without what is before.
+
+    Attributes:
+        rows: before it.
+        at: see `Section`.
+        number: of the row there.
+    """
+
+    rows: int = 0
+    at: int = 0
+    number: int = 1
+
+
+BEGIN = Mark()
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,7 @@ class Opened:
         blocks: starts reading them many at a time, where columns are of these types.
         notes: what a user should know of how it is read.
         group: `data.group`; empty where rows need none.
+        sections: starts reading them from a section on; None where they have no such.
     """
 
     file: str
@@ -39,6 +58,7 @@ class Opened:
     blocks: Callable[[Types], Iterator[Block] | None] | None = None
     notes: tuple[str, ...] = ()
     group: str = ""
+    sections: Callable[[int, int], Iterator[Section] | None] | None = None
 
     def checked(self, schema: Schema, start: int = 0) -> Iterator[Row | UserError]:
         """Rows as `Split` has them; a UserError in place of a bad one.
@@ -47,13 +67,37 @@ class Opened:
             schema: what rows must be.
             start: how many are left out, unchecked but for the first, by which others are read.
         """
-        rows = self.read()
-        first = list(islice(rows, FIRST))
+        return (row for row, _ in self.checked_from(schema, start))
+
+    def checked_from(
+        self, schema: Schema, start: int = 0, mark: Mark = BEGIN
+    ) -> Iterator[tuple[Row | UserError, Mark]]:
+        """As `checked`, with the mark from which on each can be read.
+
+        Args:
+            schema: what rows must be.
+            start: how many are left out.
+            mark: what of those need not be read.
+        """
+        head = self.read()
+        first = list(islice(head, FIRST))
         check = Checker(self.file, schema, self.columns, [row for _, row in first])
         for number, row in first[:start]:
             with suppress(UserError):
                 check(number, sound(row))
-        yield from self._each(check, islice(chain(first, rows), start, None))
+        sections = self.sections(mark.at, mark.number) if self.sections else None
+        if sections is None:
+            rest = islice(chain(first, head), start, None)
+            yield from ((row, BEGIN) for row in self._each(check, rest))
+            return
+        rows = mark.rows
+        for section in sections:
+            mark, left = Mark(rows, section.at, section.number), max(start - rows, 0)
+            for _ in islice(section.rows, left):
+                rows += 1
+            for row in self._each(check, section.rows):
+                rows += 1
+                yield row, mark
 
     def tables(self, schema: Schema, bad: Callable[[UserError], None]) -> Iterator[pyarrow.Table]:
         """The same rows as tables, in order.

@@ -15,7 +15,7 @@ from ftjax.data.fields import inner
 from ftjax.data.opened import CHUNK, Opened
 from ftjax.data.readers import READERS, Options, Rows, sound
 from ftjax.data.readers.columnar import of_types
-from ftjax.data.readers.rows import Block, Types
+from ftjax.data.readers.rows import Block, Section, Types
 from ftjax.data.split_names import choose, unused
 from ftjax.errors import UserError
 
@@ -106,13 +106,16 @@ def _named(loaded: Mapping[str, tuple[Any, Any]], settings: Options) -> dict[str
             continue
         classes = {key: _class_names(feature) for key, feature in (features or {}).items()}
         classes = {key: each for key, each in classes.items() if each}
-        blocks = partial(_blocks, rows, classes) if isinstance(rows, datasets.Dataset) else None
+        is_whole = isinstance(rows, datasets.Dataset)
+        blocks = partial(_blocks, rows, classes) if is_whole else None
+        sections = partial(_sections, rows, classes) if is_whole else None
         splits[split] = Opened(
             f"{path} ({name})",
             partial(_rows, rows, classes),
             columns,
             tuple(classes.get(label, ())),
             blocks,
+            sections=sections,
         )
     return {
         split: replace(opened, notes=notes if number == 0 else ())
@@ -168,6 +171,15 @@ def _blocks(
         these = partial(_block_rows, rows, classes, numbers)
         yield Block(numbers, these, partial(_columns, table, classes, types))
         number += len(table)
+
+
+def _sections(
+    rows: datasets.Dataset, classes: Mapping[str, Sequence[str]], at: int = 0, number: int = 1
+) -> Iterator[Section]:
+    """`CHUNK` rows each, from one on."""
+    for start in range(at, len(rows), CHUNK):
+        numbers = range(start + 1, min(start + CHUNK, len(rows)) + 1)
+        yield Section(start, start + 1, _block_rows(rows, classes, numbers))
 
 
 def _block_rows(

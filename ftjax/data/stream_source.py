@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ftjax.data.fields import Schema
+from ftjax.data.opened import BEGIN, Mark
 from ftjax.data.preparation.pipeline import passed
 from ftjax.data.sources import Opened
 from ftjax.errors import UserError, require
@@ -25,6 +26,7 @@ class Place:
         good: of those, what was given.
         skipped: bad rows of the first pass.
         dropped: step → rows of the first pass that it dropped.
+        mark: before those, from which on the file is read.
     """
 
     passes: int = 0
@@ -32,6 +34,12 @@ class Place:
     good: int = 0
     skipped: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
+    mark: Mark = BEGIN
+
+    @classmethod
+    def read(cls, saved: Mapping[str, Any]) -> "Place":
+        """Of what JSON has; earlier versions kept no mark."""
+        return cls(**{**saved, "mark": Mark(*saved.get("mark", BEGIN))})
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class Position:
 
     @classmethod
     def read(cls, saved: Mapping[str, Any]) -> "Position":
-        return cls(**{**saved, "place": Place(**saved["place"])})
+        return cls(**{**saved, "place": Place.read(saved["place"])})
 
 
 START = Position()
@@ -129,9 +137,9 @@ class Source:
     def _from(self, place: Place) -> Iterator[tuple[dict[str, Any], Place]]:
         """Good rows from a place on, and the place after each."""
         passes, number, good = place.passes, place.rows, place.good
-        skipped, dropped = place.skipped, place.dropped
+        skipped, dropped, begin = place.skipped, place.dropped, place.mark
         while True:
-            for row in self.opened.checked(self.schema, number):
+            for row, mark in self.opened.checked_from(self.schema, number, begin):
                 number, by = number + 1, ""
                 if isinstance(row, UserError):
                     if not self.skip:
@@ -141,9 +149,9 @@ class Source:
                 row, by = passed(row, self.steps)
                 if row is not None:
                     good += 1
-                    yield row, Place(passes, number, good, skipped, dropped)
+                    yield row, Place(passes, number, good, skipped, dropped, mark)
                 elif not passes:
                     dropped = {**dropped, by: dropped.get(by, 0) + 1}
             left = f" that data.prepare leaves ({dropped})" if dropped else ""
             require(good > 0, f"{self.opened.file} has no rows{left}")
-            passes, number, good = passes + 1, 0, 0
+            passes, number, good, begin = passes + 1, 0, 0, BEGIN

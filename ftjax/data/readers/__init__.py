@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ftjax.data.readers import columnar, objects, tables, texts
 from ftjax.data.readers.lines import NAMES, encoding_of, head
-from ftjax.data.readers.rows import Block, Options, Rows, Types, sound
+from ftjax.data.readers.rows import Block, Options, Rows, Section, Types, sound
 from ftjax.errors import UserError
 
 __all__ = ["READERS", "Form", "Options", "Rows", "form_of", "notes_on", "sound", "stem"]
@@ -24,21 +24,37 @@ class Form(NamedTuple):
         rows: one by one.
         blocks: many at a time, where columns are of these types; None where the file has no such.
         is_text: whether the files are of lines, in an encoding.
+        sections: rows from a section on, which is told by where it begins and the number there;
+            None where the file has no such.
     """
 
     suffixes: tuple[str, ...]
     rows: Callable[[Path, Options], Rows]
     blocks: Callable[[Path, Options, Types], Iterator[Block] | None] | None = None
     is_text: bool = True
+    sections: Callable[..., Iterator[Section] | None] | None = None
 
 
 READERS: dict[str, Form] = {  # data.source → its form
-    "json": Form((".jsonl", ".json", ".ndjson"), objects.read_json, objects.json_blocks),
+    "json": Form(
+        (".jsonl", ".json", ".ndjson"),
+        objects.read_json,
+        objects.json_blocks,
+        sections=objects.json_sections,
+    ),
     "csv": Form((".csv", ".tsv"), tables.read_csv, tables.csv_blocks),
-    "parquet": Form((".parquet",), columnar.read_parquet, columnar.parquet_blocks, False),
-    "arrow": Form((".arrow",), columnar.read_arrow, columnar.arrow_blocks, False),
+    "parquet": Form(
+        (".parquet",),
+        columnar.read_parquet,
+        columnar.parquet_blocks,
+        False,
+        columnar.parquet_sections,
+    ),
+    "arrow": Form(
+        (".arrow",), columnar.read_arrow, columnar.arrow_blocks, False, columnar.arrow_sections
+    ),
     "xlsx": Form((".xlsx",), tables.read_xlsx, None, False),
-    "text": Form((".txt",), texts.read_text),
+    "text": Form((".txt",), texts.read_text, sections=texts.text_sections),
     "conll": Form((".conll", ".bio", ".iob", ".txt"), texts.read_conll),
     "squad": Form((".json",), objects.read_squad),
 }

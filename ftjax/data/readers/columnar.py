@@ -3,32 +3,46 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 
 from ftjax.data.readers.lines import head, opened
-from ftjax.data.readers.rows import Block, Options, Rows, Types
+from ftjax.data.readers.rows import Block, Options, Rows, Section, Types
 from ftjax.errors import UserError, summary
 
 Batches = Iterator[pyarrow.RecordBatch]
+Placed = Iterator[tuple[int, pyarrow.RecordBatch]]  # and the number of its row group, or its own
+Sections = Iterator[Section]
 
 
 def read_parquet(file: Path, options: Options) -> Rows:
-    return _rows(file, _parquet(file))
+    return _rows(file, _batches(_parquet(file)))
 
 
 def read_arrow(file: Path, options: Options) -> Rows:
-    return _rows(file, _arrow(file))
+    return _rows(file, _batches(_arrow(file)))
 
 
 def parquet_blocks(file: Path, options: Options, types: Types) -> Iterator[Block]:
-    return _blocks(file, _parquet(file, [*types]), types)
+    return _blocks(file, _batches(_parquet(file, [*types])), types)
 
 
 def arrow_blocks(file: Path, options: Options, types: Types) -> Iterator[Block]:
-    return _blocks(file, _arrow(file), types)
+    return _blocks(file, _batches(_arrow(file)), types)
+
+
+def parquet_sections(file: Path, options: Options, at: int = 0, number: int = 1) -> Sections:
+    """Row groups, from one on, and the row there."""
+    return _sections(file, _parquet(file, first=at), number)
+
+
+def arrow_sections(file: Path, options: Options, at: int = 0, number: int = 1) -> Sections:
+    """Batches, from one on, and the row there."""
+    return _sections(file, _arrow(file, at), number)
 
 
 @contextmanager
@@ -41,6 +55,22 @@ def _readable(file: Path) -> Iterator[None]:
     except Exception as error:
         form = "parquet" if ".parquet" in file.suffixes else "Arrow"
         raise UserError(f"{file} is not a readable {form} file: {summary(error)}") from error
+
+
+def _batches(placed: Placed) -> Batches:
+    return (batch for _, batch in placed)
+
+
+def _sections(file: Path, placed: Placed, number: int) -> Sections:
+    def rows(batches: Placed) -> Rows:
+        nonlocal number
+        for _, batch in batches:
+            yield from _numbered(file, batch, number)
+            number += len(batch)
+
+    with _readable(file):
+        for at, batches in groupby(placed, itemgetter(0)):
+            yield Section(at, number, rows(batches))
 
 
 def _rows(file: Path, batches: Batches) -> Rows:
@@ -101,27 +131,28 @@ def _takes(theirs: pyarrow.DataType, wanted: pyarrow.DataType) -> bool:
     return types.is_floating(theirs) or theirs in (pyarrow.int32(), pyarrow.int16(), pyarrow.int8())
 
 
-def _parquet(file: Path, columns: Sequence[str] | None = None) -> Batches:
-    """Sound batches of some of the columns, or of all."""
+def _parquet(file: Path, columns: Sequence[str] | None = None, first: int = 0) -> Placed:
+    """Sound batches of some of the columns, or of all, from a row group on."""
     with _readable(file), opened(file) as stream:
         source = stream if stream.seekable() else pyarrow.BufferReader(stream.read())
         whole = pyarrow.parquet.ParquetFile(source, page_checksum_verification=True)
         names = whole.schema_arrow.names
         there = None if columns is None else [name for name in columns if name in names]
-        for batch in whole.iter_batches(columns=there):
-            batch.validate(full=True)
-            yield batch
+        for group in range(first, whole.num_row_groups):
+            for batch in whole.iter_batches(row_groups=[group], columns=there):
+                batch.validate(full=True)
+                yield group, batch
 
 
-def _arrow(file: Path) -> Batches:
-    """Sound batches; read, since a damaged file that is mapped ends the process."""
+def _arrow(file: Path, first: int = 0) -> Placed:
+    """Sound batches from one on; read, since a damaged file that is mapped ends the process."""
     with _readable(file), opened(file) as stream:
         source = stream if stream.seekable() else pyarrow.BufferReader(stream.read())
         if head(file).startswith(b"ARROW1"):
             whole = pyarrow.ipc.open_file(source)
-            batches = map(whole.get_batch, range(whole.num_record_batches))
+            batches = map(whole.get_batch, range(first, whole.num_record_batches))
         else:
-            batches = iter(pyarrow.ipc.open_stream(source))
-        for batch in batches:
+            batches = islice(pyarrow.ipc.open_stream(source), first, None)
+        for number, batch in enumerate(batches, first):
             batch.validate(full=True)
-            yield batch
+            yield number, batch

@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow
 
 from ftjax.data.readers.rows import Options
 from ftjax.errors import UserError
 
+BLOCK = 1 << 22  # bytes that are read at once
 HEAD = 1 << 20  # bytes that a file's encoding and line ends are told by
 COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # first bytes → codec
 MARKS = {  # byte order marks, the longer first
@@ -161,3 +162,56 @@ def sound_lines(
                 "encoding, set data.encoding, as to cp1252"
             )
         before += len(line.encode("utf-8", "surrogateescape")) if counted else 0
+
+
+def are_plain(file: Path, options: Options) -> bool:
+    """Whether a file is of UTF-8's lines, which then end with \\n wherever one looks."""
+    plain = encoding_of(file, options) in ("utf-8", "utf-8-sig")
+    return plain and b"\r" not in head(file).replace(b"\r\n", b"")
+
+
+class LineBlock(NamedTuple):
+    """Whole lines of a plain file.
+
+    Attributes:
+        at: bytes before them.
+        number: of the first line.
+        content: the lines.
+        count: of lines.
+    """
+
+    at: int
+    number: int
+    content: bytes
+    count: int
+
+    def lines(self, file: Path) -> Iterator[str | UserError]:
+        """As `lines` gives them."""
+        codec = "utf-8" if self.at else "utf-8-sig"
+        text = io.StringIO(self.content.decode(codec, "surrogateescape"), newline="\n")
+        mark = self.content.startswith(codecs.BOM_UTF8) and not self.at
+        return sound_lines(file, text, codec if mark else "utf-8", self.number, self.at)
+
+
+def line_blocks(file: Path, at: int = 0, number: int = 1) -> Iterator[LineBlock]:
+    """The lines of a plain file, many at a time, from some bytes and the line there on.
+
+    A block ends with the last line that ends before a multiple of `BLOCK`, wherever one begins.
+    """
+    rest, more = b"", True
+    with opened(file) as stream:
+        _skip(stream, at)
+        while more:
+            more = stream.read(BLOCK - (at + len(rest)) % BLOCK)
+            whole, end, rest = (rest + more).rpartition(b"\n") if more else (rest, b"", b"")
+            if whole := whole + end:
+                count = whole.count(b"\n") + (not end)
+                yield LineBlock(at, number, whole, count)
+                at, number = at + len(whole), number + count
+
+
+def _skip(stream: BinaryIO, count: int) -> None:
+    if stream.seekable():
+        stream.seek(count)
+    while not stream.seekable() and count > 0:
+        count -= len(stream.read(min(count, BLOCK))) or count

@@ -5,7 +5,6 @@ first; each row of another block is read by itself.
 """
 
 import codecs
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -17,13 +16,12 @@ from typing import Any
 import pyarrow
 import pyarrow.json
 
-from ftjax.data.readers.lines import encoding_of, head, lines, opened, sound_lines
-from ftjax.data.readers.rows import Block, Options, Rows, Types, sound
+from ftjax.data.readers.lines import LineBlock, are_plain, head, line_blocks, lines
+from ftjax.data.readers.rows import Block, Options, Rows, Section, Types, sound
 from ftjax.errors import UserError
 
 DATA = ("data", "rows", "examples", "instances", "records")  # keys that hold the rows
 SPACE = re.compile(r"[ \t\n\r]*")
-BLOCK = 1 << 22  # bytes that are read at once
 DECODER = json.JSONDecoder()
 
 
@@ -137,38 +135,38 @@ def _begins_row(text: str, at: int) -> bool:
 
 def json_blocks(file: Path, options: Options, types: Types) -> Iterator[Block] | None:
     """Lines of rows in blocks; None for a file of another form."""
-    start = head(file)
-    first = next((line for line in start.splitlines() if line.strip()), b"")
-    codec = encoding_of(file, options)
-    if codec not in ("utf-8", "utf-8-sig") or b"\r" in start.replace(b"\r\n", b""):
+    return _blocks(file, types) if _has_lines(file, options) else None
+
+
+def json_sections(
+    file: Path, options: Options, at: int = 0, number: int = 1
+) -> Iterator[Section] | None:
+    """The same lines from some bytes on, and the line there."""
+    if not _has_lines(file, options):
         return None
-    if not first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") or not _is_row(
+    blocks = line_blocks(file, at, number)
+    return (Section(block.at, block.number, _block_rows(file, block)) for block in blocks)
+
+
+def _has_lines(file: Path, options: Options) -> bool:
+    """Whether a file is of plain lines, each a row."""
+    if not are_plain(file, options):
+        return False
+    first = next((line for line in head(file).splitlines() if line.strip()), b"")
+    return first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") and _is_row(
         first.decode("utf-8-sig", "surrogateescape")
-    ):
-        return None
-    return _blocks(file, codec, types)
+    )
 
 
-def _blocks(file: Path, codec: str, types: Types) -> Iterator[Block]:
-    number, before, rest, more = 1, 0, b"", True
-    with opened(file) as stream:
-        while more:
-            more = stream.read(BLOCK)
-            whole, end, rest = (rest + more).rpartition(b"\n") if more else (rest, b"", b"")
-            if whole := whole + end:
-                count = whole.count(b"\n") + (not end)
-                rows = partial(_block_rows, file, whole, codec, number, before)
-                yield Block(
-                    range(number, number + count), rows, partial(_table, whole, count, types)
-                )
-                number, before = number + count, before + len(whole)
+def _blocks(file: Path, types: Types) -> Iterator[Block]:
+    for block in line_blocks(file):
+        numbers = range(block.number, block.number + block.count)
+        table = partial(_table, block.content, block.count, types)
+        yield Block(numbers, partial(_block_rows, file, block), table)
 
 
-def _block_rows(file: Path, whole: bytes, codec: str, number: int, before: int) -> Rows:
-    if before:
-        codec = "utf-8"
-    text = io.StringIO(whole.decode(codec, "surrogateescape"), newline="\n")
-    yield from _by_line(file, enumerate(sound_lines(file, text, codec, number, before), number))
+def _block_rows(file: Path, block: LineBlock) -> Rows:
+    return _by_line(file, enumerate(block.lines(file), block.number))
 
 
 def _table(whole: bytes, count: int, types: Types) -> pyarrow.Table | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow
 
@@ -26,6 +26,20 @@ class Block:
     numbers: Sequence[int]
     rows: Callable[[], Rows]
     table: Callable[[], pyarrow.Table | None]
+
+
+class Section(NamedTuple):
+    """Rows next to each other in a file, that can be read without those before.
+
+    Attributes:
+        at: where they begin, as the file's reader counts: bytes, row groups or batches.
+        number: of the first row, or line.
+        rows: the numbers and rows, one by one.
+    """
+
+    at: int
+    number: int
+    rows: Rows
 
 
 def sound(row: Any) -> Any:

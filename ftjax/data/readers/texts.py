@@ -1,11 +1,12 @@
 """Rows of plain text, and sentences with a tag a token."""
 
 import re
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from ftjax.data.readers.lines import lines
-from ftjax.data.readers.rows import Options, Rows
+from ftjax.data.readers.lines import LineBlock, are_plain, line_blocks, lines
+from ftjax.data.readers.rows import Options, Rows, Section
 from ftjax.errors import UserError
 
 TAG = re.compile(r"O|[BIESLU]-\S+")
@@ -21,7 +22,7 @@ def read_text(file: Path, options: Options) -> Rows:
         line = line.replace("\r\n", "\n").replace("\r", "\n")
         if by == "line":
             if line.strip():
-                yield number, {"text": line.rstrip("\n")}
+                yield number, _line_row(line)
             continue
         if by == "paragraph" and blank and held.strip() and line.strip():
             yield start, {"text": held}
@@ -29,6 +30,28 @@ def read_text(file: Path, options: Options) -> Rows:
         held, blank = held + line, not line.strip()
     if held.strip():
         yield start, {"text": held}
+
+
+def text_sections(
+    file: Path, options: Options, at: int = 0, number: int = 1
+) -> Iterator[Section] | None:
+    """Rows of a line each, from some bytes on, and the line there; None for others."""
+    if options["text_rows"] != "line" or not are_plain(file, options):
+        return None
+
+    def rows(block: LineBlock) -> Rows:
+        for number, line in enumerate(block.lines(file), block.number):
+            if isinstance(line, UserError):
+                yield number, line
+            elif line.strip():
+                yield number, _line_row(line)
+
+    blocks = line_blocks(file, at, number)
+    return (Section(block.at, block.number, rows(block)) for block in blocks)
+
+
+def _line_row(line: str) -> dict[str, str]:
+    return {"text": line.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")}
 
 
 def read_conll(file: Path, options: Options) -> Rows:
