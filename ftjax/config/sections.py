@@ -87,7 +87,8 @@ class Data:
 
     Attributes:
         source: the form of what is at `data.path`, where its suffix and content do not say it.
-        path: a file, or a folder holding train, validation and test files; a hub id.
+        path: a file, or a folder holding train, validation and test files, of which each may be
+            several, as train-00000-of-00010.parquet; a hub id.
         encoding: of text files, as "cp1252"; auto: UTF-8, UTF-16 or GB18030.
         delimiter: of csv files; empty: a comma, in .tsv files a tab.
         quoting: of csv files; auto: between tabs, marks are text.
@@ -96,7 +97,8 @@ class Data:
         mixture: streams, as {"path": ..., "weight": ..., and source, columns}.
         window: rows of a stream in memory, which are shuffled.
         buffer: rows of each source of a stream that are shuffled before windows are filled with
-            them, as where files are sorted; 0: a window's rows are neighbours.
+            them, as where files are sorted; the files of a source are then read in another order
+            each time. 0: a window's rows are neighbours.
         on_error: what comes of a bad row; one that is skipped is counted, and named in the report.
         split_seed: of the drawn splits.
         stratify: drawn splits have each label in the same proportion.

@@ -1,5 +1,6 @@
 """Files of a path, split by split."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,6 +10,9 @@ from ftjax.data.opened import Opened
 from ftjax.data.readers import READERS, SUFFIXES, Options, form_of, notes_on, stem, suffix_of
 from ftjax.data.split_names import choose, unused
 from ftjax.errors import UserError
+
+# One of several files of a split, as train-00003-of-00010.parquet
+SHARD = re.compile(r"(?P<name>.+?)[-_.](?P<number>\d+)-of-(?P<count>\d+)")
 
 
 def open_file(file: Path, settings: Options) -> Opened:
@@ -36,17 +40,17 @@ def open_files(path: Path, settings: Options) -> dict[str, Opened]:
     files: dict[str, list[Path]] = {}
     for file in sorted(path.iterdir()):
         if suffix_of(file) in SUFFIXES and not file.name.startswith(".") and file.is_file():
-            files.setdefault(stem(file), []).append(file)
+            files.setdefault(_split_name(stem(file)), []).append(file)
     asked = {split: _stem(name) for split, name in settings["split_names"].items()}
     names = choose(files, asked, f"data.path={str(path)!r}")
     if "train" not in names and "test" not in names:
         known = f"files: {', '.join(files)}; set data.split_names" if files else ", ".join(SUFFIXES)
         raise UserError(f"data.path={str(path)!r} has no train or test file ({known})")
-    chosen = {
-        split: _one(files[name], settings, settings["split_names"][split])
-        for split, name in names.items()
-    }
-    opened = {split: open_file(file, settings) for split, file in chosen.items()}
+    opened = {}
+    for split, name in names.items():
+        chosen = _chosen(files[name], settings, settings["split_names"][split])
+        one, *others = (open_file(file, settings) for file in chosen)
+        opened[split] = replace(one, others=tuple(others))
     left = unused(files, names.values(), str(path))
     first = next(iter(opened))
     notes = (*left, *opened[first].notes)
@@ -55,19 +59,43 @@ def open_files(path: Path, settings: Options) -> dict[str, Opened]:
 
 def _stem(name: str) -> str:
     """A name of a split without the suffix that a file of it may be given with."""
-    return stem(Path(name)) if suffix_of(Path(name)) in SUFFIXES else name
+    return _split_name(stem(Path(name))) if suffix_of(Path(name)) in SUFFIXES else name
 
 
-def _one(files: Sequence[Path], settings: Mapping, asked: str) -> Path:
-    """The file that is asked for, or of the form that `data.source` says."""
+def _split_name(name: str) -> str:
+    """Without what says which of several files one is."""
+    found = SHARD.fullmatch(name)
+    return found["name"] if found else name
+
+
+def _chosen(files: Sequence[Path], settings: Mapping, asked: str) -> Sequence[Path]:
+    """The files of a split: the one that is asked for, or of the form that `data.source` says, or
+    all of which one is NUMBER-of-COUNT.
+
+    Raises:
+        UserError: there are others beside it, or some of them are not there.
+    """
     form = READERS.get(settings["source"])
     of_form = [file for file in files if form and suffix_of(file) in form.suffixes]
     named = [file for file in files if file.name == asked]
     several = named or of_form or files
+    shards = [found for file in several if (found := SHARD.fullmatch(stem(file)))]
+    kinds = {(suffix_of(file), SHARD.sub(r"\g<count>", stem(file))) for file in several}
+    if len(shards) == len(several) and len(kinds) == 1:
+        count = int(shards[0]["count"])
+        if sorted(int(each["number"]) for each in shards) not in (
+            [*range(count)],
+            [*range(1, count + 1)],
+        ):
+            raise UserError(
+                f"data.path={str(files[0].parent)!r} has {len(shards)} of the {count} files of "
+                f"which {several[0].name} is one: some are missing"
+            )
+        return several
     if len(several) > 1:
         names = " and ".join(file.name for file in several)
         raise UserError(
             f"data.path={str(files[0].parent)!r} has {names}: leave one, or set data.split_names "
             "to the one to take"
         )
-    return several[0]
+    return several

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -49,6 +49,7 @@ class Opened:
         notes: what a user should know of how it is read.
         group: `data.group`; empty where rows need none.
         sections: starts reading them from a section on; None where they have no such.
+        others: further files of the split.
     """
 
     file: str
@@ -59,6 +60,17 @@ class Opened:
     notes: tuple[str, ...] = ()
     group: str = ""
     sections: Callable[[int, int], Iterator[Section] | None] | None = None
+    others: tuple["Opened", ...] = ()
+
+    @property
+    def files(self) -> tuple["Opened", ...]:
+        """It and the others, each by itself."""
+        return (replace(self, others=()), *self.others)
+
+    def grouped(self, group: str) -> "Opened":
+        """With `data.group`."""
+        others = tuple(replace(other, group=group) for other in self.others)
+        return replace(self, group=group, others=others)
 
     def checked(self, schema: Schema, start: int = 0) -> Iterator[Row | UserError]:
         """Rows as `Split` has them; a UserError in place of a bad one.

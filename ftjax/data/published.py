@@ -109,18 +109,29 @@ def _named(loaded: Mapping[str, tuple[Any, Any]], settings: Options) -> dict[str
         is_whole = isinstance(rows, datasets.Dataset)
         blocks = partial(_blocks, rows, classes) if is_whole else None
         sections = partial(_sections, rows, classes) if is_whole else None
-        splits[split] = Opened(
-            f"{path} ({name})",
-            partial(_rows, rows, classes),
-            columns,
-            tuple(classes.get(label, ())),
-            blocks,
-            sections=sections,
+        one, *others = (
+            Opened(
+                f"{path} ({name})",
+                partial(_rows, shard, classes),
+                columns,
+                tuple(classes.get(label, ())),
+                blocks,
+                sections=sections,
+            )
+            for shard in _shards(rows)
         )
+        splits[split] = replace(one, others=tuple(others))
     return {
         split: replace(opened, notes=notes if number == 0 else ())
         for number, (split, opened) in enumerate(splits.items())
     }
+
+
+def _shards(rows: Any) -> Sequence[Any]:
+    """The files of a split that is read while training, each by itself."""
+    if not isinstance(rows, datasets.IterableDataset):
+        return [rows]
+    return [rows.shard(rows.num_shards, number) for number in range(rows.num_shards)]
 
 
 def _kept_back(rows: Any, label: str) -> bool:

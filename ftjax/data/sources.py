@@ -1,7 +1,7 @@
 """Raw rows from files, the hub and packaged corpora, checked on the whole file before training."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,6 +20,7 @@ from ftjax.errors import UserError, nearest, require
 from ftjax.remote import located
 
 OTHERS = ("movie_reviews", "hub", "tfds")  # sources that are no files
+NAMED = 3  # files, for messages
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,16 @@ def load(settings: Options, schema: Schema) -> dict[str, Split]:
             `data.on_error` is "stop".
     """
     parts = [found for _, found in open_parts(settings)]
-    tell(opened for part in parts for opened in part.values())
+    tell(file for part in parts for opened in part.values() for file in opened.files)
     if group := settings["group"]:  # of what splits are drawn from
         for part in (part for part in parts if "train" in part):
-            part["train"] = replace(part["train"], group=group)
+            part["train"] = part["train"].grouped(group)
     wanted = ("train",) if is_stream(settings) else ()
     skip = settings["on_error"] == "skip"
     return {
-        split: read_split([part[split] for part in parts if split in part], schema, skip)
+        split: read_split(
+            [f for part in parts if split in part for f in part[split].files], schema, skip
+        )
         for split in SPLITS
         if split not in wanted and any(split in part for part in parts)
     }
@@ -163,7 +166,8 @@ def read_split(parts: Sequence[Opened], schema: Schema, skip: bool) -> Split:
     Raises:
         UserError: a bad row; no good one.
     """
-    skipped, file = [], ", ".join(part.file for part in parts)
+    skipped, file = [], ", ".join(part.file for part in parts[:NAMED])
+    file += f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
 
     def bad(error: UserError) -> None:
         if not skip:

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from ftjax.data.fields import Schema
-from ftjax.data.opened import BEGIN, Mark
+from ftjax.data.opened import BEGIN, Mark, Opened
 from ftjax.data.preparation.pipeline import passed
-from ftjax.data.sources import Opened
 from ftjax.errors import UserError, require
 
 Rows = list[dict[str, Any]]
@@ -22,14 +21,16 @@ class Place:
 
     Attributes:
         passes: over the source, that are done.
-        rows: of this pass that were read, good and bad.
-        good: of those, what was given.
+        files: of this pass that are done.
+        rows: of the file that were read, good and bad.
+        good: of those of this pass, what was given.
         skipped: bad rows of the first pass.
         dropped: step → rows of the first pass that it dropped.
         mark: before those, from which on the file is read.
     """
 
     passes: int = 0
+    files: int = 0
     rows: int = 0
     good: int = 0
     skipped: int = 0
@@ -78,7 +79,8 @@ class Source:
         weight: share of a window, before the shares are made to sum to 1.
         skip: leave out and count bad rows, instead of stopping.
         steps: of `data.prepare` that training rows go through, by name.
-        buffer: rows that are shuffled together before they are given; 0: they come as they are.
+        buffer: rows that are shuffled together before they are given, of files in an order that is
+            shuffled too; 0: they come as they are.
         seed: of the shuffle, numbers.
     """
 
@@ -136,22 +138,32 @@ class Source:
 
     def _from(self, place: Place) -> Iterator[tuple[dict[str, Any], Place]]:
         """Good rows from a place on, and the place after each."""
-        passes, number, good = place.passes, place.rows, place.good
+        passes, done, number, good = place.passes, place.files, place.rows, place.good
         skipped, dropped, begin = place.skipped, place.dropped, place.mark
         while True:
-            for row, mark in self.opened.checked_from(self.schema, number, begin):
-                number, by = number + 1, ""
-                if isinstance(row, UserError):
-                    if not self.skip:
-                        raise row
-                    skipped += not passes
-                    continue
-                row, by = passed(row, self.steps)
-                if row is not None:
-                    good += 1
-                    yield row, Place(passes, number, good, skipped, dropped, mark)
-                elif not passes:
-                    dropped = {**dropped, by: dropped.get(by, 0) + 1}
+            for files, file in list(enumerate(self._files(passes)))[done:]:
+                for row, mark in file.checked_from(self.schema, number, begin):
+                    number, by = number + 1, ""
+                    if isinstance(row, UserError):
+                        if not self.skip:
+                            raise row
+                        skipped += not passes
+                        continue
+                    row, by = passed(row, self.steps)
+                    if row is not None:
+                        good += 1
+                        yield row, Place(passes, files, number, good, skipped, dropped, mark)
+                    elif not passes:
+                        dropped = {**dropped, by: dropped.get(by, 0) + 1}
+                number, begin = 0, BEGIN
             left = f" that data.prepare leaves ({dropped})" if dropped else ""
             require(good > 0, f"{self.opened.file} has no rows{left}")
-            passes, number, good, begin = passes + 1, 0, 0, BEGIN
+            passes, done, good = passes + 1, 0, 0
+
+    def _files(self, passes: int) -> Sequence[Opened]:
+        """Those of the source in the order of a pass: shuffled as rows are."""
+        files = self.opened.files
+        if not self.buffer:
+            return files
+        order = np.random.default_rng((*self.seed, passes, len(files))).permutation(len(files))
+        return [files[number] for number in order]

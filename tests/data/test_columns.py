@@ -62,7 +62,7 @@ def both(path, schema, **changes):
 @pytest.mark.parametrize("task", [Classification, Regression])
 def test_blocks_give_what_rows_give(tmp_path, monkeypatch, task):
     """Of lines of JSON, of tables and of columns, whatever is odd in them."""
-    monkeypatch.setattr("ftjax.data.readers.objects.BLOCK", 400)
+    monkeypatch.setattr("ftjax.data.readers.lines.BLOCK", 400)
     monkeypatch.setattr("ftjax.data.readers.tables.CHUNK", 7)
     at_once = 0
     for seed in range(60):

@@ -1,6 +1,7 @@
 """Rows of a file from any place on are those that reading all of it gives, without what is before."""
 
 import gzip
+import itertools
 import json
 
 import datasets
@@ -10,7 +11,7 @@ import pytest
 
 from ftjax.data.opened import BEGIN
 from ftjax.data.readers import lines
-from ftjax.data.sources import open_parts
+from ftjax.data.sources import load, open_parts
 from ftjax.data.stream_source import START, Position, Source
 from ftjax.errors import UserError
 from ftjax.tasks.masked_lm import MaskedLM
@@ -96,3 +97,57 @@ def test_a_stream_goes_on_without_reading_what_is_before(tmp_path, monkeypatch):
     assert seen[0] == saved["place"]["mark"][1] > len(content) / 2
     older = {**saved, "place": {n: x for n, x in saved["place"].items() if n != "mark"}}
     assert [source().take(Position.read(older), 900)[0]] == wanted
+
+
+def shards(folder, count, rows=40):
+    """Files of one split, each row of which is told by its file and number."""
+    folder.mkdir()
+    for number in range(count):
+        texts = [f"{number} {row}" for row in range(rows)]
+        file = folder / f"train-{number:05d}-of-{count:05d}.jsonl"
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return folder
+
+
+@pytest.mark.parametrize("changes", [{}, {"source": "hub", "streaming": True}])
+def test_files_of_a_split_are_read_in_an_order_of_each_pass(tmp_path, changes):
+    folder = shards(tmp_path / "rows", 5)
+    opened = open_parts(data_settings("masked_lm", path=str(folder), **changes))[0][1]["train"]
+    assert len(opened.files) == 5
+    whole = [f"{number} {row}" for number in range(5) for row in range(40)]
+    in_order, _ = Source(opened, SCHEMA).take(START, 400)
+    assert [row["text"] for row in in_order] == whole * 2
+
+    def source():
+        return Source(opened, SCHEMA, buffer=10, seed=(3,))
+
+    every, position, first = [], START, source()
+    places = [START]
+    for _ in range(40):  # two passes
+        rows, position = first.take(position, 10)
+        every.append([row["text"] for row in rows])
+        places.append(position)
+    orders = []
+    for number in range(2):
+        part = every[20 * number : 20 * number + 20]
+        assert sorted(itertools.chain(*part)) == sorted(whole)
+        orders.append([rows[0].split()[0] for rows in part[::4]])
+    assert len({*map(tuple, orders), ("0", "1", "2", "3", "4")}) == 3
+    for start in (3, 4, 22, 39):
+        again, position = source(), Position.read(json.loads(json.dumps(places[start].saved())))
+        for number in range(start, 40):
+            rows, position = again.take(position, 10)
+            assert [row["text"] for row in rows] == every[number]
+
+
+def test_files_of_a_split_are_all_there(tmp_path):
+    folder = shards(tmp_path / "rows", 3)
+    (folder / "test.jsonl").write_text('{"text": "a"}\n')
+    splits = load(data_settings("masked_lm", path=str(folder)), SCHEMA)
+    assert splits["train"].column("text")[::40] == ["0 0", "1 0", "2 0"] and len(splits) == 2
+    (folder / "train-00001-of-00003.jsonl").unlink()
+    with pytest.raises(UserError, match="has 2 of the 3 files of which train-00000-of-00003.jsonl"):
+        load(data_settings("masked_lm", path=str(folder)), SCHEMA)
+    (folder / "train.csv").write_text("text\na\n")
+    with pytest.raises(UserError, match=r"has train-00000-of-00003.jsonl and .* leave one"):
+        load(data_settings("masked_lm", path=str(folder)), SCHEMA)
