@@ -91,6 +91,7 @@ def _message(number: int, turn: Any) -> Message:
     if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(dict.fromkeys(ROLES.values()))
         raise ValueError(f"turn {number}: role {role!r} must be one of {known}")
+    content = _joined(content)
     more = {key: x for key, x in turn.items() if key not in ("role", "content") and x is not None}
     more = {**json.loads(more.pop(MORE)), **more} if isinstance(more.get(MORE), str) else more
     if more.get(WEIGHT, 1) not in (0, 1):
@@ -105,6 +106,14 @@ def _message(number: int, turn: Any) -> Message:
     except TypeError as error:
         raise ValueError(f"turn {number}: {error}") from error
     return {"role": ROLES[role], "content": content, **rest}
+
+
+def _joined(content: Any) -> Any:
+    """A content that is given in parts, all of text, as one; others as they are."""
+    parts = content if isinstance(content, list) and content else [None]
+    texts = [each.get("text") for each in parts if isinstance(each, Mapping)]
+    whole = len(texts) == len(parts) and all(each.get("type") == "text" for each in parts)
+    return "".join(texts) if whole and all(isinstance(x, str) for x in texts) else content
 
 
 def whole(turn: Mapping[str, Any]) -> Message:

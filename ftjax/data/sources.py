@@ -90,13 +90,12 @@ def load(settings: Options, schema: Schema) -> dict[str, Split]:
             part["train"] = part["train"].grouped(group)
     wanted = ("train",) if is_stream(settings) else ()
     skip = settings["on_error"] == "skip"
-    return {
-        split: read_split(
-            [f for part in parts if split in part for f in part[split].files], schema, skip
-        )
+    files = {
+        split: [file for part in parts if split in part for file in part[split].files]
         for split in SPLITS
-        if split not in wanted and any(split in part for part in parts)
+        if split not in wanted
     }
+    return {split: read_split(each, schema, skip) for split, each in files.items() if each}
 
 
 def open_parts(settings: Options) -> list[tuple[float, dict[str, Opened]]]:

@@ -117,6 +117,8 @@ def _of_content(start: bytes) -> str:
 
 def notes_on(file: Path, form: str, options: Options) -> tuple[str, ...]:
     """What a user should know of how a file is read."""
+    if form == "xlsx":
+        return tuple(filter(None, [tables.sheet_note(file)]))
     codec = encoding_of(file, options) if READERS[form].is_text else "utf-8"
     plain = codec.startswith("utf-8") or options.get("encoding", "auto") != "auto"
     return () if plain else (f"{file} is read as {NAMES.get(codec, codec)}",)

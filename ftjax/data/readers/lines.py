@@ -26,6 +26,7 @@ MARKS = {  # byte order marks, the longer first
 NAMES = {"utf-8": "UTF-8", "utf-8-sig": "UTF-8", "utf-16": "UTF-16", "utf-16-le": "UTF-16"}
 NAMES |= {"utf-16-be": "UTF-16", "utf-32": "UTF-32", "gb18030": "GB18030"}
 ESCAPED = re.compile(r"[\udc80-\udcff]")  # bytes that are not of the encoding
+ZEROS = 0.1  # share of zeros of UTF-8 at most: texts may have a few
 COMMON = 0.8  # share of other characters that are common Chinese ones, in Chinese texts
 
 
@@ -86,9 +87,10 @@ def encoding_of(file: Path, options: Options) -> str:
         return mark if mark and mark.startswith(name) else name  # with its mark left out
     if mark:
         return mark
-    if b"\0" in start:
+    if start.count(0) > ZEROS * len(start) or (b"\0" in start and _decoded(start, "utf-8") is None):
         codec = "utf-16-le" if start[1::2].count(0) > start[::2].count(0) else "utf-16-be"
-        if _decodes(start[: len(start) // 2 * 2], codec):
+        text = _decoded(start[: len(start) // 2 * 2], codec)
+        if text and "\0" not in text:
             return codec
         raise UserError(
             f"{file} is text of none of UTF-8, UTF-16 and GB18030, or none at all: set "
@@ -103,19 +105,20 @@ def encoding_of(file: Path, options: Options) -> str:
     return "gb18030" if 2 * wrong > others and _is_chinese(start) else "utf-8"
 
 
-def _decodes(start: bytes, codec: str) -> bool:
+def _decoded(start: bytes, codec: str) -> str | None:
+    """A text's beginning, whose last character may be cut; None where it is of another encoding."""
     try:
-        return "\0" not in codecs.getincrementaldecoder(codec)().decode(start)
+        return codecs.getincrementaldecoder(codec)().decode(start)
     except UnicodeDecodeError:
-        return False
+        return None
 
 
 def _is_chinese(start: bytes) -> bool:
     """Whether bytes are GB18030's, and most of those that are no ASCII common in Chinese texts."""
-    try:
-        others = re.findall(r"[^\0-\x7f]", codecs.getincrementaldecoder("gb18030")().decode(start))
-    except UnicodeDecodeError:
+    text = _decoded(start, "gb18030")
+    if text is None:
         return False
+    others = re.findall(r"[^\0-\x7f]", text)
     codes = [character.encode("gb18030") for character in others]
     common = [code for code in codes if 0xA1 <= code[0] <= 0xA3 or 0xB0 <= code[0] <= 0xD7]
     return sum(code[1] >= 0xA1 for code in common) >= COMMON * len(codes)

@@ -49,6 +49,8 @@ def _is_row(line: str | UserError) -> bool:
         value = json.loads(shell)
     except (ValueError, RecursionError):
         return True
+    if _are_columns(value):
+        return False
     return not (isinstance(value, Mapping) and any(_are_rows(value.get(key)) for key in DATA))
 
 
@@ -78,9 +80,24 @@ def _documents(file: Path, text: str) -> Rows:
     at = _space(text, 0)
     try:
         start = at + 1 if text[at] == "[" else _inside(text, at)
-        yield from enumerate(_array(text, start) if start else _values(text, at), 1)
+        for number, value in enumerate(_array(text, start) if start else _values(text, at), 1):
+            if number == 1 and _are_columns(value):
+                raise UserError(
+                    f"{file} has columns, as pandas' to_json writes them: write rows, by "
+                    "to_json(..., orient='records', lines=True)"
+                )
+            yield number, value
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON: {error}") from error
+
+
+def _are_columns(value: Any) -> bool:
+    """Whether an object has cells by the numbers of rows in each column."""
+    columns = list(value.values()) if isinstance(value, Mapping) else []
+    numbered = [isinstance(each, Mapping) and "0" in each for each in columns]
+    return bool(numbered) and all(numbered)
 
 
 def _space(text: str, at: int) -> int:

@@ -4,6 +4,7 @@ import csv
 import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -89,12 +90,20 @@ def _records(file: Path, options: Options) -> Iterator[tuple[int, list[str] | Us
     except csv.Error as error:
         raise UserError(f"{file}: row 1 {_wrong(error, [], guessed)}") from error
     while True:
+        before = reader.line_num
         try:
             fields: Any = next(reader)
         except StopIteration:
             break
         except csv.Error as error:
             fields = error
+            held = reader.line_num - before
+            if "end of data" in str(error) and held > 1:
+                raise UserError(
+                    f"{file}: row {number + 1} has a quotation mark that is not closed: its field "
+                    f"would be all {held} lines to the end; if quotation marks are part of texts, "
+                    "set data.quoting=none"
+                ) from error
         while bad:
             number += 1
             yield number, bad.pop(0)
@@ -141,10 +150,17 @@ def _wrong(fields: list[str] | csv.Error, header: list[str], guessed: bool) -> s
 
 
 def read_xlsx(file: Path, options: Options) -> Rows:
-    """Rows of the first sheet that has any; the first is the header.
+    """Rows of the first sheet that has any below its header, which is the first.
 
     Cells have what was last computed in them; dates are texts, and empty cells null.
     """
+    with _book(file) as book:
+        yield from _cells(file, _sheet(book)[1])
+
+
+@contextmanager
+def _book(file: Path) -> Iterator[Any]:
+    """A workbook, none of whose parts is unpacked to more than it may."""
     try:
         import openpyxl
     except ImportError as error:
@@ -155,22 +171,34 @@ def read_xlsx(file: Path, options: Options) -> Rows:
                 few = part.file_size <= max(SIZE, RATIO * part.compress_size)
                 require(few, f"{file}: {part.filename} would take {part.file_size:,} bytes")
             opened.seek(0)
-            book = openpyxl.load_workbook(opened, read_only=True, data_only=True)
-            sheets = (sheet.iter_rows(values_only=True) for sheet in book.worksheets)
-            yield from _cells(file, next(filter(None, map(_filled, sheets)), iter(())))
+            yield openpyxl.load_workbook(opened, read_only=True, data_only=True)
     except UserError:
         raise
     except Exception as error:  # of the many that a damaged file has led to
         raise UserError(f"{file} is not a readable Excel file: {summary(error)}") from error
 
 
-def _filled(rows: Iterator[tuple]) -> Iterator[tuple[int, tuple]] | None:
-    """Numbered rows from the first that is not empty on; None where all are."""
-    numbered = (
-        (number, row) for number, row in enumerate(rows, 1) if any(x is not None for x in row)
-    )
-    first = next(numbered, None)
-    return None if first is None else chain([first], numbered)
+def sheet_note(file: Path) -> str:
+    """Which of a file's sheets is read, where there are several; else empty."""
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as parts:
+        if sum(name.startswith("xl/worksheets/") for name in parts.namelist()) < 2:
+            return ""
+    with _book(file) as book:
+        return f"{file}: of the sheets {', '.join(book.sheetnames)}, {_sheet(book)[0]} is read"
+
+
+def _sheet(book: Any) -> tuple[str, Iterator[tuple[int, tuple]]]:
+    """The first sheet with a row below its header, or else with any: its name and filled rows."""
+    found = [(sheet.title, list(islice(_filled(sheet), 2))) for sheet in book.worksheets]
+    few = next((title for title, first in found if first), book.sheetnames[0])
+    title = next((title for title, first in found if len(first) > 1), few)
+    return title, _filled(book[title])
+
+
+def _filled(sheet: Any) -> Iterator[tuple[int, tuple]]:
+    """Numbered rows that are not empty."""
+    rows = enumerate(sheet.iter_rows(values_only=True), 1)
+    return ((number, row) for number, row in rows if any(x is not None for x in row))
 
 
 def _cells(file: Path, numbered: Iterator[tuple[int, tuple]]) -> Rows:
