@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import datasets
@@ -140,13 +140,15 @@ def shares(weights: Sequence[float], size: int) -> list[int]:
 
 
 def joined(parts: Sequence[Examples]) -> Examples:
-    """Examples end to end.
+    """Examples end to end; those of fewer sequences, as of fewer choices, get empty ones.
 
     Raises:
         UserError: they are of different forms.
     """
-    same = {(part.group, *sorted([*part.tokens, *part.arrays])) for part in parts}
-    mixed = "rows of different forms, as pairs and single texts, or more and fewer choices"
+    group = max(part.group for part in parts)
+    parts = [_widened(part, group) for part in parts]
+    same = {tuple(sorted([*part.tokens, *part.arrays])) for part in parts}
+    mixed = "rows of different forms, as pairs and single texts"
     require(len(same) == 1, f"data.mixture: {mixed}")
     rows = np.cumsum([0, *(1 + part.row_numbers.max(initial=-1) for part in parts)])
     numbers = [part.row_numbers + first for part, first in zip(parts, rows, strict=False)]
@@ -160,9 +162,18 @@ def joined(parts: Sequence[Examples]) -> Examples:
         arrays=each(lambda part: part.arrays, np.concatenate),
         decoder=None if parts[0].decoder is None else _end_to_end([p.decoder for p in parts]),
         rows=np.concatenate(numbers),
-        group=parts[0].group,
+        group=group,
         truncated=sum(part.truncated for part in parts),
     )
+
+
+def _widened(examples: Examples, group: int) -> Examples:
+    """Of `group` sequences each."""
+    offsets, count = examples.ids.offsets, group - examples.group
+    each = offsets[:-1].reshape(-1, examples.group)
+    empty = np.repeat(offsets[examples.group :: examples.group, None], count, 1)
+    starts = np.append(np.concatenate([each, empty], 1), offsets[-1])
+    return replace(examples, ids=Ragged(examples.ids.values, starts), group=group)
 
 
 def _end_to_end(parts: Sequence[Ragged]) -> Ragged:

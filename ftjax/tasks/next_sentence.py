@@ -15,6 +15,7 @@ from ftjax.data.draws import Draws
 from ftjax.data.encode import Columns, Examples, Ragged, ragged
 from ftjax.data.loading import Vary
 from ftjax.data.sources import Split
+from ftjax.errors import UserError
 from ftjax.loss import Loss
 from ftjax.tasks.base import HIGHER, Apply, Array, Batch
 from ftjax.tasks.masked_lm import MaskedLM, with_positions, with_words
@@ -42,6 +43,11 @@ class NextSentence(MaskedLM):
         """Both halves, with "_word" and "token_type_ids"."""
         first, second = zip(*map(halves, columns["text"]), strict=True)
         found = with_words(tokenizer, [list(first), list(second)], max_length)
+        if "token_type_ids" not in found:
+            raise UserError(
+                "task.name=next_sentence: the model's tokenizer does not tell first from second "
+                "texts by token types, as BERT's does"
+            )
         return found
 
     def variation(self, tokenizer: Any) -> Vary:

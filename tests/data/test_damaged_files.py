@@ -1,6 +1,7 @@
 """Files of columns that were damaged: a message with the file, and never more."""
 
 import random
+from contextlib import suppress
 
 import numpy as np
 import pyarrow
@@ -63,3 +64,42 @@ def test_damaged_files_are_read_or_named(tmp_path, form):
             assert str(path) in str(error)
             refused += 1
     assert refused > 20
+
+
+def varint(value):
+    """As Thrift's compact form writes numbers."""
+    digits = []
+    while value > 127:
+        digits.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*digits, value])
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("compression", ["snappy", "none"])
+def test_pages_of_parquet_take_no_more_than_they_hold(tmp_path, version, compression):
+    """Any number in the header of a page made large: refused before what it asks for is held."""
+    path = tmp_path / "a.parquet"
+    options = {"compression": compression, "data_page_version": version}
+    pyarrow.parquet.write_table(TABLE, path, **options)
+    content, group = path.read_bytes(), pyarrow.parquet.read_metadata(path).row_group(0)
+    begins = [
+        start
+        for column in map(group.column, range(2))
+        for start in (column.dictionary_page_offset, column.data_page_offset)
+    ]
+    usual = pyarrow.default_memory_pool()
+    pool = pyarrow.proxy_memory_pool(usual)
+    pyarrow.set_memory_pool(pool)
+    try:
+        assert read(path) == TABLE["text"].to_pylist()
+        for place in (place for start in begins for place in range(start, start + 24)):
+            end = place + 1
+            while content[end - 1] & 128:
+                end += 1
+            path.write_bytes(content[:place] + varint(1 << 25) + content[end:])
+            with suppress(UserError):
+                read(path)
+    finally:
+        pyarrow.set_memory_pool(usual)
+    assert pool.max_memory() < 1 << 26

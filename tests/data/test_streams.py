@@ -14,7 +14,7 @@ from ftjax.data.planning import bucket_layout, packed_layout
 from ftjax.data.preparation.step import Verdict
 from ftjax.data.sources import open_parts, read_split
 from ftjax.data.stream_source import START, Position, Source
-from ftjax.data.streaming import StreamLoader, Windows, shares
+from ftjax.data.streaming import StreamLoader, Windows, joined, shares
 from ftjax.errors import UserError
 from ftjax.tasks.classification import Classification
 from ftjax.training.announce import are_sorted
@@ -221,3 +221,15 @@ def test_shares_of_a_window():
         shares([1000, 1], 10)
     with pytest.raises(UserError, match="must be positive"):
         shares([1, 0], 10)
+
+
+def test_a_window_of_several_sources_has_rows_of_more_and_fewer_choices():
+    """Those of fewer get empty sequences, as within one source."""
+    two = Examples(ragged([[1], [2, 2], [3], [4]]), arrays={"labels": np.array([0, 1])}, group=2)
+    three = Examples(ragged([[5], [], [6, 6]]), arrays={"labels": np.array([2])}, group=3)
+    found = joined([two, three, two])
+    assert found.group == 3 and len(found) == 5 and found.row_numbers.tolist() == [0, 1, 2, 3, 4]
+    each = [found.ids[n].tolist() for n in range(15)]
+    wanted = [[1], [2, 2], [], [3], [4], []]
+    assert each == [*wanted, [5], [], [6, 6], *wanted]
+    assert found.arrays["labels"].tolist() == [0, 1, 2, 0, 1]
