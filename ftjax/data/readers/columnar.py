@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 
 from ftjax.data.readers.lines import head, opened
-from ftjax.data.readers.pages import require_sound
+from ftjax.data.readers.pages import groups, require_sound
 from ftjax.data.readers.rows import Block, Options, Rows, Section, Types
 from ftjax.errors import UserError, summary
 
@@ -138,11 +138,10 @@ def _parquet(file: Path, columns: Sequence[str] | None = None, first: int = 0) -
         source = stream if stream.seekable() else pyarrow.BufferReader(stream.read())
         whole = pyarrow.parquet.ParquetFile(source, page_checksum_verification=True)
         names = whole.schema_arrow.names
+        held = groups(source)
         there = None if columns is None else [name for name in columns if name in names]
         for group in range(first, whole.num_row_groups):
-            meta = whole.metadata.row_group(group)
-            for number in range(meta.num_columns):
-                require_sound(source, meta.column(number))
+            require_sound(source, held[group])
             for batch in whole.iter_batches(row_groups=[group], columns=there):
                 batch.validate(full=True)
                 yield group, batch

@@ -1,36 +1,52 @@
 """Headers of Parquet's pages, which say how much is held for a page before any of it is read.
 
-They are Thrift structs in its compact form (parquet.thrift, PageHeader).
+They and the file's end are Thrift structs in its compact form (parquet.thrift: PageHeader,
+FileMetaData).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 USUAL, LARGEST = 1 << 12, 1 << 24  # bytes of a header: read first, and at most
 RATIO, SIZE = 1000, 1 << 28  # of what a page may be unpacked to, and bytes that are few
-UNPACKED, PACKED, VALUES, DICTIONARY = 2, 3, 1, 7  # numbers of fields
+# Numbers of fields: of a page's header, and of what the end of a file says
+UNPACKED, PACKED, VALUES, DICTIONARY = 2, 3, 1, 7
+GROUPS, COLUMNS, CHUNK, LENGTH, DATA_AT, DICTIONARY_AT = 4, 1, 3, 7, 9, 11
+DEPTH = 16  # of values within each other
 # Kinds of values
 STOP, TRUE, FALSE, BYTE, DOUBLE, BINARY, STRUCT = 0, 1, 2, 3, 7, 8, 12
 INTEGERS, LISTS = (4, 5, 6), (9, 10)
 
 
-def require_sound(file: Any, chunk: Any) -> None:
-    """Raises ValueError where a page of a column would take more than its bytes can hold.
+def require_sound(file: Any, columns: Sequence[Mapping[int, Any]]) -> None:
+    """Raises ValueError where a page of a row group would take more than its bytes can hold.
 
     Args:
         file: open, to read and seek.
-        chunk: the column of a row group, as pyarrow's metadata has it.
+        columns: of the row group; see `groups`.
     """
-    start = chunk.data_page_offset
-    if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
-        start = chunk.dictionary_page_offset
-    for header in _headers(file, start, start + chunk.total_compressed_size):
-        size, packed = header[UNPACKED], header[PACKED]
-        if size < 0 or size > max(SIZE, RATIO * packed):
-            raise ValueError(f"a page of {packed:,} bytes would take {size:,}")
-        entries = header.get(DICTIONARY, {}).get(VALUES, 0)
-        if entries < 0 or entries > size:  # a value has a byte at least
-            raise ValueError(f"a dictionary of {size:,} bytes would have {entries:,} values")
+    for chunk in (column[CHUNK] for column in columns):
+        start, dictionary = chunk[DATA_AT], chunk.get(DICTIONARY_AT, 0)
+        start = dictionary if 0 < dictionary < start else start
+        for header in _headers(file, start, start + chunk[LENGTH]):
+            size, packed = header[UNPACKED], header[PACKED]
+            if size < 0 or size > max(SIZE, RATIO * packed):
+                raise ValueError(f"a page of {packed:,} bytes would take {size:,}")
+            entries = header.get(DICTIONARY, {}).get(VALUES, 0)
+            if entries < 0 or entries > size:  # a value has a byte at least
+                raise ValueError(f"a dictionary of {size:,} bytes would have {entries:,} values")
+
+
+def groups(file: Any) -> list[Sequence[Mapping[int, Any]]]:
+    """The columns of each row group, as the end of the file has them.
+
+    Not by pyarrow: its metadata of a damaged column may end the process.
+    """
+    end = file.seek(-8, 2)
+    length = int.from_bytes(file.read(4), "little")
+    file.seek(max(end - length, 0))
+    found = Compact(file.read(length)).struct()
+    return [group[COLUMNS] for group in found[GROUPS]]
 
 
 def _headers(file: Any, at: int, end: int) -> Iterator[dict[int, Any]]:
@@ -63,8 +79,8 @@ class Compact:
         self.at, self._content = 0, content
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        """Integers and structs by the number of their field; others are left out."""
-        if depth > 8:
+        """Values by the number of their field; None for texts and numbers with a point."""
+        if depth > DEPTH:
             raise ValueError("a header has too many structs within each other")
         found: dict[int, Any] = {}
         number = 0
@@ -84,9 +100,7 @@ class Compact:
             head = self._byte()
             count = head >> 4 if head >> 4 < 15 else self._varint()
             each = BYTE if head & 15 in (TRUE, FALSE) else head & 15
-            for _ in range(count):
-                self._value(each, depth + 1)
-            return None
+            return [self._value(each, depth + 1) for _ in range(count)]
         if kind not in (BYTE, DOUBLE, BINARY):
             raise ValueError(f"a header has a value of kind {kind}")
         size = {BYTE: 1, DOUBLE: 8}.get(kind) or self._varint()
