@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -147,12 +148,11 @@ def trim(newest: Path | None = None) -> None:
             if path.name.startswith("."):
                 if now - stat.st_mtime > ABANDONED:
                     _remove(path)
-            elif path != newest:
-                files.append((stat.st_mtime, stat.st_size, path))
-    held = sum(size for _, size, _ in files)
-    held += newest.stat().st_size if newest is not None and newest.exists() else 0
-    for _, size, path in sorted(files):
-        if held <= limit():
+            else:
+                files.append((path == newest, stat.st_mtime, stat.st_size, path))
+    held = sum(size for _, _, size, _ in files)
+    for is_newest, _, size, path in sorted(files):
+        if held <= limit() or is_newest:
             return
         _remove(path)
         held -= size
@@ -174,13 +174,15 @@ def clear(kinds: Iterable[str] = FOLDERS) -> None:
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """All files under a folder; those that vanish meanwhile are left out."""
-    for path in folder.rglob("*"):
-        try:
-            if path.is_file():
-                yield path, path.stat()
-        except OSError:
-            continue
+    """All files under a folder; what vanishes meanwhile is left out."""
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
+            try:
+                stat = path.stat()
+            except OSError:
+                continue
+            if S_ISREG(stat.st_mode):
+                yield path, stat
 
 
 def _remove(path: Path) -> None:
