@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ftjax.data.fields import (
@@ -15,6 +16,8 @@ from ftjax.data.fields import (
     unchanged,
 )
 from ftjax.errors import UserError, nearest
+
+AS_JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 class Checker:
@@ -153,9 +156,19 @@ class Checker:
 
 def _encodable(found: Any) -> None:
     """Raises ValueError for text with half of a character, which is no UTF-8."""
-    whole = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+    whole = _joined(found)
     try:
         whole.encode()
     except UnicodeEncodeError as error:
         half = ascii(whole[error.start])
         raise ValueError(f"has half of a character, {half}, as of a text that was cut") from None
+
+
+def _joined(found: Any) -> str:
+    """All text of a value, whatever is between."""
+    if isinstance(found, str):
+        return found
+    if isinstance(found, list):
+        with suppress(TypeError):  # others than texts
+            return "".join(found)
+    return AS_JSON.encode(found)

@@ -254,6 +254,8 @@ def words(found: Any) -> list[str]:
     """A list of words, also as text, at least one; other text is cut at spaces."""
     given = listed(found)
     strings = isinstance(given, list) and all(isinstance(each, str) for each in given)
+    if strings and given and all(map(str.strip, given)):
+        return list(given)
     found = given if strings else found
     if isinstance(found, str):
         found = found.split()

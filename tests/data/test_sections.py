@@ -95,6 +95,10 @@ def test_a_stream_goes_on_without_reading_what_is_before(tmp_path, monkeypatch):
         patch.setattr("ftjax.data.readers.objects.line_blocks", watched)
         assert [source().take(Position.read(saved), 900)[0]] == wanted
     assert seen[0] == saved["place"]["mark"][1] > len(content) / 2
+    path.write_bytes(content[:5000] + b" " + content[5000:])  # all that follows is elsewhere
+    with pytest.raises(UserError, match=f"no line begins at byte {seen[0]}, .* changed since"):
+        source().take(Position.read(saved), 900)
+    path.write_bytes(content)
     older = {**saved, "place": {n: x for n, x in saved["place"].items() if n != "mark"}}
     assert [source().take(Position.read(older), 900)[0]] == wanted
 

@@ -200,10 +200,16 @@ def line_blocks(file: Path, at: int = 0, number: int = 1) -> Iterator[LineBlock]
     """The lines of a plain file, many at a time, from some bytes and the line there on.
 
     A block ends with the last line that ends before a multiple of `BLOCK`, wherever one begins.
+
+    Raises:
+        UserError: no line begins there.
     """
     rest, more = b"", True
     with opened(file) as stream:
-        _skip(stream, at)
+        if at and _skipped(stream, at) != b"\n":
+            raise UserError(
+                f"{file}: no line begins at byte {at}, where it was read to: it was changed since"
+            )
         while more:
             more = stream.read(BLOCK - (at + len(rest)) % BLOCK)
             whole, end, rest = (rest + more).rpartition(b"\n") if more else (rest, b"", b"")
@@ -213,8 +219,12 @@ def line_blocks(file: Path, at: int = 0, number: int = 1) -> Iterator[LineBlock]
                 at, number = at + len(whole), number + count
 
 
-def _skip(stream: BinaryIO, count: int) -> None:
+def _skipped(stream: BinaryIO, count: int) -> bytes:
+    """The last of some bytes, which are left out; empty where there are not as many."""
     if stream.seekable():
-        stream.seek(count)
-    while not stream.seekable() and count > 0:
-        count -= len(stream.read(min(count, BLOCK))) or count
+        stream.seek(count - 1)
+        return stream.read(1)
+    last = b""
+    while count > 0 and (last := stream.read(min(count, BLOCK))):
+        count -= len(last)
+    return last[-1:]
