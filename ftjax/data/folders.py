@@ -38,13 +38,15 @@ def open_files(path: Path, settings: Options) -> dict[str, Opened]:
         hint = "" if path.suffix else "; of a dataset of the hub, set data.source=hub"
         raise UserError(f"data.path={str(path)!r} does not exist{hint}")
     files: dict[str, list[Path]] = {}
-    for file in sorted(path.iterdir()):
-        if suffix_of(file) in SUFFIXES and not file.name.startswith(".") and file.is_file():
-            files.setdefault(_split_name(stem(file)), []).append(file)
+    for file in _files(path):
+        files.setdefault(_split_name(stem(file)), []).append(file)
     asked = {split: _stem(name) for split, name in settings["split_names"].items()}
     names = choose(files, asked, f"data.path={str(path)!r}")
     if "train" not in names and "test" not in names:
         known = f"files: {', '.join(files)}; set data.split_names" if files else ", ".join(SUFFIXES)
+        within = [each.name for each in sorted(path.iterdir()) if each.is_dir() and _files(each)]
+        if within and not files:
+            known = f"but its folder {within[0]} has files: set data.path to it"
         raise UserError(f"data.path={str(path)!r} has no train or test file ({known})")
     opened = {}
     for split, name in names.items():
@@ -55,6 +57,12 @@ def open_files(path: Path, settings: Options) -> dict[str, Opened]:
     first = next(iter(opened))
     notes = (*left, *opened[first].notes)
     return {**opened, first: replace(opened[first], notes=notes)}
+
+
+def _files(folder: Path) -> list[Path]:
+    """Those that may be of rows, in order."""
+    named = (file for file in sorted(folder.iterdir()) if not file.name.startswith("."))
+    return [file for file in named if suffix_of(file) in SUFFIXES and file.is_file()]
 
 
 def _stem(name: str) -> str:

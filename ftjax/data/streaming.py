@@ -3,6 +3,12 @@
 A window is a fixed number of rows, of each source its share, planned as if it were an epoch. So
 which examples a step has is a function of its number, the configuration and the sources alone, and
 a position in the data is one number, also on another mesh or number of hosts.
+
+Every host reads and tokenizes whole windows. Which examples a batch has depends on the lengths of
+all examples of its window, so that no host knows its own before all are tokenized: a row may be
+bad, be dropped by a step, give several examples or none. To share the work they would have to tell
+each other tokens from the thread that reads ahead, at moments that differ from host to host, while
+collective operations have to come in one order on all.
 """
 
 import threading

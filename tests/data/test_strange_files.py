@@ -73,3 +73,13 @@ def test_contents_in_parts_of_text(tmp_path):
     path.write_text(json.dumps({"messages": turns}))
     with pytest.raises(UserError, match="turn 1: content must be text, not"):
         texts(path, Instruction.schema, "messages")
+
+
+def test_folders_within_are_named(tmp_path):
+    """As of a data set that was cloned from the hub."""
+    (tmp_path / "README.md").write_text("what this is")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train-00000-of-00001.csv").write_text("text,label\ngood,1\n")
+    with pytest.raises(UserError, match="its folder data has files: set data.path to it"):
+        texts(tmp_path)
+    assert texts(tmp_path / "data") == ["good"]
