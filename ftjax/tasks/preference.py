@@ -54,6 +54,9 @@ def check(row: Row) -> None:
             raise ValueError(f"{answer} must end with a turn of the assistant")
         if len(said) < 2:
             raise ValueError(f"there is no prompt before {answer}: {shown(said[0].get('content'))}")
+    first, second = (conversation(row, answer)[:-1] for answer in ANSWERS)
+    if first != second:
+        raise ValueError("chosen and rejected answer different turns: only their last may differ")
 
 
 @dataclass(frozen=True)

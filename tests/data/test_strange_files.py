@@ -9,6 +9,7 @@ from ftjax.data.sources import load
 from ftjax.errors import UserError
 from ftjax.tasks.classification import Classification
 from ftjax.tasks.instruction import Instruction
+from ftjax.tasks.preference import Preference
 from tests.conftest import data_settings
 
 LABELLED = Classification.schema
@@ -83,3 +84,14 @@ def test_folders_within_are_named(tmp_path):
     with pytest.raises(UserError, match="its folder data has files: set data.path to it"):
         texts(tmp_path)
     assert texts(tmp_path / "data") == ["good"]
+
+
+def test_answers_to_different_turns_are_not_compared(tmp_path):
+    path = tmp_path / "a.jsonl"
+    row = {
+        "chosen": "\n\nHuman: hi\n\nAssistant: yes",
+        "rejected": "\n\nHuman: oh\n\nAssistant: no",
+    }
+    path.write_text(json.dumps(row))
+    with pytest.raises(UserError, match="row 1: chosen and rejected answer different turns"):
+        texts(path, Preference.schema, "chosen")
