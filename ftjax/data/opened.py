@@ -79,7 +79,8 @@ class Opened:
             schema: what rows must be.
             start: how many are left out, unchecked but for the first, by which others are read.
         """
-        return (row for row, _ in self.checked_from(schema, start))
+        whole = replace(self, sections=None)  # as `read` gives them, which may be watched
+        return (row for row, _ in whole.checked_from(schema, start))
 
     def checked_from(
         self, schema: Schema, start: int = 0, mark: Mark = BEGIN
