@@ -13,6 +13,7 @@ from typing import Any
 from flax import traverse_util
 
 from ftjax.errors import UserError, nearest
+from ftjax.patterns import ends_match, matches, require_pattern
 
 Flat = dict[str, Any]
 
@@ -151,7 +152,7 @@ class Base:
 
         def value(unrolled: str) -> Any:
             for key, value in pattern:
-                if any(re.match(rf"(.*\.)?({key})$", name) for name in self.names_of(unrolled)):
+                if any(ends_match(key, name) for name in self.names_of(unrolled)):
                     return value
             return None
 
@@ -234,17 +235,12 @@ class Base:
         wanted = [targets] if isinstance(targets, str) else list(targets)
         regex = isinstance(targets, str)
         if regex:
-            try:
-                re.compile(targets)
-            except re.error as error:
-                raise UserError(
-                    f"method.targets={targets!r} is not a regular expression: {error}"
-                ) from error
+            require_pattern("method.targets", targets)
 
         def hit(target: str, unrolled: str) -> bool:
             names = self.names_of(unrolled)
             if regex:
-                return any(re.fullmatch(target, name) for name in names)
+                return any(matches(target, name) for name in names)
             return any(name == target or name.endswith("." + target) for name in names)
 
         used: set[str] = set()

@@ -250,8 +250,11 @@ def parameters_of(config: Any) -> float:
     heads = value("num_attention_heads", 1)
     width, kernels = heads * value("head_dim", 0) or size, 2 + value("gated", 0)
     attention = 2 * size * width * (1 + value("num_key_value_heads", heads) / heads)
-    block = kernels * size * value("intermediate_size", 4 * size) * max(1, value("experts", 0))
-    return config.num_hidden_layers * (attention + block) + more * (2 * attention + block)
+    inner, experts = value("intermediate_size", 4 * size), max(1, value("experts", 0))
+    encoder, decoder = (
+        kernels * size * value(f"{side}_width", inner) * experts for side in ("encoder", "decoder")
+    )
+    return config.num_hidden_layers * (attention + encoder) + more * (2 * attention + decoder)
 
 
 def _tokenize(folder: Path, text: str) -> list[int]:

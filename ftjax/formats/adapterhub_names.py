@@ -135,10 +135,9 @@ def family_of(model_type: str) -> Family:
     Raises:
         UserError: it is not implemented.
     """
-    require(
-        model_type in FAMILIES,
-        f"AdapterHub folders of {model_type!r} are not implemented{nearest(model_type, FAMILIES)}",
-    )
+    if model_type not in FAMILIES:
+        near = nearest(model_type, FAMILIES)
+        raise UserError(f"AdapterHub folders of {model_type!r} are not implemented{near}")
     return FAMILIES[model_type]
 
 
@@ -247,8 +246,8 @@ def from_tensors(
     found, shared = _pieces(tuned, family, name), {}
     for piece in (piece for pieces in found.values() for piece in pieces):
         shared.setdefault(piece.tensor, set()).add(piece.index)
-    for tensor in shared:
-        require(tensor in bare, f"the adapter lacks tensor {tensor!r}{nearest(tensor, bare)}")
+    for tensor in shared.keys() - bare.keys():
+        raise UserError(f"the adapter lacks tensor {tensor!r}{nearest(tensor, bare)}")
     for tensor in bare:
         require(tensor in shared, f"the adapter has an unexpected tensor {tensor!r}")
 

@@ -23,6 +23,7 @@ from ftjax.formats.shards import FLOATS
 from ftjax.formats.tokenizer_files import (
     check_files,
     copy_files,
+    fault_in,
     require_packages,
     require_sound,
     tokenizer_files,
@@ -183,17 +184,23 @@ def load_tokenizer(path: Path) -> Any:
     check_files(path)
     own = require_packages(path) and _class_of(path)
     kind = getattr(transformers, own or "AutoTokenizer")
+
+    def load(folder: Path) -> Any:
+        # Nor asks whether to trust.
+        tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
+        tokenizer(TRIED)  # some say only then what is wrong
+        return tokenizer
+
+    problem = "has no tokenizer that can be read"
     try:
-        with reading(path, "has no tokenizer that can be read"):
-            # Nor asks whether to trust.
-            tokenizer = kind.from_pretrained(path, trust_remote_code=False)
-            tokenizer(TRIED)  # some say only then what is wrong
-            return tokenizer
+        with reading(path):
+            return load(path)
+    except ImportError as error:
+        raise UserError(f"{path} {problem}: {summary(error)}") from error
     except UserError:
         require_sound(path)  # whose message names the file
-        raise
-    except ImportError as error:
-        raise UserError(f"{path} has no tokenizer that can be read: {summary(error)}") from error
+    with reading(fault_in(path, load), problem):
+        return load(path)
 
 
 def _class_of(folder: Path) -> str | None:

@@ -160,7 +160,8 @@ def read(folder: Path) -> dict[str, Any]:
     for leaf in form.leaves.values():
         selected.setdefault(leaf.selected, ("none",))
     if form.patterned:
-        settings |= patterns(form, config, tensors, selected["targets"])
+        with named(folder / CONFIG):
+            settings |= patterns(form, config, tensors, selected["targets"])
     known = hyperparameters(name)
     return {"name": name, **settings, **{k: v for k, v in selected.items() if k in known}}
 
@@ -185,7 +186,8 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
     known = (tuned.names.prefix, tuned.names.usual)
     prefixes = [f"{INSIDE}{prefix}." for prefix in known if prefix] + [INSIDE]
     inside = next(p for p in prefixes if p == INSIDE or any(k.startswith(p) for k in tensors))
-    agree(tuned, form, folder / CONFIG, config, inside.removeprefix(INSIDE))
+    with named(folder / CONFIG):
+        agree(tuned, form, folder / CONFIG, config, inside.removeprefix(INSIDE))
     if form.kind == "ADALORA":
         tensors = uncut(str(folder / WEIGHTS), tensors, config.get("rank_pattern") or {})
     used, loaded, absent = set(), {}, []

@@ -1,7 +1,6 @@
 """`adapter_config.json` of PEFT: written, and compared with a method."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from ftjax.formats.names import Part
 from ftjax.formats.peft_forms import FORMS, Form
 from ftjax.formats.peft_places import INSIDE, TASKS, Piece, own_paths, part_of, pieces_of, prefixed
 from ftjax.options import Count, Layers, Natural, Share, Size
+from ftjax.patterns import ends_match, require_pattern
 from ftjax.tuned import Tuned
 
 # Keys that are read, or that change nothing of what a saved adapter computes, besides those of
@@ -73,7 +73,7 @@ class AdapterConfig:
 def value_at(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
     """What PEFT takes from a pattern for a module: its first key that matches."""
     for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if ends_match(key, module):
             return value
     return default
 
@@ -176,10 +176,7 @@ def refuse(form: Form, file: Path, config: Mapping[str, Any]) -> None:
         sound = isinstance(pattern, Mapping) and all(isinstance(v, kinds) for v in pattern.values())
         require(sound, f"{file}: {key}={pattern!r} must be of modules and numbers")
         for module in pattern:
-            try:
-                re.compile(module)
-            except re.error as error:
-                raise UserError(f"{file}: {key}: {module!r} is not read: {error}") from error
+            require_pattern(f"{file}: {key}", module)
     known = {*KEYS.split(), *form.constants, *form.fields.values()}
     for key in sorted(config.keys() - known):
         if config[key]:

@@ -2,10 +2,12 @@
 
 import importlib.util
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
 from ftjax.errors import UserError
 from ftjax.formats.guard import reading
@@ -27,6 +29,8 @@ PATTERNS = (
     "additional_chat_templates/*.jinja",
 )
 SENTENCEPIECE = (".model", ".spm")
+# Without which libraries may make a tokenizer of no words.
+VOCABULARIES = (*SENTENCEPIECE, "vocab.txt", "vocab.json", "merges.txt", "tokenizer.json")
 PACKAGES = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}  # module → package
 
 
@@ -62,6 +66,22 @@ def require_sound(folder: Path) -> None:
 
         with reading(folder / "tokenizer.json", "is no tokenizer that can be read"):
             Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a", "b")
+
+
+def fault_in(folder: Path, load: Callable[[Path], Any]) -> Path:
+    """The file without which a tokenizer can be read; its folder where there is no such one.
+
+    Args:
+        folder: whose tokenizer cannot be read.
+        load: reads one.
+    """
+    for name in sorted(tokenizer_files(folder), key=lambda name: name.endswith(VOCABULARIES)):
+        with TemporaryDirectory() as place:
+            copy_files(folder, Path(place), {*tokenizer_files(folder), "config.json"} - {name})
+            with suppress(UserError, ImportError), reading(folder):
+                load(Path(place))
+                return folder / name
+    return folder
 
 
 def require_packages(folder: Path) -> bool:

@@ -114,13 +114,14 @@ def _local(
     )
     here = chosen - jax.lax.axis_index("expert") * len(up)
     here = jnp.where((here >= 0) & (here < len(up)), here, len(up))
-    up, gate, down = (partial(_ragged, kernel) for kernel in (up, gate, down))
-    out = jax.lax.psum(_mix(x, weights, here, act, up, gate, down, len(kernels[0])), "tensor")
+    x, here = (jax.lax.pcast(y, "tensor", to="varying") for y in (x, here))
+    products = (partial(_product, kernel) for kernel in (up, gate, down))
+    out = jax.lax.psum(_mix(x, weights, here, act, *products, len(up)), "tensor")
     return jax.lax.psum_scatter(out, "expert", scatter_dimension=0, tiled=True)
 
 
-def _ragged(kernel: Array, x: Array, sizes: Array) -> Array:
-    return jax.lax.ragged_dot(x, kernel, sizes)
+def _product(kernel: Array, x: Array, sizes: Array) -> Array:
+    return grouped(x, kernel, sizes)
 
 
 class ExpertDense(nn.Module):

@@ -12,7 +12,8 @@ BLOCK = 256  # most rows of a group that are multiplied at a time
 def grouped(x: Array, kernel: Array, sizes: Array) -> Array:
     """Each row by the kernel of its group, in x's dtype: (rows, out).
 
-    XLA has kernels for it, but on CPUs, where it multiplies every row by every kernel.
+    XLA has kernels for it, but on CPUs, where it multiplies every row by every kernel. Under
+    `shard_map` all three vary over the same axes.
 
     Args:
         x: (rows, in), those of the first group first.
@@ -56,7 +57,7 @@ def _products(x: Array, kernel: Array, sizes: Array, turned: bool) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(out, y, row, 0)
 
     padded, (count, place) = _padded(x, block), _places(sizes, block)
-    out = jnp.zeros((len(padded), kernel.shape[1 if turned else 2]), x.dtype)
+    out = _zeros((len(padded), kernel.shape[1 if turned else 2]), x.dtype, sizes)
     return jax.lax.fori_loop(0, count, one, out)[: len(x)]
 
 
@@ -73,8 +74,13 @@ def _outer(x: Array, kernel: Array, sizes: Array, grad: Array) -> Array:
         return jax.lax.dynamic_update_index_in_dim(total, before + more, group, 0)
 
     padded, (count, place) = [_padded(y, block) for y in (x, grad)], _places(sizes, block)
-    total = jax.lax.fori_loop(0, count, one, jnp.zeros(kernel.shape, jnp.float32))
+    total = jax.lax.fori_loop(0, count, one, _zeros(kernel.shape, jnp.float32, sizes))
     return total.astype(kernel.dtype)
+
+
+def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, sizes: Array) -> Array:
+    """That vary, under `shard_map`, as what a loop puts in their place."""
+    return jnp.full(shape, (0 * sizes[0]).astype(dtype))
 
 
 def _block(x: Array, sizes: Array) -> int:

@@ -15,6 +15,8 @@ from ftjax.errors import UserError
 from ftjax.formats import peft as files
 from ftjax.methods import create
 from ftjax.paths import expand
+from tests.formats.bounds import bounded
+from tests.formats.test_peft_saved import ENDLESS
 from tests.methods.peft_cases import base_of, stepper, their_logits, their_loss
 from tests.models.made import quick
 
@@ -175,11 +177,13 @@ def test_another_pattern_is_refused(change, message, tmp_path, tmp_path_factory)
         ({"rank_pattern": {"query": 2.5}}, r"rank_pattern=.*int expected"),
         ({"alpha_pattern": {"(query": 2.0}}, r"alpha_pattern=.* is not a regular expression"),
         ({"alpha_pattern": (("layer.0.*query", 2.0),)}, r"scanned segment.*model\.segments"),
+        ({"rank_pattern": {ENDLESS: 2}}, r"takes more than 1 s at '.*query': repeat nothing"),
+        ({"targets": ENDLESS}, r"takes more than 1 s at '.*': repeat nothing"),
     ],
 )
 def test_bad_patterns(hyper, message, tmp_path_factory):
     base = base_of("bert", tmp_path_factory.getbasetemp())
-    with pytest.raises(UserError, match=message):
+    with bounded(), pytest.raises(UserError, match=message):
         base.under({"name": "lora", **hyper}, "scan")
 
 

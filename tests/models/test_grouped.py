@@ -1,11 +1,17 @@
 """Products of grouped rows equal torch's, row by row, with their gradients."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 import torch
+from flax import linen as nn
 
+from ftjax.models.experts import Experts
 from ftjax.models.grouped import grouped
+from ftjax.models.layers import Options
+from ftjax.parallel.mesh import logical_axes, make_mesh
 
 SIZE, OUT = 12, 7
 CASES = {
@@ -52,3 +58,16 @@ def test_no_row_is_multiplied_by_all():
 
     ours, whole = (largest(f).temp_size_in_bytes for f in (grouped, jax.lax.ragged_dot))
     assert ours < 128 * 16 * OUT * 4 <= whole
+
+
+def test_nor_where_devices_hold_experts():
+    config = SimpleNamespace(hidden_act="silu", experts=16, active=2, initializer_range=0.1)
+    config.options, config.residual_dropout = Options(), 0.0
+    config.hidden_size, config.intermediate_size = SIZE, 4 * SIZE
+    layer, x = Experts(config), jax.ShapeDtypeStruct((8, 64, SIZE), np.float32)
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
+    with logical_axes(make_mesh(2, 2, 1, expert=2)):
+        step = jax.jit(jax.grad(lambda params, x: layer.apply(params, x).sum()))
+        used = step.lower(nn.unbox(shapes), x).compile().memory_analysis().temp_size_in_bytes
+    rows = 2 * (8 // 2) * 64  # that a device has, of the experts that it has
+    assert used < rows * 8 * 4 * SIZE * 4

@@ -16,7 +16,18 @@ OLMOE = {  # small layers of many experts
     "num_local_experts": 64,
 }
 T5 = {**PRESETS["t5-11b"], "num_heads": 16, "d_kv": 64, "d_ff": 4096}  # t5-large
-MODELS = {**PRESETS, "many experts": OLMOE, "t5-large": T5}
+BART = {  # wide, and the sides unlike
+    "model_type": "bart",
+    "vocab_size": 50265,
+    "d_model": 1024,
+    "encoder_layers": 12,
+    "decoder_layers": 6,
+    "encoder_attention_heads": 16,
+    "decoder_attention_heads": 16,
+    "encoder_ffn_dim": 32768,
+    "decoder_ffn_dim": 16384,
+}
+MODELS = {**PRESETS, "many experts": OLMOE, "t5-large": T5, "wide bart": BART}
 
 
 @pytest.mark.parametrize("name", MODELS)
