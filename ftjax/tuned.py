@@ -1,5 +1,6 @@
 """A model under a method: the one place where the two meet."""
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
@@ -47,6 +48,7 @@ INPUTS = (
     "at_positions",
 )
 SAMPLE = 8  # tokens of the row that parameters are made with
+DEEP = 200  # layers that are compiled one by one where nothing is said
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,8 @@ def segments_of(config: Any, settings: Mapping[str, Any], method: Method) -> tup
     layers, more = config.num_hidden_layers, getattr(config, "num_decoder_layers", 0)
     # A decoder is cut at the numbers of the encoder's layers, counted from its own first.
     cuts = [cut if cut <= layers else cut - layers for cut in method.cuts(layers + more)]
-    return resolve_segments(settings.get("segments", "auto"), layers, parameters_of(config), cuts)
+    size = parameters_of(config) if max(layers, more) <= DEEP else math.inf
+    return resolve_segments(settings.get("segments", "auto"), layers, size, cuts)
 
 
 def parameters_of(config: Any) -> float:

@@ -72,7 +72,7 @@ def family(hf_config: Mapping[str, Any]) -> ModuleType:
         UserError: the model type is not supported.
     """
     kind = hf_config.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(
             f"model type {kind!r} is not supported (supported: {', '.join(sorted(FAMILIES))})"
         )

@@ -86,6 +86,7 @@ class Config:
         )
 
 
+LARGEST = 10**8  # numbers of a table that is computed, not stored
 BIAS = {"logits": Part("final_logits_bias", raw=True, buffer=True)}
 
 
@@ -150,6 +151,16 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     act = hf.get("activation_function", "gelu")
     if act not in ACTIVATIONS:
         raise UserError(f"{family}: activation_function={act!r} is not implemented")
+    for side in ("encoder", "decoder"):
+        key = f"{side}_attention_heads"
+        if hf["d_model"] % hf[key]:
+            raise UserError(f"{family}: {key}={hf[key]} does not divide d_model={hf['d_model']}")
+    longest = hf.get("max_position_embeddings", 1024)
+    if family == "marian" and longest * hf["d_model"] > LARGEST:
+        raise UserError(
+            f"{family}: max_position_embeddings={longest} by d_model={hf['d_model']} is a table of "
+            f"more than {LARGEST} sines"
+        )
     name = {"bart": "Bart", "mbart": "MBart", "marian": "Marian"}[family]
     layers, size = hf["encoder_layers"], hf["d_model"]
     tied = hf.get("tie_word_embeddings", True)
@@ -163,7 +174,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         encoder_width=hf["encoder_ffn_dim"],
         decoder_width=hf["decoder_ffn_dim"],
         hidden_act=act,
-        max_position_embeddings=hf.get("max_position_embeddings", 1024),
+        max_position_embeddings=longest,
         pre_norm=family == "mbart",
         embedding_norm=family != "marian",
         sinusoidal=family == "marian",

@@ -103,14 +103,21 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     kinds = hf.get("pos_att_type") or ()
     kinds = [kind.strip() for kind in kinds.lower().split("|")] if isinstance(kinds, str) else kinds
     most = hf.get("max_relative_positions", -1)
+    most = most if most > 0 else hf.get("max_position_embeddings", 512)
+    buckets = max(hf.get("position_buckets", -1), 0)
+    if buckets and not 1 <= buckets // 2 < most - 1:  # up to where each distance has its own
+        raise UserError(
+            f"deberta-v2: position_buckets={buckets} must be 2 or more, and half of them below "
+            f"max_relative_positions - 1 = {most - 1}"
+        )
     legacy, tied = hf.get("legacy", True), hf.get("tie_word_embeddings", True)
     # The other head reads words off by their table, whether tied or not.
     tied = tied or not legacy
     values = {name: hf[name] for name in Config.__dataclass_fields__ if name in hf} | {
         "embedding_size": size,
         "relative": tuple(kinds) if hf.get("relative_attention") else (),
-        "position_buckets": max(hf.get("position_buckets", -1), 0),
-        "max_relative_positions": most if most > 0 else hf.get("max_position_embeddings", 512),
+        "position_buckets": buckets,
+        "max_relative_positions": most,
         "positions": hf.get("position_biased_input", True),
         "norm_relative": "layer_norm" in (hf.get("norm_rel_ebd") or "none").lower(),
         "tied": tied,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ftjax.errors import UserError
 from ftjax.formats.names import Part
 from ftjax.models.decoder import Config, Model, checked
 from ftjax.models.heads import Head, untied, with_dropouts
@@ -50,6 +51,8 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         UserError: an option that is not implemented.
     """
     size, heads, layers = hf.get("n_embd", 768), hf.get("n_head", 12), hf.get("n_layer", 12)
+    if size % heads:
+        raise UserError(f"gpt2: n_head={heads} does not divide n_embd={size}")
     stddev, tied = hf.get("initializer_range", 0.02), hf.get("tie_word_embeddings", True)
     family_heads = with_dropouts(HEADS, {"tokens": tokens_dropout(hf)})
     return checked(

@@ -148,6 +148,9 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     biases = ("qkv", "output") if hf.get("attention_bias") else ()
     biases = ("qkv",) if family == "qwen2" else biases
     windows, kinds = windows_of(hf)
+    active, count = hf.get("num_experts_per_tok", 2), hf.get("num_local_experts", 8)
+    if family == "mixtral" and active > count:
+        raise UserError(f"mixtral: num_experts_per_tok={active} of num_local_experts={count}")
     theta, partly = 1e6 if family == "mixtral" else 1e4, family == "phi3"
     turned = rotary.from_hf(hf, head_dim, family, theta=theta, partly=partly)
     tied = hf.get("tie_word_embeddings", False)
@@ -168,8 +171,8 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             windows=windows,
             kinds=kinds,
             rotaries=(turned,) * len(windows),
-            experts=hf.get("num_local_experts", 8) if family == "mixtral" else 0,
-            active=hf.get("num_experts_per_tok", 2) if family == "mixtral" else 0,
+            experts=count if family == "mixtral" else 0,
+            active=active if family == "mixtral" else 0,
             tied=tied,
             attention_dropout=hf.get("attention_dropout") or 0.0,
             residual_dropout=hf.get("resid_pdrop", 0.0),

@@ -92,7 +92,7 @@ def _kind(kinds: tuple[int, ...] | None, scanned: jax.Array | None) -> tuple:
 
 
 def resolve_segments(
-    wanted: str | Iterable[int], layers: int, parameters: int, cuts: Iterable[int] = ()
+    wanted: str | Iterable[int], layers: int, parameters: float, cuts: Iterable[int] = ()
 ) -> tuple[int, ...]:
     """Segment lengths for a stack.
 

@@ -148,6 +148,13 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     if act not in ACTIVATIONS:
         raise UserError(f"{family}: feed_forward_proj={'-'.join(kind)!r} is not implemented")
     tied = hf.get("tie_word_embeddings", True)
+    buckets = hf.get("relative_attention_num_buckets", 32)
+    most = hf.get("relative_attention_max_distance", 128)
+    if most <= buckets // 2:  # up to where each distance has a bucket of its own
+        raise UserError(
+            f"{family}: relative_attention_max_distance={most} must be above half of "
+            f"relative_attention_num_buckets={buckets}"
+        )
     layers = hf["num_layers"]
     return Config(
         vocab_size=hf["vocab_size"],
@@ -160,8 +167,8 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         hidden_act=act,
         gated=hf.get("is_gated_act", kind[0] == "gated"),
         norm_eps=hf.get("layer_norm_epsilon", 1e-6),
-        buckets=hf.get("relative_attention_num_buckets", 32),
-        max_distance=hf.get("relative_attention_max_distance", 128),
+        buckets=buckets,
+        max_distance=most,
         dropout=hf.get("dropout_rate", 0.1),
         tied=tied,
         scale_outputs=hf.get("scale_decoder_outputs", tied and family == "t5"),

@@ -50,8 +50,8 @@ class Values:
     num_decoder_layers: Layers | None = 12
     encoder_layers: Layers = 12
     decoder_layers: Layers = 12
-    num_hidden_groups: Layers = 1
-    inner_group_num: Layers = 1
+    num_hidden_groups: Annotated[int, "[1, 100]"] = 1
+    inner_group_num: Annotated[int, "[1, 100]"] = 1
     num_attention_heads: Size = 12
     n_head: Size = 12
     n_heads: Size = 12
@@ -135,7 +135,7 @@ class Values:
     rms_norm_eps: NotNegative = 1e-6
     initializer_range: NotNegative = 0.02
     initializer_factor: NotNegative = 1.0
-    initializer_cutoff_factor: Above0 | None = 2.0
+    initializer_cutoff_factor: Annotated[float, "[0.01, 1000]"] | None = 2.0
     init_std: NotNegative = 0.02
     query_pre_attn_scalar: Above0 | None = 256
     attn_logit_softcapping: Above0 | None = 50.0

@@ -253,7 +253,10 @@ ENDLESS = r"(\w|\.|[a-z])*(XY|YX)"  # there are three ways to take each letter
         ({"alpha_pattern": {"q_proj": "2"}}, "alpha_pattern=.* must be of modules and numbers"),
         ({"alpha_pattern": {"(": 2}}, "alpha_pattern: '\\(' is not a regular"),
         ({"alpha_pattern": {"(?i)q_proj": 2}}, "alpha_pattern: .* is not a regular"),
-        ({"rank_pattern": {ENDLESS: 2}}, r"json: the pattern .* takes more than 1 s at 'model.layers"),
+        (
+            {"rank_pattern": {ENDLESS: 2}},
+            r"json: the pattern .* takes more than 1 s at 'model.layers",
+        ),
         ({"modules_to_save": [1]}, "modules_to_save=.* texts expected"),
         ({"of_tomorrow": {"a": 1}}, "of_tomorrow=.* is not implemented"),
     ],
