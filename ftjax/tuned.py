@@ -338,6 +338,12 @@ def build(
         splash = platform == "tpu" and one_sided and not drops
         found = "splash" if splash else "gpu" if platform == "gpu" else "xla"
         options = replace(options, attention=found)
+    limit = _positions(config)
+    if limit is not None and limit < SAMPLE:
+        raise UserError(
+            f"this {hf_config['model_type']} has {max(limit, 0)} positions by its config.json, and "
+            f"needs {SAMPLE} or more"
+        )
     segments = segments_of(config, settings, method)
     config = replace(config, options=replace(options, segments=segments))
     model = family.Model(config, **head)
@@ -371,7 +377,6 @@ def build(
             )
         options = replace(config.options, parts=parts)
         model = model.clone(config=replace(config, options=options))
-    limit = _positions(config)
     if limit is not None and limit < method.columns + SAMPLE:
         raise UserError(
             f"method.length={method.columns} leaves too few of the model's {limit} positions"

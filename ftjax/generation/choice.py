@@ -55,6 +55,8 @@ def _without_repeats(logits: Array, written: Array, end: Array, size: int) -> Ar
         end: () the column of the token to come.
         size: of the runs.
     """
+    if size > written.shape[1]:
+        return logits
     shared = size - 1  # tokens that a run has before its last
     written = jnp.pad(written, ((0, 0), (shared, 0)), constant_values=-1)
     latest = jax.lax.dynamic_slice_in_dim(written, end, shared, 1)

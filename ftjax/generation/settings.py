@@ -11,7 +11,7 @@ from ftjax.formats.gguf import is_gguf
 from ftjax.formats.gguf_tokenizer import end_tokens
 from ftjax.formats.guard import named
 from ftjax.formats.jsons import check
-from ftjax.options import Above0, Natural, NotNegative, Positive, Seed
+from ftjax.options import Above0, Natural, NotNegative, Seed
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,9 @@ class Settings:
 
 
 Token = Annotated[int, "[-1, 1000000000]"]  # -1 for none, in older files
+# Of files of others: room is made for them.
+Tokens = Annotated[int, "[0, 1000000]"]
+Several = Annotated[int, "[1, 1000]"]
 # Of generation_config.json: what is read, and what changes outputs and is not implemented.
 SAME = [field.name for field in fields(Settings)]
 REFUSED = {
@@ -109,18 +112,18 @@ class Defaults:
     """What keys of generation_config.json may be, and of config.json, with examples."""
 
     do_sample: bool | None = False
-    max_new_tokens: Natural | None = 128
-    min_new_tokens: Natural | None = 0
+    max_new_tokens: Tokens | None = 128
+    min_new_tokens: Tokens | None = 0
     temperature: NotNegative | None = 1.0
     top_k: Natural | None = 50
     top_p: float | None = 1.0
     min_p: float | None = 0.0
     repetition_penalty: Above0 | None = 1.0
-    no_repeat_ngram_size: Natural | None = 0
-    num_beams: Positive | None = 1
+    no_repeat_ngram_size: Annotated[int, "[0, 1000]"] | None = 0
+    num_beams: Several | None = 1
     length_penalty: float | None = 1.0
     early_stopping: bool | Literal["never"] | None = False
-    num_return_sequences: Positive | None = 1
+    num_return_sequences: Several | None = 1
     seed: Seed | None = 0
     eos_token_id: Token | list[Token] | None = 2
     pad_token_id: Token | list[Token] | None = 0
@@ -153,9 +156,9 @@ def from_hf(hf: Mapping[str, Any], **changes: Any) -> Settings:
     found |= {
         "end": _several(hf.get("eos_token_id")),
         "pad": next(iter(_several(hf.get("pad_token_id"))), 0),
-        "forced_first": hf.get("forced_bos_token_id"),
+        "forced_first": next(iter(_several(hf.get("forced_bos_token_id"))), None),
         "forced_last": _several(hf.get("forced_eos_token_id")),
-        "banned": (*_several(hf.get("suppress_tokens")), *(words[0] for words in bad)),
+        "banned": _several([*(hf.get("suppress_tokens") or ()), *(words[0] for words in bad)]),
     }
     return Settings(**{**found, **changes})
 
@@ -181,6 +184,6 @@ def _read(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _several(value: Any) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
+    """Tokens, without those that are none: of arrays -1 is the last place."""
+    tokens = value if isinstance(value, list | tuple) else (value,)
+    return tuple(token for token in tokens if token is not None and token >= 0)

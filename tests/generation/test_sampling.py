@@ -1,6 +1,9 @@
 """Sampled tokens come as often as transformers' processors and softmax say."""
 
+import json
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
@@ -9,8 +12,9 @@ import torch
 from transformers.generation import logits_process as theirs
 
 from ftjax.errors import UserError
-from ftjax.generation.choice import choose, truncated
-from ftjax.generation.settings import Settings, from_hf
+from ftjax.generation.choice import adjust, choose, truncated
+from ftjax.generation.settings import Settings, from_hf, of_folder
+from tests.models.cases import CASES as MODELS
 
 COUNT = 40_000
 CASES = {
@@ -97,3 +101,25 @@ def test_generation_config_that_is_not_implemented():
     with pytest.raises(UserError, match="typical_p=0.9"):
         from_hf({"typical_p": 0.9})
     assert from_hf({"typical_p": 1.0, "do_sample": True}).top_k == 50
+
+
+def test_a_token_of_minus_one_is_none():
+    """Older files have it; transformers bans nothing by it."""
+    none = {"eos_token_id": -1, "forced_bos_token_id": -1, "bad_words_ids": [[-1]]}
+    found = from_hf({**none, "suppress_tokens": [-1, 3]})
+    assert (found.end, found.forced_first, found.banned) == ((), None, (3,))
+
+
+@pytest.mark.parametrize("key", ["max_new_tokens", "num_beams", "no_repeat_ngram_size"])
+def test_files_ask_for_no_room_without_end(key, tmp_path):
+    (tmp_path / "config.json").write_text(MODELS["llama"]().to_json_string())
+    (tmp_path / "generation_config.json").write_text(json.dumps({key: 10**9}))
+    with pytest.raises(UserError, match=f"generation_config.json: {key}=1000000000 must be"):
+        of_folder(tmp_path)
+
+
+def test_longer_runs_than_there_are_tokens_cannot_come_twice():
+    settings = Settings(no_repeat_ngram_size=9, max_new_tokens=4)
+    before, tokens = jnp.ones((1, 2), jnp.int32), jnp.ones((1, 4), jnp.int32)
+    logits = jnp.arange(5.0)[None]
+    assert (adjust(settings, logits, before, tokens, jnp.asarray(3)) == logits).all()
