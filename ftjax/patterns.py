@@ -10,9 +10,9 @@ SECONDS = 1.0  # that a pattern may take at a name; usual ones take microseconds
 
 
 def require_pattern(what: str, pattern: str) -> None:
-    """Raises UserError unless `pattern` is a regular expression, also inside another."""
+    """Raises UserError unless `pattern` is a regular expression."""
     try:
-        re.compile(f"({pattern})")
+        re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         raise UserError(f"{what}: {pattern!r} is not a regular expression: {error}") from error
 

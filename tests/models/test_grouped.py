@@ -70,5 +70,4 @@ def test_nor_where_devices_hold_experts():
         step = jax.jit(jax.grad(lambda params, x: layer.apply(params, x).sum()))
         used = step.lower(shapes, x).compile().memory_analysis().temp_size_in_bytes
     rows = 2 * (8 // 2) * 64  # that a device has, of the experts that it has
-    print("USED", used, rows * 8 * 4 * SIZE * 4)
     assert used < rows * 8 * 4 * SIZE * 4
