@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.dropout import dropout
-from ftjax.parallel.product import matmul
+from ftjax.parallel.product import FEW, matmul
 
 Array = jax.Array
 
@@ -156,7 +156,12 @@ class Embedding(nn.Module):
         self.embedding = self.param("embedding", init, (self.size, self.features), jnp.float32)
 
     def __call__(self, ids: Array) -> Array:
-        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        table = self.embedding
+        if table.dtype == jnp.bfloat16 and ids.size <= FEW:
+            # As if the table were another for each token: XLA on CPUs would make a float32 one
+            # before the loop over tokens, each time that the loop is begun.
+            table, ids = jax.lax.optimization_barrier((table, ids))
+        return jnp.take(table, ids, axis=0).astype(self.dtype)
 
     def first(self, count: int, start: int = 0) -> Array:
         """`count` rows from `start`: a slice, whose gradient needs no scatter."""

@@ -1,14 +1,19 @@
 """Products of bfloat16 while tokens are generated: no float32 copy of what they multiply by."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ftjax import methods, tuned
+from ftjax.generation import decode
+from ftjax.generation.settings import Settings
 from ftjax.models.vocabulary import read_off
 from ftjax.parallel.product import FEW, rows
+from tests.models.cases import CASES
 
 SIZE, OUT = 48, 96
 
@@ -48,3 +53,20 @@ def test_gradients_are_those_of_the_product(function, count):
     for ours, expected in zip((dx, dkernel), wanted, strict=True):
         scale = np.abs(expected).max()
         np.testing.assert_allclose(np.asarray(ours, np.float64), expected, atol=2**-7 * scale)
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2", "t5"])
+def test_no_table_is_copied_before_the_loop_over_tokens(case):
+    """It is begun for every piece of a text that is shown as it is written."""
+    config = {**CASES[case]().to_dict(), "vocab_size": 50_000}
+    head = {"head": "seq2seq_lm" if case == "t5" else "causal_lm"}
+    full = methods.create({"name": "full"})
+    model, settings = tuned.build(config, full, {"dtype": "bfloat16"}, head), Settings()
+    make, whole = jax.ShapeDtypeStruct, jnp.int32
+    params = {path: make(leaf.shape, jnp.bfloat16) for path, leaf in model.shapes.items()}
+    batch = {name: make((2, 8), whole) for name in ("input_ids", "attention_mask")}
+    batch["numbers"] = make((2,), whole)
+    state = jax.eval_shape(partial(decode.start, model, settings), params, batch)
+    go_on = jax.jit(partial(decode.go_on, model, settings))
+    used = go_on.lower(params, state, make((), whole)).compile().memory_analysis()
+    assert used.temp_size_in_bytes < 2 * 50_000 * 32  # bytes of the table as it is
