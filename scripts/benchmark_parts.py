@@ -167,7 +167,7 @@ def difference(found: tuple, wanted: tuple) -> float:
         x, y = (np.asarray(z, np.float64) for z in (x, y))
         finite = np.isfinite(y)
         assert (np.isfinite(x) == finite).all()
-        worst = max(worst, np.abs(x - y)[finite].max() / np.abs(y[finite]).max())
+        worst = max(worst, np.abs(x[finite] - y[finite]).max() / np.abs(y[finite]).max())
     return worst
 
 
