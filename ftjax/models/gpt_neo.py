@@ -55,16 +55,15 @@ def kinds_of(hf: Mapping[str, Any]) -> tuple[int, ...]:
             raise UserError(
                 f"gpt_neo: attention_types={types!r} are no kinds and how often they come"
             )
-    count = sum(len(pattern) * times for pattern, times in types)
     names = hf.get("attention_layers")
-    if not names and count == layers:
-        names = [name for pattern, times in types for name in times * list(pattern)]
-    if names is None or len(names) != layers:
-        count = len(names) if names else count
-        raise UserError(f"gpt_neo: attention_types name {count} layers of {layers}")
-    unknown = [name for name in names if name not in KINDS]
+    types = [(names, 1)] if names else types
+    unknown = [name for pattern, _ in types for name in pattern if name not in KINDS]
     if unknown:
         raise UserError(f"gpt_neo: attention_types {unknown[0]!r} is not implemented")
+    count = sum(len(pattern) * times for pattern, times in types)  # before there are as many
+    if count != layers:
+        raise UserError(f"gpt_neo: attention_types name {count} layers of {layers}")
+    names = [name for pattern, times in types for name in times * list(pattern)]
     return tuple(KINDS.index(name) for name in names)
 
 

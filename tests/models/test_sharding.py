@@ -90,6 +90,8 @@ def test_no_large_parameter_stays_whole(case, segments):
     """Of a model wide enough that matrices and tables are over 1 MB; only shapes are made."""
     config = config_of(case)
     config |= {name: 64 * config[name] for name in SIZES & config.keys() if config[name]}
+    if config.get("position_buckets"):  # of distances
+        config["max_relative_positions"] *= 64
     head = {"head": natural(case)}
     model = tuned.build(config, methods.create({"name": "full"}), {"segments": segments}, head)
     shardings = param_shardings(model.shapes, model.axes, make_mesh(2, 2, 2))
