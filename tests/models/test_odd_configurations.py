@@ -99,3 +99,11 @@ def test_deep_models_are_scanned(name, key):
     config = {**CASES[name]().to_dict(), key: 10**4}
     with bounded():
         assert tuned.build(config, methods.create({"name": "full"})).shapes
+
+
+@pytest.mark.parametrize(("name", "positions"), [("roberta", 1), ("albert", 3), ("gpt2", 3)])
+def test_too_few_positions_are_named(name, positions):
+    config = CASES[name]().to_dict()
+    key = "n_positions" if name == "gpt2" else "max_position_embeddings"
+    with pytest.raises(UserError, match=r"has \d positions by its config.json, and needs 8"):
+        tuned.build({**config, key: positions}, methods.create({"name": "full"}))
