@@ -31,3 +31,11 @@ def test_ranks_are_an_order_of_each_example():
     firsts = ranks(np.full(3000, 3), Draws.of((2,), 3000).bits(np.full(3000, 3), 0), np.zeros(9000))
     counts = np.unique(firsts.reshape(-1, 3), axis=0, return_counts=True)[1]
     assert stats.chisquare(counts).pvalue > 0.01 and len(counts) == 6  # each order as often
+
+
+def test_ranks_of_millions_of_examples():
+    sizes, draws = np.array([4, 6, 1]), Draws.of((1,), 3)
+    few = sizes, draws.bits(sizes, 0), np.zeros(11, np.int64)
+    many = np.concatenate([few[0], np.zeros(2**22, int), few[0]])
+    found = ranks(many, np.tile(few[1], 2), np.tile(few[2], 2))
+    np.testing.assert_array_equal(found, np.tile(ranks(*few), 2))
