@@ -34,8 +34,12 @@ def test_ranks_are_an_order_of_each_example():
 
 
 def test_ranks_of_millions_of_examples():
-    sizes, draws = np.array([4, 6, 1]), Draws.of((1,), 3)
-    few = sizes, draws.bits(sizes, 0), np.zeros(11, np.int64)
-    many = np.concatenate([few[0], np.zeros(2**21, int), few[0]])
-    found = ranks(many, np.tile(few[1], 2), np.tile(few[2], 2))
-    np.testing.assert_array_equal(found, np.tile(ranks(*few), 2))
+    sizes, more = np.array([4, 6, 1]), np.array([2, 5])
+    few, last = (Draws.of((1,), len(each)).bits(each, 0) for each in (sizes, more))
+    found = ranks(
+        np.concatenate([sizes, np.zeros(2**21, int), more]),
+        np.concatenate([few, last]),
+        np.zeros(18, np.int64),
+    )
+    alone = ranks(sizes, few, np.zeros(11)), ranks(more, last, np.zeros(7))
+    np.testing.assert_array_equal(found, np.concatenate(alone))
