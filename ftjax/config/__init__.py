@@ -28,6 +28,8 @@ NAMED = {  # section → its name
     "task": Option(str, "classification", "of the task (`ftjax list tasks`)"),
 }
 
+MOST = 2**31 - 1
+
 
 def default_config(method: str = "full", task: str = "classification") -> ConfigDict:
     """The locked default configuration for a method and a task.
@@ -61,10 +63,10 @@ def known_options(config: ConfigDict) -> dict[str, Option]:
     from ftjax import methods, tasks
 
     known = {"seed": Option(Seed, 0, "of all that is drawn")}
-    classes = {**SECTIONS, "task": tasks.find(config.task.name)}
+    classes = {**SECTIONS, "task": tasks.find(_name(config, "task"))}
     prefix, method = "method", config.method
     while method is not None:  # one that is over another has its options beside its own
-        classes[prefix] = methods.find(method.name)
+        classes[prefix] = methods.find(_name(config, prefix))
         method, prefix = method.get("over"), f"{prefix}.over"
     for section, cls in classes.items():
         if section in ("method", "method.over", "task"):
@@ -73,6 +75,21 @@ def known_options(config: ConfigDict) -> dict[str, Option]:
     for name in tasks.columns(config.task.name):
         known[f"data.columns.{name}"] = Option(str, name, "what the files call the field")
     return {key: known[key] for key in known if not key.endswith(".over")}
+
+
+def _name(config: ConfigDict, section: str) -> str:
+    """What a section says that its method or task is called; a page may have put anything there."""
+    key = f"{section}.name"
+    return NAMED[section.partition(".")[0]].read(key, flat_keys(config).get(key))
+
+
+def _read(key: str, option: Option, value: Any) -> Any:
+    """A key's value as its option holds it: numbers that are counted to are not beyond those that
+    devices count with."""
+    found = option.read(key, value)
+    if isinstance(found, int) and abs(found) > MOST:
+        raise UserError(f"{key}={value!r} must be at most {MOST:,}")
+    return found
 
 
 def method_section(name: str, over: str = "") -> dict[str, Any]:
@@ -218,7 +235,7 @@ def flat_keys(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping | ConfigDict):
             flat.update(flat_keys(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
@@ -237,7 +254,7 @@ def override(config: ConfigDict, key: str, value: Any) -> None:
     known |= {name: Option(type(value), value, "") for name, value in new.items()}
     if key not in known:
         raise UserError(f"unknown config key {key!r}{nearest(key, known)}")
-    _set(config, key, known[key].read(key, value))
+    _set(config, key, _read(key, known[key], value))
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:
@@ -261,7 +278,7 @@ def check(config: ConfigDict) -> ConfigDict:
             continue
         if key not in known:
             raise UserError(f"unknown config key {key!r}{nearest(key, known)}")
-        read = known[key].read(key, value)
+        read = _read(key, known[key], value)
         if read is not value:
             _set(config, key, read)  # a page may have lists, or whole numbers, or "a,b"
     for key in known:

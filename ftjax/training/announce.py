@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ftjax.config.unread import unread
 from ftjax.tasks.base import spoken
 from ftjax.training.progress import Progress
 from ftjax.training.rate import rate_notes
@@ -38,6 +39,10 @@ def announced(run: Run, data: Data, total: int, lengths: Sequence[int], step: in
         f"lengths {', '.join(map(str, lengths))}"
     )
     yield from rate_notes(config, run.tuned)
+    for each in unread(config):
+        yield f"warning: {each}"
+    if config.train.early_stopping and "validation" not in data.splits:
+        yield "warning: train.early_stopping is by validation, and there is no such split"
     if run.absent:
         yield f"not in {run.folder.name}, initialized: {', '.join(run.absent)}"
     for name, examples in data.splits.items():

@@ -42,6 +42,7 @@ DAMAGE = (
     FileNotFoundError,
     NotADirectoryError,
     IsADirectoryError,
+    RecursionError,
 )
 PASSING = (  # status codes that storage reports as a ValueError
     "RESOURCE_EXHAUSTED",
@@ -146,9 +147,10 @@ class Saved:
 
     def _described(self, step: int) -> dict[str, Any]:
         meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
-        described = {name: meta[name] for name in meta if name != "sha256"}
+        written = isinstance(meta, dict) and {"config", "progress"} <= meta.keys()
+        described = {name: meta[name] for name in meta if name != "sha256"} if written else {}
         # Those of earlier versions have no sums
-        if meta.get("sha256") != (text_sum(described) if "sums" in meta else None):
+        if not written or meta.get("sha256") != (text_sum(described) if "sums" in meta else None):
             where = self.folder / str(step)
             raise Damaged(f"checkpoint {where} cannot be read: its meta is not what was written")
         return described

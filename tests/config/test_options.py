@@ -15,6 +15,7 @@ from ftjax.config import (
     override,
     parse_override,
 )
+from ftjax.config.unread import unread
 from ftjax.data import preparation
 from ftjax.errors import UserError
 from ftjax.options import Option, options
@@ -136,6 +137,36 @@ def test_keys_that_do_not_go_together_are_named(changes, message):
         check(config)
 
 
+@pytest.mark.parametrize("section", ["method", "task"])
+@pytest.mark.parametrize("name", [5, None, ["lora"], {"name": "lora"}])
+def test_a_name_that_is_none_is_refused_by_its_key(section, name):
+    """As of a configuration that was built without types."""
+    config = default_config()
+    with config.ignore_type():
+        config[section].name = name
+    with pytest.raises(UserError, match=rf"\b{section}\b"):
+        check(config)
+
+
+def test_no_number_is_beyond_what_devices_count_with():
+    for key, option in known_options(default_config("lora")).items():
+        if type(option.default) is int:
+            with pytest.raises(UserError, match=rf"^{key}="):
+                override(default_config("lora"), key, 2**31)
+
+
+def test_keys_that_another_leaves_unread_are_said():
+    config = default_config()
+    assert list(unread(config)) == []
+    config.optimizer.momentum, config.data.window = 0.9, 64
+    assert [line.partition(" ")[0] for line in unread(config)] == [
+        "optimizer.momentum=0.9",
+        "data.window=64",
+    ]
+    config.optimizer.name, config.data.streaming = "sgd", True
+    assert list(unread(config)) == []
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -150,6 +181,7 @@ def test_keys_that_do_not_go_together_are_named(changes, message):
         ("config.train.epochs = 1.5", "line 3: TypeError: .*epochs"),
         ("config.train.epoch = 1", "line 3: AttributeError: .*epoch"),
         ("config.train = 5", "line 3: TypeError: .*train"),
+        ("config.model.segments = {1: 2}", "^unknown config key 'model.segments.1'"),
         ("return 1 / 0", "line 3: ZeroDivisionError: division by zero"),
         ("return nothing", "line 3: NameError: name 'nothing' is not defined"),
         ("return", "returns None, no configuration"),
