@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ftjax.options import Positive
+
 EMPTY = -1  # in `Planned.places`, where no example lies
 SHARE = 0.98  # of second sequences that fit where the first do
 CANDIDATES = 512  # lengths of packed rows that are tried at most
@@ -33,12 +35,12 @@ class Layout:
         multiple: packed rows come in multiples of it, so that they divide over devices.
     """
 
-    lengths: tuple[int, ...]
-    written: tuple[int, ...] = ()
-    rows: tuple[int, ...] | None = None
-    places: int = 1
-    together: int = 1
-    multiple: int = 1
+    lengths: tuple[Positive, ...]
+    written: tuple[Positive, ...] = ()
+    rows: tuple[Positive, ...] | None = None
+    places: Positive = 1
+    together: Positive = 1
+    multiple: Positive = 1
 
     def scaled(self, factor: float) -> "Layout":
         """The layout of batches `factor` times as large."""

@@ -23,7 +23,7 @@ from ftjax.parallel.agreement import first, require_same
 from ftjax.paths import Flat
 from ftjax.remote import copied, located
 from ftjax.training.splits import Data
-from ftjax.training.trained import best_params
+from ftjax.training.trained import best_params, is_run
 from ftjax.workdir.folder import begun
 from ftjax.workdir.records import write_json
 
@@ -106,7 +106,7 @@ def _changed(workdir: Path, found: dict[str, str]) -> list[str]:
 def _adapter(path: str, base: Path) -> str:
     """A fingerprint of the tensors of an adapter's folder, or of a work folder's best step."""
     folder = copied(located(path))
-    if (folder / "config.json").exists() and (folder / "checkpoints").is_dir():
+    if is_run(folder):
         return _sha256(_flat(best_params(folder, base)[0]))
     files = sorted(file for file in folder.iterdir() if file.name.endswith(ENDS))
     return _sha256([part for file in files for part in (file.name, file.read_bytes())])

@@ -31,6 +31,7 @@ from ftjax.training.batching import choose_layout, variation
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.ending import HELD_OUT, Answered, end, write_texts
 from ftjax.training.evaluate import Forward, cache_features, refer
+from ftjax.training.layouts import keep_layout
 from ftjax.training.memory import free, memory_in_use
 from ftjax.training.profile import Profiler
 from ftjax.training.programs import Key, key_of
@@ -140,6 +141,7 @@ class Training:
         main = jax.process_index() == 0
         if main:
             write_text(self.workdir / "config.json", to_json(self.config))  # paths may be new
+            keep_layout(self.workdir, self.test_layout, settings.eval_batch_size)
         records = Records(self.workdir, step, self.total, main)
         try:
             for note in notes:

@@ -11,10 +11,12 @@ from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
 from ftjax.parallel.agreement import require_same
+from ftjax.parallel.mesh import batch_ways
 from ftjax.partition import merge
 from ftjax.paths import Flat
 from ftjax.training.batching import choose_layout, encode_split, variation
 from ftjax.training.evaluate import Forward, refer
+from ftjax.training.layouts import kept_layout
 from ftjax.training.memory import free
 from ftjax.training.reading import read_config
 from ftjax.training.run import Run, place_model
@@ -57,7 +59,8 @@ class Predictor:
         examples = encode_split(config, run.task, split, self.names, run.folder)
         batch_size = config.train.eval_batch_size
         vary = variation(run.task, run.folder)
-        layout = choose_layout(config, run.mesh, [examples], batch_size, vary)
+        kept = kept_layout(self.workdir, examples, batch_size, batch_ways(run.mesh), vary)
+        layout = kept or choose_layout(config, run.mesh, [examples], batch_size, vary)
         if self.untrained is not None:
             forward = Forward(run.mesh, batch_size, run.reference)
             examples = refer(forward, self.untrained, run.frozen, examples, layout)

@@ -117,7 +117,7 @@ def adapted(
         return load_into(model, params, folder)
     earlier = read_workdir(folder)
     keys = [f"method.{key}" for key in {*earlier.method, *config.method}] + ["task.pooling"]
-    for key in sorted(keys):
+    for key in sorted(keys, key=lambda key: (key != "method.name", key)):
         section, name = key.split(".", 1)
         saved, now = (each[section].get(name) for each in (earlier, config))
         if saved != now:
@@ -159,8 +159,8 @@ def fused(
     wanted = {name: getattr(method, name) for name in methods.hyperparameters("pfeiffer")}
     model = tuned.build(hf_config, method.single, settings, head, jax.default_backend())
     result = dict(params)
-    for number, folder in enumerate(map(Path, method.adapters)):
-        if (folder / "config.json").exists():
+    for number, folder in enumerate(copied(located(each)) for each in method.adapters):
+        if is_run(folder):
             earlier = read_workdir(folder)
             saved = json.dumps(earlier.method.to_dict(), sort_keys=True)
             needed = json.dumps({"name": "pfeiffer", **wanted}, sort_keys=True)

@@ -30,8 +30,9 @@ def settings(config_file, folders, *more):
     return ["--config.method.name=adapter_fusion", *chosen]
 
 
-def test_trained_adapters_are_in_place_and_stay(config_file, runs, tiny, tmp_path):
-    arguments = settings(config_file, runs)
+def test_trained_adapters_are_in_place_and_stay(config_file, runs, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(runs[0].parent))
+    arguments = settings(config_file, [runs[0], f"~/{runs[1].name}"])
     run = place_model(check(load_config(str(config_file), arguments)), ("a", "b"))
     for number, folder in enumerate(runs):
         trained, _ = best_params(folder, tiny)

@@ -133,7 +133,7 @@ def test_a_work_folder_is_an_adapter(useless):
     assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5) and found["loss"] > 10
     other = default_config("lora")
     other.update({name: config[name] for name in ("model", "data", "train", "task")})
-    with pytest.raises(UserError, match="is of method.alpha=None, not"):
+    with pytest.raises(UserError, match="is of method.name='[a-z_]+', not 'lora'"):
         place_model(other, data.names)
 
 

@@ -1,0 +1,60 @@
+"""What reads a work folder runs batches of the shapes that its run had."""
+
+import json
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ftjax.data.planning import Layout
+from ftjax.training.layouts import NAME, keep_layout, kept_layout
+from tests.conftest import ftjax, make_rows, write_jsonl
+
+
+def of_lengths(*lengths, written=None):
+    decoder = None if written is None else SimpleNamespace(lengths=np.array(written))
+    return SimpleNamespace(lengths=np.array(lengths), decoder=decoder)
+
+
+def test_shapes_are_kept_for_examples_that_fit(tmp_path):
+    buckets, packed = Layout((16, 32)), Layout((48,), rows=(4,), places=6, multiple=2)
+    pairs = Layout((16, 32), written=(8, 16))
+    for layout, examples, size, ways, wanted in (
+        (buckets, of_lengths(3, 32), 8, 1, buckets),
+        (buckets, of_lengths(3, 33), 8, 1, None),
+        (pairs, of_lengths(3, 32, written=(16, 2)), 8, 1, pairs),
+        (pairs, of_lengths(3, 32, written=(17, 2)), 8, 1, None),
+        (packed, of_lengths(40), 8, 2, packed),
+        (packed, of_lengths(40), 16, 1, packed.scaled(2)),
+        (packed, of_lengths(40), 8, 4, None),
+    ):
+        keep_layout(tmp_path, layout, 8)
+        assert kept_layout(tmp_path, examples, size, ways) == wanted
+
+
+@pytest.mark.parametrize("text", [None, "", "null", "[]", "{}", '{"batch_size": 8}'])
+def test_without_them_others_are_chosen(tmp_path, text):
+    if text is not None:
+        (tmp_path / NAME).write_text(text)
+    assert kept_layout(tmp_path, of_lengths(3), 8, 1) is None
+    whole = {"batch_size": 8, **asdict(Layout((16,)))}
+    for name in whole:
+        for bad in ("x", -1, {"a": 1}):
+            changed = {**whole, name: bad}
+            (tmp_path / NAME).write_text(json.dumps(changed))
+            found = kept_layout(tmp_path, of_lengths(3), 8, 1)
+            assert found is None or max(found.lengths) == 16
+
+
+def test_evaluation_is_that_of_the_run_to_the_bit(config_file, tmp_path):
+    """Though its split alone would be padded otherwise."""
+    for number, (split, longest) in enumerate((("train", 20), ("validation", 20), ("test", 6))):
+        rows = [row for row in make_rows(90, number) if len(row["text"].split()) <= longest]
+        write_jsonl(tmp_path / "data" / f"{split}.jsonl", rows[:40])
+    workdir, data = tmp_path / "run", f"--config.data.path={tmp_path / 'data'}"
+    ftjax("train", "--config", f"{config_file}:lora", "--workdir", workdir, data)
+    ftjax("evaluate", "--workdir", workdir)
+    scores = json.loads((workdir / "evaluate_test.json").read_text())
+    wanted = json.loads((workdir / "result.json").read_text())["metrics"]["test"]
+    assert {name: scores[name] for name in wanted} == wanted
