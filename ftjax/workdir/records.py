@@ -3,7 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ftjax.formats.jsons import check, read_json
 from ftjax.options import Count, Natural, NotNegative
 from ftjax.remote import is_remote
 
-SECONDS = 30.0  # between writes of rows to an object store
+SECONDS = 30.0  # between writes of rows to an object store, and of what is drawn
 PENDING = "pending"  # of a result: what is still to come of it
 
 
@@ -33,12 +34,21 @@ def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # hosts may share numbers
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except BaseException as error:
+        with _naming(path):
+            temporary.write_bytes(content)
+            temporary.replace(path)
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What a disk refuses names the file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
         raise
 
 
@@ -141,8 +151,9 @@ class _Rows:
 
     def add(self, line: str) -> None:
         if self._file is not None:
-            self._file.write(line)
-            self._file.flush()
+            with _naming(self._path):
+                self._file.write(line)
+                self._file.flush()
             return
         self._text += line
         if time.monotonic() - self._written > SECONDS:
@@ -157,7 +168,51 @@ class _Rows:
     def close(self) -> None:
         self.keep()
         if self._file is not None:
-            self._file.close()
+            with _naming(self._path):
+                self._file.close()
+
+
+class _Board:
+    """`tensorboard/`, written by whoever logs: what a disk refuses would end a thread of its own,
+    which would then be waited for without end.
+
+    Args:
+        folder: made if absent.
+        step: from which on earlier rows count no more.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self._folder, self._event, self._scalar = folder, Event, scalar
+        folder.mkdir(parents=True, exist_ok=True)
+        with _naming(folder):
+            self._writer = EventsWriter(str(folder / "events"), f".{step}")
+            self._flushed = time.monotonic()
+            self._writer.write_event(Event(step=step, file_version="brain.Event:2"))
+            start = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(step=step, session_log=start))
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        now = {"step": row["step"], "wall_time": time.time()}
+        with _naming(self._folder):
+            for name, value in row.items():
+                if name != "step":
+                    drawn = self._event(summary=self._scalar(name, value), **now)
+                    self._writer.write_event(drawn)
+        if time.monotonic() - self._flushed > SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        with _naming(self._folder):
+            self._writer.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        with _naming(self._folder):
+            self._writer.close()
 
 
 class Records:
@@ -201,17 +256,15 @@ class Records:
 
     def _draw(self, row: Mapping[str, Any]) -> None:
         if self._board is None:  # not before there is something to log: it is slow to import
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(self._folder), purge_step=self._start + 1)
-        for name, value in row.items():
-            if name != "step":
-                self._board.add_scalar(name, value, row["step"])
+            self._board = _Board(self._folder, self._start + 1)
+        self._board.add(row)
 
     def keep(self) -> None:
         """To be called before a checkpoint: a resumed run goes on after the rows before it."""
         if self._shown:
             self._rows.keep()
+            if self._board is not None:
+                self._board.flush()
 
     def say(self, text: str) -> None:
         """A line above the progress line."""
@@ -221,6 +274,8 @@ class Records:
     def close(self) -> None:
         if self._shown:
             self._bar.close()
-            if self._board is not None:
-                self._board.close()
-            self._rows.close()
+            try:
+                if self._board is not None:
+                    self._board.close()
+            finally:
+                self._rows.close()
