@@ -85,9 +85,11 @@ class End:
     def _wait(self) -> None:
         """Ends this process at a notice, once all can; returns where there is none."""
         state, part = distributed.global_state, -1
-        while not _noticed(state.client):
+        while (client := state.client) is not None and not _noticed(client):
             if self._exits.wait(LOOK):
                 return
+        if client is None:  # whoever called ftjax has shut JAX's service down
+            return
         while (part := self._next(part)) is not None:
             with self.together:
                 try:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ftjax.data.encode import Examples, Ragged
 from ftjax.data.loading import Loader, Vary, token_index
 from ftjax.data.planning import EMPTY, Layout, Planned
-from ftjax.parallel.mesh import local_rows, logical_axes, place_rows
+from ftjax.parallel.mesh import batch_sharding, local_rows, logical_axes, place_rows
 from ftjax.partition import merge
 from ftjax.paths import Flat
 from ftjax.training.programs import Programs, Shapes, abstract, batch_shapes, key_of
@@ -57,7 +57,10 @@ class Forward:
             found = apply(merge(params, frozen), batch)
             return jax.tree.map(lambda x: x.astype(jnp.float32), found)
 
-        self._jit = jax.jit(forward, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        # Each device has its rows' outputs alone; processes are given all, since each scores all.
+        whole = NamedSharding(mesh, PartitionSpec())
+        placed = batch_sharding(mesh) if jax.process_count() == 1 else whole
+        self._jit = jax.jit(forward, out_shardings=placed)
 
     def __call__(self, params: Flat, frozen: Flat, examples: Examples, layout: Layout) -> Any:
         """Outputs in the order of the examples: float32 (examples, ...).

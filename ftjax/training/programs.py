@@ -97,6 +97,16 @@ class Programs:
             wait([*_BEGUN, program] if jax.default_backend() == "cpu" else [program])
         return program.result()
 
+    def forget(self, others: Callable[[Hashable], bool]) -> None:
+        """Lets go of programs that are there, which take memory of devices.
+
+        Args:
+            others: whether a key is of those.
+        """
+        for key, program in list(self._programs.items()):
+            if others(key) and program.done():
+                del self._programs[key]
+
     def close(self) -> None:
         """Leaves what has not begun; waits for what has, which nothing can stop."""
         running = [program for program in self._programs.values() if not program.cancel()]

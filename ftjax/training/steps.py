@@ -61,7 +61,8 @@ class Steps:
     def begin(self, phase: Tuned, state: State, number: int) -> None:
         """Begins to compile all that the rest of a step's epoch needs, the first first.
 
-        And what the phase that follows needs for it, while this one trains.
+        And what the phase that follows needs for it, while this one trains; what those before
+        needed is let go of.
 
         Args:
             phase: what trains at the step.
@@ -74,6 +75,8 @@ class Steps:
             coming[at] = batch_shapes(self._mesh, local, len(planned.places))
         self._begin(phase, held, [batch for at, batch in coming.items() if phase_at(at) is phase])
         after = next((at for at in range(number, last) if phase_at(at) is not phase), None)
+        needed = {id(phase)} | (set() if after is None else {id(phase_at(after))})
+        self._programs.forget(lambda key: key[1] not in needed)
         if after is not None:
             held = recipe.state_shapes(held.params, self._mesh, after + 1)
             self._begin(phase_at(after), held, coming.values())

@@ -4,6 +4,9 @@ import json
 import signal
 import time
 
+from jax._src import distributed
+
+from ftjax.parallel.hosts import End
 from tests.parallel.processes import ended, start
 
 SHORT = ["--config.train.steps=2", "--config.train.eval_every=2", "--config.mesh.data=2"]
@@ -34,3 +37,8 @@ def test_all_end_and_the_same_command_goes_on(config_file, tmp_path):
     said, _ = ended(start([*command, *SHORT], 2, 2))
     assert "resumed at step 2" in said
     assert json.loads((workdir / "result.json").read_text())["metrics"]["test"]["examples"] == 40
+
+
+def test_nothing_is_waited_for_where_others_have_shut_down_what_tells():
+    assert distributed.global_state.client is None
+    End()._wait()

@@ -12,6 +12,7 @@ from ftjax.config import check, load_config
 from ftjax.data import loading
 from ftjax.data.encode import Examples, Ragged
 from ftjax.data.planning import Layout
+from ftjax.parallel.mesh import make_mesh
 from ftjax.training import evaluate, programs
 from ftjax.training.evaluate import RUNNING, Forward
 from ftjax.training.programs import Programs
@@ -58,8 +59,10 @@ def test_programs_that_begin_together_are_compiled_side_by_side(monkeypatch):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_outputs_leave_the_devices_as_they_come(one_device, monkeypatch, packed):
-    """At most a few batches' are there at once, and all come in the order of the examples."""
+@pytest.mark.parametrize("devices", [1, 4])
+def test_outputs_leave_the_devices_as_they_come(devices, monkeypatch, packed):
+    """At most a few batches' are there at once, on each device those of its rows; and all come in
+    the order of the examples."""
     count, width, rows = 160, 7, 8
     sizes = np.random.default_rng(0).integers(1, 17, count)
     offsets = np.cumsum([0, *sizes])
@@ -76,11 +79,13 @@ def test_outputs_leave_the_devices_as_they_come(one_device, monkeypatch, packed)
 
     def watched(*given):
         alive = [array for array in jax.live_arrays() if array.shape[-1:] == (width,)]
-        there.append(len({array.unsafe_buffer_pointer() for array in alive}))
+        there.append(len({array.addressable_data(0).unsafe_buffer_pointer() for array in alive}))
+        assert all(len(array.addressable_data(0)) == rows // devices for array in alive)
         return place(*given)
 
     monkeypatch.setattr(evaluate, "place_rows", watched)
-    found = Forward(one_device, rows, apply)({}, {}, data, layout)
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    found = Forward(mesh, rows, apply)({}, {}, data, layout)
     wanted = np.arange(offsets[-1])[:, None] * np.ones(width)
     if not packed:
         np.testing.assert_array_equal(found["tokens"], wanted)
@@ -106,6 +111,7 @@ def test_the_wait_for_a_plan_is_counted(config_file, tmp_path, monkeypatch):
 def test_what_trains_next_is_compiled_while_what_is_before_trains(
     config_file, tmp_path, monkeypatch
 ):
+    """And what trained before is let go of: of many draws all programs would be held."""
     phases, begin = [], Steps.begin
 
     def noted(steps, *given):
@@ -116,4 +122,4 @@ def test_what_trains_next_is_compiled_while_what_is_before_trains(
     overrides = ["--config.train.steps=6", "--config.train.batch_size=64"]
     overrides += ["--config.method.every=2", "--config.data.buckets=1"]
     train(check(load_config(f"{config_file}:lisa", overrides)), tmp_path / "run")
-    assert phases == [2, 3, 3]  # of three draws
+    assert phases == [2, 2, 1]  # of three draws
