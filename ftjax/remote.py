@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from etils import epath
 
-from ftjax.errors import UserError
+from ftjax.errors import UserError, require
 
 DRIVERS: Mapping[str, str] = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # scheme → package
 # What they are built on, whose errors pass through them.
@@ -30,8 +30,9 @@ def located(text: str | Path) -> Path:
     """A path of this machine, or one of an object store, which has the same methods.
 
     Raises:
-        UserError: an unknown scheme, or one whose package is not installed.
+        UserError: an unknown scheme, or one whose package is not installed; or no path.
     """
+    require("\0" not in str(text), f"{str(text)!r} is no path")
     scheme, colon, _ = str(text).partition("://")
     if not colon:
         return Path(text).expanduser()

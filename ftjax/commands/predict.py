@@ -19,8 +19,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     from ftjax.evaluation.predict import predict, write_predictions
     from ftjax.evaluation.tables import check_form
+    from ftjax.workdir.folder import require_other
 
     check_form(arguments.output)
+    require_other(arguments.output, arguments.workdir, arguments.input)
     found = predict(arguments.workdir, arguments.input, overrides, arguments.step)
     write_predictions(arguments.output, found)
     print(f"{len(found.rows) - len(found.errors):,} predictions: {arguments.output}")

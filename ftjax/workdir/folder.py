@@ -1,6 +1,7 @@
 """A work folder: of which configuration it is, whether anything was trained there, its labels."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 from ftjax.config import flat_keys, from_json, to_json
 from ftjax.errors import UserError, require
 from ftjax.formats.jsons import read_json, read_names
+from ftjax.remote import is_remote
 from ftjax.workdir import lock
 from ftjax.workdir.records import PENDING, read_result, write_json, write_text
 
@@ -29,6 +31,10 @@ FREE = (
 FREE += ("data.source", "data.encoding", "data.delimiter", "data.quoting")
 PATHS = ("data.path", "data.mixture", "model.path", "model.adapter", "method.adapters")
 START = "start"  # of a work folder: the model of `model.from_run`
+OWN = (  # files of a work folder that are a run's
+    r"(config|inputs|labels|layout|lock|data_report|result(_\d+)?|evaluate_.+)\.json"
+    r"|(metrics|predictions_(validation|test))\.jsonl"
+)
 LENGTHS = ("train.epochs", "train.steps")  # which `--extend` may raise
 MEND = 'its text is also in checkpoints/STEP/meta/metadata, under "config"'
 
@@ -40,6 +46,22 @@ def begun(workdir: Path) -> bool:
         path.name.partition(".")[0].isdigit() for path in steps.iterdir()
     )
     return trained or (workdir / "result.json").exists()
+
+
+def require_other(output: Path, workdir: Path, source: Path) -> None:
+    """Raises UserError where an output would take the place of what it is made of.
+
+    Args:
+        output: that is to be written.
+        workdir: whose run's files stay.
+        source: the file that is read.
+    """
+    if output.exists() and source.exists() and output.samefile(source):
+        raise UserError(f"--output {output} is the file that is read: name another")
+    place = output.resolve()
+    if not is_remote(workdir) and place.parent == workdir.resolve():
+        own = re.fullmatch(OWN, place.name)
+        require(not own, f"--output {output} is a file of the run itself: name another")
 
 
 def check_workdir(workdir: Path, config: ConfigDict, extend: bool = False) -> None:

@@ -8,12 +8,14 @@ import pytest
 
 from ftjax.config import default_config, to_json
 from ftjax.errors import UserError
+from ftjax.remote import located
 from ftjax.workdir.folder import (
     check_workdir,
     finished,
     open_workdir,
     read_labels,
     read_workdir,
+    require_other,
     write_labels,
 )
 from tests.conftest import ftjax
@@ -98,3 +100,26 @@ def test_how_files_are_read_is_no_other_configuration(tmp_path):
     config.data.max_length = 64
     with pytest.raises(UserError, match="data.max_length: 128 there, 64 now"):
         check_workdir(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "result_4.json", "metrics.jsonl", "predictions_test.jsonl"]
+)
+def test_nothing_is_written_over_what_it_is_made_of(tmp_path, name):
+    run, rows, other = tmp_path / "run", tmp_path / "rows.jsonl", tmp_path / "run" / "mine.jsonl"
+    run.mkdir()
+    for file in (rows, other):
+        file.write_text("{}\n")
+    (tmp_path / "link.jsonl").symlink_to(rows)
+    for output in (rows, tmp_path / "link.jsonl"):
+        with pytest.raises(UserError, match="is the file that is read"):
+            require_other(output, run, rows)
+    with pytest.raises(UserError, match=f"run/{name} is a file of the run"):
+        require_other(run / name, run, rows)
+    for free in (other, tmp_path / name, run / "deeper" / name):
+        require_other(free, run, rows)
+
+
+def test_what_is_no_path_is_refused():
+    with pytest.raises(UserError, match="is no path"):
+        located("a\0b")
