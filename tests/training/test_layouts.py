@@ -9,7 +9,6 @@ import pytest
 
 from ftjax.data.planning import Layout
 from ftjax.training.layouts import NAME, keep_layout, kept_layout
-from tests.conftest import ftjax, make_rows, write_jsonl
 
 
 def of_lengths(*lengths, written=None):
@@ -45,16 +44,3 @@ def test_without_them_others_are_chosen(tmp_path, text):
             (tmp_path / NAME).write_text(json.dumps(changed))
             found = kept_layout(tmp_path, of_lengths(3), 8, 1)
             assert found is None or max(found.lengths) == 16
-
-
-def test_evaluation_is_that_of_the_run_to_the_bit(config_file, tmp_path):
-    """Though its split alone would be padded otherwise."""
-    for number, (split, longest) in enumerate((("train", 20), ("validation", 20), ("test", 6))):
-        rows = [row for row in make_rows(90, number) if len(row["text"].split()) <= longest]
-        write_jsonl(tmp_path / "data" / f"{split}.jsonl", rows[:40])
-    workdir, data = tmp_path / "run", f"--config.data.path={tmp_path / 'data'}"
-    ftjax("train", "--config", f"{config_file}:lora", "--workdir", workdir, data)
-    ftjax("evaluate", "--workdir", workdir)
-    scores = json.loads((workdir / "evaluate_test.json").read_text())
-    wanted = json.loads((workdir / "result.json").read_text())["metrics"]["test"]
-    assert {name: scores[name] for name in wanted} == wanted
