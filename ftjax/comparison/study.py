@@ -17,6 +17,8 @@ from ftjax.training.signals import STOPS, listening
 from ftjax.workdir.folder import finished
 from ftjax.workdir.records import read_metrics, read_result, write_json
 
+MOST = 10_000  # seeds, folds or processes of a study
+
 
 @dataclass(frozen=True)
 class Study:
@@ -152,6 +154,8 @@ def compare(
     if not methods or min(seeds, jobs) < 1:
         raise UserError("--methods must name at least one method; --seeds and --jobs be positive")
     require(folds == 0 or folds > 1, f"--folds {folds} must be 2 or more, or 0 for none")
+    for name, count in (("seeds", seeds), ("folds", folds), ("jobs", jobs)):
+        require(count <= MOST, f"--{name} {count} must be at most {MOST:,}")
     for method in methods:  # all are checked before any is run
         check(load_config(config, [f"--config.method.name={method}", *overrides], task=task))
     study = Study(config, workdir, overrides, jobs, folds, task=task)

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from ftjax.comparison.study import compare
+from ftjax.errors import UserError
 from tests.conftest import make_rows, write_jsonl
 
 
@@ -20,3 +23,11 @@ def test_each_row_is_validated_on_once(config_file, tmp_path):
     assert [each["examples"] for each in found] == [22, 23]
     assert row.split == "validation" and row.score == sum(x["accuracy"] for x in found) / 2
     assert "45 validation examples" in (tmp_path / "study" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["seeds", "folds", "jobs"])
+def test_no_study_is_beyond_what_anyone_runs(config_file, tmp_path, name):
+    """A number typed wrongly would fill the memory with runs to come."""
+    counts = {"seeds": 1, "folds": 0, "jobs": 1, name: 10**11}
+    with pytest.raises(UserError, match=f"^--{name} {10**11} must be at most"):
+        compare(str(config_file), ["head"], workdir=tmp_path / "study", overrides=(), **counts)
