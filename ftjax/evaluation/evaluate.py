@@ -14,7 +14,8 @@ from ftjax.data.preparation.rewriting import rewritten
 from ftjax.data.sources import Split, load
 from ftjax.errors import UserError, require
 from ftjax.remote import located
-from ftjax.training.inputs import noted, split_of
+from ftjax.training.inputs import split_of
+from ftjax.training.noted import noted
 from ftjax.training.predictor import open_predictor
 from ftjax.training.reading import PLACE, ROWS, read_config
 from ftjax.training.splits import read_splits

@@ -1,12 +1,11 @@
 """What a run is made of, by content: it goes on with the same data and models, wherever they lie.
 
-`inputs.json` of a work folder has a fingerprint of the base model, of the labels' names, of each
-encoded split (with the rows that held-out ones are scored by), and of the adapters that are loaded.
-Of a stream, which is too large to be read for it, it has the first window.
+`inputs.json` of a work folder has a fingerprint of the base model, of its tokenizer, of the labels'
+names, of each encoded split (with the rows that held-out ones are scored by), and of the adapters
+that are loaded. Of a stream, which is too large to be read for it, it has the first window.
 """
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,12 @@ from ftjax.formats.jsons import read_json
 from ftjax.parallel.agreement import first, require_same
 from ftjax.paths import Flat
 from ftjax.remote import copied, located
+from ftjax.training.noted import NAME, TOKENIZER, sha256, tokenizer_of
 from ftjax.training.splits import Data
 from ftjax.training.trained import best_params, is_run
 from ftjax.workdir.folder import begun
 from ftjax.workdir.records import write_json
 
-NAME = "inputs.json"
 ENDS = (".safetensors", ".bin")  # of the files that hold an adapter's tensors
 
 
@@ -39,13 +38,13 @@ def inputs_of(config: ConfigDict, data: Data, folder: Path) -> dict[str, str]:
         data: its splits, as they were read.
         folder: of the base model.
     """
-    found = {"base model": fingerprint(folder)}
+    found = {"base model": fingerprint(folder), TOKENIZER: tokenizer_of(folder)}
     if data.names:
-        found["label names"] = f"{', '.join(data.names)}"[:200] + f", {_sha256(data.names)}"
+        found["label names"] = f"{', '.join(data.names)}"[:200] + f", {sha256(data.names)}"
     for name, examples in data.splits.items():
         found[f"{name} split"] = split_of(name, examples, data.raw[name])
     if data.stream is not None:
-        digest = _sha256(data.stream[0].content())
+        digest = sha256(data.stream[0].content())
         found["stream's first window"] = digest
     if config.model.adapter:
         found["model.adapter"] = _adapter(config.model.adapter, folder)
@@ -57,13 +56,7 @@ def inputs_of(config: ConfigDict, data: Data, folder: Path) -> dict[str, str]:
 def split_of(name: str, examples: Examples, rows: Split) -> str:
     """A fingerprint of a split, with the rows that a held-out one is scored by."""
     scored = () if name == "train" else rows.content()
-    return f"{len(examples):,} examples, {_sha256([*examples.content(), *scored])}"
-
-
-def noted(workdir: Path) -> dict[str, Any]:
-    """What a work folder has noted that its run is made of; empty where nothing."""
-    file = workdir / NAME
-    return read_json(file) if file.exists() else {}
+    return f"{len(examples):,} examples, {sha256([*examples.content(), *scored])}"
 
 
 def require_same_inputs(workdir: Path, found: dict[str, str]) -> None:
@@ -99,7 +92,7 @@ def _changed(workdir: Path, found: dict[str, str]) -> list[str]:
     return [
         f"{name}: {saved.get(name, 'none')} there, {found.get(name, 'none')} now"
         for name in sorted({*saved, *found})
-        if saved.get(name) != found.get(name)
+        if saved.get(name) != found.get(name) and (name != TOKENIZER or name in saved)
     ]
 
 
@@ -107,27 +100,12 @@ def _adapter(path: str, base: Path) -> str:
     """A fingerprint of the tensors of an adapter's folder, or of a work folder's best step."""
     folder = copied(located(path))
     if is_run(folder):
-        return _sha256(_flat(best_params(folder, base)[0]))
+        return sha256(_flat(best_params(folder, base)[0]))
     files = sorted(file for file in folder.iterdir() if file.name.endswith(ENDS))
-    return _sha256([part for file in files for part in (file.name, file.read_bytes())])
+    return sha256([part for file in files for part in (file.name, file.read_bytes())])
 
 
 def _flat(params: Flat) -> Iterator[Any]:
     for path in sorted(params):
         yield path
         yield np.asarray(params[path])
-
-
-def _sha256(parts: Sequence[Any] | Iterator[Any]) -> str:
-    """The first half of the sha256 of texts, bytes and arrays in turn."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray) and part.dtype == object:
-            part = repr(part.tolist())
-        if isinstance(part, np.ndarray):
-            digest.update(f"{part.dtype} {part.shape}".encode())
-            part = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
-        part = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        digest.update(f"{len(part)} ".encode())
-        digest.update(part)
-    return digest.hexdigest()[:32]

@@ -10,6 +10,7 @@ from orbax.checkpoint.utils import to_shape_dtype_struct
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
+from ftjax.formats.folder import locate
 from ftjax.parallel.agreement import require_same
 from ftjax.parallel.mesh import batch_ways
 from ftjax.partition import merge
@@ -18,6 +19,7 @@ from ftjax.training.batching import choose_layout, encode_split, variation
 from ftjax.training.evaluate import Forward, refer
 from ftjax.training.layouts import kept_layout
 from ftjax.training.memory import free
+from ftjax.training.noted import require_same_tokenizer
 from ftjax.training.reading import read_config
 from ftjax.training.run import Run, place_model
 from ftjax.training.scores import score_chosen
@@ -89,6 +91,7 @@ def open_predictor(workdir: Path, config: Any = None, step: int | None = None) -
     """
     config = config or read_config(workdir)
     names = read_labels(workdir)
+    require_same_tokenizer(workdir, locate(config.model.path))
     run = place_model(config, names)
     if not run.tuned.method.trains:
         if not (workdir / "result.json").exists():

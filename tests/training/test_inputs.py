@@ -15,7 +15,8 @@ from ftjax.config import check, load_config
 from ftjax.errors import UserError
 from ftjax.formats import digests
 from ftjax.formats.folder import fingerprint
-from ftjax.training.inputs import NAME, inputs_of, require_same_inputs
+from ftjax.training.inputs import inputs_of, require_same_inputs
+from ftjax.training.noted import NAME, require_same_tokenizer, tokenizer_of
 from ftjax.training.splits import read_data
 from ftjax.workdir.records import read_rows
 from tests.conftest import ftjax, write_tiny
@@ -98,6 +99,14 @@ def another_tokenizer(laid):
     )
 
 
+def capitals(laid):
+    """Which no text of the run has, and others may."""
+    file = laid / "model" / "tokenizer.json"
+    held = json.loads(file.read_text())
+    held["normalizer"]["lowercase"] = False
+    file.write_text(json.dumps(held))
+
+
 def other_weights(laid):
     write_tiny(laid / "model", seed=5)
 
@@ -111,7 +120,8 @@ CHANGES = {
     halved: {"train split"},
     a_third_label: {"train split", "validation split", "test split", "label names"},
     flipped: {"train split", "validation split", "test split"},
-    another_tokenizer: {"train split", "validation split", "test split"},
+    another_tokenizer: {"train split", "validation split", "test split", "tokenizer"},
+    capitals: {"tokenizer"},
 }
 
 
@@ -248,3 +258,21 @@ def test_a_run_goes_on_where_its_data_and_model_lie_now_and_not_with_others(conf
     ftjax(*command(other))
     assert json.loads((workdir / "labels.json").read_text()) == ["a_good_one", "bad", "positive"]
     assert read_rows(workdir / "metrics.jsonl")
+
+
+def test_a_tokenizer_that_has_changed_is_refused_by_what_reads_a_run(laid):
+    note = {"tokenizer": tokenizer_of(laid / "model")}
+    (laid / NAME).write_text(json.dumps(note))
+    require_same_tokenizer(laid, laid / "model")
+    file = laid / "model" / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()), indent=3))  # the same in other words
+    require_same_tokenizer(laid, laid / "model")
+    capitals(laid)
+    with pytest.raises(UserError, match="was trained with another tokenizer"):
+        require_same_tokenizer(laid, laid / "model")
+    (laid / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(UserError, match="tokenizer: "):
+        require_same_inputs(laid, {"tokenizer": tokenizer_of(laid / "model")})
+    (laid / NAME).write_text("{}")  # as of an earlier version
+    require_same_tokenizer(laid, laid / "model")
+    require_same_inputs(laid, {"tokenizer": tokenizer_of(laid / "model")})
