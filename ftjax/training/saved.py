@@ -4,12 +4,10 @@ Nothing in the folder is changed: a run may be saving there.
 """
 
 import logging
-import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -33,18 +31,6 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
 
 for _name in ("absl", "asyncio"):  # others' records stay
     logging.getLogger(_name).addFilter(_not_of_orbax)
-
-_hook = sys.excepthook
-
-
-def _shown(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """As before, but for storage whose read ends after another's has failed, and closed the loop
-    that waited for both: by tens in threads of its own, beside the message."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        _hook(kind, error, trace)
-
-
-sys.excepthook = _shown
 
 # What files that are cut short, lost or overwritten raise; the rest is no fault of theirs.
 DAMAGE = (

@@ -3,7 +3,6 @@
 import errno
 import logging
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -220,11 +219,3 @@ def test_only_orbax_is_not_heard(caplog):
     said = [(record.name, record.message) for record in caplog.records]
     heard = ("of {}", "in it", "never retrieved")
     assert said == [(name, text.format(name)) for name in ("absl", "asyncio") for text in heard]
-
-
-def test_reads_that_end_late_are_not_heard(capsys):
-    """Storage's threads hand their errors to `sys.excepthook`."""
-    for error in (RuntimeError("Event loop is closed"), RuntimeError("of our own")):
-        sys.excepthook(type(error), error, None)
-    written = capsys.readouterr().err
-    assert "of our own" in written and "Event loop" not in written
