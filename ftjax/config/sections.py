@@ -9,6 +9,7 @@ from ftjax.options import Above0, Encoding, Natural, NotNegative, Positive, Rege
 Decay = Annotated[float, "[0, 1)"]
 Dtype = Literal["float32", "bfloat16"]
 Size = Annotated[int, "[-1, inf)"]
+Rows = Annotated[int, "[1, 1000000]"]  # of a batch, which is in memory
 
 
 @dataclass(frozen=True)
@@ -223,8 +224,8 @@ class Train:
 
     epochs: Natural = 3
     steps: Natural = 0
-    batch_size: Positive = 32
-    eval_batch_size: Positive = 64
+    batch_size: Rows = 32
+    eval_batch_size: Rows = 64
     accumulation: Positive = 1
     eval_every: Natural = 0
     best_metric: str = "auto"
