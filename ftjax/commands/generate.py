@@ -88,7 +88,7 @@ def _check(arguments: Namespace, overrides: Sequence[str]) -> None:
 
 
 def _opened(arguments: Namespace, overrides: Sequence[str]) -> tuple:
-    """The model, its parameters, its folder, and of a work folder the task."""
+    """The model, its parameters, its folder, and of a work folder what its task says of prompts."""
     from ftjax.generation.load import open_model, open_workdir, tensor_mesh
 
     if arguments.workdir:

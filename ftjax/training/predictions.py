@@ -9,6 +9,7 @@ import numpy as np
 
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
+from ftjax.generation.text import Text
 from ftjax.tasks.base import Task
 from ftjax.training.splits import Data
 from ftjax.workdir.records import to_line, write_text
@@ -28,7 +29,7 @@ def write_predictions(
     examples: Examples,
     split: Split,
     names: Sequence[str],
-    texts: Mapping[int, str] = MappingProxyType({}),
+    texts: Mapping[int, Text] = MappingProxyType({}),
 ) -> None:
     """Writes predictions_{name}.jsonl: a line a row, see `judged`.
 
@@ -44,7 +45,7 @@ def write_predictions(
     """
     said = task.predictions(outputs, examples, split, names)
     for number, text in texts.items():
-        said[number]["written"] = text
+        said[number] |= text.said()
     rows = judged(task.schema.answers, said, examples, split)
     write_text(predictions_file(workdir, name), "".join(map(to_line, rows)))
 

@@ -10,6 +10,7 @@ from orbax.checkpoint.utils import to_shape_dtype_struct
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
+from ftjax.generation.text import Text
 from ftjax.parallel.agreement import require_same
 from ftjax.partition import merge
 from ftjax.paths import Flat
@@ -68,7 +69,7 @@ class Predictor:
         """Metrics of what is written for a split, where the task has any."""
         return written_scores(self.run, self.run.trainable, split)
 
-    def written(self, split: Split) -> list[str]:
+    def written(self, split: Split) -> list[Text]:
         """What is written for each row of a split."""
         return write(self.run, self.run.trainable, self.run.task.prompts(split))
 
