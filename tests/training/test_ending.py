@@ -102,6 +102,10 @@ def test_a_result_without_a_number_is_read(useless, tmp_path):
     assert "NaN" not in (tmp_path / "result.json").read_text()
     assert math.isnan(read_result(tmp_path)["metrics"]["test"]["accuracy"])
     write_report(tmp_path)  # also where nothing else is
+    del result["metrics"]["test"]["accuracy"]  # as AUROC of a split of one label
+    write_json(tmp_path / "result.json", result)
+    assert "accuracy" not in read_result(tmp_path)["metrics"]["test"]
+    write_report(tmp_path)
 
 
 def test_other_data_has_scores_of_its_own(useless, tmp_path, capsys):
