@@ -55,7 +55,10 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     from ftjax.generation import settings
     from ftjax.generation.console import converse, print_text, said
     from ftjax.generation.load import make_generator
+    from ftjax.workdir.records import check_writable
 
+    if arguments.output:
+        check_writable(arguments.output)
     given = {name: getattr(arguments, name, None) for name in settings.SAME}
     changes = {name: value for name, value in given.items() if value is not None}
     opened = _opened(arguments, overrides)

@@ -29,7 +29,7 @@ def f1(found: str, wanted: Sequence[str], language: str = "en") -> float:
 
 
 def _answers(wanted: Sequence[str], language: str) -> Sequence[str]:
-    """Those of which a word is left, as SQuAD 2.0's script has it; no answer where there is none."""
+    """Those of which a word is left, as of SQuAD 2.0's script; no answer where there is none."""
     kept = [text for text in wanted if language != "en" or _normal_en(text)]
     return kept or [""]
 

@@ -91,8 +91,8 @@ def of_result(
     """
     if math.isnan(scores.get("loss", 0.0)):
         yield (
-            f"the {split} loss is no number: what the model says is not finite, and no metric means "
-            "anything; a lower optimizer.learning_rate, or model.dtype=float32, may help"
+            f"the {split} loss is no number: what the model says is not finite, and no metric "
+            "means anything; a lower optimizer.learning_rate, or model.dtype=float32, may help"
         )
     constant = scores.get("baseline", {}).get(metric)
     if constant is not None:

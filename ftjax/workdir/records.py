@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from uuid import uuid4
 
@@ -40,6 +41,17 @@ def write_bytes(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)
         raise
+
+
+def check_writable(path: Path) -> None:
+    """Raises UserError or OSError where no file could be written, before there is any to lose."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in it")
+    if is_remote(path):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=path.parent):
+        pass
 
 
 def write_json(path: Path, value: Any) -> None:
