@@ -213,6 +213,7 @@ def test_unknown_tokens_are_counted():
         ({"tags": ["O", "B-x"]}, {"tags": ["O", "O"]}, None, False, None),
         ({"tags": ["O"], "label": "a"}, {"tags": ["O"], "label": "b"}, None, False, None),
         ({"answers": {"text": ["The Film"]}}, {"answer": "the film"}, None, True, None),
+        ({"answers": {"text": ["The Film"]}}, {"answer": "a film."}, None, True, None),
         ({"answers": {"text": []}}, {"answer": ""}, None, True, None),
         ({"label": 2.0}, {"value": 1.5}, 2.0, None, None),
         ({}, {"loss": 1.5, "tokens": 3}, None, None, None),
