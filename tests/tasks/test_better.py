@@ -49,7 +49,7 @@ ROWS = {
     "classification": [{"text": "good", "label": name} for name in NAMES],
     "relation": [{"text": "<e1>a</e1> <e2>b</e2>", "label": name} for name in NAMES],
     "multilabel": [{"text": "good", "label": [NAMES[i]]} for i in LABELS],
-    "contrastive": [{"text": "good", "text_pair": "bad", "label": i} for i in range(6)],
+    "contrastive": [{"text": "good", "text_pair": f"bad {i}", "label": i} for i in range(6)],
 }
 
 
