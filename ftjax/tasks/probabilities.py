@@ -27,7 +27,7 @@ def of_one_label(targets: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     right, unknown = logits.argmax(-1) == targets, np.isnan(chances).any()
     share = {f"top_{k}": before.sum(-1) < k for k in TOP if k < len(numbers)}
     return {
-        "log_loss": float(-np.take_along_axis(chances, targets[:, None], 1).mean()),
+        "log_loss": float(np.abs(np.take_along_axis(chances, targets[:, None], 1)).mean()),
         **of_rankings(targets[:, None] == numbers, chances),
         "calibration_error": calibration_error(right, np.exp(chances.max(-1))),
         **{name: float("nan" if unknown else each.mean()) for name, each in share.items()},
