@@ -55,7 +55,10 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     from ftjax.generation import settings
     from ftjax.generation.console import converse, print_text, said
     from ftjax.generation.load import make_generator
+    from ftjax.workdir.records import check_writable
 
+    if arguments.output:
+        check_writable(arguments.output)
     given = {name: getattr(arguments, name, None) for name in settings.SAME}
     changes = {name: value for name, value in given.items() if value is not None}
     opened = _opened(arguments, overrides)
@@ -88,7 +91,7 @@ def _check(arguments: Namespace, overrides: Sequence[str]) -> None:
 
 
 def _opened(arguments: Namespace, overrides: Sequence[str]) -> tuple:
-    """The model, its parameters, its folder, and of a work folder the task."""
+    """The model, its parameters, its folder, and of a work folder what its task says of prompts."""
     from ftjax.generation.load import open_model, open_workdir, tensor_mesh
 
     if arguments.workdir:

@@ -11,6 +11,7 @@ from ftjax.tasks import TASKS
 from ftjax.tasks.base import spoken
 
 SHARES = ("accuracy", "exact", "exact_match")  # metrics that are of so many rows out of all
+OF_WORDS = ("token_classification", "accuracy")  # whose words are not drawn one by one
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Row:
         for others: Student's, of the mean over seeds, without the examples' part; one seed alone
         has none.
         """
-        return self.metric in SHARES
+        return is_share(self.results[0])
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "interval_of": "examples" if self.of_examples else "seeds"}
@@ -118,9 +119,20 @@ def better_of(result: Mapping[str, Any]) -> str:
     return find("task", TASKS, result["task"]).better[result["best_metric"]]
 
 
+def is_share(result: Mapping[str, Any]) -> bool:
+    """Whether the metric that chose a run's best step is a share of rows."""
+    metric = result["best_metric"]
+    return metric in SHARES and (result["task"], metric) != OF_WORDS
+
+
 def examples_of(results: Sequence[Mapping[str, Any]], split: str) -> int:
-    """How many examples a method is scored on: of cross-validation those of all folds."""
-    counts = {run.get("fold"): run["metrics"][split]["examples"] for run in results}
+    """How many examples a method is scored on, of what is written those that are written for; of
+    cross-validation those of all folds."""
+    counts = {}
+    for run in results:
+        scores, task = run["metrics"][split], find("task", TASKS, run["task"])
+        written = run["best_metric"] in task.at_end
+        counts[run.get("fold")] = scores["written" if written else "examples"]
     return sum(counts.values())
 
 
@@ -130,11 +142,12 @@ def summarize(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     for method in dict.fromkeys(result["method"] for result in results):
         runs = [dict(result) for result in results if result["method"] == method]
         folds = {run.get("fold") for run in runs} - {None}  # whose rows are all validated on
-        split = "test" if "test" in runs[0]["metrics"] and not folds else "validation"
         metric = runs[0]["best_metric"]
+        tested = all(metric in run["metrics"].get("test", {}) for run in runs)
+        split = "test" if tested and not folds else "validation"
         scores = [run["metrics"][split][metric] for run in runs]
         score, low, high = statistics.fmean(scores), *interval(scores)
-        if metric in SHARES:
+        if is_share(runs[0]):
             low, high = wilson(score, examples_of(runs, split))
         rows.append(
             Row(

@@ -133,7 +133,7 @@ def _answers(predictor: Predictor, given: Given) -> tuple[Given, list[dict[str, 
     answers = run.task.predictions(outputs, examples, given.split, predictor.names)
     if isinstance(run.task, Written):
         texts = predictor.written(given.split)
-        answers = [{**row, "written": text} for row, text in zip(answers, texts, strict=True)]
+        answers = [row | text.said() for row, text in zip(answers, texts, strict=True)]
     return given, answers
 
 

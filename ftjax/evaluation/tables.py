@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ftjax.errors import UserError
-from ftjax.workdir.records import write_bytes
+from ftjax.workdir.records import check_writable, write_bytes
 
 Rows = Sequence[Mapping[str, Any]]
 CELL, SHEET = 32_767, 1_048_576  # characters of a cell, and rows of a sheet, that Excel has
@@ -35,12 +35,11 @@ def write_rows(file: Path, rows: Rows) -> None:
 
 
 def check_form(file: Path) -> None:
-    """Raises UserError where rows could not be written to such a file, whatever they are."""
+    """Raises UserError or OSError where rows could not be written there, whatever they are."""
     _form(file)
     if file.suffix == ".xlsx":
         _openpyxl(file)
-    if file.is_dir():
-        raise UserError(f"{file} is a folder; name a file in it")
+    check_writable(file)
 
 
 def _form(file: Path) -> Callable[[Path, Rows], bytes]:

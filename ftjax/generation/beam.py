@@ -13,7 +13,7 @@ from ftjax.paths import Flat
 from ftjax.tuned import Tuned
 
 Array = jax.Array
-READ = ("done_tokens",)  # of a state: what is fetched from the devices
+READ = ("done_tokens", "done_scores")  # of a state: what is fetched from the devices
 LOW = -1e9  # of what must not be chosen; finite, so that differences stay defined
 
 

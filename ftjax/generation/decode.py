@@ -13,7 +13,7 @@ from ftjax.paths import Flat
 from ftjax.tuned import Tuned
 
 Array = jax.Array
-READ = ("tokens", "count", "finished")  # of a state: what is fetched from the devices
+READ = ("tokens", "count", "finished", "likelihood")  # of a state: what is fetched from the devices
 
 
 class Prompt(NamedTuple):
@@ -44,6 +44,8 @@ class State(NamedTuple):
         count: () tokens generated.
         finished: (rows,), whether an end has come.
         keys: one a row.
+        likelihood: (rows,), Σ log-probabilities of its tokens, the end among them, as the model
+            has them before anything is adjusted.
     """
 
     prompt: Prompt
@@ -52,6 +54,7 @@ class State(NamedTuple):
     count: Array
     finished: Array
     keys: Array
+    likelihood: Array
 
 
 def read_prompt(
@@ -134,6 +137,7 @@ def start(tuned: Tuned, settings: Settings, params: Flat, batch: Mapping[str, Ar
         jnp.asarray(0),
         jnp.zeros(rows, bool),
         fold(jnp.repeat(batch["numbers"], many), copies),
+        jnp.zeros(rows),
     )
     return add(settings, state, logits)
 
@@ -141,9 +145,12 @@ def start(tuned: Tuned, settings: Settings, params: Flat, batch: Mapping[str, Ar
 def add(settings: Settings, state: State, logits: Array) -> State:
     """The state with one more token a row."""
     keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.count)
-    logits = adjust(settings, logits, state.prompt.ids, state.tokens, state.count)
-    token = jnp.where(state.finished, settings.pad, choose(settings, logits, keys))
+    adjusted = adjust(settings, logits, state.prompt.ids, state.tokens, state.count)
+    token = jnp.where(state.finished, settings.pad, choose(settings, adjusted, keys))
+    chosen = jnp.take_along_axis(logits, token[:, None], 1)[:, 0]
+    added = chosen - jax.nn.logsumexp(logits, -1)
     return state._replace(
+        likelihood=state.likelihood + jnp.where(state.finished, 0, added),
         tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.count, 1),
         count=state.count + 1,
         finished=state.finished | ends(settings, token),

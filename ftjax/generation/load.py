@@ -1,6 +1,7 @@
 """Models to write with: pretrained ones, also under an adapter, and those of work folders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from ftjax import methods, pretrained, tuned
+from ftjax.data.preparation.rewriting import rewritten_prompt
 from ftjax.errors import UserError
 from ftjax.formats import adapter
 from ftjax.formats.folder import load_tokenizer, locate
@@ -63,16 +65,20 @@ def open_model(
 
 def open_workdir(
     workdir: Path, overrides: Sequence[str] = (), step: int | None = None
-) -> tuple[tuned.Tuned, Flat, Path, Any]:
-    """The best model of a work folder, or that of another step, and its task.
+) -> tuple[tuned.Tuned, Flat, Path, Any, Callable[[Any], Any]]:
+    """The best model of a work folder, or that of another step, its task, and what it makes of
+    prompts, as `data.prepare` made of what it was trained on.
 
     See `ftjax.training.reading`.
     """
     from ftjax.training.predictor import open_predictor  # with what training needs
-    from ftjax.training.reading import read_config
+    from ftjax.training.reading import PLACE, read_config
 
-    predictor = open_predictor(workdir, read_config(workdir, overrides), step)
-    return predictor.run.tuned, predictor.params, predictor.run.folder, predictor.run.task
+    config = read_config(workdir, overrides, (*PLACE, "data.prepare"))
+    predictor = open_predictor(workdir, config, step)
+    run = predictor.run
+    rewrite = partial(rewritten_prompt, settings=config.data, schema=run.task.schema)
+    return run.tuned, predictor.params, run.folder, run.task, rewrite
 
 
 def make_generator(
@@ -80,6 +86,7 @@ def make_generator(
     params: Flat,
     folder: Path,
     task: Any = None,
+    rewrite: Callable[[Any], Any] | None = None,
     *,
     changes: Mapping[str, Any],
     stop: Sequence[str] = (),
@@ -88,7 +95,7 @@ def make_generator(
     was trained for, under changes."""
     tokenizer = load_tokenizer(folder)
     asked = settings.of_folder(folder, **{**ready(task, tokenizer), **changes})
-    return Generator(model, params, tokenizer, asked, stop)
+    return Generator(model, params, tokenizer, asked, stop, rewrite=rewrite)
 
 
 def tensor_mesh(tensor: int = 1) -> Mesh:

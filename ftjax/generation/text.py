@@ -1,9 +1,10 @@
 """Texts in, texts out: the compiled parts of a generation around a tokenizer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +23,29 @@ SHORTEST = 16  # prompts are padded to this length, or a power of two above it
 Messages = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 
+class Text(NamedTuple):
+    """What was written.
+
+    Attributes:
+        text: without the end.
+        log_probability: Σ of its tokens, the end among them; of beams under what is asked of
+            tokens, else as the model has them.
+        tokens: how many.
+    """
+
+    text: str
+    log_probability: float
+    tokens: int
+
+    def said(self) -> dict[str, Any]:
+        """As predictions have it; "probability" is the geometric mean of its tokens'."""
+        return {
+            "written": self.text,
+            "log_probability": round(self.log_probability, 6),
+            "probability": round(math.exp(self.log_probability / max(self.tokens, 1)), 6),
+        }
+
+
 class Generator:
     """Continues texts. Programs are compiled once for each padded length and batch size.
 
@@ -34,6 +58,7 @@ class Generator:
         longest: tokens of a prompt that are read, where the model has room for as many: a longer
             one is cut as encoding cuts texts, or, where it is gone on from itself, at its start.
             None: it is refused.
+        rewrite: what is made of a prompt before it is read; raises ValueError.
     """
 
     def __init__(
@@ -44,7 +69,9 @@ class Generator:
         settings: Settings,
         stop: Sequence[str] = (),
         longest: int | None = None,
+        rewrite: Callable[[str | Messages], str | Messages] | None = None,
     ) -> None:
+        self._rewrite = rewrite or (lambda prompt: prompt)
         self._tuned, self._params, self._tokenizer = tuned, params, tokenizer
         self._longest, room = longest, decode.room(tuned, settings)
         if longest is not None and room is not None:
@@ -76,9 +103,33 @@ class Generator:
             prompts: texts, or chats of {"role", "content"}, perhaps with tools: see `Messages`.
             first: number of the first prompt, for sampling.
         """
-        many = self.settings.num_return_sequences
+        texts, _ = self._whole(prompts, first)
+        return self._of_prompts(texts)
+
+    def likely(self, prompts: Sequence[str | Messages], first: int = 0) -> list[list[Text]]:
+        """As a call, with how probable the texts are; without stop strings."""
+        texts, state = self._whole(prompts, first)
+        if self._beams:
+            many = self.settings.num_return_sequences
+            tokens = np.asarray(state.done_tokens)[:, :many].reshape(len(texts), -1)
+            found = np.asarray(state.done_scores, np.float64)[:, :many].reshape(-1)
+        else:
+            tokens = np.asarray(state.tokens)[:, : int(state.count)]
+            found = np.asarray(state.likelihood, np.float64)
+        counts = np.array([min(len(self._ended(row)) + 1, len(row)) for row in tokens])
+        if self._beams:
+            found = found * counts**self.settings.length_penalty
+        pairs = zip(texts, found.tolist(), counts.tolist(), strict=True)
+        return self._of_prompts([Text(*each) for each in pairs])
+
+    def _whole(self, prompts: Sequence[str | Messages], first: int) -> tuple[list[str], Any]:
+        """The whole texts, and the last state."""
         every = 16 if self._stop else self.settings.max_new_tokens
-        *_, texts = self.stream(prompts, every, first)
+        *_, last = self._parts(prompts, every, first)
+        return last
+
+    def _of_prompts(self, texts: list[Any]) -> list[list[Any]]:
+        many = self.settings.num_return_sequences
         return [texts[i : i + many] for i in range(0, len(texts), many)]
 
     def stream(
@@ -89,6 +140,12 @@ class Generator:
         What may turn out to be a part of a character or of a stop string is held back. Beam search
         gives its texts at the end alone.
         """
+        return (texts for texts, _ in self._parts(prompts, every, first))
+
+    def _parts(
+        self, prompts: Sequence[str | Messages], every: int, first: int
+    ) -> Iterator[tuple[list[str], Any]]:
+        """As `stream`, with the state after each part."""
         limit = self.settings.max_new_tokens
         batch = self.encode(prompts) | {"numbers": first + np.arange(len(prompts))}
         decode.check(self._tuned, self.settings, batch["input_ids"].shape[1])
@@ -97,19 +154,20 @@ class Generator:
             if self._beams:
                 state = self._go_on(self._params, state, np.int32(limit))
                 best = np.asarray(state.done_tokens)[:, : self.settings.num_return_sequences]
-                yield [self._text(row) for row in best.reshape(-1, limit)]
+                yield [self._text(row) for row in best.reshape(-1, limit)], state
                 return
         count = 1
         while True:
             found = [self._until_stop(row) for row in np.asarray(state.tokens)[:, :count]]
             finished = np.asarray(state.finished) | [stopped for _, stopped in found]
             if finished.all() or count == limit:
-                yield [text for text, _ in found]
+                yield [text for text, _ in found], state
                 return
-            yield [
+            shown = [
                 text if whole else self._certain(text)
                 for (text, _), whole in zip(found, finished, strict=True)
             ]
+            yield shown, state
             count = min(count + every, limit)
             finished = jax.device_put(finished, state.finished.sharding)
             state = state._replace(finished=finished)
@@ -142,6 +200,7 @@ class Generator:
         """Token ids of each prompt, and whether it was cut; raises as `encode`."""
         for number, prompt in enumerate(prompts, 1):
             try:
+                prompt = self._rewrite(prompt)
                 ids = self._ids(prompt)
             except ValueError as error:
                 raise UserError(f"prompt {number}: {error}") from error

@@ -131,8 +131,8 @@ class Classification(Texts):
             "precision": float(precision[there].mean()),
             "recall": float(recall[there].mean()),
             "f1": float(f1[there].mean()),
-            "matthews": float(sk.matthews_corrcoef(targets, guess)),
-            **of_one_label(targets, softmax(logits.astype(np.float64), -1)),
+            "matthews": float(sk.matthews_corrcoef(targets, guess)) if len(there) > 1 else 0.0,
+            **of_one_label(targets, logits),
             "averages": dict.fromkeys(MACRO, "macro"),
             "per_class": {
                 name: {

@@ -17,6 +17,7 @@ from ftjax.formats.modules import pooled
 from ftjax.loss import Loss
 from ftjax.options import Above0
 from ftjax.tasks.base import Apply, Batch, Task, cut_texts, directions
+from ftjax.tasks.regression import correlation
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,13 @@ class Contrastive(Task):
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> dict[str, Any]:
         """The loss over all; of pairs the rank of a text's partner among all: accuracy, and mean
-        reciprocal rank. With labels, Spearman's correlation of cosines with them. Uniformity is
-        log E exp(−2 ‖x − y‖²) of different texts."""
+        reciprocal rank. Another text that is as near comes before it, so that texts that are all
+        in one place are not found. With labels, Spearman's correlation of cosines with them.
+        Uniformity is log E exp(−2 ‖x − y‖²) of different texts."""
         first, second = outputs[:, 0], outputs[:, 1]
+        partner = "text_pair" if "text_pair" in split.rows.column_names else "text"
+        number: dict[str, int] = {}
+        texts = np.array([number.setdefault(t, len(number)) for t in split.column(partner)])
         ranks, losses, near = [], [], 0.0
         for start in range(0, len(first), 1024):
             sims = first[start : start + 1024] @ second.T
@@ -109,7 +114,8 @@ class Contrastive(Task):
             alike[np.arange(len(own)), own] = -np.inf  # a text and itself
             near += np.exp(4 * (alike.astype(np.float64) - 1)).sum()
             wanted = np.take_along_axis(sims, own[:, None], 1)
-            ranks.append((sims > wanted).sum(1) + 1)
+            other = texts != texts[own, None]
+            ranks.append((other & ~(sims < wanted)).sum(1) + 1)  # what is no number is before
             scaled = self.scale * (sims - sims.max(1, keepdims=True))
             total = np.log(np.exp(scaled).sum(1))
             losses.append(total - np.take_along_axis(scaled, own[:, None], 1)[:, 0])
@@ -121,11 +127,8 @@ class Contrastive(Task):
             "reciprocal_rank": float((1 / rank).mean()),
         }
         if "_label" in examples.arrays:
-            from scipy import stats
-
-            cosines, labels = (first * second).sum(-1), examples.arrays["_label"]
-            varied = np.ptp(cosines) > 0 and np.ptp(labels) > 0
-            found["spearman"] = float(stats.spearmanr(cosines, labels)[0]) if varied else 0.0
+            cosines = (first * second).sum(-1)
+            found["spearman"] = correlation("spearman", cosines, examples.arrays["_label"])
         measured = self.measured(split, names)
         return {k: v for k, v in found.items() if k in measured} | {"examples": len(first)}
 

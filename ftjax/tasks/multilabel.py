@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.special import expit
 
 from ftjax.data.encode import Examples
 from ftjax.data.fields import Field, label_sets
@@ -89,7 +90,7 @@ class Multilabel(Texts):
             "f1_macro": float(each[there].mean()) if there.any() else 0.0,
             "accuracy": float(sk.accuracy_score(truth, guess)),
             "hamming": float(sk.hamming_loss(truth, guess)),
-            **of_rankings(truth, probabilities),
+            **of_rankings(truth, logits),
             "calibration_error": calibration_error(truth.ravel(), probabilities.ravel()),
             "averages": {"auroc": "macro", "average_precision": "macro"},
             "per_class": {
@@ -128,4 +129,4 @@ class Multilabel(Texts):
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))
+    return expit(logits.astype(np.float64))

@@ -1,31 +1,36 @@
-"""Metrics of how surely labels are given, by scikit-learn where it has them."""
+"""Metrics of how surely labels are given."""
 
 from collections.abc import Mapping
 
 import numpy as np
+from scipy.special import log_softmax
 
 BINS = 15  # of calibration error
 TOP = (3, 5)  # labels among which the right one counts, where there are more
 
 
-def of_one_label(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+def of_one_label(targets: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     """Metrics of rows with one label each.
 
     Log loss; means over labels, each against the rest, of the area under the ROC curve and of
-    average precision; calibration error; accuracy of the 3 and 5 most probable labels.
+    average precision; calibration error; accuracy of the 3 and 5 most probable labels, of equal
+    ones the first as in `argmax`. What is no number makes all of them none.
 
     Args:
         targets: (rows,) numbers of labels.
-        probabilities: (rows, labels).
+        logits: (rows, labels).
     """
-    guess, count = probabilities.argmax(-1), probabilities.shape[-1]
-    own = np.take_along_axis(probabilities, targets[:, None], 1)
-    above = (probabilities > own).sum(-1)
+    logits, numbers = logits.astype(np.float64), np.arange(logits.shape[-1])
+    chances = log_softmax(logits, -1)  # which tell apart what rounds to a probability of 1 or 0
+    own = np.take_along_axis(logits, targets[:, None], 1)
+    before = (logits > own) | ((logits == own) & (numbers < targets[:, None]))
+    right, unknown = logits.argmax(-1) == targets, np.isnan(chances).any()
+    share = {f"top_{k}": before.sum(-1) < k for k in TOP if k < len(numbers)}
     return {
-        "log_loss": float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean()),
-        **of_rankings(targets[:, None] == np.arange(count), probabilities),
-        "calibration_error": calibration_error(guess == targets, probabilities.max(-1)),
-        **{f"top_{k}": float((above < k).mean()) for k in TOP if k < count},
+        "log_loss": float(np.abs(np.take_along_axis(chances, targets[:, None], 1)).mean()),
+        **of_rankings(targets[:, None] == numbers, chances),
+        "calibration_error": calibration_error(right, np.exp(chances.max(-1))),
+        **{name: float("nan" if unknown else each.mean()) for name, each in share.items()},
     }
 
 
@@ -39,18 +44,25 @@ def of_rankings(truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
         truth: (rows, labels) whether a row has a label.
         scores: (rows, labels) the more, the likelier.
     """
-    from sklearn import metrics as sk
-
-    both = truth.any(0) & ~truth.all(0)
-    if not both.any():
+    both = np.flatnonzero(truth.any(0) & ~truth.all(0))
+    if not len(both):
         return {}
-    if not np.isfinite(scores).all():
+    if np.isnan(scores).any():
         return {"auroc": float("nan"), "average_precision": float("nan")}
-    pairs = list(zip(truth[:, both].T, scores[:, both].T, strict=True))
-    return {
-        "auroc": float(np.mean([sk.roc_auc_score(*pair) for pair in pairs])),
-        "average_precision": float(np.mean([sk.average_precision_score(*p) for p in pairs])),
-    }
+    each = [_of_ranking(truth[:, label], scores[:, label]) for label in both]
+    auroc, precision = np.mean(each, 0)
+    return {"auroc": float(auroc), "average_precision": float(precision)}
+
+
+def _of_ranking(truth: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """Area under the ROC curve and average precision, as scikit-learn has them, which takes seven
+    times as long: with a thousand labels seconds an evaluation."""
+    every, positive = np.sort(scores), np.sort(scores[truth])
+    below, own_below = (np.searchsorted(x, positive, "left") for x in (every, positive))
+    up_to, own_up_to = (np.searchsorted(x, positive, "right") for x in (every, positive))
+    others = (below - own_below + up_to - own_up_to) / 2  # of equal ones half are below
+    precision = (len(positive) - own_below) / (len(every) - below)
+    return float(others.mean() / (len(every) - len(positive))), float(precision.mean())
 
 
 def calibration_error(right: np.ndarray, sure: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -52,22 +52,16 @@ class Regression(Texts):
     def score(
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> dict[str, Any]:
-        """Mean squared and absolute error, and the correlations of Pearson and Spearman.
-
-        By scipy; 0 where either side is constant.
-        """
-        from scipy import stats
-
+        """Mean squared and absolute error, and the correlations of Pearson and Spearman."""
         found = outputs[:, 0].astype(np.float64)
         wanted = examples.arrays["labels"].astype(np.float64)
-        varied = np.ptp(found) > 0 and np.ptp(wanted) > 0
         error = float(((found - wanted) ** 2).mean())
         return {
             "loss": error,
             "mean_squared_error": error,
             "mean_absolute_error": float(np.abs(found - wanted).mean()),
-            "pearson": float(stats.pearsonr(found, wanted)[0]) if varied else 0.0,
-            "spearman": float(stats.spearmanr(found, wanted)[0]) if varied else 0.0,
+            "pearson": correlation("pearson", found, wanted),
+            "spearman": correlation("spearman", found, wanted),
             "examples": len(wanted),
         }
 
@@ -80,3 +74,17 @@ class Regression(Texts):
     ) -> list[dict[str, Any]]:
         """One {"value"} a row."""
         return [{"value": round(float(value), 6)} for value in outputs[:, 0]]
+
+
+def correlation(
+    kind: Literal["pearson", "spearman"], found: np.ndarray, wanted: np.ndarray
+) -> float:
+    """By scipy; 0 where either side is constant, and none where what was found is no number."""
+    from scipy import stats
+
+    if not np.isfinite(found).all():
+        return float("nan")
+    if np.ptp(found) == 0 or np.ptp(wanted) == 0:
+        return 0.0
+    measure = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}[kind]
+    return float(measure(found, wanted)[0])

@@ -18,14 +18,20 @@ PUNCTUATION = {
 def exact(found: str, wanted: Sequence[str], language: str = "en") -> float:
     """1 where the answer is one of those wanted, but for case, punctuation and articles."""
     same = _normal_en if language == "en" else _normal_zh
-    return float(any(same(found) == same(each) for each in wanted or [""]))
+    return float(any(same(found) == same(each) for each in _answers(wanted, language)))
 
 
 def f1(found: str, wanted: Sequence[str], language: str = "en") -> float:
     """The best F1 of the answer with one of those wanted: of words; or in Chinese of the longest
     run of characters and English words that they share."""
     each = _f1_en if language == "en" else _f1_zh
-    return max(each(found, text) for text in wanted or [""])
+    return max(each(found, text) for text in _answers(wanted, language))
+
+
+def _answers(wanted: Sequence[str], language: str) -> Sequence[str]:
+    """Those of which a word is left, as of SQuAD 2.0's script; no answer where there is none."""
+    kept = [text for text in wanted if language != "en" or _normal_en(text)]
+    return kept or [""]
 
 
 def _normal_en(text: str) -> str:

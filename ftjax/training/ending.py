@@ -9,7 +9,7 @@ import jax
 
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
-from ftjax.generation.text import Generator
+from ftjax.generation.text import Generator, Text
 from ftjax.paths import Flat
 from ftjax.tasks.base import Task
 from ftjax.training.predictions import write_predictions
@@ -39,7 +39,7 @@ class Answered:
     examples: Examples
     outputs: Any
     scores: dict[str, Any]
-    texts: dict[int, str]
+    texts: dict[int, Text]
 
 
 def write_texts(

@@ -9,6 +9,8 @@ import numpy as np
 
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
+from ftjax.generation.text import Text
+from ftjax.tasks import squad
 from ftjax.tasks.base import Task
 from ftjax.training.splits import Data
 from ftjax.workdir.records import to_line, write_text
@@ -28,7 +30,7 @@ def write_predictions(
     examples: Examples,
     split: Split,
     names: Sequence[str],
-    texts: Mapping[int, str] = MappingProxyType({}),
+    texts: Mapping[int, Text] = MappingProxyType({}),
 ) -> None:
     """Writes predictions_{name}.jsonl: a line a row, see `judged`.
 
@@ -44,7 +46,7 @@ def write_predictions(
     """
     said = task.predictions(outputs, examples, split, names)
     for number, text in texts.items():
-        said[number]["written"] = text
+        said[number] |= text.said()
     rows = judged(task.schema.answers, said, examples, split)
     write_text(predictions_file(workdir, name), "".join(map(to_line, rows)))
 
@@ -86,8 +88,8 @@ def right(expected: Mapping[str, Any], said: Mapping[str, Any], target: Any) -> 
     if "choice" in said:
         return None if target is None else bool(said["choice"] == target)
     if "answers" in expected:
-        texts = [" ".join(text.lower().split()) for text in expected["answers"]["text"]]
-        return " ".join(said["answer"].lower().split()) in (texts or [""])
+        pair = (said["answer"], expected["answers"]["text"])
+        return any(squad.exact(*pair, language) for language in squad.LANGUAGES)
     pairs = [(key, key) for key in ("label", "tags") if key in said and key in expected]
     if pairs:
         return all(said[a] == expected[b] for a, b in pairs)

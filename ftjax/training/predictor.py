@@ -11,6 +11,7 @@ from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
 from ftjax.formats.folder import locate
+from ftjax.generation.text import Text
 from ftjax.parallel.agreement import require_same
 from ftjax.parallel.mesh import batch_ways
 from ftjax.partition import merge
@@ -73,7 +74,7 @@ class Predictor:
         """Metrics of what is written for a split, where the task has any."""
         return written_scores(self.run, self.run.trainable, split)
 
-    def written(self, split: Split) -> list[str]:
+    def written(self, split: Split) -> list[Text]:
         """What is written for each row of a split."""
         return write(self.run, self.run.trainable, self.run.task.prompts(split))
 

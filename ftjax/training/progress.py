@@ -95,7 +95,8 @@ class Progress:
     def judge(self, found: dict[str, Any], metric: str, better: str, step: int) -> None:
         """Notes whether an evaluation's `metric` is the best so far.
 
-        What is no number is never the best; while nothing else was found, there is none.
+        What is no number is never the best, nor is a model whose loss is none, of which other
+        metrics may be; while nothing else was found, there is none.
 
         Args:
             found: all metrics.
@@ -104,9 +105,8 @@ class Progress:
             step: of the evaluation.
         """
         none = self.best is None or math.isnan(self.best)
-        if not math.isnan(found[metric]) and (
-            none or gain(found[metric], better) > gain(self.best, better)
-        ):
+        sound = not math.isnan(found[metric]) and not math.isnan(found.get("loss", 0.0))
+        if sound and (none or gain(found[metric], better) > gain(self.best, better)):
             self.best, self.best_step, self.worse = found[metric], step, 0
             self.validation = found
             return

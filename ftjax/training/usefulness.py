@@ -1,5 +1,6 @@
 """What makes a run's model useless without an error: each is said, with numbers."""
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,6 +89,11 @@ def of_result(
         better: which way it is better.
         names: of labels, in the order of the confusion matrix.
     """
+    if math.isnan(scores.get("loss", 0.0)):
+        yield (
+            f"the {split} loss is no number: what the model says is not finite, and no metric "
+            "means anything; a lower optimizer.learning_rate, or model.dtype=float32, may help"
+        )
     constant = scores.get("baseline", {}).get(metric)
     if constant is not None:
         value = scores[metric]

@@ -9,7 +9,7 @@ from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
 from ftjax.generation import decode, settings
-from ftjax.generation.text import Generator
+from ftjax.generation.text import Generator, Text
 from ftjax.partition import merge
 from ftjax.paths import Flat
 from ftjax.tasks.written import Written, merged, ready
@@ -33,8 +33,8 @@ def generator_of(run: Run, params: Flat) -> Generator:
 
 def write(
     run: Run, params: Flat, prompts: Sequence[Any], generator: Generator | None = None
-) -> list[str]:
-    """What is written after each prompt, or chat.
+) -> list[Text]:
+    """What is written after each prompt, or chat, without spaces around it.
 
     Args:
         run: the model, for a `Written` task.
@@ -46,13 +46,13 @@ def write(
         generator = generator_of(run, params)
     generator = generator.with_params(merge(params, run.frozen))
     order = np.argsort([-len(str(prompt)) for prompt in prompts], kind="stable")
-    size, texts = run.config.train.eval_batch_size, [""] * len(prompts)
+    size, texts = run.config.train.eval_batch_size, [Text("", 0.0, 0)] * len(prompts)
     for start in range(0, len(order), size):
         several = order[start : start + size]
         batch = [prompts[i] for i in several]
         batch += batch[-1:] * (min(size, len(order)) - len(batch))  # one shape
-        for i, found in zip(several, generator(batch), strict=False):
-            texts[i] = found[0].strip()
+        for i, (found,) in zip(several, generator.likely(batch), strict=False):
+            texts[i] = found._replace(text=found.text.strip())
     return texts
 
 
@@ -94,7 +94,7 @@ def written_scores(
     params: Flat,
     split: Split,
     generator: Generator | None = None,
-    kept: dict[int, str] | None = None,
+    kept: dict[int, Text] | None = None,
 ) -> dict[str, Any]:
     """Metrics of what is written for the first `task.generate` prompts that have a reference.
 
@@ -115,4 +115,4 @@ def written_scores(
     texts = write(run, params, prompts, generator)
     if kept is not None:
         kept |= {i: text for several, text in zip(rows, texts, strict=True) for i in several}
-    return {**run.task.written(texts, references), "written": len(prompts)}
+    return {**run.task.written([each.text for each in texts], references), "written": len(prompts)}

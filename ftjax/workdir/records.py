@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from uuid import uuid4
 
@@ -50,6 +51,17 @@ def _naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+def check_writable(path: Path) -> None:
+    """Raises UserError or OSError where no file could be written, before there is any to lose."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in it")
+    if is_remote(path):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=path.parent):
+        pass
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -111,7 +123,8 @@ def read_result(workdir: Path) -> dict[str, Any]:
             if scores.get(result["best_metric"], "") is None:
                 scores[result["best_metric"]] = math.nan
             known = isinstance(scores.get(result["best_metric"]), float)
-            if not known and not result.get(PENDING):
+            # What chose a step by validation, as AUROC, a test split of one label does not have.
+            if not known and split == "validation" and not result.get(PENDING):
                 raise UserError(f"{path}: {split} has no number {result['best_metric']!r}")
     except UserError as error:
         raise UserError(f"{error}; remove it, and the same command writes it anew") from error

@@ -74,6 +74,22 @@ def test_an_interval_of_examples_says_so_beside_the_seeds(tmp_path):
     assert rows[0].to_json()["interval_of"] == "examples"
 
 
+def test_what_intervals_are_of():
+    """Words are no rows; of texts those that were written; a test split may lack the metric."""
+    words = result("full", 0, 0.5, task="token_classification")
+    (row,) = summarize([words])
+    assert not row.of_examples and row.low == row.high == 0.5
+    written = result("full", 0, 0.5, task="instruction", best_metric="exact_match")
+    written["metrics"]["test"] |= {"exact_match": 0.25, "written": 20}
+    (row,) = summarize([written])
+    wanted = binomtest(5, 20).proportion_ci(0.95, method="wilson")
+    assert (row.low, row.high) == pytest.approx((wanted.low, wanted.high))
+    one_label = result("full", 0, 0.5, best_metric="auroc")
+    one_label["metrics"]["validation"]["auroc"] = 0.9
+    (row,) = summarize([one_label])
+    assert (row.split, row.score) == ("validation", 0.9)
+
+
 def test_folds_are_compared_on_what_they_hold_out(tmp_path):
     """Of all rows, though there is a test split."""
     scores, counts = (0.8, 0.9, 0.7), (9, 8, 8)

@@ -148,3 +148,7 @@ def test_what_a_form_cannot_hold(work, tmp_path):
     asked = ["predict", "--workdir", work, "--input", tmp_path / "absent.jsonl", "--output"]
     with pytest.raises(UserError, match=r"out.txt: the suffix must be one of .jsonl, .json, .csv"):
         here(*asked, tmp_path / "out.txt")  # before anything is read
+    with pytest.raises(UserError, match="is a folder; name a file in it"):
+        here(*asked, (tmp_path / "out.csv").mkdir() or tmp_path / "out.csv")
+    with pytest.raises(FileExistsError):  # a file is where a folder should be
+        here(*asked, tmp_path / "mixed.parquet" / "out.csv")

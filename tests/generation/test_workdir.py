@@ -47,6 +47,7 @@ def test_chats_are_written_as_in_training(decoder, tmp_path, capsys, monkeypatch
     config, work = configured(decoder, "instruction"), tmp_path / "work"
     template = "{% for m in messages %}good {{ m['content'] }} music {% endfor %}"
     config.task.update({"template": template, "max_new_tokens": 5, "num_beams": 2})
+    config.data.prepare = ({"step": "repair", "columns": ("messages",)}, "clean_labels")
     run, moved = finished(config, work)
     asked = Settings(max_new_tokens=5, num_beams=2, end=(3,))
     generator = Generator(run.tuned, moved, load_tokenizer(decoder), asked)
@@ -57,8 +58,18 @@ def test_chats_are_written_as_in_training(decoder, tmp_path, capsys, monkeypatch
     ids = generator.encode([chat])["input_ids"][0]
     assert ids[ids > 0].tolist() == read
     ((wanted,),) = generator([chat])
-    assert main(["generate", "--workdir", str(work), "--chat", "--prompt", "the film"]) == 0
+    common = ["generate", "--workdir", str(work), "--chat", "--prompt"]
+    assert main([*common, "the film"]) == 0
     assert capsys.readouterr().out == f"{wanted}\n"
+    # What was rewritten in training is so here: \ufb01 is two letters, and \a nothing.
+    assert main([*common, "the \ufb01lm"]) == 0
+    assert capsys.readouterr().out == f"{wanted}\n"
+    ((raw,),) = generator([[{"role": "user", "content": "the \ufb01lm"}]])
+    assert main([*common, "the \ufb01lm", "--config.data.prepare=()"]) == 0
+    assert capsys.readouterr().out == f"{raw}\n" != f"{wanted}\n"
+    assert main([*common, "\a"]) == 2
+    said = capsys.readouterr().err
+    assert "prompt 1: data.prepare: repair: nothing is left" in said
 
 
 def test_tokens_are_the_tuned_models(decoder, tmp_path, capsys, monkeypatch):

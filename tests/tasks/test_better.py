@@ -49,7 +49,7 @@ ROWS = {
     "classification": [{"text": "good", "label": name} for name in NAMES],
     "relation": [{"text": "<e1>a</e1> <e2>b</e2>", "label": name} for name in NAMES],
     "multilabel": [{"text": "good", "label": [NAMES[i]]} for i in LABELS],
-    "contrastive": [{"text": "good", "text_pair": "bad", "label": i} for i in range(6)],
+    "contrastive": [{"text": "good", "text_pair": f"bad {i}", "label": i} for i in range(6)],
 }
 
 
@@ -136,6 +136,7 @@ def test_the_best_is_a_number(better, scores, best_step, worse):
 def test_a_saved_best_that_is_no_number_gives_way():
     progress = Progress(best=math.nan, best_step=1, validation={"metric": math.nan})
     progress.judge({"metric": 0.2}, "metric", HIGHER, 2)
+    progress.judge({"metric": 0.9, "loss": math.nan}, "metric", HIGHER, 3)
     assert (progress.best, progress.best_step) == (0.2, 2)
 
 

@@ -62,10 +62,22 @@ FOUND = {
     "token_classification": {"tags", "probabilities", "entities", "label", "probability"},
     "span_qa": {"answer", "start", "score", "probability"},
     "masked_lm": {"loss", "tokens"},
-    "seq2seq": {"written"},
-    "instruction": {"written"},
+    "seq2seq": {"written", "probability", "log_probability"},
+    "instruction": {"written", "probability", "log_probability"},
     "preference": {"preferred", "probability", "margin", "log_probabilities"},
 }
+
+
+def assert_same(found, wanted):
+    if isinstance(wanted, dict):
+        found, wanted = list(found.values()), list(wanted.values())
+    if isinstance(wanted, list):
+        for pair in zip(found, wanted, strict=True):
+            assert_same(*pair)
+    elif isinstance(wanted, float):
+        assert found == pytest.approx(wanted, abs=1e-4)
+    else:
+        assert found == wanted
 
 
 def interrupted(*arguments):
@@ -163,6 +175,9 @@ def get_config():
     )
     found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
     assert len(found) == 13 + writes and all(FOUND[task] <= set(row) for row in found), found[0]
+    for row, own in zip(found, said, strict=True):  # as the run has it, but for losses of answers
+        for name in own["predicted"].keys() - {"loss", "tokens"}:
+            assert_same(row[name], own["predicted"][name])
     if task == "instruction":  # nothing was said that could have a loss
         assert all(row["loss"] is None and row["tokens"] == 0 for row in found)
     if task == "token_classification":

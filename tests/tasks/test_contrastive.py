@@ -135,7 +135,7 @@ def test_many_texts_are_ranked_in_parts():
     outputs = random.normal(size=(1500, 2, 4)).astype(np.float32)
     outputs[:, 1] += 2 * outputs[:, 0]
     outputs /= np.linalg.norm(outputs, axis=-1, keepdims=True)
-    split = split_of(TASK, rows_of(1))
+    split = split_of(TASK, [{"text": "a", "text_pair": f"{i}"} for i in range(1500)])
     scores = TASK.score(outputs, Examples(ragged([[1]] * 3000), group=2), split, ())
     sims = outputs[:, 0] @ outputs[:, 1].T
     rank = (sims > np.diag(sims)[:, None]).sum(1) + 1
@@ -145,6 +145,19 @@ def test_many_texts_are_ranked_in_parts():
     # Wang and Isola's own lines
     near = torch.pdist(torch.tensor(outputs[:, 0]), p=2).pow(2).mul(-2).exp().mean().log()
     np.testing.assert_allclose(scores["uniformity"], near.item(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [1.0, np.nan])
+def test_texts_in_one_place_are_not_found(value):
+    """As of an encoder that has collapsed, or has no numbers; one text twice is no other."""
+    outputs = np.full((4, 2, 1), value, np.float32)
+    rows = [{"text": "a", "text_pair": name} for name in ("b", "c", "d", "d")]
+    scores = TASK.score(outputs, Examples(ragged([[1]] * 8), group=2), split_of(TASK, rows), ())
+    assert scores["accuracy"] == 0.0
+    np.testing.assert_allclose(scores["reciprocal_rank"], (1 / 4 + 1 / 4 + 1 / 3 + 1 / 3) / 4)
+    outputs[:, :, 0] = [[1, -1], [1, -1], [1, 1], [1, 1]]
+    scores = TASK.score(outputs, Examples(ragged([[1]] * 8), group=2), split_of(TASK, rows), ())
+    np.testing.assert_allclose(scores["accuracy"], 1 / 2)
 
 
 def test_rows_of_one_text_are_not_their_own_partners(tiny):

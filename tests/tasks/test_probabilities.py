@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.special import expit, softmax
+from scipy.special import expit, log_softmax, softmax
 from sklearn import metrics as sk
 
 from ftjax.data.encode import Examples, ragged
@@ -79,7 +79,36 @@ def test_several_labels_equal_scikit_learn():
     )
 
 
+def test_equal_scores_and_sure_ones():
+    """Of equal ones the first counts as said; what rounds to a probability of 1 has an order."""
+    random = np.random.default_rng(3)
+    for scale in (0, 1, 1000):
+        logits = np.round(random.normal(size=(40, 7)) * scale).astype(np.float32)
+        targets = np.append(np.arange(7), random.integers(0, 7, 33))
+        found = Classification().metrics(logits, targets, NAMES)
+        truth, chances = np.eye(7)[targets], log_softmax(logits.astype(np.float64), -1)
+        for name, score in (
+            ("auroc", sk.roc_auc_score),
+            ("average_precision", sk.average_precision_score),
+        ):
+            np.testing.assert_allclose(found[name], score(truth, chances), err_msg=name)
+        tops = np.argsort(-logits, -1, kind="stable")
+        for k in (3, 5):
+            right = (tops[:, :k] == targets[:, None]).any(-1)
+            np.testing.assert_allclose(found[f"top_{k}"], right.mean())
+        examples = Examples(ragged([[1]] * 40), arrays={"labels": truth.astype(np.float32)})
+        several = Multilabel().score(logits, examples, None, NAMES)
+        np.testing.assert_allclose(several["auroc"], sk.roc_auc_score(truth, logits))
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_label_alone_is_said_without_a_word():
+    found = Classification().metrics(np.array([[1.0, 0.0]]), np.array([0]), NAMES[:2])
+    assert found["accuracy"] == 1.0 and found["matthews"] == 0.0
+
+
 def test_outputs_that_are_no_numbers():
-    logits = np.full((4, 3), np.nan)
-    found = Classification().metrics(logits, np.array([0, 1, 2, 0]), NAMES[:3])
-    assert np.isnan(found["auroc"]) and np.isnan(found["calibration_error"])
+    logits = np.full((4, 4), np.nan)
+    found = Classification().metrics(logits, np.array([0, 1, 2, 0]), NAMES[:4])
+    for name in ("auroc", "average_precision", "calibration_error", "log_loss", "top_3"):
+        assert np.isnan(found[name]), name

@@ -102,6 +102,10 @@ def test_a_result_without_a_number_is_read(useless, tmp_path):
     assert "NaN" not in (tmp_path / "result.json").read_text()
     assert math.isnan(read_result(tmp_path)["metrics"]["test"]["accuracy"])
     write_report(tmp_path)  # also where nothing else is
+    del result["metrics"]["test"]["accuracy"]  # as AUROC of a split of one label
+    write_json(tmp_path / "result.json", result)
+    assert "accuracy" not in read_result(tmp_path)["metrics"]["test"]
+    write_report(tmp_path)
 
 
 def test_other_data_has_scores_of_its_own(useless, tmp_path, capsys):
@@ -209,6 +213,7 @@ def test_unknown_tokens_are_counted():
         ({"tags": ["O", "B-x"]}, {"tags": ["O", "O"]}, None, False, None),
         ({"tags": ["O"], "label": "a"}, {"tags": ["O"], "label": "b"}, None, False, None),
         ({"answers": {"text": ["The Film"]}}, {"answer": "the film"}, None, True, None),
+        ({"answers": {"text": ["The Film"]}}, {"answer": "a film."}, None, True, None),
         ({"answers": {"text": []}}, {"answer": ""}, None, True, None),
         ({"label": 2.0}, {"value": 1.5}, 2.0, None, None),
         ({}, {"loss": 1.5, "tokens": 3}, None, None, None),

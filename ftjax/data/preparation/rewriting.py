@@ -3,12 +3,13 @@
 They are applied to every row that a trained model reads, in whatever file it comes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import datasets
 
+from ftjax.data.fields import Schema
 from ftjax.data.preparation import steps
 from ftjax.data.preparation.step import Row
 from ftjax.data.sources import Split
@@ -31,7 +32,7 @@ def rewritten(
     Raises:
         UserError: a step cannot take these rows.
     """
-    chosen = _rewriting(settings, name, split)
+    chosen = _rewriting(settings, name, split.rows.column_names, split.texts)
     if not chosen:
         return split, {}
     kept: list[Row] = []
@@ -48,9 +49,40 @@ def rewritten(
     return replace(split, rows=rows), dropped
 
 
-def _rewriting(settings: Mapping[str, Any], where: str, split: Split) -> list[tuple[str, Any]]:
+def rewritten_prompt(prompt: Any, settings: Mapping[str, Any], schema: Schema) -> Any:
+    """A text, or turns of a chat, that a task's model goes on from, under the same steps.
+
+    It stands for any text that the task's rows are asked by.
+
+    Args:
+        prompt: the text; turns; or {"messages": turns, ...}.
+        settings: the `data` section of the configuration.
+        schema: of the task's rows.
+
+    Raises:
+        ValueError: nothing is left of it.
+        UserError: a step cannot take it.
+    """
+    if isinstance(prompt, Mapping):
+        turns = rewritten_prompt(prompt["messages"], settings, schema)
+        return {**prompt, "messages": turns}
+    asked = [name for name in schema.texts if name not in schema.answers]
+    name = asked[0]
+    chosen = [
+        (of, replace(step, columns=(name,)) if hasattr(step, "columns") else step)
+        for of, step in _rewriting(settings, "test", asked, asked)
+    ]
+    after, why = _through({"row": 1, name: prompt}, chosen)
+    if after is None:
+        raise ValueError(why)
+    return after[name]
+
+
+def _rewriting(
+    settings: Mapping[str, Any], where: str, columns: Sequence[str], texts: Sequence[str]
+) -> list[tuple[str, Any]]:
     """Names and steps, those of what rows do not have left out."""
-    chosen, columns = [], split.rows.column_names
+    chosen = []
     for name, step in steps(settings["prepare"]):
         kind = getattr(step, "rewrites", "")
         if not kind or not step.takes(where) or (kind == "answers" and "label" not in columns):
@@ -58,7 +90,7 @@ def _rewriting(settings: Mapping[str, Any], where: str, split: Split) -> list[tu
         asked = getattr(step, "columns", None)
         if asked is None:
             chosen.append((name, step))
-        elif there := tuple(each for each in asked or split.texts if each in columns):
+        elif there := tuple(each for each in asked or texts if each in columns):
             chosen.append((name, replace(step, columns=there)))
     return chosen
 
