@@ -145,6 +145,8 @@ def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
         (["--config.model.segments=3,3"], "sum to 4 layers"),
         (["--config.model.remat=ful"], "must be one of none, full, dots"),
         (["--config.model.path=./nothing"], "neither a folder nor a .gguf file"),
+        (["--config.model.path=/etc"], "is a folder without a config.json, so of no model"),
+        (["--config.model.path=minlm"], "a nickname (did you mean 'minilm'"),
         (["--config.data.path=./nothing"], "does not exist"),
         (["--config.data.max_length=65"], "exceeds the model's 64 positions"),
         (["--config.data.batching=packed"], "must be one of bucket, pack, pad"),

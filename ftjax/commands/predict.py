@@ -4,7 +4,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from ftjax.commands.command import ROWS, Command, add_step, add_workdir
+from ftjax.changes import ROWS
+from ftjax.commands.command import Command, add_step, add_workdir
 
 FORMS = ".jsonl, .json, .csv, .tsv, .parquet or .xlsx"
 

@@ -149,8 +149,10 @@ def compare(
     """
     module = load_module(config) if config else None
     methods, grid = methods or getattr(module, "METHODS", ()), getattr(module, "GRID", {})
-    if not methods or min(seeds, jobs) < 1:
-        raise UserError("--methods must name at least one method; --seeds and --jobs be positive")
+    for name, count in {"--seeds": seeds, "--jobs": jobs}.items():
+        require(count > 0, f"{name} {count} must be positive")
+    if not methods:
+        raise UserError("--methods must name what is compared, as --methods full,lora,head")
     require(folds == 0 or folds > 1, f"--folds {folds} must be 2 or more, or 0 for none")
     for method in methods:  # all are checked before any is run
         check(load_config(config, [f"--config.method.name={method}", *overrides], task=task))

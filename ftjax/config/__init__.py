@@ -151,7 +151,10 @@ def load_module(file: str) -> ModuleType:
     """
     path = Path(file)
     if not path.is_file():
-        raise UserError(f"--config: {file} does not exist")
+        what = "is a folder, not a page" if path.is_dir() else "does not exist"
+        raise UserError(f"--config: {file} {what}; ftjax init writes a page to begin from")
+    if path.suffix != ".py":
+        raise UserError(f"--config: {file}: a page is Python and ends in .py")
     spec = importlib.util.spec_from_file_location(f"ftjax_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     with errors_of_page(file):

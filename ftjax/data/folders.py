@@ -38,7 +38,11 @@ def open_files(path: Path, settings: Options) -> dict[str, Opened]:
     asked = {split: _stem(name) for split, name in settings["split_names"].items()}
     names = choose(files, asked, f"data.path={str(path)!r}")
     if "train" not in names and "test" not in names:
-        known = f"files: {', '.join(files)}; set data.split_names" if files else ", ".join(SUFFIXES)
+        known = (
+            f"files: {', '.join(files)}; set data.split_names.train"
+            if files
+            else ", ".join(SUFFIXES)
+        )
         raise UserError(f"data.path={str(path)!r} has no train or test file ({known})")
     chosen = {
         split: _one(files[name], settings, settings["split_names"][split])
