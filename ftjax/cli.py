@@ -77,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _surroundings() -> dict[str, str]:
     """What libraries read of the environment when they are imported."""
-    said = {}
+    said = {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}  # that there is no torch, which none needs
     if not sys.stderr.isatty():  # a log: lines alone
-        said = dict.fromkeys(BARS, "1")
+        said |= dict.fromkeys(BARS, "1")
     if find_spec("libtpu") and not find_spec("jax_plugins") and not _has_tpu():
         said["JAX_PLATFORMS"] = "cpu"  # libtpu would be asked first, and complain at length
     return said

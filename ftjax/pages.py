@@ -75,6 +75,11 @@ def shown(value: Any) -> Any:
     return "" if value is None else value
 
 
+def percent(share: float) -> str:
+    """A share with two decimals, or where it is small two digits."""
+    return f"{share:.2%}" if share >= 1e-3 or not share else f"{100 * share:.2g}%"
+
+
 def curves(title: str, series: Mapping[str, Sequence[Point]], below: str = "step") -> str:
     """Lines over a common axis, 480 by 220; points that are not finite are left out."""
     series = {

@@ -72,10 +72,7 @@ class Study:
             if (number := _signal(code)) in STOPS:
                 raise Stopped(number)
             if code or not result.exists():
-                raise UserError(
-                    f"{method}, seed {seed} did not finish (exit code {code}); the same command "
-                    "goes on from here"
-                )
+                raise UserError(self._unfinished(f"{method}, seed {seed}", folder, code))
         return read_result(folder)
 
     def run_all(self, runs: Sequence[tuple[str, int, float | None, int]]) -> list[dict[str, Any]]:
@@ -94,16 +91,30 @@ class Study:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
+    def _unfinished(self, run: str, folder: Path, code: int) -> str:
+        """What is said of a run that has no result: bad input stays bad until it is mended."""
+        why, file = "", _output(folder)
+        if self.jobs > 1 and file.exists():
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            why = next((f", {line}" for line in reversed(lines) if line.startswith("error: ")), "")
+        mend = "once that is mended, " if code == 2 else ""
+        return f"{run} did not finish (exit code {code}{why}); {mend}the same command goes on"
+
     def _start(self, command: Sequence[str], folder: Path) -> int:
         """Exit code; what runs print side by side goes to files."""
         if self.jobs == 1:
             return self.processes.run(command)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_suffix(".txt").open("ab") as output:
+        with _output(folder).open("ab") as output:
             code = self.processes.run(command, output)
         done = "stopped" if _signal(code) in STOPS else f"failed, see {output.name}"
         print(f"  {folder}: {done if code else 'finished'}", flush=True)
         return code
+
+
+def _output(folder: Path) -> Path:
+    """Where a run that goes beside others prints."""
+    return folder.with_suffix(".txt")
 
 
 def _signal(code: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ftjax.formats.jsons import read_json
-from ftjax.pages import curves, document, line, shown, table, tag, text
+from ftjax.pages import curves, document, line, percent, shown, table, tag, text
 from ftjax.tasks.base import spoken
 from ftjax.training.predictions import REST, predictions_file
 from ftjax.workdir.folder import read_labels
@@ -57,7 +57,7 @@ def _about(result: Mapping[str, Any]) -> str:
             f"Model {text(result['model'])}; data {text(result['data'].removeprefix('auto:'))}; "
             f"seed {result['seed']}",
             f"{result['trainable_params']:,} of {result['total_params']:,} parameters trained "
-            f"({share:.2%}), learning rate {result['learning_rate']:g}",
+            f"({percent(share)}), learning rate {result['learning_rate']:g}",
             f"{result['steps']:,} steps{epochs}, {result['train_seconds']:,.1f} s; best at step "
             f"{result['best_step']:,}",
         ]

@@ -77,7 +77,7 @@ def write_base(folder, case):
     config |= {key: value for key, value in SPECIAL.items() if key in config}
     head = model.config.heads.get(model.model.head)
     config["architectures"] = [head.architecture if head else model.family.MODEL]
-    tensors = hf.to_tensors(parameters(model), model.names)
+    tensors = hf.to_tensors(parameters(model), model.names, prefix=head is not None)
     folder.mkdir()
     hf.write_folder(folder, folder, config, tensors)
     write_tokenizer(folder)

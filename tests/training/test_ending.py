@@ -15,7 +15,7 @@ from ftjax.config import default_config
 from ftjax.data.encode import Examples, ragged
 from ftjax.errors import UserError
 from ftjax.formats.folder import locate
-from ftjax.pages import curves
+from ftjax.pages import curves, percent
 from ftjax.training.predictions import certainty, right
 from ftjax.training.predictor import Predictor
 from ftjax.training.report import write_report
@@ -106,6 +106,11 @@ def test_axes_have_numbers_that_differ():
     assert ticks([(10, 1e-5), (5000, 2e-5)])[1] == ["10", "1,258", "2,505", "3,752", "5,000"]
     for values in ((0.69321, 0.69322), (1e-5, 2e-5), (-3.0, 1e6)):
         assert len({*ticks(list(enumerate(values)))[0]}) == 5
+
+
+def test_small_shares_have_digits():
+    shares = (0.0, 34e-6, 9e-4, 0.00328, 1.0)
+    assert [*map(percent, shares)] == ["0.00%", "0.0034%", "0.09%", "0.33%", "100.00%"]
 
 
 def test_numbers_that_are_not_finite_are_json(tmp_path):
