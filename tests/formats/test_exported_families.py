@@ -21,7 +21,7 @@ from tests.formats.test_round_trips import (
     scored,
     texts,
 )
-from tests.models.made import build, config_of, natural, parameters
+from tests.models.made import build, config_of, kind_of, natural, parameters
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
 LABELS = {"labels": NAMES}
@@ -36,16 +36,16 @@ CASES = [
     ("roberta", "classification", {**LABELS, "pooling": "mean"}, CLASSES, "unipelt", HUB),
     ("xlm-roberta", "span_qa", {"stride": 8}, SPANS, "dora", HF + PEFT),
     ("distilbert", "classification", LABELS, CLASSES, "adalora", HF + PEFT),
-    ("distilbert", "token_classification", {}, TAGS, "prefix_tuning", HUB),
-    ("electra", "classification", LABELS, CLASSES, "ia3", HF + PEFT + HUB),
-    ("albert", "classification", LABELS, CLASSES, "houlsby", HUB),
+    ("roberta", "token_classification", {}, TAGS, "prefix_tuning", PEFT + HUB),
+    ("electra", "classification", LABELS, CLASSES, "ia3", HF + PEFT),
+    ("xlm-roberta", "classification", LABELS, CLASSES, "houlsby", HUB),
     ("albert", "multilabel", {**LABELS, "pooling": "mean"}, CLASSES, "lora", HF + PEFT),
     ("deberta-v2", "classification", LABELS, CLASSES, "vera", HF + PEFT),
-    ("deberta-v2", "token_classification", {}, TAGS, "reft", HUB),
-    ("xlnet", "classification", LABELS, CLASSES, "lora", HF + PEFT),
+    ("bert", "token_classification", {}, TAGS, "reft", HUB),
+    ("xlnet", "classification", LABELS, CLASSES, "lora", HF),
     ("xlnet", "span_qa", {"stride": 8}, SPANS, "top_k", HF),
-    ("modernbert", "classification", LABELS, CLASSES, "oft", HF + PEFT),
-    ("modernbert", "contrastive", {"pooling": "mean"}, PLAIN, "loha", HF + PEFT),
+    ("modernbert", "classification", LABELS, CLASSES, "oft", HF),
+    ("modernbert", "contrastive", {"pooling": "mean"}, PLAIN, "loha", HF),
     ("gpt2", "classification", LABELS, CLASSES, "lora", HF + PEFT),
     ("gpt2", "token_classification", {}, TAGS, "pfeiffer", HUB),
     ("llama", "classification", LABELS, CLASSES, "lokr", HF + PEFT),
@@ -71,8 +71,8 @@ AUTO = {  # head → transformers' class
 
 
 def write_base(folder, case):
-    """A pretrained model of a family, with its language model's head."""
-    model = build(case, natural(case) if case != "deberta-v2" else None)
+    """A pretrained model of a family: an encoder alone, others with their language model's head."""
+    model = build(case, None if kind_of(case) == "encoder" else natural(case))
     config = config_of(case)
     config |= {key: value for key, value in SPECIAL.items() if key in config}
     head = model.config.heads.get(model.model.head)
