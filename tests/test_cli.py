@@ -131,6 +131,9 @@ def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
     [
         (["--config.optimizer.learning_rat=1"], "did you mean 'optimizer.learning_rate'"),
         (["--config.method.rank=2"], "unknown config key 'method.rank'"),
+        (["--config.optimizer=lion"], "'optimizer' is a section; its keys are optimizer.name,"),
+        (["--config.task.name=regression"], "give --task regression, or on a page default_config"),
+        (["--config.model.path="], "model.path is empty"),
         (["--config.method.name=lora", "--config.method.rnk=2"], "did you mean 'method.rank'"),
         (["--config.train.epochs=many"], "train.epochs='many' has the wrong type: int"),
         (["--config.train.epochs=1.5"], "wrong type"),

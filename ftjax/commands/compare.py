@@ -20,10 +20,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     from ftjax.comparison.study import compare
 
-    methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
+    names = filter(None, map(str.strip, arguments.methods.split(",")))
     compare(
         arguments.config or "",
-        methods,
+        [*dict.fromkeys(names)],
         arguments.seeds,
         arguments.workdir,
         shorthands(arguments, overrides),

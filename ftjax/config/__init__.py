@@ -239,8 +239,20 @@ def override(config: ConfigDict, key: str, value: Any) -> None:
     new = flat_keys(config.model.new, "model.new.")  # of the types that its page has
     known |= {name: Option(type(value), value, "") for name, value in new.items()}
     if key not in known:
-        raise UserError(f"unknown config key {key!r}{nearest(key, known)}")
+        raise UserError(_unknown(key, known))
+    if key == "task.name" and value != config.task.name:  # whose options the section has
+        raise UserError(
+            f"task.name={value!r}: the configuration is of {config.task.name}, with its options; "
+            f"give --task {value}, or on a page default_config(method, {value!r})"
+        )
     _set(config, key, known[key].read(key, value))
+
+
+def _unknown(key: str, known: Iterable[str]) -> str:
+    """What is said of a key that there is not, or of a section that is given as one."""
+    if inside := [each for each in known if each.startswith(f"{key}.")]:
+        return f"{key!r} is a section; its keys are {', '.join(inside)}"
+    return f"unknown config key {key!r}{nearest(key, known)}"
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:
@@ -263,7 +275,7 @@ def check(config: ConfigDict) -> ConfigDict:
         if key.startswith("model.new."):
             continue
         if key not in known:
-            raise UserError(f"unknown config key {key!r}{nearest(key, known)}")
+            raise UserError(_unknown(key, known))
         read = known[key].read(key, value)
         if read is not value:
             _set(config, key, read)  # a page may have lists, or whole numbers, or "a,b"

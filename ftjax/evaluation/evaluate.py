@@ -93,5 +93,8 @@ def _read(config: ConfigDict, split: str, changes: Mapping[str, Any]) -> Split:
         return rows
     splits, _ = read_splits(config, task, held_out=split != "train")
     if split not in splits:
-        raise UserError(f"--split {split}: the data has {', '.join(splits)}")
+        raise UserError(
+            f"--split {split}: the data has {', '.join(splits)}; another file is scored by "
+            "data.path=FILE"
+        )
     return splits[split]

