@@ -10,6 +10,7 @@ from ftjax.formats.adapter import read_method
 from ftjax.formats.export import write_export
 from ftjax.formats.jsons import read_json, write_json
 from tests.conftest import write_jsonl, write_tokenizer
+from tests.covering import product
 from tests.formats.test_round_trips import (
     CHOICES,
     CLASSES,
@@ -29,26 +30,20 @@ TAGS = [{k: v for k, v in row.items() if k != "label"} for row in TAGGED]
 PLAIN = [{"text": t} for t in texts()]
 TURNED = [{"source": t, "target": " ".join(t.split()[::-1])} for t in texts()]
 HF, PEFT, HUB = ("hf",), ("peft",), ("adapterhub",)
-# Family, task, its options, rows, method, formats: each family, method and head is there.
+# Family, task, its options, rows, method, formats: kinds of each; few of them run by default.
 CASES = [
-    ("roberta", "classification", LABELS, CLASSES, "full", HF),
     ("roberta", "multiple_choice", {}, CHOICES, "bitfit", HF),
     ("roberta", "classification", {**LABELS, "pooling": "mean"}, CLASSES, "unipelt", HUB),
     ("xlm-roberta", "span_qa", {"stride": 8}, SPANS, "dora", HF + PEFT),
     ("distilbert", "classification", LABELS, CLASSES, "adalora", HF + PEFT),
     ("roberta", "token_classification", {}, TAGS, "prefix_tuning", PEFT + HUB),
     ("electra", "classification", LABELS, CLASSES, "ia3", HF + PEFT),
-    ("xlm-roberta", "classification", LABELS, CLASSES, "houlsby", HUB),
     ("albert", "multilabel", {**LABELS, "pooling": "mean"}, CLASSES, "lora", HF + PEFT),
     ("deberta-v2", "classification", LABELS, CLASSES, "vera", HF + PEFT),
     ("bert", "token_classification", {}, TAGS, "reft", HUB),
     ("xlnet", "classification", LABELS, CLASSES, "lora", HF),
-    ("xlnet", "span_qa", {"stride": 8}, SPANS, "top_k", HF),
     ("modernbert", "classification", LABELS, CLASSES, "oft", HF),
-    ("modernbert", "contrastive", {"pooling": "mean"}, PLAIN, "loha", HF),
     ("gpt2", "classification", LABELS, CLASSES, "lora", HF + PEFT),
-    ("gpt2", "token_classification", {}, TAGS, "pfeiffer", HUB),
-    ("llama", "classification", LABELS, CLASSES, "lokr", HF + PEFT),
     ("llama", "causal_lm", {}, PLAIN, "rslora", HF + PEFT + HUB),
     ("mistral", "causal_lm", {}, PLAIN, "prompt_tuning", PEFT),
     ("qwen2", "causal_lm", {}, PLAIN, "prefix_tuning", PEFT),
@@ -56,10 +51,21 @@ CASES = [
     ("qwen3", "regression", {}, [{**row, "label": 0.5} for row in CLASSES], "p_tuning", PEFT),
     ("t5", "seq2seq", {}, TURNED, "lora", HF + PEFT),
     ("t5", "classification", LABELS, CLASSES, "ia3", HF + PEFT),
-    ("bart", "seq2seq", {}, TURNED, "mam", HUB),
+    ("t5", "seq2seq", {}, TURNED, "houlsby", HUB),
     ("bart", "classification", LABELS, CLASSES, "pissa", HF + PEFT),
     ("marian", "seq2seq", {}, TURNED, "full", HF),
 ]
+FAULTS = {("xlm-roberta", "dora")}  # whose one kind of token the pairs' second text is beyond
+FEW = FAULTS | {
+    ("roberta", "unipelt"),
+    ("electra", "ia3"),
+    ("albert", "lora"),
+    ("gpt2", "lora"),
+    ("llama", "rslora"),
+    ("t5", "lora"),
+    ("bart", "pissa"),
+    ("qwen3", "p_tuning"),
+}
 AUTO = {  # head → transformers' class
     "classification": transformers.AutoModelForSequenceClassification,
     "tokens": transformers.AutoModelForTokenClassification,
@@ -86,7 +92,11 @@ def write_base(folder, case):
     return folder
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join([case[0], case[1], case[4]]))
+@pytest.mark.parametrize(
+    "case",
+    product(CASES, [case for case in CASES if (case[0], case[4]) in FEW], each=False),
+    ids=lambda case: "-".join([case[0], case[1], case[4]]),
+)
 def test_exports_of_families_are_read_with_their_scores(case, tmp_path):
     family, task, options, rows, method, formats = case
     folder = write_base(tmp_path / "base", family)
