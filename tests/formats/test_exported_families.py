@@ -44,7 +44,7 @@ CASES = [
     ("xlnet", "classification", LABELS, CLASSES, "lora", HF),
     ("modernbert", "classification", LABELS, CLASSES, "oft", HF),
     ("gpt2", "classification", LABELS, CLASSES, "lora", HF + PEFT),
-    ("llama", "causal_lm", {}, PLAIN, "rslora", HF + PEFT + HUB),
+    ("llama", "causal_lm", {}, PLAIN, "rslora", HF + PEFT),
     ("mistral", "causal_lm", {}, PLAIN, "prompt_tuning", PEFT),
     ("qwen2", "causal_lm", {}, PLAIN, "prefix_tuning", PEFT),
     ("gemma2", "causal_lm", {}, PLAIN, "layer_norm", HF),
@@ -129,6 +129,7 @@ def assert_equal_in_transformers(out, predictor, folder):
     if names := run.task.output_names(predictor.names):
         assert model.config.id2label == dict(enumerate(names))
     ids = np.random.default_rng(1).integers(5, 30, (4, 9))
+    ids[:, -1] = SPECIAL["eos_token_id"]  # which BART's classifier looks for
     batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     if run.tuned.model.head == "seq2seq_lm":
         batch |= {"decoder_input_ids": ids[:, :5], "decoder_attention_mask": np.ones((4, 5), int)}
