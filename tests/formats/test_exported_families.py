@@ -12,7 +12,6 @@ from ftjax.formats.jsons import read_json, write_json
 from tests.conftest import write_jsonl, write_tokenizer
 from tests.covering import product
 from tests.formats.test_round_trips import (
-    CHOICES,
     CLASSES,
     NAMES,
     SPANS,
@@ -32,11 +31,10 @@ TURNED = [{"source": t, "target": " ".join(t.split()[::-1])} for t in texts()]
 HF, PEFT, HUB = ("hf",), ("peft",), ("adapterhub",)
 # Family, task, its options, rows, method, formats: kinds of each; few of them run by default.
 CASES = [
-    ("roberta", "multiple_choice", {}, CHOICES, "bitfit", HF),
     ("roberta", "classification", {**LABELS, "pooling": "mean"}, CLASSES, "unipelt", HUB),
     ("xlm-roberta", "span_qa", {"stride": 8}, SPANS, "dora", HF + PEFT),
     ("distilbert", "classification", LABELS, CLASSES, "adalora", HF + PEFT),
-    ("roberta", "token_classification", {}, TAGS, "prefix_tuning", PEFT + HUB),
+    ("roberta", "token_classification", {}, TAGS, "prefix_tuning", PEFT),
     ("electra", "classification", LABELS, CLASSES, "ia3", HF + PEFT),
     ("albert", "multilabel", {**LABELS, "pooling": "mean"}, CLASSES, "lora", HF + PEFT),
     ("deberta-v2", "classification", LABELS, CLASSES, "vera", HF + PEFT),
@@ -63,7 +61,6 @@ FEW = FAULTS | {
     ("gpt2", "lora"),
     ("llama", "rslora"),
     ("t5", "lora"),
-    ("bart", "pissa"),
     ("qwen3", "p_tuning"),
 }
 AUTO = {  # head → transformers' class
