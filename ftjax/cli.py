@@ -5,10 +5,13 @@ import signal
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from difflib import get_close_matches
 from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
 
+from ftjax.changes import refused, spoken
 from ftjax.commands import COMMANDS
 from ftjax.commands.explain import print_explanations
 from ftjax.errors import Stopped, UserError, summary
@@ -25,7 +28,7 @@ def parser() -> ArgumentParser:
     added = main.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         text = command.help
-        words = {"help": text, "description": text, "epilog": command.keys or None}
+        words = {"help": text, "description": text, "epilog": spoken(command.keys) or None}
         command.arguments(added.add_parser(name, allow_abbrev=False, **words))
     return main
 
@@ -45,13 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return print_explanations(argv)
         arguments, rest = parser().parse_known_args(argv)
         command = COMMANDS[arguments.command]
-        _refuse_strange(arguments.command, command.keys, rest)
+        _refuse_strange(arguments.command, rest)
         if command.starts_jax:
             _huge_pages(argv)
             start_jax()
-        return command.run(arguments, rest) or 0
+        with _quiet_stores(command.keys):
+            return command.run(arguments, rest) or 0
     except UserError as error:
-        return _failed(error, 2)
+        return _failed(_told(argv[0], error), 2)
     except Stopped as stopped:
         return stopped.code
     except KeyboardInterrupt as error:
@@ -73,12 +77,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _surroundings() -> dict[str, str]:
     """What libraries read of the environment when they are imported."""
-    said = {}
+    said = {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}  # that there is no torch, which none needs
     if not sys.stderr.isatty():  # a log: lines alone
-        said = dict.fromkeys(BARS, "1")
+        said |= dict.fromkeys(BARS, "1")
     if find_spec("libtpu") and not find_spec("jax_plugins") and not _has_tpu():
         said["JAX_PLATFORMS"] = "cpu"  # libtpu would be asked first, and complain at length
     return said
+
+
+def _quiet_stores(keys: Sequence[str]) -> AbstractContextManager[None]:
+    """Where a command has a configuration, which may name object stores."""
+    if not keys:
+        return nullcontext()
+    from ftjax.remote import raised_once
+
+    return raised_once()
 
 
 def _has_tpu() -> bool:
@@ -87,13 +100,42 @@ def _has_tpu() -> bool:
     return any(map(glob, TPUS)) or GOOGLE in makers
 
 
-def _refuse_strange(command: str, keys: str, rest: Sequence[str]) -> None:
+def _refuse_strange(command: str, rest: Sequence[str]) -> None:
     """Raises UserError for arguments that a command does not take, with what it does."""
-    for item in rest:
-        if not keys:
-            raise UserError(f"{item!r} is not understood; see ftjax {command} --help")
-        if not item.startswith("--config.") or "=" not in item:
-            raise UserError(f"{item!r} is not understood; {keys}; see ftjax {command} --help")
+    keys = COMMANDS[command].keys
+    for number, item in enumerate(rest):
+        if keys and item.startswith("--config.") and "=" in item:
+            continue
+        name, _, value = item.lstrip("-").removeprefix("config.").partition("=")
+        after = value or next(iter(rest[number + 1 :]), "VALUE")
+        taken = f"; {spoken(keys)}{_meant(name, after, keys)}" if keys else ""
+        raise UserError(f"{item!r} is not understood{taken}; see ftjax {command} --help")
+
+
+def _meant(name: str, value: str, keys: Sequence[str]) -> str:
+    """ ", as KEY" where an argument is called as a key that can be given is, or nearly."""
+    from ftjax.config.sections import SECTIONS
+    from ftjax.options import options
+
+    every = [f"{section}.{key}" for section, cls in SECTIONS.items() for key in options(cls)]
+    every = [key for key in every if key.startswith(tuple(keys))]
+    ends = [key for key in every if key.rpartition(".")[2] == name.replace("-", "_")]
+    key = next(iter([name] * (name in every) or ends or get_close_matches(name, every, 1, 0.8)), "")
+    return f", as --config.{key}={value}" if key else ""
+
+
+def _told(command: str, error: UserError) -> UserError:
+    """An error, with what it says of keys that the command does not take."""
+    if command not in COMMANDS:
+        return error
+    of = COMMANDS[command]
+    listed = ArgumentParser(add_help=False)
+    of.arguments(listed)
+    strange = refused(str(error), of.keys, [*listed._option_string_actions])
+    if not strange:
+        return error
+    keys = f"{' and '.join(strange)} {'is' if len(strange) == 1 else 'are'}"
+    return UserError(f"{error} ({keys} set where a run is begun, by ftjax train, not here)")
 
 
 def _failed(error: Exception, code: int) -> int:

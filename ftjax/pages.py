@@ -75,6 +75,11 @@ def shown(value: Any) -> Any:
     return "" if value is None else value
 
 
+def percent(share: float) -> str:
+    """A share with two decimals, or where it is small two digits."""
+    return f"{share:.2%}" if share >= 1e-3 or not share else f"{100 * share:.2g}%"
+
+
 def curves(title: str, series: Mapping[str, Sequence[Point]], below: str = "step") -> str:
     """Lines over a common axis, 480 by 220; points that are not finite are left out."""
     series = {
@@ -92,13 +97,14 @@ def curves(title: str, series: Mapping[str, Sequence[Point]], below: str = "step
         return f"{52 + 418 * across:.1f},{182 - 168 * up:.1f}"
 
     drawn = []
-    for i in range(5):
-        y, value = 182 - 42 * i, low + (high - low) * i / 4
+    for i, label in enumerate(_labels(low, high)):
+        y = 182 - 42 * i
         drawn.append(f'<line x1="52" x2="470" y1="{y}" y2="{y}" stroke="#e4e7eb"/>')
-        drawn.append(f'<text x="46" y="{y + 4}" text-anchor="end">{_tick(value)}</text>')
-    for i in range(5):
-        value = left + (right - left) * i / 4
-        drawn.append(f'<text x="{52 + 104.5 * i}" y="198" text-anchor="middle">{value:,.0f}</text>')
+        drawn.append(f'<text x="46" y="{y + 4}" text-anchor="end">{label}</text>')
+    whole = {round(left + (right - left) * i / 4) for i in range(5)}
+    for value in sorted(value for value in whole if left <= value <= right):
+        x = place(value, low).partition(",")[0]
+        drawn.append(f'<text x="{x}" y="198" text-anchor="middle">{value:,}</text>')
     drawn.append(f'<text x="261" y="215" text-anchor="middle">{text(below)}</text>')
     names = []
     for (name, points), colour in zip(series.items(), SERIES, strict=False):
@@ -114,11 +120,16 @@ def curves(title: str, series: Mapping[str, Sequence[Point]], below: str = "step
     return f"<div><b>{text(title)}</b>{legend}{figure}</div>"
 
 
-def _tick(value: float) -> str:
-    small = value and abs(value) < 1e-3
-    return f"{value:.1e}" if small else f"{value:.3g}"
+def _labels(low: float, high: float) -> list[str]:
+    """Five numbers from one to the other, with as many digits as tell them apart."""
+    values = [low + (high - low) * i / 4 for i in range(5)]
+    digits = next(d for d in range(3, 18) if len({f"{v:.{d}g}" for v in values}) == 5 or d == 17)
+    small = max(map(abs, values)) < 1e-3
+    return [f"{v:.{digits - 2}e}" if small and v else f"{v:.{digits}g}" for v in values]
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of an axis: of one value a tenth of it around."""
     low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    around = abs(low) / 10 or 0.5
+    return (low, high) if high > low else (low - around, high + around)

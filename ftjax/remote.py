@@ -6,6 +6,7 @@ import os
 import shutil
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -38,13 +39,26 @@ def located(text: str | Path) -> Path:
         return Path(text).expanduser()
     if scheme not in DRIVERS:
         raise UserError(f"{text}: the scheme must be one of {', '.join(DRIVERS)}")
-    for library in (DRIVERS[scheme], "fsspec"):  # they raise what they log
-        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         __import__(DRIVERS[scheme])
     except ImportError as error:
         raise UserError(f"{text} needs a package: pip install {DRIVERS[scheme]}") from error
     return epath.Path(str(text))
+
+
+@contextmanager
+def raised_once() -> Iterator[None]:
+    """Keeps the libraries of object stores from logging, too, what they raise: of a command, whose
+    process is our own."""
+    loggers = [logging.getLogger(name) for name in (*DRIVERS.values(), "fsspec")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def is_remote(path: Path) -> bool:

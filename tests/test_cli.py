@@ -132,6 +132,9 @@ def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
     [
         (["--config.optimizer.learning_rat=1"], "did you mean 'optimizer.learning_rate'"),
         (["--config.method.rank=2"], "unknown config key 'method.rank'"),
+        (["--config.optimizer=lion"], "'optimizer' is a section; its keys are optimizer.name,"),
+        (["--config.task.name=regression"], "give --task regression, or on a page default_config"),
+        (["--config.model.path="], "model.path is empty"),
         (["--config.method.name=lora", "--config.method.rnk=2"], "did you mean 'method.rank'"),
         (["--config.train.epochs=many"], "train.epochs='many' has the wrong type: int"),
         (["--config.train.epochs=1.5"], "wrong type"),
@@ -146,6 +149,8 @@ def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
         (["--config.model.segments=3,3"], "sum to 4 layers"),
         (["--config.model.remat=ful"], "must be one of none, full, dots"),
         (["--config.model.path=./nothing"], "neither a folder nor a .gguf file"),
+        (["--config.model.path=/etc"], "is a folder without a config.json, so of no model"),
+        (["--config.model.path=minlm"], "a nickname (did you mean 'minilm'"),
         (["--config.data.path=./nothing"], "does not exist"),
         (["--config.data.max_length=65"], "exceeds the model's 64 positions"),
         (["--config.data.batching=packed"], "must be one of bucket, pack, pad"),

@@ -1,6 +1,7 @@
 """Data, model and work folder in an object store, as an emulator of it serves them."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ from etils import epath
 
 from ftjax.config import load_config
 from ftjax.errors import UserError
-from ftjax.remote import copied, located, said
+from ftjax.remote import copied, located, raised_once, said
 from ftjax.training.start import begin
 from ftjax.workdir.lock import NAME, Holder, Lock
 from ftjax.workdir.records import read_rows
@@ -165,6 +166,15 @@ def test_a_copy_has_what_the_store_has_now(bucket, monkeypatch, tmp_path):
     os.utime(copy / "config.json", (later, later))
     assert copied(folder) == copy
     assert {file.name: file.read_text() for file in copy.iterdir()} == {"config.json": "three"}
+
+
+def test_stores_log_as_before_in_a_process_that_is_not_a_command(bucket):
+    loggers = [logging.getLogger(name) for name in ("gcsfs", "fsspec")]
+    before = [logger.getEffectiveLevel() for logger in loggers]
+    with raised_once():
+        assert {logger.level for logger in loggers} == {logging.CRITICAL}
+    located(f"{bucket}/file")
+    assert [logger.getEffectiveLevel() for logger in loggers] == before < [logging.CRITICAL] * 2
 
 
 def test_of_many_at_once_one_holds_a_folder(bucket):

@@ -8,7 +8,7 @@ from ftjax.errors import UserError, nearest
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("what", choices=("list", "clear"))
+    parser.add_argument("what", nargs="?", choices=("list", "clear"), default="list")
     parser.add_argument("folders", nargs="*", help="that are cleared (default: all)")
 
 

@@ -8,9 +8,6 @@ from typing import Any
 
 from ftjax.errors import UserError
 
-ALL = "any configuration key can be given as --config.KEY=VALUE"
-PLACE = "mesh.*, model.dtype and model.attention can be given as --config.KEY=VALUE"
-ROWS = f"data.* and train.eval_batch_size, {PLACE}"
 # Metrics of a constant answer that are said; result.json has all.
 CONSTANT = ("accuracy", "f1", "f1_micro", "f1_macro", "kappa", "exact", "mean_squared_error")
 
@@ -23,14 +20,14 @@ class Command:
         help: what it does, in a line.
         arguments: adds its arguments to a parser.
         run: does it, with what was given and "--config.KEY=VALUE"; returns the exit code or None.
-        keys: what of a configuration can be changed; empty: nothing.
+        keys: what those of a configuration begin with that can be changed; empty: nothing.
         starts_jax: whether it runs on the devices that are there.
     """
 
     help: str
     arguments: Callable[[ArgumentParser], None]
     run: Callable[[Namespace, Sequence[str]], int | None]
-    keys: str = ""
+    keys: Sequence[str] = ()
     starts_jax: bool = False
 
 

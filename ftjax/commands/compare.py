@@ -3,7 +3,8 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from ftjax.commands.command import ALL, Command, add_page, add_workdir, shorthands
+from ftjax.changes import ALL
+from ftjax.commands.command import Command, add_page, add_workdir, shorthands
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -19,10 +20,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     from ftjax.comparison.study import compare
 
-    methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
+    names = filter(None, map(str.strip, arguments.methods.split(",")))
     compare(
         arguments.config or "",
-        methods,
+        [*dict.fromkeys(names)],
         arguments.seeds,
         arguments.workdir,
         shorthands(arguments, overrides),

@@ -6,7 +6,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from ftjax.commands.command import ALL, Command, add_page, load_page
+from ftjax.changes import ALL
+from ftjax.commands.command import Command, add_page, load_page
 from ftjax.errors import UserError
 
 AHEAD = {  # what libtpu asks of a machine with TPUs is told it, lest it wait for them
@@ -42,6 +43,8 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
         raise UserError(f"--slices {slices} must be positive")
     if arguments.price is not None and not 0 <= arguments.price < math.inf:
         raise UserError(f"--price {arguments.price} must not be negative, nor without end")
+    if quick and arguments.price is not None:
+        raise UserError("--price is of times, of which --quick says nothing: leave out one of them")
     config = check(load_page(arguments, overrides))
     found = forecast(config, topology, slices, quick)
     print("\n".join(lines(found, arguments.price)), flush=True)

@@ -3,7 +3,8 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from ftjax.commands.command import ROWS, Command, add_step, add_workdir, print_scores
+from ftjax.changes import ROWS
+from ftjax.commands.command import Command, add_step, add_workdir, print_scores
 
 
 def add_arguments(parser: ArgumentParser) -> None:

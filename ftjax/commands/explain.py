@@ -3,7 +3,8 @@
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
-from ftjax.commands.command import ALL, add_page, load_page
+from ftjax.changes import ALL
+from ftjax.commands.command import add_page, load_page
 from ftjax.errors import UserError
 
 

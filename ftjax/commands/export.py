@@ -5,7 +5,8 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from ftjax.commands.command import PLACE, Command, add_step, add_workdir
+from ftjax.changes import PLACE
+from ftjax.commands.command import Command, add_step, add_workdir
 
 
 def add_arguments(parser: ArgumentParser) -> None:

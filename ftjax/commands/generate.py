@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ftjax.commands.command import PLACE, Command, add_step, add_workdir
+from ftjax.changes import PLACE
+from ftjax.commands.command import Command, add_step, add_workdir
 from ftjax.errors import UserError
 
 CHOICES = {  # how tokens are chosen: option → (type, help)

@@ -36,6 +36,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     what, name = arguments.what, arguments.name
     entries = _table(what)
+    if what == "rates":
+        print(_heading())
     if name is None:
         for entry, text in entries.items():
             print(f"{entry:<{WIDTH}}{text}")
@@ -64,6 +66,15 @@ def _table(what: str) -> Mapping[str, str]:
     return {name: entry[-1] for name, entry in entries.items()}
 
 
+def _heading() -> str:
+    """What the columns of `rates` are of."""
+    from ftjax.methods.rates import SIZES
+
+    small, *others = [f"{s / 1e9:g}B" if s >= 1e9 else f"{s / 1e6:g}M" for s in SIZES]
+    columns = f"{small} (measured here), {', '.join(others)} (not)"
+    return f"{'':<{WIDTH}}for {columns} parameters, by AdamW; between them by logarithms"
+
+
 def _brief(step: str) -> str:
     """The options of a preparation step with their defaults, below it."""
     from ftjax.data.preparation import find
@@ -81,17 +92,20 @@ def _options(what: str, name: str) -> str:
     from ftjax.data import preparation
     from ftjax.options import options
 
+    values: dict[str, str] = {}  # what makes a run use it
     if what in ("models", "rates"):
         return ""
     if what in ("optimizers", "regularizers"):
         section, *keys = KEYS.get(name, ("regularization", name))
         every, prefix = options(SECTIONS[section]), f"{section}."
         known = {key: every[key] for key in keys}
+        values["name"] = name
     else:
         finders = {"methods": methods, "tasks": tasks, "preparation": preparation}
         prefix = {"methods": "method.", "tasks": "task.", "preparation": ""}[what]
         known = options(finders[what].find(name))
-    return "".join(f"{describe(prefix + key, known[key])}\n" for key in known) or "no options\n"
+    lines = [describe(prefix + key, known[key], values.get(key)) for key in known]
+    return "".join(f"{line}\n" for line in lines) or "no options\n"
 
 
 COMMAND = Command("say what there is, and the options of each", add_arguments, run)

@@ -4,14 +4,15 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from ftjax.commands.command import ROWS, Command, add_step, add_workdir
+from ftjax.changes import ROWS
+from ftjax.commands.command import Command, add_step, add_workdir
 
 FORMS = ".jsonl, .json, .csv, .tsv, .parquet or .xlsx"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_workdir(parser)
-    parser.add_argument("--input", type=Path, required=True, help="a .jsonl, .csv or .parquet")
+    parser.add_argument("--input", type=Path, required=True, help="of rows, as train reads")
     parser.add_argument("--output", type=Path, required=True, help=f"to write, a {FORMS}")
     add_step(parser)
 

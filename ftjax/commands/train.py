@@ -3,7 +3,8 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from ftjax.commands.command import ALL, Command, add_page, add_workdir, load_page, print_scores
+from ftjax.changes import ALL
+from ftjax.commands.command import Command, add_page, add_workdir, load_page, print_scores
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -1,6 +1,8 @@
 """The report of a comparison: a table and two plots, as Markdown and as one HTML file."""
 
 import base64
+import re
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +12,9 @@ from ftjax.comparison.plots import draw
 from ftjax.comparison.row import Row, examples_of, headings
 from ftjax.pages import document, table, tag, text
 from ftjax.workdir.records import write_text
+
+RATES = "Learning rates"
+TRIED = "Validation metric of each rate with the first seed; the best was kept."
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -48,6 +53,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
             "is Student's, of the mean over seeds: it says where more seeds would bring it on the "
             "same examples, and nothing of what other examples would give"
         )
+    constant = [each["metrics"][split].get("baseline", {}) for each in results]
     data = Path(run["data"].partition(":")[2]).name
     found = [
         f"Model `{run['model']}`, task {run['task']}, data `{data}`, "
@@ -58,6 +64,11 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "Seconds are of the training phase, without compilation and evaluation; tokens are real "
         "ones, without padding; memory is the peak of the whole process.",
     ]
+    if all(rows[0].metric in each for each in constant):
+        value = statistics.fmean(each[rows[0].metric] for each in constant)
+        found.insert(
+            1, f"An answer that is always the same has {rows[0].spoken_metric} {value:.3f}."
+        )
     if folds:
         found.append(
             f"Cross-validation: the rows to train on are in {len(folds)} parts, each of which is "
@@ -82,14 +93,15 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 def grid_table(tried: Mapping[str, Mapping[float, float]]) -> list[str]:
     """Lines that say what each learning rate of a grid came to on validation."""
-    if not tried:
-        return []
-    lines = ["## Learning rates", ""]
-    lines += ["Validation metric of each rate with the first seed; the best was kept.", ""]
-    for method, found in tried.items():
-        each = ", ".join(f"{rate:g}: {value:.3f}" for rate, value in found.items())
-        lines.append(f"- {method}: {each}")
-    return [*lines, ""]
+    lines = [f"- {line}" for line in _grids(tried)]
+    return [f"## {RATES}", "", TRIED, "", *lines, ""] if tried else []
+
+
+def _grids(tried: Mapping[str, Mapping[float, float]]) -> list[str]:
+    return [
+        f"{method}: {', '.join(f'{rate:g}: {value:.3f}' for rate, value in found.items())}"
+        for method, found in tried.items()
+    ]
 
 
 def write_report(
@@ -115,16 +127,25 @@ def write_report(
     text += ["", *(f"![{name.replace('_', ' ')}]({name}.png)" for name in plots), ""]
     text += grid_table(tried)
     write_text(folder / "report.md", "\n".join(text))
-    write_text(folder / "report.html", _html(rows, plots))
+    write_text(folder / "report.html", _html(rows, plots, tried))
 
 
-def _html(rows: Sequence[Row], plots: Mapping[str, bytes]) -> str:
+def _html(
+    rows: Sequence[Row], plots: Mapping[str, bytes], tried: Mapping[str, Mapping[float, float]]
+) -> str:
     images = [
         f'<img alt="{name.replace("_", " ")}" '
         f'src="data:image/png;base64,{base64.b64encode(image).decode()}">'
         for name, image in plots.items()
     ]
-    remarks = "".join(tag("li", text(note)) for note in notes(rows))
+    parts = [tag("ul", "".join(map(_item, notes(rows)))), *images]
+    if tried:
+        parts += [tag("h2", RATES), tag("p", TRIED), tag("ul", "".join(map(_item, _grids(tried))))]
     title = "Comparison of fine-tuning methods"
     compared = table(headings(rows), [row.cells() for row in rows])
-    return document(title, [tag("h1", title), compared, tag("ul", remarks), *images])
+    return document(title, [tag("h1", title), compared, *parts])
+
+
+def _item(note: str) -> str:
+    """A remark of the Markdown page as one of a list."""
+    return tag("li", re.sub(r"`([^`]*)`", r"<code>\1</code>", text(note)))

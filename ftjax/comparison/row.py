@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ftjax.comparison.statistics import interval, wilson
+from ftjax.pages import percent
 from ftjax.registry import find
 from ftjax.tasks import TASKS
 from ftjax.tasks.base import spoken
@@ -82,7 +83,7 @@ class Row:
         return (
             self.method,
             f"{self.trainable:,}",
-            f"{self.trainable / self.total:.2%}",
+            percent(self.trainable / self.total),
             f"{self.score:.3f}" + (f" ± {self.deviation:.3f}" if several else ""),
             f"{min(self.seeds):.3f} to {max(self.seeds):.3f}" if several else "one",
             f"[{self.low:.3f}, {self.high:.3f}]" if self.low < self.high else "none",

@@ -74,10 +74,7 @@ class Study:
             if (number := _signal(code)) in STOPS:
                 raise Stopped(number)
             if code or not result.exists():
-                raise UserError(
-                    f"{method}, seed {seed} did not finish (exit code {code}); the same command "
-                    "goes on from here"
-                )
+                raise UserError(self._unfinished(f"{method}, seed {seed}", folder, code))
         return read_result(folder)
 
     def run_all(self, runs: Sequence[tuple[str, int, float | None, int]]) -> list[dict[str, Any]]:
@@ -96,16 +93,30 @@ class Study:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
+    def _unfinished(self, run: str, folder: Path, code: int) -> str:
+        """What is said of a run that has no result: bad input stays bad until it is mended."""
+        why, file = "", _output(folder)
+        if self.jobs > 1 and file.exists():
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            why = next((f", {line}" for line in reversed(lines) if line.startswith("error: ")), "")
+        mend = "once that is mended, " if code == 2 else ""
+        return f"{run} did not finish (exit code {code}{why}); {mend}the same command goes on"
+
     def _start(self, command: Sequence[str], folder: Path) -> int:
         """Exit code; what runs print side by side goes to files."""
         if self.jobs == 1:
             return self.processes.run(command)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_suffix(".txt").open("ab") as output:
+        with _output(folder).open("ab") as output:
             code = self.processes.run(command, output)
         done = "stopped" if _signal(code) in STOPS else f"failed, see {output.name}"
         print(f"  {folder}: {done if code else 'finished'}", flush=True)
         return code
+
+
+def _output(folder: Path) -> Path:
+    """Where a run that goes beside others prints."""
+    return folder.with_suffix(".txt")
 
 
 def _signal(code: int) -> int:
@@ -151,8 +162,10 @@ def compare(
     """
     module = load_module(config) if config else None
     methods, grid = methods or getattr(module, "METHODS", ()), getattr(module, "GRID", {})
-    if not methods or min(seeds, jobs) < 1:
-        raise UserError("--methods must name at least one method; --seeds and --jobs be positive")
+    for name, count in {"--seeds": seeds, "--jobs": jobs}.items():
+        require(count > 0, f"{name} {count} must be positive")
+    if not methods:
+        raise UserError("--methods must name what is compared, as --methods full,lora,head")
     require(folds == 0 or folds > 1, f"--folds {folds} must be 2 or more, or 0 for none")
     for name, count in (("seeds", seeds), ("folds", folds), ("jobs", jobs)):
         require(count <= MOST, f"--{name} {count} must be at most {MOST:,}")

@@ -168,7 +168,10 @@ def load_module(file: str) -> ModuleType:
     """
     path = Path(file)
     if not path.is_file():
-        raise UserError(f"--config: {file} does not exist")
+        what = "is a folder, not a page" if path.is_dir() else "does not exist"
+        raise UserError(f"--config: {file} {what}; ftjax init writes a page to begin from")
+    if path.suffix != ".py":
+        raise UserError(f"--config: {file}: a page is Python and ends in .py")
     spec = importlib.util.spec_from_file_location(f"ftjax_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     with errors_of_page(file):
@@ -253,8 +256,20 @@ def override(config: ConfigDict, key: str, value: Any) -> None:
     new = flat_keys(config.model.new, "model.new.")  # of the types that its page has
     known |= {name: Option(type(value), value, "") for name, value in new.items()}
     if key not in known:
-        raise UserError(f"unknown config key {key!r}{nearest(key, known)}")
+        raise UserError(_unknown(key, known))
+    if key == "task.name" and value != config.task.name:  # whose options the section has
+        raise UserError(
+            f"task.name={value!r}: the configuration is of {config.task.name}, with its options; "
+            f"give --task {value}, or on a page default_config(method, {value!r})"
+        )
     _set(config, key, _read(key, known[key], value))
+
+
+def _unknown(key: str, known: Iterable[str]) -> str:
+    """What is said of a key that there is not, or of a section that is given as one."""
+    if inside := [each for each in known if each.startswith(f"{key}.")]:
+        return f"{key!r} is a section; its keys are {', '.join(inside)}"
+    return f"unknown config key {key!r}{nearest(key, known)}"
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:
@@ -277,7 +292,7 @@ def check(config: ConfigDict) -> ConfigDict:
         if key.startswith("model.new."):
             continue
         if key not in known:
-            raise UserError(f"unknown config key {key!r}{nearest(key, known)}")
+            raise UserError(_unknown(key, known))
         read = _read(key, known[key], value)
         if read is not value:
             _set(config, key, read)  # a page may have lists, or whole numbers, or "a,b"

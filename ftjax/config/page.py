@@ -72,12 +72,13 @@ def page(file: str, task: str, method: str = "full", model: str = "", data: str 
     if of("method"):
         body.append(f'    if method == "{method}":')
         body += [line for key in of("method") for line in lines(key, " " * 8)]
-    schema = tasks.find(task).schema
+    fields = tasks.find(task).schema.fields
+    named = [f"{k} (optional)" if e.optional or e.sparse else k for k, e in fields.items()]
     return TEMPLATE.format(
         title=f"{task}: {TASKS[task][-1]}",
         file=file,
         stem=file.rpartition("/")[2].removesuffix(".py"),
-        fields=", ".join(schema.fields),
+        fields=", ".join(named),
         method=method,
         task=task,
         body="\n".join(body),

@@ -43,9 +43,11 @@ def open_files(path: Path, settings: Options) -> dict[str, Opened]:
     asked = {split: _stem(name) for split, name in settings["split_names"].items()}
     names = choose(files, asked, f"data.path={str(path)!r}")
     if "train" not in names and "test" not in names:
-        known = f"files: {', '.join(files)}; set data.split_names" if files else ", ".join(SUFFIXES)
+        known = ", ".join(SUFFIXES)
         within = [each.name for each in sorted(path.iterdir()) if each.is_dir() and _files(each)]
-        if within and not files:
+        if files:
+            known = f"files: {', '.join(files)}; set data.split_names.train"
+        elif within:
             known = f"but its folder {within[0]} has files: set data.path to it"
         raise UserError(f"data.path={str(path)!r} has no train or test file ({known})")
     opened = {}

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ftjax import tasks
+from ftjax.changes import ROWS
 from ftjax.config import parse_override
 from ftjax.data.preparation.rewriting import rewritten
 from ftjax.data.sources import Split, load
@@ -17,7 +18,7 @@ from ftjax.remote import located
 from ftjax.training.inputs import split_of
 from ftjax.training.noted import noted
 from ftjax.training.predictor import open_predictor
-from ftjax.training.reading import PLACE, ROWS, read_config
+from ftjax.training.reading import read_config
 from ftjax.training.splits import read_splits
 from ftjax.training.usefulness import baseline
 from ftjax.training.writing import check_written, is_written
@@ -42,7 +43,7 @@ def evaluate(
     Raises:
         UserError: it is no such folder, or the data has no such split.
     """
-    config = read_config(workdir, overrides, (*PLACE, *ROWS))
+    config = read_config(workdir, overrides, ROWS)
     rows = _read(config, split, dict(map(parse_override, overrides)))
     predictor = open_predictor(workdir, config, step)
     if is_written(predictor.run):
@@ -93,5 +94,8 @@ def _read(config: ConfigDict, split: str, changes: Mapping[str, Any]) -> Split:
         return rows
     splits, _ = read_splits(config, task, held_out=split != "train")
     if split not in splits:
-        raise UserError(f"--split {split}: the data has {', '.join(splits)}")
+        raise UserError(
+            f"--split {split}: the data has {', '.join(splits)}; another file is scored by "
+            "data.path=FILE"
+        )
     return splits[split]

@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 
 from ftjax import tasks
+from ftjax.changes import ROWS
 from ftjax.data.encode import unreadable
 from ftjax.data.preparation.rewriting import rewritten
 from ftjax.data.readers import Rows
@@ -18,7 +19,7 @@ from ftjax.evaluation.tables import write_rows
 from ftjax.parallel.agreement import first
 from ftjax.tasks.written import Written
 from ftjax.training.predictor import Predictor, open_predictor
-from ftjax.training.reading import PLACE, ROWS, read_config
+from ftjax.training.reading import read_config
 
 ROW, ERROR = "row", "error"
 
@@ -90,7 +91,7 @@ def predict(
     Raises:
         UserError: it is no such folder, or no row can be predicted.
     """
-    config = read_config(workdir, overrides, (*PLACE, *ROWS))
+    config = read_config(workdir, overrides, ROWS)
     given = _read(open_file(file, config.data), tasks.create(config.task).schema.to_predict())
     given = given.without(*rewritten(given.split, config.data))
     predictor = open_predictor(workdir, config, step)

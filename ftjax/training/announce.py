@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ftjax.config.unread import unread
+from ftjax.pages import percent
 from ftjax.tasks.base import spoken
 from ftjax.training.progress import Progress
 from ftjax.training.rate import rate_notes
@@ -35,7 +36,7 @@ def announced(run: Run, data: Data, total: int, lengths: Sequence[int], step: in
         size = f"a stream in windows of {stream.size:,} rows"
     yield (
         f"{config.method.name}: {trainable:,} of {every:,} parameters train "
-        f"({trainable / every:.2%}); {size}, {total:,} steps, "
+        f"({percent(trainable / every)}); {size}, {total:,} steps, "
         f"lengths {', '.join(map(str, lengths))}"
     )
     yield from rate_notes(config, run.tuned)

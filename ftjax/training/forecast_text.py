@@ -5,6 +5,8 @@ from typing import Any
 
 from ftjax.parallel.chips import GIB
 
+NAMES = {"compiler": "the compiler's own estimate"}  # of what times are told by
+
 
 def lines(found: Mapping[str, Any], price: float | None = None) -> list[str]:
     """The forecast as text.
@@ -58,6 +60,7 @@ def _times(found: Mapping[str, Any], price: float | None) -> list[str]:
     if "seconds" not in found:
         return ["quick: memory alone, for the times of such a program are not those of a run"]
     times, hours = found["seconds"], found["chip_hours_per_billion_tokens"]
+    times = {NAMES.get(kind, kind): t for kind, t in times.items()}
     bound = max(times, key=times.get)
     cost = "" if price is None else f", {hours * price:,.2f} at {price:g} a chip-hour"
     return [

@@ -309,8 +309,9 @@ class Training:
         found = self._judge(state.best_params, step, self.progress)
         numbers = {f"validation/{k}": v for k, v in found.items() if isinstance(v, float)}
         records.log({"step": step, **numbers})
-        name, value = spoken(self.metric, found), found[self.metric]
-        records.say(f"step {step}: validation {name} {value:.4f}, loss {found['loss']:.4f}")
+        told = {spoken(name, found): found[name] for name in (self.metric, "loss")}
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in told.items())
+        records.say(f"step {step}: validation {scores}")
 
     def _judge(self, params: Flat, step: int, progress: Progress) -> dict[str, Any]:
         """The validation metrics of a step, and noted whether they are the best in `progress`."""

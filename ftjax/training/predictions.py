@@ -15,6 +15,7 @@ from ftjax.tasks.base import Task
 from ftjax.training.splits import Data
 from ftjax.workdir.records import to_line, write_text
 
+REST = Path("splits/train_rows.txt")  # of a work folder
 DROPPED = ("embedding",)  # of predictions: large, and nothing to read
 
 
@@ -52,11 +53,19 @@ def write_predictions(
 
 
 def write_drawn(workdir: Path, data: Data) -> None:
-    """Writes the held-out splits that were drawn from others into splits/, to be looked at."""
+    """Writes the held-out splits that were drawn from others into splits/, to be looked at.
+
+    Of the rows that this left to train on there may be many: only their numbers are written, in
+    order, each as often as preparation made rows of it.
+    """
     read = {row["split"] for row in data.report if row["step"] == "read"}
-    for name in data.raw.keys() - read:
+    drawn = data.raw.keys() - read
+    for name in drawn:
         rows = "".join(map(to_line, data.raw[name].rows))
         write_text(workdir / "splits" / f"{name}.jsonl", rows)
+    if drawn and data.stream is None:
+        numbers = sorted(data.raw["train"].rows["row"])
+        write_text(workdir / REST, "".join(f"{number}\n" for number in numbers))
 
 
 def judged(

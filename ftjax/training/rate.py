@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from ftjax.methods.rates import FAR, OPTIMIZERS, OWN, SIZES, TASKS, rates_of
+from ftjax.methods.rates import FAR, OPTIMIZERS, TASKS, rates_of
 from ftjax.tuned import Tuned
 
 
@@ -34,15 +34,15 @@ def rate_notes(config: ConfigDict, tuned: Tuned) -> Iterator[str]:
     """What is said of a run's learning rate: which auto is, or that one given is far from it."""
     usual, given = usual_rate(config, tuned), config.optimizer.learning_rate
     name, rates = rates_of(config.method, bool(config.model.new))
+    size = model_size(tuned)
     if given == "auto":
-        source = OWN if model_size(tuned) <= SIZES[0] or not rates.source else rates.source
         yield (
             f"optimizer.learning_rate=auto: {usual:g}, for {name} and "
-            f"{model_size(tuned):,} parameters ({source}; ftjax list rates)"
+            f"{size:,} parameters ({rates.source_at(size)}; ftjax list rates)"
         )
     elif usual and not usual / FAR <= given <= usual * FAR:
         times = f"{given / usual:,.0f} times" if given > usual else f"1/{usual / given:,.0f} of"
         yield (
             f"warning: optimizer.learning_rate={given:g} is {times} the {usual:g} that suits "
-            f"{name} on {model_size(tuned):,} parameters (ftjax list rates); auto takes that"
+            f"{name} on {size:,} parameters (ftjax list rates); auto takes that"
         )

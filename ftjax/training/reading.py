@@ -6,20 +6,12 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from ftjax.changes import PLACE
 from ftjax.config import override, parse_override
 from ftjax.errors import UserError
 from ftjax.models.attention import runs_on
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh, mesh_like
 from ftjax.workdir.folder import read_workdir
-
-PLACE = ("mesh.", "model.dtype", "model.attention")  # what any reader may change
-ROWS = (  # what those may that read rows of data
-    "data.",
-    "train.eval_batch_size",
-    "task.generate",
-    "task.max_new_tokens",
-    "task.num_beams",
-)
 
 
 def read_config(

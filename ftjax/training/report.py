@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ftjax.formats.jsons import read_json
-from ftjax.pages import curves, document, line, shown, table, tag, text
+from ftjax.pages import curves, document, line, percent, shown, table, tag, text
 from ftjax.tasks.base import spoken
-from ftjax.training.predictions import predictions_file
+from ftjax.training.predictions import REST, predictions_file
 from ftjax.workdir.folder import read_labels
 from ftjax.workdir.records import read_metrics, read_rows, write_text
 
@@ -18,6 +18,7 @@ PARTS = ("row", "expected", "predicted")  # that every row of predictions has
 WRONG = 40  # rows that are shown, the surest first
 MATRIX = 25  # labels of a confusion matrix; of more, the most frequent confusions are shown
 TOLD = ("label", "labels", "value", "tags", "answer", "preferred", "written")
+SPACED = ("tokens", "tags")  # fields whose items are words
 LINKS = (
     ("data_report.html", "what became of the data"),
     ("config.json", "the configuration"),
@@ -53,9 +54,10 @@ def _about(result: Mapping[str, Any]) -> str:
     epochs = f", {result['epochs']:g} epochs" if result.get("epochs") else ""
     return "<br>".join(
         [
-            f"Model {text(result['model'])}; data {text(result['data'])}; seed {result['seed']}",
+            f"Model {text(result['model'])}; data {text(result['data'].removeprefix('auto:'))}; "
+            f"seed {result['seed']}",
             f"{result['trainable_params']:,} of {result['total_params']:,} parameters trained "
-            f"({share:.2%}), learning rate {result['learning_rate']:g}",
+            f"({percent(share)}), learning rate {result['learning_rate']:g}",
             f"{result['steps']:,} steps{epochs}, {result['train_seconds']:,.1f} s; best at step "
             f"{result['best_step']:,}",
         ]
@@ -201,14 +203,14 @@ def _told(said: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fields(values: Mapping[str, Any]) -> str:
     if len(values) == 1:
-        return text(_short(next(iter(values.values()))))
-    each = (f'<span class="quiet">{text(k)}</span> {text(_short(v))}' for k, v in values.items())
+        return text(_short(*next(iter(values.items()))))
+    each = (f'<span class="quiet">{text(k)}</span> {text(_short(k, v))}' for k, v in values.items())
     return "<br>".join(each)
 
 
-def _short(value: Any) -> str:
+def _short(name: str, value: Any) -> str:
     if isinstance(value, list):
-        value = ", ".join(map(str, islice(value, 60)))
+        value = (" " if name in SPACED else ", ").join(map(str, islice(value, 60)))
     found = str(value)
     return found if len(found) <= 400 else f"{found[:400]} …"
 
@@ -222,5 +224,7 @@ def _links(workdir: Path) -> str:
     ]
     drawn = [f"splits/{split}.jsonl" for split in SPLITS]
     files += [(name, "rows that were drawn") for name in drawn if (workdir / name).exists()]
+    if (workdir / REST).exists():
+        files.append((str(REST), "numbers of the rows that were left to train on"))
     items = (tag("li", f'<a href="{name}">{name}</a>: {what}') for name, what in files)
     return f"<h2>Beside this page</h2>{tag('ul', ''.join(items))}"

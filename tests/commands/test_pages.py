@@ -1,16 +1,22 @@
 """Training without a page of configuration, pages to begin from, and what is said of keys."""
 
 import json
+from argparse import ArgumentParser
+from dataclasses import replace
 
 import pytest
 
 from ftjax import methods, tasks
 from ftjax.cli import main
+from ftjax.commands import COMMANDS
 from ftjax.config import default_config, flat_keys, known_options, load_config
 from ftjax.config.page import page
 from ftjax.data.preparation import STEPS, find
+from ftjax.errors import UserError
 from ftjax.options import options
 from tests.conftest import here
+
+NEEDED = {"train": ["--task", "classification"], "generate": ["--model", "x"]}  # of either two
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +131,56 @@ def test_commands_advise_only_what_they_take(capsys):
     for command in (["list", "methods"], ["init", "a.py"]):
         text = said(capsys, *command, "--nonsense", expect=2)
         assert f"ftjax {command[0]} --help" in text and "--config" not in text
-    text = said(
-        capsys, "export", "--workdir", "w", "--format", "hf", "--output", "o", "x", expect=2
-    )
-    assert "mesh.*" in text and "any configuration key" not in text
+    export = ["export", "--workdir", "w", "--format", "hf", "--output", "o"]
+    for strange in ("x", "--epochs=3"):
+        text = said(capsys, *export, strange, expect=2)
+        assert "mesh.*" in text and "any configuration key" not in text and "train." not in text
+    for mistaken in ("--batch-size 4", "--train.batch_size=4", "--config.train.batch_size 4"):
+        train = ["train", "--workdir", "w", "--task", "classification", *mistaken.split()]
+        assert "as --config.train.batch_size=4;" in said(capsys, *train, expect=2)
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "keys"),
+    [
+        ("export", "set model.new_head=True, task.pooling=cls", ["model.new_head", "task.pooling"]),
+        ("export", "mesh.data=3 and model.dtype do not go with train.jsonl, a/data.py", []),
+        ("predict", "data.columns.text, task.num_beams or data.path; method.over.rank is fixed",
+         ["method.over.rank"]),
+        ("train", "set model.new_head=True", []),
+        ("init", "method.name='lra', model.path='x' and data.path are its own arguments", []),
+        ("generate", "model.path='x'; data.path", ["data.path"]),
+    ],
+)  # fmt: skip
+def test_keys_that_a_command_does_not_take_are_said(command, message, keys, capsys, monkeypatch):
+    def fail(arguments, overrides):
+        raise UserError(message)
+
+    given = ArgumentParser()
+    COMMANDS[command].arguments(given)
+    needed = [action for action in given._actions if action.required]
+    line = [text for a in needed for text in (*a.option_strings, (a.choices or ["mine.py"])[0])]
+    line += NEEDED.get(command, [])
+    monkeypatch.setitem(COMMANDS, command, replace(COMMANDS[command], run=fail, starts_jax=False))
+    noted = said(capsys, command, *line, expect=2).removeprefix(f"error: {message}").strip()
+    assert noted.startswith(f"({' and '.join(keys)} " if keys else "") and bool(noted) == bool(keys)
+
+
+def test_a_heading_says_what_rates_are_for(capsys):
+    assert "22.6M (measured here), 110M, 7B (not)" in said(capsys, "list", "rates")
+    assert "optimizer.name = lion" in said(capsys, "list", "optimizers", "lion")
+
+
+def test_pages_that_are_none_are_named(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("x")
+    for file, message in {"": "is a folder", "a.txt": "ends in .py", "b.py": "ftjax init"}.items():
+        command = ["train", "--workdir", tmp_path / "w", "--config", f"{tmp_path}/{file}"]
+        assert message in said(capsys, *command, expect=2)
+
+
+def test_arguments_that_do_not_go_together_are_named(tmp_path, capsys):
+    compare = ["compare", "--workdir", tmp_path / "w", "--task", "classification"]
+    assert "--methods must name" in said(capsys, *compare, expect=2)
+    assert "--seeds 0 must be positive" in said(capsys, *compare, "--seeds=0", expect=2)
+    asked = ["compile", "--task=classification", "--topology=v5e:2x2", "--quick", "--price=1"]
+    assert "--price" in said(capsys, *asked, expect=2)

@@ -139,8 +139,14 @@ def test_report(tmp_path):
         "full": [{"step": 1, "loss": 1.0}, {"step": 2, "validation/accuracy": 0.5}],
         "none": [],
     }
-    write_report(tmp_path, rows, curves)
-    page = (tmp_path / "report.html").read_text()
+    for run, constant in zip(results, (0.5, 0.6, 0.5), strict=True):
+        run["metrics"]["test"]["baseline"] = {"accuracy": constant}
+    write_report(tmp_path, rows, curves, {"full": {1e-3: 0.8, 1e-4: 0.71}})
+    for name in ("report.md", "report.html"):
+        page = (tmp_path / name).read_text()
+        assert "always the same has accuracy 0.550." in page
+        assert "full: 0.001: 0.800, 0.0001: 0.710" in page
+    assert "<code>m</code>" in page
     assert page.count("data:image/png;base64,") == 2 and 'src="http' not in page
     assert "&lt;b&gt;" in page and "<b>" not in page  # what data holds is escaped
     assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")

@@ -44,6 +44,15 @@ def test_a_run_ends_its_study(config_file, tmp_path, run, ends, code):
     assert getattr(error.value, "code", 2) == code
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_of_bad_input_is_to_be_mended(config_file, tmp_path, run, jobs):
+    run("#!/bin/sh\necho 'error: no such file' >&2\nexit 2\n")
+    with pytest.raises(UserError) as error:
+        Study(str(config_file), tmp_path, (), jobs).run("lora", 0)
+    why = ", error: no such file" if jobs == 2 else ""  # else it is printed just before
+    assert f"(exit code 2{why}); once that is mended, the same command" in str(error.value)
+
+
 def stopped(config_file, workdir, jobs, signals):
     """The error that a study ends with, to which signals come once `jobs` runs have begun."""
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from ftjax.config import default_config
 from ftjax.data.encode import Examples, ragged
 from ftjax.errors import UserError
 from ftjax.formats.folder import locate
-from ftjax.pages import curves
+from ftjax.pages import curves, percent
 from ftjax.training.predictions import certainty, right
 from ftjax.training.predictor import Predictor
 from ftjax.training.report import write_report
@@ -61,6 +62,15 @@ def test_rows_are_kept_with_what_was_said(useless):
         assert scores["baseline"]["accuracy"] == pytest.approx(sk.accuracy_score(truth, constant))
         macro = sk.f1_score(truth, constant, average="macro")
         assert scores["baseline"]["f1"] == pytest.approx(macro)
+    left = [int(line) for line in (work / "splits/train_rows.txt").read_text().split()]
+    held = [
+        json.loads(line)["row"]
+        for s in ("validation", "test")
+        for line in (work / f"splits/{s}.jsonl").open()
+    ]
+    texts = [rows[number - 1]["text"] for number in left]  # of which none comes twice
+    assert len({*texts}) == len(texts) and not {*left} & {*held}
+    assert {*texts} == {row["text"] for n, row in enumerate(rows, 1) if n not in held}
 
 
 def test_a_useless_model_is_said_to_be_one(useless):
@@ -78,10 +88,29 @@ def test_the_report_is_a_page_of_its_own(useless):
     assert "&lt;b&gt;&amp;" in page and "<b>&" not in page  # what data holds is escaped
     for found in ("did not fall", "always the same answer", "What was taken for what (test)"):
         assert found in page
-    for name in ("data_report.html", "predictions_test.jsonl", "splits/test.jsonl"):
+    for name in ("data_report.html", "predictions_test.jsonl", "splits/train_rows.txt"):
         assert f'href="{name}"' in page and (work / name).exists()
     wrong = [json.loads(line) for line in (work / "predictions_test.jsonl").open()]
     assert sum(not row["right"] for row in wrong) == page.count('class="said"') > 0
+
+
+def test_axes_have_numbers_that_differ():
+    """Of few steps, and of values that hardly do."""
+
+    def ticks(points):
+        found = re.findall(r'text-anchor="(\w+)">([^<]*)<', curves("a", {"a": points}))
+        return [t for a, t in found if a == "end"], [t for a, t in found if a == "middle"][:-1]
+
+    assert ticks([(3, 0.4)]) == (["0.36", "0.38", "0.4", "0.42", "0.44"], ["3"])
+    assert ticks([(1, 0.0), (2, 1.0)])[1] == ["1", "2"]
+    assert ticks([(10, 1e-5), (5000, 2e-5)])[1] == ["10", "1,258", "2,505", "3,752", "5,000"]
+    for values in ((0.69321, 0.69322), (1e-5, 2e-5), (-3.0, 1e6)):
+        assert len({*ticks(list(enumerate(values)))[0]}) == 5
+
+
+def test_small_shares_have_digits():
+    shares = (0.0, 34e-6, 9e-4, 0.00328, 1.0)
+    assert [*map(percent, shares)] == ["0.00%", "0.0034%", "0.09%", "0.33%", "100.00%"]
 
 
 def test_numbers_that_are_not_finite_are_json(tmp_path):

@@ -39,6 +39,7 @@ def test_rates_are_those_that_did_best_in_the_comparisons():
         assert 0.6 <= RATES[name].at(22_700_000) / mean <= 1.7, name
     trained = {name for name in methods.METHODS if name not in ("prompting", "combination")}
     assert trained <= set(RATES)
+    assert {name for name, rates in RATES.items() if rates.measured} == set(best)
 
 
 @pytest.mark.parametrize("name", RATES)
@@ -83,6 +84,14 @@ def test_what_is_said_of_a_rate(tiny, optimizer, given, rate, note):
     assert peak_rate(check(config), model) == pytest.approx(rate)
     notes = list(rate_notes(config, model))
     assert len(notes) == (note is not None) and all(re.search(note, text) for text in notes)
+
+
+def test_a_rate_names_the_source_of_the_nearer_column(monkeypatch):
+    """A small model with a larger head is still of the size that was measured here."""
+    config = default_config("full")
+    for size, source in ((22_900_000, "measured here"), (109_000_000, "published: Devlin")):
+        monkeypatch.setattr("ftjax.training.rate.model_size", lambda tuned, size=size: size)
+        assert source in next(iter(rate_notes(config, None)))
 
 
 def test_an_optimizer_without_rates_wants_one():

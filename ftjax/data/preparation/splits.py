@@ -96,7 +96,10 @@ def _fold(splits: Splits, sizes: Mapping[str, float], rows: int) -> tuple[int, i
     """Where the fold that validates begins among rows, and how many it has."""
     folds, fold = sizes["folds"], sizes.get("fold", 0)
     if "validation" in splits:
-        raise UserError("data.splits.folds: the data has a validation split of its own")
+        raise UserError(
+            f"data.splits.folds={folds}: the data has a validation split of its own, "
+            f"{splits['validation'].file}; set data.path to the file of training rows alone"
+        )
     require(2 <= folds <= rows, f"data.splits.folds={folds} must be 2 to the {rows} rows there are")
     require(fold < folds, f"data.splits.fold={fold} must be below data.splits.folds={folds}")
     first, end = (round(number * rows / folds) for number in (fold, fold + 1))
