@@ -25,7 +25,7 @@ from ftjax.models import configure, kind_of
 from ftjax.models import family as family_of
 from ftjax.models.attention import ATTENTION, PLATFORMS, runs_on
 from ftjax.models.layers import Options
-from ftjax.models.stack import POLICIES, resolve_segments
+from ftjax.models.stack import DEEP, POLICIES, parameters_of, resolve_segments
 from ftjax.partition import FROZEN, Partition
 from ftjax.paths import Base, Flat, expand, flatten, unflatten
 
@@ -48,7 +48,6 @@ INPUTS = (
     "at_positions",
 )
 SAMPLE = 8  # tokens of the row that parameters are made with
-DEEP = 200  # layers that are compiled one by one where nothing is said
 
 
 @dataclass(frozen=True)
@@ -241,23 +240,6 @@ def segments_of(config: Any, settings: Mapping[str, Any], method: Method) -> tup
     cuts = [cut if cut <= layers else cut - layers for cut in method.cuts(layers + more)]
     size = parameters_of(config) if max(layers, more) <= DEEP else math.inf
     return resolve_segments(settings.get("segments", "auto"), layers, size, cuts)
-
-
-def parameters_of(config: Any) -> float:
-    """Of the layers' projections, as if none shared theirs: near enough to choose segments by."""
-
-    def value(name: str, default: int) -> int:
-        return getattr(config, name, default)
-
-    size, more = config.hidden_size, value("num_decoder_layers", 0)
-    heads = value("num_attention_heads", 1)
-    width, kernels = heads * value("head_dim", 0) or size, 2 + value("gated", 0)
-    attention = 2 * size * width * (1 + value("num_key_value_heads", heads) / heads)
-    inner, experts = value("intermediate_size", 4 * size), max(1, value("experts", 0))
-    encoder, decoder = (
-        kernels * size * value(f"{side}_width", inner) * experts for side in ("encoder", "decoder")
-    )
-    return config.num_hidden_layers * (attention + encoder) + more * (2 * attention + decoder)
 
 
 def _tokenize(folder: Path, text: str) -> list[int]:

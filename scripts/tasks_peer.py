@@ -31,7 +31,8 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from ftjax.config import load_config, to_json
+from ftjax.config import load_config
+from ftjax.config.saved import to_json
 from ftjax.formats.folder import locate
 
 IGNORED = -100  # of tags, where a token is not the first of its word

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from ftjax.config.sections import SECTIONS
 from ftjax.data.preparation import steps
-from ftjax.errors import UserError, nearest, summary
+from ftjax.errors import UserError, nearest
 from ftjax.methods.rates import OPTIMIZERS
 from ftjax.options import Option, Seed, options
 
@@ -360,49 +360,3 @@ def check_stream(config: ConfigDict, prepared: Iterable[tuple[str, Any]]) -> Non
                 f"data.prepare: {name} looks at all rows, and those of a stream are not there at "
                 "once; prepare the files before, and leave it out"
             )
-
-
-def to_json(config: ConfigDict) -> str:
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
-
-
-def from_json(text: str) -> ConfigDict:
-    """The inverse of `to_json`: lists become tuples again, and keys that came later are there.
-
-    Raises:
-        UserError: it is not what `to_json` wrote.
-    """
-    try:
-        config = _from_saved(json.loads(text))
-        known = known_options(config)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"not the configuration of a run ({summary(error)})") from error
-    flat = flat_keys(config)
-    for key, option in known.items():
-        if key not in flat:
-            raise UserError(f"not the configuration of a run: it lacks {key!r}")
-        option.read(key, flat[key])
-    return config
-
-
-def _from_saved(saved: dict[str, Any]) -> ConfigDict:
-    method = saved["method"]
-    config = default_config(method["name"], saved["task"]["name"])
-    if "over" in method:
-        use_method(config, method["name"], method["over"]["name"])
-        saved["method"] = {**method, "over": {**config.method.over.to_dict(), **method["over"]}}
-    with config.unlocked():
-        for section, values in saved.items():
-            if isinstance(values, dict):
-                values = ConfigDict({**config[section].to_dict(), **values})
-            config[section] = values
-    for key, value in flat_keys(config).items():
-        if isinstance(value, list):
-            *parents, last = key.split(".")
-            node = config
-            for parent in parents:
-                node = node[parent]
-            with node.unlocked(), node.ignore_type():
-                node[last] = tuple(value)
-    config.lock()
-    return config

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from itertools import accumulate, pairwise
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 
 from ftjax.errors import UserError, nearest
 from ftjax.parallel.product import NAME
+
+DEEP = 200  # layers that are compiled one by one where nothing is said
 
 
 def _products(dots: Callable) -> Callable:
@@ -128,3 +131,20 @@ def matching_segments(segments: tuple[int, ...], layers: int) -> tuple[int, ...]
     if max(segments) == 1:
         return (1,) * layers
     return resolve_segments("scan", layers, 0, accumulate(segments))
+
+
+def parameters_of(config: Any) -> float:
+    """Of the layers' projections, as if none shared theirs: near enough to choose segments by."""
+
+    def value(name: str, default: int) -> int:
+        return getattr(config, name, default)
+
+    size, more = config.hidden_size, value("num_decoder_layers", 0)
+    heads = value("num_attention_heads", 1)
+    width, kernels = heads * value("head_dim", 0) or size, 2 + value("gated", 0)
+    attention = 2 * size * width * (1 + value("num_key_value_heads", heads) / heads)
+    inner, experts = value("intermediate_size", 4 * size), max(1, value("experts", 0))
+    encoder, decoder = (
+        kernels * size * value(f"{side}_width", inner) * experts for side in ("encoder", "decoder")
+    )
+    return config.num_hidden_layers * (attention + encoder) + more * (2 * attention + decoder)

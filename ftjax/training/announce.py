@@ -1,7 +1,8 @@
-"""What a run says of itself before it starts."""
+"""What a run says of itself."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -93,6 +94,13 @@ def stopped_at(number: int, step: int) -> str:
     """What is said of a run that a signal has stopped."""
     name = signal.Signals(number).name
     return f"stopped by {name} at step {step}: saved; run the same command to go on"
+
+
+def validated(metric: str, scores: Mapping[str, Any], step: int) -> str:
+    """What is said of a validation."""
+    numbers = {spoken(name, scores): scores[name] for name in (metric, "loss")}
+    told = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+    return f"step {step}: validation {told}"
 
 
 def best_of(metric: str, progress: Progress) -> str:

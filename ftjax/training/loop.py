@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint.utils import to_shape_dtype_struct
 
-from ftjax.config import from_json, to_json
+from ftjax.config.saved import from_json, to_json
 from ftjax.data.loading import Counts, Loader
 from ftjax.data.planning import Layout
 from ftjax.data.streaming import StreamLoader
@@ -25,8 +25,7 @@ from ftjax.parallel.mesh import local_rows, place_rows
 from ftjax.paths import Flat
 from ftjax.regularization import changes_words
 from ftjax.regularization.l2_sp import starts
-from ftjax.tasks.base import spoken
-from ftjax.training.announce import announced, best_of, extended, stopped_at
+from ftjax.training.announce import announced, best_of, extended, stopped_at, validated
 from ftjax.training.batching import choose_layout, variation
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.ending import HELD_OUT, Answered, end, write_texts
@@ -309,9 +308,7 @@ class Training:
         found = self._judge(state.best_params, step, self.progress)
         numbers = {f"validation/{k}": v for k, v in found.items() if isinstance(v, float)}
         records.log({"step": step, **numbers})
-        told = {spoken(name, found): found[name] for name in (self.metric, "loss")}
-        scores = ", ".join(f"{name} {value:.4f}" for name, value in told.items())
-        records.say(f"step {step}: validation {scores}")
+        records.say(validated(self.metric, found, step))
 
     def _judge(self, params: Flat, step: int, progress: Progress) -> dict[str, Any]:
         """The validation metrics of a step, and noted whether they are the best in `progress`."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ftjax.config import flat_keys, from_json, to_json
+from ftjax.config import flat_keys
+from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError, require
 from ftjax.formats.jsons import read_json, read_names
 from ftjax.remote import is_remote

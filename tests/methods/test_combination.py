@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from ftjax import methods, pretrained, tuned
-from ftjax.config import check, default_config, from_json, load_config, to_json
+from ftjax.config import check, default_config, load_config
+from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError
 from ftjax.methods.combination import Combination
 from tests.methods.bases import BASES, HEAD, build, folder, make_batch

@@ -8,7 +8,8 @@ import torch
 import transformers
 
 from ftjax import methods, pretrained, tuned
-from ftjax.config import check, from_json, load_config, to_json
+from ftjax.config import check, load_config
+from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError
 from ftjax.formats import peft as files
 from ftjax.formats.folder import read_config

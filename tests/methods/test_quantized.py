@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 from ftjax import config as configs
 from ftjax import methods, pretrained, tuned
+from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError
 from ftjax.formats import peft
 from ftjax.loss import Loss
@@ -315,7 +316,7 @@ def test_from_a_configuration_and_the_command_line(tmp_path):
     assert (over.name, over.rank, over.targets) == ("lora", 4, "all-linear")
     method = methods.create(config.method)
     assert method.inner == methods.create({"name": "lora", "rank": 4, "targets": "all-linear"})
-    again = configs.from_json(configs.to_json(config))
+    again = from_json(to_json(config))
     assert methods.create(again.method) == method and hash(method)
     overrides = ["--config.method.name=qlora", "--config.method.over.name=adalora"]
     overrides += ["--config.method.bits=int8", "--config.method.over.targets=query,key"]

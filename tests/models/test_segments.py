@@ -6,6 +6,7 @@ import pytest
 
 from ftjax import methods, tuned
 from ftjax.models.presets import PRESETS
+from ftjax.models.stack import parameters_of
 
 OLMOE = {  # small layers of many experts
     **PRESETS["mixtral-8x7b"],
@@ -36,7 +37,7 @@ def test_auto_goes_by_what_the_layers_hold(name):
     model = tuned.build(config, full, {"segments": "scan"}, {"head": None})
     layers = [x for path, x in model.shapes.items() if "layer" in path and x.ndim > 2]
     count = sum(math.prod(x.shape) for x in layers)
-    found = tuned.parameters_of(model.config)
+    found = parameters_of(model.config)
     assert abs(found - count) < 0.01 * count
     auto = tuned.segments_of(model.config, {"segments": "auto"}, full)
     assert (max(auto) > 1) == (count >= 1e9)

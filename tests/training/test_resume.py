@@ -12,7 +12,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from ftjax import methods
-from ftjax.config import default_config, from_json, to_json
+from ftjax.config import default_config
+from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError
 from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.saved import Saved

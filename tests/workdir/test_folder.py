@@ -6,7 +6,8 @@ from threading import Barrier
 
 import pytest
 
-from ftjax.config import default_config, to_json
+from ftjax.config import default_config
+from ftjax.config.saved import to_json
 from ftjax.errors import UserError
 from ftjax.remote import located
 from ftjax.workdir.folder import (

@@ -12,12 +12,11 @@ from ftjax import tasks
 from ftjax.config import (
     check,
     default_config,
-    from_json,
     load_config,
     override,
     parse_override,
-    to_json,
 )
+from ftjax.config.saved import from_json, to_json
 from ftjax.data.preparation import STEPS, find, steps
 from ftjax.data.preparation.again import prepare_once
 from ftjax.data.preparation.pipeline import prepare, steps_of
