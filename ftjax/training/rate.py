@@ -41,7 +41,9 @@ def rate_notes(config: ConfigDict, tuned: Tuned) -> Iterator[str]:
             f"{size:,} parameters ({rates.source_at(size)}; ftjax list rates)"
         )
     elif usual and not usual / FAR <= given <= usual * FAR:
-        times = f"{given / usual:,.0f} times" if given > usual else f"1/{usual / given:,.0f} of"
+        ratio = max(given, usual) / min(given, usual)
+        ratio = f"{ratio:,.0f}" if ratio < 1e9 else f"{ratio:.1e}"
+        times = f"{ratio} times" if given > usual else f"1/{ratio} of"
         yield (
             f"warning: optimizer.learning_rate={given:g} is {times} the {usual:g} that suits "
             f"{name} on {size:,} parameters (ftjax list rates); auto takes that"

@@ -73,6 +73,7 @@ def test_methods_over_others_take_theirs():
         ("lion", "auto", 1e-3, "learning_rate=auto: 0.001"),
         ("adamw", 5e-5, 5e-5, "warning: .*5e-05 is 1/100 of the 0.005 that suits lora on"),
         ("adamw", 0.1, 0.1, "warning: .*0.1 is 20 times the 0.005"),
+        ("adamw", 1e30, 1e30, r"1e\+30 is 2.0e\+32 times the 0.005"),
         ("adamw", 1e-3, 1e-3, None),
         ("sgd", 10.0, 10.0, None),
     ],
