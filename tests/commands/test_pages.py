@@ -120,7 +120,7 @@ def test_explain_says_of_every_key_what_its_definition_does(config_file, capsys)
         == ("optimizer.warmup = 0.06: a number of at least 0\n    steps, or a share below 1\n")
     )
     page = said(capsys, "compile", "--config", f"{config_file}:lora", "--explain", "train", "seed")
-    assert "train.batch_size = 16 (default 32): a whole number of at least 1" in page
+    assert "train.batch_size = 16 (default 32): a whole number in [1, 1000000]" in page
     assert "seed = 0" in page and "method." not in page
     assert "did you mean 'optimizer'" in said(capsys, "train", "--explain", "optimiser", expect=2)
     assert "--explain is of train" in said(capsys, "list", "--explain", expect=2)
