@@ -4,12 +4,13 @@ import os
 import signal
 import sys
 from argparse import ArgumentParser
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from difflib import get_close_matches
 from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ftjax.changes import refused, spoken
 from ftjax.commands import COMMANDS
@@ -40,9 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         Its exit code: 0; 2 for bad input; 143 where SIGTERM stopped a run, which has saved, 130
         where Ctrl-C did.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     for name, value in _surroundings().items():
         os.environ.setdefault(name, value)
+    with _no_late_reads():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> int:
+    """The exit code of a command."""
     try:
         if any(item.partition("=")[0] == "--explain" for item in argv):
             return print_explanations(argv)
@@ -83,6 +89,23 @@ def _surroundings() -> dict[str, str]:
     if find_spec("libtpu") and not find_spec("jax_plugins") and not _has_tpu():
         said["JAX_PLATFORMS"] = "cpu"  # libtpu would be asked first, and complain at length
     return said
+
+
+@contextmanager
+def _no_late_reads() -> Iterator[None]:
+    """Keeps reads that end after another of the same checkpoint has failed from printing tracebacks
+    by tens: the loop that waited for all of them is closed."""
+    show = sys.unraisablehook
+
+    def shown(late: Any) -> None:
+        if not (late.object is None and str(late.exc_value) == "Event loop is closed"):
+            show(late)
+
+    sys.unraisablehook = shown
+    try:
+        yield
+    finally:
+        sys.unraisablehook = show
 
 
 def _quiet_stores(keys: Sequence[str]) -> AbstractContextManager[None]:

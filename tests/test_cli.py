@@ -1,18 +1,23 @@
 """The command line, from end to end, as a user would run it."""
 
+import asyncio
 import ctypes
 import json
 import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import tensorstore
 import transformers
 
 from ftjax import cli
 from ftjax.cli import main
+from ftjax.commands import COMMANDS
+from ftjax.errors import UserError
 from ftjax.workdir.records import read_rows
 from tests.conftest import environment, ftjax, make_rows, write_jsonl
 
@@ -192,6 +197,32 @@ def test_commands_on_a_folder_without_a_run(tmp_path, command):
     for arguments in (["evaluate"], ["export", "--format", "hf", "--output", tmp_path / "o"]):
         failed = command(*arguments, "--workdir", tmp_path / "none", expect=2)
         assert "no run was started there" in failed.err
+
+
+def test_reads_that_end_late_print_no_tracebacks(capsys, monkeypatch):
+    """Of a checkpoint whose first read has failed, where nothing waits for the others any more."""
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+
+    def run(arguments, overrides):
+        loop, (promise, later) = asyncio.new_event_loop(), tensorstore.Promise.new()
+
+        async def read():
+            await later
+
+        reading = loop.create_task(read())
+        loop.call_later(0.01, loop.stop)
+        loop.run_forever()
+        loop.close()
+        promise.set_result(1)
+        del reading
+        raise UserError("the first failed")
+
+    command = replace(COMMANDS["list"], run=run)
+    monkeypatch.setitem(COMMANDS, "list", command)
+    assert main(["list", "tasks"]) == 2
+    assert capsys.readouterr().err == "error: the first failed\n"
+    assert not told and sys.unraisablehook == told.append
 
 
 def test_nan_stops_and_keeps_the_last_good_checkpoint(config_file, tmp_path):

@@ -105,7 +105,11 @@ def load(
         if missing:
             raise UserError(
                 f"the weights lack tensor {missing[0]!r} (for parameter {path!r})"
-                + ("; mean pooling, where the task has it, needs none" if path.startswith("pooler/") else "")
+                + (
+                    "; mean pooling, where the task has it, needs none"
+                    if path.startswith("pooler/")
+                    else ""
+                )
                 + nearest(missing[0], weights)
             )
         tensors = [weights[name] for name, _ in stored]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ftjax.cli import main
 from ftjax.config import default_config
+from ftjax.config.saved import to_json
 from ftjax.formats.folder import fingerprint, load_tokenizer
 from ftjax.generation.settings import Settings
 from ftjax.generation.text import Generator
@@ -26,7 +27,8 @@ def finished(config, work):
     moved = perturbed(merge(run.trainable, run.frozen), run.tuned)
     trainable, _ = run.tuned.partition.split(moved)
     state = State(jnp.asarray(7), trainable, {"count": jnp.zeros(())}, jax.random.key(0))
-    meta = {"base": fingerprint(run.folder), "progress": {"best_step": 7}}
+    progress = {"best_step": 7}
+    meta = {"base": fingerprint(run.folder), "progress": progress, "config": to_json(config)}
     checkpoints = Checkpoints(work / "checkpoints")
     checkpoints.save(state, meta, 7)
     checkpoints.wait()
