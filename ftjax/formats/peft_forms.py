@@ -150,8 +150,12 @@ FORMS: Mapping[str, Form] = {
     "oft": Form(
         "OFT",
         {"oft_r": Leaf("oft_R.weight")},
-        {"block": "oft_block_size", "neumann": "use_cayley_neumann"},
-        {"r": 0, "num_cayley_neumann_terms": 5},
+        {
+            "block": "oft_block_size",
+            "neumann": "use_cayley_neumann",
+            "terms": "num_cayley_neumann_terms",
+        },
+        {"r": 0},
     ),
     "ia3": Form("IA3", IA3_LEAVES),
     "layer_norm": Form("LN_TUNING", NORM_LEAVES),
