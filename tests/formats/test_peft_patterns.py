@@ -206,6 +206,7 @@ def test_another_pattern_is_refused(change, message, tmp_path, tmp_path_factory)
         ({"alpha_pattern": {"(query": 2.0}}, r"alpha_pattern=.* is not a regular expression"),
         ({"alpha_pattern": (("layer.0.*query", 2.0),)}, r"scanned segment.*model\.segments"),
         ({"rank_pattern": {ENDLESS: 2}}, r"takes more than 1 s at '.*query': repeat nothing"),
+        ({"targets": "query"}, r"'query' matches no projection in full.*\['query'\] selects"),
         ({"targets": ENDLESS}, r"takes more than 1 s at '.*': repeat nothing"),
     ],
 )
