@@ -17,7 +17,8 @@ class Leaf:
         shape: as stored, where a vector is stored as a matrix.
         fused: what is done where several of our projections are one of theirs, as in GPT-2:
             "split", theirs is ours one after the other; "copy", all have the same; "rank" and
-            "diagonal", low-rank factors that are stacked along the rank.
+            "diagonal", low-rank factors that are stacked along the rank; "refused", what is shared
+            by all modules begins anew in each of ours.
         fill: in "split", for those of the projections that are not adapted; None where nothing
             leaves them as they are.
         selected: the hyperparameter that selects the modules with this parameter.
@@ -92,7 +93,7 @@ def _lora(**constants: Any) -> Form:
 VERA_LEAVES = {
     "vera_a": Leaf("vera_A", turned=True),
     "vera_b": Leaf("vera_B", turned=True),
-    "lambda_b": Leaf("vera_lambda_b", fused="split"),
+    "lambda_b": Leaf("vera_lambda_b", fused="refused"),
     "lambda_d": Leaf("vera_lambda_d"),
 }
 VERA_FIELDS = {

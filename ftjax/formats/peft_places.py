@@ -111,6 +111,12 @@ def pieces_of(tuned: Tuned, form: Form, path: str) -> list[Piece]:
                     and f"{other}/{name}" in added
                 )
             )
+            if leaf.fused == "refused":
+                raise UserError(
+                    f"PEFT adapts {part.name!r} as one projection, of which {module!r} is a part: "
+                    f"its {leaf.suffix!r} is not that of parts. Merge a folder of PEFT's into its "
+                    "base with peft (merge_and_unload); write one of ours with --format hf"
+                )
         key = ".".join(filter(None, (part.name, leaf.suffix)))
         pieces.append(Piece(module, key, part, leaf, mates))
     return pieces

@@ -135,6 +135,20 @@ def test_projections_whose_input_is_rescaled(targets, inputs, tmp_path, tmp_path
         near(their_logits(again, base.batch).numpy(), wanted)
 
 
+def test_what_projections_share_in_vera_is_not_of_their_parts(tmp_path, tmp_path_factory):
+    """peft multiplies c_attn by the first rows of B, here each of its parts would be."""
+    base = base_of("gpt2", tmp_path_factory.getbasetemp())
+    same = {"task_type": "SEQ_CLS", "fan_in_fan_out": True}
+    config = peft.VeraConfig(r=2, target_modules=["c_attn", "c_fc"], **same)
+    theirs_of(base, config).save_pretrained(tmp_path)
+    model = base.under(files.read(tmp_path))
+    with pytest.raises(UserError, match="c_attn' as one projection.*Merge"):
+        files.load_into(model, base.moved(model), tmp_path)
+    part = base.under({"name": "vera", "rank": 2, "targets": ("query", "up")})
+    with pytest.raises(UserError, match="c_attn' as one projection.*--format hf"):
+        files.write(tmp_path / "ours", base.folder, part, base.moved(part))
+
+
 def compare_gradients(model, grads, theirs):
     """Of each factor; A's is the sum over our parts of one projection of theirs."""
     parts = defaultdict(dict)
