@@ -259,9 +259,12 @@ class Base:
         missed = [t for t in wanted if t not in used]
         if missed or not matched:
             known = {n.split(".")[-1] for p in modules for n in self.names_of(expand(p)[0])}
+            known = {n.split("/")[-1] for n in known if n}
             missed = missed or [str(targets)]
-            raise UserError(
-                f"method.targets: {missed[0]!r} matches no {kind}"
-                + nearest(missed[0], {n.split("/")[-1] for n in known if n})
-            )
+            hint = nearest(missed[0], known)
+            if regex and missed[0] in known:
+                hint = (
+                    f" in full, as a pattern must: [{missed[0]!r}] selects by last parts of names"
+                )
+            raise UserError(f"method.targets: {missed[0]!r} matches no {kind}{hint}")
         return matched

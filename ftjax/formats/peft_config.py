@@ -84,11 +84,16 @@ def method_of(file: Path, config: Mapping[str, Any]) -> str:
     Raises:
         UserError: it is not known here.
     """
-    kind = config.get("peft_type")
+    kind, differs = config.get("peft_type"), ""
     for name, form in FORMS.items():
-        same = (_same(config.get(key), value) for key, value in form.constants.items())
-        if kind in (form.kind, *form.also) and all(same):
-            return name
+        if kind in (form.kind, *form.also):
+            same = {key: _same(config.get(key), value) for key, value in form.constants.items()}
+            if all(same.values()):
+                return name
+            differs = next(key for key in same if not same[key])
+    if differs:
+        said = f"{differs}={config.get(differs)!r}"
+        raise UserError(f"{file}: {said} is not implemented for {kind}: {MERGE}")
     known = sorted({kind for form in FORMS.values() for kind in (form.kind, *form.also)})
     raise UserError(f"{file}: peft_type={kind!r} is not known{nearest(str(kind), known)}")
 
@@ -122,7 +127,13 @@ def written(tuned: Tuned, form: Form) -> dict[str, Any]:
         **form.constants,
     }
     if "feedforward" in {leaf.selected for leaf in form.leaves.values()}:
-        config["feedforward_modules"] = _targets(tuned, chosen.get("feedforward", set()))
+        inputs = chosen.get("feedforward", set())
+        config["feedforward_modules"] = _targets(tuned, inputs)
+        if not {*config["feedforward_modules"]} <= {*config["target_modules"]}:  # as PEFT wants
+            config |= {
+                "target_modules": sorted(set().union(*chosen.values())),
+                "feedforward_modules": sorted(inputs),
+            }
     if form.table:
         del config["target_modules"]
         config |= tables.sizes_of(tuned)

@@ -17,7 +17,8 @@ class Leaf:
         shape: as stored, where a vector is stored as a matrix.
         fused: what is done where several of our projections are one of theirs, as in GPT-2:
             "split", theirs is ours one after the other; "copy", all have the same; "rank" and
-            "diagonal", low-rank factors that are stacked along the rank.
+            "diagonal", low-rank factors that are stacked along the rank; "refused", what is shared
+            by all modules begins anew in each of ours.
         fill: in "split", for those of the projections that are not adapted; None where nothing
             leaves them as they are.
         selected: the hyperparameter that selects the modules with this parameter.
@@ -92,7 +93,7 @@ def _lora(**constants: Any) -> Form:
 VERA_LEAVES = {
     "vera_a": Leaf("vera_A", turned=True),
     "vera_b": Leaf("vera_B", turned=True),
-    "lambda_b": Leaf("vera_lambda_b", fused="split"),
+    "lambda_b": Leaf("vera_lambda_b", fused="refused"),
     "lambda_d": Leaf("vera_lambda_d"),
 }
 VERA_FIELDS = {
@@ -150,8 +151,12 @@ FORMS: Mapping[str, Form] = {
     "oft": Form(
         "OFT",
         {"oft_r": Leaf("oft_R.weight")},
-        {"block": "oft_block_size", "neumann": "use_cayley_neumann"},
-        {"r": 0, "num_cayley_neumann_terms": 5},
+        {
+            "block": "oft_block_size",
+            "neumann": "use_cayley_neumann",
+            "terms": "num_cayley_neumann_terms",
+        },
+        {"r": 0},
     ),
     "ia3": Form("IA3", IA3_LEAVES),
     "layer_norm": Form("LN_TUNING", NORM_LEAVES),

@@ -21,6 +21,7 @@ TASKS = {
     "span": "QUESTION_ANS",
     "causal_lm": "CAUSAL_LM",
     "seq2seq_lm": "SEQ_2_SEQ_LM",
+    **dict.fromkeys(("masked_lm", "choice", "pretraining")),  # PEFT has no task for those
 }
 
 
@@ -47,14 +48,12 @@ def form_of(tuned: Tuned) -> Form:
     """How PEFT stores the model's method.
 
     Raises:
-        UserError: PEFT has no such method, or no such task.
+        UserError: PEFT has no such method.
     """
     kind = type(tuned.method).__name__
     name = next((name for name, (_, cls, _) in METHODS.items() if cls == kind), kind)
     if name not in FORMS:
         raise UserError(f"PEFT has no form of {name}: it has {', '.join(FORMS)}; use --format hf")
-    if tuned.model.head not in TASKS:
-        raise UserError(f"PEFT has no task for a model with the head {tuned.model.head!r}")
     return FORMS[name]
 
 
@@ -112,6 +111,12 @@ def pieces_of(tuned: Tuned, form: Form, path: str) -> list[Piece]:
                     and f"{other}/{name}" in added
                 )
             )
+            if leaf.fused == "refused":
+                raise UserError(
+                    f"PEFT adapts {part.name!r} as one projection, of which {module!r} is a part: "
+                    f"its {leaf.suffix!r} is not that of parts. Merge a folder of PEFT's into its "
+                    "base with peft (merge_and_unload); write one of ours with --format hf"
+                )
         key = ".".join(filter(None, (part.name, leaf.suffix)))
         pieces.append(Piece(module, key, part, leaf, mates))
     return pieces

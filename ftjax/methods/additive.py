@@ -115,7 +115,7 @@ class LowRank(Additive):
         """See `Additive.matched`.
 
         Raises:
-            UserError: a rank exceeds a side of a module, or a pattern is of none.
+            UserError: a rank exceeds both sides of a module, or a pattern is of none.
         """
         matched = base.match(self.targets or base.default_targets, self.embeddings)
         for key in ("rank_pattern", "alpha_pattern"):
@@ -126,8 +126,8 @@ class LowRank(Additive):
                 require(known, f"method.{key}: {pattern!r} matches none of method.targets{hint}")
         for path, shape in matched.items():
             rank = self.of(base, path).rank
-            if rank > min(shape):
-                raise UserError(f"method.rank={rank} exceeds the smaller side of {path!r} {shape}")
+            if rank > max(shape):
+                raise UserError(f"method.rank={rank} exceeds both sides of {path!r} {shape}")
         return matched
 
     def of(self, base: Base, module: str) -> Self:

@@ -25,7 +25,8 @@ class Ia3(Additive):
     wants a learning rate a hundred times that of full fine-tuning, and little data.
 
     Attributes:
-        targets: projections whose output is rescaled, as in LoRA; empty for keys and values.
+        targets: projections whose output is rescaled, as in LoRA; empty for keys and values,
+            "none" for none where there is `feedforward`.
         feedforward: those whose input is; empty for feed-forward's last, "none" for none.
         init: "ones" (the identity) or "random" (N(1, 0.1)).
     """
@@ -39,6 +40,8 @@ class Ia3(Additive):
 
     def outputs(self, base: Base) -> dict[str, tuple[int, int]]:
         """Projections whose output is rescaled."""
+        if self.targets in NONE and self.feedforward not in NONE:
+            return {}
         return base.match(self.targets or ("key", "value"))
 
     def inputs(self, base: Base) -> dict[str, tuple[int, int]]:

