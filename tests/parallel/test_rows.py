@@ -79,5 +79,5 @@ def get_config():
     for one, two in zip(*scores.values(), strict=True):
         assert one["chrf"] > 0 and one["written"] == 10
         for name, value in one.items():
-            same = pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
-            assert two[name] == same, name
+            close = pytest.approx(value, rel=1e-6, abs=1e-5)  # a perplexity of 70 has rounding, too
+            assert two[name] == (close if isinstance(value, float) else value), name
