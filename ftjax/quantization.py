@@ -1,5 +1,8 @@
 """Kernels in few bits: NF4 with double quantization, and int8."""
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,10 +100,10 @@ class Nf4(Quantized):
             return jax.vmap(Nf4.dequantized)(self)
         blocks, out = self.scales.shape
         largest = jnp.repeat(self.groups, GROUP)[: blocks * out].reshape(out, blocks).T
-        absmax = among(DYNAMIC, self.scales) * largest + self.mean
+        absmax = looked_up(DYNAMIC, self.scales, among) * largest + self.mean
         codes = self.codes.reshape(blocks, BLOCK // 2, out)
         codes = jnp.concatenate([codes >> 4, codes & 15], 1)
-        return (chosen(NF4, codes) * absmax[:, None]).reshape(-1, out)
+        return (looked_up(NF4, codes, chosen) * absmax[:, None]).reshape(-1, out)
 
 
 @struct.dataclass
@@ -138,8 +141,15 @@ def nearest(table: np.ndarray, x: jax.Array) -> jax.Array:
     return jnp.searchsorted(between, x, method="compare_all").astype(jnp.uint8)
 
 
+def looked_up(table: np.ndarray, codes: jax.Array, without: Callable) -> jax.Array:
+    """table[codes]; but for CPUs `without` a gather, which TPUs do element by element."""
+    return jax.lax.platform_dependent(
+        codes, cpu=lambda codes: jnp.asarray(table)[codes], default=partial(without, table)
+    )
+
+
 def chosen(table: np.ndarray, codes: jax.Array) -> jax.Array:
-    """table[codes] by a tree of selections, a bit of the code a level: TPUs gather slowly."""
+    """table[codes] by a tree of selections, a bit of the code a level."""
     values = list(map(jnp.float32, table))
     for bit in range(len(table).bit_length() - 1):
         is_set = (codes >> bit & 1).astype(bool)
