@@ -46,12 +46,17 @@ def refused(message: str, keys: Sequence[str], arguments: Sequence[str] = ()) ->
     ]
 
 
-def _named(message: str) -> Iterator[str]:
-    """Keys in a message; a file such as train.jsonl is none."""
+def every_key() -> list[str]:
+    """All keys but those of methods and tasks."""
     from ftjax.config.sections import SECTIONS
     from ftjax.options import options
 
-    every = {f"{section}.{key}" for section, cls in SECTIONS.items() for key in options(cls)}
+    return [f"{section}.{key}" for section, cls in SECTIONS.items() for key in options(cls)]
+
+
+def _named(message: str) -> Iterator[str]:
+    """Keys in a message; a file such as train.jsonl is none."""
+    every = set(every_key())
     for found in re.findall(r"(?<![\w/.])[a-z]+(?:\.[a-z_0-9]+)+(?![\w/])", message):
         if found in every or found in SHORT or re.match(r"(method|task)\.(over\.)?[a-z_]+$", found):
             yield found

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ftjax.changes import refused, spoken
+from ftjax.changes import every_key, refused, spoken
 from ftjax.commands import COMMANDS
 from ftjax.commands.explain import print_explanations
 from ftjax.errors import Stopped, UserError, summary
@@ -137,11 +137,7 @@ def _refuse_strange(command: str, rest: Sequence[str]) -> None:
 
 def _meant(name: str, value: str, keys: Sequence[str]) -> str:
     """ ", as KEY" where an argument is called as a key that can be given is, or nearly."""
-    from ftjax.config.sections import SECTIONS
-    from ftjax.options import options
-
-    every = [f"{section}.{key}" for section, cls in SECTIONS.items() for key in options(cls)]
-    every = [key for key in every if key.startswith(tuple(keys))]
+    every = [key for key in every_key() if key.startswith(tuple(keys))]
     ends = [key for key in every if key.rpartition(".")[2] == name.replace("-", "_")]
     key = next(iter([name] * (name in every) or ends or get_close_matches(name, every, 1, 0.8)), "")
     return f", as --config.{key}={value}" if key else ""

@@ -19,11 +19,11 @@ def read_text(file: Path, options: Options) -> Rows:
         if isinstance(line, UserError):
             yield number, line
             continue
-        line = line.replace("\r\n", "\n").replace("\r", "\n")
         if by == "line":
             if line.strip():
                 yield number, _line_row(line)
             continue
+        line = _plain(line)
         if by == "paragraph" and blank and held.strip() and line.strip():
             yield start, {"text": held}
             held, start = "", number
@@ -51,7 +51,11 @@ def text_sections(
 
 
 def _line_row(line: str) -> dict[str, str]:
-    return {"text": line.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")}
+    return {"text": _plain(line).rstrip("\n")}
+
+
+def _plain(line: str) -> str:
+    return line.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_conll(file: Path, options: Options) -> Rows:
