@@ -2,7 +2,7 @@
 
 import sys
 
-from ftjax.cli import main
+from ftjax.commands.entry import main
 
 if __name__ == "__main__":
     sys.exit(main())

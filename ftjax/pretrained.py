@@ -7,10 +7,10 @@ import jax
 from jax.sharding import Mesh
 
 from ftjax.errors import UserError
-from ftjax.formats import hf
 from ftjax.formats.folder import open_weights
-from ftjax.formats.sentences import read_beside
-from ftjax.formats.vocabulary import widened
+from ftjax.formats.hf import mapping
+from ftjax.formats.hf.vocabulary import widened
+from ftjax.formats.sentence_transformers.writing import read_beside
 from ftjax.parallel.mesh import param_shardings
 from ftjax.partition import merge
 from ftjax.paths import Flat
@@ -36,7 +36,7 @@ def load(
     """
     shardings = param_shardings(tuned.shapes, tuned.axes, mesh, replicate)
 
-    def place(path: str, stored: hf.Stored) -> jax.Array:
+    def place(path: str, stored: mapping.Stored) -> jax.Array:
         sharding, parts, held = shardings[path], [], (None, None)
         indices = sharding.addressable_devices_indices_map(stored.shape)
         # Devices that hold the same part come in turn and are waited for, so that it is read once
@@ -54,7 +54,7 @@ def load(
         return widened(tensor, path, tuned.axes[path], tuned.base.shapes[path].shape, zero)
 
     stored = open_weights(folder), tuned.base.shapes, tuned.names
-    loaded, absent = hf.load(*stored, place, new_head, widen if resize else None)
+    loaded, absent = mapping.load(*stored, place, new_head, widen if resize else None)
     wanted = [path for path in absent if not (new_head and path.startswith("classifier/"))]
     beside = read_beside(folder, tuned, wanted)
     loaded |= {path: place(path, found) for path, found in beside.items()}

@@ -17,7 +17,6 @@ import optax
 
 from ftjax.errors import UserError, nearest
 from ftjax.formats.folder import load_tokenizer
-from ftjax.formats.names import Names, names_of
 from ftjax.methods import name_of
 from ftjax.methods.base import Method, nested
 from ftjax.methods.virtual import changed_words
@@ -26,6 +25,7 @@ from ftjax.models import family as family_of
 from ftjax.models.attention import ATTENTION, PLATFORMS, runs_on
 from ftjax.models.layers import Options
 from ftjax.models.stack import DEEP, POLICIES, parameters_of, resolve_segments
+from ftjax.names import Names, names_of
 from ftjax.partition import FROZEN, Partition
 from ftjax.paths import Base, Flat, expand, flatten, unflatten
 

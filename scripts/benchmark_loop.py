@@ -57,9 +57,9 @@ def programs() -> None:
     import jax.numpy as jnp
 
     from ftjax.config import check, default_config
+    from ftjax.forecast.least_work import Least
+    from ftjax.forecast.lowering import abstract_batch, abstract_recipe, abstract_state
     from ftjax.parallel.mesh import logical_axes, make_mesh
-    from ftjax.training.ahead import abstract_batch, abstract_recipe, abstract_state
-    from ftjax.training.minimum import Least
     from ftjax.training.programs import Programs
     from ftjax.training.step import lower_step
 

@@ -14,8 +14,14 @@ import jax
 from ftjax import methods
 from ftjax.config import default_config
 from ftjax.errors import UserError
+from ftjax.forecast.lowering import (
+    abstract_params,
+    abstract_recipe,
+    abstract_state,
+    compiled,
+    nbytes,
+)
 from ftjax.parallel.mesh import make_mesh
-from ftjax.training.ahead import abstract_params, abstract_recipe, abstract_state, compiled, nbytes
 
 OUTPUT = Path(__file__).parents[1] / "experiments" / "METHOD_COST.md"
 ROWS, LENGTH = 8, 128

@@ -18,10 +18,11 @@ import numpy as np
 import optax
 import pytest
 
-from ftjax import cli, methods, tuned
+from ftjax import methods, tuned
+from ftjax.commands import entry as cli
 from ftjax.config import default_config
-from ftjax.formats import hf
 from ftjax.formats.folder import read_config
+from ftjax.formats.hf import mapping
 from ftjax.loss import Loss
 from ftjax.parallel.mesh import make_mesh
 from tests.forked import Forked
@@ -122,8 +123,10 @@ def write_tiny(folder: Path, seed: int = 0, **changes) -> Path:
     for path, leaf in encoder.items():  # biases and norms that are not trivial
         if path.endswith(("bias", "scale")):
             leaf += random.normal(0, 0.1, leaf.shape).astype(np.float32)
-    tensors = hf.to_tensors(encoder, model.names, prefix=False)
-    hf.write_folder(folder, folder, {**CONFIG, **changes, "architectures": ["BertModel"]}, tensors)
+    tensors = mapping.to_tensors(encoder, model.names, prefix=False)
+    mapping.write_folder(
+        folder, folder, {**CONFIG, **changes, "architectures": ["BertModel"]}, tensors
+    )
     write_tokenizer(folder)
     return folder
 

@@ -37,7 +37,7 @@ class Forked:
         env: Mapping[str, str],
         together: bool = False,
         input: str = "",
-        call: str = "ftjax.cli:main",
+        call: str = "ftjax.commands.entry:main",
     ) -> None:
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._errors = self._output if together else tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -178,8 +178,8 @@ def import_all() -> None:
     import transformers  # noqa: F401
     from transformers import PreTrainedTokenizerFast  # noqa: F401
 
-    import ftjax.training.predictor
-    import ftjax.training.train  # noqa: F401
+    import ftjax.evaluation.predictor
+    import ftjax.runs.train  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from peft.utils import merge_utils
 
 from ftjax import adapters, pretrained
 from ftjax.errors import UserError
-from ftjax.formats import peft as peft_format
+from ftjax.formats.peft import folder as peft_format
 from ftjax.parallel.mesh import make_mesh
 from ftjax.partition import merge
 from tests.methods.bases import HEAD, build, folder, make_batch

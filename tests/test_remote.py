@@ -17,7 +17,7 @@ from etils import epath
 from ftjax.config import load_config
 from ftjax.errors import UserError
 from ftjax.remote import copied, located, raised_once, said
-from ftjax.training.start import begin
+from ftjax.runs.start import begin
 from ftjax.workdir.lock import NAME, Holder, Lock
 from ftjax.workdir.records import read_rows
 from tests.conftest import environment, ftjax

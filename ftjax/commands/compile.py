@@ -34,8 +34,8 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     for key, value in AHEAD.items():
         os.environ.setdefault(key, value)
     from ftjax.config import check
-    from ftjax.training.forecast import forecast, mended
-    from ftjax.training.forecast_text import lines
+    from ftjax.forecast.forecast import forecast, mended
+    from ftjax.forecast.text import lines
     from ftjax.workdir.records import write_json
 
     topology, slices, quick = arguments.topology, arguments.slices, arguments.quick

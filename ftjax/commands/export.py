@@ -21,7 +21,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, overrides: Sequence[str]) -> None:
-    from ftjax.training.export import export
+    from ftjax.runs.export import export
 
     step, note = export(
         arguments.workdir,

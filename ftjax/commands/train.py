@@ -18,7 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, overrides: Sequence[str]) -> None:
-    from ftjax.training.train import train
+    from ftjax.runs.train import train
 
     config = load_page(arguments, overrides)
     result = train(config, arguments.workdir, arguments.extend)

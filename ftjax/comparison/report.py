@@ -10,7 +10,7 @@ from typing import Any
 
 from ftjax.comparison.plots import draw
 from ftjax.comparison.row import Row, examples_of, headings
-from ftjax.pages import document, table, tag, text
+from ftjax.html import document, table, tag, text
 from ftjax.workdir.records import write_text
 
 RATES = "Learning rates"

@@ -14,14 +14,15 @@ from ftjax.config import parse_override
 from ftjax.data.preparation.rewriting import rewritten
 from ftjax.data.sources import Split, load
 from ftjax.errors import UserError, require
+from ftjax.evaluation import asked_models
+from ftjax.evaluation.predictor import open_predictor
+from ftjax.evaluation.written import check_written, is_written
 from ftjax.remote import located
-from ftjax.training.inputs import split_of
-from ftjax.training.noted import noted
-from ftjax.training.predictor import open_predictor
-from ftjax.training.reading import read_config
-from ftjax.training.splits import read_splits
-from ftjax.training.usefulness import baseline
-from ftjax.training.writing import check_written, is_written
+from ftjax.setup.doubts import baseline
+from ftjax.setup.inputs import split_of
+from ftjax.setup.splits import read_splits
+from ftjax.workdir.configuration import read_config
+from ftjax.workdir.fingerprints import noted
 from ftjax.workdir.records import write_json
 
 
@@ -92,7 +93,7 @@ def _read(config: ConfigDict, split: str, changes: Mapping[str, Any]) -> Split:
             require(len(rows.rows), f"{rows.file}: no row is left ({reason})")
             print(f"{rows.file}: {len(dropped)} rows are left out, as by {reason}")
         return rows
-    splits, _ = read_splits(config, task, held_out=split != "train")
+    splits, _ = read_splits(config, task, asked_models, held_out=split != "train")
     if split not in splits:
         raise UserError(
             f"--split {split}: the data has {', '.join(splits)}; another file is scored by "

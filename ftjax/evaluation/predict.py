@@ -15,11 +15,11 @@ from ftjax.data.preparation.rewriting import rewritten
 from ftjax.data.readers import Rows
 from ftjax.data.sources import Opened, Split, open_file
 from ftjax.errors import UserError
+from ftjax.evaluation.predictor import Predictor, open_predictor
 from ftjax.evaluation.tables import write_rows
 from ftjax.parallel.agreement import first
 from ftjax.tasks.written import Written
-from ftjax.training.predictor import Predictor, open_predictor
-from ftjax.training.reading import read_config
+from ftjax.workdir.configuration import read_config
 
 ROW, ERROR = "row", "error"
 

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from ftjax import methods
-from ftjax.formats import adapterhub, peft
+from ftjax.formats.adapterhub import folder as adapterhub
 from ftjax.formats.folder import read_json
 from ftjax.formats.guard import named
-from ftjax.formats.sentences import read_beside
+from ftjax.formats.peft import folder as peft
+from ftjax.formats.sentence_transformers.writing import read_beside
 from ftjax.paths import Flat
 from ftjax.pretrained import placed
 from ftjax.tuned import Tuned

@@ -17,22 +17,24 @@ import numpy as np
 from safetensors import SafetensorError
 
 from ftjax.errors import UserError, nearest
-from ftjax.formats import hf, peft, sentences
-from ftjax.formats.adapterhub import export_adapterhub
+from ftjax.formats.adapterhub.folder import export_adapterhub
 from ftjax.formats.folder import (
     load_tokenizer,
     open_weights,
     read_config,
     stored_dtype,
 )
-from ftjax.formats.gguf import is_gguf
-from ftjax.formats.gguf_tokenizer import end_tokens
+from ftjax.formats.gguf.file import is_gguf
+from ftjax.formats.gguf.tokenizer import end_tokens
+from ftjax.formats.hf import mapping
+from ftjax.formats.hf.plain import Plain
+from ftjax.formats.hf.shards import FLOATS, SHARD_BYTES
+from ftjax.formats.hf.tokenizer_files import copy_files
+from ftjax.formats.hf.vocabulary import sized
 from ftjax.formats.jsons import read_json, write_json
-from ftjax.formats.modules import POOLING
-from ftjax.formats.plain import Plain
-from ftjax.formats.shards import FLOATS, SHARD_BYTES
-from ftjax.formats.tokenizer_files import copy_files
-from ftjax.formats.vocabulary import sized
+from ftjax.formats.peft import folder as peft
+from ftjax.formats.sentence_transformers import writing as sentences
+from ftjax.formats.sentence_transformers.modules import POOLING
 from ftjax.methods import name_of
 from ftjax.models import kind_of
 from ftjax.parallel.agreement import first, raise_together
@@ -56,7 +58,7 @@ class Exported:
         params: its flat parameters.
         names: of a classifier's outputs.
         problem: a classifier's `problem_type`; None for other heads.
-        dtype: of a merged model's numbers, see `ftjax.formats.shards.FLOATS`; None: the base's.
+        dtype: of a merged model's numbers, see `ftjax.formats.hf.shards.FLOATS`; None: the base's.
         shard_bytes: largest size of a file of a merged model.
     """
 
@@ -109,7 +111,7 @@ def export_hf(output: Path, exported: Exported, own_head: bool = False) -> str:
     padded = kind_of(config) == "decoder" and tuned.model.head == "classification"
     if padded and config.get("pad_token_id") is None:
         config["pad_token_id"] = _pad(source)
-    hf.write_folder(output, source, config, tensors, dtype, exported.shard_bytes)
+    mapping.write_folder(output, source, config, tensors, dtype, exported.shard_bytes)
     if padded:
         _name_pad(output, config["pad_token_id"])
     if tuned.model.head in ("causal_lm", "seq2seq_lm"):

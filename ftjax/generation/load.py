@@ -13,7 +13,7 @@ from ftjax.data.preparation.rewriting import rewritten_prompt
 from ftjax.errors import UserError
 from ftjax.formats import adapter
 from ftjax.formats.folder import load_tokenizer, locate
-from ftjax.formats.vocabulary import with_words
+from ftjax.formats.hf.vocabulary import with_words
 from ftjax.generation import settings
 from ftjax.generation.text import Generator
 from ftjax.models import kind_of, read_config
@@ -69,10 +69,10 @@ def open_workdir(
     """The best model of a work folder, or that of another step, its task, and what it makes of
     prompts, as `data.prepare` made of what it was trained on.
 
-    See `ftjax.training.reading`.
+    See `ftjax.workdir.configuration`.
     """
-    from ftjax.training.predictor import open_predictor  # with what training needs
-    from ftjax.training.reading import PLACE, read_config
+    from ftjax.evaluation.predictor import open_predictor  # with what training needs
+    from ftjax.workdir.configuration import PLACE, read_config
 
     config = read_config(workdir, overrides, (*PLACE, "data.prepare"))
     predictor = open_predictor(workdir, config, step)

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from ftjax.errors import UserError, require
 from ftjax.formats.folder import config_file, read_config, read_json
-from ftjax.formats.gguf import is_gguf
-from ftjax.formats.gguf_tokenizer import end_tokens
+from ftjax.formats.gguf.file import is_gguf
+from ftjax.formats.gguf.tokenizer import end_tokens
 from ftjax.formats.guard import named
 from ftjax.formats.jsons import check
 from ftjax.options import Above0, Natural, NotNegative, Seed

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.errors import UserError
-from ftjax.formats.names import Part
 from ftjax.models import sequences
 from ftjax.models.cache import View
 from ftjax.models.decoder import last_tokens
@@ -31,6 +30,7 @@ from ftjax.models.layers import (
 from ftjax.models.sequences import Attention
 from ftjax.models.stack import Stack
 from ftjax.models.vocabulary import Scores, read_off, score, with_ones
+from ftjax.names import Part
 
 Array = jax.Array
 MODEL = "BartModel"

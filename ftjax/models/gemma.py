@@ -5,12 +5,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ftjax.formats.names import Part
 from ftjax.models import llama, rotary
 from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked
 from ftjax.models.heads import Head
 from ftjax.models.keys import keys
 from ftjax.models.layers import Options
+from ftjax.names import Part
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
 

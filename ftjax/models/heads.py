@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ftjax.formats.names import Part
 from ftjax.models.layers import ACTIVATIONS, Dense, Dropout, LayerNorm
+from ftjax.names import Part
 
 Array = jax.Array
 

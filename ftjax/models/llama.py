@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftjax.errors import UserError
-from ftjax.formats.names import Part
 from ftjax.models import rotary
 from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked
 from ftjax.models.heads import Head, untied, with_dropouts
 from ftjax.models.keys import keys
 from ftjax.models.layers import Options
+from ftjax.names import Part
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError
-from ftjax.formats.names import Part
 from ftjax.models import decoder, encoder, rotary
 from ftjax.models.cache import View
 from ftjax.models.decoder import DEFAULT_TARGETS, Attention, checked, pick, view_of
@@ -29,6 +28,7 @@ from ftjax.models.layers import (
     mean_pool,
 )
 from ftjax.models.stack import Stack
+from ftjax.names import Part
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
 

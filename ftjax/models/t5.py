@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.errors import UserError
-from ftjax.formats.names import Part
 from ftjax.models import sequences
 from ftjax.models.cache import View, held
 from ftjax.models.heads import Head, untied, with_dropouts
@@ -28,6 +27,7 @@ from ftjax.models.layers import (
 from ftjax.models.sequences import Attention
 from ftjax.models.stack import Stack
 from ftjax.models.vocabulary import LanguageHead, Scores, read_off, score
+from ftjax.names import Part
 
 Array = jax.Array
 MODEL = "T5Model"

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError
-from ftjax.formats.names import Part
 from ftjax.models import encoder
 from ftjax.models.attention import AttentionCore
 from ftjax.models.cache import View
@@ -32,6 +31,7 @@ from ftjax.models.layers import (
     mean_pool,
 )
 from ftjax.models.stack import Stack
+from ftjax.names import Part
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
 

@@ -13,7 +13,7 @@ import optax
 from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Schema, number, text
 from ftjax.data.sources import Split
-from ftjax.formats.modules import pooled
+from ftjax.formats.sentence_transformers.modules import pooled
 from ftjax.loss import Loss
 from ftjax.options import Above0
 from ftjax.tasks.base import Apply, Batch, Task, cut_texts, directions

@@ -11,7 +11,7 @@ from ftjax.data.encode import Examples
 from ftjax.data.fields import Field, Schema, label_name, text
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
-from ftjax.formats.modules import pooled
+from ftjax.formats.sentence_transformers.modules import pooled
 from ftjax.tasks.base import Array, Task
 
 

@@ -16,8 +16,8 @@ from ftjax.regularization.adversarial import Grad, Total
 from ftjax.regularization.l2_sp import l2_sp
 from ftjax.regularization.loss import gradient, regularized
 from ftjax.training.averages import Average, equal, moving
+from ftjax.training.learning_rate import peak_rate
 from ftjax.training.optimizers import Schedule, make_optimizer, schedule
-from ftjax.training.rate import peak_rate
 from ftjax.training.step import LossFn, State, make_step, state_shapes
 from ftjax.tuned import Tuned
 

@@ -28,7 +28,7 @@ FREE = (
     "train.profile_steps",
     "train.dump_programs",
 )
-# How files are read, and where they lie: what they hold is compared, see `ftjax.training.inputs`.
+# How files are read, and where they lie: what they hold is compared, see `ftjax.setup.inputs`.
 FREE += ("data.source", "data.encoding", "data.delimiter", "data.quoting")
 PATHS = ("data.path", "data.mixture", "model.path", "model.adapter", "method.adapters")
 START = "start"  # of a work folder: the model of `model.from_run`

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from ftjax import methods, tasks
-from ftjax.cli import main
 from ftjax.commands import COMMANDS
+from ftjax.commands.entry import main
 from ftjax.config import default_config, flat_keys, known_options, load_config
 from ftjax.config.page import page
 from ftjax.data.preparation import STEPS, find

@@ -15,13 +15,13 @@ from ftjax.data.sources import open_parts
 from ftjax.data.stream_source import Source
 from ftjax.data.streaming import StreamLoader, Windows
 from ftjax.formats.folder import load_tokenizer
+from ftjax.setup.examples import choose_layout, with_targets
 from ftjax.tasks.causal_lm import CausalLM
 from ftjax.tasks.instruction import Instruction
 from ftjax.tasks.masked_lm import MaskedLM
 from ftjax.tasks.multiple_choice import MultipleChoice
 from ftjax.tasks.seq2seq import Seq2Seq
 from ftjax.tasks.span_qa import SpanQA
-from ftjax.training.batching import choose_layout, with_targets
 from tests.conftest import WORDS, data_settings, write_jsonl
 from tests.tasks.made import examples_of, split_of, write_words
 

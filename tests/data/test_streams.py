@@ -16,9 +16,9 @@ from ftjax.data.sources import open_parts, read_split
 from ftjax.data.stream_source import START, Position, Source
 from ftjax.data.streaming import StreamLoader, Windows, joined, shares
 from ftjax.errors import UserError
+from ftjax.runs.announce import are_sorted
+from ftjax.setup.splits import Data
 from ftjax.tasks.classification import Classification
-from ftjax.training.announce import are_sorted
-from ftjax.training.splits import Data
 
 SCHEMA = Classification.schema
 

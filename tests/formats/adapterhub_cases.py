@@ -7,7 +7,7 @@ import jax
 from safetensors.numpy import load_file
 
 from ftjax import methods, pretrained, tuned
-from ftjax.formats.adapterhub import export_adapterhub, read_adapter, read_method
+from ftjax.formats.adapterhub.folder import export_adapterhub, read_adapter, read_method
 from ftjax.formats.folder import read_config
 from ftjax.formats.pickled import read_tensors
 

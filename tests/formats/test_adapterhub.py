@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from ftjax import methods, pretrained, tuned
 from ftjax.formats import adapter
-from ftjax.formats.adapterhub import is_fusion, read_adapter, read_method
+from ftjax.formats.adapterhub.folder import is_fusion, read_adapter, read_method
 from ftjax.formats.export import write_export
 from ftjax.formats.folder import read_config
 from ftjax.methods.reft import Reft, orthonormal

@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from ftjax.errors import UserError
-from ftjax.formats.adapterhub import read_adapter, read_method
+from ftjax.formats.adapterhub.folder import read_adapter, read_method
 from ftjax.formats.pickled import read_tensors
 from tests.formats.adapterhub_cases import FOLDER, build, export
 

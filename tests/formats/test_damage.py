@@ -19,13 +19,15 @@ from safetensors.numpy import load_file, save_file
 
 from ftjax import methods, models, tuned
 from ftjax.errors import UserError
-from ftjax.formats import adapter, adapterhub, modules
-from ftjax.formats.dequantize import STATE
+from ftjax.formats import adapter
+from ftjax.formats.adapterhub import folder as adapterhub
 from ftjax.formats.folder import load_tokenizer, open_weights, stored_dtype
-from ftjax.formats.gguf_tokenizer import end_tokens
-from ftjax.formats.shards import write_weights
-from ftjax.formats.vocabulary import words_of
-from ftjax.formats.weights import Weights
+from ftjax.formats.gguf.tokenizer import end_tokens
+from ftjax.formats.hf.dequantize import STATE
+from ftjax.formats.hf.shards import write_weights
+from ftjax.formats.hf.vocabulary import words_of
+from ftjax.formats.hf.weights import Weights
+from ftjax.formats.sentence_transformers import modules
 from ftjax.generation.settings import of_folder
 from tests.formats import adapterhub_cases, published
 from tests.formats.bounds import bounded

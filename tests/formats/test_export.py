@@ -30,8 +30,8 @@ from ftjax.formats.folder import (
     read_config,
     stored_dtype,
 )
-from ftjax.formats.gguf_tokenizer import end_tokens
-from ftjax.formats.modules import pooling_of
+from ftjax.formats.gguf.tokenizer import end_tokens
+from ftjax.formats.sentence_transformers.modules import pooling_of
 from ftjax.parallel.mesh import make_mesh, param_shardings
 from ftjax.tasks.contrastive import Contrastive
 from tests.conftest import build, here, perturbed

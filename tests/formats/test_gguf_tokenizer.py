@@ -18,7 +18,7 @@ from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.formats.export import write_export
 from ftjax.formats.folder import load_tokenizer, locate, read_config
-from ftjax.formats.gguf import read
+from ftjax.formats.gguf.file import read
 from ftjax.generation import settings
 from tests.formats.test_gguf import entries_of, stored, write
 from tests.models.cases import DECODER

@@ -13,12 +13,12 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from ftjax import methods, pretrained, tuned
-from ftjax.cli import main
+from ftjax.commands.entry import main
 from ftjax.errors import UserError
-from ftjax.formats import hf
 from ftjax.formats.export import write_export
 from ftjax.formats.folder import Weights, locate, read_config
-from ftjax.formats.modules import pooling_of
+from ftjax.formats.hf import mapping
+from ftjax.formats.sentence_transformers.modules import pooling_of
 from tests.conftest import HEAD, build, make_batch, perturbed
 from tests.models.reference import Reference
 from tests.models.test_bert import torch_inputs
@@ -243,7 +243,7 @@ def test_shards_are_written_as_transformers_does(tiny, tmp_path):
     reference = transformers.AutoModel.from_pretrained(tiny)
     reference.save_pretrained(tmp_path / "theirs", max_shard_size=limit)
     config = read_config(tiny)
-    hf.write_folder(tmp_path / "ours", tiny, config, Weights(tiny), shard_bytes=limit)
+    mapping.write_folder(tmp_path / "ours", tiny, config, Weights(tiny), shard_bytes=limit)
     ours, theirs = (
         json.loads((tmp_path / side / "model.safetensors.index.json").read_text())
         for side in ("ours", "theirs")

@@ -15,9 +15,9 @@ from ftjax import models
 from ftjax.errors import UserError
 from ftjax.formats import adapter
 from ftjax.formats.guard import reading
+from ftjax.formats.hf.vocabulary import words_of
+from ftjax.formats.hf.weights import Weights
 from ftjax.formats.pickled import open_tensors, read_tensors
-from ftjax.formats.vocabulary import words_of
-from ftjax.formats.weights import Weights
 from ftjax.models.values import Values
 from ftjax.options import options
 from tests.formats.bounds import Endless, bounded

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from ftjax.config import default_config
 from ftjax.errors import UserError
-from ftjax.formats import peft
-from ftjax.training.run import place_model
+from ftjax.formats.peft import folder as peft
+from ftjax.setup.model import place_model
 from tests.methods.peft_cases import ROWS, adapted, base_of, their_logits, written
 from tests.models.made import build, parameters, quick
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ftjax.errors import UserError
-from ftjax.formats import peft as files
+from ftjax.formats.peft import folder as files
 from ftjax.methods import create
 from ftjax.paths import expand
 from tests.formats.bounds import bounded

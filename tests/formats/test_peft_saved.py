@@ -15,9 +15,9 @@ from tokenizers.models import WordLevel
 
 from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
-from ftjax.formats import peft as files
 from ftjax.formats.folder import read_config
-from ftjax.formats.vocabulary import with_words
+from ftjax.formats.hf.vocabulary import with_words
+from ftjax.formats.peft import folder as files
 from tests.formats.bounds import bounded
 from tests.models.cases import BART
 from tests.models.made import quick

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from ftjax import pretrained
 from ftjax.errors import UserError
-from ftjax.formats.dequantize import STATE
 from ftjax.formats.folder import open_weights, read_config, stored_dtype
+from ftjax.formats.hf.dequantize import STATE
 from tests.models.cases import CASES
 
 

@@ -10,9 +10,9 @@ import transformers
 
 from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
-from ftjax.formats import hf
 from ftjax.formats.folder import read_config
-from ftjax.formats.vocabulary import Resized, sized, with_words
+from ftjax.formats.hf import mapping
+from ftjax.formats.hf.vocabulary import Resized, sized, with_words
 from tests.conftest import ftjax, here, write_jsonl, write_tiny
 from tests.models.cases import CASES
 from tests.models.made import natural
@@ -40,7 +40,7 @@ def test_every_tensor_is_resized_as_theirs(case, one_device, tmp_path, monkeypat
     assert not absent
     torch.manual_seed(0)
     theirs.resize_token_embeddings(count)
-    tensors, wanted = hf.to_tensors(params, model.names, prefix=True), theirs.state_dict()
+    tensors, wanted = mapping.to_tensors(params, model.names, prefix=True), theirs.state_dict()
     unused = {"cls.predictions.bias"} if untied else set()
     words = [path for path, axes in model.axes.items() if "vocab" in axes]
     grown = {name for path in words for name, _ in model.names.stored(path)}

@@ -11,11 +11,12 @@ from sentence_transformers import SentenceTransformer
 
 from ftjax import tasks
 from ftjax.config import default_config
+from ftjax.evaluation import asked_models
+from ftjax.evaluation.predictor import Predictor
 from ftjax.formats.adapter import read_method
 from ftjax.formats.export import write_export
-from ftjax.training.predictor import Predictor
-from ftjax.training.run import place_model
-from ftjax.training.splits import read_data
+from ftjax.setup.model import place_model
+from ftjax.setup.splits import read_data
 from tests.conftest import CONFIG, WORDS, perturbed, write_jsonl
 
 HUB, FORMATS = "adapterhub", ("hf", "peft", "adapterhub")
@@ -107,7 +108,7 @@ def configured(task, data, folder, method=None, **options):
 
 def scored(config, folder, move=False):
     """A run's model, with what the method and the head have moved, and its scores."""
-    data = read_data(config, tasks.create(config.task), folder)
+    data = read_data(config, tasks.create(config.task), folder, asked_models)
     run = place_model(config, data.names)
     if move:
         run = replace(run, trainable=perturbed(run.trainable, run.tuned))
@@ -170,7 +171,9 @@ def test_what_transformers_cannot_read_is_said(sentences, tmp_path):
     assert "SentenceTransformer(" in page and "library_name: sentence-transformers" in page
     config = transformers.AutoConfig.from_pretrained(out)
     assert config.id2label == dict(enumerate(sorted(NAMES)))
-    rows = predictor.outputs(read_data(run.config, run.task, sentences).raw["train"])[0]
+    rows = predictor.outputs(read_data(run.config, run.task, sentences, asked_models).raw["train"])[
+        0
+    ]
     theirs = SentenceTransformer(str(out), device="cpu").encode([row["text"] for row in CLASSES])
     np.testing.assert_allclose(rows, theirs, atol=1e-4)
 
@@ -180,7 +183,9 @@ def test_embeddings_with_dense_layers_equal_sentence_transformers(sentences, tmp
     run = place_model(configured("contrastive", data, sentences), ())
     assert not run.absent
     predictor = Predictor(run, (), 0, sentences)
-    outputs, _ = predictor.outputs(read_data(run.config, run.task, sentences).raw["train"])
+    outputs, _ = predictor.outputs(
+        read_data(run.config, run.task, sentences, asked_models).raw["train"]
+    )
     theirs = SentenceTransformer(str(sentences), device="cpu").encode(texts())
     assert theirs.shape[1] == 24
     np.testing.assert_allclose(outputs[:, 0], theirs, atol=1e-5)
@@ -195,7 +200,7 @@ def test_embeddings_with_dense_layers_equal_sentence_transformers(sentences, tmp
 )
 def test_modules_that_are_not_read_are_named(sentences, change, message, tmp_path):
     from ftjax.errors import UserError
-    from ftjax.formats.modules import pooled
+    from ftjax.formats.sentence_transformers.modules import pooled
 
     listed = json.loads((sentences / "modules.json").read_text())
     listed[2] |= change

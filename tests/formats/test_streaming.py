@@ -50,7 +50,7 @@ from pathlib import Path
 import jax, numpy as np
 from ftjax import methods, pretrained, tuned
 from ftjax.formats.folder import read_config
-from ftjax.formats.weights import Tensor
+from ftjax.formats.hf.weights import Tensor
 from ftjax.parallel.mesh import make_mesh
 
 def status(name):

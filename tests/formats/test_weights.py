@@ -21,8 +21,8 @@ from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
 from ftjax.formats.adapter import load_into, read_method
 from ftjax.formats.folder import fingerprint, open_weights, read_config
+from ftjax.formats.hf.weights import Weights
 from ftjax.formats.pickled import open_tensors, read_tensors
-from ftjax.formats.weights import Weights
 from tests.models.cases import CASES
 from tests.models.made import natural
 from tests.models.reference import Reference

@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from ftjax.cli import main
+from ftjax.commands.entry import main
 from ftjax.formats.folder import load_tokenizer
 
 PROMPT = "the film was"

@@ -8,7 +8,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.pallas.ops.tpu import splash_attention
 
-from ftjax.cli import main
+from ftjax.commands.entry import main
 from ftjax.formats.folder import load_tokenizer
 from ftjax.generation import beam, decode
 from ftjax.generation.load import open_model

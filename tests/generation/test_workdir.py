@@ -5,16 +5,16 @@ import json
 import jax
 import jax.numpy as jnp
 
-from ftjax.cli import main
+from ftjax.commands.entry import main
 from ftjax.config import default_config
 from ftjax.config.saved import to_json
 from ftjax.formats.folder import fingerprint, load_tokenizer
 from ftjax.generation.settings import Settings
 from ftjax.generation.text import Generator
 from ftjax.partition import merge
-from ftjax.training.checkpoints import Checkpoints
-from ftjax.training.run import place_model
+from ftjax.setup.model import place_model
 from ftjax.training.step import State
+from ftjax.workdir.checkpoints import Checkpoints
 from ftjax.workdir.folder import open_workdir, write_labels
 from tests.conftest import perturbed
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from ftjax import methods, tuned
-from ftjax.formats import hf
+from ftjax.formats.hf import mapping
 
 SIZES = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"intermediate_size": 128, "max_position_embeddings": 64, "initializer_range": 0.2}
@@ -64,7 +64,9 @@ def folder(base: str) -> Path:
     place = Path(mkdtemp(prefix=f"ftjax_{base}_"))
     config = {**config, "architectures": [model.family.MODEL]}
     (place / "config.json").write_text(json.dumps(config))
-    hf.write_folder(place, place, config, hf.to_tensors(stored, model.names, prefix=False))
+    mapping.write_folder(
+        place, place, config, mapping.to_tensors(stored, model.names, prefix=False)
+    )
     return place
 
 

@@ -14,12 +14,12 @@ from safetensors.numpy import load_file
 from ftjax import methods, tuned
 from ftjax.config import check, load_config
 from ftjax.errors import UserError
-from ftjax.formats import peft as files
+from ftjax.formats.peft import folder as files
 from ftjax.methods.adalora import ranks
 from ftjax.methods.allocation import Schedule, best
 from ftjax.paths import expand
+from ftjax.runs.train import train
 from ftjax.training.optimizers import make_optimizer
-from ftjax.training.train import train
 from tests.methods.peft_cases import base_of, their_logits
 from tests.models import made
 from tests.models.made import quick

@@ -7,8 +7,8 @@ import pytest
 from ftjax import methods
 from ftjax.config import check, load_config
 from ftjax.errors import UserError
-from ftjax.training.run import place_model
-from ftjax.training.trained import best_params
+from ftjax.setup.earlier_runs import best_params
+from ftjax.setup.model import place_model
 from tests.conftest import ftjax
 
 SETTINGS = ["--config.method.reduction=8", "--config.train.epochs=1"]

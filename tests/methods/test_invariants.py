@@ -13,9 +13,9 @@ from ftjax.errors import UserError
 from ftjax.methods.quantized import dequantized
 from ftjax.parallel.mesh import fitted, logical_axes, make_mesh, param_shardings, place_rows
 from ftjax.paths import Flat, expand
-from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.optimizers import make_optimizer
 from ftjax.training.step import init_state, lower_step, make_step
+from ftjax.workdir.checkpoints import Checkpoints
 from tests.conftest import cross_entropy
 from tests.covering import covering, product
 from tests.methods.bases import BASES, HEAD, build, folder, make_batch

@@ -11,8 +11,8 @@ from ftjax import methods, pretrained, tuned
 from ftjax.config import check, load_config
 from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError
-from ftjax.formats import peft as files
 from ftjax.formats.folder import read_config
+from ftjax.formats.peft import folder as files
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import expand
 from tests.conftest import build, make_batch, perturbed

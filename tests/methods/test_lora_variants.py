@@ -9,7 +9,7 @@ import torch
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 
 from ftjax import pretrained
-from ftjax.formats import peft as files
+from ftjax.formats.peft import folder as files
 from ftjax.training.optimizers import make_optimizer
 from tests.methods import bases
 from tests.methods.peft_cases import Base, base_of, stepper, their_logits, their_loss

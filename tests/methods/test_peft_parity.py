@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from ftjax import tuned
-from ftjax.formats import peft as files
+from ftjax.formats.peft import folder as files
 from ftjax.partition import merge
 from tests.covering import covering, product
 from tests.methods.peft_cases import (

@@ -11,11 +11,11 @@ from ftjax import config as configs
 from ftjax import methods, pretrained, tuned
 from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError
-from ftjax.formats import peft
+from ftjax.forecast.chips import topology_devices
+from ftjax.formats.peft import folder as peft
 from ftjax.loss import Loss
 from ftjax.methods.base import Method
 from ftjax.methods.quantized import QLora, dequantized
-from ftjax.parallel.chips import topology_devices
 from ftjax.parallel.mesh import logical_axes, make_mesh, place_rows
 from ftjax.quantization import DYNAMIC, NF4, Int8, Nf4, Quantized, among, chosen
 from ftjax.training.optimizers import make_optimizer

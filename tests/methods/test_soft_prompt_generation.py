@@ -7,7 +7,7 @@ import torch
 
 from ftjax import methods, tuned
 from ftjax.formats.folder import read_config
-from ftjax.formats.peft_tables import pairs
+from ftjax.formats.peft.prompt_tables import pairs
 from tests.generation.test_equal import Pair
 
 LENGTH = 5

@@ -11,7 +11,7 @@ import transformers
 
 from ftjax import methods, tuned
 from ftjax.errors import UserError
-from ftjax.formats import peft as files
+from ftjax.formats.peft import folder as files
 from tests.methods.peft_cases import STEPS, Base, base_of, stepper, their_logits, their_loss
 from tests.models.cases import BART, T5
 from tests.models.made import build as made

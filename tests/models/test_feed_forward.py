@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from tests.training.abstract import LLAMA
 
 from ftjax import methods
 from ftjax.errors import UserError
 from ftjax.parallel.mesh import logical_axes, make_mesh
 from ftjax.tuned import build
 from tests.models import made
-from tests.training.abstract import LLAMA
 
 METHODS = {
     "full": {},

@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from ftjax import methods, models, pretrained, tuned
-from ftjax.formats import hf
 from ftjax.formats.folder import Weights, read_config
+from ftjax.formats.hf import mapping
 from tests.models.cases import PLAIN
 
 README = Path(__file__).parents[2] / "README.md"
@@ -51,7 +51,7 @@ def test_the_new_family_equals_transformers(example, head, reference, one_device
     found = jax.jit(model.apply)(params, {"input_ids": ids})
     np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
     stored = Weights(tmp_path)
-    tensors = hf.to_tensors(params, model.names, prefix=True)
+    tensors = mapping.to_tensors(params, model.names, prefix=True)
     assert set(tensors) == set(stored)
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(tensor, np.asarray(stored[name]), err_msg=name)

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from ftjax import methods, tuned
-from ftjax.formats import hf
+from ftjax.formats.hf import mapping
 
 SIZES = {"vocab_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 96}
 BART = {
@@ -51,7 +51,9 @@ def test_each_tensor_is_spread_as_theirs(model_type):
         json.loads(config.to_json_string()), methods.create({"name": "full"}), {}, {"head": head}
     )
     params = model.init(jax.random.key(0), list(model.shapes), dict.fromkeys(model.shapes))
-    ours = hf.to_tensors({p: np.asarray(x) for p, x in params.items()}, model.names, prefix=True)
+    ours = mapping.to_tensors(
+        {p: np.asarray(x) for p, x in params.items()}, model.names, prefix=True
+    )
     several = 0
     for tensor, found in ours.items():
         wanted = theirs[tensor].numpy()

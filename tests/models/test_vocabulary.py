@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tests.training.abstract import LLAMA
 
 from ftjax import methods
 from ftjax.errors import UserError
@@ -15,7 +16,6 @@ from ftjax.parallel.mesh import logical_axes, make_mesh
 from ftjax.tuned import build
 from tests.covering import covering, product
 from tests.models import made
-from tests.training.abstract import LLAMA
 
 LENGTH = 11
 

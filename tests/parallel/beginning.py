@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from ftjax import cli
+from ftjax.commands import entry as cli
 from ftjax.config import check, load_config
-from ftjax.training.start import begin
+from ftjax.runs.start import begin
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ftjax import cli
+from ftjax.commands import entry as cli
 from ftjax.config import default_config
 from ftjax.errors import UserError
 from ftjax.parallel.agreement import first, raise_together, require_same, told
-from ftjax.training.shared import require_same_config, require_shared_folder
 from ftjax.workdir.lock import Lock
+from ftjax.workdir.shared import require_same_config, require_shared_folder
 
 
 def main(arguments: Sequence[str]) -> int:

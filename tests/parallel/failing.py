@@ -5,8 +5,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ftjax import cli
-from ftjax.training import loop
+from ftjax.commands import entry as cli
+from ftjax.runs import loop
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -4,8 +4,8 @@ import errno
 from collections.abc import Sequence
 from typing import Any
 
-from ftjax import cli
-from ftjax.formats import shards
+from ftjax.commands import entry as cli
+from ftjax.formats.hf import shards
 
 
 def main(arguments: Sequence[str]) -> int:

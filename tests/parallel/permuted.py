@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 
-from ftjax import cli
+from ftjax.commands import entry as cli
 
 
 def main(arguments: Sequence[str]) -> int:

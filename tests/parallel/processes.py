@@ -8,7 +8,7 @@ from contextlib import suppress
 from tests.conftest import environment
 from tests.forked import Forked
 
-MAIN = "ftjax.cli:main"
+MAIN = "ftjax.commands.entry:main"
 
 
 def free_port(first: int = 20_000, last: int = 30_000) -> int:

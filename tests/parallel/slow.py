@@ -4,8 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ftjax import cli
-from ftjax.training import loop
+from ftjax.commands import entry as cli
+from ftjax.runs import loop
 
 
 def main(arguments: Sequence[str]) -> int:

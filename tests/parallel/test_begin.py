@@ -1,7 +1,7 @@
 """Runs of two processes that begin with another run's model."""
 
 from ftjax.config import check, load_config
-from ftjax.training.start import begin
+from ftjax.runs.start import begin
 from tests.conftest import here
 from tests.parallel.processes import ended, start
 

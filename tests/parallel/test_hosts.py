@@ -10,7 +10,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from ftjax.training.checkpoints import Checkpoints
+from ftjax.workdir.checkpoints import Checkpoints
 from ftjax.workdir.records import read_rows
 from tests.parallel import processes
 from tests.parallel.processes import ended

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from jax._src.clusters import ClusterEnv, cloud_tpu_cluster
 
-from ftjax import cli
+from ftjax.commands import entry as cli
 from ftjax.errors import UserError
 from ftjax.parallel.hosts import Processes, processes
 

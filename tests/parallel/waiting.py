@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from ftjax import cli
-from ftjax.training import loop, train
+from ftjax.commands import entry as cli
+from ftjax.runs import loop, train
 
 
 def preparing(arguments: Sequence[str]) -> int:

@@ -8,21 +8,21 @@ import jax
 import numpy as np
 import pytest
 import torch
+from tests.training.abstract import config_of as abstract
+from tests.training.abstract import write_config
 
 from ftjax import methods, pretrained, tuned
-from ftjax.formats import hf
+from ftjax.forecast.least_work import Least
+from ftjax.forecast.lowering import abstract_recipe, compiled
 from ftjax.formats.folder import read_config
+from ftjax.formats.hf import mapping
 from ftjax.parallel.mesh import make_mesh
 from ftjax.regularization.words import key_of, noise
-from ftjax.training.ahead import abstract_recipe, compiled
-from ftjax.training.minimum import Least
 from tests.conftest import perturbed
 from tests.methods.bases import build, make_batch
 from tests.methods.bases import folder as base_folder
 from tests.models.reference import LABELS, Reference
 from tests.regularization.settings import config_of, differentiated
-from tests.training.abstract import config_of as abstract
-from tests.training.abstract import write_config
 
 EPSILON, STEP, STEPS = 0.7, 0.4, 3
 SCAN = {"segments": "scan"}  # quickly compiled
@@ -122,7 +122,7 @@ def test_gradients_are_those_of_torch_by_hand(case, kind):
     wanted_loss, wanted = by_hand(kind, theirs, first)
     loss, grads = differentiated(config, model, params, batch, dropout=False)
     np.testing.assert_allclose(loss, wanted_loss, rtol=1e-4)
-    found = hf.to_tensors(grads, model.names, prefix=True)
+    found = mapping.to_tensors(grads, model.names, prefix=True)
     assert set(wanted) <= set(found)
     for name, grad in wanted.items():
         largest = np.abs(grad.numpy()).max()

@@ -6,21 +6,21 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from tests.training.test_resume import stop_at
 
 from ftjax import pretrained, tasks
 from ftjax.config import check, default_config, load_config
 from ftjax.errors import UserError
 from ftjax.parallel.mesh import logical_axes, make_mesh, param_shardings, place_rows
 from ftjax.regularization import REGULARIZERS
-from ftjax.training.checkpoints import Checkpoints
+from ftjax.runs.train import train
 from ftjax.training.recipe import Recipe
 from ftjax.training.step import init_state, lower_step
-from ftjax.training.train import train
+from ftjax.workdir.checkpoints import Checkpoints
 from tests.conftest import build, environment, ftjax, here, make_batch, write_tiny
 from tests.forked import Forked
 from tests.methods.test_invariants import stacked
 from tests.regularization.settings import config_of, differentiated
-from tests.training.test_resume import stop_at
 
 ALL = {"adversarial": "freelb", "mixup": 0.4, "cutoff": 0.1, "neftune": 5.0}
 ALL |= {"l2_sp": 0.01, "l2_sp_new": 0.01}

@@ -18,10 +18,10 @@ from ftjax.data.encode import Examples, encode
 from ftjax.data.loading import Loader, Vary
 from ftjax.data.planning import bucket_layout, packed_layout, paired_layout
 from ftjax.data.sources import Opened, Split, read_split
-from ftjax.formats import hf
+from ftjax.evaluation.forward import Forward
 from ftjax.formats.folder import read_config
+from ftjax.formats.hf import mapping
 from ftjax.parallel.mesh import make_mesh
-from ftjax.training.evaluate import Forward
 from tests.compiler import OPTIONS
 from tests.conftest import write_tokenizer
 from tests.models.reference import Reference
@@ -111,7 +111,7 @@ class Made:
 
         loss, found = jax.jit(jax.value_and_grad(mean), compiler_options=OPTIONS)(self.params)
         found = jax.tree.map(np.asarray, found)
-        return float(loss), hf.to_tensors(found, self.tuned.names, prefix=True)
+        return float(loss), mapping.to_tensors(found, self.tuned.names, prefix=True)
 
     def outputs(self, examples: Examples, packed: bool = False, size: int = 8, vary: Any = None):
         """What is scored, in the order of examples."""

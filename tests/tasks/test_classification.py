@@ -9,8 +9,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from ftjax.config import check, load_config, override
 from ftjax.data.encode import Examples, ragged
 from ftjax.errors import UserError
+from ftjax.runs.train import train
 from ftjax.tasks.classification import Classification
-from ftjax.training.train import train
 from ftjax.workdir.records import read_rows
 from tests.conftest import make_rows, write_jsonl
 

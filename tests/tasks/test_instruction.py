@@ -12,9 +12,9 @@ from ftjax.data.encode import encode
 from ftjax.data.templates import PLAIN
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
+from ftjax.runs.announce import announced
+from ftjax.setup.splits import Data
 from ftjax.tasks.instruction import Instruction
-from ftjax.training.announce import announced
-from ftjax.training.splits import Data
 from tests.conftest import WORDS
 from tests.tasks.made import Made, batches, examples_of, split_of, write_trained, write_words
 

@@ -12,11 +12,11 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from ftjax.config import default_config
 from ftjax.errors import UserError
+from ftjax.evaluation.written import check_written, write, written_scores
 from ftjax.formats.folder import load_tokenizer
+from ftjax.setup.model import place_model
 from ftjax.tasks.seq2seq import Seq2Seq
 from ftjax.tasks.written import exact_match, summary_scores, translation_scores
-from ftjax.training.run import place_model
-from ftjax.training.writing import check_written, write, written_scores
 from tests.conftest import WORDS
 from tests.models.cases import BART, CASES
 from tests.models.reference import Reference

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import jax
 
 from ftjax.config import check, load_config
+from ftjax.forecast.lowering import abstract_recipe, abstract_state, live
 from ftjax.parallel.mesh import make_mesh
-from ftjax.training.ahead import abstract_recipe, abstract_state, live
-from ftjax.training.run import place_model
+from ftjax.runs.train import train
+from ftjax.setup.model import place_model
 from ftjax.training.step import init_state
-from ftjax.training.train import train
 
 FILES = ("/loop.py", "/step.py", "/steps.py", "/saved.py", "/checkpoints.py", "/run.py")
 FEW = 0.2  # of the parameters: batches, metrics, one leaf on its way

@@ -10,7 +10,7 @@ from ftjax import methods
 from ftjax.config import check, default_config
 from ftjax.errors import UserError
 from ftjax.methods.rates import OPTIMIZERS, RATES, SIZES, rates_of
-from ftjax.training.rate import peak_rate, rate_notes
+from ftjax.training.learning_rate import peak_rate, rate_notes
 from tests.conftest import build
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -91,7 +91,9 @@ def test_a_rate_names_the_source_of_the_nearer_column(monkeypatch):
     """A small model with a larger head is still of the size that was measured here."""
     config = default_config("full")
     for size, source in ((22_900_000, "measured here"), (109_000_000, "published: Devlin")):
-        monkeypatch.setattr("ftjax.training.rate.model_size", lambda tuned, size=size: size)
+        monkeypatch.setattr(
+            "ftjax.training.learning_rate.model_size", lambda tuned, size=size: size
+        )
         assert source in next(iter(rate_notes(config, None)))
 
 

@@ -14,15 +14,16 @@ import pytest
 from ftjax import tasks
 from ftjax.config import check, load_config
 from ftjax.errors import UserError
-from ftjax.training.checksums import ODD, array_sums, differing, weighed
-from ftjax.training.inputs import require_same_inputs
+from ftjax.evaluation import asked_models
+from ftjax.setup.earlier_runs import best_params
+from ftjax.setup.inputs import require_same_inputs
+from ftjax.setup.model import place_model
+from ftjax.setup.splits import read_data
 from ftjax.training.recipe import Recipe
-from ftjax.training.run import place_model
-from ftjax.training.saved import Saved, summed
-from ftjax.training.splits import read_data
-from ftjax.training.trained import best_params
+from ftjax.workdir.checksums import ODD, array_sums, differing, weighed
 from ftjax.workdir.folder import check_workdir, finished, read_labels, read_workdir
 from ftjax.workdir.records import read_metrics
+from ftjax.workdir.restore import Saved, summed
 from tests.conftest import ftjax
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -131,7 +132,7 @@ def test_checkpoints(trained):
     config, workdir = trained
     base, chance = Path(config.model.path), random.Random(0)
     wanted, step = best_params(workdir, base)
-    data = read_data(config, tasks.create(config.task), base)
+    data = read_data(config, tasks.create(config.task), base, asked_models)
     run = place_model(config, data.names)
     recipe = Recipe(config, run.task.fitted(data.splits["train"], data.names), run.tuned, 4)
     like = recipe.state_shapes(run.trainable, run.mesh, step)

@@ -12,17 +12,19 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
+from tests.training.test_fresh import CASES, asked
 
 from ftjax.errors import UserError
-from ftjax.training.fresh import make
+from ftjax.evaluation import asked_models
+from ftjax.setup.new_model import make_model
 from ftjax.workdir.lock import NAME, Holder, Lock, started
 from ftjax.workdir.records import read_rows, write_text
 from tests.conftest import environment, ftjax
 from tests.forked import Forked
 from tests.parallel.processes import ended, start
-from tests.training.test_fresh import CASES, asked
 
 OVERRIDES = [
     "--config.train.steps=24",
@@ -217,6 +219,6 @@ def test_several_runs_make_one_model_at_once(tmp_path):
     new = {"model_type": model_type, "tokenizer": kind, **sizes}
     config = asked(tmp_path / "model", task, **new)
     with ThreadPoolExecutor(3) as threads:
-        list(threads.map(make, [config] * 3))
+        list(threads.map(partial(make_model, models=asked_models), [config] * 3))
     assert {path.name for path in tmp_path.iterdir()} == {"model", f"{task}.jsonl"}
     assert (tmp_path / "model" / "model.safetensors").exists()

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from ftjax.data.preparation.words import HAN
-from ftjax.pages import document, line, tag, text
+from ftjax.html import document, line, tag, text
 
 Row = Mapping[str, Any]
 COLOURS = {"train": "#2b6cb0", "validation": "#c05621", "test": "#2f7d55"}

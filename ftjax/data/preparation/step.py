@@ -18,7 +18,7 @@ SHOWN, WIDTH = 5, 200  # examples of a report, and their characters
 
 
 class Models(Protocol):
-    """What steps ask of models. Training lends it, since data imports nothing from there."""
+    """What steps ask of models. Who reads data lends it: data imports nothing of models."""
 
     def classify(self, workdir: str, split: Split) -> list[Mapping[str, float]]:
         """Label → probability, of each row, by a run's best checkpoint."""

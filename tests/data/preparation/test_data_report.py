@@ -97,7 +97,7 @@ def test_the_page_is_whole_and_escaped():
 
 def test_a_run_writes_it(config_file, tmp_path, monkeypatch):
     from ftjax.config import check, load_config
-    from ftjax.training.zero_shot import choose_template
+    from ftjax.runs.zero_shot import choose_template
 
     config = load_config(str(config_file), ["--config.method.name=prompting"])
     config.method.kind = "sentence"

@@ -23,8 +23,8 @@ from ftjax.data.preparation.pipeline import prepare, steps_of
 from ftjax.data.sources import open_parts
 from ftjax.data.stream_source import START, Source
 from ftjax.errors import UserError
+from ftjax.setup.splits import open_stream
 from ftjax.tasks.classification import Classification
-from ftjax.training.splits import open_stream
 from tests.conftest import here, write_jsonl
 from tests.data.preparation.rows import applied, split
 

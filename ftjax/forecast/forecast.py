@@ -1,0 +1,210 @@
+"""What a program compiled ahead of time says of a run: memory, work, traffic, time."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from ftjax.bars import elapsed
+from ftjax.errors import UserError
+from ftjax.forecast.chips import Chip, topology_devices
+from ftjax.forecast.hlo import summarize
+from ftjax.forecast.least_work import Least
+from ftjax.forecast.lowering import abstract_recipe, abstract_state, compiled, live
+from ftjax.forecast.roofline import seconds
+from ftjax.models.splash import kernel_flops
+from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
+
+SAFE = 0.9  # of a chip's memory, to be advised to use
+
+
+def forecast(
+    config: ConfigDict, topology: str, slices: int = 1, quick: bool = False
+) -> dict[str, Any]:
+    """Compiles a configuration's first step for a topology, and reads the program.
+
+    All figures are of one chip; bytes and FLOPs are of one step, and tokens are all positions of
+    the batch.
+
+    Args:
+        config: of a run.
+        topology: such as "v5e:8x8".
+        slices: pods beside each other.
+        quick: with less of the compiler's effort: memory is nearly the same, and nothing is said of
+            time, which is another program's.
+
+    Raises:
+        UserError: an unknown topology, or a mesh or batch that does not fit it.
+    """
+    chip, devices = topology_devices(topology, slices)
+    mesh = make_mesh(**{axis: config.mesh[axis] for axis in AXES}, devices=devices)
+    rows = config.train.batch_size // config.train.accumulation
+    if rows % batch_ways(mesh):
+        raise UserError(
+            f"train.batch_size={config.train.batch_size} (a microbatch of {rows} rows) does not "
+            f"divide over the {batch_ways(mesh)} parts of the mesh that rows are spread over"
+        )
+    recipe = abstract_recipe(config, "tpu")
+    trainable, total = recipe.tuned.partition.counts(recipe.tuned.shapes)
+    found = {
+        "versions": {name: version(name) for name in ("jax", "libtpu")},
+        "topology": topology,
+        "slices": slices,
+        "chips": len(devices),
+        "mesh": dict(mesh.shape),
+        "model": config.model.path,
+        "method": config.method.name,
+        "batch": [config.train.batch_size, config.data.max_length],
+        "tokens": config.train.batch_size * config.data.max_length * recipe.task.group,
+        "parameters": total,
+        "trainable": trainable,
+        "chip_memory": chip.memory,
+    }
+    try:
+        with jax_effort(quick), elapsed(f"compiling for {len(devices)} chips of {topology}"):
+            program, took = compiled(recipe, mesh)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {**found, "fits": False, "reason": str(error).strip().splitlines()[0][:300]}
+    state, frozen = abstract_state(recipe, mesh)
+    last = recipe.state_shapes(state.params, mesh, recipe.total)  # of which more may train
+    read = _read(program, chip, {"start": live(state, frozen), "resume": live(last, frozen)})
+    found |= {"compile_seconds": round(took, 1), **read}
+    if found["fits"] and (more := room_for(found, config)):
+        found["room"] = more
+    if quick:
+        del found["seconds"]
+        return found
+    least = {kind: count / len(devices) for kind, count in Least(config)().items()}
+    step = max(read["seconds"].values())
+    bound = sum(least.values()) / chip.flops / step
+    return found | {"least_flops": least, "mfu_bound": bound, **speed(found, step)}
+
+
+def speed(found: Mapping[str, Any], step: float) -> dict[str, float]:
+    """What a step of at least so many seconds means: tokens a second at most, chip-hours at least.
+
+    Args:
+        found: tokens of a step, and chips.
+        step: its seconds.
+    """
+    rate = found["tokens"] / step
+    return {
+        "tokens_per_second": rate,
+        "tokens_per_second_per_chip": rate / found["chips"],
+        "chip_hours_per_billion_tokens": found["chips"] * 1e9 / rate / 3600,
+    }
+
+
+def room_for(found: Mapping[str, Any], config: ConfigDict) -> str:
+    """What to do with memory that is left, in the order of what it gains; empty for nothing.
+
+    Args:
+        found: what a chip has and needs.
+        config: of the run.
+    """
+    memory = found["memory"]
+    left = SAFE * found["chip_memory"] - max(memory["sum"], memory["resume"])
+    times = 1 + left / max(memory["temporaries"], 1)
+    if times < 2:
+        return ""
+    parts, rows = config.train.accumulation, config.train.batch_size
+    if config.model.remat != "none":
+        return "model.remat=dots or none computes less twice, in more memory: try them"
+    if parts > 1:
+        return f"train.accumulation={max(int(parts / times), 1)} does the same in larger parts"
+    if config.mesh.fsdp != 1 and config.mesh.data == 1:
+        return "mesh.data above 1 and a smaller mesh.fsdp send less, if parameters fit"
+    return f"train.batch_size={rows * min(2 ** int(math.log2(times)), 64)} fits about, in one step"
+
+
+def _read(program: jax.stages.Compiled, chip: Chip, held: dict[str, int]) -> dict[str, Any]:
+    """Figures of a step's program.
+
+    Args:
+        program: of the step.
+        chip: that it is for.
+        held: bytes that a chip holds before a step, of a new run and of one near its end that goes
+            on.
+    """
+    sizes, work = program.memory_analysis(), summarize(program.as_text())
+    memory = {
+        "arguments": sizes.argument_size_in_bytes,
+        "outputs": sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+        "temporaries": sizes.temp_size_in_bytes,
+    }
+    memory |= {"sum": sum(memory.values()), "peak": sizes.peak_memory_in_bytes, **held}
+    kernels = sum(times * kernel_flops(*kernel) for kernel, times in work.kernels.items())
+    times = seconds(chip, work.flops + kernels, work.moved, work.sent, work.across)
+    return {
+        "fits": max(memory["sum"], *held.values()) <= chip.memory,
+        "memory": memory,
+        "flops": {"dense": work.flops, "kernels": kernels},
+        "collectives": {
+            "bytes": dict(work.sent),
+            "runs": dict(work.counts),
+            "between_slices": work.across,
+        },
+        "seconds": {**times, "compiler": work.cycles / chip.clock + kernels / chip.flops},
+    }
+
+
+@contextmanager
+def jax_effort(quick: bool) -> Iterator[None]:
+    """Compiles with less effort, if quick."""
+    before = jax.config.jax_optimization_level
+    jax.config.update("jax_optimization_level", "O1" if quick else before)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_optimization_level", before)
+
+
+def mended(
+    config: ConfigDict,
+    topology: str,
+    slices: int,
+    say: Callable[[str], None],
+    quick: bool = False,
+) -> tuple[str, dict[str, Any]] | None:
+    """What to set for a configuration that does not fit, found by trying; None where nothing does.
+
+    Returns:
+        Overrides for the command line, and the forecast under them.
+    """
+    changes: dict[str, Any] = {}
+    for more in _mends(config):
+        attempt = changes | more
+        tried = config.copy_and_resolve_references()
+        for key, value in attempt.items():
+            section, name = key.split(".")
+            tried[section][name] = value
+        words = " ".join(f"--config.{key}={value}" for key, value in attempt.items())
+        say(f"trying {words}")
+        try:
+            found = forecast(tried, topology, slices, quick)
+        except UserError:  # the batch does not divide so, or the model has no such parts
+            continue
+        changes = attempt
+        if found["fits"]:
+            return words, found
+    return None
+
+
+def _mends(config: ConfigDict) -> Iterator[dict[str, Any]]:
+    """From what costs least: spreading parameters, computing again, smaller microbatches."""
+    if config.mesh.fsdp != -1 and config.mesh.data != 1:
+        yield {"mesh.data": 1, "mesh.fsdp": -1}
+    if config.model.remat != "full":
+        yield {"model.remat": "full"}
+    if config.model.parts == 1:
+        yield {"model.parts": 4}
+    parts = config.train.accumulation
+    while parts * 2 <= min(config.train.batch_size, 64):
+        parts *= 2
+        yield {"train.accumulation": parts}

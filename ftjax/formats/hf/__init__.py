@@ -1,0 +1,1 @@
+"""Hugging Face's folders: weights, tokenizers, and parameters by their names."""

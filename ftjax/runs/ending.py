@@ -1,0 +1,75 @@
+"""The end of a run: what is said of each held-out row, and what to doubt of it all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ftjax.data.encode import Examples
+from ftjax.data.sources import Split
+from ftjax.generation.text import Generator, Text
+from ftjax.paths import Flat
+from ftjax.tasks.base import Task
+from ftjax.runs.predictions import write_predictions
+from ftjax.setup.model import Run
+from ftjax.setup.doubts import baseline, of_result, of_training
+from ftjax.evaluation.written import written_scores
+from ftjax.workdir.records import read_metrics
+
+HELD_OUT = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A held-out split with what the best model says of it.
+
+    Attributes:
+        name: of the split.
+        split: its rows.
+        examples: with targets.
+        outputs: see `Task.score`.
+        scores: its metrics.
+        texts: what was written, by index of the row.
+    """
+
+    name: str
+    split: Split
+    examples: Examples
+    outputs: Any
+    scores: dict[str, Any]
+    texts: dict[int, Text]
+
+
+def write_texts(
+    run: Run, params: Flat, answered: Answered, generator: Generator | None = None
+) -> None:
+    """Writes for the rows of a split, and adds the scores of that."""
+    found = written_scores(run, params, answered.split, generator, answered.texts)
+    answered.scores.update(found)
+
+
+def end(
+    workdir: Path, task: Task, names: Sequence[str], metric: str, answered: Sequence[Answered]
+) -> list[str]:
+    """Writes predictions, adds to scores those of a constant answer, and says what to doubt.
+
+    Args:
+        workdir: the work folder.
+        task: of the run.
+        names: of labels.
+        metric: that chose the best step.
+        answered: the held-out splits.
+    """
+    doubts = []
+    for each in answered:
+        if constant := baseline(task, each.examples, each.split, names):
+            each.scores["baseline"] = constant
+        doubts += of_result(each.name, each.scores, metric, task.better[metric], names)
+        if jax.process_index() == 0:
+            place = (workdir, each.name, task, each.outputs, each.examples, each.split)
+            write_predictions(*place, names, each.texts)
+    if jax.process_index() == 0:
+        doubts += of_training(read_metrics(workdir / "metrics.jsonl"))
+    return doubts

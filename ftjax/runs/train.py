@@ -1,0 +1,83 @@
+"""A configuration trained in a work folder, from reading it to its result."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ftjax import tasks
+from ftjax.evaluation import asked_models
+from ftjax.config import check
+from ftjax.formats.folder import locate
+from ftjax.parallel.agreement import first
+from ftjax.setup.new_model import make_model
+from ftjax.setup.inputs import inputs_of, require_same_inputs
+from ftjax.runs.loop import Training
+from ftjax.runs.predictions import write_drawn
+from ftjax.setup.model import best_metric, place_model, require_measured
+from ftjax.workdir.shared import require_same_config, require_shared_folder
+from ftjax.setup.splits import read_data
+from ftjax.runs.start import begin
+from ftjax.evaluation.written import check_written, is_written
+from ftjax.runs.zero_shot import choose_template
+from ftjax.workdir.folder import check_workdir, finished, open_workdir, write_labels
+from ftjax.workdir.lock import Lock
+from ftjax.workdir.records import write_data_report
+
+
+def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, Any]:
+    """Trains, or goes on where an earlier run in `workdir` stopped.
+
+    Args:
+        config: of the run.
+        workdir: the work folder, made if absent.
+        extend: go on with a run although `train.epochs` or `train.steps` are more than it was
+            begun with, also where it has finished. All that is a share of the run, and the learning
+            rate's schedule, are then those of the new length, from where the run goes on: a linear
+            schedule that had come to 0 rises to where it would be at that step of the longer run.
+            Early stopping counts anew; the best so far stays the best until there is a better one.
+
+    Returns:
+        The result that result.json holds.
+
+    Raises:
+        Stopped: SIGTERM or Ctrl-C stopped the run, after saving.
+        UserError: bad input, a work folder of another configuration or that another process
+            trains in, or a loss that is not finite.
+    """
+    check(config)
+    result = first(partial(finished, workdir, config, extend))
+    if result is not None:
+        print(f"{workdir} is finished already")
+        return result
+    if config.method.name == "prompting":
+        return choose_template(config, workdir)
+    require_same_config(config)
+    make_model(config, asked_models)
+    task = tasks.create(config.task)
+    metric = best_metric(config, task)
+    with Lock(workdir) as lock:
+        require_shared_folder(workdir)
+        first(partial(check_workdir, workdir, config, extend))
+        begin(config, workdir)
+        folder = locate(config.model.path)
+        data = read_data(config, task, folder, asked_models)
+        if "validation" in data.raw:
+            require_measured(metric, task, data.raw["validation"], data.names)
+        first(partial(open_workdir, workdir, config, extend))
+        inputs = inputs_of(config, data, folder)
+        require_same_inputs(workdir, inputs)
+        run = place_model(config, data.names)
+        if is_written(run):
+            chooses = {"validation"} if metric in task.at_end else set()
+            for name in sorted(chooses | {data.written} - {None}):
+                data.report.append(check_written(run, data.raw[name]) | {"split": name})
+        first(partial(write_labels, workdir, data.names))
+        first(partial(write_data_report, workdir, data.report))
+        first(partial(write_drawn, workdir, data))
+        try:
+            return Training(run, data, workdir, lock, inputs["base model"]).run()
+        finally:
+            if data.stream is not None:
+                data.stream.close()

@@ -1,0 +1,125 @@
+"""Runs of methods that train nothing: templates are chosen on validation, tested once."""
+
+import json
+import time
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from ftjax import methods, tasks
+from ftjax.evaluation import asked_models
+from ftjax.errors import UserError, require
+from ftjax.formats.folder import fingerprint, locate
+from ftjax.methods.prompting import HEADS
+from ftjax.parallel.agreement import first, require_same, told
+from ftjax.runs.ending import Answered, end
+from ftjax.training.progress import Progress
+from ftjax.evaluation.prompts import draw, rows_of
+from ftjax.runs.result import write_result
+from ftjax.setup.model import best_metric, place_model, require_measured
+from ftjax.evaluation.label_scores import POOL, Scored, Scorer, announce
+from ftjax.workdir.shared import require_same_config, require_shared_folder
+from ftjax.setup.splits import read_labelled
+from ftjax.runs.start import begin
+from ftjax.setup.doubts import of_data
+from ftjax.workdir.folder import check_workdir, open_workdir, write_labels
+from ftjax.workdir.lock import Lock
+from ftjax.workdir.records import write_data_report, write_text
+
+
+def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Chooses the template by the validation metric, and tests it once.
+
+    Returns:
+        The result that result.json holds.
+
+    Raises:
+        UserError: bad input, several templates and no validation split to choose on, or another
+            process at work in the folder.
+    """
+    require_same_config(config)
+    with Lock(workdir):
+        require_shared_folder(workdir)
+        first(partial(check_workdir, workdir, config))
+        begin(config, workdir)
+        return _chosen(config, workdir)
+
+
+def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    task, method = tasks.create(config.task), methods.create(config.method)
+    metric = best_metric(config, task)
+    splits, names, report = read_labelled(config, task, asked_models)
+    if "validation" in splits:
+        require_measured(metric, task, splits["validation"], names)
+    pairs = "text_pair" in splits["train"].rows.column_names
+    pool = draw(method, rows_of(splits["train"]) if method.shots else [], names, config.seed)
+    rows = (part for split in splits.values() for part in split.content())
+    require_same("the data, as it is prepared,", chain(names, rows))
+    base = fingerprint(locate(config.model.path))
+    require_same("the base model", [base])
+    first(partial(open_workdir, workdir, config))
+    run = place_model(config, names)
+    kind = next(kind for kind, head in HEADS.items() if head == run.tuned.model.head)
+    templates = method.templates_of(kind, pairs)
+    if len(templates) > 1 and "validation" not in splits:
+        raise UserError("prompting chooses its template on validation: set data.splits.validation")
+    scorer = Scorer(run, names, pool)
+    first(partial(write_labels, workdir, names))
+    shown = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pool)
+    first(partial(write_text, workdir / POOL, shown))
+
+    answered: dict[tuple[str, str], Answered] = {}
+
+    def judge(split: str, template: str, scored: Scored) -> dict[str, Any]:
+        rows, cut = len(scored.logits), scored.examples.truncated
+        counts = {"rows_in": rows, "rows_out": rows, "fewer_shots": scored.fewer, "cut": cut}
+        report.append({"step": "prompt", "split": split, "template": template, **counts})
+        announce(split, template, scored)
+        found = told(task.score(scored.logits, scored.examples, splits[split], names))
+        said = (splits[split], scored.examples, scored.logits, found)
+        answered[split, template] = Answered(split, *said, {})
+        return found
+
+    progress, tried, template, test = Progress(), {}, templates[0], None
+    if "validation" in splits:
+        start, compiled = time.perf_counter(), scorer.compile_seconds
+        several = scorer(splits["validation"], templates)
+        for number, (name, scored) in enumerate(zip(templates, several, strict=True)):
+            found = judge("validation", name, scored)
+            progress.judge(found, metric, task.better[metric], number)
+            progress.tokens += int(scored.examples.sizes.sum())
+            progress.examples += len(scored.logits)
+            tried[name] = found[metric]
+        require(progress.best is not None, f"no template's validation {metric} is a number")
+        template = templates[progress.best_step]
+        compiled = scorer.compile_seconds - compiled
+        progress.seconds = time.perf_counter() - start - compiled
+    progress.best_step = 0  # nothing was trained
+    if "test" in splits:
+        test = judge("test", template, scorer(splits["test"], [template])[0])
+    progress.compile_seconds = scorer.compile_seconds
+    first(partial(write_data_report, workdir, report))
+    held = [each for (_, name), each in answered.items() if name == template]
+    doubts = [*of_data(names, report), *end(workdir, task, names, metric, held)]
+    for doubt in doubts if jax.process_index() == 0 else ():
+        print(f"warning: {doubt}")
+    fixed = pool if method.demonstrations != "nearest" else []
+    return write_result(
+        workdir,
+        run,
+        progress,
+        test,
+        steps=0,
+        epochs=0,
+        kind=kind,
+        template=template,
+        templates=tried,
+        demonstrations=fixed or f"{method.shots} nearest of {len(pool)}" if pool else [],
+        calibrated=method.calibrate,
+        base=base,
+        warnings=doubts,
+    )
