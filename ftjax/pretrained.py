@@ -1,5 +1,8 @@
 """A model's parameters, in their places on the mesh: a folder's, and what it lacks."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from ftjax.errors import UserError
-from ftjax.formats.folder import open_weights
+from ftjax.formats.folder import load_tokenizer, open_weights
 from ftjax.formats.hf import mapping
 from ftjax.formats.hf.vocabulary import widened
 from ftjax.formats.sentence_transformers.writing import read_beside
@@ -62,7 +65,7 @@ def load(
     _require_words(folder, tuned, absent, new_head)
     missing = [path for path in tuned.shapes if path not in loaded]
     params = merge(loaded, tuned.init(key, missing, shardings))
-    return params | tuned.started(params, key, shardings, folder), absent
+    return params | _derived(tuned, params, key, shardings, folder), absent
 
 
 def _require_words(folder: Path, tuned: Tuned, absent: list[str], new_head: bool) -> None:
@@ -83,7 +86,18 @@ def _require_words(folder: Path, tuned: Tuned, absent: list[str], new_head: bool
         )
 
 
-def placed(array: Any, old: Any) -> Any:
-    """An array in the place of another: of its dtype, and where it lies."""
-    array = array.astype(old.dtype)
-    return jax.device_put(array, old.sharding) if isinstance(old, jax.Array) else array
+def _derived(
+    tuned: Tuned, params: Flat, key: jax.Array, shardings: Mapping[str, Any], folder: Path
+) -> Flat:
+    """Those parameters of the method whose first value depends on the base's."""
+    base = replace(tuned.base, tokenize=partial(_tokenize, folder))
+
+    def initialize(params: Flat, key: jax.Array) -> Flat:
+        return tuned.method.initialize(base, params, key)
+
+    placed = {path: shardings[path] for path in jax.eval_shape(initialize, params, key)}
+    return jax.jit(initialize, out_shardings=placed)(params, key) if placed else {}
+
+
+def _tokenize(folder: Path, text: str) -> list[int]:
+    return load_tokenizer(folder)(text, add_special_tokens=False)["input_ids"]

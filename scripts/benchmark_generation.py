@@ -32,7 +32,8 @@ def ours(model: str, tokens: int) -> dict[int, float]:
 
     import jax
 
-    from ftjax import methods, pretrained, tuned
+    from ftjax import methods, pretrained
+    from ftjax.build import build_tuned
     from ftjax.formats.folder import locate, read_config
     from ftjax.generation import decode
     from ftjax.generation.settings import Settings
@@ -40,7 +41,7 @@ def ours(model: str, tokens: int) -> dict[int, float]:
 
     folder = locate(model)
     frozen = methods.create({"name": "prompting"})
-    built = tuned.build(read_config(folder), frozen, {}, {"head": "causal_lm"})
+    built = build_tuned(read_config(folder), frozen, {}, {"head": "causal_lm"})
     params, _ = pretrained.load(folder, built, make_mesh(), jax.random.key(0))
     settings = Settings(max_new_tokens=tokens)
     start = jax.jit(partial(decode.start, built, settings))

@@ -18,7 +18,8 @@ import numpy as np
 import optax
 import pytest
 
-from ftjax import methods, tuned
+from ftjax import methods
+from ftjax.build import build_tuned
 from ftjax.commands import entry as cli
 from ftjax.config import default_config
 from ftjax.formats.folder import read_config
@@ -116,7 +117,7 @@ def write_tokenizer(folder: Path) -> None:
 
 def write_tiny(folder: Path, seed: int = 0, **changes) -> Path:
     """A folder of a tiny BERT encoder with random weights."""
-    model = tuned.build({**CONFIG, **changes}, methods.create({"name": "full"}), {}, HEAD)
+    model = build_tuned({**CONFIG, **changes}, methods.create({"name": "full"}), {}, HEAD)
     params = model.init(jax.random.key(seed), list(model.shapes), dict.fromkeys(model.shapes))
     encoder = {path: np.array(leaf) for path, leaf in params.items() if "classifier" not in path}
     random = np.random.default_rng(seed)
@@ -222,7 +223,7 @@ def cross_entropy(logits: jax.Array, batch: dict) -> Loss:
 
 def build(folder: Path, method: dict, model: dict | None = None, head: dict | None = None):
     """A model under a method, from a folder's config.json."""
-    return tuned.build(
+    return build_tuned(
         read_config(folder),
         methods.create(method),
         model or {},

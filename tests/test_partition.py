@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ftjax import methods, tuned
+from ftjax import methods
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.partition import FROZEN, Partition, merge
 from tests.models import made
@@ -45,7 +46,7 @@ def test_patterns_see_unrolled_names():
 def test_a_buffer_is_trained_by_no_method():
     """As `final_logits_bias`, which transformers registers as a buffer."""
     for method in ("full", "lora"):
-        model = tuned.build(
+        model = build_tuned(
             made.config_of("bart"), methods.create({"name": method}), {}, {"head": "seq2seq_lm"}
         )
         assert "logits/bias" in model.shapes and not model.partition.is_trainable("logits/bias")

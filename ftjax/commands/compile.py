@@ -34,9 +34,9 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     for key, value in AHEAD.items():
         os.environ.setdefault(key, value)
     from ftjax.config import check
+    from ftjax.files import write_json
     from ftjax.forecast.forecast import forecast, mended
     from ftjax.forecast.text import lines
-    from ftjax.workdir.records import write_json
 
     topology, slices, quick = arguments.topology, arguments.slices, arguments.quick
     if slices < 1:

@@ -53,10 +53,10 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     _check(arguments, overrides)
     import jax
 
+    from ftjax.files import check_writable
     from ftjax.generation import settings
     from ftjax.generation.console import converse, print_text, said
     from ftjax.generation.load import make_generator
-    from ftjax.workdir.records import check_writable
 
     if arguments.output:
         check_writable(arguments.output)
@@ -109,8 +109,8 @@ def _opened(arguments: Namespace, overrides: Sequence[str]) -> tuple:
 
 
 def _write(generator: Any, arguments: Namespace) -> None:
+    from ftjax.files import write_text
     from ftjax.generation.file import generate_rows
-    from ftjax.workdir.records import write_text
 
     rows = generate_rows(generator, arguments.input, arguments.chat, arguments.batch_size)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

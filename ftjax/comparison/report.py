@@ -10,8 +10,8 @@ from typing import Any
 
 from ftjax.comparison.plots import draw
 from ftjax.comparison.row import Row, examples_of, headings
+from ftjax.files import write_text
 from ftjax.html import document, table, tag, text
-from ftjax.workdir.records import write_text
 
 RATES = "Learning rates"
 TRIED = "Validation metric of each rate with the first seed; the best was kept."

@@ -12,10 +12,12 @@ from ftjax.comparison.report import markdown_table, write_report
 from ftjax.comparison.row import Row, better_of, summarize
 from ftjax.config import check, load_config, load_module
 from ftjax.errors import Stopped, UserError, require
+from ftjax.files import write_json
 from ftjax.training.progress import gain
 from ftjax.training.signals import STOPS, listening
 from ftjax.workdir.folder import finished
-from ftjax.workdir.records import read_metrics, read_result, write_json
+from ftjax.workdir.records import read_metrics
+from ftjax.workdir.result import read_result
 
 MOST = 10_000  # seeds, folds or processes of a study
 

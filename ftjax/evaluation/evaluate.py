@@ -17,13 +17,13 @@ from ftjax.errors import UserError, require
 from ftjax.evaluation import asked_models
 from ftjax.evaluation.predictor import open_predictor
 from ftjax.evaluation.written import check_written, is_written
+from ftjax.files import write_json
 from ftjax.remote import located
 from ftjax.setup.doubts import baseline
 from ftjax.setup.inputs import split_of
 from ftjax.setup.splits import read_splits
 from ftjax.workdir.configuration import read_config
 from ftjax.workdir.fingerprints import noted
-from ftjax.workdir.records import write_json
 
 
 def evaluate(

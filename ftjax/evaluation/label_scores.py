@@ -33,7 +33,8 @@ from ftjax.paths import Flat
 from ftjax.setup.examples import choose_layout, with_targets
 from ftjax.setup.model import Run, place_model
 from ftjax.tuned import Tuned
-from ftjax.workdir.records import read_result, read_rows
+from ftjax.workdir.records import read_rows
+from ftjax.workdir.result import read_result
 
 Array = jax.Array
 NEIGHBOUR_LENGTH = 128  # tokens of a text that its neighbours are found by

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ftjax.errors import UserError
-from ftjax.workdir.records import check_writable, write_bytes
+from ftjax.files import check_writable, write_bytes
 
 Rows = Sequence[Mapping[str, Any]]
 CELL, SHEET = 32_767, 1_048_576  # characters of a cell, and rows of a sheet, that Excel has

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ftjax import methods, tasks, tuned
+from ftjax.build import build_tuned
 from ftjax.formats.folder import locate
 from ftjax.models import read_config
 from ftjax.models.presets import PRESETS
@@ -37,7 +38,7 @@ def abstract_recipe(config: ConfigDict, platform: str = "cpu") -> Recipe:
     names = tuple(map(str, range(count)))
     hf_config = architecture(config.model.path)
     head = task.head(names, None)
-    model = tuned.build(hf_config, method, config.model, head, platform)
+    model = build_tuned(hf_config, method, config.model, head, platform)
     model.check_length(config.data.max_length)
     return Recipe(config, task, model, max(config.train.steps, 1000))
 

@@ -11,8 +11,8 @@ from ftjax.formats.folder import read_json
 from ftjax.formats.guard import named
 from ftjax.formats.peft import folder as peft
 from ftjax.formats.sentence_transformers.writing import read_beside
+from ftjax.parallel.mesh import placed_like
 from ftjax.paths import Flat
-from ftjax.pretrained import placed
 from ftjax.tuned import Tuned
 
 
@@ -44,9 +44,9 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
     else:
         found = adapterhub.read_adapter(folder, tuned)
         absent = [p for p in tuned.shapes if tuned.names.in_head(p) and p not in found]
-        params = params | {path: placed(array, params[path]) for path, array in found.items()}
+        params = params | {path: placed_like(array, params[path]) for path, array in found.items()}
     for path, stored in read_beside(folder, tuned, absent).items():
         whole = stored.read(tuple(slice(None) for _ in stored.shape), np.float32)
-        params = {**params, path: placed(whole, params[path])}
+        params = {**params, path: placed_like(whole, params[path])}
         absent = [other for other in absent if other != path]
     return params, absent

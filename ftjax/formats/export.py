@@ -36,7 +36,6 @@ from ftjax.formats.peft import folder as peft
 from ftjax.formats.sentence_transformers import writing as sentences
 from ftjax.formats.sentence_transformers.modules import POOLING
 from ftjax.methods import name_of
-from ftjax.models import kind_of
 from ftjax.parallel.agreement import first, raise_together
 from ftjax.parallel.gather import fetched
 from ftjax.paths import Flat
@@ -108,7 +107,7 @@ def export_hf(output: Path, exported: Exported, own_head: bool = False) -> str:
         config |= sentences.labels_of(exported.names)
     if exported.problem:
         config["problem_type"] = exported.problem
-    padded = kind_of(config) == "decoder" and tuned.model.head == "classification"
+    padded = tuned.kind == "decoder" and tuned.model.head == "classification"
     if padded and config.get("pad_token_id") is None:
         config["pad_token_id"] = _pad(source)
     mapping.write_folder(output, source, config, tensors, dtype, exported.shard_bytes)

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from ftjax import methods, pretrained, tuned
+from ftjax.build import build_tuned
 from ftjax.data.preparation.rewriting import rewritten_prompt
 from ftjax.errors import UserError
 from ftjax.formats import adapter
@@ -52,7 +53,7 @@ def open_model(
         raise UserError(f"{name}: {config['model_type']} does not generate")
     method = adapter.read_method(adapter_folder) if adapter_folder else {"name": "prompting"}
     options = {"dtype": dtype, "attention": attention}
-    model = tuned.build(
+    model = build_tuned(
         config, methods.create(method), options, {"head": head}, jax.default_backend()
     )
     params, absent = pretrained.load(folder, model, mesh, jax.random.key(0))

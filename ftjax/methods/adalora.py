@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.allocation import Schedule, allocated, is_e
 from ftjax.methods.base import leaf
 from ftjax.methods.factors import product
 from ftjax.methods.lora import Lora
 from ftjax.options import NotNegative, Positive
-from ftjax.paths import Base, Flat, expand
+from ftjax.paths import Flat, expand
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.base import FREEZE_REST, Interceptor, Method, head_rule, leaf
 from ftjax.methods.places import around, in_layers, numbers_in
 from ftjax.options import Positive
 from ftjax.parallel.product import matmul
 from ftjax.partition import Rules
-from ftjax.paths import Base
 
 Init = Callable[..., jax.Array]
 Make = Callable[[nn.Module, jax.Array], jax.Array]  # an adapter's output, made in the module

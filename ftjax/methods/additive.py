@@ -7,12 +7,13 @@ from typing import Any, ClassVar, Self
 
 import jax
 
+from ftjax.base_model import Base
 from ftjax.errors import UserError, nearest, require
 from ftjax.methods.base import FREEZE_REST, Method, head_rule
 from ftjax.methods.factors import weight_of
 from ftjax.options import Positive, Regex
 from ftjax.partition import Rules
-from ftjax.paths import Base, Flat, expand
+from ftjax.paths import Flat, expand
 
 
 def leaves_of(modules: Collection[str], *names: str) -> str:

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ftjax.base_model import Base
 from ftjax.errors import UserError
 from ftjax.options import conform
 from ftjax.partition import FROZEN, Rules
-from ftjax.paths import Base, Flat
+from ftjax.paths import Flat
 
 FREEZE_REST = (r".*", FROZEN)
 

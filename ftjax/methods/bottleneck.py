@@ -11,11 +11,11 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from ftjax.base_model import Base
 from ftjax.methods.adapter import ACTIVATIONS, Bottleneck, Init, Make
 from ftjax.methods.base import Interceptor, at, leaf, nested
 from ftjax.methods.places import layer_modules
 from ftjax.options import Positive
-from ftjax.paths import Base
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ import optax
 from flax.errors import NameInUseError
 
 from ftjax import methods
+from ftjax.base_model import Base
 from ftjax.errors import UserError, require
 from ftjax.methods.additive import Additive
 from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, nested
 from ftjax.methods.quantized import QLora, is_frozen
 from ftjax.partition import Rules, selecting
-from ftjax.paths import Base, Flat, expand
+from ftjax.paths import Flat, expand
 
 Part = Method | Mapping[str, Any] | str
 HEAD = "head"  # the group that every part may train

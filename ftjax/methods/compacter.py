@@ -9,13 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.adapter import ACTIVATIONS, ZERO, Adapter, Bottleneck, Init
 from ftjax.methods.base import FREEZE_REST, Interceptor, at, head_rule, leaf, nested
 from ftjax.methods.bottleneck import Houlsby, Pfeiffer
 from ftjax.options import NotNegative, Positive
 from ftjax.partition import Rules
-from ftjax.paths import Base
 
 XAVIER = nn.initializers.variance_scaling(1.0, "fan_avg", "normal", batch_axis=(0,))
 

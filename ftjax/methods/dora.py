@@ -8,10 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.methods.base import Interceptor, at, leaf, nested
 from ftjax.methods.factors import held, product, weight_of
 from ftjax.methods.lora import Lora
-from ftjax.paths import Base, Flat
+from ftjax.paths import Flat
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.adapter import NORMAL, ZERO, Adapter
 from ftjax.methods.base import FREEZE_REST, Interceptor, head_rule, leaf
 from ftjax.methods.bottleneck import Pfeiffer
 from ftjax.options import NotNegative
 from ftjax.partition import FROZEN, Rules
-from ftjax.paths import Base, Flat
+from ftjax.paths import Flat
 
 Array = jax.Array
 NEAR = 1e-6  # off V's diagonal, at the start

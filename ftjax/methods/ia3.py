@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 import jax
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.additive import Additive
 from ftjax.methods.base import Interceptor, at, leaf, nested
-from ftjax.paths import Base
 
 NONE = ("none", ("none",))
 

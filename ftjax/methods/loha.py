@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 import jax
 
+from ftjax.base_model import Base
 from ftjax.methods.additive import LowRank
 from ftjax.methods.base import Interceptor, at, leaf, nested
 from ftjax.methods.factors import product
 from ftjax.parallel.product import matmul
-from ftjax.paths import Base
 
 # U(−1/√n, 1/√n) for a matrix of n rows, which is kaiming_uniform(a=√5) of its transpose.
 UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

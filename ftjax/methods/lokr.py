@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.additive import LowRank
 from ftjax.methods.base import Interceptor, at, leaf, nested
 from ftjax.methods.loha import UNIFORM
-from ftjax.paths import Base
 
 
 def factors(size: int, factor: int) -> tuple[int, int]:

@@ -8,12 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.dropout import dropout
 from ftjax.methods.additive import LowRank
 from ftjax.methods.base import Interceptor, at, nested
 from ftjax.methods.factors import held, pair, product, uniform
 from ftjax.options import Share
-from ftjax.paths import Base
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass
 
+from ftjax.base_model import Base
 from ftjax.methods.additive import leaves_of
 from ftjax.methods.lora import Lora
 from ftjax.options import Above0
-from ftjax.paths import Base
 
 
 @dataclass(frozen=True)

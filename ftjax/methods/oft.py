@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.additive import Additive
 from ftjax.methods.base import Interceptor, at, leaf
-from ftjax.paths import Base
 
 
 def skew(entries: jax.Array, size: int) -> jax.Array:

@@ -7,11 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.errors import UserError
 from ftjax.methods.base import each_matrix, leaf
 from ftjax.methods.factors import product
 from ftjax.methods.lora import Lora
-from ftjax.paths import Base, Flat
+from ftjax.paths import Flat
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, nested
 from ftjax.methods.encoders import Get, linear, lstm, normal
 from ftjax.methods.virtual import grown_call, inserted
 from ftjax.options import Natural, Positive
 from ftjax.partition import Rules
-from ftjax.paths import Base, Flat
+from ftjax.paths import Flat
 
 Array = jax.Array
 

@@ -13,11 +13,12 @@ from flax.core import FrozenDict
 from jax.sharding import NamedSharding
 
 from ftjax import methods
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.base import Interceptor, Method, at, nested
 from ftjax.parallel.mesh import fitted
 from ftjax.partition import FROZEN, Rules
-from ftjax.paths import Base, Flat, expand
+from ftjax.paths import Flat, expand
 from ftjax.quantization import BLOCK, FORMATS, Quantized
 from ftjax.registry import as_tuples
 

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.dropout import dropout
 from ftjax.errors import require
 from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, nested
@@ -17,7 +18,7 @@ from ftjax.methods.examples import ENDS, at_firsts, ends_of, side_of
 from ftjax.methods.places import around, in_layers, layer_modules, numbers_in
 from ftjax.options import Natural, Positive, Share
 from ftjax.partition import Rules
-from ftjax.paths import Base, Flat
+from ftjax.paths import Flat
 
 Array = jax.Array
 KINDS = ("loreft", "noreft", "direft")

@@ -9,6 +9,7 @@ import jax
 import optax
 
 from ftjax import methods
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.adapter import NORMAL, ZERO, Bottleneck
 from ftjax.methods.base import Interceptor, Method, at, leaf, nested
@@ -18,7 +19,7 @@ from ftjax.methods.examples import segments_of, side_of
 from ftjax.methods.lora import Lora
 from ftjax.methods.prefix import PrefixTuning
 from ftjax.partition import Rules
-from ftjax.paths import Base, Flat
+from ftjax.paths import Flat
 
 Array = jax.Array
 GATED = (PrefixTuning, Houlsby, Pfeiffer, Parallel, Lora)

@@ -8,12 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.dropout import dropout
 from ftjax.errors import require
 from ftjax.methods.additive import Additive
 from ftjax.methods.base import Interceptor, at, leaf, nested
 from ftjax.options import Positive, Seed, Share
-from ftjax.paths import Base
 
 ZEROS = nn.initializers.zeros
 

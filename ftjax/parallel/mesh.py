@@ -247,3 +247,9 @@ def place_rows(mesh: Mesh, local: Mapping[str, np.ndarray], rows: int) -> dict[s
         return jax.make_array_from_callback((rows, *array.shape[1:]), sharding, shard)
 
     return {name: place(array) for name, array in local.items()}
+
+
+def placed_like(array: Any, old: Any) -> Any:
+    """An array in the place of another: of its dtype, and where it lies."""
+    array = array.astype(old.dtype)
+    return jax.device_put(array, old.sharding) if isinstance(old, jax.Array) else array

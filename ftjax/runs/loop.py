@@ -47,7 +47,9 @@ from ftjax.setup.doubts import of_data
 from ftjax.evaluation.written import generator_of, is_written, written_scores
 from ftjax.workdir.folder import length_before, refuse_differences
 from ftjax.workdir.lock import Lock
-from ftjax.workdir.records import PENDING, Records, write_text
+from ftjax.workdir.records import Records
+from ftjax.workdir.result import PENDING
+from ftjax.files import write_text
 
 
 class Training:

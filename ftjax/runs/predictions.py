@@ -13,7 +13,7 @@ from ftjax.generation.text import Text
 from ftjax.tasks import squad
 from ftjax.tasks.base import Task
 from ftjax.setup.splits import Data
-from ftjax.workdir.records import to_line, write_text
+from ftjax.files import to_line, write_text
 
 REST = Path("splits/train_rows.txt")  # of a work folder
 DROPPED = ("embedding",)  # of predictions: large, and nothing to read

@@ -10,7 +10,7 @@ from ftjax.training.progress import Progress
 from ftjax.training.learning_rate import peak_rate
 from ftjax.runs.report import write_report
 from ftjax.setup.model import Run, best_metric
-from ftjax.workdir.records import write_json
+from ftjax.files import write_json
 
 
 def write_result(

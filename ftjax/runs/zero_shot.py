@@ -28,7 +28,8 @@ from ftjax.runs.start import begin
 from ftjax.setup.doubts import of_data
 from ftjax.workdir.folder import check_workdir, open_workdir, write_labels
 from ftjax.workdir.lock import Lock
-from ftjax.workdir.records import write_data_report, write_text
+from ftjax.workdir.records import write_data_report
+from ftjax.files import write_text
 
 
 def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ftjax import methods, pretrained, tuned
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.formats.adapter import load_into
 from ftjax.formats.folder import require_same
@@ -19,8 +20,8 @@ from ftjax.paths import Flat
 from ftjax.remote import copied, located
 from ftjax.workdir.checksums import differing
 from ftjax.workdir.folder import read_workdir
-from ftjax.workdir.records import read_result
 from ftjax.workdir.restore import Damaged, Saved, not_as_written
+from ftjax.workdir.result import read_result
 
 
 def best_params(
@@ -157,7 +158,7 @@ def fused(
         UserError: a folder holds no adapter of these hyperparameters for this model.
     """
     wanted = {name: getattr(method, name) for name in methods.hyperparameters("pfeiffer")}
-    model = tuned.build(hf_config, method.single, settings, head, jax.default_backend())
+    model = build_tuned(hf_config, method.single, settings, head, jax.default_backend())
     result = dict(params)
     for number, folder in enumerate(copied(located(each)) for each in method.adapters):
         if is_run(folder):

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
+from ftjax.files import write_json
 from ftjax.formats.folder import fingerprint
 from ftjax.formats.jsons import read_json
 from ftjax.parallel.agreement import first, require_same
@@ -25,7 +26,6 @@ from ftjax.setup.earlier_runs import best_params, is_run
 from ftjax.setup.splits import Data
 from ftjax.workdir.fingerprints import NAME, TOKENIZER, sha256, tokenizer_of
 from ftjax.workdir.folder import begun
-from ftjax.workdir.records import write_json
 
 ENDS = (".safetensors", ".bin")  # of the files that hold an adapter's tensors
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ftjax import methods, pretrained, tasks, tuned
+from ftjax.build import build_tuned
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, nearest, require
 from ftjax.formats.folder import locate
@@ -116,7 +117,7 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
     hf_config = with_words(folder, read_config(folder), resize)
     if not method.trains:
         head["head"] = HEADS[prompt_kind(method, folder, hf_config)]
-    model = tuned.build(hf_config, method, config.model, head, jax.default_backend())
+    model = build_tuned(hf_config, method, config.model, head, jax.default_backend())
     model.check_length(config.data.max_length)
     if config.data.batching == "pack":
         two_sided = kind_of(hf_config) == "encoder-decoder"

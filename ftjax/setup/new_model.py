@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ftjax import methods, tasks, tuned
+from ftjax import methods, tasks
+from ftjax.build import build_tuned
 from ftjax.data.preparation.step import Models
 from ftjax.data.sources import is_stream, open_parts
 from ftjax.data.stream_source import START, Source
@@ -80,7 +81,7 @@ def _write(
     if head is None:
         head = task.head(("0", "1"), None).get("head")
         head = head if head in ("masked_lm", "pretraining") else None
-    model = tuned.build(found, methods.create({"name": "full"}), {}, {"head": head})
+    model = build_tuned(found, methods.create({"name": "full"}), {}, {"head": head})
     shardings = dict.fromkeys(model.shapes)
     params = model.init(jax.random.key(config.seed), list(model.shapes), shardings)
     held = {path: np.asarray(leaf) for path, leaf in params.items()}

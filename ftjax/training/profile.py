@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from ftjax.workdir.records import write_text
+from ftjax.files import write_text
 
 
 class Profiler:

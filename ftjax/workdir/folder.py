@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 from ftjax.config import flat_keys
 from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError, require
+from ftjax.files import write_json, write_text
 from ftjax.formats.jsons import read_json, read_names
 from ftjax.remote import is_remote
 from ftjax.workdir import lock
-from ftjax.workdir.records import PENDING, read_result, write_json, write_text
+from ftjax.workdir.result import PENDING, read_result
 
 # What may differ when a run is resumed: it changes speed and records, not results.
 FREE = (

@@ -9,10 +9,10 @@ from ftjax.data.encode import Examples
 from ftjax.data.loading import Vary
 from ftjax.data.planning import Layout
 from ftjax.errors import UserError
+from ftjax.files import write_json
 from ftjax.formats.jsons import read_json
 from ftjax.options import Option, Positive, options
 from ftjax.parallel.agreement import first
-from ftjax.workdir.records import write_json
 
 NAME, SIZE = "layout.json", "batch_size"
 

@@ -15,9 +15,9 @@ from uuid import uuid4
 import jax
 
 from ftjax.errors import UserError
+from ftjax.files import write_text
 from ftjax.parallel.agreement import first, told
 from ftjax.remote import create, is_remote, said
-from ftjax.workdir.records import write_text
 
 NAME = "lock.json"
 BEAT = 10.0  # seconds between two signs of life

@@ -6,7 +6,8 @@ from pathlib import Path
 import jax
 from safetensors.numpy import load_file
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
+from ftjax.build import build_tuned
 from ftjax.formats.adapterhub.folder import export_adapterhub, read_adapter, read_method
 from ftjax.formats.folder import read_config
 from ftjax.formats.pickled import read_tensors
@@ -19,7 +20,7 @@ def build(folder, head="classification", method=None, **settings):
     """The base of a fixture under the method that its folder tells."""
     task = {"head": head, "labels": len(LABELS), "pooling": "cls"}
     method = methods.create(method or read_method(folder))
-    return tuned.build(read_config(folder.parent / "base"), method, settings, task)
+    return build_tuned(read_config(folder.parent / "base"), method, settings, task)
 
 
 def load(folder, model, mesh, head=True):

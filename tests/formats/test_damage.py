@@ -17,7 +17,8 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from ftjax import methods, models, tuned
+from ftjax import methods, models
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.formats import adapter
 from ftjax.formats.adapterhub import folder as adapterhub
@@ -219,7 +220,7 @@ def peft_folder(folder: Path, settings: peft.PeftConfig) -> Case:
     peft.get_peft_model(base, settings).save_pretrained(folder)
     own = adapter.read_method(folder)
     hf_config = json.loads(CASES["bert"]().to_json_string())
-    model = tuned.build(hf_config, methods.create(own), {}, {})
+    model = build_tuned(hf_config, methods.create(own), {}, {})
     params = {path: np.zeros(leaf.shape, np.float32) for path, leaf in model.shapes.items()}
 
     def read(_: Path) -> None:

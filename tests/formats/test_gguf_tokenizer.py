@@ -14,7 +14,8 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.formats.export import write_export
 from ftjax.formats.folder import load_tokenizer, locate, read_config
@@ -195,7 +196,7 @@ def test_smollm2_tokenizer(smollm2):
 
 def test_smollm2_says_paris_with_transformers_logits(smollm2, one_device):
     file, tokenizer = smollm2
-    model = tuned.build(read_config(file), FULL, {"segments": "scan"}, {"head": "causal_lm"})
+    model = build_tuned(read_config(file), FULL, {"segments": "scan"}, {"head": "causal_lm"})
     params, absent = pretrained.load(file, model, one_device, jax.random.key(0))
     assert absent == []
     inputs = tokenizer("The capital of France is", return_tensors="np")
@@ -212,7 +213,7 @@ def test_smollm2_says_paris_with_transformers_logits(smollm2, one_device):
 def test_export_of_a_gguf_model_is_a_whole_folder(tmp_path, one_device):
     file = write_vocabulary(tmp_path / "model.gguf", "smollm")
     head = {"head": "classification", "labels": 2, "pooling": "cls"}
-    model = tuned.build(read_config(file), FULL, {}, head)
+    model = build_tuned(read_config(file), FULL, {}, head)
     params, absent = pretrained.load(file, model, one_device, jax.random.key(0))
     assert absent == ["classifier/kernel"]
     write_export("hf", tmp_path / "out", file, model, params, ("no", "yes"))

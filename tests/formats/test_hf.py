@@ -12,7 +12,8 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
+from ftjax.build import build_tuned
 from ftjax.commands.entry import main
 from ftjax.errors import UserError
 from ftjax.formats.export import write_export
@@ -276,7 +277,7 @@ def test_shards_are_written_as_transformers_does(tiny, tmp_path):
 )
 def test_copies_of_tied_tensors_are_passed_over(case, head, copies, one_device, tmp_path):
     reference = Reference.make(case, head, tmp_path)
-    model = tuned.build(read_config(tmp_path), methods.create({"name": "full"}), {}, {"head": head})
+    model = build_tuned(read_config(tmp_path), methods.create({"name": "full"}), {}, {"head": head})
     tensors = {
         name: tensor.contiguous().clone() for name, tensor in reference.model.state_dict().items()
     }

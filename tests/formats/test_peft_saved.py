@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.formats.folder import read_config
 from ftjax.formats.hf.vocabulary import with_words
@@ -148,7 +149,7 @@ def loaded(base, name, folder, device):
     """Ours of an adapter's folder, and what it is loaded over."""
     head = HEADS.get(name, {"head": "causal_lm"})
     config = json.loads((base / "config.json").read_text())
-    model = tuned.build(config, methods.create(files.read(folder)), {}, head)
+    model = build_tuned(config, methods.create(files.read(folder)), {}, head)
     params, _ = pretrained.load(base, model, device, jax.random.key(0))
     found, absent = files.load_into(model, params, folder)
     assert name == "masked" or set(absent) <= {"lm_head/kernel", "logits/bias"}  # the base's own
@@ -234,7 +235,7 @@ def test_an_adapter_of_more_words_loads_over_a_table_made_larger(base, one_devic
     vocabulary = {word: i for word, i in vocabulary.items() if i < 70}
     Tokenizer(WordLevel(vocabulary, unk_token="aa")).save(str(folder / "tokenizer.json"))
     config = with_words(folder, read_config(folder), resize=True)
-    model = tuned.build(config, methods.create(files.read(tmp_path)), {}, {"head": "causal_lm"})
+    model = build_tuned(config, methods.create(files.read(tmp_path)), {}, {"head": "causal_lm"})
     params, _ = pretrained.load(folder, model, one_device, jax.random.key(0), resize=True)
     params, _ = files.load_into(model, params, tmp_path)
     near(quick(model.apply)(params, {"input_ids": IDS + 8}), logits_of(theirs, IDS + 8))
@@ -242,7 +243,7 @@ def test_an_adapter_of_more_words_loads_over_a_table_made_larger(base, one_devic
 
 def test_a_head_of_other_labels_than_the_bases_is_written(base, one_device, tmp_path):
     config = read_config(base("bert"))
-    model = tuned.build(
+    model = build_tuned(
         config, methods.create({"name": "lora"}), {}, {"head": "classification", "labels": 5}
     )
     params, _ = pretrained.load(base("bert"), model, one_device, jax.random.key(0), new_head=True)

@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.formats.folder import read_config
 from ftjax.formats.hf import mapping
@@ -35,7 +36,7 @@ def test_every_tensor_is_resized_as_theirs(case, one_device, tmp_path, monkeypat
     count = theirs.config.vocab_size + MORE
     config = sized(read_config(tmp_path), count)
     full = methods.create({"name": "full"})
-    model = tuned.build(config, full, {}, {"head": head})
+    model = build_tuned(config, full, {}, {"head": head})
     params, absent = pretrained.load(tmp_path, model, one_device, jax.random.key(0), resize=True)
     assert not absent
     torch.manual_seed(0)

@@ -48,6 +48,7 @@ CHILD = """
 import json, re, sys
 from pathlib import Path
 import jax, numpy as np
+from ftjax.build import build_tuned
 from ftjax import methods, pretrained, tuned
 from ftjax.formats.folder import read_config
 from ftjax.formats.hf.weights import Tensor
@@ -66,7 +67,7 @@ def counted(tensor, index):
 Tensor.__getitem__ = counted
 folder, segments, sizes = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 settings = {"segments": segments}
-model = tuned.build(read_config(folder), methods.create({"name": "full"}), settings)
+model = build_tuned(read_config(folder), methods.create({"name": "full"}), settings)
 mesh = make_mesh(*sizes)
 jax.block_until_ready(jax.numpy.zeros(()))
 Path("/proc/self/clear_refs").write_text("5")

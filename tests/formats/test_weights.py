@@ -17,7 +17,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.formats.adapter import load_into, read_method
 from ftjax.formats.folder import fingerprint, open_weights, read_config
@@ -227,7 +228,7 @@ def test_tensors_that_are_no_parameters_as_they_are(change, message, tiny, one_d
     shutil.copytree(tiny, tmp_path / "folder", ignore=shutil.ignore_patterns("model.safetensors"))
     state = state_of(tiny)
     save_file(state | change(state), tmp_path / "folder" / "model.safetensors")
-    model = tuned.build(read_config(tiny), methods.create({"name": "full"}), {}, {})
+    model = build_tuned(read_config(tiny), methods.create({"name": "full"}), {}, {})
     load = partial(pretrained.load, tmp_path / "folder", model, one_device, jax.random.key(0))
     if message is None:
         load()
@@ -265,7 +266,7 @@ PUBLISHED = {
 def test_buffers_that_transformers_passes_over_are_passed_over(case, one_device, tmp_path):
     head = natural(case)
     reference = Reference.make(case, head, tmp_path)
-    model = tuned.build(read_config(tmp_path), methods.create({"name": "full"}), {}, {"head": head})
+    model = build_tuned(read_config(tmp_path), methods.create({"name": "full"}), {}, {"head": head})
     wanted, _ = pretrained.load(tmp_path, model, one_device, jax.random.key(0))
     state = state_of(tmp_path)
     state |= dict(reference.model.named_buffers())  # those that are not stored any more too
@@ -289,7 +290,7 @@ def test_a_pickled_adapter_is_read(tiny, one_device, tmp_path):
     assert (tmp_path / "pickled" / "adapter_model.bin").exists()
     settings = read_method(tmp_path / "pickled")
     assert settings == read_method(tmp_path / "safe") and settings["rank"] == 3
-    model = tuned.build(read_config(tiny), methods.create(settings), {}, {})
+    model = build_tuned(read_config(tiny), methods.create(settings), {}, {})
     params, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
     found, wanted = (load_into(model, params, tmp_path / name)[0] for name in ("pickled", "safe"))
     changed = [path for path, leaf in params.items() if (leaf != wanted[path]).any()]

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from ftjax import methods, tuned
+from ftjax import methods
+from ftjax.build import build_tuned
 from ftjax.formats.hf import mapping
 from tests.conftest import write_tokenizer
 from tests.models.cases import CASES
@@ -21,7 +22,7 @@ def write_model(folder, case: str, head: str):
     """A folder of a random model, seed 0, with the tests' WordPiece tokenizer."""
     config = json.loads(CASES[case]().to_json_string())
     config["eos_token_id"] = 3
-    model = tuned.build(config, methods.create({"name": "full"}), {}, {"head": head})
+    model = build_tuned(config, methods.create({"name": "full"}), {}, {"head": head})
     params = model.init(jax.random.key(0), list(model.shapes), dict.fromkeys(model.shapes))
     tensors = mapping.to_tensors(jax.tree.map(np.asarray, params), model.names, prefix=True)
     folder.mkdir(parents=True)

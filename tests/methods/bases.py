@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from ftjax import methods, tuned
+from ftjax.build import build_tuned
 from ftjax.formats.hf import mapping
 
 SIZES = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -48,7 +49,7 @@ HEAD = {"head": "classification", "labels": 2, "pooling": "cls"}
 def folder(base: str) -> Path:
     """A folder of the base model, with random weights and without a head."""
     config = BASES[base]
-    model = tuned.build(config, methods.create({"name": "full"}), {}, HEAD)
+    model = build_tuned(config, methods.create({"name": "full"}), {}, HEAD)
     params = model.init(jax.random.key(0), list(model.shapes), dict.fromkeys(model.shapes))
     random = np.random.default_rng(0)
     stored = {}
@@ -77,7 +78,7 @@ def build(
     head: Mapping[str, Any] = HEAD,
 ) -> tuned.Tuned:
     """A base model under a method."""
-    return tuned.build(BASES[base], methods.create(method), settings, head)
+    return build_tuned(BASES[base], methods.create(method), settings, head)
 
 
 def make_batch(base: str, rows: int = 8, length: int = 12, seed: int = 0) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from ftjax import methods, pretrained, tuned
+from ftjax.build import build_tuned
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import expand
 from tests.models.cases import PLAIN, SIZES, SPECIAL, T5
@@ -310,7 +311,7 @@ class Base:
         kind = "seq2seq_lm" if self.family == "t5" else "classification"
         config = json.loads((self.folder / "config.json").read_text())
         head = {"head": kind, "labels": LABELS}
-        return tuned.build(config, methods.create(settings), {"segments": segments}, head)
+        return build_tuned(config, methods.create(settings), {"segments": segments}, head)
 
     @cached_property
     def params(self) -> dict[str, np.ndarray]:

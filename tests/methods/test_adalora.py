@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import load_file
 
 from ftjax import methods, tuned
+from ftjax.build import build_tuned
 from ftjax.config import check, load_config
 from ftjax.errors import UserError
 from ftjax.formats.peft import folder as files
@@ -215,7 +216,7 @@ def test_what_is_pruned_is_zero_at_any_rate():
     hyper = {"rank": 4, "target_rank": 1, "begin": 0, "end": 1}
     parts = [{"name": "layerwise_lr_decay", "decay": 0.5}, {"name": "adalora", **hyper}]
     method = methods.create({"name": "combination", "parts": parts})
-    model = tuned.build(made.config_of("llama"), method, {}, {"head": "causal_lm"})
+    model = build_tuned(made.config_of("llama"), method, {}, {"head": "causal_lm"})
     params, frozen = model.partition.split(made.parameters(model))
     rates = model.rates()
     assert rates["decoder/layer_0/attention/query/lora_e"] == 0.125

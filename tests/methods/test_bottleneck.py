@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.paths import expand
 from tests.conftest import CONFIG, build, make_batch, perturbed
@@ -100,4 +101,4 @@ def test_layers_that_cannot_be_left_out(tiny, leave_out):
 def test_shared_layers_cannot_be_left_out():
     settings = methods.create({"name": "adapter_drop"})
     with pytest.raises(UserError, match=r"method\.leave_out: layers of this model share"):
-        tuned.build(config_of("albert"), settings)
+        build_tuned(config_of("albert"), settings)

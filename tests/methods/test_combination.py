@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
+from ftjax.build import build_tuned
 from ftjax.config import check, default_config, load_config
 from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError
@@ -36,7 +37,7 @@ def test_each_part_adds_and_trains_its_own(loaded):
     added = {path for path in model.shapes if path not in model.base.shapes}
     wanted, count = set(), 0
     for part in model.method.parts:
-        alone = tuned.build(BASES["bert"], part, {}, HEAD)
+        alone = build_tuned(BASES["bert"], part, {}, HEAD)
         wanted |= set(alone.shapes) - set(alone.base.shapes)
         count += alone.partition.counts(alone.shapes)[0] - 64 * 2 - 2
     assert added == wanted

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ftjax import methods, tuned
+from ftjax import methods
+from ftjax.build import build_tuned
 
 BERT_BASE = {"model_type": "bert"}
 HEAD = 768 * 2 + 2
@@ -49,5 +50,5 @@ LAYER = 4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
 )  # fmt: skip
 def test_bert_base(settings, count, segments):
     head = {"head": "classification", "labels": 2, "pooling": "cls"}
-    model = tuned.build(BERT_BASE, methods.create(settings), {"segments": segments}, head)
+    model = build_tuned(BERT_BASE, methods.create(settings), {"segments": segments}, head)
     assert model.partition.counts(model.shapes)[0] == count

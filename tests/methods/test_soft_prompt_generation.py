@@ -5,7 +5,8 @@ import peft
 import pytest
 import torch
 
-from ftjax import methods, tuned
+from ftjax import methods
+from ftjax.build import build_tuned
 from ftjax.formats.folder import read_config
 from ftjax.formats.peft.prompt_tables import pairs
 from tests.generation.test_equal import Pair
@@ -22,7 +23,7 @@ class Prompted(Pair):
         super().__init__(case, folder, mesh, CASES[case])
         method, head = methods.create({"name": name, "length": LENGTH}), self.ours.model.head
         settings = {"segments": CASES[case]}
-        self.ours = tuned.build(read_config(folder), method, settings, {"head": head})
+        self.ours = build_tuned(read_config(folder), method, settings, {"head": head})
         random = np.random.default_rng(1)
         for path in self.ours.shapes.keys() - self.ours.base.shapes.keys():
             shape = self.ours.shapes[path].shape

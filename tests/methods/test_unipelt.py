@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ftjax import methods, tuned
+from ftjax import methods
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.generation.decode import next_logits, read_prompt
 from tests.methods.bases import BASES, build, make_batch
@@ -40,7 +41,7 @@ def test_the_last_layer_sees_all_tokens_where_only_the_first_is_read():
 @pytest.mark.parametrize("segments", ["unrolled", "scan"])
 def test_generation_keeps_the_prompts_gates(segments):
     """Gates that read nothing are the same of whole rows; others are of the prompt alone."""
-    model = tuned.build(
+    model = build_tuned(
         BASES["llama"], methods.create(UNIPELT), {"segments": segments}, {"head": "causal_lm"}
     )
     random, room = np.random.default_rng(0), 3
@@ -81,7 +82,7 @@ def test_what_is_refused():
     with pytest.raises(UserError, match=r"method\.parts: lora's targets must be projections"):
         build("bert", {"name": "unipelt", "parts": ("pfeiffer", words)})
     with pytest.raises(UserError, match="which relative positions pass, too"):
-        tuned.build(config_of("deberta-v3"), methods.create({"name": "unipelt"}))
+        build_tuned(config_of("deberta-v3"), methods.create({"name": "unipelt"}))
 
 
 def test_parts_that_could_be_merged_alone_are_not_beside_gates():

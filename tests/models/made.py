@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from ftjax import methods, tuned
+from ftjax.build import build_tuned
 from ftjax.models import FAMILIES, configure
 from ftjax.models.layers import Options
 from ftjax.paths import Flat, expand
@@ -60,7 +61,7 @@ def build(
     """
     task = {"head": head, "labels": LABELS, "pooling": pooling}
     method = methods.create(method or {"name": "full"})
-    return tuned.build(config_of(case), method, settings, task, platform)
+    return build_tuned(config_of(case), method, settings, task, platform)
 
 
 def parameters(model: tuned.Tuned) -> Flat:

@@ -7,7 +7,8 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from tests.conftest import build
 from tests.models.cases import CASES
@@ -43,4 +44,4 @@ def test_layers_it_does_not_have_are_named(types, message):
     config = {**CASES["gpt_neo"]().to_dict(), "attention_types": types}
     del config["attention_layers"]  # which are the same, layer by layer
     with pytest.raises(UserError, match=f"gpt_neo: attention_types.*{message}"):
-        tuned.build(config, methods.create({"name": "full"}))
+        build_tuned(config, methods.create({"name": "full"}))

@@ -6,7 +6,8 @@ import pytest
 import torch
 import transformers
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.models import configure
 from ftjax.models.layers import Options
@@ -62,4 +63,4 @@ def test_older_configurations_say_the_same():
 def test_what_is_not_implemented_is_said(change):
     (option,) = change
     with pytest.raises(UserError, match=f"modernbert: {option}"):
-        tuned.build({**CASES["modernbert"]().to_dict(), **change}, methods.create(FULL))
+        build_tuned({**CASES["modernbert"]().to_dict(), **change}, methods.create(FULL))

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from ftjax import methods, models, tuned
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from tests.formats.bounds import bounded
 from tests.formats.mutants import changed
@@ -46,7 +47,7 @@ def test_a_model_is_built_or_its_configuration_refused(name):
             try:
                 models.configure(config, tuned.Options())
                 if built < BUILT:
-                    tuned.build(config, lora)
+                    build_tuned(config, lora)
                     built += 1
             except UserError:
                 refused += 1
@@ -98,7 +99,7 @@ def test_what_no_model_can_be_is_named(case):
 def test_deep_models_are_scanned(name, key):
     config = {**CASES[name]().to_dict(), key: 10**4}
     with bounded():
-        assert tuned.build(config, methods.create({"name": "full"})).shapes
+        assert build_tuned(config, methods.create({"name": "full"})).shapes
 
 
 @pytest.mark.parametrize(("name", "positions"), [("roberta", 1), ("albert", 3), ("gpt2", 3)])
@@ -106,4 +107,4 @@ def test_too_few_positions_are_named(name, positions):
     config = CASES[name]().to_dict()
     key = "n_positions" if name == "gpt2" else "max_position_embeddings"
     with pytest.raises(UserError, match=r"has \d positions by its config.json, and needs 8"):
-        tuned.build({**config, key: positions}, methods.create({"name": "full"}))
+        build_tuned({**config, key: positions}, methods.create({"name": "full"}))

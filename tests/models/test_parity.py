@@ -10,7 +10,8 @@ import pytest
 import torch
 import transformers
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
+from ftjax.build import build_tuned
 from ftjax.formats.folder import Weights, read_config
 from ftjax.formats.hf import mapping
 from ftjax.models import FAMILIES
@@ -31,7 +32,7 @@ QUICK = {"xla_backend_optimization_level": 0}  # small models are compiled longe
 
 def build(config, head, dtype="float32"):
     settings, task = {"dtype": dtype}, {"head": head, "labels": LABELS}
-    return tuned.build(config, methods.create({"name": "full"}), settings, task)
+    return build_tuned(config, methods.create({"name": "full"}), settings, task)
 
 
 def applied(model):

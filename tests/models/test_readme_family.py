@@ -11,7 +11,8 @@ import pytest
 import torch
 import transformers
 
-from ftjax import methods, models, pretrained, tuned
+from ftjax import methods, models, pretrained
+from ftjax.build import build_tuned
 from ftjax.formats.folder import Weights, read_config
 from ftjax.formats.hf import mapping
 from tests.models.cases import PLAIN
@@ -42,7 +43,7 @@ def test_the_new_family_equals_transformers(example, head, reference, one_device
     theirs = reference(transformers.StableLmConfig(**PLAIN, use_qkv_bias=True)).eval()
     theirs.save_pretrained(tmp_path)
     full = methods.create({"name": "full"})
-    model = tuned.build(read_config(tmp_path), full, {"segments": "scan"}, {"head": head})
+    model = build_tuned(read_config(tmp_path), full, {"segments": "scan"}, {"head": head})
     params, absent = pretrained.load(tmp_path, model, one_device, jax.random.key(0))
     assert not absent
     ids = np.random.default_rng(0).integers(5, 64, (3, 11))
@@ -60,4 +61,4 @@ def test_the_new_family_equals_transformers(example, head, reference, one_device
 def test_what_the_example_refuses(example):
     config = transformers.StableLmConfig(**PLAIN, qk_layernorm=True).to_dict()
     with pytest.raises(models.UserError, match="qk_layernorm"):
-        tuned.build(config, methods.create({"name": "full"}))
+        build_tuned(config, methods.create({"name": "full"}))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ftjax import methods, tuned
+from ftjax import methods
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.models import FAMILIES
 from tests.models.made import config_of
@@ -49,7 +50,7 @@ REFUSED = [  # case, what is changed, what the message must say
 
 def refused(config: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        tuned.build(config, methods.create({"name": "full"}))
+        build_tuned(config, methods.create({"name": "full"}))
 
 
 @pytest.mark.parametrize(("case", "change", "message"), REFUSED)

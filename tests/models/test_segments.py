@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from ftjax import methods, tuned
+from ftjax import methods
+from ftjax.build import build_tuned, segments_of
 from ftjax.models.presets import PRESETS
 from ftjax.models.stack import parameters_of
 
@@ -34,10 +35,10 @@ MODELS = {**PRESETS, "many experts": OLMOE, "t5-large": T5, "wide bart": BART}
 @pytest.mark.parametrize("name", MODELS)
 def test_auto_goes_by_what_the_layers_hold(name):
     config, full = MODELS[name], methods.create({"name": "full"})
-    model = tuned.build(config, full, {"segments": "scan"}, {"head": None})
+    model = build_tuned(config, full, {"segments": "scan"}, {"head": None})
     layers = [x for path, x in model.shapes.items() if "layer" in path and x.ndim > 2]
     count = sum(math.prod(x.shape) for x in layers)
     found = parameters_of(model.config)
     assert abs(found - count) < 0.01 * count
-    auto = tuned.segments_of(model.config, {"segments": "auto"}, full)
+    auto = segments_of(model.config, {"segments": "auto"}, full)
     assert (max(auto) > 1) == (count >= 1e9)

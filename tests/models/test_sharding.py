@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
+from ftjax.build import build_tuned
 from ftjax.formats.hf import mapping
 from ftjax.parallel.mesh import RULES, logical_axes, make_mesh, param_shardings, place_rows
 from tests.covering import covering, product
@@ -93,7 +94,7 @@ def test_no_large_parameter_stays_whole(case, segments):
     if config.get("position_buckets"):  # of distances
         config["max_relative_positions"] *= 64
     head = {"head": natural(case)}
-    model = tuned.build(config, methods.create({"name": "full"}), {"segments": segments}, head)
+    model = build_tuned(config, methods.create({"name": "full"}), {"segments": segments}, head)
     shardings = param_shardings(model.shapes, model.axes, make_mesh(2, 2, 2))
     large = {path: leaf for path, leaf in model.shapes.items() if 4 * leaf.size > 1e6}
     assert len(large) > 2

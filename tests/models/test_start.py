@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 
-from ftjax import methods, tuned
+from ftjax import methods
+from ftjax.build import build_tuned
 from ftjax.formats.hf import mapping
 
 SIZES = {"vocab_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 96}
@@ -47,7 +48,7 @@ def test_each_tensor_is_spread_as_theirs(model_type):
     config = transformers.AutoConfig.for_model(model_type, **values)
     torch.manual_seed(0)
     theirs = getattr(transformers, name)(config).state_dict()
-    model = tuned.build(
+    model = build_tuned(
         json.loads(config.to_json_string()), methods.create({"name": "full"}), {}, {"head": head}
     )
     params = model.init(jax.random.key(0), list(model.shapes), dict.fromkeys(model.shapes))

@@ -11,6 +11,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from ftjax import methods, pretrained, tuned
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.formats.folder import read_config
 from ftjax.models import configure
@@ -20,7 +21,7 @@ from tests.models import made
 
 def untied(case: str, head: str, method: str = "full") -> tuned.Tuned:
     config = {**made.config_of(case), "tie_word_embeddings": False}
-    return tuned.build(config, methods.create({"name": method}), {}, {"head": head})
+    return build_tuned(config, methods.create({"name": method}), {}, {"head": head})
 
 
 @pytest.mark.parametrize("case", ["bart", "gpt2"])
@@ -56,7 +57,7 @@ def test_a_head_that_is_said_to_be_tied_and_differs_is_refused(case, one_device,
     config = transformers.AutoConfig.for_model(**made.config_of(case))
     getattr(transformers, name).from_config(config).save_pretrained(tmp_path)
     head, file = made.natural(case), tmp_path / "model.safetensors"
-    model = tuned.build(read_config(tmp_path), methods.create({"name": "full"}), {}, {"head": head})
+    model = build_tuned(read_config(tmp_path), methods.create({"name": "full"}), {}, {"head": head})
     tensors = load_file(file)
     table = next(tensor for path, tensor in tensors.items() if path.endswith(WORDS[case]))
     copy = model.config.heads[head].vocabulary + ".weight"
@@ -71,7 +72,7 @@ def test_a_bias_that_is_said_to_be_tied_and_differs_is_refused(one_device, tmp_p
     """transformers would add the one beside the table."""
     config = transformers.AutoConfig.for_model(**made.config_of("bert"))
     transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
-    model = tuned.build(
+    model = build_tuned(
         read_config(tmp_path), methods.create({"name": "full"}), {}, {"head": "masked_lm"}
     )
     file, bias = tmp_path / "model.safetensors", "cls.predictions.bias"
@@ -100,7 +101,7 @@ def test_an_absent_table_of_untied_words_is_said_with_what_reads_it(case, one_de
 
     def load(new_head=False):
         full = methods.create({"name": "full"})
-        model = tuned.build(read_config(tmp_path), full, {}, {"head": head})
+        model = build_tuned(read_config(tmp_path), full, {}, {"head": head})
         key = jax.random.key(0)
         return model, *pretrained.load(tmp_path, model, one_device, key, new_head=new_head)
 
@@ -127,7 +128,7 @@ WORDS = {"gemma": "embed_tokens.weight", "distilbert": "word_embeddings.weight"}
 
 def test_a_model_that_sees_both_sides_does_not_generate():
     config = {**made.config_of("gemma3"), "use_bidirectional_attention": True}
-    model = tuned.build(config, methods.create({"name": "full"}), {}, {"head": "causal_lm"})
+    model = build_tuned(config, methods.create({"name": "full"}), {}, {"head": "causal_lm"})
     with pytest.raises(UserError, match="both sides"):
         model.apply_cached(made.parameters(model), None, made.inputs("gemma3"))
 

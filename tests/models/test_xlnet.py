@@ -6,7 +6,8 @@ import pytest
 import torch
 import transformers
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.formats.folder import read_config
 from tests.conftest import build
@@ -68,7 +69,7 @@ def test_packed_examples_are_summed_up_by_their_last_tokens(one_device, tmp_path
 def test_another_division_into_heads_is_another_shape(one_device, tmp_path):
     saved(tmp_path, "XLNetModel")
     config = {**read_config(tmp_path), "n_head": 8, "d_head": 4}
-    model = tuned.build(config, methods.create(FULL))
+    model = build_tuned(config, methods.create(FULL))
     with pytest.raises(UserError, match="rel_attn"):
         pretrained.load(tmp_path, model, one_device, jax.random.key(0))
 
@@ -87,4 +88,4 @@ def test_another_division_into_heads_is_another_shape(one_device, tmp_path):
 def test_what_is_not_implemented_is_said(change):
     (option,) = change
     with pytest.raises(UserError, match=f"xlnet: {option}"):
-        tuned.build({**CASES["xlnet"]().to_dict(), **change}, methods.create(FULL))
+        build_tuned({**CASES["xlnet"]().to_dict(), **change}, methods.create(FULL))

@@ -11,7 +11,8 @@ import torch
 from tests.training.abstract import config_of as abstract
 from tests.training.abstract import write_config
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
+from ftjax.build import build_tuned
 from ftjax.forecast.least_work import Least
 from ftjax.forecast.lowering import abstract_recipe, compiled
 from ftjax.formats.folder import read_config
@@ -98,7 +99,7 @@ def pair(case):
     folder = Path(mkdtemp(prefix=f"ftjax_{case}_"))
     reference = Reference.make(case, "classification", folder)
     head = {"head": "classification", "labels": LABELS}
-    model = tuned.build(read_config(folder), methods.create({"name": "full"}), SCAN, head)
+    model = build_tuned(read_config(folder), methods.create({"name": "full"}), SCAN, head)
     mesh = make_mesh(devices=jax.devices()[:1])
     params, _ = pretrained.load(folder, model, mesh, jax.random.key(0))
     inputs = reference.layouts()[0]

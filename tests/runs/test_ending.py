@@ -24,7 +24,9 @@ from ftjax.setup.model import place_model
 from ftjax.setup.splits import read_data
 from ftjax.setup.doubts import baseline, of_data, of_result, of_training, unknown_tokens
 from ftjax.workdir.folder import read_workdir
-from ftjax.workdir.records import read_metrics, read_result, to_line, write_json
+from ftjax.workdir.records import read_metrics
+from ftjax.workdir.result import read_result
+from ftjax.files import to_line, write_json
 from tests.conftest import here, make_rows, write_jsonl
 
 NAMES = ("a", "b", "c")

@@ -8,6 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.formats.folder import read_config
 from ftjax.parallel.mesh import AXES, batch_sharding, local_rows, make_mesh, param_shardings
@@ -97,7 +98,7 @@ def test_a_dimension_that_does_not_divide_is_named(tiny):
     from ftjax import methods, tuned
 
     config = {**read_config(tiny), "vocab_size": 63}
-    model = tuned.build(config, methods.create({"name": "full"}))
+    model = build_tuned(config, methods.create({"name": "full"}))
     mesh = make_mesh(1, 4, 2)
     with pytest.raises(UserError, match=r"embeddings/word/embedding.*63.*mesh\.tensor=2"):
         param_shardings(model.shapes, model.axes, mesh)

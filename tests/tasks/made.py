@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from ftjax import methods, pretrained, tuned
+from ftjax.build import build_tuned
 from ftjax.data.draws import Draws
 from ftjax.data.encode import Examples, encode
 from ftjax.data.loading import Loader, Vary
@@ -85,7 +86,7 @@ class Made:
         """The model in `folder`, where a tokenizer may be already."""
         reference = Reference.make(case, head, folder)
         asked = {"head": head, "labels": labels}
-        model = tuned.build(
+        model = build_tuned(
             read_config(folder), methods.create(method or {"name": "full"}), {}, asked
         )
         mesh = make_mesh(devices=jax.devices()[:1])

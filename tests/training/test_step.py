@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
+from ftjax.build import build_tuned
 from ftjax.config import default_config
 from ftjax.errors import UserError
 from ftjax.forecast.lowering import abstract_recipe, compiled
@@ -274,7 +275,7 @@ def test_optimizer_state_is_sharded_as_its_parameters():
     from ftjax.parallel.mesh import make_mesh
 
     mesh = make_mesh(1, 4, 2)
-    model = tuned.build(
+    model = build_tuned(
         {"model_type": "bert", "num_hidden_layers": 1}, methods.create({"name": "full"}), {}, HEAD
     )
     from ftjax.parallel.mesh import param_shardings

@@ -19,9 +19,10 @@ from tests.training.test_fresh import CASES, asked
 
 from ftjax.errors import UserError
 from ftjax.evaluation import asked_models
+from ftjax.files import write_text
 from ftjax.setup.new_model import make_model
 from ftjax.workdir.lock import NAME, Holder, Lock, started
-from ftjax.workdir.records import read_rows, write_text
+from ftjax.workdir.records import read_rows
 from tests.conftest import environment, ftjax
 from tests.forked import Forked
 from tests.parallel.processes import ended, start

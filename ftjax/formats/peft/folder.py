@@ -32,8 +32,8 @@ from ftjax.formats.peft.pieces import (
 from ftjax.formats.peft.saved_modules import changed, plain_names, refuse_resized, saved
 from ftjax.methods import hyperparameters
 from ftjax.names import shape_of
+from ftjax.parallel.mesh import placed_like
 from ftjax.paths import Flat, expand
-from ftjax.pretrained import placed
 from ftjax.tuned import Tuned
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -229,7 +229,7 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
         loaded[path] = value.read(tuple(slice(None) for _ in wanted), np.float32)
     rest = {key: array for key, array in tensors.items() if key not in used}
     loaded |= saved(tuned, {**params, **loaded}, rest, config, inside, str(folder / WEIGHTS))
-    return {**params, **{path: placed(x, params[path]) for path, x in loaded.items()}}, absent
+    return {**params, **{path: placed_like(x, params[path]) for path, x in loaded.items()}}, absent
 
 
 def _outside(form: Form) -> str:

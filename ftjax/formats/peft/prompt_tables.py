@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from ftjax.base_model import Base
 from ftjax.errors import UserError, require
 from ftjax.methods.prefix import PrefixTuning
 from ftjax.methods.prompt import PTuning
-from ftjax.paths import Base, Flat, expand
+from ftjax.paths import Flat, expand
 from ftjax.tuned import Tuned
 
 TABLE = "prompt_embeddings"
