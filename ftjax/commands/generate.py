@@ -93,7 +93,8 @@ def _check(arguments: Namespace, overrides: Sequence[str]) -> None:
 
 def _opened(arguments: Namespace, overrides: Sequence[str]) -> tuple:
     """The model, its parameters, its folder, and of a work folder what its task says of prompts."""
-    from ftjax.generation.load import open_model, open_workdir, tensor_mesh
+    from ftjax.evaluation.predictor import open_writer
+    from ftjax.generation.load import open_model, tensor_mesh
 
     if arguments.workdir:
         asked = {
@@ -102,7 +103,7 @@ def _opened(arguments: Namespace, overrides: Sequence[str]) -> tuple:
             "mesh.tensor": arguments.tensor,
         }
         changes = [f"--config.{key}={value}" for key, value in asked.items() if value is not None]
-        return open_workdir(arguments.workdir, [*overrides, *changes], arguments.step)
+        return open_writer(arguments.workdir, [*overrides, *changes], arguments.step)
     mesh = tensor_mesh(1 if arguments.tensor is None else arguments.tensor)
     dtype, attention = arguments.dtype or "float32", arguments.attention or "auto"
     return open_model(arguments.model, mesh, dtype, arguments.adapter, attention=attention)

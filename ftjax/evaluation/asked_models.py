@@ -23,9 +23,10 @@ from ftjax.data.preparation.words import IS_HAN, WORD
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
 from ftjax.evaluation.forward import Forward
-from ftjax.evaluation.predictor import open_predictor
+from ftjax.evaluation.predictor import open_predictor, open_writer
 from ftjax.formats.folder import identity, load_tokenizer, locate
-from ftjax.generation.load import make_generator, open_model, open_workdir
+from ftjax.generation.batches import in_batches
+from ftjax.generation.load import make_generator, open_model
 from ftjax.parallel.agreement import require_same, told
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import Flat
@@ -67,19 +68,10 @@ def generate(model: str, prompts: Sequence[str], settings: Mapping[str, Any]) ->
     trained = (located(model) / "checkpoints").is_dir()
 
     def run() -> list[str]:
-        opened = open_workdir(located(model)) if trained else open_model(model, _one_device())
+        opened = open_writer(located(model)) if trained else open_model(model, _one_device())
         changes = {name: value for name, value in settings.items() if name != "batch_size"}
         generator = make_generator(*opened, changes=changes)
-        size = min(settings["batch_size"], len(prompts))
-        order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
-        found = [""] * len(prompts)
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            full = np.pad(chosen, (0, size - len(chosen)), "edge")  # one shape, compiled once
-            said = generator([prompts[i] for i in full], start)
-            for i, several in zip(chosen, said, strict=False):
-                found[i] = several[0]
-        return found
+        return [texts[0] for texts in in_batches(generator, prompts, settings["batch_size"])]
 
     source = _run_identity(model) if trained else identity(locate(model))
     return _kept(["generate", source, list(prompts), dict(settings)], run)

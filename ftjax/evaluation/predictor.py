@@ -1,6 +1,8 @@
 """The best model of a work folder, ready to be run."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import jax
 from orbax.checkpoint.utils import to_shape_dtype_struct
 
 from ftjax.data.encode import Examples
+from ftjax.data.preparation.rewriting import rewritten_prompt
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
 from ftjax.evaluation.forward import Forward, refer
@@ -22,8 +25,10 @@ from ftjax.paths import Flat
 from ftjax.setup.earlier_runs import best_params
 from ftjax.setup.examples import choose_layout, encode_split, variation
 from ftjax.setup.model import Run, place_model
+from ftjax.tasks.base import Task
 from ftjax.training.memory import free
-from ftjax.workdir.configuration import read_config
+from ftjax.tuned import Tuned
+from ftjax.workdir.configuration import PLACE, read_config
 from ftjax.workdir.fingerprints import require_same_tokenizer
 from ftjax.workdir.folder import read_labels
 from ftjax.workdir.layouts import kept_layout
@@ -105,3 +110,21 @@ def open_predictor(workdir: Path, config: Any = None, step: int | None = None) -
         free(run.trainable)
     params, step = best_params(workdir, run.folder, shapes, step)
     return Predictor(replace(run, trainable=params), names, step, workdir, untrained)
+
+
+def open_writer(
+    workdir: Path, overrides: Sequence[str] = (), step: int | None = None
+) -> tuple[Tuned, Flat, Path, Task, Callable[[Any], Any]]:
+    """What `make_generator` takes, of the best model of a work folder, or that of another step.
+
+    Args:
+        workdir: of a run of a language model.
+        overrides: "--config.KEY=VALUE" of keys that may be changed, `data.prepare` among them,
+            for prompts are rewritten as the texts that it was trained on.
+        step: see `open_predictor`.
+    """
+    config = read_config(workdir, overrides, (*PLACE, "data.prepare"))
+    predictor = open_predictor(workdir, config, step)
+    run = predictor.run
+    rewrite = partial(rewritten_prompt, settings=config.data, schema=run.task.schema)
+    return run.tuned, predictor.params, run.folder, run.task, rewrite

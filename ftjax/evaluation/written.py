@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
 from ftjax.generation import decode, settings
+from ftjax.generation.batches import in_batches
 from ftjax.generation.text import Generator, Text
 from ftjax.partition import merge
 from ftjax.paths import Flat
@@ -39,21 +38,14 @@ def write(
     Args:
         run: the model, for a `Written` task.
         params: its trainable leaves.
-        prompts: in any order; rows of a batch are of like length.
+        prompts: in any order.
         generator: of the same run, whose programs are used again.
     """
     if generator is None:
         generator = generator_of(run, params)
     generator = generator.with_params(merge(params, run.frozen))
-    order = np.argsort([-len(str(prompt)) for prompt in prompts], kind="stable")
-    size, texts = run.config.train.eval_batch_size, [Text("", 0.0, 0)] * len(prompts)
-    for start in range(0, len(order), size):
-        several = order[start : start + size]
-        batch = [prompts[i] for i in several]
-        batch += batch[-1:] * (min(size, len(order)) - len(batch))  # one shape
-        for i, (found,) in zip(several, generator.likely(batch), strict=False):
-            texts[i] = found._replace(text=found.text.strip())
-    return texts
+    texts = in_batches(generator.likely, prompts, run.config.train.eval_batch_size)
+    return [text._replace(text=text.text.strip()) for (text,) in texts]
 
 
 def is_written(run: Run) -> bool:

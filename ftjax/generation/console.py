@@ -16,7 +16,7 @@ def print_text(generator: Generator, prompt: Any, number: int = 0) -> str:
     """Prints a text while it comes, or several when they are there; returns the first."""
     shown, texts = "", [""]
     alone = generator.settings.num_return_sequences == 1
-    for texts in generator.stream([prompt], 1 if alone else 16, number):
+    for texts in generator.stream([prompt], 1 if alone else 16, [number]):
         if alone:
             print(texts[0][len(shown) :], end="", flush=True)
             shown = texts[0]

@@ -7,6 +7,7 @@ from typing import Any
 from ftjax.config.sections import Data
 from ftjax.data.readers import READERS, form_of
 from ftjax.errors import UserError
+from ftjax.generation.batches import in_batches
 from ftjax.generation.text import Generator
 from ftjax.options import defaults
 from ftjax.parallel.agreement import require_same
@@ -31,14 +32,13 @@ def generate_rows(
     """
     rows = _read(file, "messages" if chat else "prompt")
     require_same(f"what is read of {file}", rows)
-    written = []
-    for start in range(0, len(rows), batch_size):
-        several = rows[start : start + batch_size]
-        prompts = [_chat(row) if chat else row["prompt"] for row in several]
-        for row, texts in zip(several, generator(prompts, start), strict=True):
-            text = texts[0] if generator.settings.num_return_sequences == 1 else texts
-            written.append({**row, "text": text})
-    return written
+    prompts = [_chat(row) if chat else row["prompt"] for row in rows]
+    texts = in_batches(generator, prompts, batch_size)
+    alone = generator.settings.num_return_sequences == 1
+    return [
+        {**row, "text": several[0] if alone else several}
+        for row, several in zip(rows, texts, strict=True)
+    ]
 
 
 def _chat(row: Mapping[str, Any]) -> Any:

@@ -1,7 +1,6 @@
-"""Models to write with: pretrained ones, also under an adapter, and those of work folders."""
+"""Pretrained models to write with, also under an adapter."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from jax.sharding import Mesh
 
 from ftjax import methods, pretrained, tuned
 from ftjax.build import build_tuned
-from ftjax.data.preparation.rewriting import rewritten_prompt
 from ftjax.errors import UserError
 from ftjax.formats import adapter
 from ftjax.formats.folder import load_tokenizer, locate
@@ -62,24 +60,6 @@ def open_model(
     if adapter_folder:
         params, _ = adapter.load_into(model, params, adapter_folder)
     return model, params, folder
-
-
-def open_workdir(
-    workdir: Path, overrides: Sequence[str] = (), step: int | None = None
-) -> tuple[tuned.Tuned, Flat, Path, Any, Callable[[Any], Any]]:
-    """The best model of a work folder, or that of another step, its task, and what it makes of
-    prompts, as `data.prepare` made of what it was trained on.
-
-    See `ftjax.workdir.configuration`.
-    """
-    from ftjax.evaluation.predictor import open_predictor  # with what training needs
-    from ftjax.workdir.configuration import PLACE, read_config
-
-    config = read_config(workdir, overrides, (*PLACE, "data.prepare"))
-    predictor = open_predictor(workdir, config, step)
-    run = predictor.run
-    rewrite = partial(rewritten_prompt, settings=config.data, schema=run.task.schema)
-    return run.tuned, predictor.params, run.folder, run.task, rewrite
 
 
 def make_generator(

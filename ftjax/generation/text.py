@@ -96,19 +96,23 @@ class Generator:
         other._params = params
         return other
 
-    def __call__(self, prompts: Sequence[str | Messages], first: int = 0) -> list[list[str]]:
+    def __call__(
+        self, prompts: Sequence[str | Messages], numbers: Sequence[int] | None = None
+    ) -> list[list[str]]:
         """The continuations of each prompt, `num_return_sequences` of them.
 
         Args:
             prompts: texts, or chats of {"role", "content"}, perhaps with tools: see `Messages`.
-            first: number of the first prompt, for sampling.
+            numbers: of the prompts, which sampling and messages go by; None for 0, 1, ...
         """
-        texts, _ = self._whole(prompts, first)
+        texts, _ = self._whole(prompts, numbers)
         return self._of_prompts(texts)
 
-    def likely(self, prompts: Sequence[str | Messages], first: int = 0) -> list[list[Text]]:
+    def likely(
+        self, prompts: Sequence[str | Messages], numbers: Sequence[int] | None = None
+    ) -> list[list[Text]]:
         """As a call, with how probable the texts are; without stop strings."""
-        texts, state = self._whole(prompts, first)
+        texts, state = self._whole(prompts, numbers)
         if self._beams:
             many = self.settings.num_return_sequences
             tokens = np.asarray(state.done_tokens)[:, :many].reshape(len(texts), -1)
@@ -122,10 +126,12 @@ class Generator:
         pairs = zip(texts, found.tolist(), counts.tolist(), strict=True)
         return self._of_prompts([Text(*each) for each in pairs])
 
-    def _whole(self, prompts: Sequence[str | Messages], first: int) -> tuple[list[str], Any]:
+    def _whole(
+        self, prompts: Sequence[str | Messages], numbers: Sequence[int] | None
+    ) -> tuple[list[str], Any]:
         """The whole texts, and the last state."""
         every = 16 if self._stop else self.settings.max_new_tokens
-        *_, last = self._parts(prompts, every, first)
+        *_, last = self._parts(prompts, every, numbers)
         return last
 
     def _of_prompts(self, texts: list[Any]) -> list[list[Any]]:
@@ -133,21 +139,25 @@ class Generator:
         return [texts[i : i + many] for i in range(0, len(texts), many)]
 
     def stream(
-        self, prompts: Sequence[str | Messages], every: int = 1, first: int = 0
+        self,
+        prompts: Sequence[str | Messages],
+        every: int = 1,
+        numbers: Sequence[int] | None = None,
     ) -> Iterator[list[str]]:
         """The texts so far, after each `every` tokens; the last ones are whole.
 
         What may turn out to be a part of a character or of a stop string is held back. Beam search
         gives its texts at the end alone.
         """
-        return (texts for texts, _ in self._parts(prompts, every, first))
+        return (texts for texts, _ in self._parts(prompts, every, numbers))
 
     def _parts(
-        self, prompts: Sequence[str | Messages], every: int, first: int
+        self, prompts: Sequence[str | Messages], every: int, numbers: Sequence[int] | None
     ) -> Iterator[tuple[list[str], Any]]:
         """As `stream`, with the state after each part."""
         limit = self.settings.max_new_tokens
-        batch = self.encode(prompts) | {"numbers": first + np.arange(len(prompts))}
+        numbers = np.arange(len(prompts)) if numbers is None else np.asarray(numbers)
+        batch = self.encode(prompts, numbers) | {"numbers": numbers}
         decode.check(self._tuned, self.settings, batch["input_ids"].shape[1])
         with logical_axes(self._mesh):
             state = self._start(self._params, batch)
@@ -178,13 +188,15 @@ class Generator:
     def _mesh(self) -> jax.sharding.Mesh:
         return next(iter(self._params.values())).sharding.mesh
 
-    def encode(self, prompts: Sequence[str | Messages]) -> dict[str, np.ndarray]:
+    def encode(
+        self, prompts: Sequence[str | Messages], numbers: Sequence[int] | None = None
+    ) -> dict[str, np.ndarray]:
         """input_ids and attention_mask: a decoder's padded on the left, else on the right.
 
         Raises:
             UserError: a prompt without tokens, or a chat without a chat template.
         """
-        rows = [ids for ids, _ in self.tokens(prompts)]
+        rows = [ids for ids, _ in self.tokens(prompts, numbers)]
         longest = max(len(row) for row in rows)
         width = max(SHORTEST, 1 << (longest - 1).bit_length())
         width = min(width, max(longest, self._room))
@@ -196,16 +208,19 @@ class Generator:
             ids[number, at], mask[number, at] = row, 1
         return {"input_ids": ids, "attention_mask": mask}
 
-    def tokens(self, prompts: Sequence[str | Messages]) -> Iterator[tuple[list[int], bool]]:
+    def tokens(
+        self, prompts: Sequence[str | Messages], numbers: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], bool]]:
         """Token ids of each prompt, and whether it was cut; raises as `encode`."""
-        for number, prompt in enumerate(prompts, 1):
+        numbers = range(len(prompts)) if numbers is None else numbers
+        for number, prompt in zip(numbers, prompts, strict=True):
             try:
                 prompt = self._rewrite(prompt)
                 ids = self._ids(prompt)
             except ValueError as error:
-                raise UserError(f"prompt {number}: {error}") from error
+                raise UserError(f"prompt {number + 1}: {error}") from error
             if not ids:
-                raise UserError(f"prompt {number} is empty: it has no token to go on from")
+                raise UserError(f"prompt {number + 1} is empty: it has no token to go on from")
             is_long = self._longest is not None and len(ids) > self._longest
             yield (self._cut(prompt, ids) if is_long else ids), is_long
 

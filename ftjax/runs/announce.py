@@ -8,13 +8,13 @@ import numpy as np
 
 from ftjax.config.unread import unread
 from ftjax.html import percent
-from ftjax.tasks.base import spoken
-from ftjax.training.progress import Progress
-from ftjax.training.learning_rate import rate_notes
-from ftjax.training.recipe import Recipe
+from ftjax.setup.doubts import of_data
 from ftjax.setup.model import Run
 from ftjax.setup.splits import Data
-from ftjax.setup.doubts import of_data
+from ftjax.tasks.base import spoken
+from ftjax.training.learning_rate import rate_notes
+from ftjax.training.progress import Progress
+from ftjax.training.recipe import Recipe
 
 SEEN = 50  # rows by which an order is told
 

@@ -9,13 +9,13 @@ import jax
 
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
+from ftjax.evaluation.written import written_scores
 from ftjax.generation.text import Generator, Text
 from ftjax.paths import Flat
-from ftjax.tasks.base import Task
 from ftjax.runs.predictions import write_predictions
-from ftjax.setup.model import Run
 from ftjax.setup.doubts import baseline, of_result, of_training
-from ftjax.evaluation.written import written_scores
+from ftjax.setup.model import Run
+from ftjax.tasks.base import Task
 from ftjax.workdir.records import read_metrics
 
 HELD_OUT = ("validation", "test")

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ftjax.evaluation.predictor import open_predictor
 from ftjax.formats.export import write_export
 from ftjax.formats.folder import hub_name
 from ftjax.formats.hf.shards import SHARD_BYTES
-from ftjax.evaluation.predictor import open_predictor
 from ftjax.workdir.configuration import read_config
 
 

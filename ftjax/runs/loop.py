@@ -17,39 +17,39 @@ from ftjax.data.loading import Counts, Loader
 from ftjax.data.planning import Layout
 from ftjax.data.streaming import StreamLoader
 from ftjax.errors import Stopped, UserError, require
+from ftjax.evaluation.forward import Forward, cache_features, refer
+from ftjax.evaluation.written import generator_of, is_written, written_scores
+from ftjax.files import write_text
+from ftjax.forecast.chips import peak_flops
 from ftjax.formats.folder import require_same
 from ftjax.generation.text import Generator
 from ftjax.parallel import agreement
-from ftjax.forecast.chips import peak_flops
 from ftjax.parallel.mesh import local_rows, place_rows
 from ftjax.paths import Flat
 from ftjax.regularization import changes_words
 from ftjax.regularization.l2_sp import starts
 from ftjax.runs.announce import announced, best_of, extended, stopped_at, validated
-from ftjax.setup.examples import choose_layout, variation
-from ftjax.workdir.checkpoints import Checkpoints
 from ftjax.runs.ending import HELD_OUT, Answered, end, write_texts
-from ftjax.evaluation.forward import Forward, cache_features, refer
-from ftjax.workdir.layouts import keep_layout
+from ftjax.runs.result import set_result_aside, write_result
+from ftjax.setup.doubts import of_data
+from ftjax.setup.examples import choose_layout, variation
+from ftjax.setup.model import Run, best_metric, with_bias
+from ftjax.setup.splits import Data
 from ftjax.training.memory import free, memory_in_use
 from ftjax.training.profile import Profiler
 from ftjax.training.programs import Key, key_of
 from ftjax.training.progress import Progress
 from ftjax.training.recipe import Recipe
-from ftjax.runs.result import set_result_aside, write_result
-from ftjax.workdir.resuming import best, newest
-from ftjax.setup.model import Run, best_metric, with_bias
 from ftjax.training.signals import stop_signal
-from ftjax.setup.splits import Data
 from ftjax.training.step import State, carried_moments, init_state
 from ftjax.training.step_programs import Steps
-from ftjax.setup.doubts import of_data
-from ftjax.evaluation.written import generator_of, is_written, written_scores
+from ftjax.workdir.checkpoints import Checkpoints
 from ftjax.workdir.folder import length_before, refuse_differences
+from ftjax.workdir.layouts import keep_layout
 from ftjax.workdir.lock import Lock
 from ftjax.workdir.records import Records
 from ftjax.workdir.result import PENDING
-from ftjax.files import write_text
+from ftjax.workdir.resuming import best, newest
 
 
 class Training:

@@ -9,11 +9,11 @@ import numpy as np
 
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
+from ftjax.files import to_line, write_text
 from ftjax.generation.text import Text
+from ftjax.setup.splits import Data
 from ftjax.tasks import squad
 from ftjax.tasks.base import Task
-from ftjax.setup.splits import Data
-from ftjax.files import to_line, write_text
 
 REST = Path("splits/train_rows.txt")  # of a work folder
 DROPPED = ("embedding",)  # of predictions: large, and nothing to read

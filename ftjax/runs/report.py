@@ -6,13 +6,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ftjax.files import write_text
 from ftjax.formats.jsons import read_json
 from ftjax.html import curves, document, line, percent, shown, table, tag, text
-from ftjax.tasks.base import spoken
 from ftjax.runs.predictions import REST, predictions_file
+from ftjax.tasks.base import spoken
 from ftjax.workdir.folder import read_labels
 from ftjax.workdir.records import read_metrics, read_rows
-from ftjax.files import write_text
 
 SPLITS = ("validation", "test")
 PARTS = ("row", "expected", "predicted")  # that every row of predictions has

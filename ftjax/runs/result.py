@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 
-from ftjax.training.memory import peak_memory_bytes
-from ftjax.training.progress import Progress
-from ftjax.training.learning_rate import peak_rate
+from ftjax.files import write_json
 from ftjax.runs.report import write_report
 from ftjax.setup.model import Run, best_metric
-from ftjax.files import write_json
+from ftjax.training.learning_rate import peak_rate
+from ftjax.training.memory import peak_memory_bytes
+from ftjax.training.progress import Progress
 
 
 def write_result(

@@ -7,11 +7,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from ftjax.errors import UserError
+from ftjax.evaluation.predictor import open_predictor
 from ftjax.formats.export import Exported, export_hf, whole
 from ftjax.formats.folder import fingerprint, locate, require_same
 from ftjax.parallel.agreement import first
 from ftjax.remote import is_remote, located
-from ftjax.evaluation.predictor import open_predictor
 from ftjax.workdir.configuration import read_config
 from ftjax.workdir.folder import START, begun, read_workdir
 

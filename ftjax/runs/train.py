@@ -7,23 +7,23 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ftjax import tasks
-from ftjax.evaluation import asked_models
 from ftjax.config import check
+from ftjax.evaluation import asked_models
+from ftjax.evaluation.written import check_written, is_written
 from ftjax.formats.folder import locate
 from ftjax.parallel.agreement import first
-from ftjax.setup.new_model import make_model
-from ftjax.setup.inputs import inputs_of, require_same_inputs
 from ftjax.runs.loop import Training
 from ftjax.runs.predictions import write_drawn
-from ftjax.setup.model import best_metric, place_model, require_measured
-from ftjax.workdir.shared import require_same_config, require_shared_folder
-from ftjax.setup.splits import read_data
 from ftjax.runs.start import begin
-from ftjax.evaluation.written import check_written, is_written
 from ftjax.runs.zero_shot import choose_template
+from ftjax.setup.inputs import inputs_of, require_same_inputs
+from ftjax.setup.model import best_metric, place_model, require_measured
+from ftjax.setup.new_model import make_model
+from ftjax.setup.splits import read_data
 from ftjax.workdir.folder import check_workdir, finished, open_workdir, write_labels
 from ftjax.workdir.lock import Lock
 from ftjax.workdir.records import write_data_report
+from ftjax.workdir.shared import require_same_config, require_shared_folder
 
 
 def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, Any]:

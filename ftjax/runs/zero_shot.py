@@ -11,25 +11,25 @@ import jax
 from ml_collections import ConfigDict
 
 from ftjax import methods, tasks
-from ftjax.evaluation import asked_models
 from ftjax.errors import UserError, require
+from ftjax.evaluation import asked_models
+from ftjax.evaluation.label_scores import POOL, Scored, Scorer, announce
+from ftjax.evaluation.prompts import draw, rows_of
+from ftjax.files import write_text
 from ftjax.formats.folder import fingerprint, locate
 from ftjax.methods.prompting import HEADS
 from ftjax.parallel.agreement import first, require_same, told
 from ftjax.runs.ending import Answered, end
-from ftjax.training.progress import Progress
-from ftjax.evaluation.prompts import draw, rows_of
 from ftjax.runs.result import write_result
-from ftjax.setup.model import best_metric, place_model, require_measured
-from ftjax.evaluation.label_scores import POOL, Scored, Scorer, announce
-from ftjax.workdir.shared import require_same_config, require_shared_folder
-from ftjax.setup.splits import read_labelled
 from ftjax.runs.start import begin
 from ftjax.setup.doubts import of_data
+from ftjax.setup.model import best_metric, place_model, require_measured
+from ftjax.setup.splits import read_labelled
+from ftjax.training.progress import Progress
 from ftjax.workdir.folder import check_workdir, open_workdir, write_labels
 from ftjax.workdir.lock import Lock
 from ftjax.workdir.records import write_data_report
-from ftjax.files import write_text
+from ftjax.workdir.shared import require_same_config, require_shared_folder
 
 
 def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:

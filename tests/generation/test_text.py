@@ -143,7 +143,7 @@ def test_seeds(make):
     assert make(**asked, seed=2)(PROMPTS) != first
     assert len(set(first[0])) > 1
     # Neither the other prompts of a batch nor its padding matter.
-    assert make(**asked, seed=1)(PROMPTS[2:], first=2) == first[2:]
+    assert make(**asked, seed=1)(PROMPTS[2:], [2]) == first[2:]
 
 
 def test_chats_follow_the_template(make, decoder):

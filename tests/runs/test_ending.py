@@ -11,22 +11,22 @@ from sklearn import metrics as sk
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
 from ftjax import tasks
-from ftjax.evaluation import asked_models
 from ftjax.config import default_config
 from ftjax.data.encode import Examples, ragged
 from ftjax.errors import UserError
+from ftjax.evaluation import asked_models
+from ftjax.evaluation.predictor import Predictor
+from ftjax.files import to_line, write_json
 from ftjax.formats.folder import locate
 from ftjax.html import curves, percent
 from ftjax.runs.predictions import certainty, right
-from ftjax.evaluation.predictor import Predictor
 from ftjax.runs.report import write_report
+from ftjax.setup.doubts import baseline, of_data, of_result, of_training, unknown_tokens
 from ftjax.setup.model import place_model
 from ftjax.setup.splits import read_data
-from ftjax.setup.doubts import baseline, of_data, of_result, of_training, unknown_tokens
 from ftjax.workdir.folder import read_workdir
 from ftjax.workdir.records import read_metrics
 from ftjax.workdir.result import read_result
-from ftjax.files import to_line, write_json
 from tests.conftest import here, make_rows, write_jsonl
 
 NAMES = ("a", "b", "c")

@@ -95,7 +95,7 @@ def test_parameters_are_really_sharded(tiny):
 
 
 def test_a_dimension_that_does_not_divide_is_named(tiny):
-    from ftjax import methods, tuned
+    from ftjax import methods
 
     config = {**read_config(tiny), "vocab_size": 63}
     model = build_tuned(config, methods.create({"name": "full"}))

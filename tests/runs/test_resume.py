@@ -15,11 +15,11 @@ from ftjax import methods
 from ftjax.config import default_config
 from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError
-from ftjax.workdir.checkpoints import Checkpoints
-from ftjax.workdir.restore import Saved
 from ftjax.setup.earlier_runs import best_params
+from ftjax.workdir.checkpoints import Checkpoints
 from ftjax.workdir.folder import refuse_differences
 from ftjax.workdir.records import read_rows
+from ftjax.workdir.restore import Saved
 from tests.conftest import environment, ftjax, here, make_rows, write_jsonl, write_tiny
 from tests.forked import Forked
 

@@ -11,10 +11,10 @@ import transformers
 from ftjax.config import default_config
 from ftjax.data.sources import load
 from ftjax.errors import UserError
-from ftjax.methods.prompting import CONTENT_FREE, calibrated, label_means
-from ftjax.tasks.classification import Classification
 from ftjax.evaluation.predictor import open_predictor
+from ftjax.methods.prompting import CONTENT_FREE, calibrated, label_means
 from ftjax.runs.zero_shot import choose_template
+from ftjax.tasks.classification import Classification
 from tests.conftest import here, write_jsonl, write_tokenizer
 from tests.generation.conftest import write_model
 from tests.models.reference import Reference

@@ -1,0 +1,1 @@
+"""Runs: a configuration trained in a work folder, from its beginning to its report."""

@@ -1,0 +1,1 @@
+"""Imports go up the list of rooms, never down: see `ftjax/__init__.py`."""
