@@ -62,6 +62,10 @@ class Least:
             attention *= (length + 1) / (2 * length)
         return {"dense": dense, "attention": attention}
 
+    def of_batch(self, batch: Mapping[str, Any]) -> float:
+        """Those of a step on a batch of these shapes, of both kinds together."""
+        return sum(self(batch).values())
+
 
 def _flops(jaxpr: Jaxpr) -> np.ndarray:
     """(of products without batches, of those with)."""

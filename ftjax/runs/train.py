@@ -12,8 +12,8 @@ from ftjax.evaluation import asked_models
 from ftjax.evaluation.written import check_written, is_written
 from ftjax.formats.folder import locate
 from ftjax.parallel.agreement import first
-from ftjax.runs.loop import Training
 from ftjax.runs.predictions import write_drawn
+from ftjax.runs.session import train_session
 from ftjax.runs.start import begin
 from ftjax.runs.zero_shot import choose_template
 from ftjax.setup.inputs import inputs_of, require_same_inputs
@@ -77,7 +77,7 @@ def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, 
         first(partial(write_data_report, workdir, data.report))
         first(partial(write_drawn, workdir, data))
         try:
-            return Training(run, data, workdir, lock, inputs["base model"]).run()
+            return train_session(run, data, workdir, lock, inputs["base model"])
         finally:
             if data.stream is not None:
                 data.stream.close()

@@ -1,9 +1,8 @@
 """The programs of a run's steps, one a shape of batches and a phase, compiled ahead."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,10 +10,8 @@ from jax.sharding import Mesh
 
 from ftjax.data.loading import Loader
 from ftjax.data.streaming import StreamLoader
-from ftjax.forecast.least_work import Least
 from ftjax.parallel.mesh import logical_axes
 from ftjax.paths import Flat
-from ftjax.training.profile import dump
 from ftjax.training.programs import Key, Programs, Shapes, abstract, batch_shapes, key_of, traced
 from ftjax.training.recipe import Recipe
 from ftjax.training.step import State, lower_step
@@ -23,7 +20,7 @@ from ftjax.tuned import Tuned
 FAR = 1000  # steps within which a phase may begin that is prepared for
 
 
-class Steps:
+class StepPrograms:
     """Compiled steps.
 
     Args:
@@ -31,8 +28,8 @@ class Steps:
         loader: whose batches they take.
         mesh: where they run.
         frozen: leaves.
-        folder: for the programs' texts, where `train.dump_programs` asks for them.
-        counted: whether FLOPs are asked for.
+        count: FLOPs of a step on a batch of some shapes; None where nobody asks for them.
+        dump: takes a program, and a name for it.
     """
 
     def __init__(
@@ -41,12 +38,11 @@ class Steps:
         loader: Loader | StreamLoader,
         mesh: Mesh,
         frozen: Flat,
-        folder: Path,
-        counted: bool,
+        count: Callable[[Shapes], float] | None = None,
+        dump: Callable[[jax.stages.Compiled, str], None] | None = None,
     ) -> None:
-        self._recipe, self._loader, self._mesh, self._frozen = recipe, loader, mesh, frozen
-        self._least, self._folder = Least(recipe.config) if counted else None, folder
-        self._dumps = recipe.config.train.dump_programs and jax.process_index() == 0
+        self._recipe, self._loader, self.mesh, self._frozen = recipe, loader, mesh, frozen
+        self._count, self._dump = count, dump
         self._programs = Programs()
         self._flops: dict[Key, Future[float]] = {}
 
@@ -72,27 +68,27 @@ class Steps:
         recipe, held, coming = self._recipe, abstract(state), {}
         phase_at, last = recipe.tuned.at_step, min(number + FAR, recipe.total)
         for at, (planned, _, local) in self._loader.ahead(number, recipe.total - number):
-            coming[at] = batch_shapes(self._mesh, local, len(planned.places))
+            coming[at] = batch_shapes(self.mesh, local, len(planned.places))
         self._begin(phase, held, [batch for at, batch in coming.items() if phase_at(at) is phase])
         after = next((at for at in range(number, last) if phase_at(at) is not phase), None)
         needed = {id(phase)} | (set() if after is None else {id(phase_at(after))})
         self._programs.forget(lambda key: key[1] not in needed)
         if after is not None:
-            held = recipe.state_shapes(held.params, self._mesh, after + 1)
+            held = recipe.state_shapes(held.params, self.mesh, after + 1)
             self._begin(phase_at(after), held, coming.values())
 
     def _begin(self, phase: Tuned, state: State, batches: Iterable[Shapes]) -> None:
         step = self._recipe.step(phase)
         for batch in batches:
             key, name = key_of(batch), "x".join(map(str, next(iter(batch.values())).shape))
-            then = partial(dump, path=self._folder / name) if self._dumps else lambda _: None
+            then = partial(self._dump, name=name) if self._dump else lambda _: None
             self._programs.begin((key, id(phase)), partial(self._lower, step, state, batch), then)
-            if self._least and key not in self._flops:
+            if self._count and key not in self._flops:
                 self._flops[key] = traced(partial(self._count, batch))
 
     def flops(self, shapes: Key) -> float:
         """What a step on such a batch needs at least; 0 where that is not asked for."""
-        return self._flops[shapes].result() if self._least else 0.0
+        return self._flops[shapes].result() if self._count else 0.0
 
     def close(self) -> None:
         for future in self._flops.values():
@@ -100,8 +96,5 @@ class Steps:
         self._programs.close()
 
     def _lower(self, step: Any, state: State, batch: Shapes) -> jax.stages.Lowered:
-        with logical_axes(self._mesh):
-            return lower_step(step, state, self._frozen, batch, self._mesh)
-
-    def _count(self, batch: Shapes) -> float:
-        return sum(self._least(batch).values())
+        with logical_axes(self.mesh):
+            return lower_step(step, state, self._frozen, batch, self.mesh)

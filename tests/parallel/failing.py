@@ -6,12 +6,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from ftjax.commands import entry as cli
-from ftjax.runs import loop
+from ftjax.training import feed
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command."""
-    place, batches = loop.place_rows, []
+    place, batches = feed.place_rows, []
 
     def place_rows(*given: Any) -> Any:
         batches.append(given)
@@ -19,5 +19,5 @@ def main(arguments: Sequence[str]) -> int:
             jnp.zeros(1 << 48, jnp.int8).block_until_ready()
         return place(*given)
 
-    loop.place_rows = place_rows
+    feed.place_rows = place_rows
     return cli.main(arguments)

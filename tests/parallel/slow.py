@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftjax.commands import entry as cli
-from ftjax.runs import loop
+from ftjax.training import feed
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command."""
-    place = loop.place_rows
+    place = feed.place_rows
 
     def place_rows(*given: Any) -> Any:
         time.sleep(0.2)
         return place(*given)
 
-    loop.place_rows = place_rows
+    feed.place_rows = place_rows
     return cli.main(arguments)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from ftjax.commands import entry as cli
-from ftjax.runs import loop, train
+from ftjax.runs import session, train
 
 
 def preparing(arguments: Sequence[str]) -> int:
@@ -19,7 +19,7 @@ def preparing(arguments: Sequence[str]) -> int:
 
 def testing(arguments: Sequence[str]) -> int:
     """Waits after the last step, before the test split is scored."""
-    loop.Training._finish = _waits(arguments)
+    session._finish = _waits(arguments)
     return cli.main(arguments)
 
 

@@ -14,7 +14,16 @@ from ftjax.runs.train import train
 from ftjax.setup.model import place_model
 from ftjax.training.step import init_state
 
-FILES = ("/loop.py", "/step.py", "/steps.py", "/saved.py", "/checkpoints.py", "/run.py")
+FILES = (
+    "/session.py",
+    "/loop.py",
+    "/step.py",
+    "/stepper.py",
+    "/step_programs.py",
+    "/restore.py",
+    "/checkpoints.py",
+    "/setup/model.py",
+)
 FEW = 0.2  # of the parameters: batches, metrics, one leaf on its way
 
 

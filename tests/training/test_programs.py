@@ -18,7 +18,7 @@ from ftjax.parallel.mesh import make_mesh
 from ftjax.runs.train import train
 from ftjax.training import programs
 from ftjax.training.programs import Programs
-from ftjax.training.step_programs import Steps
+from ftjax.training.step_programs import StepPrograms
 from ftjax.workdir.restore import Saved
 
 
@@ -114,13 +114,13 @@ def test_what_trains_next_is_compiled_while_what_is_before_trains(
     config_file, tmp_path, monkeypatch
 ):
     """And what trained before is let go of: of many draws all programs would be held."""
-    phases, begin = [], Steps.begin
+    phases, begin = [], StepPrograms.begin
 
     def noted(steps, *given):
         begin(steps, *given)
         phases.append(len({phase for _, phase in steps._programs._programs}))
 
-    monkeypatch.setattr(Steps, "begin", noted)
+    monkeypatch.setattr(StepPrograms, "begin", noted)
     overrides = ["--config.train.steps=6", "--config.train.batch_size=64"]
     overrides += ["--config.method.every=2", "--config.data.buckets=1"]
     train(check(load_config(f"{config_file}:lisa", overrides)), tmp_path / "run")
