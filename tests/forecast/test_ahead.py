@@ -7,7 +7,6 @@ import re
 
 import jax
 import pytest
-from tests.training.abstract import LENGTH, ROWS, config_of, write_config
 
 from ftjax import methods
 from ftjax.forecast.hlo import summarize
@@ -20,6 +19,7 @@ from ftjax.setup.model import place_model
 from ftjax.tasks.classification import Classification
 from ftjax.training.step import init_state
 from tests.conftest import ftjax
+from tests.forecast.abstract import LENGTH, ROWS, config_of, write_config
 
 GIB = 2**30
 SMALL = {

@@ -3,11 +3,11 @@
 import jax
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
-from tests.training.abstract import config_of, write_config
 
 from ftjax.forecast.lowering import abstract_batch, abstract_recipe, abstract_state
 from ftjax.parallel.mesh import logical_axes, make_mesh
 from ftjax.tasks.causal_lm import CausalLM
+from tests.forecast.abstract import config_of, write_config
 
 
 def lowered(folder, method: str, **changes) -> str:

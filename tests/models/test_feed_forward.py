@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from tests.training.abstract import LLAMA
 
 from ftjax import methods
 from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.parallel.mesh import logical_axes, make_mesh
+from tests.forecast.abstract import LLAMA
 from tests.models import made
 
 METHODS = {

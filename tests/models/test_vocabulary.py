@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.training.abstract import LLAMA
 
 from ftjax import methods
 from ftjax.build import build_tuned
@@ -15,6 +14,7 @@ from ftjax.errors import UserError
 from ftjax.models import vocabulary
 from ftjax.parallel.mesh import logical_axes, make_mesh
 from tests.covering import covering, product
+from tests.forecast.abstract import LLAMA
 from tests.models import made
 
 LENGTH = 11

@@ -8,8 +8,6 @@ import jax
 import numpy as np
 import pytest
 import torch
-from tests.training.abstract import config_of as abstract
-from tests.training.abstract import write_config
 
 from ftjax import methods, pretrained
 from ftjax.build import build_tuned
@@ -20,6 +18,8 @@ from ftjax.formats.hf import mapping
 from ftjax.parallel.mesh import make_mesh
 from ftjax.regularization.words import key_of, noise
 from tests.conftest import perturbed
+from tests.forecast.abstract import config_of as abstract
+from tests.forecast.abstract import write_config
 from tests.methods.bases import build, make_batch
 from tests.methods.bases import folder as base_folder
 from tests.models.reference import LABELS, Reference

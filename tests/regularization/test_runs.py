@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from tests.training.test_resume import stop_at
 
 from ftjax import pretrained, tasks
 from ftjax.config import check, default_config, load_config
@@ -21,6 +20,7 @@ from tests.conftest import build, environment, ftjax, here, make_batch, write_ti
 from tests.forked import Forked
 from tests.methods.test_invariants import stacked
 from tests.regularization.settings import config_of, differentiated
+from tests.runs.test_resume import stop_at
 
 ALL = {"adversarial": "freelb", "mixup": 0.4, "cutoff": 0.1, "neftune": 5.0}
 ALL |= {"l2_sp": 0.01, "l2_sp_new": 0.01}

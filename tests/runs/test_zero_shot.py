@@ -136,7 +136,7 @@ def test_likelihoods_calibration_and_choice_equal_the_reference(causal, corpus, 
 def test_zero_shot_commands_agree(causal, corpus, tmp_path):
     file = tmp_path / "config.py"
     file.write_text(
-        "from tests.training.test_zero_shot import settings, CAUSAL\n"
+        "from tests.runs.test_zero_shot import settings, CAUSAL\n"
         f"def get_config(): return settings({str(causal)!r}, {str(corpus)!r}, "
         "templates=CAUSAL[:1], words=('bad', 'very good'))\n"
     )

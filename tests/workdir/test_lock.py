@@ -15,7 +15,6 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from tests.training.test_fresh import CASES, asked
 
 from ftjax.errors import UserError
 from ftjax.evaluation import asked_models
@@ -26,6 +25,7 @@ from ftjax.workdir.records import read_rows
 from tests.conftest import environment, ftjax
 from tests.forked import Forked
 from tests.parallel.processes import ended, start
+from tests.setup.test_new_model import CASES, asked
 
 OVERRIDES = [
     "--config.train.steps=24",
