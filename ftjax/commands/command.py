@@ -73,6 +73,13 @@ def shorthands(arguments: Namespace, overrides: Sequence[str]) -> list[str]:
     return [*short, *overrides]
 
 
+def changes_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """Dotted keys and values of "--config.KEY=VALUE", as public functions take them."""
+    from ftjax.config import parse_override
+
+    return dict(map(parse_override, overrides))
+
+
 def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
     """A line for each split; means over labels are named."""
     for split, metrics in scores.items():

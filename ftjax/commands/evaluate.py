@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
 from ftjax.changes import ROWS
-from ftjax.commands.command import Command, add_step, add_workdir, print_scores
+from ftjax.commands.command import Command, add_step, add_workdir, changes_of, print_scores
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -16,7 +16,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     from ftjax.evaluation.evaluate import evaluate, write_scores
 
-    scores = evaluate(arguments.workdir, arguments.split, overrides, arguments.step)
+    changes = changes_of(overrides)
+    scores = evaluate(arguments.workdir, arguments.split, step=arguments.step, **changes)
     print_scores({arguments.split: scores})  # also where the folder may only be read
     file = write_scores(arguments.workdir, arguments.split, arguments.step, scores)
     print(f"scores: {file}")

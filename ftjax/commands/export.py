@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ftjax.changes import PLACE
-from ftjax.commands.command import Command, add_step, add_workdir
+from ftjax.commands.command import Command, add_step, add_workdir, changes_of
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -27,10 +27,10 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
         arguments.workdir,
         arguments.format,
         arguments.output,
-        overrides,
-        arguments.step,
+        step=arguments.step,
         dtype=arguments.dtype,
         shard_bytes=arguments.max_shard_size,
+        **changes_of(overrides),
     )
     print(f"step {step} exported as {arguments.format}: {arguments.output}")
     if note:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ftjax.changes import PLACE
-from ftjax.commands.command import Command, add_step, add_workdir
+from ftjax.commands.command import Command, add_step, add_workdir, changes_of
 from ftjax.errors import UserError
 
 CHOICES = {  # how tokens are chosen: option → (type, help)
@@ -102,8 +102,8 @@ def _opened(arguments: Namespace, overrides: Sequence[str]) -> tuple:
             "model.attention": arguments.attention,
             "mesh.tensor": arguments.tensor,
         }
-        changes = [f"--config.{key}={value}" for key, value in asked.items() if value is not None]
-        return open_writer(arguments.workdir, [*overrides, *changes], arguments.step)
+        changes = {key: value for key, value in asked.items() if value is not None}
+        return open_writer(arguments.workdir, changes_of(overrides) | changes, arguments.step)
     mesh = tensor_mesh(1 if arguments.tensor is None else arguments.tensor)
     dtype, attention = arguments.dtype or "float32", arguments.attention or "auto"
     return open_model(arguments.model, mesh, dtype, arguments.adapter, attention=attention)

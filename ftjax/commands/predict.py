@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ftjax.changes import ROWS
-from ftjax.commands.command import Command, add_step, add_workdir
+from ftjax.commands.command import Command, add_step, add_workdir, changes_of
 
 FORMS = ".jsonl, .json, .csv, .tsv, .parquet or .xlsx"
 
@@ -18,18 +18,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, overrides: Sequence[str]) -> None:
-    from ftjax.evaluation.predict import predict, write_predictions
-    from ftjax.evaluation.tables import check_form
-    from ftjax.workdir.folder import require_other
+    from ftjax.evaluation.predict import predict
 
-    check_form(arguments.output)
-    require_other(arguments.output, arguments.workdir, arguments.input)
-    found = predict(arguments.workdir, arguments.input, overrides, arguments.step)
-    write_predictions(arguments.output, found)
-    print(f"{len(found.rows) - len(found.errors):,} predictions: {arguments.output}")
-    if found.errors:
-        count, every = f"{len(found.errors):,}", f"{len(found.rows):,}"
-        print(f"{count} of {every} rows could not be predicted, as {found.errors[0]}")
+    workdir, changes = arguments.workdir, changes_of(overrides)
+    said = predict(workdir, arguments.input, arguments.output, step=arguments.step, **changes)
+    print(f"{len(said) - len(said.errors):,} predictions: {arguments.output}")
+    if said.errors:
+        count, every = f"{len(said.errors):,}", f"{len(said):,}"
+        print(f"{count} of {every} rows could not be predicted, as {said.errors[0]}")
 
 
 HELP = "label the rows of a file with the best checkpoint"

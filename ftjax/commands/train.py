@@ -21,7 +21,7 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     from ftjax.runs.train import train
 
     config = load_page(arguments, overrides)
-    result = train(config, arguments.workdir, arguments.extend)
+    result = train(config, arguments.workdir, extend=arguments.extend)
     print_scores(result["metrics"])
     print(f"result: {arguments.workdir / 'result.json'}")
 

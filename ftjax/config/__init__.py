@@ -242,6 +242,15 @@ def flat_keys(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def in_dots(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys → values of keys that are dotted, or sections' names with mappings."""
+    flat: dict[str, Any] = {}
+    for key, value in keys.items():
+        within = value.items() if isinstance(value, Mapping) and "." not in key else ()
+        flat |= {f"{key}.{name}": each for name, each in within} or {key: value}
+    return flat
+
+
 def override(config: ConfigDict, key: str, value: Any) -> None:
     """Sets one dotted key, keeping its type.
 

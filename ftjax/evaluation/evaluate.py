@@ -1,7 +1,8 @@
 """Scores of a work folder's model on a split of its data, or on another file."""
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from ml_collections import ConfigDict
 
 from ftjax import tasks
 from ftjax.changes import ROWS
-from ftjax.config import parse_override
+from ftjax.config import in_dots
+from ftjax.data.given import open_given
 from ftjax.data.preparation.rewriting import rewritten
-from ftjax.data.sources import Split, load
+from ftjax.data.sources import Split, load, read_split
 from ftjax.errors import UserError, require
 from ftjax.evaluation import asked_models
 from ftjax.evaluation.predictor import open_predictor
@@ -27,15 +29,22 @@ from ftjax.workdir.fingerprints import noted
 
 
 def evaluate(
-    workdir: Path, split: str = "test", overrides: Sequence[str] = (), step: int | None = None
+    workdir: str | os.PathLike[str],
+    split: str = "test",
+    rows: Any = None,
+    *,
+    step: int | None = None,
+    **keys: Any,
 ) -> dict[str, Any]:
     """Scores the best model of a work folder, or that of another step.
 
     Args:
         workdir: of a run that has at least one checkpoint.
         split: "train", "validation" or "test".
-        overrides: "--config.KEY=VALUE" of what readers may change; `data.path` may be a file.
+        rows: to score in place of the split's: a file, mappings, a pandas.DataFrame or a
+            datasets.Dataset.
         step: of the checkpoint; None for the best.
+        **keys: dotted names of what readers may change; `data.path` may be a file.
 
     Returns:
         The metrics, with those of a constant answer as "baseline"; the step; what file was read,
@@ -44,8 +53,12 @@ def evaluate(
     Raises:
         UserError: it is no such folder, or the data has no such split.
     """
-    config = read_config(workdir, overrides, ROWS)
-    rows = _read(config, split, dict(map(parse_override, overrides)))
+    workdir, changes = located(os.fspath(workdir)), in_dots(keys)
+    if isinstance(rows, str | os.PathLike):
+        rows, changes = None, {**changes, "data.path": os.fspath(rows)}
+    config = read_config(workdir, changes, ROWS)
+    is_given = rows is not None
+    rows = _given(config, split, rows) if is_given else _read(config, split, changes)
     predictor = open_predictor(workdir, config, step)
     if is_written(predictor.run):
         check_written(predictor.run, rows)
@@ -57,7 +70,7 @@ def evaluate(
     arrays = {name: each for name, each in examples.arrays.items() if name != "reference"}
     found = split_of(split, replace(examples, arrays=arrays), rows)
     own = noted(workdir).get(f"{split} split")
-    other = own != found if own else any(item.startswith("--config.data.") for item in overrides)
+    other = own != found if own else is_given or any(key.startswith("data.") for key in changes)
     digest = {"data_digest": found.rpartition(" ")[2]} if other else {}
     return scores | {"step": predictor.step, "data": rows.file, **digest}
 
@@ -82,17 +95,27 @@ def write_scores(workdir: Path, split: str, step: int | None, scores: Mapping[st
     return file
 
 
+def _given(config: ConfigDict, split: str, rows: Any) -> Split:
+    schema, skip = tasks.create(config.task).schema, config.data.on_error == "skip"
+    return _rewritten(read_split([open_given(rows, config.data)], schema, skip), config, split)
+
+
+def _rewritten(rows: Split, config: ConfigDict, split: str) -> Split:
+    """Rows as `data.prepare` rewrites those of a split."""
+    rows, dropped = rewritten(rows, config.data, split)
+    if dropped:
+        reason = next(iter(dropped.values()))
+        require(len(rows.rows), f"{rows.file}: no row is left ({reason})")
+        print(f"{rows.file}: {len(dropped)} rows are left out, as by {reason}")
+    return rows
+
+
 def _read(config: ConfigDict, split: str, changes: Mapping[str, Any]) -> Split:
     task = tasks.create(config.task)
     config.data.update({"streaming": False, "mixture": changes.get("data.mixture", ())})
     if "data.path" in changes and located(str(changes["data.path"])).is_file():
         config.data.group = ""  # no splits are drawn from it
-        rows, dropped = rewritten(load(config.data, task.schema)["train"], config.data, split)
-        if dropped:
-            reason = next(iter(dropped.values()))
-            require(len(rows.rows), f"{rows.file}: no row is left ({reason})")
-            print(f"{rows.file}: {len(dropped)} rows are left out, as by {reason}")
-        return rows
+        return _rewritten(load(config.data, task.schema)["train"], config, split)
     splits, _ = read_splits(config, task, asked_models, held_out=split != "train")
     if split not in splits:
         raise UserError(

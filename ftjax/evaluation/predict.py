@@ -1,25 +1,31 @@
 """What a work folder's model says of the rows of a file, each with all that it came with."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
+from ml_collections import ConfigDict
 
 from ftjax import tasks
 from ftjax.changes import ROWS
+from ftjax.config import in_dots
 from ftjax.data.encode import unreadable
+from ftjax.data.given import open_given
 from ftjax.data.preparation.rewriting import rewritten
 from ftjax.data.readers import Rows
-from ftjax.data.sources import Opened, Split, open_file
+from ftjax.data.sources import Opened, Split
 from ftjax.errors import UserError
 from ftjax.evaluation.predictor import Predictor, open_predictor
-from ftjax.evaluation.tables import write_rows
+from ftjax.evaluation.tables import check_form, write_rows
 from ftjax.parallel.agreement import first
+from ftjax.remote import located
 from ftjax.tasks.written import Written
 from ftjax.workdir.configuration import read_config
+from ftjax.workdir.folder import require_other
 
 ROW, ERROR = "row", "error"
 
@@ -61,7 +67,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What is said of the rows of a file.
+    """What is said of rows.
 
     Attributes:
         rows: all of them, see `predict`.
@@ -71,42 +77,74 @@ class Predictions:
     rows: list[dict[str, Any]]
     errors: tuple[str, ...] = ()
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame of the rows."""
+        import pandas
+
+        return pandas.DataFrame(self.rows)
+
+    def _repr_html_(self) -> str:
+        return self.to_pandas()._repr_html_()
+
 
 def predict(
-    workdir: Path, file: Path, overrides: Sequence[str] = (), step: int | None = None
+    workdir: str | os.PathLike[str],
+    rows: Any,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    step: int | None = None,
+    **keys: Any,
 ) -> Predictions:
-    """The rows of a file, each with what the best model of a work folder says of it.
+    """Rows, each with what the best model of a work folder says of it.
 
-    Every row is there as it came, in order, with "row", its number in the file; one that cannot be
+    Every row is there as it came, in order, with "row", its number; one that cannot be
     predicted has "error", the reason. Where a row has a column of a name already, what is said
     comes as "predicted_" and the name. What `data.prepare` rewrites is rewritten for the model
     alone.
 
     Args:
         workdir: of a run that has at least one checkpoint.
-        file: of rows as the model was trained on, labels not needed.
-        overrides: "--config.KEY=VALUE" of what readers may change.
+        rows: as the model was trained on, labels not needed: a file, mappings, a pandas.DataFrame
+            or a datasets.Dataset.
+        output: a file to write, in the form of its suffix: see `ftjax.evaluation.tables`.
         step: of the checkpoint; None for the best.
+        **keys: dotted names of what readers may change, as `**{"mesh.data": 2}`.
 
     Raises:
         UserError: it is no such folder, or no row can be predicted.
     """
-    config = read_config(workdir, overrides, ROWS)
-    given = _read(open_file(file, config.data), tasks.create(config.task).schema.to_predict())
-    given = given.without(*rewritten(given.split, config.data))
-    predictor = open_predictor(workdir, config, step)
-    given, answers = _answers(predictor, given)
+    workdir = located(os.fspath(workdir))
+    if output is not None:
+        check_form(Path(output))
+        if isinstance(rows, str | os.PathLike):
+            require_other(Path(output), workdir, Path(rows))
+    config = read_config(workdir, in_dots(keys), ROWS)
+    given = _read(open_given(rows, config.data), config)
+    predictions = _predicted(given, lambda: open_predictor(workdir, config, step))
+    if output is not None:
+        first(partial(write_rows, Path(output), predictions.rows))
+    return predictions
+
+
+def predict_rows(predictor: Predictor, rows: Any) -> Predictions:
+    """As `predict`, by a model that is in place."""
+    config = predictor.run.config
+    return _predicted(_read(open_given(rows, config.data), config), lambda: predictor)
+
+
+def _predicted(given: Given, opened: Callable[[], Predictor]) -> Predictions:
+    """What is said of rows; they are looked through before the model is opened."""
+    given, answers = _answers(opened(), given)
     errors = tuple(given.errors[place] for place in sorted(given.errors))
     return Predictions(_joined(given, answers), errors)
 
 
-def write_predictions(file: Path, predictions: Predictions) -> None:
-    """Writes them in the form of the file's suffix: see `ftjax.evaluation.tables`."""
-    first(partial(write_rows, file, predictions.rows))
-
-
-def _read(opened: Opened, schema: Any) -> Given:
-    """The rows of a file, those that are bad among them."""
+def _read(opened: Opened, config: ConfigDict) -> Given:
+    """Rows, those that are bad among them, rewritten as `data.prepare` says."""
+    schema = tasks.create(config.task).schema.to_predict()
     rows: list[Any] = []
     numbers: list[int] = []
 
@@ -120,7 +158,8 @@ def _read(opened: Opened, schema: Any) -> Given:
     errors = {i: str(each) for i, each in enumerate(verdicts) if isinstance(each, UserError)}
     kept = [each for each in verdicts if not isinstance(each, UserError)]
     split = Split.of(opened.file, datasets.Dataset.from_list(kept), schema)
-    return Given(rows, numbers, errors, split).required()
+    given = Given(rows, numbers, errors, split).required()
+    return given.without(*rewritten(given.split, config.data))
 
 
 def _answers(predictor: Predictor, given: Given) -> tuple[Given, list[dict[str, Any]]]:

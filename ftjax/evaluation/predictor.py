@@ -1,6 +1,6 @@
 """The best model of a work folder, ready to be run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,14 +42,14 @@ class Predictor:
         run: the model in place; its trainable leaves are the step's.
         names: of the labels.
         step: the best step, or the one that was asked for.
-        workdir: the work folder.
+        workdir: the work folder; None for a pretrained model.
         untrained: trainable leaves before training, where the task refers to them.
     """
 
     run: Run
     names: tuple[str, ...]
     step: int
-    workdir: Path
+    workdir: Path | None
     untrained: Flat | None = None
 
     @property
@@ -67,8 +67,11 @@ class Predictor:
         examples = encode_split(config, run.task, split, self.names, run.folder)
         batch_size = config.train.eval_batch_size
         vary = variation(run.task, run.folder)
-        kept = kept_layout(self.workdir, examples, batch_size, batch_ways(run.mesh), vary)
-        layout = kept or choose_layout(config, run.mesh, [examples], batch_size, vary)
+        layout = None
+        if self.workdir is not None:
+            place = (examples, batch_size, batch_ways(run.mesh), vary)
+            layout = kept_layout(self.workdir, *place)
+        layout = layout or choose_layout(config, run.mesh, [examples], batch_size, vary)
         if self.untrained is not None:
             forward = Forward(run.mesh, batch_size, run.reference)
             examples = refer(forward, self.untrained, run.frozen, examples, layout)
@@ -113,18 +116,22 @@ def open_predictor(workdir: Path, config: Any = None, step: int | None = None) -
 
 
 def open_writer(
-    workdir: Path, overrides: Sequence[str] = (), step: int | None = None
+    workdir: Path, changes: Mapping[str, Any] | None = None, step: int | None = None
 ) -> tuple[Tuned, Flat, Path, Task, Callable[[Any], Any]]:
     """What `make_generator` takes, of the best model of a work folder, or that of another step.
 
     Args:
         workdir: of a run of a language model.
-        overrides: "--config.KEY=VALUE" of keys that may be changed, `data.prepare` among them,
-            for prompts are rewritten as the texts that it was trained on.
+        changes: dotted key → value of what readers may change, and `data.prepare`, for prompts are
+            rewritten as the texts that it was trained on.
         step: see `open_predictor`.
     """
-    config = read_config(workdir, overrides, (*PLACE, "data.prepare"))
+    config = read_config(workdir, changes, (*PLACE, "data.prepare"))
     predictor = open_predictor(workdir, config, step)
     run = predictor.run
-    rewrite = partial(rewritten_prompt, settings=config.data, schema=run.task.schema)
-    return run.tuned, predictor.params, run.folder, run.task, rewrite
+    return run.tuned, predictor.params, run.folder, run.task, prompt_rewriting(run)
+
+
+def prompt_rewriting(run: Run) -> Callable[[Any], Any]:
+    """What `data.prepare` of a run makes of a prompt."""
+    return partial(rewritten_prompt, settings=run.config.data, schema=run.task.schema)

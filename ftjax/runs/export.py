@@ -1,24 +1,27 @@
 """A work folder's model in another format."""
 
-from collections.abc import Sequence
+import os
 from pathlib import Path
+from typing import Any
 
+from ftjax.config import in_dots
 from ftjax.evaluation.predictor import open_predictor
 from ftjax.formats.export import write_export
 from ftjax.formats.folder import hub_name
 from ftjax.formats.hf.shards import SHARD_BYTES
+from ftjax.remote import located
 from ftjax.workdir.configuration import read_config
 
 
 def export(
-    workdir: Path,
+    workdir: str | os.PathLike[str],
     kind: str,
-    output: Path,
-    overrides: Sequence[str] = (),
-    step: int | None = None,
+    output: str | os.PathLike[str],
     *,
+    step: int | None = None,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
+    **keys: Any,
 ) -> tuple[int, str]:
     """Writes the best model of a work folder, or that of another step.
 
@@ -26,10 +29,10 @@ def export(
         workdir: of a run that has at least one checkpoint.
         kind: "hf", "peft" or "adapterhub".
         output: a new folder.
-        overrides: "--config.KEY=VALUE" of what readers may change.
         step: of the checkpoint; None for the best.
         dtype: of a merged model's numbers; None: the base's.
         shard_bytes: largest size of a file of a merged model.
+        **keys: dotted names of what readers may change.
 
     Returns:
         The step, and what its user has to know of the folder.
@@ -37,7 +40,8 @@ def export(
     Raises:
         UserError: it is no such folder, or the format does not hold such a model.
     """
-    predictor = open_predictor(workdir, read_config(workdir, overrides), step)
+    workdir, output = located(os.fspath(workdir)), Path(output)
+    predictor = open_predictor(workdir, read_config(workdir, in_dots(keys)), step)
     run = predictor.run
     note = write_export(
         kind,

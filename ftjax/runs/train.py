@@ -1,5 +1,6 @@
 """A configuration trained in a work folder, from reading it to its result."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ from ml_collections import ConfigDict
 
 from ftjax import tasks
 from ftjax.config import check
+from ftjax.data.given import write_given
 from ftjax.evaluation import asked_models
 from ftjax.evaluation.written import check_written, is_written
 from ftjax.formats.folder import locate
 from ftjax.parallel.agreement import first
+from ftjax.remote import located
 from ftjax.runs.predictions import write_drawn
 from ftjax.runs.session import train_session
 from ftjax.runs.start import begin
@@ -20,18 +23,24 @@ from ftjax.setup.inputs import inputs_of, require_same_inputs
 from ftjax.setup.model import best_metric, place_model, require_measured
 from ftjax.setup.new_model import make_model
 from ftjax.setup.splits import read_data
-from ftjax.workdir.folder import check_workdir, finished, open_workdir, write_labels
+from ftjax.workdir.folder import ROWS, check_workdir, finished, open_workdir, write_labels
 from ftjax.workdir.lock import Lock
 from ftjax.workdir.records import write_data_report
+from ftjax.workdir.result import Result
 from ftjax.workdir.shared import require_same_config, require_shared_folder
 
 
-def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: str | os.PathLike[str], data: Any = None, *, extend: bool = False
+) -> Result:
     """Trains, or goes on where an earlier run in `workdir` stopped.
 
     Args:
         config: of the run.
         workdir: the work folder, made if absent.
+        data: rows in place of `data.path`'s: a mapping from "train" (and "validation", "test") to
+            mappings, a pandas.DataFrame or a datasets.Dataset, which the work folder keeps; or a
+            file or folder.
         extend: go on with a run although `train.epochs` or `train.steps` are more than it was
             begun with, also where it has finished. All that is a share of the run, and the learning
             rate's schedule, are then those of the new length, from where the run goes on: a linear
@@ -46,13 +55,16 @@ def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, 
         UserError: bad input, a work folder of another configuration or that another process
             trains in, or a loss that is not finite.
     """
+    config, workdir = config.copy_and_resolve_references(), located(os.fspath(workdir))
+    if data is not None:
+        config.data.path = _data_path(workdir, data)
     check(config)
     result = first(partial(finished, workdir, config, extend))
     if result is not None:
         print(f"{workdir} is finished already")
-        return result
+        return Result(result, workdir)
     if config.method.name == "prompting":
-        return choose_template(config, workdir)
+        return Result(choose_template(config, workdir), workdir)
     require_same_config(config)
     make_model(config, asked_models)
     task = tasks.create(config.task)
@@ -77,7 +89,16 @@ def train(config: ConfigDict, workdir: Path, extend: bool = False) -> dict[str, 
         first(partial(write_data_report, workdir, data.report))
         first(partial(write_drawn, workdir, data))
         try:
-            return train_session(run, data, workdir, lock, inputs["base model"])
+            result = train_session(run, data, workdir, lock, inputs["base model"])
+            return Result(result, workdir)
         finally:
             if data.stream is not None:
                 data.stream.close()
+
+
+def _data_path(workdir: Path, data: Any) -> str:
+    """Where the rows of a program are: in the work folder, so that the run can be gone on with."""
+    if isinstance(data, str | os.PathLike):
+        return os.fspath(data)
+    first(partial(write_given, workdir / ROWS, data))
+    return str(workdir / ROWS)

@@ -1,13 +1,14 @@
 """A run's configuration for those who read its work folder, on the devices that are there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from ftjax.changes import PLACE
-from ftjax.config import override, parse_override
+from ftjax.config import override
 from ftjax.errors import UserError
 from ftjax.models.attention import runs_on
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh, mesh_like
@@ -15,25 +16,24 @@ from ftjax.workdir.folder import read_workdir
 
 
 def read_config(
-    workdir: Path, overrides: Sequence[str] = (), may: Sequence[str] = PLACE
+    workdir: Path, changes: Mapping[str, Any] | None = None, may: Sequence[str] = PLACE
 ) -> ConfigDict:
-    """The configuration of a work folder, under overrides, for the devices that are here.
+    """The configuration of a work folder, under changes, for the devices that are here.
 
     Args:
         workdir: the work folder.
-        overrides: "--config.KEY=VALUE".
+        changes: dotted key → value.
         may: what keys may begin with.
 
     Raises:
         UserError: it is not a work folder, or another key is given.
     """
     config = read_workdir(workdir)
-    trained, changes = {axis: config.mesh[axis] for axis in AXES}, {}
-    for key, value in map(parse_override, overrides):
+    trained, changes = {axis: config.mesh[axis] for axis in AXES}, dict(changes or {})
+    for key, value in changes.items():
         if not key.startswith(tuple(may)):
             raise UserError(f"--config.{key} cannot be changed here, only {', '.join(may)}")
         override(config, key, value)
-        changes[key] = value
     given = {axis: config.mesh[axis] for axis in AXES if f"mesh.{axis}" in changes}
     config.mesh.update(mesh_like(trained, given, jax.devices()))
     if "model.attention" not in changes and not runs_on(

@@ -33,6 +33,7 @@ FREE = (
 FREE += ("data.source", "data.encoding", "data.delimiter", "data.quoting")
 PATHS = ("data.path", "data.mixture", "model.path", "model.adapter", "method.adapters")
 START = "start"  # of a work folder: the model of `model.from_run`
+ROWS = "rows"  # the rows that a program gave
 OWN = (  # files of a work folder that are a run's
     r"(config|inputs|labels|layout|lock|data_report|result(_\d+)?|evaluate_.+)\.json"
     r"|(metrics|predictions_(validation|test))\.jsonl"
@@ -82,7 +83,7 @@ def check_workdir(workdir: Path, config: ConfigDict, extend: bool = False) -> No
     there = workdir.iterdir() if workdir.exists() else ()
     own = (lock.NAME, *(f".{name}." for name in (lock.NAME, START, path.name)))
     names = [file.name for file in there]
-    others = [name for name in names if name != START and not name.startswith(own)]
+    others = [name for name in names if name not in (START, ROWS) and not name.startswith(own)]
     if path.exists():
         saved = read_workdir(workdir)
         if begun(workdir):

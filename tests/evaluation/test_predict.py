@@ -78,9 +78,9 @@ def test_what_rewrites_is_a_part_of_the_model(work, tmp_path):
              for i, texts in enumerate((dirty, clean))]  # fmt: skip
     found = predict(work, files[0]).rows
     assert [row["text"] for row in found] == dirty  # as they came
-    wanted = predict(work, files[1], ["--config.data.prepare=()"]).rows
+    wanted = predict(work, files[1], **{"data.prepare": ()}).rows
     assert [row["probabilities"] for row in found] == [row["probabilities"] for row in wanted]
-    raw = predict(work, files[0], ["--config.data.prepare=()"]).rows
+    raw = predict(work, files[0], **{"data.prepare": ()}).rows
     assert [a["probabilities"] == b["probabilities"] for a, b in zip(raw, found, strict=True)] == [
         False,
         False,
@@ -93,14 +93,14 @@ def test_files_that_are_scored_are_cleaned_too(work, tmp_path, capsys):
     labels = ["NEG ", "Positive", "?"]
     rows = [{"text": "good \ufb01lm", "label": label} for label in labels]
     file = write_jsonl(tmp_path / "test.jsonl", rows)
-    scores = evaluate(work, "test", [f"--config.data.path={file}"])
+    scores = evaluate(work, "test", file)
     assert scores["examples"] == 2 and scores["per_class"]["negative"]["examples"] == 1
     assert "1 rows are left out, as by data.prepare: clean_labels: label '?'" in (
         capsys.readouterr().out
     )
     with pytest.raises(UserError, match="no row is left"):
         write_jsonl(file, rows[2:])
-        evaluate(work, "test", [f"--config.data.path={file}"])
+        evaluate(work, "test", file)
 
 
 ROWS = [
