@@ -44,7 +44,23 @@ _PLACES = {  # name → (module, its name there)
     "predict": ("evaluation.predict", "predict"),
     "train": ("runs.train", "train"),
 }
-__all__ = ["__version__", *_PLACES]
+__all__ = [
+    "Model",
+    "Predictions",
+    "Result",
+    "Study",
+    "UserError",
+    "__version__",
+    "compare",
+    "compile",
+    "evaluate",
+    "explain",
+    "export",
+    "generate",
+    "load",
+    "predict",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
