@@ -80,7 +80,7 @@ setup(
         "tfds": TFDS,
         "excel": EXCEL,
     },
-    entry_points={"console_scripts": ["ftjax=ftjax.commands.entry:main"]},
+    entry_points={"console_scripts": ["ftjax=ftjax.commands.entry:console"]},
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ROOMS = """
-errors options patterns paths partition loss dropout quantization
+errors process options patterns paths partition loss dropout quantization
 remote cache files html bars registry names base_model
 parallel
 methods
@@ -25,6 +25,7 @@ setup
 evaluation
 forecast
 runs
+model
 comparison
 adapters
 commands
