@@ -19,6 +19,7 @@ from ftjax.parallel.agreement import first, raise_together, worst
 from ftjax.parallel.mesh import placed_like
 from ftjax.paths import Flat
 from ftjax.remote import copied, located
+from ftjax.tuned import Tuned
 from ftjax.workdir.checksums import differing
 from ftjax.workdir.folder import read_workdir
 from ftjax.workdir.restore import Damaged, Saved, not_as_written
@@ -101,7 +102,7 @@ def is_run(folder: Path) -> bool:
 
 
 def adapted(
-    config: ConfigDict, model: tuned.Tuned, params: Flat, base: Path
+    config: ConfigDict, model: Tuned, params: Flat, base: Path
 ) -> tuple[Flat, list[str]]:
     """Parameters with those of `model.adapter`, and the head's paths that it lacks.
 
