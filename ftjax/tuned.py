@@ -19,8 +19,9 @@ from ftjax.errors import UserError, nearest
 from ftjax.formats.folder import load_tokenizer
 from ftjax.formats.names import Names, names_of
 from ftjax.methods import name_of
-from ftjax.methods.base import Method, nested
-from ftjax.methods.virtual import changed_words
+from ftjax.methods.interception import nested
+from ftjax.methods.method import Method
+from ftjax.methods.virtual_tokens import changed_words
 from ftjax.models import configure, kind_of
 from ftjax.models import family as family_of
 from ftjax.models.attention import ATTENTION, PLATFORMS, runs_on

@@ -10,10 +10,10 @@ import numpy as np
 from ftjax.errors import UserError, nearest, require
 from ftjax.formats import adapterhub_reft
 from ftjax.formats.names import Part
-from ftjax.methods.base import Method
 from ftjax.methods.dora import Dora
-from ftjax.methods.examples import ENDS
+from ftjax.methods.example_tokens import ENDS
 from ftjax.methods.lora import Lora
+from ftjax.methods.method import Method
 from ftjax.methods.reft import Reft
 from ftjax.methods.unipelt import Unipelt
 from ftjax.paths import Flat, expand

@@ -8,10 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ftjax.methods.base import Interceptor, at, leaf, nested
-from ftjax.methods.factors import held, product, weight_of
+from ftjax.methods.initializers import ONES
+from ftjax.methods.interception import Interceptor, at, dropped, given, leaf, nested
 from ftjax.methods.lora import Lora
-from ftjax.paths import Base, Flat
+from ftjax.methods.low_rank import product
+from ftjax.methods.relay import Relay
+from ftjax.paths import Flat
 
 
 @dataclass(frozen=True)
@@ -38,33 +40,22 @@ class Dora(Lora):
     def scale(self) -> float:
         return self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
 
-    def on(self, base: Base, modules: frozenset[str]) -> Interceptor:
-        kernels: list[jax.Array] = []  # of the projection under way
-
-        def kept(module: nn.Module, call: Callable, size: int) -> jax.Array:
-            kernels.append(call(size))
-            return kernels[-1]
+    def on_projections(self, modules: frozenset[str]) -> Interceptor:
+        kernel: Relay[jax.Array] = Relay()
 
         def adapted(module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
             y = call(x)
-            return self.scaled(module, kernels.pop(), x.astype(y.dtype), y)
+            return self.scaled(module, kernel.value, x.astype(y.dtype), y)
 
-        words, heads = base.tables & modules, base.reading_off().keys() & modules
-        rest = modules - words - heads
-        return nested(
-            at(heads, self.read_off, "weight"),
-            at(rest, kept, "weight"),
-            at(rest, adapted),
-            at(words, self.prepared, "setup"),
-            at(words, self.looked_up),
-        )
+        multiplied_by = kernel.at(modules, lambda module, x, weight: weight, "product")
+        return nested(multiplied_by, at(modules, adapted))
 
     def scaled(self, module: nn.Module, kernel: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
         """The adapted output, from y = x W + b."""
         a, b = self.factors(module, *kernel.shape)
         ratio = self.ratio(kernel, a, b, *magnitudes(module, y.shape[-1])).astype(y.dtype)
         bias = jnp.asarray(nn.unbox(module.get_variable("params", "bias", 0.0)), y.dtype)
-        update = self.scale * product(module, self.dropped(module, x), a, b)
+        update = self.scale * product(module, dropped(module, x, self.dropout), a, b)
         # Added to y, so that a ratio of one leaves it as it is, to the bit.
         return y + (ratio - 1) * (y - bias) + ratio * update
 
@@ -80,9 +71,9 @@ class Dora(Lora):
 
     def looked_up(self, module: nn.Module, call: Callable, ids: jax.Array) -> jax.Array:
         y = call(ids)
-        leaves = (held(module, f"lora_{name}") for name in ("a", "b", "m", "n0"))
+        leaves = (given(module, name) for name in self.leaves)
         ratio = self.ratio(module.embedding, *leaves).astype(y.dtype)
-        return y + (ratio - 1) * y + ratio * self.update_of(module, ids, y.dtype)
+        return y + (ratio - 1) * y + ratio * self.update_of_words(module, ids, y.dtype)
 
     def ratio(
         self, kernel: jax.Array, a: jax.Array, b: jax.Array, m: jax.Array, n0: jax.Array
@@ -100,9 +91,8 @@ class Dora(Lora):
         squared = 1 + self.scale * (added * b).sum(0) / jnp.square(n0)
         return jnp.sqrt(jnp.maximum(squared, 1e-12))
 
-    def initialize(self, base: Base, params: Flat, key: jax.Array) -> Flat:
-        found = {path: norms(params[weight_of(path, params)]) for path in self.matched(base)}
-        return {f"{path}/lora_{name}": n for path, n in found.items() for name in ("m", "n0")}
+    def first(self, weight: jax.Array, **leaves: jax.Array) -> Flat:
+        return dict.fromkeys(("lora_m", "lora_n0"), norms(weight))
 
     def merged(
         self, kernel: jax.Array, lora_a: jax.Array, lora_b: jax.Array, lora_m: jax.Array, **_: Any
@@ -114,9 +104,8 @@ class Dora(Lora):
 
 def magnitudes(module: nn.Module, size: int) -> tuple[jax.Array, jax.Array]:
     """m and n₀ of a module."""
-    ones, axes = nn.initializers.ones, module.axes[1:]
-    m = leaf(module, "lora_m", ones, (size,), axes)
-    return m, leaf(module, "lora_n0", ones, (size,), axes)
+    m = leaf(module, "lora_m", ONES, (size,), module.axes[1:])
+    return m, leaf(module, "lora_n0", ONES, (size,), module.axes[1:])
 
 
 def norms(kernel: jax.Array) -> jax.Array:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from ftjax.errors import UserError, require
-from ftjax.methods.base import Method, each_matrix, present
+from ftjax.methods.low_rank import each_matrix
+from ftjax.methods.method import Method, present
 from ftjax.methods.selection import TOP, Full
 from ftjax.options import Positive
 from ftjax.partition import Rules
@@ -147,15 +148,15 @@ def projected(
     """`core` in the leading directions of each leaf's gradient, this one's or an earlier one's."""
 
     def init(params: Flat) -> Projected:
-        found = present(params)
+        leaves = present(params)
         # Directions even where the first step is skipped: those of the first axes.
         bases = {
             path: jnp.broadcast_to(
                 jnp.eye(min(x.shape[-2:]), rank), (*x.shape[:-2], min(x.shape[-2:]), rank)
             )
-            for path, x in found.items()
+            for path, x in leaves.items()
         }
-        lows = {path: down(x, bases[path]) for path, x in found.items()}
+        lows = {path: down(x, bases[path]) for path, x in leaves.items()}
         moments = core.init(lows)
         try:
             jax.eval_shape(core.update, lows, moments)
@@ -167,12 +168,12 @@ def projected(
         return Projected(bases, moments)
 
     def update(grads: Flat, state: Projected, params: Any = None) -> tuple[Flat, Projected]:
-        found, bases = present(grads), state.bases
+        full, bases = present(grads), state.bases
         if refresh:
-            bases = {path: leading(grad, rank) for path, grad in found.items()}
-        lows = {path: down(grad, bases[path]) for path, grad in found.items()}
+            bases = {path: leading(grad, rank) for path, grad in full.items()}
+        lows = {path: down(grad, bases[path]) for path, grad in full.items()}
         steps, moments = core.update(lows, state.core, None)
-        whole = {path: scale * up(s, bases[path], found[path].shape) for path, s in steps.items()}
+        whole = {path: scale * up(s, bases[path], full[path].shape) for path, s in steps.items()}
         return {**grads, **whole}, Projected(bases, moments)
 
     return optax.GradientTransformation(init, update)

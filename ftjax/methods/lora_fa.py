@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import optax
 
-from ftjax.methods.base import present
 from ftjax.methods.lora import Lora
+from ftjax.methods.method import present
 from ftjax.paths import Base, Flat
 
 

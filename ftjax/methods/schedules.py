@@ -6,8 +6,8 @@ from typing import Annotated
 import numpy as np
 
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Method, head_rule
-from ftjax.methods.places import layers_of
+from ftjax.methods.layers import layers_of
+from ftjax.methods.method import FREEZE_REST, Method, head_rule
 from ftjax.methods.selection import TOP, Selection
 from ftjax.options import Positive, Seed
 from ftjax.partition import Rules

@@ -9,7 +9,7 @@ import pytest
 from ftjax import methods, tuned
 from ftjax.errors import UserError
 from ftjax.generation.decode import next_logits, read_prompt
-from ftjax.methods.examples import ranks
+from ftjax.methods.example_tokens import ranks
 from ftjax.methods.reft import orthonormal
 from tests.methods.bases import BASES, build
 from tests.models.made import parameters, quick
