@@ -16,6 +16,7 @@ from ftjax.methods.initializers import NORMAL, STANDARD_NORMAL, ZEROS
 from ftjax.methods.interception import dropped, leaf
 from ftjax.methods.lora import Lora
 from ftjax.methods.low_rank import pair, product
+from ftjax.methods.method import Transform
 from ftjax.options import NotNegative, Positive
 from ftjax.paths import Base, Flat, expand
 
@@ -93,13 +94,8 @@ class AdaLora(Lora):
         return self.orthogonality * jnp.concatenate(away).mean()
 
     def optimizer(
-        self,
-        base: Base,
-        group: str,
-        core: optax.GradientTransformation,
-        rest: optax.GradientTransformation,
-        steps: int,
-    ) -> optax.GradientTransformation:
+        self, base: Base, group: str, core: Transform, rest: Transform, steps: int
+    ) -> Transform:
         whole = optax.chain(core, rest)
         if group != self.group:
             return whole

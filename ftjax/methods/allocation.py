@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ftjax.methods.method import present
+from ftjax.methods.method import Transform, present
 from ftjax.paths import Flat
 
 
@@ -51,7 +51,7 @@ class Schedule:
 
 
 def allocated(
-    whole: optax.GradientTransformation, schedule: Schedule, beta1: float, beta2: float
+    whole: Transform, schedule: Schedule, beta1: float, beta2: float
 ) -> optax.GradientTransformationExtraArgs:
     """`whole`, after each step of which entries of E beyond the budget are zero.
 

@@ -8,14 +8,13 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import optax
 from flax.errors import NameInUseError
 
 from ftjax import methods
 from ftjax.errors import UserError, require
 from ftjax.methods.additive import Additive
 from ftjax.methods.interception import ROOT, Interceptor, at, nested
-from ftjax.methods.method import FREEZE_REST, Method
+from ftjax.methods.method import FREEZE_REST, Method, Transform
 from ftjax.methods.qlora import QLora
 from ftjax.partition import Rules, is_frozen, selecting
 from ftjax.paths import Base, Flat, expand
@@ -158,7 +157,7 @@ class Combination(Method):
         penalties = [penalty for penalty in each if penalty is not None]
         return sum(penalties) if penalties else None
 
-    def optimizer(self, base: Base, group: str, *others: Any) -> optax.GradientTransformation:
+    def optimizer(self, base: Base, group: str, *others: Any) -> Transform:
         number, _, name = ("0", "", HEAD) if group == HEAD else group.partition("_")
         return self.parts[int(number)].optimizer(base, name, *others)
 

@@ -11,7 +11,7 @@ import optax
 
 from ftjax.errors import UserError, require
 from ftjax.methods.low_rank import each_matrix
-from ftjax.methods.method import Method, present
+from ftjax.methods.method import Method, Transform, present
 from ftjax.methods.selection import TOP, Full
 from ftjax.options import Positive
 from ftjax.partition import Rules
@@ -58,13 +58,8 @@ class Galore(Full):
         return Step(self.rank, self.every, self.scale, step % self.every == 0)
 
     def optimizer(
-        self,
-        base: Base,
-        group: str,
-        core: optax.GradientTransformation,
-        rest: optax.GradientTransformation,
-        steps: int,
-    ) -> optax.GradientTransformation:
+        self, base: Base, group: str, core: Transform, rest: Transform, steps: int
+    ) -> Transform:
         if group == "projected":
             core = projected(core, self.rank, self.scale, self.refresh)
         return optax.chain(core, rest)
@@ -142,9 +137,7 @@ def up(low: jax.Array, basis: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return basis @ low
 
 
-def projected(
-    core: optax.GradientTransformation, rank: int, scale: float, refresh: bool
-) -> optax.GradientTransformation:
+def projected(core: Transform, rank: int, scale: float, refresh: bool) -> Transform:
     """`core` in the leading directions of each leaf's gradient, this one's or an earlier one's."""
 
     def init(params: Flat) -> Projected:

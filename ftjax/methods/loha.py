@@ -11,6 +11,8 @@ from ftjax.methods.interception import leaf
 from ftjax.methods.low_rank import LowRank, product
 from ftjax.parallel.product import matmul
 
+Array = jax.Array
+
 
 @dataclass(frozen=True)
 class Loha(LowRank):
@@ -32,10 +34,10 @@ class Loha(LowRank):
     leaves: ClassVar = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     non_identity: ClassVar = {"init": "random"}
 
-    def update(self, module: nn.Module, x: jax.Array, features: int) -> jax.Array:
+    def update(self, module: nn.Module, x: Array, features: int) -> Array:
         into, out = module.axes
 
-        def factor(name: str, init: Init = SCALED_UNIFORM) -> jax.Array:
+        def factor(name: str, init: Init = SCALED_UNIFORM) -> Array:
             wide = name.endswith("a")
             shape = (self.rank, features) if wide else (x.shape[-1], self.rank)
             axes = ("rank", out) if wide else (into, "rank")
@@ -48,21 +50,19 @@ class Loha(LowRank):
             return matmul(x, difference(**leaves), module.axes) * self.scale
         return product(module, x, *hadamard_factors(**leaves)) * self.scale
 
-    def merged(self, kernel: jax.Array, **leaves: jax.Array) -> jax.Array:
+    def merged(self, kernel: Array, **leaves: Array) -> Array:
         """W + (α/r) ΔW."""
         return kernel + difference(**leaves) * self.scale
 
 
-def difference(
-    hada_w1_a: jax.Array, hada_w1_b: jax.Array, hada_w2_a: jax.Array, hada_w2_b: jax.Array
-) -> jax.Array:
+def difference(hada_w1_a: Array, hada_w1_b: Array, hada_w2_a: Array, hada_w2_b: Array) -> Array:
     """ΔW (..., in, out)."""
     return (hada_w1_b @ hada_w1_a) * (hada_w2_b @ hada_w2_a)
 
 
 def hadamard_factors(
-    hada_w1_a: jax.Array, hada_w1_b: jax.Array, hada_w2_a: jax.Array, hada_w2_b: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    hada_w1_a: Array, hada_w1_b: Array, hada_w2_a: Array, hada_w2_b: Array
+) -> tuple[Array, Array]:
     """Factors of ΔW: (in, r²) and (r², out)."""
     left = hada_w1_b[:, :, None] * hada_w2_b[:, None]
     right = hada_w1_a[:, None] * hada_w2_a[None]

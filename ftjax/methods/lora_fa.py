@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from ftjax.methods.lora import Lora
-from ftjax.methods.method import present
+from ftjax.methods.method import Transform, present
 from ftjax.paths import Base, Flat
 
 
@@ -27,13 +27,8 @@ class LoraFa(Lora):
     embeddings: ClassVar[bool] = False  # whose A is zero
 
     def optimizer(
-        self,
-        base: Base,
-        group: str,
-        core: optax.GradientTransformation,
-        rest: optax.GradientTransformation,
-        steps: int,
-    ) -> optax.GradientTransformation:
+        self, base: Base, group: str, core: Transform, rest: Transform, steps: int
+    ) -> Transform:
         if group != self.group:
             return optax.chain(core, rest)
         scales = {module: self.of(base, module).scale for module in self.matched(base)}

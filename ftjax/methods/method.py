@@ -15,6 +15,7 @@ from ftjax.partition import FROZEN, Rules
 from ftjax.paths import Base, Flat
 
 FREEZE_REST = (r".*", FROZEN)
+Transform = optax.GradientTransformation
 
 
 def head_rule(base: Base, *more: str) -> tuple[str, str]:
@@ -89,13 +90,8 @@ class Method:
         return None
 
     def optimizer(
-        self,
-        base: Base,
-        group: str,
-        core: optax.GradientTransformation,
-        rest: optax.GradientTransformation,
-        steps: int,
-    ) -> optax.GradientTransformation:
+        self, base: Base, group: str, core: Transform, rest: Transform, steps: int
+    ) -> Transform:
         """The optimizer of a group of the partition, which sees `frozen` as an extra argument.
 
         Args:

@@ -101,7 +101,7 @@ class PrefixTuning(Method):
         def make_hidden(module: nn.Module, *_: Any, **inputs: Any) -> dict[str, Array | None]:
             return {place: self.hidden(partial(leaf, module), base, place) for place in places}
 
-        def root(module: nn.Module, call: Callable, input_ids: Array | None = None, **inputs: Any):
+        def shifted(module: nn.Module, call: Callable, input_ids: Array | None = None, **inputs):
             inputs |= {"input_ids": input_ids}
             moved = self.shift and not base.two_sided and inputs.get("features") is None
             return call(**(later(inputs, self.length) if moved else inputs))
@@ -135,7 +135,7 @@ class PrefixTuning(Method):
 
         sides = [place for place in places if base.two_sided and place != "cross"]
         beside = moved_sides(sides, self.columns, self.length)
-        return nested(hidden.at(ROOT, make_hidden), at(ROOT, root), at(cores, joined), beside)
+        return nested(hidden.at(ROOT, make_hidden), at(ROOT, shifted), at(cores, joined), beside)
 
     def hidden(self, get: Get, base: Base, place: str) -> Array | None:
         """tanh(Linear(Embedding)) for a place (k, p), from the model's parameters; or None."""

@@ -8,14 +8,13 @@ from typing import Any, ClassVar, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from flax.core import FrozenDict
 from jax.sharding import NamedSharding
 
 from ftjax import methods
 from ftjax.errors import require
 from ftjax.methods.interception import Interceptor, at, nested
-from ftjax.methods.method import Method
+from ftjax.methods.method import Method, Transform
 from ftjax.parallel.mesh import fitted
 from ftjax.partition import Rules, is_frozen
 from ftjax.paths import Base, Flat
@@ -137,7 +136,7 @@ class QLora(Method):
     def penalty(self, base: Base, params: Flat) -> jax.Array | None:
         return self.inner.penalty(base, params)
 
-    def optimizer(self, base: Base, group: str, *others: Any) -> optax.GradientTransformation:
+    def optimizer(self, base: Base, group: str, *others: Any) -> Transform:
         return self.inner.optimizer(base, group, *others)
 
     def report(self, base: Base, params: Flat) -> dict[str, Any]:

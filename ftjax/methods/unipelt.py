@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import optax
 
 from ftjax import methods
 from ftjax.errors import require
@@ -17,7 +16,7 @@ from ftjax.methods.example_tokens import segments_of, side_of
 from ftjax.methods.initializers import NORMAL, ZEROS
 from ftjax.methods.interception import ROOT, Interceptor, at, leaf, nested
 from ftjax.methods.lora import Lora
-from ftjax.methods.method import Method
+from ftjax.methods.method import Method, Transform
 from ftjax.methods.prefix import PrefixTuning
 from ftjax.methods.relay import Relay
 from ftjax.partition import Rules
@@ -59,7 +58,7 @@ class Unipelt(Combination):
     def rules(self, base: Base) -> Rules:
         return ((r".*/gate_.*", "gate"), *super().rules(base))
 
-    def optimizer(self, base: Base, group: str, *others: Any) -> optax.GradientTransformation:
+    def optimizer(self, base: Base, group: str, *others: Any) -> Transform:
         return super().optimizer(base, "head" if group == "gate" else group, *others)
 
     def merge(self, base: Base, params: Flat) -> Flat:

@@ -16,6 +16,8 @@ from ftjax.methods.relay import Relay
 from ftjax.options import Positive, Seed, Share
 from ftjax.paths import Base
 
+Array = jax.Array
+
 
 @dataclass(frozen=True)
 class Vera(Additive):
@@ -48,23 +50,23 @@ class Vera(Additive):
 
     def check(self, module: str, shape: Shape) -> None:
         entries = shape[0] * shape[1]
-        message = f"method.rank={self.rank} exceeds the {entries} entries of {module!r}"
-        require(self.rank <= entries, message)
+        more = f"method.rank={self.rank} exceeds the {entries} entries of {module!r}"
+        require(self.rank <= entries, more)
 
     def on(self, base: Base, modules: frozenset[str]) -> Interceptor:
         largest = [max(sizes) for sizes in zip(*self.matched(base).values(), strict=True)]
-        matrices: Relay[tuple[jax.Array, jax.Array]] = Relay()
+        matrices: Relay[tuple[Array, Array]] = Relay()
 
-        def make(module: nn.Module, *_: Any, **inputs: Any) -> tuple[jax.Array, jax.Array]:
+        def make(module: nn.Module, *_: Any, **inputs: Any) -> tuple[Array, Array]:
             return self.matrices(module, *largest)
 
-        def adapted(module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
+        def adapted(module: nn.Module, call: Callable, x: Array) -> Array:
             y = call(x)
             return y + self.update(module, x.astype(y.dtype), y.shape[-1], *matrices.value)
 
         return nested(at(modules, adapted), matrices.at(ROOT, make))
 
-    def matrices(self, module: nn.Module, into: int, out: int) -> tuple[jax.Array, jax.Array]:
+    def matrices(self, module: nn.Module, into: int, out: int) -> tuple[Array, Array]:
         """A and B of the model."""
 
         def random(number: int) -> Init:
@@ -74,9 +76,7 @@ class Vera(Additive):
         a = leaf(module, "vera_a", random(0), (into, self.rank), (None, "rank"))
         return a, leaf(module, "vera_b", random(1), (self.rank, out), ("rank", None))
 
-    def update(
-        self, module: nn.Module, x: jax.Array, features: int, a: jax.Array, b: jax.Array
-    ) -> jax.Array:
+    def update(self, module: nn.Module, x: Array, features: int, a: Array, b: Array) -> Array:
         start_d = nn.initializers.constant(self.d_initial)
         start_b = nn.initializers.uniform(1.0) if self.init == "random" else ZEROS
         d = leaf(module, "lambda_d", start_d, (self.rank,), ("rank",)).astype(x.dtype)
@@ -85,13 +85,8 @@ class Vera(Additive):
         return (d * x) @ b[:, :features].astype(x.dtype) * scale
 
     def merged(
-        self,
-        kernel: jax.Array,
-        lambda_b: jax.Array,
-        lambda_d: jax.Array,
-        vera_a: jax.Array,
-        vera_b: jax.Array,
-    ) -> jax.Array:
+        self, kernel: Array, lambda_b: Array, lambda_d: Array, vera_a: Array, vera_b: Array
+    ) -> Array:
         """W + (A ∘ λ_d) (B ∘ λ_b)."""
         into, out = kernel.shape[-2:]
         left = vera_a[:into] * lambda_d[..., None, :]
