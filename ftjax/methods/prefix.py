@@ -117,25 +117,34 @@ class PrefixTuning(Method):
             pattern: Any = None,
         ) -> Array:
             h = hidden.value[cores["/".join(module.path)]]
-
-            def join(kind: str, x: Array) -> Array:
-                heads, size = x.shape[2:]
-                prefix = self.prefix(partial(leaf, module), h, kind, heads * size)
-                prefix = prefix.reshape(1, self.length, heads, size)
-                prefix = prefix if gate is None else prefix * gate()
-                prefix = jnp.broadcast_to(prefix, (len(x), *prefix.shape[1:]))
-                return jnp.concatenate([prefix.astype(x.dtype), x], 1)
-
             if mask is not None:
                 mask = widened(mask, self.length, True)
             if bias is not None and bias.shape[-1] == key.shape[1]:
                 bias = widened(bias, self.length, 0)
             pattern = pattern and pattern.after(self.length)
-            return call(query, join("key", key), join("value", value), mask, bias, pattern)
+            key = self.joined(module, h, "key", key, gate)
+            value = self.joined(module, h, "value", value, gate)
+            return call(query, key, value, mask, bias, pattern)
 
         sides = [place for place in places if base.two_sided and place != "cross"]
         beside = moved_sides(sides, self.columns, self.length)
         return nested(hidden.at(ROOT, make_hidden), at(ROOT, shifted), at(cores, joined), beside)
+
+    def joined(
+        self,
+        module: nn.Module,
+        hidden: Array | None,
+        kind: str,
+        x: Array,
+        gate: Callable[[], Array] | None,
+    ) -> Array:
+        """Keys or values x (batch, keys, heads, d) of a core after their prefix."""
+        heads, size = x.shape[2:]
+        prefix = self.prefix(partial(leaf, module), hidden, kind, heads * size)
+        prefix = prefix.reshape(1, self.length, heads, size)
+        prefix = prefix if gate is None else prefix * gate()
+        prefix = jnp.broadcast_to(prefix, (len(x), *prefix.shape[1:]))
+        return jnp.concatenate([prefix.astype(x.dtype), x], 1)
 
     def hidden(self, get: Get, base: Base, place: str) -> Array | None:
         """tanh(Linear(Embedding)) for a place (k, p), from the model's parameters; or None."""
