@@ -51,8 +51,9 @@ class Dora(Lora):
             ratio = self.ratio(kernel.value, a, b, *magnitudes(module, y.shape[-1])).astype(y.dtype)
             bias = jnp.asarray(nn.unbox(module.get_variable("params", "bias", 0.0)), y.dtype)
             x = dropped(module, x.astype(y.dtype), self.dropout)
+            update = self.scale * product(module, x, a, b)
             # Added to y, so that a ratio of one leaves it as it is, to the bit.
-            return y + (ratio - 1) * (y - bias) + ratio * (self.scale * product(module, x, a, b))
+            return y + (ratio - 1) * (y - bias) + ratio * update
 
         multiplied_by = kernel.at(modules, lambda module, x, weight: weight, "product")
         return nested(multiplied_by, at(modules, adapted))
