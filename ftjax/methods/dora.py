@@ -81,7 +81,8 @@ class Dora(Lora):
         """
         added = 2 * (a.T @ kernel.astype(jnp.float32)) + self.scale * (a.T @ a) @ b
         squared = 1 + self.scale * (added * b).sum(0) / jnp.square(n0)
-        return m / n0 / jax.lax.stop_gradient(jnp.sqrt(jnp.maximum(squared, 1e-12)))
+        growth = jnp.sqrt(jnp.maximum(squared, 1e-12))
+        return m / n0 / jax.lax.stop_gradient(growth)
 
     def first(self, weight: Array, **leaves: Array) -> Flat:
         return dict.fromkeys(("lora_m", "lora_n0"), norms(weight))
