@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ftjax.base_model import Base
 from ftjax.errors import UserError, nearest
 from ftjax.formats.folder import load_tokenizer
-from ftjax.formats.names import Names, names_of
 from ftjax.methods import name_of
 from ftjax.methods.interception import nested
 from ftjax.methods.method import Method
@@ -27,8 +27,9 @@ from ftjax.models import family as family_of
 from ftjax.models.attention import ATTENTION, PLATFORMS, runs_on
 from ftjax.models.layers import Options
 from ftjax.models.stack import DEEP, POLICIES, parameters_of, resolve_segments
+from ftjax.names import Names, names_of
 from ftjax.partition import FROZEN, Partition
-from ftjax.paths import Base, Flat, expand, flatten, unflatten
+from ftjax.paths import Flat, expand, flatten, unflatten
 
 INPUTS = (
     "input_ids",

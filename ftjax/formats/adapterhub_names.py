@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from ftjax.errors import UserError, nearest, require
-from ftjax.formats import adapterhub_reft
-from ftjax.formats.names import Part
+from ftjax.formats.adapterhub import reft as adapterhub_reft
 from ftjax.methods.dora import Dora
 from ftjax.methods.example_tokens import ENDS
 from ftjax.methods.lora import Lora
 from ftjax.methods.method import Method
 from ftjax.methods.reft import Reft
 from ftjax.methods.unipelt import Unipelt
+from ftjax.names import Part
 from ftjax.paths import Flat, expand
 from ftjax.tuned import Tuned
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.allocation import Schedule, allocated, is_e
 from ftjax.methods.initializers import NORMAL, STANDARD_NORMAL, ZEROS
@@ -18,7 +19,7 @@ from ftjax.methods.lora import Lora
 from ftjax.methods.low_rank import pair, product
 from ftjax.methods.method import Transform
 from ftjax.options import NotNegative, Positive
-from ftjax.paths import Base, Flat, expand
+from ftjax.paths import Flat, expand
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.initializers import NORMAL, ZEROS, Init
 from ftjax.methods.interception import Interceptor, leaf
@@ -22,7 +23,6 @@ from ftjax.methods.method import FREEZE_REST, Method, head_rule
 from ftjax.options import Positive
 from ftjax.parallel.product import matmul
 from ftjax.partition import Rules
-from ftjax.paths import Base
 
 Make = Callable[[nn.Module, jax.Array], jax.Array]  # an adapter's output, made in the module
 ACTIVATIONS = {

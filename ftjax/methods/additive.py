@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Self
 import flax.linen as nn
 import jax
 
+from ftjax.base_model import Base
 from ftjax.methods.interception import Interceptor, at, nested
 from ftjax.methods.method import FREEZE_REST, Method, head_rule
 from ftjax.partition import Rules
-from ftjax.paths import Base, Flat, expand
+from ftjax.paths import Flat, expand
 
 Shape = tuple[int, int]  # (in, out)
 

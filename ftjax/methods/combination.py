@@ -11,13 +11,14 @@ import jax
 from flax.errors import NameInUseError
 
 from ftjax import methods
+from ftjax.base_model import Base
 from ftjax.errors import UserError, require
 from ftjax.methods.additive import Additive
 from ftjax.methods.interception import ROOT, Interceptor, at, nested
 from ftjax.methods.method import FREEZE_REST, Method, Transform
 from ftjax.methods.qlora import QLora
 from ftjax.partition import Rules, is_frozen, selecting
-from ftjax.paths import Base, Flat, expand
+from ftjax.paths import Flat, expand
 
 Part = Method | Mapping[str, Any] | str
 HEAD = "head"  # the group that every part may train

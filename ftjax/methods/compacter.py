@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.adapter import ACTIVATIONS, Adapter, Bottleneck
 from ftjax.methods.bottleneck import Houlsby, Pfeiffer
@@ -17,7 +18,6 @@ from ftjax.methods.method import FREEZE_REST, head_rule
 from ftjax.methods.relay import Relay
 from ftjax.options import NotNegative, Positive
 from ftjax.partition import Rules
-from ftjax.paths import Base
 
 XAVIER = nn.initializers.variance_scaling(1.0, "fan_avg", "normal", batch_axis=(0,))
 

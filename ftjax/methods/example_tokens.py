@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ftjax.paths import Base
+from ftjax.base_model import Base
 
 Array = jax.Array
 ENDS = {"first": 1, "last": 2}

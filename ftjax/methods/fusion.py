@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.adapter import Adapter
 from ftjax.methods.bottleneck import Pfeiffer
@@ -17,7 +18,7 @@ from ftjax.methods.interception import Interceptor, leaf
 from ftjax.methods.method import FREEZE_REST, head_rule
 from ftjax.options import NotNegative
 from ftjax.partition import FROZEN, Rules
-from ftjax.paths import Base, Flat
+from ftjax.paths import Flat
 
 Array = jax.Array
 NEAR = 1e-6  # off V's diagonal, at the start

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ftjax.base_model import Base
 from ftjax.errors import UserError, require
 from ftjax.methods.low_rank import each_matrix
 from ftjax.methods.method import Method, Transform, present
 from ftjax.methods.selection import TOP, Full
 from ftjax.options import Positive
 from ftjax.partition import Rules
-from ftjax.paths import Base, Flat, expand
+from ftjax.paths import Flat, expand
 
 CLEAR = 1e-3  # of the largest eigenvalue of GGᵀ: what is above is exact to about 1e-4
 

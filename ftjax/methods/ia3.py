@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 import flax.linen as nn
 import jax
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.additive import Additive, Shape
 from ftjax.methods.initializers import ONES
 from ftjax.methods.interception import Interceptor, at, leaf, nested
-from ftjax.paths import Base
 
 NONE = ("none", ("none",))
 

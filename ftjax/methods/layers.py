@@ -2,8 +2,9 @@
 
 from collections.abc import Collection, Iterable
 
+from ftjax.base_model import Base
 from ftjax.errors import require
-from ftjax.paths import Base, expand
+from ftjax.paths import expand
 
 
 def layer_modules(base: Base) -> frozenset[str]:

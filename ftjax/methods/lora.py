@@ -8,11 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.methods.initializers import STANDARD_NORMAL, ZEROS, uniform_in_rows
 from ftjax.methods.interception import Interceptor, at, dropped, given, nested
 from ftjax.methods.low_rank import LowRank, pair, product
 from ftjax.options import Share
-from ftjax.paths import Base
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import optax
 
+from ftjax.base_model import Base
 from ftjax.methods.lora import Lora
 from ftjax.methods.method import Transform, present
-from ftjax.paths import Base, Flat
+from ftjax.paths import Flat
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import jax
 import optax
 
+from ftjax.base_model import Base
 from ftjax.errors import UserError
 from ftjax.methods.interception import Interceptor
 from ftjax.options import conform
 from ftjax.partition import FROZEN, Rules
-from ftjax.paths import Base, Flat
+from ftjax.paths import Flat
 
 FREEZE_REST = (r".*", FROZEN)
 Transform = optax.GradientTransformation

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.initializers import STANDARD_NORMAL
 from ftjax.methods.interception import ROOT, Interceptor, at, leaf, nested
@@ -19,7 +20,7 @@ from ftjax.methods.relay import Relay
 from ftjax.methods.virtual_tokens import later, moved_sides, widened
 from ftjax.options import Natural, Positive
 from ftjax.partition import Rules
-from ftjax.paths import Base, expand
+from ftjax.paths import expand
 
 Array = jax.Array
 

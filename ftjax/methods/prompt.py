@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.initializers import STANDARD_NORMAL
 from ftjax.methods.interception import ROOT, Interceptor, at, leaf, nested
@@ -18,7 +19,7 @@ from ftjax.methods.relay import Relay
 from ftjax.methods.virtual_tokens import Positions, grown_call, inserted
 from ftjax.options import Natural, Positive
 from ftjax.partition import Rules
-from ftjax.paths import Base, Flat
+from ftjax.paths import Flat
 
 Array = jax.Array
 

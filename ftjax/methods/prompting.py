@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from ftjax.base_model import Base
 from ftjax.errors import UserError, nearest, require
 from ftjax.methods.method import FREEZE_REST
 from ftjax.methods.selection import Selection
 from ftjax.options import Natural
 from ftjax.partition import Rules
-from ftjax.paths import Base
 
 SCALE = 20.0  # of cosines, as sentence-transformers scales them; it changes no decision
 CONTENT_FREE = ("N/A", "", "[MASK]")  # inputs of Zhao et al. 2021

@@ -12,12 +12,13 @@ from flax.core import FrozenDict
 from jax.sharding import NamedSharding
 
 from ftjax import methods
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.interception import Interceptor, at, nested
 from ftjax.methods.method import Method, Transform
 from ftjax.parallel.mesh import fitted
 from ftjax.partition import Rules, is_frozen
-from ftjax.paths import Base, Flat
+from ftjax.paths import Flat
 from ftjax.quantization import BLOCK, FORMATS, Quantized, dequantized
 from ftjax.registry import as_tuples
 

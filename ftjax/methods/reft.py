@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.example_tokens import ENDS, at_firsts, ends_of, side_of
 from ftjax.methods.initializers import ZEROS, uniform
@@ -18,7 +19,7 @@ from ftjax.methods.method import FREEZE_REST, Method, head_rule
 from ftjax.methods.relay import Relay
 from ftjax.options import Natural, Positive, Share
 from ftjax.partition import Rules
-from ftjax.paths import Base, Flat
+from ftjax.paths import Flat
 
 Array = jax.Array
 KINDS = ("loreft", "noreft", "direft")

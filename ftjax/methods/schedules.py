@@ -5,13 +5,13 @@ from typing import Annotated
 
 import numpy as np
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.layers import layers_of
 from ftjax.methods.method import FREEZE_REST, Method, head_rule
 from ftjax.methods.selection import TOP, Selection
 from ftjax.options import Positive, Seed
 from ftjax.partition import Rules
-from ftjax.paths import Base
 
 
 def each_layer(base: Base, chosen: tuple[int, ...]) -> Rules:

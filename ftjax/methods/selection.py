@@ -4,12 +4,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ftjax.base_model import Base
 from ftjax.errors import UserError, require
 from ftjax.methods.layers import layers_of
 from ftjax.methods.method import FREEZE_REST, Method, head_rule
 from ftjax.options import Regex
 from ftjax.partition import Rules
-from ftjax.paths import Base, Flat, expand
+from ftjax.paths import Flat, expand
 
 
 class Selection(Method):

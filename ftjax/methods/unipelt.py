@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 
 from ftjax import methods
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.adapter import Bottleneck
 from ftjax.methods.bottleneck import Houlsby, Parallel, Pfeiffer
@@ -20,7 +21,7 @@ from ftjax.methods.method import Method, Transform
 from ftjax.methods.prefix import PrefixTuning
 from ftjax.methods.relay import Relay
 from ftjax.partition import Rules
-from ftjax.paths import Base, Flat
+from ftjax.paths import Flat
 
 Array = jax.Array
 GATED = (PrefixTuning, Houlsby, Pfeiffer, Parallel, Lora)

@@ -8,13 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.additive import Additive, Shape
 from ftjax.methods.initializers import ZEROS, Init
 from ftjax.methods.interception import ROOT, Interceptor, at, dropped, leaf, nested
 from ftjax.methods.relay import Relay
 from ftjax.options import Positive, Seed, Share
-from ftjax.paths import Base
 
 Array = jax.Array
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ftjax.build import build_tuned
 
-from ftjax import methods, tuned
+from ftjax import methods
 from ftjax.errors import UserError
 from ftjax.generation.decode import next_logits, read_prompt
 from ftjax.methods.example_tokens import ranks
@@ -123,7 +124,7 @@ def test_generation_intervenes_on_the_same_tokens():
     """Prompts of one token and of five; the cached steps equal whole rows read anew."""
     head = {"head": "causal_lm"}
     settings = {**FULL, "first": 3, "last": 0}
-    model = tuned.build(BASES["llama"], methods.create(settings), {"segments": "scan"}, head)
+    model = build_tuned(BASES["llama"], methods.create(settings), {"segments": "scan"}, head)
     params, room = parameters(model), 4
     ids = np.random.default_rng(0).integers(5, 64, (2, 5 + room))
     mask = np.array([[0, 0, 0, 0, 1], [1] * 5], np.int32)
