@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ftjax.base_model import Base
 from ftjax.errors import UserError, nearest
 from ftjax.methods import name_of
-from ftjax.methods.base import Method
+from ftjax.methods.method import Method
 from ftjax.models import configure, kind_of
 from ftjax.models import family as family_of
 from ftjax.models.attention import ATTENTION, PLATFORMS, runs_on

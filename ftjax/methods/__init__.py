@@ -42,7 +42,7 @@ METHODS: registry.Table = {
     "lokr": ("lokr", "Lokr", "Kronecker products as updates"),
     "oft": ("oft", "Oft", "rotations of the inputs of chosen projections"),
     "ia3": ("ia3", "Ia3", "vectors that rescale keys, values and inner activations"),
-    "qlora": ("quantized", "QLora", "what another method trains, over a base in 4 or 8 bits"),
+    "qlora": ("qlora", "QLora", "what another method trains, over a base in 4 or 8 bits"),
     "prompting": ("prompting", "Prompting", "nothing: labels are scored by prompts"),
     "combination": ("combination", "Combination", "what several methods do"),
     "reft": ("reft", "Reft", "interventions on a few tokens' hidden states"),

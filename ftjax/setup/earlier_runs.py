@@ -101,9 +101,7 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.json").exists() and (folder / "checkpoints").is_dir()
 
 
-def adapted(
-    config: ConfigDict, model: Tuned, params: Flat, base: Path
-) -> tuple[Flat, list[str]]:
+def adapted(config: ConfigDict, model: Tuned, params: Flat, base: Path) -> tuple[Flat, list[str]]:
     """Parameters with those of `model.adapter`, and the head's paths that it lacks.
 
     Args:

@@ -10,9 +10,9 @@ import pytest
 
 from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
-from ftjax.methods.quantized import dequantized
 from ftjax.parallel.mesh import fitted, logical_axes, make_mesh, param_shardings, place_rows
 from ftjax.paths import Flat, expand
+from ftjax.quantization import dequantized
 from ftjax.training.optimizers import make_optimizer
 from ftjax.training.step import init_state, lower_step, make_step
 from ftjax.workdir.checkpoints import Checkpoints

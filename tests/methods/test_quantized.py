@@ -15,10 +15,10 @@ from ftjax.errors import UserError
 from ftjax.forecast.chips import topology_devices
 from ftjax.formats.peft import folder as peft
 from ftjax.loss import Loss
-from ftjax.methods.base import Method
-from ftjax.methods.quantized import QLora, dequantized
+from ftjax.methods.method import Method
+from ftjax.methods.qlora import QLora
 from ftjax.parallel.mesh import logical_axes, make_mesh, place_rows
-from ftjax.quantization import DYNAMIC, NF4, Int8, Nf4, Quantized, among, chosen
+from ftjax.quantization import DYNAMIC, NF4, Int8, Nf4, Quantized, among, chosen, dequantized
 from ftjax.training.optimizers import make_optimizer
 from ftjax.training.step import init_state, lower_step, make_step
 from tests.methods import bases

@@ -10,7 +10,7 @@ from ftjax import methods
 from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.generation.decode import next_logits, read_prompt
-from ftjax.methods.examples import ranks
+from ftjax.methods.example_tokens import ranks
 from ftjax.methods.reft import orthonormal
 from tests.methods.bases import BASES, build
 from tests.models.made import parameters, quick
