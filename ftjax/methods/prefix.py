@@ -14,7 +14,7 @@ from ftjax.errors import require
 from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, nested
 from ftjax.methods.encoders import Get, linear, normal
 from ftjax.methods.virtual import later, moved_sides, widened
-from ftjax.models.pattern import Pattern
+from ftjax.models.masks import Pattern
 from ftjax.options import Natural, Positive
 from ftjax.partition import Rules
 from ftjax.paths import Base, expand

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ftjax.errors import require
 from ftjax.methods.base import Interceptor, at, nested
-from ftjax.models.vocabulary import Scores
+from ftjax.models.language_head import Scores
 from ftjax.paths import Base
 
 Array = jax.Array

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ftjax.models.grouped import grouped
+from ftjax.models.grouped_matmul import grouped_matmul
 from ftjax.models.layers import ACTIVATIONS, Dense, Dropout
 from ftjax.parallel.collectives import gather
 from ftjax.parallel.mesh import RULES, fitting
@@ -62,7 +62,7 @@ class Experts(nn.Module):
             )
             run = jax.checkpoint(run, prevent_cse=False)
             out = run(x, weights, chosen, *(kernel.astype(x.dtype) for kernel in kernels))
-        return Dropout(c.residual_dropout, name="dropout")(out)
+        return Dropout(c.dropout, name="dropout")(out)
 
 
 Product = Callable[[Array, Array], Array]  # (rows sorted by expert, rows of each) → products
@@ -121,7 +121,7 @@ def _local(
 
 
 def _product(kernel: Array, x: Array, sizes: Array) -> Array:
-    return grouped(x, kernel, sizes)
+    return grouped_matmul(x, kernel, sizes)
 
 
 class ExpertDense(nn.Module):
@@ -138,7 +138,7 @@ class ExpertDense(nn.Module):
 
     def product(self, x: Array, kernel: Array, sizes: Array) -> Array:
         """x W, each row by its expert; methods intercept it."""
-        return grouped(x, kernel, sizes)
+        return grouped_matmul(x, kernel, sizes)
 
     @nn.compact
     def weight(self, size: int) -> Array:

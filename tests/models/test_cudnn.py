@@ -13,7 +13,7 @@ from ftjax import methods, tuned
 from ftjax.errors import UserError
 from ftjax.models import cudnn
 from ftjax.models.attention import _say_once
-from ftjax.models.pattern import Pattern
+from ftjax.models.masks import Pattern
 from ftjax.parallel.mesh import logical_axes, make_mesh
 from tests.models import made
 
