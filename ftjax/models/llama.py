@@ -37,19 +37,19 @@ LAYER = {
     "ffn/up": "mlp.up_proj",
     "ffn/down": "mlp.down_proj",
 }
-EXPERTS = {
+EXPERTS = {  # "{{}}" is an expert's number
     "ffn/router": "block_sparse_moe.gate",
     "ffn/gate": Part("block_sparse_moe.experts.{{}}.w1", stack="experts"),
     "ffn/down": Part("block_sparse_moe.experts.{{}}.w2", stack="experts"),
     "ffn/up": Part("block_sparse_moe.experts.{{}}.w3", stack="experts"),
 }
-HEADS_SIZES = {
+QKV_SIZES = {
     "attention/query": "query_size",
     "attention/key": "key_size",
     "attention/value": "key_size",
 }
 PHI3 = {
-    **fused("self_attn.qkv_proj", HEADS_SIZES),
+    **fused("self_attn.qkv_proj", QKV_SIZES),
     **fused("mlp.gate_up_proj", dict.fromkeys(("ffn/gate", "ffn/up"), "intermediate_size")),
 }
 
@@ -124,9 +124,9 @@ def heads_of(name: str, tied: bool = False, dropout: float = 0.1) -> dict[str, H
         "tokens": Head(f"{name}ForTokenClassification", {"classifier": "score"}),
     }
     if name not in ("Phi3", "Gemma", "Gemma2", "Gemma3"):
-        inside = "transformer" if name in ("Llama", "Qwen2", "Qwen3") else None
+        prefix = "transformer" if name in ("Llama", "Qwen2", "Qwen3") else None
         architecture, modules = f"{name}ForQuestionAnswering", {"classifier": "qa_outputs"}
-        heads["span"] = Head(architecture, modules, prefix=inside)
+        heads["span"] = Head(architecture, modules, prefix=prefix)
     heads = with_dropouts(heads, {"tokens": dropout})
     return heads if tied else untied(heads, "lm_head")
 

@@ -56,7 +56,7 @@ def pattern_of(
     causal: bool = True,
     masked: bool = False,
 ) -> Pattern:
-    """That of rows with an attention mask or segments (batch, keys), as `encoder_mask` reads them.
+    """That of rows with an attention mask or segments (batch, keys), as `rows_mask` reads them.
 
     Args:
         attention_mask, segment_ids, windows, causal: see `Pattern`.
@@ -83,7 +83,7 @@ class View(NamedTuple):
     pattern: Pattern | None = None
 
 
-def encoder_mask(
+def rows_mask(
     attention_mask: Array | None, segment_ids: Array | None, perm_mask: Array | None = None
 ) -> Array | None:
     """Which keys a query sees, (batch, 1, q or 1, k), from either kind of mask.
@@ -111,10 +111,10 @@ def rows_view(
     segment_ids: Array | None = None,
     perm_mask: Array | None = None,
 ) -> View:
-    """Attention of whole rows to whole rows, both ways; arguments as `encoder_mask` has them."""
+    """Attention of whole rows to whole rows, both ways; arguments as `rows_mask` has them."""
     masked = perm_mask is not None
     return View(
-        encoder_mask(attention_mask, segment_ids, perm_mask),
+        rows_mask(attention_mask, segment_ids, perm_mask),
         pattern=pattern_of(attention_mask, segment_ids, causal=False, masked=masked),
     )
 
@@ -135,7 +135,7 @@ def causal_mask(
     mask = (back >= 0)[None, None]
     if window is not None:
         mask = mask & (back < window)
-    seen = encoder_mask(attention_mask, segment_ids)
+    seen = rows_mask(attention_mask, segment_ids)
     return mask if seen is None else mask & seen
 
 
