@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -206,9 +206,7 @@ class Attention(nn.Module):
         def project(x: Array, module: nn.Module) -> Array:
             return module(x).reshape(*x.shape[:-1], *heads)
 
-        def dense(name: str) -> nn.Module:
-            return c.dense(c.hidden_size, ("embed", "heads"), name)
-
+        dense = partial(c.dense, c.hidden_size, ("embed", "heads"))
         to_query, to_key = dense("query"), dense("key")
         query, key = project(x, to_query), project(memory, to_key)
         value = project(memory, dense("value"))

@@ -38,13 +38,9 @@ class Experts(nn.Module):
         router = Dense(c.experts, ("embed", None), False, stddev=c.initializer_range, name="router")
         weights, chosen = jax.lax.top_k(jax.nn.softmax(router(x.astype(jnp.float32))), c.active)
         weights = weights / weights.sum(-1, keepdims=True)
-
-        def dense(features: int, axes: tuple[str, ...], name: str) -> ExpertDense:
-            make = partial(ExpertDense, dtype=c.options.dtype, stddev=c.initializer_range)
-            return make(c.experts, features, axes, name=name)
-
-        up, gate = (dense(c.intermediate_size, IN, name) for name in ("up", "gate"))
-        down = dense(c.hidden_size, OUT, "down")
+        dense = partial(ExpertDense, c.experts, dtype=c.options.dtype, stddev=c.initializer_range)
+        up, gate = (dense(c.intermediate_size, IN, name=name) for name in ("up", "gate"))
+        down = dense(c.hidden_size, OUT, name="down")
         x = x.astype(c.options.dtype)
         mesh, spread = jax.sharding.get_abstract_mesh(), (RULES["batch"], RULES["length"], None)
         rows = PartitionSpec(None) if mesh.empty else fitting(mesh.shape, spread, x.shape)
