@@ -14,13 +14,14 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from ftjax.errors import UserError, nearest, summary
-from ftjax.formats import gguf, gguf_model, gguf_tokenizer, modules
-from ftjax.formats.dequantize import plain_weights, quantization
 from ftjax.formats.digests import digests
+from ftjax.formats.gguf import architectures
+from ftjax.formats.gguf import file as gguf
+from ftjax.formats.gguf import tokenizer as gguf_tokenizer
 from ftjax.formats.guard import reading
-from ftjax.formats.jsons import check, read_json
-from ftjax.formats.shards import FLOATS
-from ftjax.formats.tokenizer_files import (
+from ftjax.formats.hf.dequantize import plain_weights, quantization
+from ftjax.formats.hf.shards import FLOATS
+from ftjax.formats.hf.tokenizer_files import (
     check_files,
     copy_files,
     fault_in,
@@ -28,7 +29,9 @@ from ftjax.formats.tokenizer_files import (
     require_sound,
     tokenizer_files,
 )
-from ftjax.formats.weights import SINGLE, Weights, weight_files
+from ftjax.formats.hf.weights import SINGLE, Weights, weight_files
+from ftjax.formats.jsons import check, read_json
+from ftjax.formats.sentence_transformers import modules
 from ftjax.remote import copied, located
 
 
@@ -139,7 +142,7 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: there is none, or it is of a quantization that is not read.
     """
     if gguf.is_gguf(path):
-        return gguf_model.read_config(path)
+        return architectures.read_config(path)
     config = read_json(path / "config.json")
     check(path / "config.json", config, Described)
     quantization(path)
@@ -153,7 +156,7 @@ def open_weights(path: Path) -> Mapping[str, Any]:
     With those of Dense modules of sentence-transformers, by their place and name there.
     """
     if gguf.is_gguf(path):
-        return gguf_model.Weights(path)
+        return architectures.Weights(path)
     weights = plain_weights(path) if quantization(path) else Weights(path)
     after = modules.tensors(path)
     return ChainMap(after, weights) if after else weights
@@ -165,7 +168,7 @@ def stored_dtype(path: Path) -> str:
     Of quantized ones, that which their folder says they stand for; float32 where it says nothing.
     """
     if gguf.is_gguf(path):
-        return gguf_model.stored_dtype(path)
+        return architectures.stored_dtype(path)
     counts = dict.fromkeys(FLOATS, 0)
     for tensor in open_weights(path).values():
         name = np.dtype(tensor.dtype).name

@@ -144,7 +144,7 @@ def names_of(family: ModuleType, config: Any, head: str | None, dense: Sequence[
         family: the module of the model's family.
         config: the family's `Config`.
         head: of the model.
-        dense: see `ftjax.formats.modules.dense_layers`.
+        dense: see `ftjax.formats.sentence_transformers.modules.dense_layers`.
 
     Raises:
         UserError: the family has no such head.

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, nested
 from ftjax.methods.encoders import Get, linear, normal
@@ -17,7 +18,7 @@ from ftjax.methods.virtual import later, moved_sides, widened
 from ftjax.models.masks import Pattern
 from ftjax.options import Natural, Positive
 from ftjax.partition import Rules
-from ftjax.paths import Base, expand
+from ftjax.paths import expand
 
 Array = jax.Array
 

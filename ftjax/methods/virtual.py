@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.base import Interceptor, at, nested
 from ftjax.models.language_head import Scores
-from ftjax.paths import Base
 
 Array = jax.Array
 Inputs = dict[str, Any]

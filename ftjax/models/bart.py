@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.errors import UserError
-from ftjax.formats.names import Part
 from ftjax.models import encoder_decoder
 from ftjax.models.config import inside
 from ftjax.models.config_keys import keys, one
@@ -31,6 +30,7 @@ from ftjax.models.layers import (
 from ftjax.models.masks import View
 from ftjax.models.pooling import at_starts, last_tokens
 from ftjax.models.stack import Stack
+from ftjax.names import Part
 
 Array = jax.Array
 MODEL = "BartModel"

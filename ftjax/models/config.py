@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Self
 
-from ftjax.formats.names import Part
 from ftjax.models.heads import Head
 from ftjax.models.layers import Dense, Options
+from ftjax.names import Part
 
 Table = Mapping[str, str | Part]
 QKV = ("attention/query", "attention/key", "attention/value")

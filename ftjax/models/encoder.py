@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError
-from ftjax.formats.modules import DenseLayer
+from ftjax.formats.sentence_transformers.modules import DenseLayer
 from ftjax.models import config
 from ftjax.models.attention import AttentionCore
 from ftjax.models.feed_forward import FeedForward

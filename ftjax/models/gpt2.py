@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftjax.errors import UserError
-from ftjax.formats.names import Part
 from ftjax.models.config import QKV, fused, inside
 from ftjax.models.config_keys import keys
 from ftjax.models.decoder import Config, Model, checked
 from ftjax.models.heads import Head, untied, with_dropouts
 from ftjax.models.layers import Options
 from ftjax.models.llama import tokens_dropout
+from ftjax.names import Part
 
 __all__ = ["Model"]
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftjax.errors import UserError
-from ftjax.formats.names import Part
 from ftjax.models import rotary
 from ftjax.models.config import Table, fused, inside
 from ftjax.models.config_keys import keys
 from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked, sizes
 from ftjax.models.heads import Head, untied, with_dropouts
 from ftjax.models.layers import Options
+from ftjax.names import Part
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
 

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError
-from ftjax.formats.names import Part
 from ftjax.models import encoder
 from ftjax.models.attention import AttentionCore
 from ftjax.models.config import inside
@@ -31,6 +30,7 @@ from ftjax.models.layers import (
 from ftjax.models.masks import View
 from ftjax.models.pooling import at_starts, last_tokens, mean_pool
 from ftjax.models.stack import Stack
+from ftjax.names import Part
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
 

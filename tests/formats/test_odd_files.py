@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from ftjax.formats.hf.vocabulary import words_of
+from ftjax.formats.hf.weights import Weights
 
 from ftjax import models
 from ftjax.errors import UserError
 from ftjax.formats import adapter
 from ftjax.formats.guard import reading
 from ftjax.formats.pickled import open_tensors, read_tensors
-from ftjax.formats.vocabulary import words_of
-from ftjax.formats.weights import Weights
 from ftjax.models.config_values import Values
 from ftjax.options import options
 from tests.formats.bounds import Endless, bounded

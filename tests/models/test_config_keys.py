@@ -15,8 +15,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ftjax import pretrained
 from ftjax.errors import UserError
-from ftjax.formats import hf
 from ftjax.formats.folder import Weights, read_config
+from ftjax.formats.hf import mapping
 from ftjax.models import FAMILIES, configure
 from ftjax.models.config_keys import FIXED, INERT
 from ftjax.models.layers import Options
@@ -243,13 +243,13 @@ def test_every_key_changed_equals_transformers(case, head, one_device, tmp_path)
     for batch in reference.layouts():
         wanted = said(reference, batch)
         assert difference(batch, run(params, batch), wanted) < 1e-4
-    tensors, wanted = hf.to_tensors(params, model.names, prefix=True), Weights(theirs)
+    tensors, wanted = mapping.to_tensors(params, model.names, prefix=True), Weights(theirs)
     assert set(tensors) == set(wanted)
     unused = {"model.shared.weight"} if case in ("bart", "mbart", "marian") else set()
     unused |= {"cls.predictions.bias", "lm_head.bias", "predictions.bias"}
     for name in set(tensors) - unused:
         np.testing.assert_array_equal(tensors[name], np.asarray(wanted[name]), err_msg=name)
-    hf.write_folder(ours, theirs, config, tensors)
+    mapping.write_folder(ours, theirs, config, tensors)
     loaded, info = type(reference.model).from_pretrained(ours, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     again = said(Reference(head, loaded.eval()), batch)

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ftjax.build import build_tuned
 
-from ftjax import methods, tuned
+from ftjax import methods
 from ftjax.generation import decode
 from ftjax.generation.settings import Settings
 from ftjax.models.language_head import read_off
@@ -61,7 +62,7 @@ def test_no_table_is_copied_before_the_loop_over_tokens(case):
     config = {**CASES[case]().to_dict(), "vocab_size": 50_000}
     head = {"head": "seq2seq_lm" if case == "t5" else "causal_lm"}
     full = methods.create({"name": "full"})
-    model, settings = tuned.build(config, full, {"dtype": "bfloat16"}, head), Settings()
+    model, settings = build_tuned(config, full, {"dtype": "bfloat16"}, head), Settings()
     make, whole = jax.ShapeDtypeStruct, jnp.int32
     params = {path: make(leaf.shape, jnp.bfloat16) for path, leaf in model.shapes.items()}
     batch = {name: make((2, 8), whole) for name in ("input_ids", "attention_mask")}

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 import torch
+from ftjax.evaluation.forward import Forward, refer
 
 from ftjax.data.encode import Examples, ragged
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
 from ftjax.models import language_head
 from ftjax.tasks.preference import Preference
-from ftjax.training.evaluate import Forward, refer
 from tests.compiler import OPTIONS
 from tests.conftest import WORDS
 from tests.tasks.made import Made, batches, equals, examples_of, layout, split_of, write_words
