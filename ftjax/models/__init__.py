@@ -1,7 +1,7 @@
 """The registry of model families: a new family is one file and one line here.
 
-A family's module has `KEYS`, `from_hf`, `Model`, `hf_modules`, `MODEL`, `HF_PREFIX` and
-`DEFAULT_TARGETS`; see `ftjax/models/bert.py`.
+A family's module has `KEYS`, `from_hf`, `Model`, `MODEL`, `HF_PREFIX` and `DEFAULT_TARGETS`; see
+`ftjax/models/bert.py`.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ftjax.errors import UserError
-from ftjax.models.keys import resolve
+from ftjax.models.config_keys import resolve
 
 if TYPE_CHECKING:  # it needs JAX, which lists of models do without
     from ftjax.models.layers import Options
@@ -55,9 +55,9 @@ def table() -> dict[str, str]:
     rows = {}
     for name, (_, kind) in FAMILIES.items():
         heads = verified.get(name, {})
-        tasks = {head: found for head, found in heads.items() if head != "none"}
-        checks = list(dict.fromkeys(check for found in heads.values() for check in found))
-        every = [c for c in checks if all(c in found for found in tasks.values())]
+        tasks = {head: passed for head, passed in heads.items() if head != "none"}
+        checks = list(dict.fromkeys(check for passed in heads.values() for check in passed))
+        every = [c for c in checks if all(c in passed for passed in tasks.values())]
         some = [c for c in checks if c not in every]
         lines = [kind, f"tasks: {', '.join(tasks)}", f"verified of each: {', '.join(every)}"]
         lines += [f"of some: {', '.join(some)}"] if some else []

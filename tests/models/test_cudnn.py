@@ -7,14 +7,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from ftjax.build import build_tuned
 from jax._src.cudnn import fused_attention_stablehlo
 
 from ftjax import methods
-from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.models import cudnn
 from ftjax.models.attention import _say_once
-from ftjax.models.pattern import Pattern
+from ftjax.models.masks import Pattern
 from ftjax.parallel.mesh import logical_axes, make_mesh
 from tests.models import made
 

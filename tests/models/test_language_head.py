@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ftjax.build import build_tuned
 
 from ftjax import methods
 from ftjax.build import build_tuned
 from ftjax.errors import UserError
-from ftjax.models import vocabulary
+from ftjax.models import language_head
 from ftjax.parallel.mesh import logical_axes, make_mesh
 from tests.covering import covering, product
 from tests.forecast.abstract import LLAMA
@@ -22,7 +23,7 @@ LENGTH = 11
 
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch):
-    monkeypatch.setattr(vocabulary, "CHUNK", 4 * 64 * 3)  # of which the last is not full
+    monkeypatch.setattr(language_head, "CHUNK", 4 * 64 * 3)  # of which the last is not full
 
 
 def make_batch(case, smoothing=0.0):
@@ -132,7 +133,7 @@ def test_logits_exist_in_chunks_only():
     targets = jnp.zeros((4, LENGTH), jnp.int32)
 
     def loss(x):
-        return vocabulary.score(x, kernel, targets, targets).loss
+        return language_head.score(x, kernel, targets, targets).loss
 
     text = str(jax.make_jaxpr(jax.grad(loss))(x))
     assert "f32[4,3,64]" in text  # a chunk of three positions
