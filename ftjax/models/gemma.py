@@ -10,7 +10,6 @@ from ftjax.models.config_keys import keys
 from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked, sizes
 from ftjax.models.heads import Head
 from ftjax.models.layers import Options
-from ftjax.names import Part
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
 

@@ -29,7 +29,6 @@ from ftjax.models.layers import (
 from ftjax.models.masks import near_views, pick, view_of
 from ftjax.models.pooling import at_starts, mean_pool
 from ftjax.models.stack import Stack
-from ftjax.names import Part
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
 

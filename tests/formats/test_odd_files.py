@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from ftjax.formats.hf.vocabulary import words_of
-from ftjax.formats.hf.weights import Weights
 
 from ftjax import models
 from ftjax.errors import UserError

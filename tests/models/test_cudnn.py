@@ -7,10 +7,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from ftjax.build import build_tuned
 from jax._src.cudnn import fused_attention_stablehlo
 
 from ftjax import methods
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.models import cudnn
 from ftjax.models.attention import _say_once

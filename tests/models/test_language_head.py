@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ftjax.build import build_tuned
 
 from ftjax import methods
 from ftjax.build import build_tuned

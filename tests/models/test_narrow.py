@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ftjax.build import build_tuned
 
 from ftjax import methods
+from ftjax.build import build_tuned
 from ftjax.generation import decode
 from ftjax.generation.settings import Settings
 from ftjax.models.language_head import read_off

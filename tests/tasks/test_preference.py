@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 import torch
-from ftjax.evaluation.forward import Forward, refer
 
 from ftjax.data.encode import Examples, ragged
 from ftjax.errors import UserError
