@@ -51,5 +51,5 @@ def test_the_cheaper_by_the_compilers_count(rows, size, rank, features):
         left, right = hadamard_factors(**leaves)
         return x @ left @ right
 
-    whole = flops(lambda x, leaves: x @ update(**leaves))
+    whole = flops(lambda x, leaves: x @ difference(**leaves))
     assert whole_is_cheaper(rows, size, rank, features) == (whole < flops(by_factors))
