@@ -40,7 +40,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ftjax", "ftjax.*"]),
-    package_data={"ftjax.models": ["verified.json"]},
+    package_data={"ftjax": ["py.typed"], "ftjax.models": ["verified.json"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",
