@@ -62,7 +62,7 @@ def load_page(arguments: Namespace, overrides: Sequence[str]) -> Any:
     """
     from ftjax.config import load_config
 
-    return load_config(arguments.config, shorthands(arguments, overrides), task=arguments.task)
+    return load_config(arguments.config or "", shorthands(arguments, overrides), task=arguments.task)
 
 
 def shorthands(arguments: Namespace, overrides: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ftjax.config import flat_keys, known_options
+from ftjax.config.keys import flat_keys, known_options
 from ftjax.errors import UserError, nearest
 from ftjax.options import Option
 

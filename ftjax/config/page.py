@@ -5,7 +5,7 @@ import textwrap
 from typing import Any
 
 from ftjax import tasks
-from ftjax.config import default_config, flat_keys, known_options
+from ftjax.config.keys import default_config, flat_keys, known_options
 from ftjax.tasks import TASKS
 
 KEYS = (  # what most runs set

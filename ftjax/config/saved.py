@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ftjax.config import default_config, flat_keys, known_options, use_method
+from ftjax.config.keys import default_config, flat_keys, known_options, use_method, use_optimizer
 from ftjax.errors import UserError, summary
 
 
@@ -35,6 +35,7 @@ def from_json(text: str) -> ConfigDict:
 def _from_saved(saved: dict[str, Any]) -> ConfigDict:
     method = saved["method"]
     config = default_config(method["name"], saved["task"]["name"])
+    use_optimizer(config, saved.get("optimizer", {}).get("name", "adamw"))
     if "over" in method:
         use_method(config, method["name"], method["over"]["name"])
         saved["method"] = {**method, "over": {**config.method.over.to_dict(), **method["over"]}}

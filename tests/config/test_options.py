@@ -46,7 +46,9 @@ def bad_values(kind: Any) -> list[Any]:
 
 
 def outside(interval: str, kind: type) -> list[Any]:
-    """Numbers beyond the ends of an interval, and ends that are not in it."""
+    """Numbers beyond the ends of an interval, and ends that are not in it; names of nothing."""
+    if not isinstance(interval, str):
+        return ["nonsense"]
     if interval == "regex":
         return ["quer(y", "*", "["]
     if interval == "encoding":
