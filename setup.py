@@ -16,6 +16,7 @@ TEST = [
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "ruff==0.17.6",
+    "jsonschema>=4.21",  # of pages in YAML, against which they are checked
     "gcp-storage-emulator>=2026.1",
     *REMOTE,
     *TFDS,
@@ -39,7 +40,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["ftjax", "ftjax.*"]),
+    packages=[*find_packages(include=["ftjax", "ftjax.*"]), "ftjax.configs"],
+    package_dir={"ftjax.configs": "configs"},  # pages, which are found by their names
     package_data={"ftjax.models": ["verified.json"]},
     install_requires=[
         "jax>=0.10",
@@ -50,6 +52,7 @@ setup(
         "jinja2>=3.1",  # of chat templates
         "datasets>=4.0",
         "ml-collections>=1.0",
+        "pyyaml>=6.0",
         "grain>=0.2.12",
         "safetensors>=0.6",
         # Tokenizers that are published as SentencePiece's files, and Marian's punctuation.

@@ -96,9 +96,9 @@ class Option:
 @cache
 def options(cls: type) -> Mapping[str, Option]:
     """The options of a dataclass by name."""
-    kinds, meanings = get_type_hints(cls, include_extras=True), _meanings(cls)
+    kinds, said = get_type_hints(cls, include_extras=True), meanings(cls)
     return {
-        field.name: Option(kinds[field.name], field.default, meanings.get(field.name, ""))
+        field.name: Option(kinds[field.name], field.default, said.get(field.name, ""))
         for field in dataclasses.fields(cls)
     }
 
@@ -258,13 +258,13 @@ def _within(number: float, interval: str) -> bool:
     return above and (number < high if interval[-1] == ")" else number <= high)
 
 
-def _meanings(cls: type) -> dict[str, str]:
+def meanings(cls: type) -> dict[str, str]:
     """Name → what the docstrings of a class and those before it say of it under `Attributes`."""
-    meanings: dict[str, str] = {}
+    said: dict[str, str] = {}
     for each in reversed(cls.__mro__):
         _, _, listed = inspect.cleandoc(each.__dict__.get("__doc__") or "").partition("Attributes:")
         listed = re.split(r"\n(?=\S)", listed)[0]  # to the next section
         for entry in filter(None, re.split(r"\n {4}(?=\w+: )", listed)):
             name, _, meaning = entry.partition(": ")
-            meanings[name] = " ".join(meaning.split()).removesuffix(".")
-    return meanings
+            said[name] = " ".join(meaning.split()).removesuffix(".")
+    return said

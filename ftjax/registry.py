@@ -50,7 +50,8 @@ class Registry:
     @property
     def words(self) -> str:
         """What a name may be."""
-        few = f"one of {', '.join(self.table)}" if len(self.table) < 10 else "a name that is known"
+        listed = f"a name of `ftjax list {self.group.rpartition('.')[2]}`"
+        few = f"one of {', '.join(self.table)}" if len(self.table) < 10 else listed
         return f"{few}, or MODULE:CLASS of one's own"
 
     def find(self, name: str) -> Any:

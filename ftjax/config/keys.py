@@ -12,15 +12,16 @@ from typing import Annotated, Any, Union, get_origin
 from ml_collections import ConfigDict, FieldReference
 
 from ftjax import methods, optimizers, tasks
-from ftjax.config.sections import SECTIONS
+from ftjax.config.sections import SECTIONS, Model
 from ftjax.errors import UserError, nearest
-from ftjax.options import Option, Seed, options
+from ftjax.options import Option, Seed, meanings, options
 
 METHOD_NAME, TASK_NAME = Annotated[str, methods.REGISTRY], Annotated[str, tasks.REGISTRY]
 NAMED = {  # section → its name
     "method": Option(METHOD_NAME, "full", "of the method, whose options these are"),
     "task": Option(TASK_NAME, "classification", "of the task, whose options these are"),
 }
+NEW = Option(Mapping[str, Any], {}, meanings(Model)["new"])  # `model.new`: any keys
 NESTED = {*SECTIONS, "data.columns", "method", "method.over", "task"}  # what is a section
 MOST = 2**31 - 1
 

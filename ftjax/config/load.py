@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from ftjax import tasks
 from ftjax.config.checks import check
-from ftjax.config.keys import default_config, in_sections, override
+from ftjax.config.keys import NAMED, default_config, in_sections, override
 from ftjax.config.yaml import read_yaml
 from ftjax.errors import UserError, nearest
 
@@ -88,10 +88,13 @@ def parse_override(item: str) -> tuple[str, Any]:
     return key, {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
-def loaded(spec: str, changes: Changes, task: str = "") -> ConfigDict:
+def loaded(
+    spec: str, changes: Changes, task: str = "", before: tuple[Path, ...] = ()
+) -> ConfigDict:
     """The configuration of FILE[:ARG], or a task's default, with changes.
 
     Where the page's `get_config` takes an argument, ARG is passed, or else the method of a change.
+    `before` are the pages of YAML that begin from it.
     """
     named = dict(changes).get("method.name")
     method = "" if named is None else str(named)
@@ -101,7 +104,7 @@ def loaded(spec: str, changes: Changes, task: str = "") -> ConfigDict:
     elif (path := _file(file)) is None:
         begun = default_config(argument or method or "full", file)
     elif path.suffix in YAML:
-        begun = _of_yaml(path, argument or method)
+        begun = _of_yaml(path, argument or method, before)
     else:
         begun = _of_page(path, argument or method)
     return changed(begun, changes)
@@ -180,29 +183,30 @@ def _of_page(file: Path, argument: str) -> ConfigDict:
     return config
 
 
-def _of_yaml(file: Path, method: str) -> ConfigDict:
+def _of_yaml(file: Path, method: str, before: tuple[Path, ...]) -> ConfigDict:
     """What a page of YAML says, over the page that it begins from, if any.
 
     Args:
         file: the page.
         method: instead of the page's, whose options are then left out.
+        before: pages that begin from this one.
     """
+    if file.absolute() in before:
+        raise UserError("it begins from itself")
     tree = dict(read_yaml(file))
     page, said = str(tree.pop("page", "")), in_sections(tree)
-    own, task = dict(said).get("method.name"), dict(said).get("task.name")
+    own, task = dict(said).get("method.name"), dict(said).get("task.name", "classification")
     if method and own is not None and method != own:
         said = [(key, value) for key, value in said if not key.startswith("method.")]
     try:
         begin = [("method.name", method or own)] if method or own else []
         if page:
-            begun = loaded(_beside(file, page), begin)
+            begun = loaded(_beside(file, page), begin, before=(*before, file.absolute()))
         else:
-            begun = changed(default_config(task="classification" if task is None else task), begin)
+            begun = changed(default_config(task=NAMED["task"].read("task.name", task)), begin)
         return changed(begun, said)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    except RecursionError as error:
-        raise UserError(f"{file}: its page begins from itself") from error
 
 
 def _beside(file: Path, page: str) -> str:

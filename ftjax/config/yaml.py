@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from ml_collections import ConfigDict
 
+from ftjax.config.keys import known_options
 from ftjax.errors import UserError
 
 PLAIN = {  # tag → texts without quotes that are not strings, and what they begin with
@@ -53,9 +54,13 @@ _Dumper.add_representer(
 
 def to_yaml(config: ConfigDict) -> str:
     """All keys, nested as they are; what `read_yaml` reads."""
-    return yaml.dump(
-        config.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
-    )
+    values, tree = config.to_dict(), {}
+    for key in [*known_options(config), "model.new"]:
+        value, node, (*parents, last) = values, tree, key.split(".")
+        for name in parents:
+            value, node = value[name], node.setdefault(name, {})
+        node[last] = value[last]
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def read_yaml(file: Path) -> Mapping[str, Any]:

@@ -110,6 +110,8 @@ def test_every_key_says_what_it_means():
     for method, task in SECTIONS:
         for key, option in known_options(default_config(method, task)).items():
             assert option.meaning, key
+    for step in preparation.STEPS:
+        assert all(option.meaning for option in options(preparation.find(step)).values()), step
 
 
 @pytest.mark.parametrize(
