@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ftjax/__init__.py").read_text()).group(1)
@@ -32,6 +33,19 @@ TEST = [
     "bitsandbytes>=0.49",
 ]
 
+
+class Build(build_py):
+    """With the pages of configs/ in the package, where they are found by their names."""
+
+    def run(self) -> None:
+        super().run()
+        pages = Path(self.build_lib, "ftjax", "configs")
+        if not self.editable_mode:  # then they are found in the checkout
+            self.mkpath(str(pages))
+            for file in sorted(ROOT.glob("configs/*.py")):
+                self.copy_file(str(file), str(pages))
+
+
 setup(
     name="ftjax",
     version=VERSION,
@@ -40,8 +54,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[*find_packages(include=["ftjax", "ftjax.*"]), "ftjax.configs"],
-    package_dir={"ftjax.configs": "configs"},  # pages, which are found by their names
+    packages=find_packages(include=["ftjax", "ftjax.*"]),
+    cmdclass={"build_py": Build},
     package_data={"ftjax.models": ["verified.json"]},
     install_requires=[
         "jax>=0.10",
