@@ -23,8 +23,8 @@ from ftjax.options import options
 Table = Mapping[str, tuple[str, ...]]
 
 
-class NotImportable(UserError):
-    """What a name says cannot be imported here: the name itself may be right."""
+class NotFound(UserError):
+    """A name that is none, or of what cannot be imported here, where elsewhere it may be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Registry:
         try:
             self.require(name)
         except ValueError as error:
-            raise UserError(f"{where} {error}") from None
+            raise NotFound(f"{where} {error}") from None
         if name in self.table:
             module, *attribute, _ = self.table[name]
             found = importlib.import_module(f"{self.package}.{module}")
@@ -182,15 +182,13 @@ def _imported(where: str, name: str) -> Any:
     except ModuleNotFoundError as error:
         lacks = f"no module {error.name!r} is installed"
         mend = "install its package here, or put its folder on PYTHONPATH"
-        raise NotImportable(f"{where}: {lacks}; {mend}") from error
+        raise NotFound(f"{where}: {lacks}; {mend}") from error
     except Exception as error:
         how = f'python -c "import {module}" shows where'
-        raise NotImportable(f"{where}: {module} fails: {summary(error)}; {how}") from error
+        raise NotFound(f"{where}: {module} fails: {summary(error)}; {how}") from error
     for part in filter(None, attribute.split(".")):
         if not hasattr(found, part):
-            raise NotImportable(
-                f"{where}: {module} has no {attribute!r}{nearest(part, dir(found))}"
-            )
+            raise NotFound(f"{where}: {module} has no {attribute!r}{nearest(part, dir(found))}")
         found = getattr(found, part)
     return found
 

@@ -11,7 +11,7 @@ from ftjax import methods, optimizers, tasks
 from ftjax.config.keys import MOST, NAMED, NEW, SECTIONS
 from ftjax.data import preparation
 from ftjax.options import Option, Seed, options
-from ftjax.registry import NotImportable, Registry
+from ftjax.registry import NotFound, Registry
 
 Schema = dict[str, Any]
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -120,7 +120,7 @@ def _classes(registry: Registry) -> Iterable[tuple[str, type]]:
     for name in registry.entries():
         try:
             yield name, registry.find(name)
-        except NotImportable:
+        except NotFound:
             continue
 
 

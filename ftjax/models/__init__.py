@@ -101,8 +101,9 @@ def configure(hf_config: Mapping[str, Any], options: "Options") -> Any:
         UserError: a key is missing, or says what is not implemented.
     """
     module, kind = family(hf_config), hf_config["model_type"]
+    known = module.KEYS.get(kind) or next(iter(module.KEYS.values()))  # of one by its dotted name
     try:
-        return module.from_hf(resolve(hf_config, module.KEYS[kind]), options)
+        return module.from_hf(resolve(hf_config, known), options)
     except KeyError as error:
         raise UserError(f"config.json of this {kind} lacks {error}") from error
 
