@@ -73,8 +73,10 @@ class Registry:
         self._check(where, found)
         return found
 
-    def require(self, name: str) -> None:
+    def require(self, name: Any) -> None:
         """Raises ValueError for a name that is not built in, dotted or an entry point's."""
+        if not isinstance(name, str):
+            raise ValueError("is no name")
         if name in self.table or _is_dotted(name):
             return
         own = self._entry_points()

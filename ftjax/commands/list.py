@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from ftjax.commands.command import Command
 from ftjax.errors import UserError, nearest
-from ftjax.registry import NotFound, Registry
+from ftjax.registry import Registry
 
 EVERY = ("name", "learning_rate", "schedule", "warmup", "weight_decay", "clip_norm")
 BALL = ("adversarial", "epsilon")
@@ -94,7 +94,7 @@ def _brief(step: str) -> str:
 
     try:
         known = defaults(find(step))
-    except NotFound:
+    except UserError:
         return ""  # which what it is says
     given = [f"{name}={value!r}" for name, value in known.items()]
     return f"{'':<{WIDTH}}{', '.join(given)}\n" if given else ""

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from ftjax import methods, optimizers, tasks
 from ftjax.config.keys import MOST, NAMED, NEW, SECTIONS
 from ftjax.data import preparation
+from ftjax.errors import UserError
 from ftjax.options import Option, Seed, options
-from ftjax.registry import NotFound, Registry
+from ftjax.registry import Registry
 
 Schema = dict[str, Any]
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -120,7 +121,7 @@ def _classes(registry: Registry) -> Iterable[tuple[str, type]]:
     for name in registry.entries():
         try:
             yield name, registry.find(name)
-        except NotFound:
+        except UserError:
             continue
 
 
