@@ -2,10 +2,13 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ftjax.commands.command import Command
 from ftjax.errors import UserError, nearest
-from ftjax.registry import Registry
+
+if TYPE_CHECKING:
+    from ftjax.registry import Registry
 
 EVERY = ("name", "learning_rate", "schedule", "warmup", "weight_decay", "clip_norm")
 BALL = ("adversarial", "epsilon")
@@ -40,7 +43,7 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
             print(_brief(entry), end="")
 
 
-def _registry(what: str) -> Registry | None:
+def _registry(what: str) -> "Registry | None":
     """Of what has options of its own."""
     from ftjax import methods, optimizers, tasks
     from ftjax.data import preparation
