@@ -1,6 +1,6 @@
 """What another package brings is found, trained, kept and read again, with no edit here.
 
-`tests/own_package` is installed as pip does it, into a folder of its own.
+`tests/own-package` is installed as pip does it, into a folder of its own.
 """
 
 import json
@@ -24,7 +24,7 @@ from ftjax.workdir.folder import read_workdir
 from tests.commands.test_pages import _in_this_process, said  # noqa: F401
 from tests.conftest import here
 
-SOURCE = Path(__file__).with_name("own_package")
+SOURCE = Path(__file__).with_name("own-package")  # a name that is no module's
 DOTTED = {
     "method": "own_package.scale:Scale",
     "task": "own_package.cautious:Cautious",
