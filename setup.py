@@ -97,7 +97,7 @@ setup(
         "tfds": TFDS,
         "excel": EXCEL,
     },
-    entry_points={"console_scripts": ["ftjax=ftjax.cli:main"]},
+    entry_points={"console_scripts": ["ftjax=ftjax.commands.entry:main"]},
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",

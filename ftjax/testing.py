@@ -20,15 +20,16 @@ import numpy as np
 import optax
 
 from ftjax import methods, tuned
+from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.loss import Loss
 from ftjax.methods.quantized import dequantized
 from ftjax.options import options
 from ftjax.parallel.mesh import logical_axes, make_mesh, param_shardings, place_rows
 from ftjax.paths import Flat, expand
-from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.optimizers import make_optimizer
 from ftjax.training.step import State, init_state, lower_step, make_step
+from ftjax.workdir.checkpoints import Checkpoints
 
 SIZES = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"intermediate_size": 128, "max_position_embeddings": 64, "initializer_range": 0.2}
@@ -68,7 +69,7 @@ class Trial:
     def build(self, settings: Mapping[str, Any] | None = None, **more: Any) -> tuned.Tuned:
         """The model under the method, with settings of the model and more options."""
         method = methods.create({"name": self.name, **self.options, **more})
-        return tuned.build(BASES[self.base], method, settings, HEAD)
+        return build_tuned(BASES[self.base], method, settings, HEAD)
 
     @cached_property
     def model(self) -> tuned.Tuned:
@@ -132,7 +133,7 @@ class Trained:
 
 @cache
 def plain_model(base: str) -> tuned.Tuned:
-    return tuned.build(BASES[base], methods.create({"name": "full"}), {}, HEAD)
+    return build_tuned(BASES[base], methods.create({"name": "full"}), {}, HEAD)
 
 
 @cache

@@ -19,7 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     if arguments.schema:
         from ftjax.config.schema import schema
-        from ftjax.workdir.records import write_json
+        from ftjax.files import write_json
 
         write_json(arguments.schema, schema())
         print(f"schema: {arguments.schema}")

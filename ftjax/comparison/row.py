@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ftjax.comparison.statistics import interval, wilson
-from ftjax.pages import percent
+from ftjax.html import percent
 from ftjax.tasks import find
 from ftjax.tasks.base import spoken
 

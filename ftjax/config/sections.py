@@ -31,7 +31,7 @@ class Model:
         from_step: of its checkpoint; 0: its best.
         new_head: starts a new head even where the folder has one.
         new: of a model made at `model.path`: keys of its config.json, "model_type" among them,
-            "tokenizer" and "vocab_size" (ftjax/training/fresh.py).
+            "tokenizer" and "vocab_size" (ftjax/setup/new_model.py).
     """
 
     path: str = "minilm"

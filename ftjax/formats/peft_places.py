@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ftjax.errors import UserError
-from ftjax.formats.names import Part
-from ftjax.formats.peft_forms import FORMS, WORDS, Form, Leaf
+from ftjax.formats.peft.forms import FORMS, WORDS, Form, Leaf
 from ftjax.methods import name_of
+from ftjax.names import Part
 from ftjax.paths import expand
 from ftjax.tuned import Tuned
 

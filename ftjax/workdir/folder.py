@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 from ftjax.config import flat_keys
 from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError, require
+from ftjax.files import write_json, write_text
 from ftjax.formats.jsons import read_json, read_names
 from ftjax.registry import NotFound
 from ftjax.remote import is_remote
 from ftjax.workdir import lock
-from ftjax.workdir.records import PENDING, read_result, write_json, write_text
+from ftjax.workdir.result import PENDING, read_result
 
 # What may differ when a run is resumed: it changes speed and records, not results.
 FREE = (
@@ -29,7 +30,7 @@ FREE = (
     "train.profile_steps",
     "train.dump_programs",
 )
-# How files are read, and where they lie: what they hold is compared, see `ftjax.training.inputs`.
+# How files are read, and where they lie: what they hold is compared, see `ftjax.setup.inputs`.
 FREE += ("data.source", "data.encoding", "data.delimiter", "data.quoting")
 PATHS = ("data.path", "data.mixture", "model.path", "model.adapter", "method.adapters")
 START = "start"  # of a work folder: the model of `model.from_run`

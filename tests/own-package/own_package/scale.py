@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
+from ftjax.base_model import Base
 
 from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf
 from ftjax.partition import Rules
-from ftjax.paths import Base
 
 
 @dataclass(frozen=True)
