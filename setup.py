@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ftjax/__init__.py").read_text()).group(1)
@@ -16,6 +17,7 @@ TEST = [
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "ruff==0.17.6",
+    "jsonschema>=4.21",  # of pages in YAML, against which they are checked
     "gcp-storage-emulator>=2026.1",
     *REMOTE,
     *TFDS,
@@ -31,6 +33,19 @@ TEST = [
     "bitsandbytes>=0.49",
 ]
 
+
+class Build(build_py):
+    """With the pages of configs/ in the package, where they are found by their names."""
+
+    def run(self) -> None:
+        super().run()
+        pages = Path(self.build_lib, "ftjax", "configs")
+        if not self.editable_mode:  # then they are found in the checkout
+            self.mkpath(str(pages))
+            for file in sorted(ROOT.glob("configs/*.py")):
+                self.copy_file(str(file), str(pages))
+
+
 setup(
     name="ftjax",
     version=VERSION,
@@ -40,6 +55,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ftjax", "ftjax.*"]),
+    cmdclass={"build_py": Build},
     package_data={"ftjax": ["py.typed"], "ftjax.models": ["verified.json"]},
     install_requires=[
         "jax>=0.10",
@@ -50,6 +66,7 @@ setup(
         "jinja2>=3.1",  # of chat templates
         "datasets>=4.0",
         "ml-collections>=1.0",
+        "pyyaml>=6.0",
         "grain>=0.2.12",
         "safetensors>=0.6",
         # Tokenizers that are published as SentencePiece's files, and Marian's punctuation.

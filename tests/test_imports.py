@@ -9,6 +9,7 @@ ROOMS = """
 errors process options patterns paths partition loss dropout quantization
 remote cache files html bars registry names base_model
 parallel
+optimizers
 methods
 tuned
 formats
@@ -28,6 +29,7 @@ runs
 model
 comparison
 adapters
+testing
 commands
 __main__
 """

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ftjax.config import flat_keys, known_options
+from ftjax.config.keys import NEW, flat_keys, known_options
 from ftjax.errors import UserError, nearest
 from ftjax.options import Option
 
@@ -30,7 +30,8 @@ def explain(config: ConfigDict, asked: str) -> str:
     Raises:
         UserError: no such key; the nearest is named.
     """
-    known, values = known_options(config), flat_keys(config)
+    known, values = known_options(config) | {"model.new": NEW}, flat_keys(config)
+    values["model.new"] = config.model.new
     keys = [key for key in known if not asked or key == asked or key.startswith(f"{asked}.")]
     if not keys:
         raise UserError(f"unknown config key {asked!r}{nearest(asked, _named(known))}")

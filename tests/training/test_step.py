@@ -14,9 +14,10 @@ from ftjax.config import default_config
 from ftjax.errors import UserError
 from ftjax.forecast.lowering import abstract_recipe, compiled
 from ftjax.loss import Loss
+from ftjax.optimizers import OPTIMIZERS
 from ftjax.parallel.mesh import make_mesh
 from ftjax.training.averages import moving
-from ftjax.training.optimizers import OPTIMIZERS, make_optimizer, schedule, warmup_steps
+from ftjax.training.optimizers import make_optimizer, schedule, warmup_steps
 from ftjax.training.step import State, gradients, init_state, make_step
 from tests.conftest import HEAD, build, cross_entropy, make_batch
 from tests.models.made import quick
