@@ -227,3 +227,21 @@ def test_examples_in_docstrings():
     results = [doctest.testmod(importlib.import_module(name)) for name in shown]
     assert sum(each.attempted for each in results) >= 2
     assert not sum(each.failed for each in results)
+
+
+def test_a_study_of_a_configuration(config, tmp_path):
+    keys = {"train.steps": 1, "data.prepare": ()}
+    study = ftjax.compare(config, ["head", "bitfit"], tmp_path / "study", jobs=2, **keys)
+    table = study.to_pandas()
+    assert list(table["method"]) == ["head", "bitfit"] and table["score"].between(0, 1).all()
+    latex, html = study.to_latex(), study._repr_html_()
+    assert latex.count("\\\\\n") == 3 and "bitfit" in latex and "bitfit" in html
+    assert "bitfit" in repr(study) and (tmp_path / "study" / "report.html").exists()
+
+
+def test_a_configuration_from_python():
+    config = ftjax.config("sst2", method="lora", **{"method.rank": 4, "train.epochs": 1})
+    assert (config.method.name, config.method.rank, config.train.epochs) == ("lora", 4, 1)
+    with pytest.raises(ftjax.UserError, match="method.rank"):
+        ftjax.config("sst2", method="lora", **{"method.rank": 0})
+    assert "data.batching" in ftjax.explain("data.batching")

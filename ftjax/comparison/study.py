@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from ftjax.comparison.pool import pool_of
 from ftjax.comparison.processes import Processes
 from ftjax.comparison.report import html_table, latex_table, markdown_table, write_report
 from ftjax.comparison.row import Row, better_of, summarize
 from ftjax.config import check, in_dots, load_config, load_module
+from ftjax.config.yaml import to_yaml
 from ftjax.errors import Stopped, UserError, require
-from ftjax.files import write_json
+from ftjax.files import write_json, write_text
 from ftjax.remote import located
 from ftjax.training.progress import gain
 from ftjax.training.signals import STOPS, listening
@@ -20,6 +23,7 @@ from ftjax.workdir.folder import finished
 from ftjax.workdir.records import read_metrics
 from ftjax.workdir.result import read_result
 
+PAGE = "page.yaml"  # of a study of a configuration that a program gave
 MOST = 10_000  # seeds, folds or processes of a study
 
 
@@ -158,7 +162,7 @@ class Study:
 
 
 def compare(
-    config: str | os.PathLike[str],
+    config: ConfigDict | str | os.PathLike[str],
     methods: Sequence[str] = (),
     workdir: str | os.PathLike[str] = "",
     *,
@@ -180,8 +184,8 @@ def compare(
     checkpoint that is best on it.
 
     Args:
-        config: FILE; empty for the default of `task`.
-        methods: names; empty for the file's `METHODS`.
+        config: a configuration, a page's file or its name; empty for the default of `task`.
+        methods: names; empty for the page's `METHODS`.
         workdir: runs are in `METHOD/seed_N`, or in `METHOD/RATE/seed_N`; folds in `fold_N` of it.
         seeds: runs a method.
         jobs: runs at once, each with its share of the cores (not on accelerators).
@@ -194,7 +198,11 @@ def compare(
             goes on.
         UserError: bad input, or a run that failed.
     """
-    config, workdir = os.fspath(config), located(os.fspath(workdir))
+    workdir = located(os.fspath(workdir))
+    if isinstance(config, ConfigDict):
+        write_text(workdir / PAGE, to_yaml(config))
+        config = workdir / PAGE
+    config = os.fspath(config)
     overrides = [f"--config.{key}={value!r}" for key, value in in_dots(keys).items()]
     module = load_module(config) if config else None
     methods, grid = methods or getattr(module, "METHODS", ()), getattr(module, "GRID", {})
