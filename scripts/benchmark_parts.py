@@ -63,7 +63,7 @@ def deberta_layer() -> Iterator[Pair]:
 
 def loha_update() -> Iterator[Pair]:
     def whole(x: Array, leaves: dict) -> Array:
-        return x @ loha.update(**leaves)
+        return x @ loha.difference(**leaves)
 
     def factored(x: Array, leaves: dict) -> Array:
         left, right = loha.hadamard_factors(**leaves)
