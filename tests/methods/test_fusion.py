@@ -11,7 +11,7 @@ from ftjax.training.run import place_model
 from ftjax.training.trained import best_params
 from tests.conftest import ftjax
 
-SETTINGS = ["--config.method.reduction=8", "--config.train.epochs=1"]
+SETTINGS = ["--config.method.reduction=8", "--config.train.steps=3", "--config.data.buckets=1"]
 
 
 @pytest.fixture(scope="module")
