@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 import torch
+from ftjax.build import build_tuned
+from ftjax.formats.adapterhub.folder import is_fusion, read_adapter, read_method
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
 from ftjax.formats import adapter
-from ftjax.formats.adapterhub import is_fusion, read_adapter, read_method
 from ftjax.formats.export import write_export
 from ftjax.formats.folder import read_config
 from ftjax.methods.reft import Reft, orthonormal
@@ -283,7 +284,7 @@ def test_mean_pooling_has_no_head_there(tmp_path):
     folder = FOLDER / "bert" / "lora"
     task = {"head": "classification", "labels": 3, "pooling": "mean"}
     method = methods.create(read_method(folder))
-    model = tuned.build(read_config(folder.parent / "base"), method, {}, task)
+    model = build_tuned(read_config(folder.parent / "base"), method, {}, task)
     params, output = read_adapter(folder, model, head=False), tmp_path / "out"
     size = model.shapes["classifier/kernel"].shape
     params |= {"classifier/kernel": np.ones(size), "classifier/bias": np.zeros(size[1])}

@@ -15,17 +15,20 @@ import peft
 import pytest
 import torch
 import transformers
+from ftjax.build import build_tuned
+from ftjax.formats.gguf.tokenizer import end_tokens
+from ftjax.formats.hf.dequantize import STATE
+from ftjax.formats.hf.shards import write_weights
+from ftjax.formats.hf.vocabulary import words_of
+from ftjax.formats.hf.weights import Weights
+from ftjax.formats.sentence_transformers import modules
 from safetensors.numpy import load_file, save_file
 
-from ftjax import methods, models, tuned
+from ftjax import methods, models
 from ftjax.errors import UserError
-from ftjax.formats import adapter, adapterhub, modules
-from ftjax.formats.dequantize import STATE
+from ftjax.formats import adapter
+from ftjax.formats.adapterhub import folder as adapterhub
 from ftjax.formats.folder import load_tokenizer, open_weights, stored_dtype
-from ftjax.formats.gguf_tokenizer import end_tokens
-from ftjax.formats.shards import write_weights
-from ftjax.formats.vocabulary import words_of
-from ftjax.formats.weights import Weights
 from ftjax.generation.settings import of_folder
 from tests.formats import adapterhub_cases, published
 from tests.formats.bounds import bounded
@@ -217,7 +220,7 @@ def peft_folder(folder: Path, settings: peft.PeftConfig) -> Case:
     peft.get_peft_model(base, settings).save_pretrained(folder)
     own = adapter.read_method(folder)
     hf_config = json.loads(CASES["bert"]().to_json_string())
-    model = tuned.build(hf_config, methods.create(own), {}, {})
+    model = build_tuned(hf_config, methods.create(own), {}, {})
     params = {path: np.zeros(leaf.shape, np.float32) for path, leaf in model.shapes.items()}
 
     def read(_: Path) -> None:

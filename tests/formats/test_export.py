@@ -15,10 +15,13 @@ import peft
 import pytest
 import torch
 import transformers
+from ftjax.build import build_tuned
+from ftjax.formats.gguf.tokenizer import end_tokens
+from ftjax.formats.sentence_transformers.modules import pooling_of
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
 from ftjax.errors import UserError
 from ftjax.formats import export
 from ftjax.formats.export import whole, write_export
@@ -30,8 +33,6 @@ from ftjax.formats.folder import (
     read_config,
     stored_dtype,
 )
-from ftjax.formats.gguf_tokenizer import end_tokens
-from ftjax.formats.modules import pooling_of
 from ftjax.parallel.mesh import make_mesh, param_shardings
 from ftjax.tasks.contrastive import Contrastive
 from tests.conftest import build, here, perturbed
@@ -50,7 +51,7 @@ ABOUT = ("transformers_version", "_name_or_path", "architectures", "dtype", "_fr
 def start(folder, mesh, head, method="full", **settings):
     """A folder's model and moved parameters."""
     wanted = {"head": head, "labels": 2} if head == "classification" else {"head": head}
-    model = tuned.build(
+    model = build_tuned(
         read_config(folder),
         methods.create({"name": method}),
         {"dtype": "float32", **settings},
@@ -241,7 +242,7 @@ def test_the_host_holds_a_tensor_at_a_time(method, one_device, tmp_path):
     (tmp_path / "base" / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     head = {"head": "causal_lm"}
     chosen = methods.create({"name": method})
-    model = tuned.build(config, chosen, {"segments": "scan"}, head)
+    model = build_tuned(config, chosen, {"segments": "scan"}, head)
     shardings = param_shardings(model.shapes, model.axes, one_device)
     params = model.init(jax.random.key(0), list(model.shapes), shardings)
     params = {p: model.method.stored(model.base, p, x) for p, x in params.items()}

@@ -5,9 +5,9 @@ import pytest
 import torch
 import transformers
 
-from ftjax.formats import hf
 from ftjax.formats.adapter import read_method
 from ftjax.formats.export import write_export
+from ftjax.formats.hf import mapping
 from ftjax.formats.jsons import read_json, write_json
 from tests.conftest import write_jsonl, write_tokenizer
 from tests.formats.test_round_trips import (
@@ -81,9 +81,9 @@ def write_base(folder, case):
     config |= {key: value for key, value in SPECIAL.items() if key in config}
     head = model.config.heads.get(model.model.head)
     config["architectures"] = [head.architecture if head else model.family.MODEL]
-    tensors = hf.to_tensors(parameters(model), model.names, prefix=head is not None)
+    tensors = mapping.to_tensors(parameters(model), model.names, prefix=head is not None)
     folder.mkdir()
-    hf.write_folder(folder, folder, config, tensors)
+    mapping.write_folder(folder, folder, config, tensors)
     write_tokenizer(folder)
     file = folder / "tokenizer_config.json"
     write_json(file, read_json(file) | {"bos_token": "[CLS]", "eos_token": "[SEP]"})

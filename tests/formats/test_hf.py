@@ -10,15 +10,16 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from ftjax.build import build_tuned
+from ftjax.commands.entry import main
+from ftjax.formats.sentence_transformers.modules import pooling_of
 from safetensors.numpy import load_file, save_file
 
-from ftjax import methods, pretrained, tuned
-from ftjax.cli import main
+from ftjax import methods, pretrained
 from ftjax.errors import UserError
-from ftjax.formats import hf
 from ftjax.formats.export import write_export
 from ftjax.formats.folder import Weights, locate, read_config
-from ftjax.formats.modules import pooling_of
+from ftjax.formats.hf import mapping
 from tests.conftest import HEAD, build, make_batch, perturbed
 from tests.models.made import quick
 from tests.models.reference import Reference
@@ -246,7 +247,7 @@ def test_shards_are_written_as_transformers_does(tiny, tmp_path):
     reference = transformers.AutoModel.from_pretrained(tiny)
     reference.save_pretrained(tmp_path / "theirs", max_shard_size=limit)
     config = read_config(tiny)
-    hf.write_folder(tmp_path / "ours", tiny, config, Weights(tiny), shard_bytes=limit)
+    mapping.write_folder(tmp_path / "ours", tiny, config, Weights(tiny), shard_bytes=limit)
     ours, theirs = (
         json.loads((tmp_path / side / "model.safetensors.index.json").read_text())
         for side in ("ours", "theirs")
@@ -279,7 +280,7 @@ def test_shards_are_written_as_transformers_does(tiny, tmp_path):
 )
 def test_copies_of_tied_tensors_are_passed_over(case, head, copies, one_device, tmp_path):
     reference = Reference.make(case, head, tmp_path)
-    model = tuned.build(read_config(tmp_path), methods.create({"name": "full"}), {}, {"head": head})
+    model = build_tuned(read_config(tmp_path), methods.create({"name": "full"}), {}, {"head": head})
     tensors = {
         name: tensor.contiguous().clone() for name, tensor in reference.model.state_dict().items()
     }

@@ -9,11 +9,12 @@ import pytest
 import torch
 import transformers
 from bitsandbytes import functional
+from ftjax.build import build_tuned
+from ftjax.formats.hf.dequantize import STATE
 from safetensors.torch import load_file, save_file
 
 from ftjax import pretrained
 from ftjax.errors import UserError
-from ftjax.formats.dequantize import STATE
 from ftjax.formats.folder import open_weights, read_config, stored_dtype
 from tests.models.cases import CASES
 from tests.models.made import quick
@@ -220,7 +221,7 @@ def test_damaged_matrices_are_named(kind, change, message, tmp_path):
 def test_a_quantized_model_is_trained_and_exported_plain(tmp_path, one_device):
     import jax
 
-    from ftjax import methods, tuned
+    from ftjax import methods
     from ftjax.formats.export import write_export
 
     tensors = make(tmp_path / "base")
@@ -231,7 +232,7 @@ def test_a_quantized_model_is_trained_and_exported_plain(tmp_path, one_device):
         parts = layer.quant_state.as_dict(packed=True)
         tensors |= {f"{name}.{key}": x for key, x in parts.items()}
     rewrite(tmp_path / "base", tensors, {"quant_method": "bitsandbytes", "load_in_4bit": True})
-    model = tuned.build(
+    model = build_tuned(
         read_config(tmp_path / "base"),
         methods.create({"name": "lora"}),
         {},

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from ftjax.evaluation.predictor import Predictor
+from ftjax.setup.model import place_model
+from ftjax.setup.splits import read_data
 from sentence_transformers import SentenceTransformer
 
 from ftjax import tasks
 from ftjax.config import default_config
 from ftjax.formats.adapter import read_method
 from ftjax.formats.export import write_export
-from ftjax.training.predictor import Predictor
-from ftjax.training.run import place_model
-from ftjax.training.splits import read_data
 from tests.conftest import CONFIG, WORDS, perturbed, write_jsonl, write_tiny
 from tests.covering import covering
 
@@ -212,8 +212,9 @@ def test_embeddings_with_dense_layers_equal_sentence_transformers(sentences, tmp
     ],
 )
 def test_modules_that_are_not_read_are_named(sentences, change, message, tmp_path):
+    from ftjax.formats.sentence_transformers.modules import pooled
+
     from ftjax.errors import UserError
-    from ftjax.formats.modules import pooled
 
     listed = json.loads((sentences / "modules.json").read_text())
     listed[2] |= change

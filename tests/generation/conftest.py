@@ -5,9 +5,10 @@ import json
 import jax
 import numpy as np
 import pytest
+from ftjax.build import build_tuned
 
-from ftjax import methods, tuned
-from ftjax.formats import hf
+from ftjax import methods
+from ftjax.formats.hf import mapping
 from tests.conftest import write_tokenizer
 from tests.models.cases import CASES
 
@@ -21,11 +22,11 @@ def write_model(folder, case: str, head: str, **changes):
     """A folder of a random model, seed 0, with the tests' WordPiece tokenizer."""
     config = json.loads(CASES[case]().to_json_string())
     config |= {"eos_token_id": 3, **changes}
-    model = tuned.build(config, methods.create({"name": "full"}), {}, {"head": head})
+    model = build_tuned(config, methods.create({"name": "full"}), {}, {"head": head})
     params = model.init(jax.random.key(0), list(model.shapes), dict.fromkeys(model.shapes))
-    tensors = hf.to_tensors(jax.tree.map(np.asarray, params), model.names, prefix=True)
+    tensors = mapping.to_tensors(jax.tree.map(np.asarray, params), model.names, prefix=True)
     folder.mkdir(parents=True)
-    hf.write_folder(folder, folder, config, tensors)
+    mapping.write_folder(folder, folder, config, tensors)
     write_tokenizer(folder)
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": CHAT}))

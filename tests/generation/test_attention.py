@@ -5,10 +5,10 @@ from functools import partial
 
 import jax
 import pytest
+from ftjax.commands.entry import main
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.pallas.ops.tpu import splash_attention
 
-from ftjax.cli import main
 from ftjax.formats.folder import load_tokenizer
 from ftjax.generation import beam, decode
 from ftjax.generation.load import open_model

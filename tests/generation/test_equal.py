@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 import torch
+from ftjax.build import build_tuned
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
 from ftjax.formats.folder import read_config
 from ftjax.generation import beam, decode
 from ftjax.generation.settings import Settings, from_hf
@@ -43,7 +44,7 @@ class Pair:
         head = "seq2seq_lm" if self.sequences else "causal_lm"
         self.theirs = Reference.make(case, head, folder).model
         full = methods.create({"name": "full"})
-        self.ours = tuned.build(read_config(folder), full, {"segments": segments}, {"head": head})
+        self.ours = build_tuned(read_config(folder), full, {"segments": segments}, {"head": head})
         self.params, _ = pretrained.load(folder, self.ours, mesh, jax.random.key(0))
         self.config = self.theirs.generation_config.to_dict() | {"max_length": None}
         sizes = np.array([9, 6, 2])[:, None]

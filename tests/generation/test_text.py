@@ -7,9 +7,10 @@ from itertools import pairwise
 import jax
 import numpy as np
 import pytest
+from ftjax.build import build_tuned
+from ftjax.commands.entry import main
 
-from ftjax import methods, pretrained, tuned
-from ftjax.cli import main
+from ftjax import methods, pretrained
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer, read_config
 from ftjax.generation.settings import Settings
@@ -26,7 +27,7 @@ PROMPTS = ["the film was", "a very good story and", "bad"]
 def opened(folder, mesh, method=None, head="causal_lm"):
     """A model under a method, its trainable leaves moved."""
     method = methods.create(method or {"name": "prompting"})
-    model = tuned.build(read_config(folder), method, {}, {"head": head})
+    model = build_tuned(read_config(folder), method, {}, {"head": head})
     params, _ = pretrained.load(folder, model, mesh, jax.random.key(0))
     return model, perturbed(params, model)
 
@@ -81,13 +82,13 @@ NAMES = [(name,) for name in METHODS if name not in NOT_HERE]
 def test_every_method_generates_as_without_a_cache(name, decoder, one_device):
     segments = {"segments": "scan"} if name == "lora" else {}
     method = methods.create({"name": name, **SMALL.get(name, {})})
-    model = tuned.build(read_config(decoder), method, segments, {"head": "causal_lm"})
+    model = build_tuned(read_config(decoder), method, segments, {"head": "causal_lm"})
     params = perturbed(pretrained.load(decoder, model, one_device, jax.random.key(0))[0], model)
     tokenizer = load_tokenizer(decoder)
     found, wanted = greedy(model, params, tokenizer, 8)
     assert found == wanted
     if name == "lora":
-        plain = tuned.build(
+        plain = build_tuned(
             read_config(decoder), methods.create({"name": "full"}), segments, {"head": "causal_lm"}
         )
         settings = Settings(max_new_tokens=8)

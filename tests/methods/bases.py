@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from ftjax.build import build_tuned
 
 from ftjax import methods, tuned
-from ftjax.formats import hf
+from ftjax.formats.hf import mapping
 
 SIZES = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"intermediate_size": 128, "max_position_embeddings": 64, "initializer_range": 0.2}
@@ -52,7 +53,7 @@ ALIKE |= {"rslora", "lora_plus", "lora_fa", "olora"}
 def folder(base: str) -> Path:
     """A folder of the base model, with random weights and without a head."""
     config = BASES[base]
-    model = tuned.build(config, methods.create({"name": "full"}), {}, HEAD)
+    model = build_tuned(config, methods.create({"name": "full"}), {}, HEAD)
     params = model.init(jax.random.key(0), list(model.shapes), dict.fromkeys(model.shapes))
     random = np.random.default_rng(0)
     stored = {}
@@ -68,7 +69,9 @@ def folder(base: str) -> Path:
     place = Path(mkdtemp(prefix=f"ftjax_{base}_"))
     config = {**config, "architectures": [model.family.MODEL]}
     (place / "config.json").write_text(json.dumps(config))
-    hf.write_folder(place, place, config, hf.to_tensors(stored, model.names, prefix=False))
+    mapping.write_folder(
+        place, place, config, mapping.to_tensors(stored, model.names, prefix=False)
+    )
     return place
 
 
@@ -79,7 +82,7 @@ def build(
     head: Mapping[str, Any] = HEAD,
 ) -> tuned.Tuned:
     """A base model under a method."""
-    return tuned.build(BASES[base], methods.create(method), settings, head)
+    return build_tuned(BASES[base], methods.create(method), settings, head)
 
 
 def make_batch(base: str, rows: int = 8, length: int = 12, seed: int = 0) -> dict[str, np.ndarray]:

@@ -9,17 +9,18 @@ import optax
 import peft
 import pytest
 import torch
+from ftjax.build import build_tuned
+from ftjax.formats.peft.folder import folder as files
+from ftjax.runs.train import train
 from safetensors.numpy import load_file
 
 from ftjax import methods, tuned
 from ftjax.config import check, load_config
 from ftjax.errors import UserError
-from ftjax.formats import peft as files
 from ftjax.methods.adalora import ranks
 from ftjax.methods.allocation import Schedule, best
 from ftjax.paths import expand
 from ftjax.training.optimizers import make_optimizer
-from ftjax.training.train import train
 from tests.methods.peft_cases import base_of, their_logits
 from tests.models import made
 from tests.models.made import quick
@@ -216,7 +217,7 @@ def test_what_is_pruned_is_zero_at_any_rate():
     hyper = {"rank": 4, "target_rank": 1, "begin": 0, "end": 1}
     parts = [{"name": "layerwise_lr_decay", "decay": 0.5}, {"name": "adalora", **hyper}]
     method = methods.create({"name": "combination", "parts": parts})
-    model = tuned.build(made.config_of("llama"), method, {}, {"head": "causal_lm"})
+    model = build_tuned(made.config_of("llama"), method, {}, {"head": "causal_lm"})
     params, frozen = model.partition.split(made.parameters(model))
     rates = model.rates()
     assert rates["decoder/layer_0/attention/query/lora_e"] == 0.125

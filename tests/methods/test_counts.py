@@ -1,8 +1,9 @@
 """Parameter counts on BERT-base, as published."""
 
 import pytest
+from ftjax.build import build_tuned
 
-from ftjax import methods, tuned
+from ftjax import methods
 from tests.covering import product
 
 BERT_BASE = {"model_type": "bert"}
@@ -53,5 +54,5 @@ FEW = [case for case in CASES if case[1] == "scan" or COUNTS[case[0]][0]["name"]
 def test_bert_base(number, segments):
     settings, count = COUNTS[number]
     head = {"head": "classification", "labels": 2, "pooling": "cls"}
-    model = tuned.build(BERT_BASE, methods.create(settings), {"segments": segments}, head)
+    model = build_tuned(BERT_BASE, methods.create(settings), {"segments": segments}, head)
     assert model.partition.counts(model.shapes)[0] == count

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ftjax.workdir.checkpoints import Checkpoints
 
 from ftjax import methods, pretrained, tuned
 from ftjax.errors import UserError
@@ -14,7 +15,6 @@ from ftjax.methods.quantized import dequantized
 from ftjax.parallel.mesh import fitted, logical_axes, make_mesh, param_shardings, place_rows
 from ftjax.paths import Flat, expand
 from ftjax.quantization import Quantized
-from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.optimizers import make_optimizer
 from ftjax.training.step import init_state, lower_step, make_step
 from tests.conftest import cross_entropy

@@ -8,12 +8,13 @@ import peft
 import pytest
 import torch
 import transformers
+from ftjax.build import build_tuned
+from ftjax.formats.peft.folder import folder as files
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
 from ftjax.config import check, load_config
 from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError
-from ftjax.formats import peft as files
 from ftjax.formats.folder import read_config
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import expand
@@ -95,7 +96,7 @@ def test_dropout_is_of_the_updates_input_alone(tiny, one_device):
     quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     method = methods.create({"name": "lora", "dropout": 0.5, "init": "random"})
     head = {"head": "classification", "labels": 2, "pooling": "cls"}
-    model = tuned.build({**read_config(tiny), **quiet}, method, {}, head)
+    model = build_tuned({**read_config(tiny), **quiet}, method, {}, head)
     params, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
     batch, key = make_batch(), jax.random.key(3)
     apply = quick(model.apply)
@@ -127,7 +128,7 @@ def test_a_table_of_words_is_adapted(name, tmp_path):
 def test_a_tied_head_reads_the_unadapted_table(tmp_path):
     base = base_of("gpt2", tmp_path)
     method = methods.create({"name": "lora", "rank": 4, "alpha": 6.0, "targets": ("wte",)})
-    model = tuned.build(read_config(base.folder), method, {}, {"head": "causal_lm"})
+    model = build_tuned(read_config(base.folder), method, {}, {"head": "causal_lm"})
     params = base.moved(model)
     files.write(tmp_path, base.folder, model, params)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(base.folder).eval()
@@ -177,7 +178,7 @@ def test_all_linear_leaves_experts_out(tmp_path):
 def test_experts_are_no_targets(targets, segments):
     config, method = made.config_of("mixtral"), methods.create({"name": "lora", "targets": targets})
     with pytest.raises(UserError, match=r"method\.targets=.*'decoder/.*/ffn/\w+'.* each expert"):
-        tuned.build(config, method, {"segments": segments}, {"head": "causal_lm"})
+        build_tuned(config, method, {"segments": segments}, {"head": "causal_lm"})
 
 
 def test_a_target_within_a_scanned_segment_is_refused(tiny):

@@ -5,17 +5,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from ftjax.build import build_tuned
+from ftjax.forecast.chips import topology_devices
 from scipy.stats import norm
 
 from ftjax import config as configs
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
 from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError
-from ftjax.formats import peft
+from ftjax.formats.peft import folder as peft
 from ftjax.loss import Loss
 from ftjax.methods.base import Method
 from ftjax.methods.quantized import QLora, dequantized
-from ftjax.parallel.chips import topology_devices
 from ftjax.parallel.mesh import logical_axes, make_mesh, place_rows
 from ftjax.quantization import DYNAMIC, NF4, Int8, Nf4, Quantized, among, chosen
 from ftjax.training.optimizers import make_optimizer
@@ -266,9 +267,9 @@ def test_what_trains_is_not_quantized():
 def test_experts_are_quantized():
     config = {**made.config_of("mixtral"), "hidden_size": 64, "head_dim": 16}
     head = {"head": "causal_lm"}
-    plain = tuned.build(config, methods.create({"name": "full"}), {}, head)
+    plain = build_tuned(config, methods.create({"name": "full"}), {}, head)
     method = methods.create({"name": "qlora", "over": {"name": "lora"}})
-    model = tuned.build(config, method, {}, head)
+    model = build_tuned(config, method, {}, head)
     path = next(path for path in model.base.shapes if path.endswith("ffn/up/kernel"))
     params = made.parameters(plain)
     added = {p: np.zeros(x.shape, np.float32) for p, x in model.shapes.items() if p not in params}

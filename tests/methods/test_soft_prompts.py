@@ -8,10 +8,11 @@ import peft
 import pytest
 import torch
 import transformers
+from ftjax.build import build_tuned
+from ftjax.formats.peft.folder import folder as files
 
 from ftjax import methods, tuned
 from ftjax.errors import UserError
-from ftjax.formats import peft as files
 from tests.methods.peft_cases import STEPS, Base, base_of, stepper, their_logits, their_loss
 from tests.models.cases import BART, T5
 from tests.models.made import build as made
@@ -124,7 +125,7 @@ def test_encoders_equal_pefts(name, parent):
 def under(case: str, head: str | None, **settings) -> tuned.Tuned:
     """A case's model under a method."""
     task = {"head": head, "labels": 3, "pooling": "cls"}
-    return tuned.build(config_of(case), methods.create(settings), {}, task)
+    return build_tuned(config_of(case), methods.create(settings), {}, task)
 
 
 WORDS = {"bert": "tokens", "gemma": "causal_lm", "t5": "classification", "bart": "seq2seq_lm"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ftjax.build import build_tuned
 
 from ftjax import methods, tuned
 from ftjax.models import FAMILIES, configure
@@ -66,7 +67,7 @@ def build(
     """
     task = {"head": head, "labels": LABELS, "pooling": pooling}
     method = methods.create(method or {"name": "full"})
-    return tuned.build(config_of(case), method, settings, task, platform)
+    return build_tuned(config_of(case), method, settings, task, platform)
 
 
 def parameters(model: tuned.Tuned) -> Flat:

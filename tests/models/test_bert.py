@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from ftjax.build import build_tuned
 
-from ftjax import pretrained, tuned
+from ftjax import pretrained
 from ftjax.data.encode import Examples, Ragged
 from ftjax.data.loading import Loader
 from ftjax.data.planning import EMPTY, Layout, packed_layout
@@ -202,4 +203,4 @@ def test_what_is_not_implemented_is_said(change, message):
     from ftjax import methods
 
     with pytest.raises(UserError, match=message):
-        tuned.build({**CONFIG, **change}, methods.create(FULL))
+        build_tuned({**CONFIG, **change}, methods.create(FULL))

@@ -7,9 +7,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from ftjax.build import build_tuned
 from jax._src.cudnn import fused_attention_stablehlo
 
-from ftjax import methods, tuned
+from ftjax import methods
 from ftjax.errors import UserError
 from ftjax.models import cudnn
 from ftjax.models.attention import _say_once
@@ -95,15 +96,15 @@ def test_decoders_that_see_both_sides(told):
     kinds = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
     config = {**made.config_of("gemma3"), **kinds, "use_bidirectional_attention": True}
     settings, full = {"attention": "cudnn"} | SCAN, methods.create({"name": "full"})
-    model = tuned.build(config, full, settings, {"head": None}, "gpu")
-    plain = tuned.build(config, full, {}, {"head": None})
+    model = build_tuned(config, full, settings, {"head": None}, "gpu")
+    plain = build_tuned(config, full, {}, {"head": None})
     batch = made.inputs("gemma3")
     hidden, wanted = (made.hidden(each, made.parameters(each), batch) for each in (model, plain))
     assert made.difference(hidden, wanted) < 5e-6
     assert told == {LENGTHS, MASK}
     with pytest.raises(UserError, match="splash is for decoders that see one side"):
-        tuned.build(config, full, {"attention": "splash"}, {"head": None}, "tpu")
-    assert tuned.build(config, full, {}, {}, "tpu").config.options.attention == "xla"
+        build_tuned(config, full, {"attention": "splash"}, {"head": None}, "tpu")
+    assert build_tuned(config, full, {}, {}, "tpu").config.options.attention == "xla"
 
 
 def test_over_a_mesh_it_equals_one_device(told):

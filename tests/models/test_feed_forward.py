@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from ftjax.build import build_tuned
 
 from ftjax import methods
 from ftjax.errors import UserError
 from ftjax.parallel.mesh import logical_axes, make_mesh
-from ftjax.tuned import build
 from tests.covering import covering, product
 from tests.models import made
 from tests.training.abstract import LLAMA
@@ -22,7 +22,7 @@ METHODS = {
 
 def tuned(method, parts, **changes):
     made_of = methods.find(method)(**METHODS.get(method, {}))
-    return build(LLAMA | changes, made_of, {"parts": parts}, {"head": "causal_lm"})
+    return build_tuned(LLAMA | changes, made_of, {"parts": parts}, {"head": "causal_lm"})
 
 
 def found(model, mesh=None):
@@ -88,7 +88,7 @@ def test_what_is_computed_at_a_time_is_a_part():
 def test_what_changes_products_inside_has_no_parts(name, settings):
     method = methods.create({"name": name, **settings})
     with pytest.raises(UserError, match=rf"model\.parts=2 must be 1 with method\.name={name}"):
-        build(LLAMA, method, {"parts": 2}, {"head": "causal_lm"})
+        build_tuned(LLAMA, method, {"parts": 2}, {"head": "causal_lm"})
 
 
 @pytest.mark.parametrize(("parts", "changes"), [(0, {}), (200, {}), (2, {"model_type": "gpt2"})])

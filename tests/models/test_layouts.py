@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ftjax.build import build_tuned
 
-from ftjax import methods, tuned
+from ftjax import methods
 from ftjax.models.stack import POLICIES, matching_segments
 from tests.models.cases import CASES
 from tests.models.made import (
@@ -80,7 +81,7 @@ def test_a_decoder_is_cut_where_its_encoder_is():
 def test_a_method_cuts_the_stacks_where_it_needs(case):
     config = config_of(case) | {"num_decoder_layers": 2, "decoder_layers": 2}  # as in the encoder
     method = methods.create({"name": "top_k", "k": 1})
-    model = tuned.build(config, method, {"segments": "scan"}, {"head": "classification"})
+    model = build_tuned(config, method, {"segments": "scan"}, {"head": "classification"})
     trained = {path for path in model.shapes if model.partition.is_trainable(path)}
     last = {path for path in model.shapes if path.startswith(f"{model.base.layers[-1]}/")}
     assert last and last <= trained

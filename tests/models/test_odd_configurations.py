@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from ftjax.build import build_tuned
 
 from ftjax import methods, models, tuned
 from ftjax.errors import UserError
@@ -48,7 +49,7 @@ def test_a_model_is_built_or_its_configuration_refused(name, pytestconfig):
             try:
                 models.configure(config, tuned.Options())
                 if built < limit:
-                    tuned.build(config, lora)
+                    build_tuned(config, lora)
                     built += 1
             except UserError:
                 refused += 1
@@ -100,7 +101,7 @@ def test_what_no_model_can_be_is_named(case):
 def test_deep_models_are_scanned(name, key):
     config = {**CASES[name]().to_dict(), key: 10**4}
     with bounded():
-        assert tuned.build(config, methods.create({"name": "full"})).shapes
+        assert build_tuned(config, methods.create({"name": "full"})).shapes
 
 
 @pytest.mark.parametrize(("name", "positions"), [("roberta", 1), ("albert", 3), ("gpt2", 3)])
@@ -108,4 +109,4 @@ def test_too_few_positions_are_named(name, positions):
     config = CASES[name]().to_dict()
     key = "n_positions" if name == "gpt2" else "max_position_embeddings"
     with pytest.raises(UserError, match=r"has \d positions by its config.json, and needs 8"):
-        tuned.build({**config, key: positions}, methods.create({"name": "full"}))
+        build_tuned({**config, key: positions}, methods.create({"name": "full"}))

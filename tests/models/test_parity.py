@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from ftjax.build import build_tuned
 
-from ftjax import methods, pretrained, tuned
-from ftjax.formats import hf
+from ftjax import methods, pretrained
 from ftjax.formats.folder import Weights, read_config
+from ftjax.formats.hf import mapping
 from ftjax.models import FAMILIES
 from tests.covering import covering, product
 from tests.models.cases import CASES
@@ -31,7 +32,7 @@ QUICK = {"xla_backend_optimization_level": 0}  # small models are compiled longe
 
 def build(config, head, dtype="float32"):
     settings, task = {"dtype": dtype}, {"head": head, "labels": LABELS}
-    return tuned.build(config, methods.create({"name": "full"}), settings, task)
+    return build_tuned(config, methods.create({"name": "full"}), settings, task)
 
 
 def applied(model):
@@ -81,8 +82,8 @@ def test_equals_transformers(case, head, one_device, tmp_path, parity, pytestcon
         error = narrow_difference(config, head, run, params, layouts[0])
         parity.record(case, head, "bfloat16", error, limit=3e-2)
 
-    tensors = hf.to_tensors(params, model.names, prefix=True)
-    hf.write_folder(ours, theirs, config, tensors, shard_bytes=SHARD)
+    tensors = mapping.to_tensors(params, model.names, prefix=True)
+    mapping.write_folder(ours, theirs, config, tensors, shard_bytes=SHARD)
     wanted = Weights(theirs)
     assert set(tensors) == set(wanted)
     for name, array in Weights(ours).items():
@@ -124,7 +125,7 @@ def gradient_difference(reference, model, params, batch):
 
         return jax.grad(loss)(params)
 
-    found = hf.to_tensors(gradients(params), model.names, prefix=True)
+    found = mapping.to_tensors(gradients(params), model.names, prefix=True)
     assert set(found) == set(wanted)
     largest = max(np.abs(leaf).max() for leaf in wanted.values())
     return max(
@@ -139,7 +140,7 @@ def test_folders_of_bare_models_are_read(case, one_device, tmp_path):
     reference.save_pretrained(tmp_path)
     model = build(read_config(tmp_path), None)
     params, _ = pretrained.load(tmp_path, model, one_device, jax.random.key(0))
-    tensors, wanted = hf.to_tensors(params, model.names, prefix=False), Weights(tmp_path)
+    tensors, wanted = mapping.to_tensors(params, model.names, prefix=False), Weights(tmp_path)
     for name, array in tensors.items():
         np.testing.assert_array_equal(array, wanted[name], err_msg=name)
     left = {name for name in set(wanted) - set(tensors) if "pooler" not in name}

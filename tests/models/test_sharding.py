@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from ftjax.build import build_tuned
 
-from ftjax import methods, pretrained, tuned
-from ftjax.formats import hf
+from ftjax import methods, pretrained
+from ftjax.formats.hf import mapping
 from ftjax.parallel.mesh import RULES, logical_axes, make_mesh, param_shardings, place_rows
 from tests.covering import covering, product
 from tests.models.cases import CASES
@@ -96,7 +97,7 @@ def test_no_large_parameter_stays_whole(case, segments):
     if config.get("position_buckets"):  # of distances
         config["max_relative_positions"] *= 64
     head = {"head": natural(case)}
-    model = tuned.build(config, methods.create({"name": "full"}), {"segments": segments}, head)
+    model = build_tuned(config, methods.create({"name": "full"}), {"segments": segments}, head)
     shardings = param_shardings(model.shapes, model.axes, make_mesh(2, 2, 2))
     large = {path: leaf for path, leaf in model.shapes.items() if 4 * leaf.size > 1e6}
     assert len(large) > 2
@@ -111,8 +112,8 @@ def test_no_large_parameter_stays_whole(case, segments):
 def test_a_folder_is_read_into_shards(case, tmp_path):
     """Scanned, and each device its slice, also of fused, turned and stacked tensors."""
     plain, model = (build(case, natural(case), segments=how) for how in ("unrolled", "scan"))
-    tensors = hf.to_tensors(parameters(plain), plain.names, prefix=True)
-    hf.write_folder(tmp_path, tmp_path, config_of(case), tensors)
+    tensors = mapping.to_tensors(parameters(plain), plain.names, prefix=True)
+    mapping.write_folder(tmp_path, tmp_path, config_of(case), tensors)
     found, absent = pretrained.load(tmp_path, model, make_mesh(2, 2, 2), jax.random.key(0))
     assert not absent
     for path, wanted in parameters(model).items():

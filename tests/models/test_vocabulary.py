@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ftjax.build import build_tuned
 
 from ftjax import methods
 from ftjax.errors import UserError
 from ftjax.models import vocabulary
 from ftjax.parallel.mesh import logical_axes, make_mesh
-from ftjax.tuned import build
 from tests.covering import covering, product
 from tests.methods.bases import ALIKE
 from tests.models import made
@@ -96,7 +96,7 @@ def test_under_every_method(method, layout):
     packed = layout == "packed"
     small = {"galore": {"rank": 8}, "compacter": {"reduction": 8}, "compacter_pp": {"reduction": 8}}
     made_of = methods.create({"name": method, **small.get(method, {})})
-    model = build(LLAMA, made_of, {}, {"head": "causal_lm"})
+    model = build_tuned(LLAMA, made_of, {}, {"head": "causal_lm"})
     random = np.random.default_rng(0)
     params = made.parameters(model)
     rows = np.sort(random.integers(1, 3, (4, LENGTH)))
