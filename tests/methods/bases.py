@@ -43,6 +43,10 @@ BASES: dict[str, dict[str, Any]] = {
     },
 }
 HEAD = {"head": "classification", "labels": 2, "pooling": "cls"}
+# Methods whose forward passes are those of others: of selections, of LoRA and of adapters.
+ALIKE = {"head", "top_k", "layer_norm", "regex", "gradual_unfreezing", "layerwise_lr_decay", "lisa"}
+ALIKE |= {"bitfit", "galore", "adapter_drop", "scaled_parallel", "compacter_pp", "mam"}
+ALIKE |= {"rslora", "lora_plus", "lora_fa", "olora"}
 
 
 @cache

@@ -11,7 +11,7 @@ from ftjax.setup.earlier_runs import best_params
 from ftjax.setup.model import place_model
 from tests.conftest import ftjax
 
-SETTINGS = ["--config.method.reduction=8", "--config.train.epochs=1"]
+SETTINGS = ["--config.method.reduction=8", "--config.train.steps=3", "--config.data.buckets=1"]
 
 
 @pytest.fixture(scope="module")
