@@ -219,9 +219,9 @@ def test_where_the_best_is_damaged_the_best_of_the_others_is_tested(config_file,
     assert "is finished already" in ftjax(*command).stdout
 
 
-def test_readers_leave_a_run_whole(tiny, config_file, tmp_path):
+def test_readers_leave_a_run_whole(shallow, config_file, tmp_path):
     """While it saves after every step and deletes what is old."""
-    workdir, base = tmp_path / "read", tiny
+    workdir, base = tmp_path / "read", shallow
     process = start(config_file, workdir, "--config.train.checkpoint_every=1")
     count = 0
     while process.poll() is None:
