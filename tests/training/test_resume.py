@@ -41,14 +41,14 @@ def start(config_file, workdir, *overrides):
 
 def stop_at(process, workdir, step, sent, wait=0.0):
     """Sends a signal `wait` seconds after the run has logged `step`."""
-    deadline = time.time() + 120
+    deadline = time.time() + 600
     while time.time() < deadline and process.poll() is None:
         if any(row["step"] >= step for row in read_rows(workdir / "metrics.jsonl")):
             time.sleep(wait)
             process.send_signal(sent)
             break
         time.sleep(0.005)
-    return process.communicate(timeout=120)[0]
+    return process.communicate(timeout=600)[0]
 
 
 def final(workdir):
