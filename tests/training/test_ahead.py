@@ -22,7 +22,7 @@ from tests.conftest import ftjax
 from tests.covering import product
 from tests.training.abstract import LENGTH, ROWS, config_of, write_config
 
-GIB, LAYERS = 2**30, 2
+GIB, LAYERS = 2**30, 3
 SMALL = {
     "galore": {"rank": 8},
     "compacter": {"reduction": 8},
@@ -36,7 +36,7 @@ needs_libtpu = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    return write_config(tmp_path_factory.mktemp("llama"), num_hidden_layers=LAYERS)
+    return write_config(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.mark.parametrize("method", [m for m in methods.METHODS if methods.find(m).trains])
@@ -167,7 +167,7 @@ def test_a_tensor_mesh_sends_activations_only(llama, method):
 def test_an_expert_mesh_sends_tokens(tmp_path):
     """To all experts and back, in both passes; experts' kernels and gradients stay."""
     mixture = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
-    folder = write_config(tmp_path, **mixture, num_hidden_layers=LAYERS, sliding_window=None)
+    folder = write_config(tmp_path, **mixture, sliding_window=None)
     sent, trainable = sent_by(folder, "full", data=1, expert=4)
     choices = 2 * 4 * ROWS * LENGTH  # bytes of weights, and as many of experts' numbers
     assert sent["all-gather"] == 2 * LAYERS * (X + 2 * choices)
@@ -180,7 +180,7 @@ def test_an_expert_mesh_sends_tokens(tmp_path):
 def test_slices_send_gradients_once(tmp_path):
     """Each chip what it holds of them after they are scattered in its slice, in bfloat16."""
     wide = {"hidden_size": 512, "intermediate_size": 1024, "vocab_size": 1024}
-    wide |= {"max_position_embeddings": 128, "num_hidden_layers": LAYERS}
+    wide["max_position_embeddings"] = 128
     model, output = write_config(tmp_path, **wide), tmp_path / "found.json"
     arguments = ["compile", "--config", "configs/ahead.py:full", f"--config.model.path={model}"]
     arguments += ["--config.data.max_length=128", "--config.train.batch_size=8", "--quick"]
@@ -200,7 +200,7 @@ def test_slices_send_gradients_once(tmp_path):
 def test_a_step_for_chips_that_are_not_there(tmp_path):
     wide = {"hidden_size": 512, "intermediate_size": 1024, "vocab_size": 1024}  # chips pad to 128
     model, output = (
-        write_config(tmp_path, **wide, num_hidden_layers=LAYERS),
+        write_config(tmp_path, **wide),
         tmp_path / "found.json",
     )
     arguments = ["compile", "--config", "configs/ahead.py:full", f"--config.model.path={model}"]
