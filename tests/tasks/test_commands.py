@@ -85,9 +85,9 @@ def interrupted(*arguments):
 
 
 @pytest.mark.parametrize("task", RUNS)
-def test_train_evaluate_predict(task, shallow, tmp_path, monkeypatch):
+def test_train_evaluate_predict(task, tiny, tmp_path, monkeypatch):
     case, method, options = RUNS[task]
-    folder = shallow
+    folder = tiny
     if case:  # with the tokenizer whose end is the model's
         folder = write_words(tmp_path / "model", eos="[CLS]" if case[0] == "bart" else "[SEP]")
         Reference.make(*case, folder)
