@@ -17,11 +17,13 @@ import jax
 import numpy as np
 import optax
 import pytest
+from ftjax.build import build_tuned
 
-from ftjax import cli, methods, tuned
+from ftjax import methods
+from ftjax.commands import entry as cli
 from ftjax.config import default_config
-from ftjax.formats import hf
 from ftjax.formats.folder import read_config
+from ftjax.formats.hf import mapping
 from ftjax.loss import Loss
 from ftjax.parallel.mesh import make_mesh
 from tests.worker import worker
@@ -115,15 +117,17 @@ def write_tokenizer(folder: Path) -> None:
 
 def write_tiny(folder: Path, seed: int = 0, **changes) -> Path:
     """A folder of a tiny BERT encoder with random weights."""
-    model = tuned.build({**CONFIG, **changes}, methods.create({"name": "full"}), {}, HEAD)
+    model = build_tuned({**CONFIG, **changes}, methods.create({"name": "full"}), {}, HEAD)
     params = model.init(jax.random.key(seed), list(model.shapes), dict.fromkeys(model.shapes))
     encoder = {path: np.array(leaf) for path, leaf in params.items() if "classifier" not in path}
     random = np.random.default_rng(seed)
     for path, leaf in encoder.items():  # biases and norms that are not trivial
         if path.endswith(("bias", "scale")):
             leaf += random.normal(0, 0.1, leaf.shape).astype(np.float32)
-    tensors = hf.to_tensors(encoder, model.names, prefix=False)
-    hf.write_folder(folder, folder, {**CONFIG, **changes, "architectures": ["BertModel"]}, tensors)
+    tensors = mapping.to_tensors(encoder, model.names, prefix=False)
+    mapping.write_folder(
+        folder, folder, {**CONFIG, **changes, "architectures": ["BertModel"]}, tensors
+    )
     write_tokenizer(folder)
     return folder
 
@@ -225,7 +229,7 @@ def cross_entropy(logits: jax.Array, batch: dict) -> Loss:
 
 def build(folder: Path, method: dict, model: dict | None = None, head: dict | None = None):
     """A model under a method, from a folder's config.json."""
-    return tuned.build(
+    return build_tuned(
         read_config(folder),
         methods.create(method),
         model or {},

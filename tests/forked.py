@@ -37,7 +37,7 @@ class Forked:
         env: Mapping[str, str],
         together: bool = False,
         input: str = "",
-        call: str = "ftjax.cli:main",
+        call: str = "ftjax.commands.entry:main",
     ) -> None:
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._errors = self._output if together else tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -174,13 +174,12 @@ def run(request: Mapping, files: Sequence[int]) -> None:
 def import_all() -> None:
     """What commands import, but for anything that starts a thread or a device."""
     import datasets  # noqa: F401
+    import ftjax.evaluation.predictor
+    import ftjax.runs.train  # noqa: F401
     import sklearn.metrics  # noqa: F401
     import tensorboardX  # noqa: F401
     import transformers  # noqa: F401
     from transformers import PreTrainedTokenizerFast  # noqa: F401
-
-    import ftjax.training.predictor
-    import ftjax.training.train  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import resource
 from collections.abc import Sequence
 
-from ftjax import cli
+from ftjax.commands import entry as cli
 
 
 def full(arguments: Sequence[str]) -> int:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import tensorstore
 import transformers
+from ftjax.commands.entry import main
 
-from ftjax import cli
-from ftjax.cli import main
 from ftjax.commands import COMMANDS
+from ftjax.commands import entry as cli
 from ftjax.errors import UserError
 from ftjax.workdir.records import read_rows
 from tests.conftest import environment, ftjax, make_rows, write_jsonl
@@ -40,7 +40,7 @@ def command(monkeypatch, capsys):
 def test_help_and_lists_need_no_jax():
     script = (
         "import sys, contextlib, io\n"
-        "from ftjax.cli import main\n"
+        "from ftjax.commands.entry import main\n"
         "with contextlib.redirect_stdout(io.StringIO()) as out:\n"
         "    [main(['list', what]) for what in ('methods', 'models', 'tasks', 'optimizers')]\n"
         "    with contextlib.suppress(SystemExit): main(['--help'])\n"
@@ -58,7 +58,9 @@ def test_help_and_lists_need_no_jax():
 def test_libtpu_says_nothing_where_no_tpu_is():
     """As a user starts a command, without JAX_PLATFORMS."""
     given = {name: value for name, value in environment().items() if name != "JAX_PLATFORMS"}
-    script = "from ftjax.cli import main; main(['list', 'tasks']); import jax; jax.devices()"
+    script = (
+        "from ftjax.commands.entry import main; main(['list', 'tasks']); import jax; jax.devices()"
+    )
     command = [sys.executable, "-c", script]
     said = subprocess.run(command, env=given, capture_output=True, text=True, check=True)
     assert not said.stderr

@@ -13,11 +13,11 @@ from http import HTTPStatus
 
 import pytest
 from etils import epath
+from ftjax.runs.start import begin
 
 from ftjax.config import load_config
 from ftjax.errors import UserError
 from ftjax.remote import copied, located, raised_once, said
-from ftjax.training.start import begin
 from ftjax.workdir.lock import NAME, Holder, Lock
 from ftjax.workdir.records import read_rows
 from tests.conftest import environment, ftjax

@@ -75,7 +75,7 @@ def serve(arguments: Sequence[str]) -> int:
 
 def run(arguments: Sequence[str], env: Mapping[str, str], input: str) -> Said:
     """One command, with files in the places of stdin, stdout and stderr."""
-    from ftjax.cli import main
+    from ftjax.commands.entry import main
 
     os.environ.clear()
     os.environ.update(env)

@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from ftjax.setup.earlier_runs import best_params
+from ftjax.setup.model import place_model
 
 from ftjax import methods
 from ftjax.config import check, load_config
 from ftjax.errors import UserError
-from ftjax.training.run import place_model
-from ftjax.training.trained import best_params
 from tests.conftest import ftjax
 
 SETTINGS = ["--config.method.reduction=8", "--config.train.epochs=1"]

@@ -9,8 +9,8 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from ftjax.workdir.checkpoints import Checkpoints
 
-from ftjax.training.checkpoints import Checkpoints
 from ftjax.workdir.records import read_rows
 from tests.conftest import ftjax
 from tests.parallel import processes

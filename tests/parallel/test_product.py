@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ftjax.forecast.hlo import summarize
 
 from ftjax.parallel import collectives, product
 from ftjax.parallel.collectives import factors
-from ftjax.parallel.hlo import summarize
 from ftjax.parallel.mesh import logical_axes, make_mesh
 from ftjax.parallel.product import gated, in_turn, matmul, rounded
 from tests.covering import covering

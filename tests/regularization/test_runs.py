@@ -6,16 +6,16 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from ftjax.runs.train import train
+from ftjax.workdir.checkpoints import Checkpoints
 
 from ftjax import pretrained, tasks
 from ftjax.config import check, default_config, load_config
 from ftjax.errors import UserError
 from ftjax.parallel.mesh import logical_axes, make_mesh, param_shardings, place_rows
 from ftjax.regularization import REGULARIZERS
-from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.recipe import Recipe
 from ftjax.training.step import init_state, lower_step
-from ftjax.training.train import train
 from tests.conftest import build, environment, ftjax, here, make_batch, write_tiny
 from tests.forked import Forked
 from tests.methods.test_invariants import stacked

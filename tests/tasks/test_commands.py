@@ -124,7 +124,7 @@ def get_config():
     )
     if writes:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("ftjax.training.ending.written_scores", interrupted)
+            patch.setattr("ftjax.runs.ending.written_scores", interrupted)
             here("train", "--config", file, "--workdir", work)  # on all devices
         kept = json.loads((work / "result.json").read_text())
         assert kept["pending"] and kept["metrics"]["test"]["loss"]

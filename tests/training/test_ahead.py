@@ -7,16 +7,16 @@ import re
 
 import jax
 import pytest
+from ftjax.forecast.hlo import summarize
+from ftjax.forecast.least_work import Least
+from ftjax.forecast.lowering import abstract_batch, abstract_state, compiled
+from ftjax.forecast.lowering import abstract_recipe as recipe_of
+from ftjax.forecast.text import lines
+from ftjax.setup.model import place_model
 
 from ftjax import methods
-from ftjax.parallel.hlo import summarize
 from ftjax.parallel.mesh import make_mesh
 from ftjax.tasks.classification import Classification
-from ftjax.training.ahead import abstract_batch, abstract_state, compiled
-from ftjax.training.ahead import abstract_recipe as recipe_of
-from ftjax.training.forecast_text import lines
-from ftjax.training.minimum import Least
-from ftjax.training.run import place_model
 from ftjax.training.step import init_state
 from tests.conftest import ftjax
 from tests.covering import product

@@ -7,6 +7,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ftjax.evaluation.predictor import Predictor
+from ftjax.files import to_line, write_json
+from ftjax.html import curves, percent
+from ftjax.runs.predictions import certainty, right
+from ftjax.runs.report import write_report
+from ftjax.setup.doubts import baseline, of_data, of_result, of_training, unknown_tokens
+from ftjax.setup.model import place_model
+from ftjax.setup.splits import read_data
+from ftjax.workdir.result import read_result
 from sklearn import metrics as sk
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
@@ -15,15 +24,8 @@ from ftjax.config import default_config
 from ftjax.data.encode import Examples, ragged
 from ftjax.errors import UserError
 from ftjax.formats.folder import locate
-from ftjax.pages import curves, percent
-from ftjax.training.predictions import certainty, right
-from ftjax.training.predictor import Predictor
-from ftjax.training.report import write_report
-from ftjax.training.run import place_model
-from ftjax.training.splits import read_data
-from ftjax.training.usefulness import baseline, of_data, of_result, of_training, unknown_tokens
 from ftjax.workdir.folder import read_workdir
-from ftjax.workdir.records import read_metrics, read_result, to_line, write_json
+from ftjax.workdir.records import read_metrics
 from tests.conftest import ftjax, here, make_rows, write_jsonl
 
 NAMES = ("a", "b", "c")

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers
+from ftjax.setup.new_model import make
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from ftjax.config import default_config
 from ftjax.errors import UserError
-from ftjax.training.fresh import make
 from tests.conftest import ftjax, here, make_rows, write_jsonl
 
 TEXTS = [

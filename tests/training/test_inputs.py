@@ -8,6 +8,9 @@ import shutil
 
 import numpy as np
 import pytest
+from ftjax.setup.inputs import inputs_of, require_same_inputs
+from ftjax.setup.splits import read_data
+from ftjax.workdir.fingerprints import NAME, require_same_tokenizer, tokenizer_of
 from safetensors.numpy import load_file, save_file
 
 from ftjax import tasks
@@ -15,9 +18,6 @@ from ftjax.config import check, load_config
 from ftjax.errors import UserError
 from ftjax.formats import digests
 from ftjax.formats.folder import fingerprint
-from ftjax.training.inputs import inputs_of, require_same_inputs
-from ftjax.training.noted import NAME, require_same_tokenizer, tokenizer_of
-from ftjax.training.splits import read_data
 from ftjax.workdir.records import read_rows
 from tests.conftest import ftjax, write_tiny
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from ftjax.evaluation.predictor import Predictor
+from ftjax.setup.model import place_model
+from ftjax.setup.splits import read_data
 
 from ftjax import tasks
 from ftjax.config import default_config
 from ftjax.errors import UserError
-from ftjax.training.predictor import Predictor
-from ftjax.training.run import place_model
-from ftjax.training.splits import read_data
 from tests.conftest import CONFIG, WORDS, write_jsonl, write_tokenizer
 
 NAMES = ("neutral", "Angry", "joyful")

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from ftjax.build import build_tuned
+from ftjax.workdir.checkpoints import Checkpoints
 
 from ftjax.errors import UserError
 from ftjax.formats.folder import read_config
 from ftjax.parallel.mesh import AXES, batch_sharding, local_rows, make_mesh, param_shardings
-from ftjax.training.checkpoints import Checkpoints
 from ftjax.workdir.records import read_rows
 from tests.conftest import build, ftjax, write_tiny
 from tests.covering import covering, product
@@ -95,10 +96,10 @@ def test_parameters_are_really_sharded(tiny):
 
 
 def test_a_dimension_that_does_not_divide_is_named(tiny):
-    from ftjax import methods, tuned
+    from ftjax import methods
 
     config = {**read_config(tiny), "vocab_size": 63}
-    model = tuned.build(config, methods.create({"name": "full"}))
+    model = build_tuned(config, methods.create({"name": "full"}))
     mesh = make_mesh(1, 4, 2)
     with pytest.raises(UserError, match=r"embeddings/word/embedding.*63.*mesh\.tensor=2"):
         param_shardings(model.shapes, model.axes, mesh)

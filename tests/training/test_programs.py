@@ -7,18 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ftjax.evaluation.forward import RUNNING, Forward
+from ftjax.runs.train import train
+from ftjax.training.step_programs import Steps
+from ftjax.workdir.restore import Saved
 
 from ftjax.config import check, load_config
 from ftjax.data import loading
 from ftjax.data.encode import Examples, Ragged
 from ftjax.data.planning import Layout
+from ftjax.evaluation import forward
 from ftjax.parallel.mesh import make_mesh
-from ftjax.training import evaluate, programs
-from ftjax.training.evaluate import RUNNING, Forward
+from ftjax.training import programs
 from ftjax.training.programs import Programs
-from ftjax.training.saved import Saved
-from ftjax.training.steps import Steps
-from ftjax.training.train import train
 
 
 def lowered(size):
@@ -75,7 +76,7 @@ def test_outputs_leave_the_devices_as_they_come(devices, monkeypatch, packed):
             return {"tokens": first, "first": first[:, 0]}
         return jnp.take_along_axis(first, batch["starts"][..., None], 1)
 
-    there, place = [], evaluate.place_rows
+    there, place = [], forward.place_rows
 
     def watched(*given):
         alive = [array for array in jax.live_arrays() if array.shape[-1:] == (width,)]

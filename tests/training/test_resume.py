@@ -10,14 +10,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from ftjax.setup.earlier_runs import best_params
+from ftjax.workdir.checkpoints import Checkpoints
+from ftjax.workdir.restore import Saved
 
 from ftjax import methods
 from ftjax.config import default_config
 from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError
-from ftjax.training.checkpoints import Checkpoints
-from ftjax.training.saved import Saved
-from ftjax.training.trained import best_params
 from ftjax.workdir.folder import refuse_differences
 from ftjax.workdir.records import read_rows
 from tests.conftest import environment, ftjax, here, make_rows, write_jsonl, write_tiny

@@ -10,14 +10,14 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from ftjax.workdir.checkpoints import Checkpoints
+from ftjax.workdir.restore import Damaged, Saved, Unreadable
+from ftjax.workdir.resuming import best, newest
 from gcsfs.retry import HttpError
 
 from ftjax.errors import UserError
 from ftjax.tasks.base import HIGHER
-from ftjax.training.checkpoints import Checkpoints
 from ftjax.training.progress import Progress
-from ftjax.training.resuming import best, newest
-from ftjax.training.saved import Damaged, Saved, Unreadable
 from ftjax.training.step import init_state, state_shapes
 from tests.covering import covering, product
 

@@ -10,13 +10,14 @@ import optax
 import pytest
 import torch
 import transformers
+from ftjax.build import build_tuned
+from ftjax.forecast.lowering import abstract_recipe, compiled
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods, pretrained
 from ftjax.config import default_config
 from ftjax.errors import UserError
 from ftjax.loss import Loss
 from ftjax.parallel.mesh import make_mesh
-from ftjax.training.ahead import abstract_recipe, compiled
 from ftjax.training.averages import moving
 from ftjax.training.optimizers import OPTIMIZERS, make_optimizer, schedule, warmup_steps
 from ftjax.training.step import State, gradients, init_state, make_step
@@ -287,7 +288,7 @@ def test_optimizer_state_is_sharded_as_its_parameters():
     from ftjax.parallel.mesh import make_mesh
 
     mesh = make_mesh(1, 4, 2)
-    model = tuned.build(
+    model = build_tuned(
         {"model_type": "bert", "num_hidden_layers": 1}, methods.create({"name": "full"}), {}, HEAD
     )
     from ftjax.parallel.mesh import param_shardings

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from ftjax.evaluation.predictor import open_predictor
+from ftjax.runs.zero_shot import choose_template
 
 from ftjax.config import default_config
 from ftjax.data.sources import load
 from ftjax.errors import UserError
 from ftjax.methods.prompting import CONTENT_FREE, calibrated, label_means
 from ftjax.tasks.classification import Classification
-from ftjax.training.predictor import open_predictor
-from ftjax.training.zero_shot import choose_template
 from tests.conftest import ftjax, write_jsonl, write_tokenizer
 from tests.generation.conftest import write_model
 from tests.models.reference import Reference
