@@ -26,6 +26,7 @@ from ftjax.loss import Loss
 from ftjax.options import options
 from ftjax.parallel.mesh import logical_axes, make_mesh, param_shardings, place_rows
 from ftjax.paths import Flat, expand
+from ftjax.pretrained import derived
 from ftjax.quantization import dequantized
 from ftjax.training.optimizers import make_optimizer
 from ftjax.training.step import State, init_state, lower_step, make_step
@@ -157,7 +158,7 @@ def started(model: tuned.Tuned, base: str) -> Flat:
     }
     key = jax.random.key(0)
     params |= model.init(key, [path for path in model.shapes if path not in params], shardings)
-    params |= model.started(params, key, shardings, Path())
+    params |= derived(model, params, key, shardings, Path())
     return {path: jax.tree.map(np.asarray, leaf) for path, leaf in params.items()}
 
 
