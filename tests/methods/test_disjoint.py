@@ -13,8 +13,9 @@ from ftjax import methods, pretrained
 from ftjax.methods.additive import Additive
 from ftjax.methods.lora import Lora
 from ftjax.partition import FROZEN
+from ftjax.testing import build, make_batch
 from ftjax.training.optimizers import make_optimizer
-from tests.methods.bases import build, folder, make_batch
+from tests.methods.bases import folder
 from tests.models.made import quick
 
 RATE, ALPHA, RANK = 0.1, 6.0, 4

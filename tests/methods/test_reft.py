@@ -12,7 +12,7 @@ from ftjax.errors import UserError
 from ftjax.generation.decode import next_logits, read_prompt
 from ftjax.methods.example_tokens import ranks
 from ftjax.methods.reft import orthonormal
-from tests.methods.bases import BASES, build
+from ftjax.testing import BASES, build
 from tests.models.made import parameters, quick
 
 FULL = {"name": "reft", "rank": 2, "first": 2, "last": 1, "init": "kaiming"}

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ftjax.testing import build
 from ftjax.training.optimizers import make_optimizer
 from ftjax.training.step import carried_moments, init_moments
 from tests.conftest import ftjax
-from tests.methods.bases import build
 from tests.runs.test_resume import OVERRIDES, final, start, stop_at
 
 ADAM = {"name": "adamw", "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}

@@ -13,12 +13,12 @@ from ftjax.errors import UserError
 from ftjax.parallel.mesh import logical_axes, make_mesh, param_shardings, place_rows
 from ftjax.regularization import REGULARIZERS
 from ftjax.runs.train import train
+from ftjax.testing import stacked
 from ftjax.training.recipe import Recipe
 from ftjax.training.step import init_state, lower_step
 from ftjax.workdir.checkpoints import Checkpoints
 from tests.conftest import build, environment, ftjax, here, make_batch, write_tiny
 from tests.forked import Forked
-from tests.methods.test_invariants import stacked
 from tests.regularization.settings import config_of, differentiated
 from tests.runs.test_resume import stop_at
 
