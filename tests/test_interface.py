@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import datasets
@@ -65,6 +66,23 @@ def test_rows_of_any_form_train_alike(config, trained, tmp_path):
     for split, rows in ROWS.items():
         write_jsonl(tmp_path / "data" / f"{split}.jsonl", rows)
     assert ftjax.train(config, tmp_path / "files", tmp_path / "data").metrics == trained.metrics
+
+
+def test_values_of_other_libraries_are_as_in_files(config, trained, tmp_path):
+    """Numbers of numpy, times, and what has no form of its own."""
+    rows = {
+        split: [
+            {"text": np.str_(row["text"]), "label": row["label"], "n": np.int64(3), "at": moment}
+            for row in rows
+        ]
+        for split, rows in ROWS.items()
+        for moment in [datetime(2026, 1, 2, 3)]
+    }
+    rows["train"][0] |= {"where": Path("x"), "scores": np.array([1.5, np.nan])}
+    assert ftjax.train(config, tmp_path / "run", rows).metrics == trained.metrics
+    first = json.loads((tmp_path / "run" / "rows" / "train.jsonl").open().readline())
+    assert first["n"] == 3 and first["at"] == "2026-01-02T03:00:00"
+    assert first["where"] == "x" and first["scores"] == [1.5, None]
 
 
 def test_the_configuration_given_is_left_as_it_is(config, trained):

@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 from ftjax.data.opened import Opened
 from ftjax.data.readers.rows import Options
@@ -44,9 +46,9 @@ def as_rows(rows: Any) -> list[Mapping[str, Any]]:
         UserError: it is something else; the row is named.
     """
     if isinstance(rows, datasets.Dataset):
-        return rows.to_list()
-    if hasattr(rows, "columns") and hasattr(rows, "to_dict"):
-        return rows.astype(object).where(rows.notna(), None).to_dict("records")
+        rows = rows.to_list()
+    elif hasattr(rows, "columns") and hasattr(rows, "to_dict"):
+        rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
     if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
         what = "a list of mappings, a pandas.DataFrame, a datasets.Dataset or a file"
         raise UserError(f"rows must be {what}, not {type(rows).__name__}")
@@ -54,7 +56,20 @@ def as_rows(rows: Any) -> list[Mapping[str, Any]]:
     for number, row in enumerate(listed, 1):
         if not isinstance(row, Mapping):
             raise UserError(f"{NAME}: row {number} is a {type(row).__name__}, not a mapping")
-    return listed
+    return [{str(name): plain(value) for name, value in row.items()} for row in listed]
+
+
+def plain(value: Any) -> Any:
+    """A value as files have it: numpy's numbers and arrays as Python's, times as text."""
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def write_given(folder: Path, splits: Mapping[str, Any]) -> None:
