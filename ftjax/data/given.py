@@ -2,18 +2,16 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from datetime import date, time
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 
 from ftjax.data.opened import Opened
 from ftjax.data.readers.rows import Options
 from ftjax.data.sources import open_file
 from ftjax.errors import UserError
-from ftjax.files import to_line, write_text
+from ftjax.files import plain, to_line, write_text
 from ftjax.remote import located
 
 NAME = "the given rows"  # in messages, where a file would be named
@@ -57,19 +55,6 @@ def as_rows(rows: Any) -> list[Mapping[str, Any]]:
         if not isinstance(row, Mapping):
             raise UserError(f"{NAME}: row {number} is a {type(row).__name__}, not a mapping")
     return [{str(name): plain(value) for name, value in row.items()} for row in listed]
-
-
-def plain(value: Any) -> Any:
-    """A value as files have it: numpy's numbers and arrays as Python's, times as text."""
-    if isinstance(value, np.generic | np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, date | time):
-        return value.isoformat()
-    if isinstance(value, Mapping):
-        return {str(name): plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def write_given(folder: Path, splits: Mapping[str, Any]) -> None:
