@@ -193,7 +193,7 @@ def test_dropout_is_on_exactly_with_a_key_and_keeps_the_mean(tiny, one_device):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, "mamba.*supported: .*bert"),
+        ({"model_type": "mamba"}, "mamba.*not known .did you mean .*llama"),
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         ({"hidden_act": "mish"}, "mish"),
         ({"is_decoder": True}, "is_decoder"),
