@@ -4,9 +4,10 @@ import random
 
 import pytest
 
-from ftjax import methods, models, tuned
+from ftjax import methods, models
 from ftjax.build import build_tuned
 from ftjax.errors import UserError
+from ftjax.models.layers import Options
 from tests.formats.bounds import bounded
 from tests.formats.mutants import changed
 from tests.models.cases import CASES
@@ -47,7 +48,7 @@ def test_a_model_is_built_or_its_configuration_refused(name, pytestconfig):
     with bounded():
         for config in mutants(name, 0, MUTANTS):
             try:
-                models.configure(config, tuned.Options())
+                models.configure(config, Options())
                 if built < limit:
                     build_tuned(config, lora)
                     built += 1
@@ -92,7 +93,7 @@ def test_what_no_model_can_be_is_named(case):
     name, change, message = BAD[case]
     config = {**CASES[name]().to_dict(), **change}
     with bounded(), pytest.raises(UserError, match=message):
-        models.configure(config, tuned.Options())
+        models.configure(config, Options())
 
 
 @pytest.mark.parametrize(
