@@ -55,7 +55,6 @@ REGISTRY = registry.Registry(
         "KEYS",
         "from_hf",
         "Model",
-        "hf_modules",
         "MODEL",
         "HF_PREFIX",
         "DEFAULT_TARGETS",
