@@ -166,7 +166,7 @@ def test_the_result_of_a_run_tells_the_ranks(config_file, tmp_path):
     train(check(config), tmp_path)
     found = json.loads((tmp_path / "result.json").read_text())["ranks"]
     modules = found["modules"]
-    assert len(modules) == 8 and all(0 <= n <= 4 for n in modules.values())
+    assert len(modules) == 4 and all(0 <= n <= 4 for n in modules.values())
     assert found["sum"] == sum(modules.values()) == 2 * len(modules)
 
 
