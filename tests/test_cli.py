@@ -162,7 +162,7 @@ def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
         (["--config.data.max_length=65"], "exceeds the model's 64 positions"),
         (["--config.data.batching=packed"], "must be one of bucket, pack, pad"),
         (["--config.train.best_metric=acuracy"], "did you mean 'accuracy'"),
-        (["--config.optimizer.name=adam"], "must be one of adamw, sgd"),
+        (["--config.optimizer.name=adam"], "'adam' is not known (did you mean 'adamw'?)"),
         (["--config.task.pooling=max"], "must be one of auto, cls, mean"),
         (["--config.mesh.data=3"], "mesh.data=3"),
         (["--nonsense"], "'--nonsense' is not understood"),

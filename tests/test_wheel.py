@@ -41,7 +41,7 @@ def installed(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def said(folder: Path, elsewhere: Path, *arguments: str) -> str:
     """What a command says of the package in a folder, from a place without a checkout."""
-    code = "import sys, ftjax, ftjax.commands.entry; print(ftjax.__file__); sys.exit(ftjax.commands.entry.main())"
+    code = "import sys, ftjax, ftjax.commands.entry; print(ftjax.__file__); sys.exit(ftjax.commands.entry.console())"
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     text = call(sys.executable, "-c", code, *arguments, cwd=elsewhere, env=environment)
     place, _, rest = text.partition("\n")
