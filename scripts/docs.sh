@@ -3,7 +3,7 @@
 # Everything is made on this machine; nothing is fetched once the packages are installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export JAX_PLATFORMS=cpu PYTHONPATH=.
+export JAX_PLATFORMS=cpu PYTHONPATH=. NO_MKDOCS_2_WARNING=1
 unset PYTHONDONTWRITEBYTECODE
 
 if [ ! -x .venv-test/bin/mkdocs ]; then

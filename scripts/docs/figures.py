@@ -1,5 +1,6 @@
 """Measured figures of the experiments' files and of the tests, by method and by model."""
 
+import ast
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -55,8 +56,12 @@ def in_peft() -> Mapping[str, str]:
     """Method → the configuration class of peft that the tests compare it with."""
     text = (ROOT / "tests/methods/peft_cases.py").read_text(encoding="utf-8")
     pairs = re.findall(r'\{"name": "(\w+)"[^}]*\},\s*peft\.(\w+)', text)
-    several = re.findall(r'\{"name": name,[^}]*\},\s*peft\.(\w+).*?for name in \((.*?)\)', text, re.S)
-    return {**dict(pairs), **{name: kind for kind, names in several for name in eval(names)}}
+    each = r'\{"name": name,[^}]*\},\s*peft\.(\w+).*?for name in (\(.*?\))'
+    several = re.findall(each, text, re.DOTALL)
+    return {
+        **dict(pairs),
+        **{name: kind for kind, names in several for name in ast.literal_eval(names)},
+    }
 
 
 @cache

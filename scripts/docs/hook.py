@@ -1,25 +1,18 @@
 """For mkdocs: adds the pages that are made of registries, docstrings and measured figures."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
 from ftjax import tasks
 from ftjax.models import FAMILIES
-from scripts.docs import interface_pages, method_pages, registry_pages
+from scripts.docs import figures, method_pages
+from scripts.docs.pages import generated
 
-
-def generated() -> Iterator[tuple[str, str]]:
-    """Path → Markdown of every page that is not written by hand."""
-    yield from method_pages.pages().items()
-    yield from registry_pages.task_pages().items()
-    yield from registry_pages.family_pages().items()
-    yield "reference/preparation.md", registry_pages.preparation_page()
-    yield "reference/regularization.md", registry_pages.regularizers_page()
-    yield "reference/keys.md", interface_pages.keys_page()
-    yield "reference/commands.md", interface_pages.commands_page()
-    yield "reference/python.md", interface_pages.python_page()
+PICTURES = {  # in the site → where the experiment that drew it keeps it
+    "assets/eight_methods.png": "experiments/demo/accuracy.png",
+    "assets/sst2.png": "experiments/compare_sst2/accuracy.png",
+}
 
 
 def on_config(config: Any) -> Any:
@@ -43,4 +36,6 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     for path, text in generated():
         files.append(File.generated(config, path, content=text))
+    for path, source in PICTURES.items():
+        files.append(File.generated(config, path, abs_src_path=str(figures.ROOT / source)))
     return files

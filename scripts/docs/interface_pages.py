@@ -11,17 +11,15 @@ from ftjax.commands.entry import parser
 from ftjax.config.sections import SECTIONS
 from scripts.docs.markdown import entries, escaped, fenced, options_table, prose, sections, table
 
-CONTENT = ("metrics", "rows", "errors", "labels", "params", "partition")  # what attributes hold
-
 
 def keys_page() -> str:
     """Every key but those of methods and tasks, which have pages of their own."""
     lines = [
         "# Configuration keys",
         "",
-        "Every key can be given as `--config.KEY=VALUE` on a command line, as `**{\"KEY\": value}` in",
-        "Python, and in a page of configuration. A key that there is not is an error that names the",
-        "nearest; a value is read by the annotation that the table shows.",
+        "Every key can be given as `--config.KEY=VALUE` on a command line, as a keyword in Python",
+        '(`**{"KEY": value}`), and in a page of configuration. A key that there is not is an error',
+        "that names the nearest; a value is read as the table says.",
         "",
         table(
             ("key", "default", "may be", "meaning"),
@@ -45,8 +43,8 @@ def commands_page() -> str:
     lines = [
         "# Commands",
         "",
-        "`python -m ftjax` is the same as `ftjax`. Bad input gets one message and exit code 2; a run",
-        "that SIGTERM stopped has saved and exits with 143, one that Ctrl-C stopped with 130.",
+        "`python -m ftjax` is the same as `ftjax`. Bad input gets one message and exit code 2; a",
+        "run that SIGTERM stopped has saved and exits with 143, one that Ctrl-C stopped with 130.",
         "",
     ]
     for name, command in COMMANDS.items():
@@ -77,8 +75,8 @@ def python_page() -> str:
     lines = [
         "# Python interface",
         "",
-        "Every command is a function of the same name that returns what the command prints. Paths are",
-        "texts or `os.PathLike`; keys are given by dotted names, as",
+        "Every command is a function of the same name that returns what the command prints. Paths",
+        "are texts or `os.PathLike`; keys are given by dotted names, as",
         '`**{"model.dtype": "bfloat16"}`. Importing `ftjax` imports nothing heavy.',
         "",
     ]

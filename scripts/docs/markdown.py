@@ -9,14 +9,14 @@ from typing import Any
 from ftjax.options import options
 
 SECTION = re.compile(r"\n(Attributes|Args|Returns|Raises|Yields):\n")
-SPECIAL = re.compile(r"([\\*_\[\]<>|#])")
+SPECIAL = re.compile(r"([\\*_\[\]|#])")
 
 
 def escaped(text: str) -> str:
     """A text in which only what is between backticks is markup."""
     parts = text.split("`")
     return "`".join(
-        part.replace("|", "\\|") if number % 2 else SPECIAL.sub(r"\\\1", part)
+        part.replace("|", "\\|") if number % 2 else SPECIAL.sub(r"\\\1", part).replace("<", "&lt;")
         for number, part in enumerate(parts)
     )
 

@@ -68,9 +68,9 @@ def index(every: Mapping[str, Any]) -> str:
         head = ("method", "trains", "on BERT-base", "FLOPs", "SST-2")
         lines += [f"## {heading}", "", table(head, rows, right=(2, 3, 4))]
     lines += [
-        "Parameters are those of BERT-base with two labels; FLOPs are of a train step, as a share of",
-        "full fine-tuning's; SST-2 is test accuracy ± the deviation over three seeds, of MiniLM after",
-        "three epochs of 2,000 examples, at the best of three learning rates.",
+        "Parameters are those of BERT-base with two labels; FLOPs are of a train step, as a share",
+        "of full fine-tuning's; SST-2 is test accuracy ± the deviation over three seeds, of MiniLM",
+        "after three epochs of 2,000 examples, at the best of three learning rates.",
     ]
     return "\n".join(lines)
 
@@ -131,9 +131,8 @@ def parents(cls: type) -> Iterator[str]:
 
 def use(name: str) -> Iterator[str]:
     yield "## Use\n"
-    options = "" if name != "regex" else " \\\n    --config.method.patterns=\"(('.*/ffn/.*', 'ffn'),)\""
     data = "--task classification --data DATA --model minilm"
-    command = f"ftjax train {data} --method {name}{options} --workdir runs/{name}"
+    command = f"ftjax train {data} --method {name} --workdir runs/{name}"
     yield fenced(command, "bash")
     yield fenced(
         "import ftjax\n\n"
@@ -150,8 +149,8 @@ def parameters(trained: Mapping[str, Any]) -> Iterator[str]:
     why = [f"`{model}`: {escaped(found)}." for model, found in trained.items() if refused(found)]
     yield from (f"{line}\n" for line in why)
     yield (
-        "Counted of shapes, with the options' defaults: BERT-base and Llama 3.2 1B with a classifier "
-        "of two labels, T5-base with its own head of words.\n"
+        "Counted of shapes, with the options' defaults: BERT-base and Llama 3.2 1B with a "
+        "classifier of two labels, T5-base with its own head of words.\n"
     )
 
 
@@ -197,9 +196,9 @@ def costs(name: str) -> Iterator[str]:
         return
     yield table(("model", *COST), rows, right=range(1, 6))
     yield (
-        "FLOPs and temporaries as shares of full fine-tuning's, of 8 rows of 128 tokens; base is what "
-        "is kept of the frozen model in memory, on disk what a checkpoint holds besides optimizer "
-        "state. From `experiments/METHOD_COST.md`, where how it was measured is said.\n"
+        "FLOPs and temporaries as shares of full fine-tuning's, of 8 rows of 128 tokens; base is "
+        "what is kept of the frozen model in memory, on disk what a checkpoint holds besides "
+        "optimizer state. From `experiments/METHOD_COST.md`, where how it was measured is said.\n"
     )
 
 
@@ -250,4 +249,3 @@ def hub_folders(name: str) -> list[str]:
     """Folders of AdapterHub's library that a method is compared with."""
     others = {"reft": ("loreft", "noreft", "direft")}
     return [one for one in others.get(name, (name,)) if one in figures.in_adapterhub()]
-

