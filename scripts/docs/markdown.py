@@ -34,6 +34,17 @@ def fenced(code: str, language: str = "", title: str = "") -> str:
     return f"```{language}{named}\n{code.rstrip()}\n```\n"
 
 
+def wrapped(command: str, width: int = 76) -> str:
+    """A command line that goes on in further lines, before an option."""
+    lines = [""]
+    for part in re.split(r" (?=--)", command):
+        if lines[-1] and len(lines[-1]) + len(part) >= width:
+            lines.append(f"    {part}")
+        else:
+            lines[-1] += f" {part}" if lines[-1] else part
+    return " \\\n".join(lines)
+
+
 def sections(entry: Any) -> dict[str, str]:
     """A docstring by section: "" is what comes before the first."""
     doc = inspect.cleandoc(vars(entry).get("__doc__") or entry.__doc__ or "")

@@ -9,7 +9,7 @@ from ftjax.methods import METHODS, find
 from ftjax.methods.base import Method
 from ftjax.methods.rates import OTHER, RATES, SIZES
 from scripts.docs import counts, figures
-from scripts.docs.markdown import escaped, fenced, options_table, prose, sections, table
+from scripts.docs.markdown import escaped, fenced, options_table, prose, sections, table, wrapped
 
 GROUPS = {  # heading → modules of ftjax.methods
     "Selections": ("selection", "schedules", "galore"),
@@ -132,8 +132,7 @@ def parents(cls: type) -> Iterator[str]:
 def use(name: str) -> Iterator[str]:
     yield "## Use\n"
     data = "--task classification --data DATA --model minilm"
-    command = f"ftjax train {data} --method {name} --workdir runs/{name}"
-    yield fenced(command, "bash")
+    yield fenced(wrapped(f"ftjax train {data} --method {name} --workdir runs/{name}"), "bash")
     yield fenced(
         "import ftjax\n\n"
         f'config = ftjax.config(task="classification", method="{name}", data="DATA")\n'
@@ -234,8 +233,8 @@ def equal(name: str, cls: type) -> Iterator[str]:
             f"- AdapterHub's {cases}: outputs and gradients of folders that its library wrote "
             "(`tests/formats/test_adapterhub.py`)"
         )
-    for file in figures.tested_in(name):
-        yield f"- tests of its own: `{file}`"
+    if files := figures.tested_in(name):
+        yield f"- tests that name it: {', '.join(f'`{file}`' for file in files)}"
     yield "- every method: the invariants of `tests/methods/test_invariants.py`\n"
     yield "## Formats\n"
     yield f"- PEFT: {'written and read' if name in FORMS else 'no form there'}"

@@ -12,7 +12,7 @@ from ftjax.models import FAMILIES, VERIFIED
 from ftjax.models.presets import PRESETS
 from ftjax.regularization import REGULARIZERS
 from scripts.docs import figures
-from scripts.docs.markdown import escaped, fenced, options_table, prose, sections, table
+from scripts.docs.markdown import escaped, fenced, options_table, prose, sections, table, wrapped
 from scripts.docs.rows import EXAMPLES
 
 KINDS = {  # of a family → what it is for
@@ -84,7 +84,7 @@ def task_page(name: str) -> str:
         fenced(lines(name), "json"),
         "## Use",
         "",
-        fenced(command, "bash"),
+        fenced(wrapped(command), "bash"),
         *page_of(name),
         "## Options",
         "",
