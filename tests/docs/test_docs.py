@@ -37,7 +37,7 @@ OWN = "adding/own-package.md"  # of a package that is not there
 GROUPS = ("ftjax.families", "ftjax.optimizers", "ftjax.preparation")  # of entry points
 FENCE = re.compile(r"(?m)^( *)(<!-- run -->\n *)?```(\w+)[^\n]*\n(.*?)^ *```", re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
-RUN = [name for name, text in WRITTEN.items() if "<!-- run -->" in text]
+RUN = [name for name, text in WRITTEN.items() if re.search(r"(?m)^ *<!-- run -->$", text)]
 COUNTED = [
     (name, model)
     for name, found in json.loads(counts.FILE.read_text("utf-8")).items()
