@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ftjax/__init__.py").read_text()).group(1)
@@ -17,6 +18,7 @@ TEST = [
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "ruff==0.17.6",
+    "jsonschema>=4.21",  # of pages in YAML, against which they are checked
     "gcp-storage-emulator>=2026.1",
     *REMOTE,
     *TFDS,
@@ -32,6 +34,19 @@ TEST = [
     "bitsandbytes>=0.49",
 ]
 
+
+class Build(build_py):
+    """With the pages of configs/ in the package, where they are found by their names."""
+
+    def run(self) -> None:
+        super().run()
+        pages = Path(self.build_lib, "ftjax", "configs")
+        if not self.editable_mode:  # then they are found in the checkout
+            self.mkpath(str(pages))
+            for file in sorted(ROOT.glob("configs/*.py")):
+                self.copy_file(str(file), str(pages))
+
+
 setup(
     name="ftjax",
     version=VERSION,
@@ -41,7 +56,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ftjax", "ftjax.*"]),
-    package_data={"ftjax.models": ["verified.json"]},
+    cmdclass={"build_py": Build},
+    package_data={"ftjax": ["py.typed"], "ftjax.models": ["verified.json"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",
@@ -51,6 +67,7 @@ setup(
         "jinja2>=3.1",  # of chat templates
         "datasets>=4.0",
         "ml-collections>=1.0",
+        "pyyaml>=6.0",
         "grain>=0.2.12",
         "safetensors>=0.6",
         # Tokenizers that are published as SentencePiece's files, and Marian's punctuation.
@@ -82,7 +99,7 @@ setup(
         "excel": EXCEL,
         "docs": DOCS,
     },
-    entry_points={"console_scripts": ["ftjax=ftjax.commands.entry:main"]},
+    entry_points={"console_scripts": ["ftjax=ftjax.commands.entry:console"]},
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",

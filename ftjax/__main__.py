@@ -2,7 +2,7 @@
 
 import sys
 
-from ftjax.commands.entry import main
+from ftjax.commands.entry import console
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console())

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 
 from ftjax.errors import UserError, require
 from ftjax.methods import name_of
-from ftjax.methods.factors import weight_of
+from ftjax.methods.additive import weight_of
 from ftjax.methods.lora import Lora
-from ftjax.methods.quantized import dequantized
 from ftjax.partition import merge
 from ftjax.paths import Flat
+from ftjax.quantization import dequantized
 from ftjax.tuned import Tuned
 
 

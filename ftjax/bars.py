@@ -1,4 +1,4 @@
-"""How far a long piece of work has come: a bar on a terminal, plain lines in a log."""
+"""How far a long piece of work has come: a bar on a terminal and in a notebook, lines in a log."""
 
 import sys
 import threading
@@ -7,23 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tqdm import tqdm
-
 EVERY = 30.0  # seconds between lines in a log
 
 
 def bar(total: int, initial: int, unit: str, desc: str) -> Any:
     """A tqdm bar, or what has the same methods and writes lines."""
-    if sys.stderr.isatty():
-        return tqdm(
-            total=total,
-            initial=initial,
-            unit=unit,
-            dynamic_ncols=True,
-            mininterval=0.5,
-            desc=desc,
-        )
-    return Lines(total, initial, unit, desc)
+    if not sys.stderr.isatty() and "ipykernel" not in sys.modules:
+        return Lines(total, initial, unit, desc)
+    from tqdm.auto import tqdm
+
+    shape = {"dynamic_ncols": True, "mininterval": 0.5}
+    return tqdm(total=total, initial=initial, unit=unit, desc=desc, **shape)
 
 
 class Lines:

@@ -1,14 +1,16 @@
 """A base model as methods see it: paths, shapes and names of its modules, no code."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from ftjax.errors import UserError, nearest
 from ftjax.paths import Flat, expand
 from ftjax.patterns import ends_match, matches, require_pattern
+
+T = TypeVar("T")
 
 
 def _number(layer: str) -> int:
@@ -154,13 +156,16 @@ class Base:
             UserError: a target matches nothing, only some layers of a scanned segment, or experts.
         """
         key = (targets if isinstance(targets, str) else tuple(targets), words)
-        if key not in self._matches:
-            self._matches[key] = self._match(*key)
-        return dict(self._matches[key])
+        return dict(self.once(key, lambda: self._match(*key)))
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """What `compute` gives, computed the first time: methods ask again for every parameter."""
+        if key not in self._computed:
+            self._computed[key] = compute()
+        return self._computed[key]
 
     @cached_property
-    def _matches(self) -> dict[tuple, dict[str, tuple[int, int]]]:
-        """What `match` has found, for methods ask again for every parameter."""
+    def _computed(self) -> dict[Hashable, Any]:
         return {}
 
     def _match(self, targets: str | tuple[str, ...], words: bool) -> dict[str, tuple[int, int]]:

@@ -3,21 +3,23 @@
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ftjax.base_model import Base
 from ftjax.errors import UserError, nearest
 from ftjax.methods import name_of
-from ftjax.methods.base import Method
+from ftjax.methods.method import Method
 from ftjax.models import configure, kind_of
 from ftjax.models import family as family_of
 from ftjax.models.attention import ATTENTION, PLATFORMS, runs_on
 from ftjax.models.layers import Options
 from ftjax.models.stack import DEEP, POLICIES, parameters_of, resolve_segments
-from ftjax.names import names_of
+from ftjax.names import Names, names_of
 from ftjax.paths import Flat
 from ftjax.tuned import SAMPLE, Tuned, initialized, partition_of, positions_of
 
@@ -44,63 +46,113 @@ def build_tuned(
     """
     settings = settings or {}
     family, kind, head = family_of(hf_config), kind_of(hf_config), dict(head or {})
-    if kind != "encoder":
-        if head.get("head") == "embedding":
-            raise UserError(f"{hf_config['model_type']} is no sentence encoder")
-        if head.get("pooling") in ("mean", "entities"):
-            name, pooling = hf_config["model_type"], head["pooling"]
-            raise UserError(f"task.pooling={pooling}: {name} reads the last token")
+    _check_head(hf_config["model_type"], kind, head)
+    config = _configured(hf_config, kind, settings, platform)
+    positions, parts = positions_of(config), settings.get("parts", 1)
+    segments = segments_of(config, settings, method)
+    config = replace(config, options=replace(config.options, segments=segments))
+    model = family.Model(config, **head)
+    names = names_of(family, config, model.head, getattr(model, "dense", ()))
+    boxed = _abstract(model, None)
+    base = _base_of(model, family, names, {path: leaf.value for path, leaf in boxed.items()})
+    interceptor = method.interceptor(base)
+    if parts > 1:
+        _check_parts(parts, method, interceptor)
+        model = model.clone(config=replace(config, options=replace(config.options, parts=parts)))
+    if positions is not None and positions < method.columns + SAMPLE:
+        raise UserError(
+            f"method.length={method.columns} leaves too few of the model's {positions} positions"
+        )
+    if interceptor is not None:
+        boxed = _abstract(model, interceptor)
+    shapes = {path: leaf.value for path, leaf in boxed.items()}
+    axes = {path: tuple(leaf.names) for path, leaf in boxed.items()}
+    partition = partition_of(shapes, method, base, method.trains)
+    dtype = jnp.dtype(settings.get("trainable_dtype", "float32"))
+    tuned = Tuned(family, kind, names, config, model, method, base, partition, shapes, axes, dtype)
+    tuned._phases[method] = tuned
+    return tuned
+
+
+def _check_head(model_type: str, kind: str, head: Mapping[str, Any]) -> None:
+    """Raises UserError for a head, or pooling, that encoders alone have."""
+    if kind == "encoder":
+        return
+    if head.get("head") == "embedding":
+        raise UserError(f"{model_type} is no sentence encoder")
+    if (pooling := head.get("pooling")) in ("mean", "entities"):
+        raise UserError(f"task.pooling={pooling}: {model_type} reads the last token")
+
+
+def _configured(
+    hf_config: Mapping[str, Any], kind: str, settings: Mapping[str, Any], platform: str
+) -> Any:
+    """The family's `Config`, with options that go with it and with the platform.
+
+    Raises:
+        UserError: an option is not known, or does not go with the model or the platform.
+    """
+    model_type = hf_config["model_type"]
     options = Options(
         dtype=jnp.dtype(settings.get("dtype", "float32")),
         remat=_known("remat", settings.get("remat", "none"), POLICIES),
         attention=_known("attention", settings.get("attention", "auto"), ("auto", *ATTENTION)),
     )
     if not runs_on(options.attention, platform):
-        wanted = PLATFORMS[options.attention]
         raise UserError(
-            f"model.attention={options.attention} runs on {wanted.upper()}s, and this is a "
-            f"{platform.upper()}: use attention=auto"
+            f"model.attention={options.attention} runs on {PLATFORMS[options.attention].upper()}s, "
+            f"and this is a {platform.upper()}: use attention=auto"
         )
     config = configure(hf_config, options)
     one_sided = kind == "decoder" and not config.both_sides
     if options.attention == "splash" and not one_sided:
         raise UserError(
-            "model.attention=splash is for decoders that see one side, not this "
-            f"{hf_config['model_type']}"
+            f"model.attention=splash is for decoders that see one side, not this {model_type}"
         )
-    parts = settings.get("parts", 1)
     divisible = kind == "decoder" and config.divisible
-    if parts != 1 and not (divisible and 1 < parts <= config.intermediate_size):
+    if (parts := settings.get("parts", 1)) != 1 and not (
+        divisible and 1 < parts <= config.intermediate_size
+    ):
         raise UserError(
             f"model.parts={parts} must be 1, or for decoders with gated feed-forward blocks more"
         )
     if options.attention == "auto":
-        drops = getattr(config, "attention_dropout", 0.0)
-        splash = platform == "tpu" and one_sided and not drops
-        found = "splash" if splash else "gpu" if platform == "gpu" else "xla"
-        options = replace(options, attention=found)
-    limit = positions_of(config)
-    if limit is not None and limit < SAMPLE:
+        splash = platform == "tpu" and one_sided and not getattr(config, "attention_dropout", 0.0)
+        kernel = "splash" if splash else "gpu" if platform == "gpu" else "xla"
+        config = replace(config, options=replace(options, attention=kernel))
+    positions = positions_of(config)
+    if positions is not None and positions < SAMPLE:
         raise UserError(
-            f"this {hf_config['model_type']} has {max(limit, 0)} positions by its config.json, and "
-            f"needs {SAMPLE} or more"
+            f"this {model_type} has {max(positions, 0)} positions by its config.json, and needs "
+            f"{SAMPLE} or more"
         )
-    segments = segments_of(config, settings, method)
-    config = replace(config, options=replace(options, segments=segments))
-    model = family.Model(config, **head)
-    names = names_of(family, config, model.head, getattr(model, "dense", ()))
-    key = jax.random.key(0)
+    return config
 
-    def abstract(interceptor: Any) -> Flat:
-        return jax.eval_shape(lambda key: initialized(model, interceptor, key), key)
 
-    boxed = abstract(None)
-    shapes = {path: leaf.value for path, leaf in boxed.items()}
+def _check_parts(parts: int, method: Method, interceptor: Any) -> None:
+    """Raises UserError where a method changes projections that are to be computed in parts."""
+    inside = r".*layers?_[\d_]+/ffn/(up|gate|down)", "__call__", "product"
+    if interceptor and interceptor.changes(*inside):
+        raise UserError(
+            f"model.parts={parts} must be 1 with method.name={name_of(method)}, which changes "
+            "projections of feed-forward blocks, so that these cannot be computed in parts"
+        )
+
+
+def _abstract(model: nn.Module, interceptor: Any) -> Flat:
+    """Flat abstract parameters, each boxed with its logical axes."""
+    return jax.eval_shape(lambda key: initialized(model, interceptor, key), jax.random.key(0))
+
+
+def _base_of(model: nn.Module, family: ModuleType, names: Names, shapes: Flat) -> Base:
+    """What a method may know of a model."""
+    config = model.config
     buffers = tuple(path for path, part in names.head.items() if getattr(part, "buffer", False))
-    base = Base(
+    head = dict.fromkeys(path.split("/")[0] for path in names.head if path not in buffers)
+    return Base(
         shapes,
         names.plain(),
-        tuple(dict.fromkeys(path.split("/")[0] for path in names.head if path not in buffers)),
+        tuple(head),
         family.DEFAULT_TARGETS,
         config.pre_norm,
         prefix=names.prefix,
@@ -108,29 +160,6 @@ def build_tuned(
         buffers=buffers,
         of_words=str(model.head).endswith("_lm") or model.head == "pretraining",
     )
-    interceptor = method.interceptor(base)
-    if parts > 1:
-        inside = r".*layers?_[\d_]+/ffn/(up|gate|down)", "__call__", "product"
-        if interceptor and interceptor.changes(*inside):
-            raise UserError(
-                f"model.parts={parts} must be 1 with method.name={name_of(method)}, which changes "
-                "projections of feed-forward blocks, so that these cannot be computed in parts"
-            )
-        options = replace(config.options, parts=parts)
-        model = model.clone(config=replace(config, options=options))
-    if limit is not None and limit < method.columns + SAMPLE:
-        raise UserError(
-            f"method.length={method.columns} leaves too few of the model's {limit} positions"
-        )
-    if interceptor is not None:
-        boxed = abstract(interceptor)
-        shapes = {path: leaf.value for path, leaf in boxed.items()}
-    axes = {path: tuple(leaf.names) for path, leaf in boxed.items()}
-    partition = partition_of(shapes, method, base, method.trains)
-    dtype = jnp.dtype(settings.get("trainable_dtype", "float32"))
-    tuned = Tuned(family, kind, names, config, model, method, base, partition, shapes, axes, dtype)
-    tuned._phases[method] = tuned
-    return tuned
 
 
 def segments_of(config: Any, settings: Mapping[str, Any], method: Method) -> tuple[int, ...]:

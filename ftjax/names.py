@@ -32,6 +32,8 @@ WORDS = ("words/embedding", "embeddings/word/embedding")
 class Part:
     """A module whose tensors are stored otherwise than a projection of its own.
 
+    In a family's table, sizes may be what its configuration calls them.
+
     Attributes:
         name: of the module that holds them.
         sizes: output features of the modules that share its tensors, in order; empty for one.
@@ -47,12 +49,12 @@ class Part:
     """
 
     name: str
-    sizes: tuple[int, ...] = ()
+    sizes: tuple[int | str, ...] = ()
     index: int = 0
     turned: bool = False
-    stack: int = 0
+    stack: int | str = 0
     raw: bool = False
-    shape: tuple[int, ...] = ()
+    shape: tuple[int | str, ...] = ()
     buffer: bool = False
     copy: str = ""
 
@@ -159,7 +161,7 @@ def names_of(family: ModuleType, config: Any, head: str | None, dense: Sequence[
     copies = r"(.*\.)?(lm_head|(en|de)coder\.embed_tokens)\.weight"
     ignored = (copies, *PASSED_OVER, *(rf"{re.escape(name)}(\..*)?" for name in sorted(theirs)))
     prefix = config.heads[head].prefix if head in config.heads else None
-    usual, base = family.HF_PREFIX, family.hf_modules(config)
+    usual, base = family.HF_PREFIX, config.unrolled_modules()
     vocabulary = config.heads[head].vocabulary if head in config.heads and config.tied else ""
     copies = (f"{vocabulary}.weight", f"{vocabulary}.bias") if vocabulary else ()
     return Names(prefix or usual, usual, base, modules, ignored, copies)

@@ -1,8 +1,9 @@
 """What an option is: a field of a dataclass, whose annotation says what it may be.
 
 `rank: Positive = 8`, `init: Literal["zero", "random"] = "zero"`, `decay: Annotated[float, "(0, 1]"]
-= 0.9`. The `Attributes` of the class's docstring say what it means. From these come the check of a
-value, the message about a bad one, and what is written of options elsewhere.
+= 0.9`, `Annotated[str, names]` (`Names`). The `Attributes` of the class's docstring say what it
+means. From these come the check of a value, the message about a bad one, and what is written of
+options elsewhere.
 """
 
 import ast
@@ -14,7 +15,7 @@ import types
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 from ftjax.errors import UserError, nearest
 
@@ -37,6 +38,19 @@ WORDS |= {"(0, inf)": "must be positive"}
 NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
 NAMES |= {Any: "anything", type(None): "none"}
 NAMES |= {"regex": "a regular expression", "encoding": "auto or the name of an encoding"}
+
+
+class Names(Protocol):
+    """Names that a text may be: a `Registry`.
+
+    Attributes:
+        words: what they are.
+    """
+
+    words: str
+
+    def require(self, name: str) -> None:
+        """Raises ValueError for another, with what it must be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,28 +88,17 @@ class Option:
             raise UserError(f"{key}={value!r} {error}") from None
 
     @property
-    def choices(self) -> tuple[Any, ...]:
-        """The values that it may be, where they are listed."""
-        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
-
-    @property
     def allowed(self) -> str:
         """What it may be, in words."""
         return _words(self.kind)
-
-    @property
-    def interval(self) -> str:
-        """Where its number must lie, as "[0, 1)"; empty for anywhere."""
-        stated = get_args(self.kind)[1] if get_origin(self.kind) is Annotated else ""
-        return stated if stated not in ("regex", "encoding") else ""
 
 
 @cache
 def options(cls: type) -> Mapping[str, Option]:
     """The options of a dataclass by name."""
-    kinds, meanings = get_type_hints(cls, include_extras=True), _meanings(cls)
+    kinds, said = get_type_hints(cls, include_extras=True), meanings(cls)
     return {
-        field.name: Option(kinds[field.name], field.default, meanings.get(field.name, ""))
+        field.name: Option(kinds[field.name], field.default, said.get(field.name, ""))
         for field in dataclasses.fields(cls)
     }
 
@@ -125,7 +128,9 @@ def _read(kind: Any, value: Any) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         value = _read(inner[0], value)
-        if inner[1] == "regex":
+        if not isinstance(inner[1], str):
+            inner[1].require(value)
+        elif inner[1] == "regex":
             try:
                 re.compile(value)
             except re.error as error:
@@ -221,7 +226,8 @@ def _words(kind: Any) -> str:
     """What an annotation allows, as messages and lists of options say it."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return NAMES.get(inner[1]) or _between(*inner)
+        named = NAMES.get(inner[1]) if isinstance(inner[1], str) else inner[1].words
+        return named or _between(*inner)
     if origin is Literal:
         return " or ".join(map(str, inner)) if len(inner) < 3 else f"one of {', '.join(inner)}"
     if origin in (Union, types.UnionType):
@@ -252,13 +258,13 @@ def _within(number: float, interval: str) -> bool:
     return above and (number < high if interval[-1] == ")" else number <= high)
 
 
-def _meanings(cls: type) -> dict[str, str]:
+def meanings(cls: type) -> dict[str, str]:
     """Name → what the docstrings of a class and those before it say of it under `Attributes`."""
-    meanings: dict[str, str] = {}
+    said: dict[str, str] = {}
     for each in reversed(cls.__mro__):
         _, _, listed = inspect.cleandoc(each.__dict__.get("__doc__") or "").partition("Attributes:")
         listed = re.split(r"\n(?=\S)", listed)[0]  # to the next section
         for entry in filter(None, re.split(r"\n {4}(?=\w+: )", listed)):
             name, _, meaning = entry.partition(": ")
-            meanings[name] = " ".join(meaning.split()).removesuffix(".")
-    return meanings
+            said[name] = " ".join(meaning.split()).removesuffix(".")
+    return said

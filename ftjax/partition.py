@@ -93,9 +93,18 @@ def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> Flat:
 
 def selecting(rules: Rules) -> Rules:
     """The rules that train something, so that each matches what it gets where all are tried."""
-    found, before = [], ""
+    trained, before = [], ""
     for pattern, group in rules:
         if group != FROZEN:
-            found.append((f"{before}(?:{pattern})", group))
+            trained.append((f"{before}(?:{pattern})", group))
         before += rf"(?!(?:{pattern})\Z)"
-    return found
+    return trained
+
+
+def is_frozen(rules: Rules, path: str) -> bool:
+    """Whether no layer of a parameter trains."""
+
+    def group(name: str) -> str:
+        return next(group for pattern, group in rules if re.fullmatch(pattern, name))
+
+    return {group(name) for name in expand(path)} == {FROZEN}

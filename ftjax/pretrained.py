@@ -65,7 +65,7 @@ def load(
     _require_words(folder, tuned, absent, new_head)
     missing = [path for path in tuned.shapes if path not in loaded]
     params = merge(loaded, tuned.init(key, missing, shardings))
-    return params | _derived(tuned, params, key, shardings, folder), absent
+    return params | derived(tuned, params, key, shardings, folder), absent
 
 
 def _require_words(folder: Path, tuned: Tuned, absent: list[str], new_head: bool) -> None:
@@ -86,7 +86,7 @@ def _require_words(folder: Path, tuned: Tuned, absent: list[str], new_head: bool
         )
 
 
-def _derived(
+def derived(
     tuned: Tuned, params: Flat, key: jax.Array, shardings: Mapping[str, Any], folder: Path
 ) -> Flat:
     """Those parameters of the method whose first value depends on the base's."""

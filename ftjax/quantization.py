@@ -1,7 +1,8 @@
 """Kernels in few bits: NF4 with double quantization, and int8."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +134,11 @@ class Int8(Quantized):
 
 
 FORMATS = {"nf4": Nf4, "int8": Int8}
+
+
+def dequantized(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with plain float32 arrays in the place of quantized ones."""
+    return {p: x.dequantized() if isinstance(x, Quantized) else x for p, x in params.items()}
 
 
 def nearest(table: np.ndarray, x: jax.Array) -> jax.Array:

@@ -1,53 +1,198 @@
-"""What methods and tasks are registered as: a name, a module, a dataclass of options."""
+"""By which names methods, tasks, families, optimizers and preparation steps are found.
 
+A name is built in (a line of a table here), or an entry point of an installed package, or dotted:
+MODULE:CLASS of whatever can be imported. A new table has all three by being a `Registry`.
+"""
+
+import dataclasses
 import importlib
-from collections.abc import Mapping
+import inspect
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from ftjax.errors import UserError, nearest
+from ftjax.errors import UserError, nearest, summary
 from ftjax.options import options
 
-Table = Mapping[str, tuple[str, str, str]]  # name → (module, class, what it is)
+# name → (module, class, what it is); a family is the module itself: (module, what it is)
+Table = Mapping[str, tuple[str, ...]]
 
 
-def find(section: str, table: Table, name: str) -> type:
-    """The class registered as `name`, imported when asked for: listing needs no JAX.
+class NotFound(UserError):
+    """A name that is none, or of what cannot be imported here, where elsewhere it may be."""
 
-    Args:
-        section: of the configuration, "method" or "task".
-        table: whose modules are in the package `ftjax.{section}s`.
-        name: of the entry.
+
+@dataclass(frozen=True, eq=False)
+class Registry:
+    """A table of what is built in, and the ways to what is not.
+
+    Attributes:
+        place: how messages say where an entry is named, as "method.name={!r}".
+        package: that the modules of the table are in.
+        table: what is built in; imported when asked for, so that listing needs no JAX.
+        group: of the entry points of other packages.
+        base: MODULE:CLASS that an entry's class is of; empty: none in particular.
+        needs: what an entry has.
+    """
+
+    place: str
+    package: str
+    table: Table
+    group: str
+    base: str = ""
+    needs: Collection[str] = ()
+
+    @property
+    def words(self) -> str:
+        """What a name may be."""
+        listed = f"a name of `ftjax list {self.group.rpartition('.')[2]}`"
+        few = f"one of {', '.join(self.table)}" if len(self.table) < 10 else listed
+        return f"{few}, or MODULE:CLASS of one's own"
+
+    def find(self, name: str) -> Any:
+        """The class, or module, of that name.
+
+        Raises:
+            UserError: there is none, and the nearest is named; or it is none of its kind.
+        """
+        where = self.place.format(name)
+        try:
+            self.require(name)
+        except ValueError as error:
+            raise NotFound(f"{where} {error}") from None
+        if name in self.table:
+            module, *attribute, _ = self.table[name]
+            found = importlib.import_module(f"{self.package}.{module}")
+            return getattr(found, attribute[0]) if attribute else found
+        found = _imported(where, name if _is_dotted(name) else self._entry_points()[name].value)
+        self._check(where, found)
+        return found
+
+    def require(self, name: Any) -> None:
+        """Raises ValueError for a name that is not built in, dotted or an entry point's."""
+        if not isinstance(name, str):
+            raise ValueError("is no name")
+        if name in self.table or _is_dotted(name):
+            return
+        own = self._entry_points()
+        if name not in own:
+            raise ValueError(f"is not known{nearest(name, [*self.table, *own])}")
+
+    def entries(self) -> dict[str, str]:
+        """Name → what it is, also of other packages'; of one that cannot be used, why."""
+        texts = {name: entry[-1] for name, entry in self.table.items()}
+        for name in self._entry_points():
+            try:
+                texts[name] = self.text(name)
+            except UserError as error:
+                texts[name] = f"cannot be used: {error}"
+        return texts
+
+    def text(self, name: str) -> str:
+        """What an entry is: of one that is not built in, the first line of its docstring.
+
+        Raises:
+            UserError: as of `find`.
+        """
+        if name in self.table:
+            return self.table[name][-1]
+        return (inspect.getdoc(self.find(name)) or "").partition("\n")[0].removesuffix(".")
+
+    def create(self, settings: Mapping[str, Any]) -> Any:
+        """An object from {"name": ..., option: value, ...}.
+
+        Raises:
+            UserError: an unknown name or option, or a value out of range.
+        """
+        values = {
+            key: value.to_dict() if isinstance(value, ConfigDict) else value
+            for key, value in settings.items()
+            if key != "name"
+        }
+        cls, section = self.find(settings["name"]), self.place.partition(".")[0]
+        known = options(cls)
+        for key in values:
+            if key not in known:
+                raise UserError(
+                    f"{section}.{key} is not an option of {settings['name']!r}{nearest(key, known)}"
+                )
+        return cls(**values)
+
+    def name_of(self, cls: type) -> str:
+        """What a class is registered as; one that is not built in by its dotted name."""
+        for name, (module, attribute, _) in self.table.items():
+            if (cls.__module__, cls.__qualname__) == (f"{self.package}.{module}", attribute):
+                return name
+        return f"{cls.__module__}:{cls.__qualname__}"
+
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        """Of other packages, by name; raises UserError for a name that two have."""
+        packages, points = dict.fromkeys(self.table, "ftjax"), {}
+        for point in _installed(self.group, tuple(sys.path)):
+            package = point.dist.name if point.dist else point.module
+            if packages.setdefault(point.name, package) != package:
+                raise UserError(
+                    f"{package}: its entry point {point.name!r} of {self.group} is named as one of "
+                    f"{packages[point.name]}: rename it in the package's pyproject.toml and "
+                    "install it again, or uninstall it"
+                )
+            points[point.name] = point
+        return points
+
+    def _check(self, where: str, found: Any) -> None:
+        """Raises UserError for what is not of the kind that the registry holds."""
+        if lacks := [name for name in self.needs if not hasattr(found, name)]:
+            raise UserError(f"{where}: {found!r} lacks {', '.join(lacks)}")
+        if self.base:
+            module, _, name = self.base.partition(":")
+            base = getattr(importlib.import_module(module), name)
+            if not (isinstance(found, type) and issubclass(found, base)):
+                raise UserError(f"{where}: {found!r} is no subclass of {module}.{name}")
+        if not isinstance(found, type):
+            return  # a family's module
+        if "__dataclass_fields__" not in vars(found):
+            raise UserError(f"{where}: decorate {found.__name__} with @dataclass(frozen=True)")
+        for name, option in options(found).items():
+            if option.default is dataclasses.MISSING:
+                raise UserError(f"{where}: its option {name!r} has no default")
+
+
+def _is_dotted(name: str) -> bool:
+    return ":" in name or "." in name
+
+
+@cache
+def _installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Entry points of what is on the path that modules are found on."""
+    return tuple(entry_points(group=group))
+
+
+def _imported(where: str, name: str) -> Any:
+    """What MODULE:NAME, or MODULE, is.
 
     Raises:
-        UserError: no such entry; the nearest is named.
+        UserError: there is no such module, it fails, or has nothing of that name.
     """
-    if name not in table:
-        raise UserError(f"{section}.name={name!r} is not known{nearest(name, table)}")
-    module, cls, _ = table[name]
-    return getattr(importlib.import_module(f"ftjax.{section}s.{module}"), cls)
-
-
-def create(section: str, table: Table, settings: Mapping[str, Any]) -> Any:
-    """An object from {"name": ..., option: value, ...}.
-
-    Raises:
-        UserError: an unknown name or option, or a value out of range.
-    """
-    values = {
-        key: value.to_dict() if isinstance(value, ConfigDict) else value
-        for key, value in settings.items()
-        if key != "name"
-    }
-    cls = find(section, table, settings["name"])
-    known = options(cls)
-    for key in values:
-        if key not in known:
-            raise UserError(
-                f"{section}.{key} is not an option of {settings['name']!r}{nearest(key, known)}"
-            )
-    return cls(**values)
+    module, _, attribute = name.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        lacks = f"no module {error.name!r} is installed"
+        mend = "install its package here, or put its folder on PYTHONPATH"
+        raise NotFound(f"{where}: {lacks}; {mend}") from error
+    except Exception as error:
+        how = f'python -c "import {module}" shows where'
+        raise NotFound(f"{where}: {module} fails: {summary(error)}; {how}") from error
+    for part in filter(None, attribute.split(".")):
+        if not hasattr(found, part):
+            raise NotFound(f"{where}: {module} has no {attribute!r}{nearest(part, dir(found))}")
+        found = getattr(found, part)
+    return found
 
 
 def as_tuples(value: Any) -> Any:

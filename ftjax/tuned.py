@@ -14,8 +14,9 @@ import optax
 
 from ftjax.base_model import Base
 from ftjax.errors import UserError
-from ftjax.methods.base import Method, nested
-from ftjax.methods.virtual import changed_words
+from ftjax.methods.interception import nested
+from ftjax.methods.method import Method
+from ftjax.methods.virtual_tokens import changed_words
 from ftjax.names import Names
 from ftjax.partition import FROZEN, Partition
 from ftjax.paths import Flat, expand, flatten, unflatten

@@ -18,10 +18,10 @@ from ftjax.generation.choice import truncated
 from ftjax.generation.settings import Settings
 from ftjax.methods import galore, loha
 from ftjax.models import configure, deberta
-from ftjax.models.cache import View
-from ftjax.models.grouped import grouped
+from ftjax.models.grouped_matmul import grouped_matmul
+from ftjax.models.language_head import read_off
 from ftjax.models.layers import Options
-from ftjax.models.vocabulary import read_off
+from ftjax.models.masks import View
 from ftjax.parallel.product import rows
 from ftjax.quantization import BLOCK, DYNAMIC, GROUP, NF4, Nf4
 
@@ -63,7 +63,7 @@ def deberta_layer() -> Iterator[Pair]:
 
 def loha_update() -> Iterator[Pair]:
     def whole(x: Array, leaves: dict) -> Array:
-        return x @ loha.update(**leaves)
+        return x @ loha.difference(**leaves)
 
     def factored(x: Array, leaves: dict) -> Array:
         left, right = loha.hadamard_factors(**leaves)
@@ -100,7 +100,7 @@ def experts() -> Iterator[Pair]:
         sizes = jnp.asarray(np.bincount(RANDOM.integers(0, 8, count), minlength=8), jnp.int32)
         plain, ours = (
             with_gradients(lambda x, kernel, sizes, f=f: f(x, kernel, sizes))
-            for f in (jax.lax.ragged_dot, grouped)
+            for f in (jax.lax.ragged_dot, grouped_matmul)
         )
         name = f"8 experts, {count} rows, forward and backward"
         yield name, plain, ours, (x, kernel, sizes)

@@ -7,3 +7,5 @@ if version("jaxlib").startswith("0.10."):  # later ones refuse what they do not 
     OPTIONS["xla_cpu_use_fusion_emitters"] = False
     OPTIONS["xla_cpu_parallel_codegen_split_count"] = 1
 FLAGS = " ".join(f"--{name}={int(value)}" for name, value in OPTIONS.items())
+if version("jaxlib").startswith("0.10."):
+    FLAGS += " --xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE"

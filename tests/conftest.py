@@ -26,7 +26,7 @@ from ftjax.formats.folder import read_config
 from ftjax.formats.hf import mapping
 from ftjax.loss import Loss
 from ftjax.parallel.mesh import make_mesh
-from tests.forked import Forked
+from tests.worker import worker
 
 pytest_plugins = ["tests.parity", "tests.covering"]
 WORDS = [
@@ -171,8 +171,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def config_file(tiny: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A configuration of the tiny model on the tiny corpus."""
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like `tiny`, of two layers: whole runs trace and compile each of them again and again."""
+    return write_tiny(tmp_path_factory.mktemp("models") / "shallow", num_hidden_layers=2)
+
+
+@pytest.fixture(scope="session")
+def config_file(shallow: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration of the shallow model on the tiny corpus."""
     file = tmp_path_factory.mktemp("configs") / "tiny.py"
     file.write_text(
         f"""
@@ -180,7 +186,7 @@ from ftjax.config import default_config
 
 def get_config(method="full"):
     config = default_config(method)
-    config.model.path = {str(tiny)!r}
+    config.model.path = {str(shallow)!r}
     config.data.path = {str(corpus)!r}
     config.data.max_length = 32
     config.data.buckets = 2
@@ -197,11 +203,11 @@ def get_config(method="full"):
 def ftjax(
     *arguments, devices: int = 1, expect: int = 0, input: str = ""
 ) -> subprocess.CompletedProcess:
-    """Runs the command in a process of its own and checks its exit code."""
-    process = Forked(arguments, environment(devices), input=input)
-    out, err = process.communicate()
-    assert process.returncode == expect, out + err
-    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+    """Runs the command in another process, of so many devices, and checks its exit code."""
+    env = environment(devices)
+    said = worker(env["XLA_FLAGS"])(arguments, env, input)
+    assert said.returncode == expect, said.stdout + said.stderr
+    return subprocess.CompletedProcess(arguments, *said)
 
 
 def here(*arguments) -> None:

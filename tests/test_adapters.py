@@ -17,7 +17,8 @@ from ftjax.errors import UserError
 from ftjax.formats.peft import folder as peft_format
 from ftjax.parallel.mesh import make_mesh
 from ftjax.partition import merge
-from tests.methods.bases import HEAD, build, folder, make_batch
+from ftjax.testing import HEAD, build, make_batch
+from tests.methods.bases import folder
 from tests.models.made import quick
 
 EMBEDDING = {**HEAD, "head": "embedding"}

@@ -6,9 +6,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ROOMS = """
-errors options patterns paths partition loss dropout quantization
+errors process options patterns paths partition loss dropout quantization
 remote cache files html bars registry names base_model
 parallel
+optimizers
 methods
 tuned
 formats
@@ -25,8 +26,10 @@ setup
 evaluation
 forecast
 runs
+model
 comparison
 adapters
+testing
 commands
 __main__
 """

@@ -6,7 +6,7 @@ import pytest
 from ftjax import methods
 from ftjax.build import build_tuned
 from ftjax.errors import UserError
-from ftjax.partition import FROZEN, Partition, merge
+from ftjax.partition import FROZEN, Partition, is_frozen, merge
 from tests.models import made
 
 PATHS = ["embeddings/word/embedding", "encoder/layers_0_3/ffn/up/kernel", "classifier/kernel"]
@@ -50,3 +50,12 @@ def test_a_buffer_is_trained_by_no_method():
             made.config_of("bart"), methods.create({"name": method}), {}, {"head": "seq2seq_lm"}
         )
         assert "logits/bias" in model.shapes and not model.partition.is_trainable("logits/bias")
+
+
+def test_a_scanned_parameter_is_frozen_where_no_layer_trains():
+    rules = (("encoder/layer_1/.*", "top"), ("classifier/.*", "head"), REST)
+    assert is_frozen(rules, "encoder/layer_0/ffn/up/kernel") and is_frozen(rules, "words/embedding")
+    assert not is_frozen(rules, "encoder/layer_1/ffn/up/kernel")
+    assert is_frozen(rules, "encoder/layers_2_4/ffn/up/kernel")
+    assert not is_frozen(rules, "encoder/layers_0_2/ffn/up/kernel")  # one of them trains
+    assert not is_frozen(rules, "classifier/bias")

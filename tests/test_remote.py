@@ -103,10 +103,12 @@ def upload(folder, target):
             (target / file.relative_to(folder)).write_bytes(file.read_bytes())
 
 
-def test_a_killed_run_in_a_bucket_equals_a_local_one(bucket, tiny, corpus, config_file, tmp_path):
+def test_a_killed_run_in_a_bucket_equals_a_local_one(
+    bucket, shallow, corpus, config_file, tmp_path
+):
     local = tmp_path / "local"
     ftjax("train", "--config", config_file, "--workdir", local, *OVERRIDES)
-    upload(tiny, bucket / "tiny")
+    upload(shallow, bucket / "tiny")
     upload(corpus, bucket / "corpus")
     workdir = bucket / "run"
     remote = [

@@ -8,6 +8,7 @@ from typing import Any
 
 from ftjax.errors import UserError
 
+PAGE = "PAGE[:ARG]: a file, .py (see ftjax init) or .yaml, or a name (see ftjax list pages)"
 # Metrics of a constant answer that are said; result.json has all.
 CONSTANT = ("accuracy", "f1", "f1_micro", "f1_macro", "kappa", "exact", "mean_squared_error")
 
@@ -44,7 +45,7 @@ def add_step(parser: ArgumentParser) -> None:
 def add_page(parser: ArgumentParser, method: bool = True, required: bool = True) -> None:
     """Where a configuration comes from: a file, or a task's defaults; `method`: of one method."""
     page = parser.add_mutually_exclusive_group(required=required)
-    page.add_argument("--config", help="FILE[:ARG], a page with get_config(); see ftjax init")
+    page.add_argument("--config", help=PAGE)
     page.add_argument("--task", help="its defaults, without a page; see ftjax list tasks")
     parser.add_argument("--model", help="model.path: a folder, a .gguf file, a hub id, a nickname")
     parser.add_argument("--data", help="data.path: a file, or a folder with a file for each split")
@@ -62,7 +63,9 @@ def load_page(arguments: Namespace, overrides: Sequence[str]) -> Any:
     """
     from ftjax.config import load_config
 
-    return load_config(arguments.config, shorthands(arguments, overrides), task=arguments.task)
+    return load_config(
+        arguments.config or "", shorthands(arguments, overrides), task=arguments.task
+    )
 
 
 def shorthands(arguments: Namespace, overrides: Sequence[str]) -> list[str]:

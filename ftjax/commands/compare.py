@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
 from ftjax.changes import ALL
-from ftjax.commands.command import Command, add_page, add_workdir, shorthands
+from ftjax.commands.command import Command, add_page, add_workdir, changes_of, shorthands
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -21,16 +21,19 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     from ftjax.comparison.study import compare
 
     names = filter(None, map(str.strip, arguments.methods.split(",")))
-    compare(
+    study = compare(
         arguments.config or "",
         [*dict.fromkeys(names)],
-        arguments.seeds,
         arguments.workdir,
-        shorthands(arguments, overrides),
-        arguments.jobs,
-        arguments.folds,
+        seeds=arguments.seeds,
+        jobs=arguments.jobs,
+        folds=arguments.folds,
         task=arguments.task or "",
+        **changes_of(shorthands(arguments, overrides)),
     )
+    print(f"\n{study}\n")
+    for name in ("report.html", "report.md", "results.json"):
+        print(study.workdir / name)
 
 
 COMMAND = Command("train by several methods and report", add_arguments, run, ALL)

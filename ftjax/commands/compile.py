@@ -10,13 +10,6 @@ from ftjax.changes import ALL
 from ftjax.commands.command import Command, add_page, load_page
 from ftjax.errors import UserError
 
-AHEAD = {  # what libtpu asks of a machine with TPUs is told it, lest it wait for them
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 NOTHING_FITS = ("", "nothing that was tried fits: more chips, or a method that trains less")
 
 
@@ -31,8 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, overrides: Sequence[str]) -> None:
-    for key, value in AHEAD.items():
-        os.environ.setdefault(key, value)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no device of this machine is asked
     from ftjax.config import check
     from ftjax.files import write_json
     from ftjax.forecast.forecast import forecast, mended

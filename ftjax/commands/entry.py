@@ -16,6 +16,7 @@ from ftjax.changes import every_key, refused, spoken
 from ftjax.commands import COMMANDS
 from ftjax.commands.explain import print_explanations
 from ftjax.errors import Stopped, UserError, summary
+from ftjax.process import of_ftjax
 
 BARS = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")
 TPUS, GOOGLE = ("/dev/accel*", "/dev/vfio/[0-9]*"), "0x1ae0"  # where TPUs are; PCI's vendor
@@ -34,17 +35,25 @@ def parser() -> ArgumentParser:
     return main
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def console() -> int:
+    """The `ftjax` command, whose process this is: prepares it, and runs what its arguments say."""
+    for name, value in _surroundings().items():
+        os.environ.setdefault(name, value)
+    if sys.path[0] in ("", os.getcwd()):  # files there must not stand in for installed packages
+        sys.path.append(sys.path.pop(0))
+    _huge_pages(sys.argv[1:])
+    return main(sys.argv[1:])
+
+
+def main(argv: Sequence[str]) -> int:
     """Runs a command.
 
     Returns:
         Its exit code: 0; 2 for bad input; 143 where SIGTERM stopped a run, which has saved, 130
         where Ctrl-C did.
     """
-    for name, value in _surroundings().items():
-        os.environ.setdefault(name, value)
     with _no_late_reads():
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        return _run(argv)
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -56,7 +65,6 @@ def _run(argv: Sequence[str]) -> int:
         command = COMMANDS[arguments.command]
         _refuse_strange(arguments.command, rest)
         if command.starts_jax:
-            _huge_pages(argv)
             start_jax()
         with _quiet_stores(command.keys):
             return command.run(arguments, rest) or 0
@@ -115,6 +123,12 @@ def _quiet_stores(keys: Sequence[str]) -> AbstractContextManager[None]:
     from ftjax.remote import raised_once
 
     return raised_once()
+
+
+def _has_accelerator() -> bool:
+    """Whether the command may run on anything but processors."""
+    there = _has_tpu() or bool(glob("/dev/nvidia[0-9]*"))
+    return there and os.environ.get("JAX_PLATFORMS") != "cpu"
 
 
 def _has_tpu() -> bool:
@@ -178,11 +192,14 @@ def _huge_pages(argv: Sequence[str]) -> None:
     a tenth of the step on page faults. glibc reads the setting only at start.
     """
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if "GLIBC_TUNABLES" in os.environ or not setting.exists():
+    command = COMMANDS.get(argv[0]) if argv else None
+    wanted = command is not None and command.starts_jax and not {"-h", "--help"} & {*argv}
+    if not wanted or "GLIBC_TUNABLES" in os.environ or not setting.exists() or _has_accelerator():
         return
     if "[madvise]" in setting.read_text():
-        environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-        os.execve(sys.executable, [sys.executable, "-m", "ftjax", *argv], environment)
+        command, environment = of_ftjax(argv)
+        environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execve(command[0], command, environment)
 
 
 def start_jax() -> None:

@@ -27,5 +27,5 @@ def print_explanations(argv: Sequence[str]) -> int:
         arguments.task = arguments.task or "classification"
     config = load_page(arguments, [item for item in rest if item.startswith("--config.")])
     for key in arguments.explain or [""]:
-        print(explain(config, key))
+        print(explain(key, config))
     return 0

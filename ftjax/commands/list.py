@@ -2,22 +2,17 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ftjax.commands.command import Command
 from ftjax.errors import UserError, nearest
 
-OPTIMIZERS = {
-    "adamw": "Adam with decoupled weight decay",
-    "sgd": "stochastic gradient descent, with momentum if asked",
-    "adafactor": "factored second moments",
-    "lion": "sign of an interpolated momentum",
-}
+if TYPE_CHECKING:
+    from ftjax.registry import Registry
+
 EVERY = ("name", "learning_rate", "schedule", "warmup", "weight_decay", "clip_norm")
 BALL = ("adversarial", "epsilon")
-KEYS = {  # optimizer or regularizer → the keys that it reads
-    **{name: ("optimizer", *EVERY) for name in OPTIMIZERS},
-    "adamw": ("optimizer", *EVERY, "beta1", "beta2", "epsilon"),
-    "sgd": ("optimizer", *EVERY, "momentum"),
+KEYS = {  # regularizer → the keys that it reads
     "fgm": ("regularization", *BALL),
     "pgd": ("regularization", *BALL, "step_size", "steps"),
     "freelb": ("regularization", *BALL, "step_size", "steps"),
@@ -25,6 +20,7 @@ KEYS = {  # optimizer or regularizer → the keys that it reads
     "swa": ("train", "swa_start", "swa_every"),
 }
 LISTS = ("methods", "models", "tasks", "optimizers", "regularizers", "preparation", "rates")
+LISTS += ("pages",)
 WIDTH = 22  # of names
 
 
@@ -35,35 +31,54 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     what, name = arguments.what, arguments.name
-    entries = _table(what)
     if what == "rates":
         print(_heading())
-    if name is None:
-        for entry, text in entries.items():
-            print(f"{entry:<{WIDTH}}{text}")
-            if what == "preparation":
-                print(_brief(entry), end="")
-    elif name not in entries:
-        raise UserError(f"ftjax list {what}: {name!r} is not known{nearest(name, entries)}")
-    else:
-        print(f"{name}: {entries[name]}")
+    if name is not None:
+        print(f"{name}: {_text(what, name)}")
         print(_options(what, name), end="")
+        return
+    for entry, text in _table(what).items():
+        print(f"{entry:<{WIDTH}}{text}")
+        if what == "preparation":
+            print(_brief(entry), end="")
+
+
+def _registry(what: str) -> "Registry | None":
+    """Of what has options of its own."""
+    from ftjax import methods, optimizers, tasks
+    from ftjax.data import preparation
+
+    rooms = {"methods": methods, "tasks": tasks, "optimizers": optimizers}
+    rooms |= {"preparation": preparation}
+    return rooms[what].REGISTRY if what in rooms else None
 
 
 def _table(what: str) -> Mapping[str, str]:
     """Name → what it is."""
     from ftjax import models
-    from ftjax.data.preparation import STEPS
-    from ftjax.methods import METHODS, rates
+    from ftjax.config import pages
+    from ftjax.methods import rates
     from ftjax.regularization import REGULARIZERS
-    from ftjax.tasks import TASKS
 
-    if what in ("models", "rates"):
-        return (models if what == "models" else rates).table()
-    if what in ("optimizers", "regularizers"):
-        return OPTIMIZERS if what == "optimizers" else REGULARIZERS
-    entries = {"methods": METHODS, "tasks": TASKS, "preparation": STEPS}[what]
-    return {name: entry[-1] for name, entry in entries.items()}
+    if registry := _registry(what):
+        return registry.entries()
+    if what in ("pages", "regularizers"):
+        return pages() if what == "pages" else REGULARIZERS
+    return (models if what == "models" else rates).table()
+
+
+def _text(what: str, name: str) -> str:
+    """What one of them is.
+
+    Raises:
+        UserError: there is none of that name; the nearest is named.
+    """
+    if registry := _registry(what):
+        return registry.text(name)
+    entries = _table(what)
+    if name not in entries:
+        raise UserError(f"ftjax list {what}: {name!r} is not known{nearest(name, entries)}")
+    return entries[name]
 
 
 def _heading() -> str:
@@ -80,31 +95,35 @@ def _brief(step: str) -> str:
     from ftjax.data.preparation import find
     from ftjax.options import defaults
 
-    given = [f"{name}={value!r}" for name, value in defaults(find(step)).items()]
+    try:
+        known = defaults(find(step))
+    except UserError:
+        return ""  # which what it is says
+    given = [f"{name}={value!r}" for name, value in known.items()]
     return f"{'':<{WIDTH}}{', '.join(given)}\n" if given else ""
 
 
 def _options(what: str, name: str) -> str:
     """The options of an entry, each with its default, meaning and range."""
-    from ftjax import methods, tasks
     from ftjax.config.describe import describe
     from ftjax.config.sections import SECTIONS
-    from ftjax.data import preparation
     from ftjax.options import options
 
-    values: dict[str, str] = {}  # what makes a run use it
-    if what in ("models", "rates"):
+    if what in ("models", "rates", "pages"):
         return ""
-    if what in ("optimizers", "regularizers"):
+    registry, values = _registry(what), {}
+    own = options(registry.find(name)) if registry else {}
+    section = {"methods": "method", "tasks": "task", "optimizers": "optimizer"}.get(what, "")
+    if what == "optimizers":
+        own = {**own, **options(SECTIONS[section])}
+        own = {key: own[key] for key in (*EVERY, *options(registry.find(name)))}
+        values["name"] = name  # what makes a run use it
+    elif what == "regularizers":
         section, *keys = KEYS.get(name, ("regularization", name))
-        every, prefix = options(SECTIONS[section]), f"{section}."
-        known = {key: every[key] for key in keys}
+        own = {key: options(SECTIONS[section])[key] for key in keys}
         values["name"] = name
-    else:
-        finders = {"methods": methods, "tasks": tasks, "preparation": preparation}
-        prefix = {"methods": "method.", "tasks": "task.", "preparation": ""}[what]
-        known = options(finders[what].find(name))
-    lines = [describe(prefix + key, known[key], values.get(key)) for key in known]
+    prefix = f"{section}." if section else ""
+    lines = [describe(prefix + key, own[key], values.get(key)) for key in own]
     return "".join(f"{line}\n" for line in lines) or "no options\n"
 
 

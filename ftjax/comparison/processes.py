@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import IO
 
 from ftjax.errors import Stopped
+from ftjax.process import of_ftjax
 
 
 class Processes:
@@ -20,11 +21,11 @@ class Processes:
         self.stopped, self._interrupted = 0, False
         self._running: set[subprocess.Popen] = set()
 
-    def run(self, command: Sequence[str], output: IO[bytes] | None = None) -> int:
-        """Exit code of a command, once it has ended.
+    def run(self, arguments: Sequence[str], output: IO[bytes] | None = None) -> int:
+        """Exit code of `ftjax` with arguments, once it has ended.
 
         Args:
-            command: and its arguments.
+            arguments: of the command.
             output: where it prints; None for where this process does.
 
         Raises:
@@ -33,7 +34,8 @@ class Processes:
         if self.stopped:
             raise Stopped(self.stopped)
         errors = None if output is None else subprocess.STDOUT
-        process = subprocess.Popen(command, stdout=output, stderr=errors)
+        command, environment = of_ftjax(arguments)
+        process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
         self._running.add(process)
         if self.stopped:  # while it was started
             process.terminate()

@@ -3,7 +3,7 @@
 import base64
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,6 +33,23 @@ def markdown_table(rows: Sequence[Row]) -> str:
     marks = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     rule = "| " + " | ".join(marks) + " |"
     return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def latex_table(rows: Sequence[Row]) -> str:
+    """The table as LaTeX, which needs the package booktabs."""
+
+    def line(cells: Iterable[str]) -> str:
+        return " & ".join(re.sub(r"([&%$#_{}])", r"\\\1", cell) for cell in cells) + r" \\"
+
+    each = [line(row.cells()).replace("±", r"$\pm$") for row in rows]
+    columns = "l" + "r" * (len(headings(rows)) - 1)
+    head = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(headings(rows)), r"\midrule"]
+    return "\n".join([*head, *each, r"\bottomrule", r"\end{tabular}"])
+
+
+def html_table(rows: Sequence[Row]) -> str:
+    """The table as HTML."""
+    return table(headings(rows), [row.cells() for row in rows])
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
@@ -142,8 +159,7 @@ def _html(
     if tried:
         parts += [tag("h2", RATES), tag("p", TRIED), tag("ul", "".join(map(_item, _grids(tried))))]
     title = "Comparison of fine-tuning methods"
-    compared = table(headings(rows), [row.cells() for row in rows])
-    return document(title, [tag("h1", title), compared, *parts])
+    return document(title, [tag("h1", title), html_table(rows), *parts])
 
 
 def _item(note: str) -> str:

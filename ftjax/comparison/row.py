@@ -7,8 +7,7 @@ from typing import Any
 
 from ftjax.comparison.statistics import interval, wilson
 from ftjax.html import percent
-from ftjax.registry import find
-from ftjax.tasks import TASKS
+from ftjax.tasks import find
 from ftjax.tasks.base import spoken
 
 SHARES = ("accuracy", "exact", "exact_match")  # metrics that are of so many rows out of all
@@ -117,7 +116,7 @@ def interval_of(row: Row) -> str:
 
 def better_of(result: Mapping[str, Any]) -> str:
     """Which way the metric that chose a run's best step is better."""
-    return find("task", TASKS, result["task"]).better[result["best_metric"]]
+    return find(result["task"]).better[result["best_metric"]]
 
 
 def is_share(result: Mapping[str, Any]) -> bool:
@@ -131,7 +130,7 @@ def examples_of(results: Sequence[Mapping[str, Any]], split: str) -> int:
     cross-validation those of all folds."""
     counts = {}
     for run in results:
-        scores, task = run["metrics"][split], find("task", TASKS, run["task"])
+        scores, task = run["metrics"][split], find(run["task"])
         written = run["best_metric"] in task.at_end
         counts[run.get("fold")] = scores["written" if written else "examples"]
     return sum(counts.values())

@@ -1,29 +1,34 @@
 """Trains by several methods, each in a process of its own, and gathers the results."""
 
-import sys
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from ftjax.comparison.pool import pool_of
 from ftjax.comparison.processes import Processes
-from ftjax.comparison.report import markdown_table, write_report
+from ftjax.comparison.report import html_table, latex_table, markdown_table, write_report
 from ftjax.comparison.row import Row, better_of, summarize
-from ftjax.config import check, load_config, load_module
+from ftjax.config import check, in_dots, load_config, load_module
+from ftjax.config.yaml import to_yaml
 from ftjax.errors import Stopped, UserError, require
-from ftjax.files import write_json
+from ftjax.files import write_json, write_text
+from ftjax.remote import located
 from ftjax.training.progress import gain
 from ftjax.training.signals import STOPS, listening
 from ftjax.workdir.folder import finished
 from ftjax.workdir.records import read_metrics
 from ftjax.workdir.result import read_result
 
+PAGE = "page.yaml"  # of a study of a configuration that a program gave
 MOST = 10_000  # seeds, folds or processes of a study
 
 
 @dataclass(frozen=True)
-class Study:
+class Runs:
     """Runs of one configuration, each in its own work folder.
 
     Attributes:
@@ -71,8 +76,7 @@ class Study:
             print(f"  finished already: {result}", flush=True)
         else:
             page = ["--config", self.config] if self.config else ["--task", self.task]
-            command = [sys.executable, "-m", "ftjax", "train", *page]
-            code = self._start([*command, "--workdir", str(folder), *changes], folder)
+            code = self._start(["train", *page, "--workdir", str(folder), *changes], folder)
             if (number := _signal(code)) in STOPS:
                 raise Stopped(number)
             if code or not result.exists():
@@ -104,13 +108,13 @@ class Study:
         mend = "once that is mended, " if code == 2 else ""
         return f"{run} did not finish (exit code {code}{why}); {mend}the same command goes on"
 
-    def _start(self, command: Sequence[str], folder: Path) -> int:
+    def _start(self, arguments: Sequence[str], folder: Path) -> int:
         """Exit code; what runs print side by side goes to files."""
         if self.jobs == 1:
-            return self.processes.run(command)
+            return self.processes.run(arguments)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _output(folder).open("ab") as output:
-            code = self.processes.run(command, output)
+            code = self.processes.run(arguments, output)
         done = "stopped" if _signal(code) in STOPS else f"failed, see {output.name}"
         print(f"  {folder}: {done if code else 'finished'}", flush=True)
         return code
@@ -126,17 +130,49 @@ def _signal(code: int) -> int:
     return code - 128 if code > 128 else -code
 
 
+@dataclass(frozen=True)
+class Study:
+    """What came of a comparison.
+
+    Attributes:
+        rows: one a method, in the order asked for.
+        workdir: of the study, with report.html, report.md and results.json.
+    """
+
+    rows: list[Row]
+    workdir: Path
+
+    def __repr__(self) -> str:
+        return markdown_table(self.rows)
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame, a row a method: its score, interval, cost and parameters."""
+        import pandas
+
+        rows = [row.to_json() for row in self.rows]
+        flat = [{k: v for k, v in row.items() if not isinstance(v, list | dict)} for row in rows]
+        return pandas.DataFrame(flat)
+
+    def to_latex(self) -> str:
+        """The table as LaTeX's tabular, with booktabs."""
+        return latex_table(self.rows)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows)
+
+
 def compare(
-    config: str,
-    methods: Sequence[str],
-    seeds: int,
-    workdir: Path,
-    overrides: Sequence[str],
+    config: ConfigDict | str | os.PathLike[str],
+    methods: Sequence[str] = (),
+    workdir: str | os.PathLike[str] = "",
+    *,
+    seeds: int = 1,
     jobs: int = 1,
     folds: int = 0,
     task: str = "",
-) -> list[Row]:
-    """Runs methods × seeds × folds, prints the table and writes the report.
+    **keys: Any,
+) -> Study:
+    """Runs methods × seeds × folds, each in a process of its own, and writes the report.
 
     A run that is finished is not run again, so that a study can be left and gone on with. Where
     the configuration's file has `GRID`, a mapping from methods to learning rates, a method is
@@ -148,20 +184,26 @@ def compare(
     checkpoint that is best on it.
 
     Args:
-        config: FILE; empty for the default of `task`.
-        methods: names; empty for the file's `METHODS`.
-        seeds: runs a method.
+        config: a configuration, a page's file or its name; empty for the default of `task`.
+        methods: names; empty for the page's `METHODS`.
         workdir: runs are in `METHOD/seed_N`, or in `METHOD/RATE/seed_N`; folds in `fold_N` of it.
-        overrides: "--config.KEY=VALUE", for all runs.
+        seeds: runs a method.
         jobs: runs at once, each with its share of the cores (not on accelerators).
         folds: of cross-validation, 2 or more; 0: none.
         task: where there is no file.
+        **keys: dotted names and values, for all runs.
 
     Raises:
         Stopped: SIGTERM or Ctrl-C stopped the study, once its runs had saved: the same command
             goes on.
         UserError: bad input, or a run that failed.
     """
+    workdir = located(os.fspath(workdir))
+    if isinstance(config, ConfigDict):
+        write_text(workdir / PAGE, to_yaml(config))
+        config = workdir / PAGE
+    config = os.fspath(config)
+    overrides = [f"--config.{key}={value!r}" for key, value in in_dots(keys).items()]
     module = load_module(config) if config else None
     methods, grid = methods or getattr(module, "METHODS", ()), getattr(module, "GRID", {})
     for name, count in {"--seeds": seeds, "--jobs": jobs}.items():
@@ -173,27 +215,24 @@ def compare(
         require(count <= MOST, f"--{name} {count} must be at most {MOST:,}")
     for method in methods:  # all are checked before any is run
         check(load_config(config, [f"--config.method.name={method}", *overrides], task=task))
-    study = Study(config, workdir, overrides, jobs, folds, task=task)
+    runs = Runs(config, workdir, overrides, jobs, folds, task=task)
     rates = {method: grid.get(method, (None,)) for method in methods}
     first = [(method, 0, rate, 0) for method in methods for rate in rates[method]]
     others = [(seed, fold) for seed in range(seeds) for fold in range(folds or 1)][1:]
     tried = {name: {} for name in methods}
-    with listening(STOPS, study.processes.stop):
-        for (method, _, rate, _), result in zip(first, study.run_all(first), strict=True):
+    with listening(STOPS, runs.processes.stop):
+        for (method, _, rate, _), result in zip(first, runs.run_all(first), strict=True):
             tried[method][rate] = result
         chosen = {method: best_rate(found) for method, found in tried.items()}
         rest = [(name, seed, chosen[name], fold) for name in methods for seed, fold in others]
-        results = [tried[method][rate] for method, rate in chosen.items()] + study.run_all(rest)
-    curves = {m: read_metrics(study.folder(m, 0, r) / "metrics.jsonl") for m, r in chosen.items()}
+        results = [tried[method][rate] for method, rate in chosen.items()] + runs.run_all(rest)
+    curves = {m: read_metrics(runs.folder(m, 0, r) / "metrics.jsonl") for m, r in chosen.items()}
     scores = {m: {r: score(x) for r, x in tried[m].items()} for m in methods if m in grid}
     rows = summarize(results)
     found = {"methods": [row.to_json() for row in rows], "learning_rates": scores}
     write_json(workdir / "results.json", found)
     write_report(workdir, rows, curves, scores)
-    print(f"\n{markdown_table(rows)}\n")
-    for name in ("report.html", "report.md", "results.json"):
-        print(workdir / name)
-    return rows
+    return Study(rows, workdir)
 
 
 def best_rate(tried: Mapping[Any, Mapping[str, Any]]) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ftjax.config import flat_keys, known_options
+from ftjax.config.keys import NEW, default_config, flat_keys, known_options
 from ftjax.errors import UserError, nearest
 from ftjax.options import Option
 
@@ -24,13 +24,22 @@ def describe(name: str, option: Option, value: Any = None) -> str:
     return f"{set_to}: {option.allowed}\n    {option.meaning}"
 
 
-def explain(config: ConfigDict, asked: str) -> str:
-    """What a key of a configuration is, or each of a section, or for "" of all.
+def explain(asked: str, config: ConfigDict | None = None) -> str:
+    """What a key is: its value, default, choices and meaning; or each key of a section.
+
+    >>> print(explain("train.accumulation"))  # doctest: +ELLIPSIS
+    train.accumulation = 1: ...
+
+    Args:
+        asked: a dotted key, or a section; "" for all.
+        config: whose method and task have their own keys; None for the default.
 
     Raises:
         UserError: no such key; the nearest is named.
     """
-    known, values = known_options(config), flat_keys(config)
+    config = default_config() if config is None else config
+    known, values = known_options(config) | {"model.new": NEW}, flat_keys(config)
+    values["model.new"] = config.model.new
     keys = [key for key in known if not asked or key == asked or key.startswith(f"{asked}.")]
     if not keys:
         raise UserError(f"unknown config key {asked!r}{nearest(asked, _named(known))}")

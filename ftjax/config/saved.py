@@ -5,8 +5,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ftjax.config import default_config, flat_keys, known_options, use_method
+from ftjax.config.keys import default_config, flat_keys, known_options, use_method, use_optimizer
 from ftjax.errors import UserError, summary
+from ftjax.registry import NotFound
 
 
 def to_json(config: ConfigDict) -> str:
@@ -17,11 +18,14 @@ def from_json(text: str) -> ConfigDict:
     """The inverse of `to_json`: lists become tuples again, and keys that came later are there.
 
     Raises:
+        NotFound: it names what is not installed here.
         UserError: it is not what `to_json` wrote.
     """
     try:
         config = _from_saved(json.loads(text))
         known = known_options(config)
+    except NotFound:
+        raise
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"not the configuration of a run ({summary(error)})") from error
     flat = flat_keys(config)
@@ -35,6 +39,7 @@ def from_json(text: str) -> ConfigDict:
 def _from_saved(saved: dict[str, Any]) -> ConfigDict:
     method = saved["method"]
     config = default_config(method["name"], saved["task"]["name"])
+    use_optimizer(config, saved.get("optimizer", {}).get("name", "adamw"))
     if "over" in method:
         use_method(config, method["name"], method["over"]["name"])
         saved["method"] = {**method, "over": {**config.method.over.to_dict(), **method["over"]}}

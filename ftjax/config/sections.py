@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from ftjax import optimizers
 from ftjax.options import Above0, Encoding, Natural, NotNegative, Positive, Regex, Seed, Share
 
 Decay = Annotated[float, "[0, 1)"]
@@ -155,7 +156,7 @@ class Optimizer:
         momentum: of sgd.
     """
 
-    name: Literal["adamw", "sgd", "adafactor", "lion"] = "adamw"
+    name: Annotated[str, optimizers.REGISTRY] = "adamw"
     learning_rate: Literal["auto"] | Above0 = "auto"
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = "linear"
     warmup: NotNegative = 0.06

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
-from ftjax.config import flat_keys, known_options
+from ftjax.config.keys import flat_keys, known_options
 
 ADAM, SGD, PGD = "optimizer.name=adamw", "optimizer.name=sgd", "pgd or freelb"
 READ: dict[str, tuple[str, Callable[[ConfigDict], object]]] = {  # key → what of, and whether it is

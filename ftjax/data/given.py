@@ -11,7 +11,7 @@ from ftjax.data.opened import Opened
 from ftjax.data.readers.rows import Options
 from ftjax.data.sources import open_file
 from ftjax.errors import UserError
-from ftjax.files import to_line, write_text
+from ftjax.files import plain, to_line, write_text
 from ftjax.remote import located
 
 NAME = "the given rows"  # in messages, where a file would be named
@@ -44,9 +44,9 @@ def as_rows(rows: Any) -> list[Mapping[str, Any]]:
         UserError: it is something else; the row is named.
     """
     if isinstance(rows, datasets.Dataset):
-        return rows.to_list()
-    if hasattr(rows, "columns") and hasattr(rows, "to_dict"):
-        return rows.astype(object).where(rows.notna(), None).to_dict("records")
+        rows = rows.to_list()
+    elif hasattr(rows, "columns") and hasattr(rows, "to_dict"):
+        rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
     if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
         what = "a list of mappings, a pandas.DataFrame, a datasets.Dataset or a file"
         raise UserError(f"rows must be {what}, not {type(rows).__name__}")
@@ -54,7 +54,7 @@ def as_rows(rows: Any) -> list[Mapping[str, Any]]:
     for number, row in enumerate(listed, 1):
         if not isinstance(row, Mapping):
             raise UserError(f"{NAME}: row {number} is a {type(row).__name__}, not a mapping")
-    return listed
+    return [{str(name): plain(value) for name, value in row.items()} for row in listed]
 
 
 def write_given(folder: Path, splits: Mapping[str, Any]) -> None:

@@ -235,12 +235,13 @@ class StreamLoader:
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint has of it, as JSON has it."""
-        return {"starts": self.starts, "sources": self.windows.saved()}
+        return {"starts": [*self.starts], "sources": self.windows.saved()}
 
     def go_on(self, saved: Mapping[str, Any]) -> None:
         """Begins where another was when it was saved."""
-        self.starts[:] = saved["starts"]
-        self.windows.go_on(saved["sources"])
+        with self._lock:  # batches may be read ahead already
+            self.starts[:] = saved["starts"]
+            self.windows.go_on(saved["sources"])
 
     def _find(self, step: int) -> tuple[Epoch, int]:
         """The window that a step is of, and which of its batches the step has."""

@@ -3,14 +3,12 @@
 import csv
 import io
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import date, time
 from pathlib import Path
 from typing import Any
 
 from ftjax.errors import UserError
-from ftjax.files import check_writable, write_bytes
+from ftjax.files import check_writable, plain, write_bytes
 
 Rows = Sequence[Mapping[str, Any]]
 CELL, SHEET = 32_767, 1_048_576  # characters of a cell, and rows of a sheet, that Excel has
@@ -160,10 +158,10 @@ def _flattened(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 def _scalar(value: Any) -> str | int | float | None:
     """A number or None as it is, and else text: of lists, mappings, true and false JSON's."""
-    plain = _plain(value)
-    if plain is None or (isinstance(plain, int | float) and not isinstance(plain, bool)):
-        return plain
-    return _whole(plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False))
+    said = plain(value)
+    if said is None or (isinstance(said, int | float) and not isinstance(said, bool)):
+        return said
+    return _whole(said if isinstance(said, str) else json.dumps(said, ensure_ascii=False))
 
 
 def _names(rows: Rows) -> list[str]:
@@ -173,9 +171,9 @@ def _names(rows: Rows) -> list[str]:
 
 def _json(row: Mapping[str, Any]) -> str:
     """A row in a line; with half of a character, which is no UTF-8, in ASCII."""
-    plain = _plain(row)
-    text = json.dumps(plain, ensure_ascii=False)
-    return text if text.isascii() or _sound(text) else json.dumps(plain)
+    said = plain(row)
+    text = json.dumps(said, ensure_ascii=False)
+    return text if text.isascii() or _sound(text) else json.dumps(said)
 
 
 def _sound(text: str) -> bool:
@@ -191,21 +189,6 @@ def _whole(value: Any) -> Any:
     if isinstance(value, str) and not _sound(value):
         return value.encode("utf-16", HALF).decode("utf-16", "replace")
     return value
-
-
-def _plain(value: Any) -> Any:
-    """A value that JSON has: what is no number becomes null, times and dates ISO's text."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(each) for each in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if value is None or isinstance(value, str | int):
-        return value
-    return value.isoformat() if isinstance(value, date | time) else str(value)
 
 
 FORMS = {

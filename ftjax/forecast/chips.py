@@ -1,12 +1,21 @@
 """Chips, their published figures, and meshes of chips that are not there."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from ftjax.errors import UserError, nearest
+
+AHEAD = {  # what libtpu asks of a machine with TPUs is told it, lest it wait for them
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,18 @@ def peak_flops(devices: Sequence[jax.Device]) -> float | None:
     return found and found * len(devices)
 
 
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """The process's environment with values that it lacks, for a while."""
+    lacking = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(lacking)
+    try:
+        yield
+    finally:
+        for name in lacking:
+            del os.environ[name]
+
+
 def topology_devices(name: str, slices: int = 1) -> tuple[Chip, list[jax.Device]]:
     """The chip of a topology such as "v5e:8x8", and devices to compile for, without any TPU.
 
@@ -87,7 +108,8 @@ def topology_devices(name: str, slices: int = 1) -> tuple[Chip, list[jax.Device]
     if kind == "v4":
         options["chip_config_name"] = "megacore"
     try:
-        found = topologies.get_topology_desc(topology_name=name, platform="tpu", **options)
+        with _environment(AHEAD):
+            found = topologies.get_topology_desc(topology_name=name, platform="tpu", **options)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         mend = " Try pip install 'ftjax[tpu]'." if "not installed" in reason else ""

@@ -119,7 +119,7 @@ def hub_name(path: str, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Described:
-    """Keys of config.json whatever the family, with examples; of the rest, see `models.values`."""
+    """Keys of config.json whatever the family, with examples; of the rest, see `config_values`."""
 
     model_type: str = "bert"
     architectures: list[str] | None = ()

@@ -1,4 +1,7 @@
-"""The registry of methods: a new method is one file and one line here."""
+"""The registry of methods: a new method is one file and one line here.
+
+Or it is nothing here: a class of another package, see `ftjax.registry`.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -42,18 +45,21 @@ METHODS: registry.Table = {
     "lokr": ("lokr", "Lokr", "Kronecker products as updates"),
     "oft": ("oft", "Oft", "rotations of the inputs of chosen projections"),
     "ia3": ("ia3", "Ia3", "vectors that rescale keys, values and inner activations"),
-    "qlora": ("quantized", "QLora", "what another method trains, over a base in 4 or 8 bits"),
+    "qlora": ("qlora", "QLora", "what another method trains, over a base in 4 or 8 bits"),
     "prompting": ("prompting", "Prompting", "nothing: labels are scored by prompts"),
     "combination": ("combination", "Combination", "what several methods do"),
     "reft": ("reft", "Reft", "interventions on a few tokens' hidden states"),
     "mam": ("mam", "Mam", "prefixes and adapters beside feed-forward"),
     "unipelt": ("unipelt", "Unipelt", "gated prefixes, adapters and low-rank updates"),
 }
+REGISTRY = registry.Registry(
+    "method.name={!r}", "ftjax.methods", METHODS, "ftjax.methods", "ftjax.methods.method:Method"
+)
 
 
 def find(name: str) -> type:
     """The dataclass of hyperparameters registered as `name`."""
-    return registry.find("method", METHODS, name)
+    return REGISTRY.find(name)
 
 
 def hyperparameters(name: str) -> dict[str, Any]:
@@ -63,10 +69,9 @@ def hyperparameters(name: str) -> dict[str, Any]:
 
 def create(settings: Mapping[str, Any]) -> Any:
     """A method from {"name": ..., hyperparameter: value, ...}."""
-    return registry.create("method", METHODS, settings)
+    return REGISTRY.create(settings)
 
 
 def name_of(method: Any) -> str:
-    """What a method is registered as, or its class."""
-    cls = type(method).__name__
-    return next((name for name, (_, its, _) in METHODS.items() if its == cls), cls)
+    """What a method is registered as, or its dotted name."""
+    return REGISTRY.name_of(type(method))

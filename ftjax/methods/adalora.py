@@ -13,9 +13,11 @@ import optax
 from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.allocation import Schedule, allocated, is_e
-from ftjax.methods.base import leaf
-from ftjax.methods.factors import product
+from ftjax.methods.initializers import NORMAL, STANDARD_NORMAL, ZEROS
+from ftjax.methods.interception import dropped, leaf
 from ftjax.methods.lora import Lora
+from ftjax.methods.low_rank import pair, product
+from ftjax.methods.method import Transform
 from ftjax.options import NotNegative, Positive
 from ftjax.paths import Flat, expand
 
@@ -69,12 +71,10 @@ class AdaLora(Lora):
         return self.alpha / (self.rank + 1e-5)
 
     def update(self, module: nn.Module, x: jax.Array, features: int) -> jax.Array:
-        normal, (into, out) = nn.initializers.normal(0.02), module.axes
-        init_e = nn.initializers.normal(1.0) if self.init == "random" else nn.initializers.zeros
-        a = leaf(module, "lora_a", normal, (x.shape[-1], self.rank), (into, "rank"))
-        b = leaf(module, "lora_b", normal, (self.rank, features), ("rank", out))
+        a, b = pair(module, (x.shape[-1], self.rank, features), NORMAL, NORMAL)
+        init_e = STANDARD_NORMAL if self.init == "random" else ZEROS
         e = leaf(module, "lora_e", init_e, (self.rank,), ("rank",))
-        return product(module, self.dropped(module, x), a * e, b) * self.scale
+        return product(module, dropped(module, x, self.dropout), a * e, b) * self.scale
 
     def merged(
         self, kernel: jax.Array, lora_a: jax.Array, lora_b: jax.Array, lora_e: jax.Array
@@ -87,21 +87,16 @@ class AdaLora(Lora):
             gram = factor @ jnp.swapaxes(factor, -1, -2)
             return jnp.linalg.norm(gram - jnp.eye(self.rank), axis=(-2, -1)).reshape(-1)
 
-        found = [
+        away = [
             distances(factor)
             for leaves in self.added(base, params).values()
             for factor in (jnp.swapaxes(leaves["lora_a"], -1, -2), leaves["lora_b"])
         ]
-        return self.orthogonality * jnp.concatenate(found).mean()
+        return self.orthogonality * jnp.concatenate(away).mean()
 
     def optimizer(
-        self,
-        base: Base,
-        group: str,
-        core: optax.GradientTransformation,
-        rest: optax.GradientTransformation,
-        steps: int,
-    ) -> optax.GradientTransformation:
+        self, base: Base, group: str, core: Transform, rest: Transform, steps: int
+    ) -> Transform:
         whole = optax.chain(core, rest)
         if group != self.group:
             return whole
@@ -112,9 +107,8 @@ class AdaLora(Lora):
         return allocated(whole, schedule, self.beta1, self.beta2)
 
     def report(self, base: Base, params: Flat) -> dict[str, Any]:
-        left = ranks(
-            {f"{path}/lora_e": x["lora_e"] for path, x in self.added(base, params).items()}
-        )
+        added = self.added(base, params)
+        left = ranks({f"{path}/lora_e": leaves["lora_e"] for path, leaves in added.items()})
         return {"ranks": {"sum": sum(left.values()), "modules": left}}
 
 
@@ -123,6 +117,6 @@ def ranks(params: Mapping[str, Any]) -> dict[str, int]:
     left = {}
     for path in filter(is_e, params):
         modules = expand(path.removesuffix("/lora_e"))
-        kept = np.count_nonzero(np.asarray(params[path]).reshape(len(modules), -1), axis=1)
-        left |= {module: int(n) for module, n in zip(modules, kept, strict=True)}
+        counts = np.count_nonzero(np.asarray(params[path]).reshape(len(modules), -1), axis=1)
+        left |= {module: int(n) for module, n in zip(modules, counts, strict=True)}
     return left

@@ -16,15 +16,15 @@ import jax.numpy as jnp
 
 from ftjax.base_model import Base
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, head_rule, leaf
-from ftjax.methods.places import around, in_layers, numbers_in
+from ftjax.methods.initializers import NORMAL, ZEROS, Init
+from ftjax.methods.interception import Interceptor, leaf
+from ftjax.methods.layers import around, in_layers, numbers_in
+from ftjax.methods.method import FREEZE_REST, Method, head_rule
 from ftjax.options import Positive
 from ftjax.parallel.product import matmul
 from ftjax.partition import Rules
 
-Init = Callable[..., jax.Array]
 Make = Callable[[nn.Module, jax.Array], jax.Array]  # an adapter's output, made in the module
-NORMAL, ZERO = nn.initializers.normal(0.02), nn.initializers.zeros
 ACTIVATIONS = {
     "swish": nn.silu,
     "relu": nn.relu,
@@ -54,7 +54,7 @@ class Adapter(nn.Module):
     def project(self, x: jax.Array, name: str, features: int, init: Init) -> jax.Array:
         axes = ("embed", "rank") if name == "down" else ("rank", "embed")
         kernel = leaf(self, f"{name}_kernel", init, (x.shape[-1], features), axes)
-        bias = leaf(self, f"{name}_bias", ZERO, (features,), axes[1:])
+        bias = leaf(self, f"{name}_bias", ZEROS, (features,), axes[1:])
         return matmul(x, kernel, axes) + bias.astype(x.dtype)
 
 
@@ -103,10 +103,10 @@ class Bottleneck(Method):
     @property
     def inits(self) -> tuple[Init, Init]:
         """Of the kernels `down` and `up`."""
-        return NORMAL, NORMAL if self.init == "normal" else ZERO
+        return NORMAL, NORMAL if self.init == "normal" else ZEROS
 
-    def kept(self, base: Base, places: frozenset[str]) -> frozenset[str]:
-        """Those of `places` that are not in layers left out; at least one."""
-        left = in_layers(base, places, numbers_in(base, self.leave_out, "method.leave_out"))
-        require(places > left, "method.leave_out leaves no layer to adapt")
-        return places - left
+    def adapted(self, base: Base, modules: frozenset[str]) -> frozenset[str]:
+        """Those of `modules` that are not in layers left out; at least one."""
+        left = in_layers(base, modules, numbers_in(base, self.leave_out, "method.leave_out"))
+        require(modules > left, "method.leave_out leaves no layer to adapt")
+        return modules - left

@@ -1,25 +1,21 @@
 """Methods that add parameters to modules of the base, by a formula that can be merged."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
+import flax.linen as nn
 import jax
 
 from ftjax.base_model import Base
-from ftjax.errors import UserError, nearest, require
-from ftjax.methods.base import FREEZE_REST, Method, head_rule
-from ftjax.methods.factors import weight_of
-from ftjax.options import Positive, Regex
+from ftjax.methods.interception import Interceptor, at, nested
+from ftjax.methods.method import FREEZE_REST, Method, head_rule
 from ftjax.partition import Rules
 from ftjax.paths import Flat, expand
 
-
-def leaves_of(modules: Collection[str], *names: str) -> str:
-    """The pattern of leaves of these names in modules, by unrolled path."""
-    unrolled = (re.escape(name) for path in modules for name in expand(path))
-    return rf"({'|'.join(unrolled)})/({'|'.join(names)})"
+Shape = tuple[int, int]  # (in, out)
 
 
 @dataclass(frozen=True)
@@ -28,6 +24,7 @@ class Additive(Method):
 
     What the method is on, `matched`, is the one source of what is called differently, trained and
     merged, so that several such methods share a model. A head that a task has is trained too.
+    Subclasses say what an adapted module gives (`update`, or `adapted`), and what it is merged to.
 
     Attributes:
         targets: names of projections, as "query,value", or "all-linear", or a pattern of names;
@@ -42,9 +39,27 @@ class Additive(Method):
     shared: ClassVar[tuple[str, ...]] = ()  # leaves of the model itself, which do not train
     reads_weights: ClassVar[bool] = False  # of its modules, as the base has them
 
-    def matched(self, base: Base) -> dict[str, tuple[int, int]]:
-        """Module paths of what the method is on → (in, out)."""
+    def matched(self, base: Base) -> Mapping[str, Shape]:
+        """Module paths of what the method is on → (in, out), found and checked once a model.
+
+        Raises:
+            UserError: targets match nothing, or the hyperparameters do not fit a module.
+        """
+
+        def checked() -> Mapping[str, Shape]:
+            selected = self.selected(base)
+            for module, shape in selected.items():
+                self.of(base, module).check(module, shape)
+            return MappingProxyType(selected)
+
+        return base.once(self, checked)
+
+    def selected(self, base: Base) -> Mapping[str, Shape]:
+        """The modules that `targets` selects; `matched` is what to ask for."""
         return base.match(self.targets or base.default_targets)
+
+    def check(self, module: str, shape: Shape) -> None:
+        """Raises UserError where the hyperparameters do not fit a module."""
 
     def of(self, base: Base, module: str) -> Self:
         """The method as it is on one of its modules."""
@@ -54,13 +69,44 @@ class Additive(Method):
         trained = (name for name in self.leaves if name not in self.fixed)
         return ((leaves_of(self.matched(base), *trained), self.group), head_rule(base), FREEZE_REST)
 
+    def interceptor(self, base: Base) -> Interceptor | None:
+        variants: dict[Self, set[str]] = {}
+        for module in self.matched(base):
+            variants.setdefault(self.of(base, module), set()).add(module)
+        return nested(*(variant.on(base, frozenset(its)) for variant, its in variants.items()))
+
+    def on(self, base: Base, modules: frozenset[str]) -> Interceptor | None:
+        """The interceptor of modules on which the method is as it is here."""
+        return at(modules, self.adapted)
+
+    def adapted(self, module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
+        """What an adapted projection gives."""
+        y = call(x)
+        return y + self.update(module, x.astype(y.dtype), y.shape[-1])
+
+    def update(self, module: nn.Module, x: jax.Array, features: int) -> jax.Array:
+        """What is added to a projection's output (..., features), in x's dtype."""
+        raise NotImplementedError
+
+    def initialize(self, base: Base, params: Flat, key: jax.Array) -> Flat:
+        started = {}
+        for module, leaves in self.added(base, params).items():
+            weight = params[weight_of(module, params)]
+            for name, value in self.of(base, module).first(weight, **leaves).items():
+                started[f"{module}/{name}"] = value
+        return started
+
+    def first(self, weight: jax.Array, **leaves: jax.Array) -> Flat:
+        """Those of a module's leaves whose first value depends on its weights (..., in, out)."""
+        return {}
+
     def added(self, base: Base, params: Mapping[str, Any]) -> dict[str, Flat]:
         """Module path → those of its leaves that `params` has, by name."""
-        found = {
+        by_module = {
             module: {n: params[f"{module}/{n}"] for n in self.leaves if f"{module}/{n}" in params}
             for module in self.matched(base)
         }
-        return {module: leaves for module, leaves in found.items() if leaves}
+        return {module: leaves for module, leaves in by_module.items() if leaves}
 
     def merge(self, base: Base, params: Flat) -> Flat:
         """Module by module, of all layers at once where layers are stacked."""
@@ -87,66 +133,13 @@ class Additive(Method):
         return bias
 
 
-@dataclass(frozen=True)
-class LowRank(Additive):
-    """A method whose update of each module has a rank r and a factor α.
+def leaves_of(modules: Collection[str], *names: str) -> str:
+    """The pattern of leaves of these names in modules, by unrolled path."""
+    unrolled = (re.escape(name) for path in modules for name in expand(path))
+    return rf"({'|'.join(unrolled)})/({'|'.join(names)})"
 
-    Attributes:
-        rank: r.
-        alpha: α.
-        rank_pattern: (pattern, r) of modules whose rank is another, by our names or Hugging
-            Face's. As in `peft`, a pattern is a regular expression that must match the last
-            dotted parts of a name, and the first that does decides.
-        alpha_pattern: the same of α.
-    """
 
-    rank: Positive = 8
-    alpha: float = 8.0
-    rank_pattern: tuple[tuple[Regex, Positive], ...] = ()
-    alpha_pattern: tuple[tuple[Regex, float], ...] = ()
-
-    embeddings: ClassVar[bool] = False  # whether words' table and head may be targets
-
-    @property
-    def scale(self) -> float:
-        """s, what the update is multiplied by."""
-        return self.alpha / self.rank
-
-    def matched(self, base: Base) -> dict[str, tuple[int, int]]:
-        """See `Additive.matched`.
-
-        Raises:
-            UserError: a rank exceeds both sides of a module, or a pattern is of none.
-        """
-        matched = base.match(self.targets or base.default_targets, self.embeddings)
-        for key in ("rank_pattern", "alpha_pattern"):
-            for pattern, _ in getattr(self, key):
-                known = any(base.value_at(module, ((pattern, 1),)) for module in matched)
-                names = {name for module in matched for name in base.names_of(expand(module)[0])}
-                hint = nearest(pattern, {name.rsplit(".", 1)[-1] for name in names})
-                require(known, f"method.{key}: {pattern!r} matches none of method.targets{hint}")
-        for path, shape in matched.items():
-            rank = self.of(base, path).rank
-            if rank > max(shape):
-                raise UserError(f"method.rank={rank} exceeds both sides of {path!r} {shape}")
-        return matched
-
-    def of(self, base: Base, module: str) -> Self:
-        """The method with the module's own r and α.
-
-        Raises:
-            UserError: layers of a scanned segment have different ones.
-        """
-        if not (self.rank_pattern or self.alpha_pattern):
-            return self
-        rank = base.value_at(module, self.rank_pattern) or self.rank
-        alpha = base.value_at(module, self.alpha_pattern)
-        alpha = self.alpha if alpha is None else alpha
-        return replace(self, rank=rank, alpha=alpha, rank_pattern=(), alpha_pattern=())
-
-    def variants(self, base: Base) -> Iterator[tuple[Self, frozenset[str]]]:
-        """The method with each r and α that modules have, and those modules."""
-        modules: dict[Self, set[str]] = {}
-        for module in self.matched(base):
-            modules.setdefault(self.of(base, module), set()).add(module)
-        return ((method, frozenset(its)) for method, its in modules.items())
+def weight_of(module: str, params: Mapping[str, Any]) -> str:
+    """Path of what an adapted module multiplies by, or looks up in."""
+    table = f"{module}/embedding"
+    return table if table in params else f"{module}/kernel"

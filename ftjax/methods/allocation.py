@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ftjax.methods.base import present
-from ftjax.methods.factors import adapters
+from ftjax.methods.method import Transform, present
 from ftjax.paths import Flat
 
 
 class Allocation(NamedTuple):
-    """Optimizer state: steps done, smoothed importances, kept triplets, and the moments."""
+    """Optimizer state: steps done, smoothed importances, which triplets are kept, the moments."""
 
     count: jax.Array
     importance: Flat
@@ -52,7 +51,7 @@ class Schedule:
 
 
 def allocated(
-    whole: optax.GradientTransformation, schedule: Schedule, beta1: float, beta2: float
+    whole: Transform, schedule: Schedule, beta1: float, beta2: float
 ) -> optax.GradientTransformationExtraArgs:
     """`whole`, after each step of which entries of E beyond the budget are zero.
 
@@ -65,9 +64,9 @@ def allocated(
     whole = optax.with_extra_args_support(whole)
 
     def init(params: Flat) -> Allocation:
-        found = present(params)
-        zeros = {path: jnp.zeros_like(x) for path, x in found.items()}
-        kept = {path: jnp.ones_like(x, bool) for path, x in found.items() if is_e(path)}
+        leaves = present(params)
+        zeros = {path: jnp.zeros_like(x) for path, x in leaves.items()}
+        kept = {path: jnp.ones_like(x, bool) for path, x in leaves.items() if is_e(path)}
         # Two trees of zeros: the state is donated, and no buffer twice.
         return Allocation(
             jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.copy, zeros), kept, whole.init(params)
@@ -77,14 +76,14 @@ def allocated(
         grads: Flat, state: Allocation, params: Flat, **extra: Any
     ) -> tuple[Flat, Allocation]:
         updates, inner = whole.update(grads, state.inner, params, **extra)
-        step, found = state.count, present(updates)
+        step, changes = state.count, present(updates)
 
         def smoothed(old: Flat, new: Callable[[str], jax.Array], beta: float) -> Flat:
             measured = step < schedule.last
             seen = {path: beta * x + (1 - beta) * new(path) for path, x in old.items()}
             return {path: jnp.where(measured, seen[path], x) for path, x in old.items()}
 
-        raw = {path: jnp.abs((params[path] + x) * grads[path]) for path, x in found.items()}
+        raw = {path: jnp.abs((params[path] + x) * grads[path]) for path, x in changes.items()}
         importance = smoothed(state.importance, raw.get, beta1)
         deviation = {path: jnp.abs(raw[path] - x) for path, x in importance.items()}
         uncertainty = smoothed(state.uncertainty, deviation.get, beta2)
@@ -94,9 +93,9 @@ def allocated(
         kept = {path: jnp.where(due, chosen[path], x) for path, x in state.kept.items()}
         for path, keep in kept.items():
             pruned = ~keep & (due | (step > schedule.last))
-            found[path] = jnp.where(pruned, -params[path], found[path])
+            changes[path] = jnp.where(pruned, -params[path], changes[path])
         state = Allocation(step + 1, importance, uncertainty, kept, inner)
-        return {**updates, **found}, state
+        return {**updates, **changes}, state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -108,10 +107,11 @@ def is_e(path: str) -> bool:
 
 def triplets(scores: Mapping[str, jax.Array]) -> Flat:
     """Scores of elements → path of each E → scores of its triplets."""
-    return {
-        f"{module}/lora_e": x["lora_e"] + x["lora_a"].mean(-2) + x["lora_b"].mean(-1)
-        for module, x in adapters(scores).items()
-    }
+    sums = {}
+    for path in filter(is_e, scores):
+        a, b = (scores[path.removesuffix("e") + name] for name in ("a", "b"))
+        sums[path] = scores[path] + a.mean(-2) + b.mean(-1)
+    return sums
 
 
 def best(scores: Mapping[str, jax.Array], budget: jax.Array) -> Flat:

@@ -12,9 +12,11 @@ import flax.linen as nn
 import jax
 
 from ftjax.base_model import Base
-from ftjax.methods.adapter import ACTIVATIONS, Bottleneck, Init, Make
-from ftjax.methods.base import Interceptor, at, leaf, nested
-from ftjax.methods.places import layer_modules
+from ftjax.methods.adapter import ACTIVATIONS, Bottleneck, Make
+from ftjax.methods.initializers import SCALED_UNIFORM, Init
+from ftjax.methods.interception import Interceptor, at, leaf, nested
+from ftjax.methods.layers import layer_modules
+from ftjax.methods.relay import Relay
 from ftjax.options import Positive
 
 
@@ -32,7 +34,7 @@ class Houlsby(Bottleneck):
             h = call(*args)
             return h + adapter(module, h)
 
-        return at(self.kept(base, base.modules("attention|ffn")), adapted)
+        return at(self.adapted(base, base.modules("attention|ffn")), adapted)
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,14 @@ class Pfeiffer(Bottleneck):
             inside.pop()
             return call(y + adapter(module, x))
 
-        return at(self.kept(base, base.modules("ffn_norm")), adapted)
+        return at(self.adapted(base, base.modules("ffn_norm")), adapted)
 
     def _after_layers(self, base: Base, adapter: Make) -> Interceptor:
         def adapted(module: nn.Module, call: Callable, *args: jax.Array) -> jax.Array:
             y = call(*args)
             return y + adapter(module, y)
 
-        return at(self.kept(base, layer_modules(base)), adapted)
+        return at(self.adapted(base, layer_modules(base)), adapted)
 
 
 @dataclass(frozen=True)
@@ -98,19 +100,15 @@ class Parallel(Bottleneck):
     scale: float = 4.0
 
     def placed(self, base: Base, adapter: Make) -> Interceptor:
-        residuals: dict[str, jax.Array] = {}  # by layer, from its norm to its feed-forward
-
-        def keep(module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
-            residuals["/".join(module.path[:-1])] = x
-            return call(x)
+        residual: Relay[jax.Array] = Relay()  # what the norm before feed-forward is given
 
         def adapted(module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
-            residual = residuals.pop("/".join(module.path[:-1]), x)
-            return call(x) + adapter(module, residual)
+            before = residual.value if base.pre_norm else x
+            return call(x) + adapter(module, before)
 
-        blocks = at(self.kept(base, base.modules("ffn")), adapted)
-        norms = self.kept(base, base.modules("ffn_norm")) if base.pre_norm else ()
-        return nested(blocks, at(norms, keep))
+        blocks = at(self.adapted(base, base.modules("ffn")), adapted)
+        norms = self.adapted(base, base.modules("ffn_norm")) if base.pre_norm else ()
+        return nested(blocks, residual.at(norms, lambda module, x: x))
 
     def adapter(self, module: nn.Module, x: jax.Array) -> jax.Array:
         return self.scale * super().adapter(module, x)
@@ -118,8 +116,7 @@ class Parallel(Bottleneck):
     @property
     def inits(self) -> tuple[Init, Init]:
         down, up = super().inits
-        uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        return uniform if self.init == "zero" else down, up
+        return SCALED_UNIFORM if self.init == "zero" else down, up
 
 
 @dataclass(frozen=True)

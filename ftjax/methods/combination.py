@@ -8,16 +8,16 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import optax
 from flax.errors import NameInUseError
 
 from ftjax import methods
 from ftjax.base_model import Base
 from ftjax.errors import UserError, require
 from ftjax.methods.additive import Additive
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, nested
-from ftjax.methods.quantized import QLora, is_frozen
-from ftjax.partition import Rules, selecting
+from ftjax.methods.interception import ROOT, Interceptor, at, nested
+from ftjax.methods.method import FREEZE_REST, Method, Transform
+from ftjax.methods.qlora import QLora
+from ftjax.partition import Rules, is_frozen, selecting
 from ftjax.paths import Flat, expand
 
 Part = Method | Mapping[str, Any] | str
@@ -76,14 +76,14 @@ class Combination(Method):
         union: dict[str, str] = {}
         for number, part in enumerate(self.parts):
             for pattern, group in selecting(part.rules(base)):
-                found = [path for path in paths if re.fullmatch(pattern, path)]
-                for path in found:
+                selected = [path for path in paths if re.fullmatch(pattern, path)]
+                for path in selected:
                     other, owner = taken.get(path, (group, ""))
                     clash = f"method.parts: {owner} and {methods.name_of(part)} both train {path!r}"
                     require(other == group, clash)
-                new = {path: (group, methods.name_of(part)) for path in found if path not in taken}
-                taken |= new
-                if new or not found:  # else all it selects is an earlier part's
+                new = [path for path in selected if path not in taken]
+                taken |= dict.fromkeys(new, (group, methods.name_of(part)))
+                if new or not selected:  # else all it selects is an earlier part's
                     name = group if group == HEAD else f"{number}_{group}"
                     (union if new else added).setdefault(pattern, name)
         return (*added.items(), *union.items(), FREEZE_REST)
@@ -107,7 +107,7 @@ class Combination(Method):
                     f"{methods.name_of(changed[module])} changes; name {its} first"
                 )
             changed |= dict.fromkeys(matched, part)
-        return nested(*(part.interceptor(base) for part in self.parts), at({""}, self.guarded))
+        return nested(*(part.interceptor(base) for part in self.parts), at(ROOT, self.guarded))
 
     def _check_quantized(self, base: Base, part: QLora) -> None:
         inside = "use method.name=qlora, with method.over.name=combination"
@@ -142,10 +142,10 @@ class Combination(Method):
         return array
 
     def initialize(self, base: Base, params: Flat, key: jax.Array) -> Flat:
-        found: Flat = {}
+        started: Flat = {}
         for number, part in enumerate(self.parts):
-            found |= part.initialize(base, params | found, jax.random.fold_in(key, number))
-        return found
+            started |= part.initialize(base, params | started, jax.random.fold_in(key, number))
+        return started
 
     def at_step(self, step: int, base: Base) -> Method:
         return replace(self, parts=tuple(part.at_step(step, base) for part in self.parts))
@@ -154,10 +154,11 @@ class Combination(Method):
         return math.prod(part.rate_of(base, path) for part in self.parts)
 
     def penalty(self, base: Base, params: Flat) -> jax.Array | None:
-        found = [x for part in self.parts if (x := part.penalty(base, params)) is not None]
-        return sum(found) if found else None
+        each = [part.penalty(base, params) for part in self.parts]
+        penalties = [penalty for penalty in each if penalty is not None]
+        return sum(penalties) if penalties else None
 
-    def optimizer(self, base: Base, group: str, *others: Any) -> optax.GradientTransformation:
+    def optimizer(self, base: Base, group: str, *others: Any) -> Transform:
         number, _, name = ("0", "", HEAD) if group == HEAD else group.partition("_")
         return self.parts[int(number)].optimizer(base, name, *others)
 

@@ -1,6 +1,5 @@
 """Compacter (Mahabadi et al. 2021): bottleneck adapters of hypercomplex multiplications."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -11,9 +10,12 @@ import jax.numpy as jnp
 
 from ftjax.base_model import Base
 from ftjax.errors import require
-from ftjax.methods.adapter import ACTIVATIONS, ZERO, Adapter, Bottleneck, Init
-from ftjax.methods.base import FREEZE_REST, Interceptor, at, head_rule, leaf, nested
+from ftjax.methods.adapter import ACTIVATIONS, Adapter, Bottleneck
 from ftjax.methods.bottleneck import Houlsby, Pfeiffer
+from ftjax.methods.initializers import ZEROS, Init
+from ftjax.methods.interception import ROOT, Interceptor, leaf, nested
+from ftjax.methods.method import FREEZE_REST, head_rule
+from ftjax.methods.relay import Relay
 from ftjax.options import NotNegative, Positive
 from ftjax.partition import Rules
 
@@ -35,7 +37,7 @@ class HypercomplexAdapter(Adapter):
         n, size = len(self.rule), x.shape[-1]
         left = leaf(self, f"{name}_left", XAVIER, (n, size // n, self.rank), (None,) * 3)
         right = leaf(self, f"{name}_right", init, (n, self.rank, features // n), (None,) * 3)
-        bias = leaf(self, f"{name}_bias", ZERO, (features,), (None,))
+        bias = leaf(self, f"{name}_bias", ZEROS, (features,), (None,))
         kernel = jnp.einsum("iab,ikl->akbl", self.rule, left @ right).reshape(size, features)
         return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
@@ -65,21 +67,17 @@ class Hypercomplex(Bottleneck):
         return ((r".*/adapter/.*|phm_rule", "adapter"), head_rule(base), FREEZE_REST)
 
     def interceptor(self, base: Base) -> Interceptor:
-        rules: list[jax.Array] = []  # of the call under way
+        rule: Relay[jax.Array] = Relay()
 
-        def model(module: nn.Module, call: Callable, *args: Any, **kwargs: Any) -> Any:
+        def make_rule(module: nn.Module, *_: Any, **inputs: Any) -> jax.Array:
             init = nn.initializers.normal(self.rule_std)
-            rules.append(leaf(module, "phm_rule", init, (self.n,) * 3, (None,) * 3))
-            out = call(*args, **kwargs)
-            rules.pop()
-            return out
+            return leaf(module, "phm_rule", init, (self.n,) * 3, (None,) * 3)
 
         def adapter(module: nn.Module, x: jax.Array) -> jax.Array:
-            width = self._width(x)
-            make = partial(HypercomplexAdapter, width, self.activation, self.inits)
-            return make(rules[-1], self.rank, parent=module, name="adapter")(x)
+            make = partial(HypercomplexAdapter, self._width(x), self.activation, self.inits)
+            return make(rule.value, self.rank, parent=module, name="adapter")(x)
 
-        return nested(self.placed(base, adapter), at({""}, model))
+        return nested(self.placed(base, adapter), rule.at(ROOT, make_rule))
 
     def _width(self, x: jax.Array) -> int:
         width, features = self.width(x), x.shape[-1]
@@ -95,7 +93,7 @@ class Hypercomplex(Bottleneck):
     @property
     def inits(self) -> tuple[Init, Init]:
         """Of T of `down` and of `up`."""
-        return XAVIER, XAVIER if self.init == "normal" else ZERO
+        return XAVIER, XAVIER if self.init == "normal" else ZEROS
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ftjax.base_model import Base
-from ftjax.methods.base import Interceptor, at, leaf, nested
-from ftjax.methods.factors import held, product, weight_of
+from ftjax.methods.initializers import ONES
+from ftjax.methods.interception import Interceptor, at, dropped, given, leaf, nested
 from ftjax.methods.lora import Lora
+from ftjax.methods.low_rank import product
+from ftjax.methods.relay import Relay
 from ftjax.paths import Flat
+
+Array = jax.Array
 
 
 @dataclass(frozen=True)
@@ -39,37 +42,23 @@ class Dora(Lora):
     def scale(self) -> float:
         return self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
 
-    def on(self, base: Base, modules: frozenset[str]) -> Interceptor:
-        kernels: list[jax.Array] = []  # of the projection under way
+    def on_projections(self, modules: frozenset[str]) -> Interceptor:
+        kernel: Relay[Array] = Relay()
 
-        def kept(module: nn.Module, call: Callable, size: int) -> jax.Array:
-            kernels.append(call(size))
-            return kernels[-1]
-
-        def adapted(module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
+        def adapted(module: nn.Module, call: Callable, x: Array) -> Array:
             y = call(x)
-            return self.scaled(module, kernels.pop(), x.astype(y.dtype), y)
+            a, b = self.factors(module, *kernel.value.shape)
+            ratio = self.ratio(kernel.value, a, b, *magnitudes(module, y.shape[-1])).astype(y.dtype)
+            bias = jnp.asarray(nn.unbox(module.get_variable("params", "bias", 0.0)), y.dtype)
+            x = dropped(module, x.astype(y.dtype), self.dropout)
+            update = self.scale * product(module, x, a, b)
+            # Added to y, so that a ratio of one leaves it as it is, to the bit.
+            return y + (ratio - 1) * (y - bias) + ratio * update
 
-        words, heads = base.tables & modules, base.reading_off().keys() & modules
-        rest = modules - words - heads
-        return nested(
-            at(heads, self.read_off, "weight"),
-            at(rest, kept, "weight"),
-            at(rest, adapted),
-            at(words, self.prepared, "setup"),
-            at(words, self.looked_up),
-        )
+        multiplied_by = kernel.at(modules, lambda module, x, weight: weight, "product")
+        return nested(multiplied_by, at(modules, adapted))
 
-    def scaled(self, module: nn.Module, kernel: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-        """The adapted output, from y = x W + b."""
-        a, b = self.factors(module, *kernel.shape)
-        ratio = self.ratio(kernel, a, b, *magnitudes(module, y.shape[-1])).astype(y.dtype)
-        bias = jnp.asarray(nn.unbox(module.get_variable("params", "bias", 0.0)), y.dtype)
-        update = self.scale * product(module, self.dropped(module, x), a, b)
-        # Added to y, so that a ratio of one leaves it as it is, to the bit.
-        return y + (ratio - 1) * (y - bias) + ratio * update
-
-    def read_off(self, module: nn.Module, call: Callable, size: int) -> jax.Array:
+    def read_off(self, module: nn.Module, call: Callable, size: int) -> Array:
         kernel = call(size)
         a, b = self.factors(module, *kernel.shape)
         ratio = self.ratio(kernel, a, b, *magnitudes(module, kernel.shape[-1]))
@@ -79,47 +68,37 @@ class Dora(Lora):
         super().prepared(module, call)
         magnitudes(module, module.features)
 
-    def looked_up(self, module: nn.Module, call: Callable, ids: jax.Array) -> jax.Array:
+    def looked_up(self, module: nn.Module, call: Callable, ids: Array) -> Array:
         y = call(ids)
-        leaves = (held(module, f"lora_{name}") for name in ("a", "b", "m", "n0"))
+        leaves = (given(module, name) for name in self.leaves)
         ratio = self.ratio(module.embedding, *leaves).astype(y.dtype)
-        return y + (ratio - 1) * y + ratio * self.update_of(module, ids, y.dtype)
+        return y + (ratio - 1) * y + ratio * self.update_of_words(module, ids, y.dtype)
 
-    def ratio(
-        self, kernel: jax.Array, a: jax.Array, b: jax.Array, m: jax.Array, n0: jax.Array
-    ) -> jax.Array:
-        """m / n."""
-        growth = self.growth(kernel.astype(jnp.float32), a, b, n0)
+    def ratio(self, kernel: Array, a: Array, b: Array, m: Array, n0: Array) -> Array:
+        """m / n, without forming W + s A B: n² = n₀² + 2s Σ (AᵀW) ∘ B + s² Σ (AᵀA B) ∘ B.
+
+        With B = 0, n is n₀ to the bit, however the sums are computed.
+        """
+        added = 2 * (a.T @ kernel.astype(jnp.float32)) + self.scale * (a.T @ a) @ b
+        squared = 1 + self.scale * (added * b).sum(0) / jnp.square(n0)
+        growth = jnp.sqrt(jnp.maximum(squared, 1e-12))
         return m / n0 / jax.lax.stop_gradient(growth)
 
-    def growth(self, kernel: jax.Array, a: jax.Array, b: jax.Array, n0: jax.Array) -> jax.Array:
-        """n / n₀ without forming W + s A B: n² = n₀² + 2s Σ (AᵀW) ∘ B + s² Σ (AᵀA B) ∘ B.
+    def first(self, weight: Array, **leaves: Array) -> Flat:
+        return dict.fromkeys(("lora_m", "lora_n0"), norms(weight))
 
-        With B = 0 it is one to the bit, however the sums are computed.
-        """
-        added = 2 * (a.T @ kernel) + self.scale * (a.T @ a) @ b
-        squared = 1 + self.scale * (added * b).sum(0) / jnp.square(n0)
-        return jnp.sqrt(jnp.maximum(squared, 1e-12))
-
-    def initialize(self, base: Base, params: Flat, key: jax.Array) -> Flat:
-        found = {path: norms(params[weight_of(path, params)]) for path in self.matched(base)}
-        return {f"{path}/lora_{name}": n for path, n in found.items() for name in ("m", "n0")}
-
-    def merged(
-        self, kernel: jax.Array, lora_a: jax.Array, lora_b: jax.Array, lora_m: jax.Array, **_: Any
-    ) -> jax.Array:
+    def merged(self, kernel: Array, lora_a: Array, lora_b: Array, lora_m: Array, **_: Any) -> Array:
         """(W + s A B) · m/n."""
         whole = super().merged(kernel, lora_a, lora_b)
         return whole * (lora_m / norms(whole))[..., None, :]
 
 
-def magnitudes(module: nn.Module, size: int) -> tuple[jax.Array, jax.Array]:
+def magnitudes(module: nn.Module, size: int) -> tuple[Array, Array]:
     """m and n₀ of a module."""
-    ones, axes = nn.initializers.ones, module.axes[1:]
-    m = leaf(module, "lora_m", ones, (size,), axes)
-    return m, leaf(module, "lora_n0", ones, (size,), axes)
+    m = leaf(module, "lora_m", ONES, (size,), module.axes[1:])
+    return m, leaf(module, "lora_n0", ONES, (size,), module.axes[1:])
 
 
-def norms(kernel: jax.Array) -> jax.Array:
+def norms(kernel: Array) -> Array:
     """The norm of what each output takes from the inputs: (..., in, out) → (..., out)."""
     return jnp.sqrt(jnp.square(jnp.asarray(kernel, jnp.float32)).sum(-2))

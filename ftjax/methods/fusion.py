@@ -11,9 +11,11 @@ import jax.numpy as jnp
 
 from ftjax.base_model import Base
 from ftjax.errors import require
-from ftjax.methods.adapter import NORMAL, ZERO, Adapter
-from ftjax.methods.base import FREEZE_REST, Interceptor, head_rule, leaf
+from ftjax.methods.adapter import Adapter
 from ftjax.methods.bottleneck import Pfeiffer
+from ftjax.methods.initializers import NORMAL, ZEROS
+from ftjax.methods.interception import Interceptor, leaf
+from ftjax.methods.method import FREEZE_REST, head_rule
 from ftjax.options import NotNegative
 from ftjax.partition import FROZEN, Rules
 from ftjax.paths import Flat
@@ -75,11 +77,11 @@ class AdapterFusion(Pfeiffer):
     def fused(self, module: nn.Module, x: Array) -> Array:
         """Σₙ pₙ V aₙ(x), of adapters made in `module` and named "adapter_0" and so on."""
         width, inits = self.width(x), self.inits
-        made = [
+        outputs = [
             Adapter(width, self.activation, inits, parent=module, name=f"adapter_{n}")(x)
             for n in range(self.number)
         ]
-        return Fusion(parent=module, name="fusion")(x, jnp.stack(made, -2))
+        return Fusion(parent=module, name="fusion")(x, jnp.stack(outputs, -2))
 
     def penalty(self, base: Base, params: Flat) -> Array:
         """λ Σ ‖I − V‖² over all layers, stacked or not."""
@@ -97,7 +99,7 @@ class Fusion(nn.Module):
 
         def project(x: Array, name: str) -> Array:
             kernel = leaf(self, f"{name}_kernel", NORMAL, (size, size), ("embed", None))
-            bias = leaf(self, f"{name}_bias", ZERO, (size,), (None,))
+            bias = leaf(self, f"{name}_bias", ZEROS, (size,), (None,))
             return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
         query, key = project(x, "query"), project(adapted, "key")

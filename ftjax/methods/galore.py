@@ -11,7 +11,8 @@ import optax
 
 from ftjax.base_model import Base
 from ftjax.errors import UserError, require
-from ftjax.methods.base import Method, each_matrix, present
+from ftjax.methods.low_rank import each_matrix
+from ftjax.methods.method import Method, Transform, present
 from ftjax.methods.selection import TOP, Full
 from ftjax.options import Positive
 from ftjax.partition import Rules
@@ -58,13 +59,8 @@ class Galore(Full):
         return Step(self.rank, self.every, self.scale, step % self.every == 0)
 
     def optimizer(
-        self,
-        base: Base,
-        group: str,
-        core: optax.GradientTransformation,
-        rest: optax.GradientTransformation,
-        steps: int,
-    ) -> optax.GradientTransformation:
+        self, base: Base, group: str, core: Transform, rest: Transform, steps: int
+    ) -> Transform:
         if group == "projected":
             core = projected(core, self.rank, self.scale, self.refresh)
         return optax.chain(core, rest)
@@ -142,21 +138,19 @@ def up(low: jax.Array, basis: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return basis @ low
 
 
-def projected(
-    core: optax.GradientTransformation, rank: int, scale: float, refresh: bool
-) -> optax.GradientTransformation:
+def projected(core: Transform, rank: int, scale: float, refresh: bool) -> Transform:
     """`core` in the leading directions of each leaf's gradient, this one's or an earlier one's."""
 
     def init(params: Flat) -> Projected:
-        found = present(params)
+        leaves = present(params)
         # Directions even where the first step is skipped: those of the first axes.
         bases = {
             path: jnp.broadcast_to(
                 jnp.eye(min(x.shape[-2:]), rank), (*x.shape[:-2], min(x.shape[-2:]), rank)
             )
-            for path, x in found.items()
+            for path, x in leaves.items()
         }
-        lows = {path: down(x, bases[path]) for path, x in found.items()}
+        lows = {path: down(x, bases[path]) for path, x in leaves.items()}
         moments = core.init(lows)
         try:
             jax.eval_shape(core.update, lows, moments)
@@ -168,12 +162,12 @@ def projected(
         return Projected(bases, moments)
 
     def update(grads: Flat, state: Projected, params: Any = None) -> tuple[Flat, Projected]:
-        found, bases = present(grads), state.bases
+        full, bases = present(grads), state.bases
         if refresh:
-            bases = {path: leading(grad, rank) for path, grad in found.items()}
-        lows = {path: down(grad, bases[path]) for path, grad in found.items()}
+            bases = {path: leading(grad, rank) for path, grad in full.items()}
+        lows = {path: down(grad, bases[path]) for path, grad in full.items()}
         steps, moments = core.update(lows, state.core, None)
-        whole = {path: scale * up(s, bases[path], found[path].shape) for path, s in steps.items()}
+        whole = {path: scale * up(s, bases[path], full[path].shape) for path, s in steps.items()}
         return {**grads, **whole}, Projected(bases, moments)
 
     return optax.GradientTransformation(init, update)

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 
 from ftjax.base_model import Base
 from ftjax.errors import require
-from ftjax.methods.additive import Additive
-from ftjax.methods.base import Interceptor, at, leaf, nested
+from ftjax.methods.additive import Additive, Shape
+from ftjax.methods.initializers import ONES
+from ftjax.methods.interception import Interceptor, at, leaf, nested
 
 NONE = ("none", ("none",))
 
@@ -38,37 +39,41 @@ class Ia3(Additive):
     leaves: ClassVar[tuple[str, ...]] = ("ia3_in", "ia3_out")
     non_identity: ClassVar = {"init": "random"}
 
-    def outputs(self, base: Base) -> dict[str, tuple[int, int]]:
+    def outputs(self, base: Base) -> dict[str, Shape]:
         """Projections whose output is rescaled."""
         if self.targets in NONE and self.feedforward not in NONE:
             return {}
         return base.match(self.targets or ("key", "value"))
 
-    def inputs(self, base: Base) -> dict[str, tuple[int, int]]:
+    def inputs(self, base: Base) -> dict[str, Shape]:
         """Projections whose input is."""
         return {} if self.feedforward in NONE else base.match(self.feedforward or ("down",))
 
-    def matched(self, base: Base) -> dict[str, tuple[int, int]]:
-        return self.outputs(base) | self.inputs(base)
-
-    def interceptor(self, base: Base) -> Interceptor:
+    def selected(self, base: Base) -> dict[str, Shape]:
         outputs, inputs = self.outputs(base), self.inputs(base)
         both = sorted(outputs.keys() & inputs.keys())
         require(not both, f"method.feedforward and method.targets both select {both[:1]}")
+        return outputs | inputs
 
-        def init(key: jax.Array, *shape) -> jax.Array:
-            ones = nn.initializers.ones(key, *shape)
-            return ones + nn.initializers.normal(0.1 * (self.init == "random"))(key, *shape)
+    def on(self, base: Base, modules: frozenset[str]) -> Interceptor:
+        outputs, inputs = self.outputs(base), self.inputs(base)
+        return nested(at(outputs, self.rescaled), at(inputs, self.of_rescaled))
 
-        def out(module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
-            y = call(x)
-            return y * leaf(module, "ia3_out", init, y.shape[-1:], module.axes[1:]).astype(y.dtype)
+    def rescaled(self, module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
+        """l ∘ (x W + b)."""
+        y = call(x)
+        factor = leaf(module, "ia3_out", self.start, y.shape[-1:], module.axes[1:])
+        return y * factor.astype(y.dtype)
 
-        def into(module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
-            scale = leaf(module, "ia3_in", init, x.shape[-1:], module.axes[:1])
-            return call(x * scale.astype(x.dtype))
+    def of_rescaled(self, module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
+        """(l ∘ x) W + b."""
+        factor = leaf(module, "ia3_in", self.start, x.shape[-1:], module.axes[:1])
+        return call(x * factor.astype(x.dtype))
 
-        return nested(at(outputs, out), at(inputs, into))
+    def start(self, key: jax.Array, *shape: Any) -> jax.Array:
+        """l at first."""
+        deviation = nn.initializers.normal(0.1 * (self.init == "random"))
+        return ONES(key, *shape) + deviation(key, *shape)
 
     def merged(self, kernel: jax.Array, **leaves: jax.Array) -> jax.Array:
         """W times l, of its inputs or of its outputs."""

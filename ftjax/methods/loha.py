@@ -1,20 +1,17 @@
 """LoHa (Hyeon-Woo et al. 2022, FedPara; LyCORIS): a Hadamard product of two low-rank updates."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
 
-from ftjax.base_model import Base
-from ftjax.methods.additive import LowRank
-from ftjax.methods.base import Interceptor, at, leaf, nested
-from ftjax.methods.factors import product
+from ftjax.methods.initializers import SCALED_UNIFORM, ZEROS, Init
+from ftjax.methods.interception import leaf
+from ftjax.methods.low_rank import LowRank, product
 from ftjax.parallel.product import matmul
 
-# U(−1/√n, 1/√n) for a matrix of n rows, which is kaiming_uniform(a=√5) of its transpose.
-UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+Array = jax.Array
 
 
 @dataclass(frozen=True)
@@ -37,42 +34,35 @@ class Loha(LowRank):
     leaves: ClassVar = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     non_identity: ClassVar = {"init": "random"}
 
-    def interceptor(self, base: Base) -> Interceptor:
-        return nested(*(at(modules, method.adapted) for method, modules in self.variants(base)))
+    def update(self, module: nn.Module, x: Array, features: int) -> Array:
+        into, out = module.axes
 
-    def adapted(self, module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
-        """What an adapted projection gives."""
-        y, (into, out) = call(x), module.axes
-        last = UNIFORM if self.init == "random" else nn.initializers.zeros
-
-        def factor(name: str, init: Callable) -> jax.Array:
+        def factor(name: str, init: Init = SCALED_UNIFORM) -> Array:
             wide = name.endswith("a")
-            shape = (self.rank, y.shape[-1]) if wide else (x.shape[-1], self.rank)
+            shape = (self.rank, features) if wide else (x.shape[-1], self.rank)
             axes = ("rank", out) if wide else (into, "rank")
-            return leaf(module, f"hada_{name}", init, shape, axes).astype(y.dtype)
+            return leaf(module, name, init, shape, axes).astype(x.dtype)
 
-        leaves = {f"hada_{n}": factor(n, UNIFORM) for n in ("w1_a", "w1_b", "w2_a")}
-        leaves["hada_w2_b"] = factor("w2_b", last)
-        x = x.astype(y.dtype)
-        if whole_is_cheaper(x.size // x.shape[-1], x.shape[-1], self.rank, y.shape[-1]):
-            return y + matmul(x, update(**leaves), module.axes) * self.scale
-        return y + product(module, x, *hadamard_factors(**leaves)) * self.scale
+        last = SCALED_UNIFORM if self.init == "random" else ZEROS
+        leaves = {name: factor(name) for name in self.leaves[:3]}
+        leaves["hada_w2_b"] = factor("hada_w2_b", last)
+        if whole_is_cheaper(x.size // x.shape[-1], x.shape[-1], self.rank, features):
+            return matmul(x, difference(**leaves), module.axes) * self.scale
+        return product(module, x, *hadamard_factors(**leaves)) * self.scale
 
-    def merged(self, kernel: jax.Array, **leaves: jax.Array) -> jax.Array:
+    def merged(self, kernel: Array, **leaves: Array) -> Array:
         """W + (α/r) ΔW."""
-        return kernel + update(**leaves) * self.scale
+        return kernel + difference(**leaves) * self.scale
 
 
-def update(
-    hada_w1_a: jax.Array, hada_w1_b: jax.Array, hada_w2_a: jax.Array, hada_w2_b: jax.Array
-) -> jax.Array:
+def difference(hada_w1_a: Array, hada_w1_b: Array, hada_w2_a: Array, hada_w2_b: Array) -> Array:
     """ΔW (..., in, out)."""
     return (hada_w1_b @ hada_w1_a) * (hada_w2_b @ hada_w2_a)
 
 
 def hadamard_factors(
-    hada_w1_a: jax.Array, hada_w1_b: jax.Array, hada_w2_a: jax.Array, hada_w2_b: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    hada_w1_a: Array, hada_w1_b: Array, hada_w2_a: Array, hada_w2_b: Array
+) -> tuple[Array, Array]:
     """Factors of ΔW: (in, r²) and (r², out)."""
     left = hada_w1_b[:, :, None] * hada_w2_b[:, None]
     right = hada_w1_a[:, None] * hada_w2_a[None]

@@ -1,7 +1,6 @@
 """LoKr (Yeh et al. 2024, LyCORIS): a Kronecker product as the update of chosen projections."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -9,11 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ftjax.base_model import Base
 from ftjax.errors import require
-from ftjax.methods.additive import LowRank
-from ftjax.methods.base import Interceptor, at, leaf, nested
-from ftjax.methods.loha import UNIFORM
+from ftjax.methods.initializers import SCALED_UNIFORM, ZEROS, Init
+from ftjax.methods.interception import leaf
+from ftjax.methods.low_rank import LowRank
 
 
 def factors(size: int, factor: int) -> tuple[int, int]:
@@ -54,30 +52,24 @@ class Lokr(LowRank):
         super().__post_init__()
         require(self.factor != 0, "method.factor=0 must be positive or -1")
 
-    def interceptor(self, base: Base) -> Interceptor:
-        return nested(*(at(modules, method.adapted) for method, modules in self.variants(base)))
+    def update(self, module: nn.Module, x: jax.Array, features: int) -> jax.Array:
+        (m, n), (outer, inner) = (factors(size, self.factor) for size in (x.shape[-1], features))
 
-    def adapted(self, module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
-        """What an adapted projection gives."""
-        y = call(x)
-        first = UNIFORM if self.init == "random" else nn.initializers.zeros
-        (m, n), (outer, inner) = (factors(z.shape[-1], self.factor) for z in (x, y))
-
-        def multiply(z: jax.Array, name: str, size: int, init: Callable) -> jax.Array:
+        def multiply(z: jax.Array, name: str, size: int, init: Init) -> jax.Array:
             """z (..., rows) times the factor (rows, size), or times its two factors."""
             rows = z.shape[-1]
             steps = [(name, (rows, size), init)]
             if self.rank < max(rows, size) / 2 and (self.decompose_both or name == "lokr_w2"):
                 one, two = (f"{name}_b", (rows, self.rank)), (f"{name}_a", (self.rank, size))
-                steps = [(*one, UNIFORM), (*two, init)]
+                steps = [(*one, SCALED_UNIFORM), (*two, init)]
             for key, shape, start in steps:
                 z = z @ leaf(module, key, start, shape, (None, None)).astype(z.dtype)
             return z
 
-        z = x.astype(y.dtype).reshape(*x.shape[:-1], m, n)
-        z = multiply(z, "lokr_w2", inner, UNIFORM)
-        z = multiply(z.swapaxes(-1, -2), "lokr_w1", outer, first)
-        return y + z.swapaxes(-1, -2).reshape(y.shape) * self.scale
+        z = multiply(x.reshape(*x.shape[:-1], m, n), "lokr_w2", inner, SCALED_UNIFORM)
+        start = SCALED_UNIFORM if self.init == "random" else ZEROS
+        z = multiply(z.swapaxes(-1, -2), "lokr_w1", outer, start)
+        return z.swapaxes(-1, -2).reshape(*x.shape[:-1], features) * self.scale
 
     def merged(self, kernel: jax.Array, **leaves: jax.Array) -> jax.Array:
         """W + (α/r) w1 ⊗ w2."""

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.base_model import Base
-from ftjax.dropout import dropout
-from ftjax.methods.additive import LowRank
-from ftjax.methods.base import Interceptor, at, nested
-from ftjax.methods.factors import held, pair, product, uniform
+from ftjax.methods.initializers import STANDARD_NORMAL, ZEROS, uniform_in_rows
+from ftjax.methods.interception import Interceptor, at, dropped, given, nested
+from ftjax.methods.low_rank import LowRank, pair, product
 from ftjax.options import Share
 
 
@@ -50,23 +49,30 @@ class Lora(LowRank):
     embeddings: ClassVar[bool] = True
     non_identity: ClassVar[dict[str, Any]] = {"init": "random"}
 
-    def interceptor(self, base: Base) -> Interceptor:
-        return nested(*(method.on(base, modules) for method, modules in self.variants(base)))
-
     def on(self, base: Base, modules: frozenset[str]) -> Interceptor:
-        """Of modules that have this r and α."""
         words, heads = base.tables & modules, base.reading_off().keys() & modules
         return nested(
-            at(modules - words - heads, self.adapted),
+            self.on_projections(modules - words - heads),
             at(heads, self.read_off, "weight"),
             at(words, self.prepared, "setup"),
             at(words, self.looked_up),
         )
 
-    def adapted(self, module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
-        """What an adapted projection gives."""
-        y = call(x)
-        return y + self.update(module, x.astype(y.dtype), y.shape[-1])
+    def on_projections(self, modules: frozenset[str]) -> Interceptor:
+        """See `on`."""
+        return at(modules, self.adapted)
+
+    def update(self, module: nn.Module, x: jax.Array, features: int) -> jax.Array:
+        """s · dropout(x) A B."""
+        a, b = self.factors(module, x.shape[-1], features)
+        return product(module, dropped(module, x, self.dropout), a, b) * self.scale
+
+    def factors(self, module: nn.Module, size: int, features: int) -> tuple[jax.Array, jax.Array]:
+        """A and B of a projection."""
+        gaussian = nn.initializers.normal(1 / self.rank)
+        init_a = gaussian if self.init == "gaussian" else uniform_in_rows
+        init_b = uniform_in_rows if self.init == "random" else ZEROS
+        return pair(module, (size, self.rank, features), init_a, init_b)
 
     def read_off(self, module: nn.Module, call: Callable, size: int) -> jax.Array:
         """What a head multiplies by, which may have use for its weights alone."""
@@ -76,36 +82,18 @@ class Lora(LowRank):
     def prepared(self, module: nn.Module, call: Callable) -> None:
         """Gives a table of words its parameters, for which there is time in its setup alone."""
         call()
-        init_a = uniform if self.init == "random" else nn.initializers.zeros
-        init_b = nn.initializers.normal(1.0)
-        pair(module, (module.size, self.rank, module.features), init_a, init_b)
+        init_a = uniform_in_rows if self.init == "random" else ZEROS
+        pair(module, (module.size, self.rank, module.features), init_a, STANDARD_NORMAL)
 
     def looked_up(self, module: nn.Module, call: Callable, ids: jax.Array) -> jax.Array:
         """What an adapted table of words gives."""
         y = call(ids)
-        return y + self.update_of(module, ids, y.dtype)
+        return y + self.update_of_words(module, ids, y.dtype)
 
-    def update_of(self, module: nn.Module, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    def update_of_words(self, module: nn.Module, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """s · A[x] B, in a dtype."""
-        rows = jnp.take(held(module, "lora_a"), ids, axis=0).astype(dtype)
-        return self.scale * (rows @ held(module, "lora_b").astype(dtype))
-
-    def update(self, module: nn.Module, x: jax.Array, features: int) -> jax.Array:
-        """s · dropout(x) A B, in x's dtype."""
-        a, b = self.factors(module, x.shape[-1], features)
-        return product(module, self.dropped(module, x), a, b) * self.scale
-
-    def factors(self, module: nn.Module, size: int, features: int) -> tuple[jax.Array, jax.Array]:
-        """A and B of a projection."""
-        init_a = nn.initializers.normal(1 / self.rank) if self.init == "gaussian" else uniform
-        init_b = uniform if self.init == "random" else nn.initializers.zeros
-        return pair(module, (size, self.rank, features), init_a, init_b)
-
-    def dropped(self, module: nn.Module, x: jax.Array) -> jax.Array:
-        """The update's input, after dropout in training."""
-        if self.dropout and module.has_rng("dropout"):
-            return dropout(module.make_rng("dropout"), x, self.dropout)
-        return x
+        rows = jnp.take(given(module, "lora_a"), ids, axis=0).astype(dtype)
+        return self.scale * (rows @ given(module, "lora_b").astype(dtype))
 
     def merged(self, kernel: jax.Array, lora_a: jax.Array, lora_b: jax.Array) -> jax.Array:
         """W + s A B."""

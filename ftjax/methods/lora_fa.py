@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from ftjax.base_model import Base
-from ftjax.methods.base import present
 from ftjax.methods.lora import Lora
+from ftjax.methods.method import Transform, present
 from ftjax.paths import Flat
 
 
@@ -28,13 +28,8 @@ class LoraFa(Lora):
     embeddings: ClassVar[bool] = False  # whose A is zero
 
     def optimizer(
-        self,
-        base: Base,
-        group: str,
-        core: optax.GradientTransformation,
-        rest: optax.GradientTransformation,
-        steps: int,
-    ) -> optax.GradientTransformation:
+        self, base: Base, group: str, core: Transform, rest: Transform, steps: int
+    ) -> Transform:
         if group != self.group:
             return optax.chain(core, rest)
         scales = {module: self.of(base, module).scale for module in self.matched(base)}

@@ -7,11 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ftjax.base_model import Base
 from ftjax.errors import UserError
-from ftjax.methods.base import each_matrix, leaf
-from ftjax.methods.factors import product
+from ftjax.methods.additive import Shape
+from ftjax.methods.initializers import ZEROS
+from ftjax.methods.interception import dropped, leaf
 from ftjax.methods.lora import Lora
+from ftjax.methods.low_rank import each_matrix, product
 from ftjax.paths import Flat
 
 
@@ -34,36 +35,28 @@ class Residual(Lora):
     fixed: ClassVar[tuple[str, ...]] = ("lora_a0", "lora_b0")
     embeddings: ClassVar[bool] = False
 
-    def matched(self, base: Base) -> dict[str, tuple[int, int]]:
-        """See `LowRank.matched`; kernels have so many directions."""
-        matched = super().matched(base)
-        for path, shape in matched.items():
-            rank = self.of(base, path).rank
-            if rank > min(shape):
-                raise UserError(f"method.rank={rank} exceeds the smaller side of {path!r} {shape}")
-        return matched
+    def check(self, module: str, shape: Shape) -> None:
+        super().check(module, shape)
+        if self.rank > min(shape):  # a kernel has so many directions
+            side = f"the smaller side of {module!r} {shape}"
+            raise UserError(f"method.rank={self.rank} exceeds {side}")
 
     def update(self, module: nn.Module, x: jax.Array, features: int) -> jax.Array:
         a, b = self.factors(module, x.shape[-1], features)
         into, out = module.axes
-        zeros = nn.initializers.zeros
-        a0 = leaf(module, "lora_a0", zeros, a.shape, (into, "rank"))
-        b0 = leaf(module, "lora_b0", zeros, b.shape, ("rank", out))
-        x = self.dropped(module, x)
+        a0 = leaf(module, "lora_a0", ZEROS, a.shape, (into, "rank"))
+        b0 = leaf(module, "lora_b0", ZEROS, b.shape, ("rank", out))
+        x = dropped(module, x, self.dropout)
         # A B − A₀ B₀ as (A − A₀) B + A₀ (B − B₀): no two large products that cancel.
         return self.scale * (product(module, x, a - a0, b) + product(module, x, a0, b - b0))
 
-    def initialize(self, base: Base, params: Flat, key: jax.Array) -> Flat:
+    def first(self, weight: jax.Array, **leaves: jax.Array) -> Flat:
         if self.init == "random":
             return {}
-        first = {}
-        for path in self.matched(base):
-            kernel = params[f"{path}/kernel"].astype(jnp.float32)
-            a, b = each_matrix(self.of(base, path).split, kernel)
-            for name, value in (("lora_a", a), ("lora_b", b)):
-                kept = value.astype(params[f"{path}/{name}0"].dtype)
-                first |= {f"{path}/{name}0": kept, f"{path}/{name}": kept.astype(jnp.float32)}
-        return first
+        a, b = each_matrix(self.split, weight.astype(jnp.float32))
+        a0, b0 = a.astype(leaves["lora_a0"].dtype), b.astype(leaves["lora_b0"].dtype)
+        trained = {"lora_a": a0.astype(jnp.float32), "lora_b": b0.astype(jnp.float32)}
+        return {"lora_a0": a0, "lora_b0": b0, **trained}
 
     def split(self, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
         """A₀ (in, r) and B₀ (r, out) of W (in, out)."""

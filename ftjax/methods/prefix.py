@@ -12,10 +12,12 @@ import jax.numpy as jnp
 
 from ftjax.base_model import Base
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, nested
-from ftjax.methods.encoders import Get, linear, normal
-from ftjax.methods.virtual import later, moved_sides, widened
-from ftjax.models.pattern import Pattern
+from ftjax.methods.initializers import STANDARD_NORMAL
+from ftjax.methods.interception import ROOT, Interceptor, at, leaf, nested
+from ftjax.methods.method import FREEZE_REST, Method, head_rule
+from ftjax.methods.prompt_encoders import Get, linear
+from ftjax.methods.relay import Relay
+from ftjax.methods.virtual_tokens import later, moved_sides, widened
 from ftjax.options import Natural, Positive
 from ftjax.partition import Rules
 from ftjax.paths import expand
@@ -71,15 +73,15 @@ class PrefixTuning(Method):
             UserError: the model has not all of `places`.
         """
         own, cross = base.modules("attention"), base.modules("cross")
-        found = {f"{path}/core": path.split("/")[0] for path in own}
-        found |= {f"{path}/core": "cross" for path in cross}
-        known = set(found.values())
+        place_of = {f"{path}/core": path.split("/")[0] for path in own}
+        place_of |= {f"{path}/core": "cross" for path in cross}
+        known = set(place_of.values())
         wanted = set(self.places) or ({"decoder"} if cross else known)
         require(
             wanted <= known,
             f"method.places={self.places} must be of {tuple(sorted(known))}, which the model has",
         )
-        return {path: place for path, place in found.items() if place in wanted}
+        return {path: place for path, place in place_of.items() if place in wanted}
 
     def in_order(self, base: Base) -> list[str]:
         """Unrolled paths of the cores, from the input to the output."""
@@ -93,12 +95,14 @@ class PrefixTuning(Method):
             gate: called in each attention core; prefixes are multiplied by what it gives, which
                 broadcasts to (batch, k, heads, d).
         """
-        cores, hidden = self.cores(base), {}
+        cores = self.cores(base)
         places = sorted(set(cores.values()))
+        hidden: Relay[dict[str, Array | None]] = Relay()
 
-        def root(module: nn.Module, call: Callable, input_ids: Array | None = None, **inputs: Any):
-            for place in places:
-                hidden[place] = self.hidden(partial(leaf, module), base, place)
+        def make_hidden(module: nn.Module, *_: Any, **inputs: Any) -> dict[str, Array | None]:
+            return {place: self.hidden(partial(leaf, module), base, place) for place in places}
+
+        def shifted(module: nn.Module, call: Callable, input_ids: Array | None = None, **inputs):
             inputs |= {"input_ids": input_ids}
             moved = self.shift and not base.two_sided and inputs.get("features") is None
             return call(**(later(inputs, self.length) if moved else inputs))
@@ -111,28 +115,37 @@ class PrefixTuning(Method):
             value: Array,
             mask: Array | None,
             bias: Array | None = None,
-            pattern: Pattern | None = None,
+            pattern: Any = None,
         ) -> Array:
-            h = hidden[cores["/".join(module.path)]]
-
-            def join(kind: str, x: Array) -> Array:
-                heads, size = x.shape[2:]
-                prefix = self.prefix(partial(leaf, module), h, kind, heads * size)
-                prefix = prefix.reshape(1, self.length, heads, size)
-                prefix = prefix if gate is None else prefix * gate()
-                prefix = jnp.broadcast_to(prefix, (len(x), *prefix.shape[1:]))
-                return jnp.concatenate([prefix.astype(x.dtype), x], 1)
-
+            h = hidden.value[cores["/".join(module.path)]]
             if mask is not None:
                 mask = widened(mask, self.length, True)
             if bias is not None and bias.shape[-1] == key.shape[1]:
                 bias = widened(bias, self.length, 0)
             pattern = pattern and pattern.after(self.length)
-            return call(query, join("key", key), join("value", value), mask, bias, pattern)
+            key = self.joined(module, h, "key", key, gate)
+            value = self.joined(module, h, "value", value, gate)
+            return call(query, key, value, mask, bias, pattern)
 
         sides = [place for place in places if base.two_sided and place != "cross"]
         beside = moved_sides(sides, self.columns, self.length)
-        return nested(at({""}, root), at(cores, joined), beside)
+        return nested(hidden.at(ROOT, make_hidden), at(ROOT, shifted), at(cores, joined), beside)
+
+    def joined(
+        self,
+        module: nn.Module,
+        hidden: Array | None,
+        kind: str,
+        x: Array,
+        gate: Callable[[], Array] | None,
+    ) -> Array:
+        """Keys or values x (batch, keys, heads, d) of a core after their prefix."""
+        heads, size = x.shape[2:]
+        prefix = self.prefix(partial(leaf, module), hidden, kind, heads * size)
+        prefix = prefix.reshape(1, self.length, heads, size)
+        prefix = prefix if gate is None else prefix * gate()
+        prefix = jnp.broadcast_to(prefix, (len(x), *prefix.shape[1:]))
+        return jnp.concatenate([prefix.astype(x.dtype), x], 1)
 
     def hidden(self, get: Get, base: Base, place: str) -> Array | None:
         """tanh(Linear(Embedding)) for a place (k, p), from the model's parameters; or None."""
@@ -140,11 +153,11 @@ class PrefixTuning(Method):
             return None
         sizes, name = base.projections(), f"prefix_{place}"
         width = next(size for path, (size, _) in sizes.items() if path.endswith("/query"))
-        x = get(f"{name}_embedding", normal, (self.length, width), (None, "embed"))
+        x = get(f"{name}_embedding", STANDARD_NORMAL, (self.length, width), (None, "embed"))
         return jnp.tanh(linear(get, name, x, self.projection))
 
     def prefix(self, get: Get, hidden: Array | None, kind: str, width: int) -> Array:
         """P_k or P_v of a layer (k, width), from the parameters of its core."""
         if hidden is not None:
             return linear(get, f"prefix_{kind}", hidden, width, "kv")
-        return get(f"prefix_{kind}", normal, (self.length, width), (None, "kv"))
+        return get(f"prefix_{kind}", STANDARD_NORMAL, (self.length, width), (None, "kv"))

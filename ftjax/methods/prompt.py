@@ -11,9 +11,12 @@ import jax.numpy as jnp
 
 from ftjax.base_model import Base
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, nested
-from ftjax.methods.encoders import Get, linear, lstm, normal
-from ftjax.methods.virtual import grown_call, inserted
+from ftjax.methods.initializers import STANDARD_NORMAL
+from ftjax.methods.interception import ROOT, Interceptor, at, leaf, nested
+from ftjax.methods.method import FREEZE_REST, Method, head_rule
+from ftjax.methods.prompt_encoders import Get, linear, lstm
+from ftjax.methods.relay import Relay
+from ftjax.methods.virtual_tokens import Positions, grown_call, inserted
 from ftjax.options import Natural, Positive
 from ftjax.partition import Rules
 from ftjax.paths import Flat
@@ -54,18 +57,17 @@ class SoftPrompt(Method):
         return self.vectors(lambda name, *_: params[name], base.words_shape[1])
 
     def interceptor(self, base: Base) -> Interceptor:
-        waiting: list = []
+        vectors: Relay[tuple[Array, Positions | None]] = Relay()
 
         def make(module: nn.Module) -> Array:
-            found = self.vectors(partial(leaf, module), base.words_shape[1])
-            return found / base.embedding_scale
+            return self.vectors(partial(leaf, module), base.words_shape[1]) / base.embedding_scale
 
         def embedded(module: nn.Module, call: Callable, ids: Array) -> Array:
-            x = call(ids)
-            return inserted(x, *waiting.pop()) if waiting else x  # other lookups come later
+            x, given = call(ids), vectors.take()  # of the rows: other look-ups come later
+            return x if given is None else inserted(x, *given)
 
-        root = grown_call(base, self.length, make, waiting)
-        return nested(at({""}, root), at({base.words}, embedded))
+        grown = grown_call(base, self.length, make, vectors)
+        return nested(at(ROOT, grown), at({base.words}, embedded))
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class PromptTuning(SoftPrompt):
         )
 
     def vectors(self, get: Get, width: int) -> Array:
-        return get("prompt_embedding", normal, (self.length, width), (None, "embed"))
+        return get("prompt_embedding", STANDARD_NORMAL, (self.length, width), (None, "embed"))
 
     def initialize(self, base: Base, params: Flat, key: Array) -> Flat:
         if self.init == "random":
@@ -99,9 +101,9 @@ class PromptTuning(SoftPrompt):
         if self.init == "vocabulary":
             ids = jax.random.randint(key, (self.length,), 0, base.words_shape[0])
         else:
-            found = base.tokenize(self.text)
-            require(len(found) > 0, f"method.text={self.text!r} has no tokens")
-            ids = jnp.resize(jnp.asarray(found), self.length)
+            tokens = base.tokenize(self.text)
+            require(len(tokens) > 0, f"method.text={self.text!r} has no tokens")
+            ids = jnp.resize(jnp.asarray(tokens), self.length)
         rows = params[f"{base.words}/embedding"][ids].astype(jnp.float32)
         return {"prompt_embedding": rows * base.embedding_scale}
 
@@ -124,7 +126,7 @@ class PTuning(SoftPrompt):
     width: Natural = 0
 
     def vectors(self, get: Get, width: int) -> Array:
-        x = get("prompt_embedding", normal, (self.length, width), (None, "embed"))
+        x = get("prompt_embedding", STANDARD_NORMAL, (self.length, width), (None, "embed"))
         inner, wide = self.width or width, 2 * (self.width or width)
         if self.encoder == "mlp":
             sizes = (inner, inner, width)

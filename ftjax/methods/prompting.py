@@ -9,7 +9,7 @@ import numpy as np
 
 from ftjax.base_model import Base
 from ftjax.errors import UserError, nearest, require
-from ftjax.methods.base import FREEZE_REST
+from ftjax.methods.method import FREEZE_REST
 from ftjax.methods.selection import Selection
 from ftjax.options import Natural
 from ftjax.partition import Rules
@@ -91,13 +91,13 @@ class Prompting(Selection):
 
 def _check(template: str, kind: str, fields: set[str]) -> None:
     """Raises UserError where a template has not the fields that it should."""
-    where, found = f"method.templates: {template!r}", FIELD.findall(template)
-    for name in sorted(fields - set(found)):
+    where, used = f"method.templates: {template!r}", FIELD.findall(template)
+    for name in sorted(fields - set(used)):
         raise UserError(f"{where} lacks '{{{name}}}', which {kind} prompts of such rows need")
-    for name in sorted(set(found) - fields):
+    for name in sorted(set(used) - fields):
         known = nearest(name, fields)
         raise UserError(f"{where}: {kind} prompts have no use for '{{{name}}}'{known}")
-    once = found.count("mask") + found.count("label") == 1
+    once = used.count("mask") + used.count("label") == 1
     require(kind != "masked" or once, f"{where} has several masks")
     ends = once and template.endswith("{label}")
     require(kind != "causal" or ends, f"{where} must end with its only '{{label}}'")

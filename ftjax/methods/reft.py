@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.base_model import Base
-from ftjax.dropout import dropout
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Interceptor, Method, at, head_rule, leaf, nested
-from ftjax.methods.encoders import uniform
-from ftjax.methods.examples import ENDS, at_firsts, ends_of, side_of
-from ftjax.methods.places import around, in_layers, layer_modules, numbers_in
+from ftjax.methods.example_tokens import ENDS, at_firsts, ends_of, side_of
+from ftjax.methods.initializers import ZEROS, uniform
+from ftjax.methods.interception import ROOT, Interceptor, at, dropped, leaf, nested
+from ftjax.methods.layers import around, in_layers, layer_modules, numbers_in
+from ftjax.methods.method import FREEZE_REST, Method, head_rule
+from ftjax.methods.relay import Relay
 from ftjax.options import Natural, Positive, Share
 from ftjax.partition import Rules
 from ftjax.paths import Flat
@@ -77,42 +78,40 @@ class Reft(Method):
     def cuts(self, layers: int) -> tuple[int, ...]:
         return around(self.layers)
 
-    def places(self, base: Base) -> frozenset[str]:
+    def intervened(self, base: Base) -> frozenset[str]:
         """Paths of the layers, as modules, that are intervened on."""
         numbers = numbers_in(base, self.layers, "method.layers")
-        places = layer_modules(base)
-        return in_layers(base, places, numbers) if numbers else places
+        modules = layer_modules(base)
+        return in_layers(base, modules, numbers) if numbers else modules
 
     def interceptor(self, base: Base) -> Interceptor:
-        spots: dict[str, Array] = {}  # by side, of the call under way
-        starts: list[Array | None] = [None]
+        ends: Relay[tuple[dict[str, Array], Array | None]] = Relay()
 
-        def model(module: nn.Module, call: Callable, input_ids: Array | None = None, **inputs: Any):
+        def find(module: nn.Module, input_ids: Array | None = None, **inputs: Any):
             inputs |= {"input_ids": input_ids}
-            starts[0] = inputs.get("starts")
-            spots.update(ends_of(base, inputs, self.first, self.last))
-            return call(**inputs)
+            return ends_of(base, inputs, self.first, self.last), inputs.get("starts")
 
         def layer(module: nn.Module, call: Callable, *args: Any) -> Array:
             h = call(*args)
-            spot = spots[side_of(base, "/".join(module.path))]
-            fits = h.shape[1] <= spot.shape[1]
+            by_side, starts = ends.value
+            end = by_side[side_of(base, "/".join(module.path))]
+            fits = h.shape[1] <= end.shape[1]
             require(fits, "reft must come before the method that lengthens rows, in method.parts")
-            spot = at_firsts(spot, starts[0], h.shape[1])[..., None]
+            end = at_firsts(end, starts, h.shape[1])[..., None]
             out = h
             for unit, number in self.units.items():
-                here = spot > 0 if self.tied else spot == number
+                here = end > 0 if self.tied else end == number
                 out = jnp.where(here, self.changed(module, h, unit), out)
             return out
 
-        return nested(at(self.places(base), layer), at({""}, model))
+        return nested(at(self.intervened(base), layer), ends.at(ROOT, find))
 
     def changed(self, module: nn.Module, h: Array, unit: str) -> Array:
         """h after the intervention of a layer's unit, at all positions."""
         size, shape = h.shape[-1], (h.shape[-1], self.rank)
         require(self.rank <= size, f"method.rank={self.rank} exceeds hidden size {size}")
-        loreft, zero = self.kind == "loreft", nn.initializers.zeros
-        start = zero if self.init == "identity" else uniform(size)
+        loreft = self.kind == "loreft"
+        start = ZEROS if self.init == "identity" else uniform(size)
         free = nn.initializers.orthogonal() if loreft else uniform(size)
         rotation = leaf(module, f"reft_{unit}_rotation", free, shape, ("embed", "rank"))
         kernel = leaf(module, f"reft_{unit}_kernel", start, shape, ("embed", "rank"))
@@ -121,9 +120,7 @@ class Reft(Method):
         kernel = kernel if self.kind == "direft" else kernel - rotation
         low = h @ kernel.astype(h.dtype) + bias.astype(h.dtype)
         h = h + low @ rotation.T.astype(h.dtype)
-        if self.dropout and module.has_rng("dropout"):
-            h = dropout(module.make_rng("dropout"), h, self.dropout)
-        return h
+        return dropped(module, h, self.dropout)
 
     def initialize(self, base: Base, params: Flat, key: Array) -> Flat:
         """W = R, that step 0 be the identity."""

@@ -7,8 +7,8 @@ import numpy as np
 
 from ftjax.base_model import Base
 from ftjax.errors import require
-from ftjax.methods.base import FREEZE_REST, Method, head_rule
-from ftjax.methods.places import layers_of
+from ftjax.methods.layers import layers_of
+from ftjax.methods.method import FREEZE_REST, Method, head_rule
 from ftjax.methods.selection import TOP, Selection
 from ftjax.options import Positive, Seed
 from ftjax.partition import Rules

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from ftjax.base_model import Base
 from ftjax.errors import UserError, require
-from ftjax.methods.base import FREEZE_REST, Method, head_rule
-from ftjax.methods.places import layers_of
+from ftjax.methods.layers import layers_of
+from ftjax.methods.method import FREEZE_REST, Method, head_rule
 from ftjax.options import Regex
 from ftjax.partition import Rules
 from ftjax.paths import Flat, expand
@@ -83,8 +83,8 @@ class BitFit(Selection):
     """
 
     def rules(self, base: Base) -> Rules:
-        found = any(path.endswith("/bias") for path in base.shapes)
-        require(found, "bitfit trains biases, and this model has none")
+        biases = any(path.endswith("/bias") for path in base.shapes)
+        require(biases, "bitfit trains biases, and this model has none")
         return (head_rule(base), (r".*/bias", "bias"), FREEZE_REST)
 
 

@@ -6,18 +6,20 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import optax
 
 from ftjax import methods
 from ftjax.base_model import Base
 from ftjax.errors import require
-from ftjax.methods.adapter import NORMAL, ZERO, Bottleneck
-from ftjax.methods.base import Interceptor, Method, at, leaf, nested
+from ftjax.methods.adapter import Bottleneck
 from ftjax.methods.bottleneck import Houlsby, Parallel, Pfeiffer
 from ftjax.methods.combination import Combination, Part
-from ftjax.methods.examples import segments_of, side_of
+from ftjax.methods.example_tokens import segments_of, side_of
+from ftjax.methods.initializers import NORMAL, ZEROS
+from ftjax.methods.interception import ROOT, Interceptor, at, leaf, nested
 from ftjax.methods.lora import Lora
+from ftjax.methods.method import Method, Transform
 from ftjax.methods.prefix import PrefixTuning
+from ftjax.methods.relay import Relay
 from ftjax.partition import Rules
 from ftjax.paths import Flat
 
@@ -57,7 +59,7 @@ class Unipelt(Combination):
     def rules(self, base: Base) -> Rules:
         return ((r".*/gate_.*", "gate"), *super().rules(base))
 
-    def optimizer(self, base: Base, group: str, *others: Any) -> optax.GradientTransformation:
+    def optimizer(self, base: Base, group: str, *others: Any) -> Transform:
         return super().optimizer(base, "head" if group == "gate" else group, *others)
 
     def merge(self, base: Base, params: Flat) -> Flat:
@@ -66,7 +68,7 @@ class Unipelt(Combination):
     def interceptor(self, base: Base) -> Interceptor:
         gate = Gate(base)
         parts = (gate.part(part) for part in self.parts)
-        return nested(*parts, gate.interceptor(), at({""}, self.guarded))
+        return nested(*parts, gate.interceptor(), at(ROOT, self.guarded))
 
 
 class Gate:
@@ -74,24 +76,22 @@ class Gate:
 
     def __init__(self, base: Base) -> None:
         self.base = base
-        self.segments: dict[str, Array] | None = {}  # None: one more token after a prompt
+        self.segments: Relay[dict[str, Array] | None] = Relay()  # None: one more token
 
     def interceptor(self) -> Interceptor:
-        """Keeps what gates need of the model's inputs."""
+        """Relays what gates need of the model's inputs."""
 
-        def model(module: nn.Module, call: Callable, input_ids: Array | None = None, **inputs: Any):
-            inputs |= {"input_ids": input_ids}
+        def segments(module: nn.Module, input_ids: Array | None = None, **inputs: Any):
             packed = inputs.get("segment_ids") is not None
             require(not packed, "unipelt's gates cannot tell packed examples of a row apart")
-            if inputs.get("features") is None:
-                one = inputs.get("column") is not None
-                self.segments = None if one else segments_of(self.base, inputs)
-            return call(**inputs)
+            if inputs.get("features") is not None or inputs.get("column") is not None:
+                return None
+            return segments_of(self.base, inputs | {"input_ids": input_ids})
 
         def encode(module: nn.Module, call: Callable, inputs: Any, starts_only: bool) -> Any:
             return call(inputs, False)  # gates of the last layer, too, see all tokens
 
-        return nested(at({""}, model), at({""}, encode, "encode"))
+        return nested(self.segments.at(ROOT, segments), at(ROOT, encode, "encode"))
 
     def __call__(self, module: nn.Module, x: Array, name: str) -> Array:
         """Of x (batch, length, d): float32 (batch, 1, 1, 1).
@@ -101,13 +101,14 @@ class Gate:
             x: what is adapted.
             name: of the part, for a module may have several.
         """
-        if self.segments is None:
+        segments = self.segments.value
+        if segments is None:
             return module.get_variable("cache", f"gate_{name}")
         kernel = leaf(module, f"gate_{name}_kernel", NORMAL, (x.shape[-1], 1), ("embed", None))
-        bias = leaf(module, f"gate_{name}_bias", ZERO, (1,), (None,))
+        bias = leaf(module, f"gate_{name}_bias", ZEROS, (1,), (None,))
         path = "/".join(module.path)
         of_memory = path.endswith(("cross/key", "cross/value"))
-        real = self.segments["rows" if of_memory else side_of(self.base, path)][..., None] > 0
+        real = segments["rows" if of_memory else side_of(self.base, path)][..., None] > 0
         rows = x.ndim == real.ndim
         require(rows, f"unipelt has no gate for {path!r}, which relative positions pass, too")
         gates = nn.sigmoid(x.astype(kernel.dtype) @ kernel + bias)
@@ -143,12 +144,11 @@ class Gate:
         return at(matched, adapted)
 
     def prefix(self, part: PrefixTuning) -> Interceptor:
-        current: dict[str, Array] = {}
+        gate: Relay[Array] = Relay()
 
-        def attention(module: nn.Module, call: Callable, x: Array, *args: Any) -> Array:
-            current["gate"] = self(module, x, "prefix")
-            return call(x, *args)
+        def make(module: nn.Module, x: Array, *_: Any) -> Array:
+            return self(module, x, "prefix")
 
-        places = {core.rpartition("/")[0] for core in part.cores(self.base)}
-        joined = part.interceptor(self.base, lambda: current["gate"])
-        return nested(joined, at(places, attention))
+        attentions = {core.rpartition("/")[0] for core in part.cores(self.base)}
+        joined = part.interceptor(self.base, lambda: gate.value)
+        return nested(joined, gate.at(attentions, make))

@@ -2,20 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ftjax.base_model import Base
-from ftjax.dropout import dropout
 from ftjax.errors import require
-from ftjax.methods.additive import Additive
-from ftjax.methods.base import Interceptor, at, leaf, nested
+from ftjax.methods.additive import Additive, Shape
+from ftjax.methods.initializers import ZEROS, Init
+from ftjax.methods.interception import ROOT, Interceptor, at, dropped, leaf, nested
+from ftjax.methods.relay import Relay
 from ftjax.options import Positive, Seed, Share
 
-ZEROS = nn.initializers.zeros
+Array = jax.Array
 
 
 @dataclass(frozen=True)
@@ -47,46 +48,45 @@ class Vera(Additive):
     shared: ClassVar[tuple[str, ...]] = ("vera_a", "vera_b")
     non_identity: ClassVar = {"init": "random"}
 
-    def interceptor(self, base: Base) -> Interceptor:
-        targets = self.matched(base)
-        for path, (into, out) in targets.items():
-            require(
-                self.rank <= into * out,
-                f"method.rank={self.rank} exceeds the {into * out} entries of {path!r}",
-            )
-        into, out = (max(shape[side] for shape in targets.values()) for side in (0, 1))
-        init_b = nn.initializers.uniform(1.0) if self.init == "random" else ZEROS
-        start, shared = nn.initializers.constant(self.d_initial), {}
+    def check(self, module: str, shape: Shape) -> None:
+        entries = shape[0] * shape[1]
+        more = f"method.rank={self.rank} exceeds the {entries} entries of {module!r}"
+        require(self.rank <= entries, more)
 
-        def projection(number: int) -> Callable[..., jax.Array]:
+    def on(self, base: Base, modules: frozenset[str]) -> Interceptor:
+        largest = [max(sizes) for sizes in zip(*self.matched(base).values(), strict=True)]
+        matrices: Relay[tuple[Array, Array]] = Relay()
+
+        def make(module: nn.Module, *_: Any, **inputs: Any) -> tuple[Array, Array]:
+            return self.matrices(module, *largest)
+
+        def adapted(module: nn.Module, call: Callable, x: Array) -> Array:
+            y = call(x)
+            return y + self.update(module, x.astype(y.dtype), y.shape[-1], *matrices.value)
+
+        return nested(at(modules, adapted), matrices.at(ROOT, make))
+
+    def matrices(self, module: nn.Module, into: int, out: int) -> tuple[Array, Array]:
+        """A and B of the model."""
+
+        def random(number: int) -> Init:
             key = jax.random.fold_in(jax.random.key(self.seed), number)
             return lambda _, *shape: nn.initializers.he_uniform()(key, *shape)
 
-        def sharing(module: nn.Module, call: Callable, *args, **kwargs):
-            shared["a"] = leaf(module, "vera_a", projection(0), (into, self.rank), (None, "rank"))
-            shared["b"] = leaf(module, "vera_b", projection(1), (self.rank, out), ("rank", None))
-            return call(*args, **kwargs)
+        a = leaf(module, "vera_a", random(0), (into, self.rank), (None, "rank"))
+        return a, leaf(module, "vera_b", random(1), (self.rank, out), ("rank", None))
 
-        def adapted(module: nn.Module, call: Callable, x: jax.Array) -> jax.Array:
-            y = call(x)
-            size = y.shape[-1]
-            d = leaf(module, "lambda_d", start, (self.rank,), ("rank",)).astype(y.dtype)
-            b = leaf(module, "lambda_b", init_b, (size,), module.axes[1:]).astype(y.dtype)
-            if self.dropout and module.has_rng("dropout"):
-                x = dropout(module.make_rng("dropout"), x, self.dropout)
-            x = x.astype(y.dtype) @ shared["a"][: x.shape[-1]].astype(y.dtype)
-            return y + (d * x) @ shared["b"][:, :size].astype(y.dtype) * b
-
-        return nested(at(targets, adapted), at({""}, sharing))
+    def update(self, module: nn.Module, x: Array, features: int, a: Array, b: Array) -> Array:
+        start_d = nn.initializers.constant(self.d_initial)
+        start_b = nn.initializers.uniform(1.0) if self.init == "random" else ZEROS
+        d = leaf(module, "lambda_d", start_d, (self.rank,), ("rank",)).astype(x.dtype)
+        scale = leaf(module, "lambda_b", start_b, (features,), module.axes[1:]).astype(x.dtype)
+        x = dropped(module, x, self.dropout) @ a[: x.shape[-1]].astype(x.dtype)
+        return (d * x) @ b[:, :features].astype(x.dtype) * scale
 
     def merged(
-        self,
-        kernel: jax.Array,
-        lambda_b: jax.Array,
-        lambda_d: jax.Array,
-        vera_a: jax.Array,
-        vera_b: jax.Array,
-    ) -> jax.Array:
+        self, kernel: Array, lambda_b: Array, lambda_d: Array, vera_a: Array, vera_b: Array
+    ) -> Array:
         """W + (A ∘ λ_d) (B ∘ λ_b)."""
         into, out = kernel.shape[-2:]
         left = vera_a[:into] * lambda_d[..., None, :]

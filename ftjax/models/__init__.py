@@ -1,18 +1,19 @@
 """The registry of model families: a new family is one file and one line here.
 
-A family's module has `KEYS`, `from_hf`, `Model`, `hf_modules`, `MODEL`, `HF_PREFIX` and
-`DEFAULT_TARGETS`; see `ftjax/models/bert.py`.
+A family's module has `KEYS`, `from_hf`, `Model`, `MODEL`, `HF_PREFIX` and `DEFAULT_TARGETS`; see
+`ftjax/models/bert.py`. One of another package (`ftjax.registry`) also has `KIND`, what it covers,
+as the table here says of others.
 """
 
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ftjax import registry
 from ftjax.errors import UserError
-from ftjax.models.keys import resolve
+from ftjax.models.config_keys import resolve
 
 if TYPE_CHECKING:  # it needs JAX, which lists of models do without
     from ftjax.models.layers import Options
@@ -45,6 +46,21 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "mbart": ("bart", "encoder-decoder"),
     "marian": ("bart", "encoder-decoder"),
 }
+REGISTRY = registry.Registry(
+    "model type {!r}",
+    "ftjax.models",
+    FAMILIES,
+    "ftjax.families",
+    needs=(
+        "KEYS",
+        "from_hf",
+        "Model",
+        "MODEL",
+        "HF_PREFIX",
+        "DEFAULT_TARGETS",
+        "KIND",
+    ),
+)
 # What the tests found equal to transformers: model type → task → checks.
 VERIFIED = Path(__file__).with_name("verified.json")
 
@@ -55,28 +71,26 @@ def table() -> dict[str, str]:
     rows = {}
     for name, (_, kind) in FAMILIES.items():
         heads = verified.get(name, {})
-        tasks = {head: found for head, found in heads.items() if head != "none"}
-        checks = list(dict.fromkeys(check for found in heads.values() for check in found))
-        every = [c for c in checks if all(c in found for found in tasks.values())]
+        tasks = {head: passed for head, passed in heads.items() if head != "none"}
+        checks = list(dict.fromkeys(check for passed in heads.values() for check in passed))
+        every = [c for c in checks if all(c in passed for passed in tasks.values())]
         some = [c for c in checks if c not in every]
         lines = [kind, f"tasks: {', '.join(tasks)}", f"verified of each: {', '.join(every)}"]
         lines += [f"of some: {', '.join(some)}"] if some else []
         rows[name] = ("\n" + " " * 22).join(lines if tasks else [kind, "nothing verified yet"])
-    return rows
+    return {**REGISTRY.entries(), **rows}
 
 
 def family(hf_config: Mapping[str, Any]) -> ModuleType:
     """The module of the family that config.json names.
 
     Raises:
-        UserError: the model type is not supported.
+        UserError: the model type is not known.
     """
     kind = hf_config.get("model_type")
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise UserError(
-            f"model type {kind!r} is not supported (supported: {', '.join(sorted(FAMILIES))})"
-        )
-    return importlib.import_module(f"ftjax.models.{FAMILIES[kind][0]}")
+    if not isinstance(kind, str):
+        raise UserError(f"model type {kind!r} is not known: config.json names none")
+    return REGISTRY.find(kind)
 
 
 def configure(hf_config: Mapping[str, Any], options: "Options") -> Any:
@@ -86,8 +100,9 @@ def configure(hf_config: Mapping[str, Any], options: "Options") -> Any:
         UserError: a key is missing, or says what is not implemented.
     """
     module, kind = family(hf_config), hf_config["model_type"]
+    known = module.KEYS.get(kind) or next(iter(module.KEYS.values()))  # of one by its dotted name
     try:
-        return module.from_hf(resolve(hf_config, module.KEYS[kind]), options)
+        return module.from_hf(resolve(hf_config, known), options)
     except KeyError as error:
         raise UserError(f"config.json of this {kind} lacks {error}") from error
 
@@ -110,5 +125,5 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def kind_of(hf_config: Mapping[str, Any]) -> str:
     """ "encoder", "decoder" or "encoder-decoder"; raises as `family` does."""
-    family(hf_config)
-    return FAMILIES[hf_config["model_type"]][1]
+    module, kind = family(hf_config), hf_config["model_type"]
+    return FAMILIES[kind][1] if kind in FAMILIES else module.KIND

@@ -8,11 +8,13 @@ import flax.linen as nn
 import jax
 
 from ftjax.models import bert, encoder
-from ftjax.models.cache import View
-from ftjax.models.encoder import DEFAULT_TARGETS, Embeddings, Inputs, Layer, checked
+from ftjax.models.config import inside
+from ftjax.models.config_keys import keys
+from ftjax.models.encoder import DEFAULT_TARGETS, Embeddings, Inputs, Layer, checked, fields_in
 from ftjax.models.heads import Head, untied, with_dropouts
-from ftjax.models.keys import keys
 from ftjax.models.layers import Options
+from ftjax.models.masks import View
+from ftjax.models.pooling import at_starts
 from ftjax.models.stack import POLICIES
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
@@ -50,6 +52,12 @@ LAYER = {
     "ffn/down": "ffn_output",
     "ffn_norm": "full_layer_layer_norm",
 }
+MODULES = {
+    **bert.EMBEDDINGS,
+    "embeddings/project": "encoder.embedding_hidden_mapping_in",
+    **inside("encoder/group_{}/inner_{}", "encoder.albert_layer_groups.{}.albert_layers.{}", LAYER),
+    "pooler": "pooler",
+}
 DEFAULTS = {
     "vocab_size": 30000,
     "embedding_size": 128,
@@ -68,12 +76,16 @@ KEYS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(encoder.Config):
     """ALBERT's: layers in `num_hidden_groups` groups of `inner_group_num`, each group repeated."""
 
     num_hidden_groups: int = 1
     inner_group_num: int = 1
+
+    @property
+    def depths(self) -> dict[str, tuple[int, ...]]:
+        return {"encoder": (self.num_hidden_groups, self.inner_group_num)}
 
 
 def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
@@ -83,16 +95,16 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         UserError: an option that is not implemented.
     """
     hf = {**DEFAULTS, **hf}
-    names = [name for name in Config.__dataclass_fields__ if name in hf]
     rate, tied = hf.get("classifier_dropout_prob", 0.1), hf.get("tie_word_embeddings", True)
     rate = hf["hidden_dropout_prob"] if rate is None else rate
     rates = dict.fromkeys(("classification", "choice", "tokens", "pretraining"), rate)
     heads = with_dropouts(HEADS, rates)
     config = Config(
-        **{name: hf[name] for name in names},
+        **fields_in(hf, Config),
         project_embeddings=True,
         tied=tied,
         heads=heads if tied else untied(heads, "mlm"),
+        modules=MODULES,
         options=options,
     )
     return checked(config, "albert")
@@ -154,22 +166,4 @@ class Model(encoder.Model):
         c = self.config
         x, table = Embeddings(c, name="embeddings")(inputs)
         x = Repeated(c, name="encoder")(x, inputs.view, inputs.starts)
-        return encoder.at_starts(x, inputs.starts) if starts_only else x, table
-
-
-def hf_modules(config: Config) -> dict[str, str]:
-    """Our module path → Hugging Face's module name, without the prefix."""
-    names = {
-        "embeddings/word": "embeddings.word_embeddings",
-        "embeddings/position": "embeddings.position_embeddings",
-        "embeddings/token_type": "embeddings.token_type_embeddings",
-        "embeddings/norm": "embeddings.LayerNorm",
-        "embeddings/project": "encoder.embedding_hidden_mapping_in",
-    }
-    for g in range(config.num_hidden_groups):
-        for i in range(config.inner_group_num):
-            for ours, theirs in LAYER.items():
-                names[f"encoder/group_{g}/inner_{i}/{ours}"] = (
-                    f"encoder.albert_layer_groups.{g}.albert_layers.{i}.{theirs}"
-                )
-    return names | {"pooler": "pooler"}
+        return at_starts(x, inputs.starts) if starts_only else x, table

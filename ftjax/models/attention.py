@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ftjax.errors import UserError
 from ftjax.models import cudnn, splash
 from ftjax.models.layers import Dropout
-from ftjax.models.pattern import Pattern
+from ftjax.models.masks import Pattern
 
 Array = jax.Array
 

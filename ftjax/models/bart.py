@@ -1,7 +1,7 @@
 """BART (Lewis et al. 2020), mBART (Liu et al. 2020) and Marian (Junczys-Dowmunt et al. 2018)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,25 +11,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.errors import UserError
-from ftjax.models import sequences
-from ftjax.models.cache import View
-from ftjax.models.decoder import last_tokens
+from ftjax.models import encoder_decoder
+from ftjax.models.config import inside
+from ftjax.models.config_keys import keys, one
+from ftjax.models.encoder_decoder import Attention
+from ftjax.models.feed_forward import FeedForward
 from ftjax.models.heads import Head, untied, with_dropouts
-from ftjax.models.keys import keys, one
+from ftjax.models.language_head import Scores, read_off, score, with_ones
 from ftjax.models.layers import (
     ACTIVATIONS,
     Bias,
-    Dense,
     Dropout,
     Embedding,
     Kernel,
     LayerNorm,
     Options,
-    at_starts,
 )
-from ftjax.models.sequences import Attention
+from ftjax.models.masks import View
+from ftjax.models.pooling import at_starts, last_tokens
 from ftjax.models.stack import Stack
-from ftjax.models.vocabulary import Scores, read_off, score, with_ones
 from ftjax.names import Part
 
 Array = jax.Array
@@ -39,51 +39,24 @@ DEFAULT_TARGETS = ("query", "value")
 OFFSET = 2  # rows before the first position in the tables of learned positions
 
 
-@dataclass(frozen=True)
-class Config:
-    """The architecture.
+@dataclass(frozen=True, kw_only=True)
+class Config(encoder_decoder.Config):
+    """BART's; where words are not tied, there are three tables.
 
     Attributes:
-        num_hidden_layers, num_decoder_layers: of the encoder and of the decoder.
         pre_norm: norms before the sub-layers and after the stack, as mBART's.
         embedding_norm: embeddings are normalized.
         sinusoidal: positions are computed, not learned.
-        embedding_scale: what word embeddings are multiplied by.
-        tied: one table embeds words on both sides and reads them off; else there are three.
     """
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_decoder_layers: int
     encoder_heads: int
     decoder_heads: int
     encoder_width: int
     decoder_width: int
-    hidden_act: str
     max_position_embeddings: int
     pre_norm: bool
     embedding_norm: bool
     sinusoidal: bool
-    embedding_scale: float
-    dropout: float
-    attention_dropout: float
-    activation_dropout: float
-    start: int
-    end: int
-    initializer_range: float
-    tied: bool = True
-    heads: Mapping[str, Head] = field(default_factory=dict, hash=False)
-    options: Options = field(default_factory=Options)
-
-    @property
-    def embedding_stddev(self) -> float:
-        return self.initializer_range
-
-    def dense(self, features: int, axes: tuple[str | None, str | None], name: str) -> Dense:
-        return Dense(
-            features, axes, dtype=self.options.dtype, stddev=self.initializer_range, name=name
-        )
 
 
 LARGEST = 10**8  # numbers of a table that is computed, not stored
@@ -118,6 +91,34 @@ KEYS = {
         **FIXED,
         share_encoder_decoder_embeddings=(True,),
     ),
+}
+ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
+LAYER = {
+    "attention_norm": "self_attn_layer_norm",
+    **inside("attention", "self_attn", ATTENTION),
+    "ffn_norm": "final_layer_norm",
+    "ffn/up": "fc1",
+    "ffn/down": "fc2",
+}
+CROSS = {
+    "cross_norm": "encoder_attn_layer_norm",
+    **inside("cross", "encoder_attn", ATTENTION),
+}
+SIDE = {
+    "positions": "embed_positions",
+    "embedding_norm": "layernorm_embedding",
+    "final_norm": "layer_norm",
+}
+MODULES = {
+    **inside("encoder", "encoder", SIDE),
+    **inside("encoder/layers/layer_{}", "encoder.layers.{}", LAYER),
+    **inside("decoder", "decoder", SIDE),
+    **inside("decoder/layers/layer_{}", "decoder.layers.{}", {**LAYER, **CROSS}),
+}
+TIED = {"words": "shared"}
+UNTIED = {  # then the shared table is of no use, but is there
+    "words": Part("encoder.embed_tokens", copy="shared.weight"),
+    "decoder_words": Part("decoder.embed_tokens", copy="shared.weight"),
 }
 # Where config.json does not say where decoders start, and texts end.
 START, END = {"bart": 2, "mbart": 0, "marian": 58100}, {"bart": 2, "mbart": 2, "marian": 0}
@@ -162,12 +163,11 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             f"more than {LARGEST} sines"
         )
     name = {"bart": "Bart", "mbart": "MBart", "marian": "Marian"}[family]
-    layers, size = hf["encoder_layers"], hf["d_model"]
-    tied = hf.get("tie_word_embeddings", True)
+    size, tied = hf["d_model"], hf.get("tie_word_embeddings", True)
     return Config(
         vocab_size=hf["vocab_size"],
         hidden_size=size,
-        num_hidden_layers=layers,
+        num_hidden_layers=hf["encoder_layers"],
         num_decoder_layers=hf["decoder_layers"],
         encoder_heads=hf["encoder_attention_heads"],
         decoder_heads=hf["decoder_attention_heads"],
@@ -187,8 +187,9 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         initializer_range=hf.get("init_std", 0.02),
         tied=tied,
         heads=heads_of(name, tied, hf.get("classifier_dropout") or 0.0),
-        options=replace(options, segments=options.segments or (1,) * layers),
-    )
+        modules=MODULES | (TIED if tied else UNTIED),
+        options=options,
+    ).segmented()
 
 
 def sinusoids(length: int, size: int) -> np.ndarray:
@@ -208,21 +209,6 @@ class Sinusoids(nn.Module):
 
     def first(self, count: int, start: int = 0) -> Array:
         return sinusoids(start + count, self.features)[start:]
-
-
-class FeedForward(nn.Module):
-    """down(act(up(x)))."""
-
-    config: Config
-    width: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        c = self.config
-        x = ACTIVATIONS[c.hidden_act](c.dense(self.width, ("embed", "mlp"), "up")(x))
-        x = Dropout(c.activation_dropout, name="inner_dropout")(x)
-        x = c.dense(c.hidden_size, ("mlp", "embed"), "down")(x)
-        return Dropout(c.dropout, name="dropout")(x)
 
 
 class Layer(nn.Module):
@@ -294,8 +280,8 @@ class Side(nn.Module):
         return LayerNorm(1e-5, name="final_norm")(x) if c.pre_norm else x
 
 
-class Model(sequences.Model):
-    """BART under a head; see `ftjax.models.sequences.Model`."""
+class Model(encoder_decoder.Model):
+    """BART under a head; see `ftjax.models.encoder_decoder.Model`."""
 
     config: Config
 
@@ -325,35 +311,3 @@ class Model(sequences.Model):
         if targets:
             return score(with_ones(x), jnp.concatenate([kernel, bias]), *targets)
         return read_off(x, kernel.T) + bias
-
-
-def hf_modules(config: Config) -> dict[str, str | Part]:
-    """Our module path → where it is stored, for unrolled layers."""
-    names: dict[str, str | Part] = {"words": "shared"}
-    if not config.tied:  # then the shared table is of no use, but is there
-        names = {
-            "words": Part("encoder.embed_tokens", copy="shared.weight"),
-            "decoder_words": Part("decoder.embed_tokens", copy="shared.weight"),
-        }
-    for side, count in (
-        ("encoder", config.num_hidden_layers),
-        ("decoder", config.num_decoder_layers),
-    ):
-        names[f"{side}/positions"] = f"{side}.embed_positions"
-        names[f"{side}/embedding_norm"] = f"{side}.layernorm_embedding"
-        names[f"{side}/final_norm"] = f"{side}.layer_norm"
-        for i in range(count):
-            ours, theirs = f"{side}/layers/layer_{i}", f"{side}.layers.{i}"
-            names[f"{ours}/attention_norm"] = f"{theirs}.self_attn_layer_norm"
-            names[f"{ours}/ffn_norm"] = f"{theirs}.final_layer_norm"
-            names[f"{ours}/ffn/up"] = f"{theirs}.fc1"
-            names[f"{ours}/ffn/down"] = f"{theirs}.fc2"
-            kinds = [("attention", "self_attn")]
-            if side == "decoder":
-                names[f"{ours}/cross_norm"] = f"{theirs}.encoder_attn_layer_norm"
-                kinds.append(("cross", "encoder_attn"))
-            for kind, place in kinds:
-                for name in ("query", "key", "value"):
-                    names[f"{ours}/{kind}/{name}"] = f"{theirs}.{place}.{name[0]}_proj"
-                names[f"{ours}/{kind}/output"] = f"{theirs}.{place}.out_proj"
-    return names

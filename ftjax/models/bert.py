@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ftjax.models.encoder import DEFAULT_TARGETS, Config, Model, checked
+from ftjax.models.config import Table, inside
+from ftjax.models.config_keys import keys
+from ftjax.models.encoder import DEFAULT_TARGETS, Config, Model, checked, fields_in
 from ftjax.models.heads import Head, untied, with_dropouts
-from ftjax.models.keys import keys
 from ftjax.models.layers import Options
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
@@ -55,6 +56,14 @@ LAYER = {
     "ffn/down": "output.dense",
     "ffn_norm": "output.LayerNorm",
 }
+EMBEDDINGS = {
+    "embeddings/word": "embeddings.word_embeddings",
+    "embeddings/position": "embeddings.position_embeddings",
+    "embeddings/token_type": "embeddings.token_type_embeddings",
+    "embeddings/norm": "embeddings.LayerNorm",
+}
+ENCODER = {**EMBEDDINGS, **inside("encoder/layer_{}", "encoder.layer.{}", LAYER)}
+MODULES = {**ENCODER, "pooler": "pooler.dense"}
 
 
 def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
@@ -74,25 +83,12 @@ def classifier_dropout(hf: Mapping[str, Any]) -> float:
     return hf.get("hidden_dropout_prob", 0.1) if rate is None else rate
 
 
-def read(hf: Mapping[str, Any], options: Options, heads: Mapping[str, Head]) -> Config:
+def read(
+    hf: Mapping[str, Any], options: Options, heads: Mapping[str, Head], modules: Table = MODULES
+) -> Config:
     """The configuration of BERT, or of kin whose keys are called the same, under its heads."""
-    names = [name for name in Config.__dataclass_fields__ if name in hf]
-    values = {"embedding_size": hf.get("hidden_size", 768), **{name: hf[name] for name in names}}
+    values = {"embedding_size": hf.get("hidden_size", 768), **fields_in(hf)}
     tied = hf.get("tie_word_embeddings", True)
     heads = heads if tied else untied(heads, "mlm")
-    config = Config(**values, tied=tied, heads=heads, options=options)
+    config = Config(**values, tied=tied, heads=heads, modules=modules, options=options)
     return checked(config, hf["model_type"])
-
-
-def hf_modules(config: Config) -> dict[str, str]:
-    """Our module path → Hugging Face's module name, for unrolled layers, without "bert."."""
-    names = {
-        "embeddings/word": "embeddings.word_embeddings",
-        "embeddings/position": "embeddings.position_embeddings",
-        "embeddings/token_type": "embeddings.token_type_embeddings",
-        "embeddings/norm": "embeddings.LayerNorm",
-    }
-    for i in range(config.num_hidden_layers):
-        for ours, theirs in LAYER.items():
-            names[f"encoder/layer_{i}/{ours}"] = f"encoder.layer.{i}.{theirs}"
-    return names | {"pooler": "pooler.dense"}

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ftjax.models.pattern import Pattern
+from ftjax.models.masks import Pattern
 from ftjax.parallel.mesh import RULES, ways_of
 
 Array = jax.Array

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,17 +14,18 @@ import numpy as np
 from ftjax.errors import UserError
 from ftjax.models import bert, encoder
 from ftjax.models.attention import AttentionCore
-from ftjax.models.cache import View
-from ftjax.models.encoder import DEFAULT_TARGETS, Embeddings, Inputs, Layer, checked
+from ftjax.models.config import inside
+from ftjax.models.config_keys import keys
+from ftjax.models.encoder import DEFAULT_TARGETS, Embeddings, Inputs, Layer, checked, fields_in
 from ftjax.models.heads import Head, untied, with_dropouts
-from ftjax.models.keys import keys
 from ftjax.models.layers import (
     Dropout,
     Embedding,
     LayerNorm,
     Options,
-    at_starts,
 )
+from ftjax.models.masks import View
+from ftjax.models.pooling import at_starts
 from ftjax.models.stack import Stack
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
@@ -33,12 +34,19 @@ Array = jax.Array
 MODEL = "DebertaV2Model"
 HF_PREFIX = "deberta"
 POOLED = {"pooler": "pooler.dense", "classifier": "classifier"}
-NAMES = {
+LAYER = {
+    **bert.LAYER,
     "attention/query": "attention.self.query_proj",
     "attention/key": "attention.self.key_proj",
     "attention/value": "attention.self.value_proj",
     "attention/position_key": "attention.self.pos_key_proj",
     "attention/position_query": "attention.self.pos_query_proj",
+}
+MODULES = {
+    **bert.EMBEDDINGS,
+    "encoder/distances": "encoder.rel_embeddings",
+    "encoder/distance_norm": "encoder.LayerNorm",
+    **inside("encoder/layers/layer_{}", "encoder.layer.{}", LAYER),
 }
 DEFAULTS = {
     "vocab_size": 128100,
@@ -61,7 +69,7 @@ KEYS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(encoder.Config):
     """DeBERTa's.
 
@@ -113,7 +121,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     legacy, tied = hf.get("legacy", True), hf.get("tie_word_embeddings", True)
     # The other head reads words off by their table, whether tied or not.
     tied = tied or not legacy
-    values = {name: hf[name] for name in Config.__dataclass_fields__ if name in hf} | {
+    values = fields_in(hf, Config) | {
         "embedding_size": size,
         "relative": tuple(kinds) if hf.get("relative_attention") else (),
         "position_buckets": buckets,
@@ -122,6 +130,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         "norm_relative": "layer_norm" in (hf.get("norm_rel_ebd") or "none").lower(),
         "tied": tied,
         "heads": heads_of(hf, legacy, tied),
+        "modules": MODULES,
     }
     return checked(Config(**values, options=options), "deberta-v2")
 
@@ -192,21 +201,19 @@ class Attention(nn.Module):
             distances: (rows, features), what stands for each distance within a row of tokens.
         """
         c = self.config
-        heads = (c.num_attention_heads, c.hidden_size // c.num_attention_heads)
+        heads = (c.num_attention_heads, c.head_dim)
 
         def project(x: Array, module: nn.Module) -> Array:
             return module(x).reshape(*x.shape[:-1], *heads)
 
-        def dense(name: str) -> nn.Module:
-            return c.dense(c.hidden_size, ("embed", "heads"), name)
-
+        dense = partial(c.dense, c.hidden_size, ("embed", "heads"))
         to_query, to_key = dense("query"), dense("key")
         query, key = project(x, to_query), project(memory, to_key)
         value = project(memory, dense("value"))
         spread = 1 / math.sqrt(heads[1] * (1 + len(c.relative)))
         bias = None
         if c.relative:
-            distances = Dropout(c.hidden_dropout_prob, name="distance_dropout")(distances)
+            distances = Dropout(c.dropout, name="distance_dropout")(distances)
             index = self.index(memory.shape[1], starts)[:, None]
             bias = jnp.zeros((), query.dtype)
             if "c2p" in c.relative:
@@ -218,12 +225,10 @@ class Attention(nn.Module):
                 score = jnp.einsum("bkhd,phd->bhpk", key, table)
                 bias = bias + jnp.take_along_axis(score, index, axis=-2)
             bias = bias * spread
-        core = AttentionCore(
-            c.attention_probs_dropout_prob, c.options.attention, spread, name="core"
-        )
+        core = AttentionCore(c.attention_dropout, c.options.attention, spread, name="core")
         context = core(query, key, value, view.mask, bias, view.pattern).reshape(x.shape)
         out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
-        return Dropout(c.hidden_dropout_prob, name="dropout")(out)
+        return Dropout(c.dropout, name="dropout")(out)
 
     def index(self, length: int, starts: Array | None) -> Array:
         """Rows of `distances`: (1 or batch, queries, length)."""
@@ -253,7 +258,7 @@ class Encoder(nn.Module):
             rows = rows_of(c, x.shape[1])  # each layer multiplies them: none that nothing reads
             table = make.first(rows[-1] - rows[0] + 1, rows[0])
             if c.norm_relative:
-                table = LayerNorm(c.layer_norm_eps, name="distance_norm")(table)
+                table = LayerNorm(c.norm_eps, name="distance_norm")(table)
             shared = [table.astype(c.options.dtype)]
         else:
             shared = [jnp.zeros((0, c.hidden_size))]
@@ -279,19 +284,3 @@ class Model(encoder.Model):
         if starts_only and c.options.segments[-1] > 1:
             x = at_starts(x, inputs.starts)
         return x, table
-
-
-def hf_modules(config: Config) -> dict[str, str]:
-    """Our module path → Hugging Face's module name, for unrolled layers, without the prefix."""
-    names = {
-        "embeddings/word": "embeddings.word_embeddings",
-        "embeddings/position": "embeddings.position_embeddings",
-        "embeddings/token_type": "embeddings.token_type_embeddings",
-        "embeddings/norm": "embeddings.LayerNorm",
-        "encoder/distances": "encoder.rel_embeddings",
-        "encoder/distance_norm": "encoder.LayerNorm",
-    }
-    for i in range(config.num_hidden_layers):
-        for ours, theirs in {**bert.LAYER, **NAMES}.items():
-            names[f"encoder/layers/layer_{i}/{ours}"] = f"encoder.layer.{i}.{theirs}"
-    return names

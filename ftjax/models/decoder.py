@@ -5,7 +5,7 @@ what heads it has.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -15,39 +15,52 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError
+from ftjax.models import config
 from ftjax.models.attention import AttentionCore
-from ftjax.models.cache import Cache, View, prompt_view, token_view, two_sided_mask
+from ftjax.models.cache import Cache
 from ftjax.models.experts import Experts
 from ftjax.models.feed_forward import FeedForward
-from ftjax.models.heads import Head
+from ftjax.models.language_head import LanguageHead, Scores, capped, read_off, score
 from ftjax.models.layers import (
     ACTIVATIONS,
     Dense,
     Dropout,
     Embedding,
     LayerNorm,
-    Options,
     RMSNorm,
-    at_starts,
 )
-from ftjax.models.pattern import pattern_of
+from ftjax.models.masks import (
+    View,
+    near_views,
+    pick,
+    prompt_view,
+    rows_view,
+    token_view,
+    view_of,
+)
+from ftjax.models.pooling import at_starts, last_tokens
 from ftjax.models.rotary import Rotary, rotate
 from ftjax.models.stack import Stack
-from ftjax.models.vocabulary import LanguageHead, Scores, capped, read_off, score
 
 Array = jax.Array
 DEFAULT_TARGETS = ("query", "value")
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
 
 
-@dataclass(frozen=True)
-class Config:
-    """The architecture.
+@dataclass(frozen=True, kw_only=True)
+class Config(config.Config):
+    """A pre-norm decoder.
 
     Attributes:
         head_dim: of a head; the heads together may be wider than `hidden_size`.
-        gated: feed-forward is down(act(gate(x)) · up(x)), else down(act(up(x))).
         norm: "layer" or "rms"; "rms_offset" multiplies by 1 + scale.
-        biases: which projections have one: "qkv", "output", "ffn".
         query_norm: heads of queries and keys are normalized.
         post_norms: sub-layers are normalized once more before the residual.
         windows: by kind of layer, how many positions back a token sees; None for all.
@@ -57,17 +70,10 @@ class Config:
         scale: of attention scores; None for 1 / √head_dim.
         attention_softcap, logit_softcap: c in c · tanh(x / c).
         embedding_scale: what embeddings are multiplied by.
-        tied: logits are read off by the words' table.
         experts: feed-forward blocks of which each token takes `active`; 0 for one block.
-        residual_range: of initial kernels whose outputs are added up; None for
-            `initializer_range`.
-        heads: by kind, as the family has them.
     """
 
-    vocab_size: int
-    hidden_size: int
     intermediate_size: int
-    num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
@@ -87,16 +93,10 @@ class Config:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     embedding_scale: float = 1.0
-    tied: bool = False
     embedding_dropout: float = 0.0
-    attention_dropout: float = 0.0
-    residual_dropout: float = 0.0
     experts: int = 0
     active: int = 0
-    initializer_range: float = 0.02
-    residual_range: float | None = None
-    heads: Mapping[str, Head] = field(default_factory=dict, hash=False)
-    options: Options = field(default_factory=Options)
+    tied: bool = False
 
     pre_norm: ClassVar[bool] = True
 
@@ -105,28 +105,23 @@ class Config:
         """Whether feed-forward blocks can be computed in parts."""
         return self.gated and not self.experts and "ffn" not in self.biases
 
-    def dense(
-        self,
-        features: int,
-        axes: tuple[str | None, str | None],
-        name: str,
-        bias: str = "",
-        cls: type[Dense] = Dense,
-    ) -> Dense:
-        added = name in ("output", "down") and self.residual_range is not None
-        return cls(
-            features,
-            axes,
-            bias in self.biases,
-            dtype=self.options.dtype,
-            stddev=self.residual_range if added else self.initializer_range,
-            name=name,
-        )
+    @property
+    def query_size(self) -> int:
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_size(self) -> int:
+        return self.num_key_value_heads * self.head_dim
 
     def normalize(self, name: str) -> nn.Module:
         if self.norm == "layer":
             return LayerNorm(self.norm_eps, name=name)
         return RMSNorm(self.norm_eps, self.norm == "rms_offset", name=name)
+
+
+def sizes(hf: Mapping[str, Any]) -> dict[str, int]:
+    """What config.json calls as `Config` does."""
+    return {name: hf[name] for name in SIZES}
 
 
 def checked(config: Config, family: str) -> Config:
@@ -139,12 +134,11 @@ def checked(config: Config, family: str) -> Config:
         raise UserError(f"{family}: hidden_act={config.hidden_act!r} is not implemented")
     if config.num_attention_heads % config.num_key_value_heads:
         raise UserError(f"{family}: num_key_value_heads does not divide num_attention_heads")
-    segments = config.options.segments or (1,) * config.num_hidden_layers
     kinds = config.kinds or (0,) * config.num_hidden_layers
     if len(kinds) != config.num_hidden_layers:
         count = f"{len(kinds)} layers of {config.num_hidden_layers}"
         raise UserError(f"{family}: layer_types name {count}")
-    return replace(config, kinds=kinds, options=replace(config.options, segments=segments))
+    return replace(config, kinds=kinds).segmented()
 
 
 class Attention(nn.Module):
@@ -158,7 +152,7 @@ class Attention(nn.Module):
 
         def project(name: str, heads: int) -> Array:
             axes = ("embed", "heads" if name == "query" else "kv")
-            y = c.dense(heads * c.head_dim, axes, name, "qkv")(x)
+            y = c.dense(heads * c.head_dim, axes, name)(x)
             return y.reshape(*x.shape[:-1], heads, c.head_dim)
 
         query = project("query", c.num_attention_heads)
@@ -174,8 +168,8 @@ class Attention(nn.Module):
         )
         context = core(query, key, value, view.mask, pattern=view.pattern)
         context = context.reshape(*x.shape[:-1], -1)
-        out = c.dense(c.hidden_size, ("heads", "embed"), "output", "output")(context)
-        return Dropout(c.residual_dropout, name="dropout")(out)
+        out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
+        return Dropout(c.dropout, name="dropout")(out)
 
 
 class Layer(nn.Module):
@@ -197,26 +191,9 @@ class Layer(nn.Module):
         view, rotary = view_of(views, kind), pick(rotaries, kind)
         y = Attention(c, name="attention")(c.normalize("attention_norm")(x), view, rotary)
         x = x + (c.normalize("attention_post_norm")(y) if c.post_norms else y)
-        block = Experts if c.experts else FeedForward
+        block = Experts if c.experts else partial(FeedForward, width=c.intermediate_size)
         y = block(c, name="ffn")(c.normalize("ffn_norm")(x))
         return x + (c.normalize("ffn_post_norm")(y) if c.post_norms else y)
-
-
-def pick(by_kind: Any, kind: Any) -> Any:
-    """What a kind of layer has of `by_kind`, a tuple; None where that is empty."""
-    if not by_kind:
-        return None
-    if len(by_kind) == 1:
-        return by_kind[0]
-    if isinstance(kind, int):
-        return by_kind[kind]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves)[kind], *by_kind)
-
-
-def view_of(views: tuple[View, ...], kind: Any) -> View:
-    """What layers of a kind see."""
-    view = pick(views, kind)
-    return view._replace(pattern=view.pattern and view.pattern.of(kind))
 
 
 class Model(nn.Module):
@@ -280,8 +257,8 @@ class Model(nn.Module):
             rotaries = tuple(rotary.table(positions) for rotary in c.rotaries)
         else:
             table = make(c.max_position_embeddings, axes=(None, "embed"), name="positions")
-            found = table.first(length) if position_ids is None else table(position_ids)
-            x = x + found.astype(x.dtype)
+            place = table.first(length) if position_ids is None else table(position_ids)
+            x = x + place.astype(x.dtype)
         x = Dropout(c.embedding_dropout, name="embedding_dropout")(x)
         keep = self.is_mutable_collection("cache") and not self.is_initializing()
         views = self.views(length, attention_mask, segment_ids, column, keep)
@@ -326,10 +303,8 @@ class Model(nn.Module):
         if c.both_sides and (keep or column is not None):
             raise UserError("a model that sees both sides of a token does not generate")
         if c.both_sides:
-            to_either = tuple(w and w - 1 for w in c.windows)
-            pattern = pattern_of(attention_mask, segment_ids, to_either, causal=False)
-            masks = [two_sided_mask(length, attention_mask, segment_ids, w) for w in c.windows]
-            return tuple(View(mask, pattern=pattern) for mask in masks)
+            to_either = tuple(window and window - 1 for window in c.windows)
+            return near_views(rows_view(attention_mask, segment_ids), length, to_either)
         if column is not None:
             return tuple(token_view(column, attention_mask, w, ring) for w in c.windows)
         views = [prompt_view(length, attention_mask, segment_ids, w, keep, ring) for w in c.windows]
@@ -359,20 +334,3 @@ class Model(nn.Module):
         if targets:
             return score(x, table.T, *targets, softcap=cap)
         return capped(read_off(x, table), cap)
-
-
-def last_tokens(
-    shape: tuple[int, int],
-    attention_mask: Array | None,
-    segment_ids: Array | None,
-    starts: Array | None,
-) -> Array:
-    """Position of each example's last token: (batch, 1 or examples)."""
-    place = jnp.arange(shape[1])
-    if starts is not None:
-        number = 1 + jnp.arange(starts.shape[1])
-        inside = segment_ids[:, None, :] == number[:, None]
-        return jnp.where(inside, place, 0).max(-1)
-    if attention_mask is None:
-        return jnp.full((shape[0], 1), shape[1] - 1)
-    return jnp.where(attention_mask > 0, place, 0).max(-1, keepdims=True)

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ftjax.models.config import inside
+from ftjax.models.config_keys import keys
 from ftjax.models.encoder import DEFAULT_TARGETS, Config, Model, checked
 from ftjax.models.heads import Head, untied, with_dropouts
-from ftjax.models.keys import keys
 from ftjax.models.layers import Options
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
@@ -48,6 +49,12 @@ LAYER = {
     "ffn/down": "ffn.lin2",
     "ffn_norm": "output_layer_norm",
 }
+MODULES = {
+    "embeddings/word": "embeddings.word_embeddings",
+    "embeddings/position": "embeddings.position_embeddings",
+    "embeddings/norm": "embeddings.LayerNorm",
+    **inside("encoder/layer_{}", "transformer.layer.{}", LAYER),
+}
 
 
 def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
@@ -72,27 +79,15 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             num_attention_heads=hf.get("n_heads", 12),
             intermediate_size=hf.get("hidden_dim", 3072),
             hidden_act=hf.get("activation", "gelu"),
-            hidden_dropout_prob=hf.get("dropout", 0.1),
-            attention_probs_dropout_prob=hf.get("attention_dropout", 0.1),
+            dropout=hf.get("dropout", 0.1),
+            attention_dropout=hf.get("attention_dropout", 0.1),
             max_position_embeddings=hf.get("max_position_embeddings", 512),
             type_vocab_size=0,
             initializer_range=hf.get("initializer_range", 0.02),
             tied=tied,
             heads=heads if tied else untied(heads, "mlm"),
+            modules=MODULES,
             options=options,
         ),
         "distilbert",
     )
-
-
-def hf_modules(config: Config) -> dict[str, str]:
-    """Our module path → Hugging Face's module name, for unrolled layers, without the prefix."""
-    names = {
-        "embeddings/word": "embeddings.word_embeddings",
-        "embeddings/position": "embeddings.position_embeddings",
-        "embeddings/norm": "embeddings.LayerNorm",
-    }
-    for i in range(config.num_hidden_layers):
-        for ours, theirs in LAYER.items():
-            names[f"encoder/layer_{i}/{ours}"] = f"transformer.layer.{i}.{theirs}"
-    return names

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from ftjax.models import bert
+from ftjax.models.config_keys import keys
 from ftjax.models.encoder import DEFAULT_TARGETS, Config, Model
 from ftjax.models.heads import Head, with_dropouts
-from ftjax.models.keys import keys
 from ftjax.models.layers import Options
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
@@ -38,6 +38,7 @@ HEADS = {
         vocabulary="generator_lm_head",
     ),
 }
+MODULES = {**bert.ENCODER, "embeddings/project": "embeddings_project"}
 DEFAULTS = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
 KEYS = {
     "electra": keys(
@@ -61,13 +62,6 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     rate = bert.classifier_dropout(hf)
     summary = hf.get("summary_first_dropout", 0.0), hf.get("summary_last_dropout", 0.1)
     rates = {"classification": (rate, rate), "choice": summary, "tokens": rate}
-    config = bert.read(hf, options, with_dropouts(HEADS, rates))
+    config = bert.read(hf, options, with_dropouts(HEADS, rates), MODULES)
     size = hf.get("embedding_size", 128)
     return replace(config, embedding_size=size, project_embeddings=size != config.hidden_size)
-
-
-def hf_modules(config: Config) -> dict[str, str]:
-    """Our module path → Hugging Face's module name, for unrolled layers, without the prefix."""
-    names = bert.hf_modules(config)
-    del names["pooler"]
-    return names | {"embeddings/project": "embeddings_project"}

@@ -5,7 +5,7 @@ what heads it has.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,29 +15,28 @@ import jax.numpy as jnp
 
 from ftjax.errors import UserError
 from ftjax.formats.sentence_transformers.modules import DenseLayer
+from ftjax.models import config
 from ftjax.models.attention import AttentionCore
-from ftjax.models.cache import View, rows_view
-from ftjax.models.heads import Head, MaskedLM, classify
+from ftjax.models.feed_forward import FeedForward
+from ftjax.models.heads import MaskedLM, classify
 from ftjax.models.layers import (
     ACTIVATIONS,
     Dense,
     Dropout,
     Embedding,
     LayerNorm,
-    Options,
-    at_starts,
-    entity_pool,
-    mean_pool,
 )
+from ftjax.models.masks import View, rows_view
+from ftjax.models.pooling import at_starts, entity_pool, mean_pool
 from ftjax.models.stack import Stack
 
 Array = jax.Array
 DEFAULT_TARGETS = ("query", "value")
 
 
-@dataclass(frozen=True)
-class Config:
-    """The architecture, named as in BERT's config.json.
+@dataclass(frozen=True, kw_only=True)
+class Config(config.Config):
+    """A post-norm encoder; what is set to a value here is as in BERT's config.json.
 
     Attributes:
         embedding_size: of the tables.
@@ -45,9 +44,6 @@ class Config:
         type_vocab_size: 0 where there are no token types.
         positions: whether there is a table of them.
         first_position: number of the first token's position in it.
-        activation_dropout: between the projections of feed-forward.
-        tied: words are read off by their table.
-        heads: by kind, as the family has them.
     """
 
     vocab_size: int = 30522
@@ -58,32 +54,34 @@ class Config:
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    activation_dropout: float = 0.0
+    biases: tuple[str, ...] = ("qkv", "output", "ffn", "project")
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
     positions: bool = True
     first_position: int = 0
-    layer_norm_eps: float = 1e-12
-    initializer_range: float = 0.02
-    tied: bool = True
-    heads: Mapping[str, Head] = field(default_factory=dict, hash=False)
-    options: Options = field(default_factory=Options)
+    norm_eps: float = 1e-12
 
     pre_norm: ClassVar[bool] = False
 
-    def dense(
-        self, features: int, axes: tuple[str | None, str | None], name: str, bias: bool = True
-    ) -> Dense:
-        return Dense(
-            features,
-            axes,
-            bias,
-            dtype=self.options.dtype,
-            stddev=self.initializer_range,
-            name=name,
-        )
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+# Keys of config.json that `Config` calls otherwise.
+FIELDS = {
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+    "layer_norm_eps": "norm_eps",
+}
+
+
+def fields_in(hf: Mapping[str, Any], cls: type[Config] = Config) -> dict[str, Any]:
+    """What config.json says that a configuration has, too."""
+    named = {FIELDS.get(key, key): value for key, value in hf.items()}
+    return {name: value for name, value in named.items() if name in cls.__dataclass_fields__}
 
 
 def checked(config: Config, family: str) -> Config:
@@ -96,8 +94,7 @@ def checked(config: Config, family: str) -> Config:
         raise UserError(f"{family}: hidden_act={config.hidden_act!r} is not implemented")
     if config.hidden_size % config.num_attention_heads:
         raise UserError(f"{family}: num_attention_heads does not divide hidden_size")
-    segments = config.options.segments or (1,) * config.num_hidden_layers
-    return replace(config, options=replace(config.options, segments=segments))
+    return config.segmented()
 
 
 class Inputs(NamedTuple):
@@ -136,8 +133,8 @@ class Embeddings(nn.Module):
                 x = x + position.first(x.shape[1], c.first_position)
             else:
                 x = x + position(inputs.position_ids + c.first_position)
-        x = LayerNorm(c.layer_norm_eps, name="norm")(x.astype(c.options.dtype))
-        x = Dropout(c.hidden_dropout_prob, name="dropout")(x)
+        x = LayerNorm(c.norm_eps, name="norm")(x.astype(c.options.dtype))
+        x = Dropout(c.dropout, name="dropout")(x)
         if c.project_embeddings:
             x = c.dense(c.hidden_size, (None, "embed"), "project")(x)
         return x, word.embedding
@@ -151,31 +148,17 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, memory: Array, view: View, starts: Array | None) -> Array:
         c = self.config
-        heads = (c.num_attention_heads, c.hidden_size // c.num_attention_heads)
+        heads = (c.num_attention_heads, c.head_dim)
 
         def project(x: Array, name: str) -> Array:
             y = c.dense(c.hidden_size, ("embed", "heads"), name)(x)
             return y.reshape(*x.shape[:-1], *heads)
 
         query, key, value = project(x, "query"), project(memory, "key"), project(memory, "value")
-        core = AttentionCore(c.attention_probs_dropout_prob, c.options.attention, name="core")
+        core = AttentionCore(c.attention_dropout, c.options.attention, name="core")
         context = core(query, key, value, view.mask, pattern=view.pattern).reshape(x.shape)
         out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
-        return Dropout(c.hidden_dropout_prob, name="dropout")(out)
-
-
-class FeedForward(nn.Module):
-    """down(act(up(x))), before residual and norm."""
-
-    config: Config
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        c = self.config
-        x = ACTIVATIONS[c.hidden_act](c.dense(c.intermediate_size, ("embed", "mlp"), "up")(x))
-        x = Dropout(c.activation_dropout, name="activation_dropout")(x)
-        x = c.dense(c.hidden_size, ("mlp", "embed"), "down")(x)
-        return Dropout(c.hidden_dropout_prob, name="dropout")(x)
+        return Dropout(c.dropout, name="dropout")(out)
 
 
 class Layer(nn.Module):
@@ -203,10 +186,11 @@ class Layer(nn.Module):
             if mask is not None and mask.shape[2] > 1:
                 mask = at_starts(mask[:, 0], starts)[:, None]
             view = View(mask)
-        x = LayerNorm(c.layer_norm_eps, name="attention_norm")(
+        x = LayerNorm(c.norm_eps, name="attention_norm")(
             self.attention(c, name="attention")(x, memory, view, at, *shared) + x
         )
-        return LayerNorm(c.layer_norm_eps, name="ffn_norm")(FeedForward(c, name="ffn")(x) + x)
+        ffn = FeedForward(c, c.intermediate_size, "activation_dropout", name="ffn")
+        return LayerNorm(c.norm_eps, name="ffn_norm")(ffn(x) + x)
 
 
 class Model(nn.Module):
@@ -351,7 +335,7 @@ class Model(nn.Module):
             return dense(count, ("embed", None), name="classifier")(x)
         masked = at_starts(x, at_positions) if at_positions is not None else x
         act = c.heads["masked_lm"].activation or c.hidden_act
-        mlm = MaskedLM(act, c.layer_norm_eps, c.initializer_range, c.tied, name="mlm")
+        mlm = MaskedLM(act, c.norm_eps, c.initializer_range, c.tied, name="mlm")
         words = mlm(masked, table)
         if self.head == "masked_lm":
             return words

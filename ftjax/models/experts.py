@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ftjax.models.grouped import grouped
+from ftjax.models.grouped_matmul import grouped_matmul
 from ftjax.models.layers import ACTIVATIONS, Dense, Dropout
 from ftjax.parallel.collectives import gather
 from ftjax.parallel.mesh import RULES, fitting
@@ -38,13 +38,9 @@ class Experts(nn.Module):
         router = Dense(c.experts, ("embed", None), False, stddev=c.initializer_range, name="router")
         weights, chosen = jax.lax.top_k(jax.nn.softmax(router(x.astype(jnp.float32))), c.active)
         weights = weights / weights.sum(-1, keepdims=True)
-
-        def dense(features: int, axes: tuple[str, ...], name: str) -> ExpertDense:
-            make = partial(ExpertDense, dtype=c.options.dtype, stddev=c.initializer_range)
-            return make(c.experts, features, axes, name=name)
-
-        up, gate = (dense(c.intermediate_size, IN, name) for name in ("up", "gate"))
-        down = dense(c.hidden_size, OUT, "down")
+        dense = partial(ExpertDense, c.experts, dtype=c.options.dtype, stddev=c.initializer_range)
+        up, gate = (dense(c.intermediate_size, IN, name=name) for name in ("up", "gate"))
+        down = dense(c.hidden_size, OUT, name="down")
         x = x.astype(c.options.dtype)
         mesh, spread = jax.sharding.get_abstract_mesh(), (RULES["batch"], RULES["length"], None)
         rows = PartitionSpec(None) if mesh.empty else fitting(mesh.shape, spread, x.shape)
@@ -62,7 +58,7 @@ class Experts(nn.Module):
             )
             run = jax.checkpoint(run, prevent_cse=False)
             out = run(x, weights, chosen, *(kernel.astype(x.dtype) for kernel in kernels))
-        return Dropout(c.residual_dropout, name="dropout")(out)
+        return Dropout(c.dropout, name="dropout")(out)
 
 
 Product = Callable[[Array, Array], Array]  # (rows sorted by expert, rows of each) → products
@@ -121,7 +117,7 @@ def _local(
 
 
 def _product(kernel: Array, x: Array, sizes: Array) -> Array:
-    return grouped(x, kernel, sizes)
+    return grouped_matmul(x, kernel, sizes)
 
 
 class ExpertDense(nn.Module):
@@ -138,7 +134,7 @@ class ExpertDense(nn.Module):
 
     def product(self, x: Array, kernel: Array, sizes: Array) -> Array:
         """x W, each row by its expert; methods intercept it."""
-        return grouped(x, kernel, sizes)
+        return grouped_matmul(x, kernel, sizes)
 
     @nn.compact
     def weight(self, size: int) -> Array:

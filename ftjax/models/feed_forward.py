@@ -1,56 +1,57 @@
-"""A decoder's feed-forward block, whole or in parts."""
+"""The feed-forward block of a layer, whole or in parts."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ftjax.models.layers import ACTIVATIONS, Dense, Dropout, Kernel
+from ftjax.models.config import Config
+from ftjax.models.layers import ACTIVATIONS, Dropout, Kernel
 from ftjax.parallel.product import gated, in_turn, matmul
 
 Array = jax.Array
 
 
 class FeedForward(nn.Module):
-    """down(act(gate(x)) · up(x)), or down(act(up(x))).
+    """down(act(gate(x)) · up(x)), or down(act(up(x))), before the residual.
 
     Attributes:
-        config: of a decoder.
+        config: of the family.
+        width: features between the projections.
+        inner: name of the dropout there, on which depends what it draws.
+        outer: whether what comes out is dropped, too.
     """
 
-    config: Any
+    config: Config
+    width: int
+    inner: str = "inner_dropout"
+    outer: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c, act = self.config, ACTIVATIONS[self.config.hidden_act]
-
-        def dense(name: str, cls: type[Dense] = Dense) -> Dense:
-            if name == "down":
-                return c.dense(c.hidden_size, ("mlp", "embed"), name, "ffn", cls)
-            return c.dense(c.intermediate_size, ("embed", "mlp"), name, "ffn", cls)
-
+        wide = partial(c.dense, self.width, ("embed", "mlp"))
+        narrow = partial(c.dense, c.hidden_size, ("mlp", "embed"))
         mesh = jax.sharding.get_abstract_mesh()
         # Over the axis tensor sums would be sent round once a part.
         apart = c.options.parts > 1 and not self.is_initializing()
         if apart and (mesh.empty or mesh.shape["tensor"] == 1):
-            sizes = x.shape[-1], x.shape[-1], c.intermediate_size
-            up, gate, down = (
-                dense(name, Kernel)(size)
-                for name, size in zip(("up", "gate", "down"), sizes, strict=True)
-            )
+            up, gate = (wide(name, Kernel)(x.shape[-1]) for name in ("up", "gate"))
+            down = narrow("down", Kernel)(self.width)
             x = in_parts(x.astype(c.options.dtype), up, gate, down, act, c.options.parts)
         else:
-            wide = dense("up")(x)
+            y = wide("up")(x)
             if c.gated:
-                x, wide = in_turn(x, wide)
-                wide = gated(act, dense("gate")(x), wide)
+                x, y = in_turn(x, y)
+                y = gated(act, wide("gate")(x), y)
             else:
-                wide = act(wide)
-            x = dense("down")(wide)
-        return Dropout(c.residual_dropout, name="dropout")(x)
+                y = act(y)
+            y = Dropout(c.activation_dropout, name=self.inner)(y)
+            x = narrow("down")(y)
+        return Dropout(c.dropout, name="dropout")(x) if self.outer else x
 
 
 def in_parts(

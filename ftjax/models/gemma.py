@@ -6,11 +6,10 @@ from functools import partial
 from typing import Any
 
 from ftjax.models import llama, rotary
-from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked
+from ftjax.models.config_keys import keys
+from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked, sizes
 from ftjax.models.heads import Head
-from ftjax.models.keys import keys
 from ftjax.models.layers import Options
-from ftjax.names import Part
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
 
@@ -21,6 +20,11 @@ POST_NORMS = {
     "attention_post_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
     "ffn_post_norm": "post_feedforward_layernorm",
+}
+MODULES = {
+    "gemma": llama.MODULES,
+    "gemma2": llama.modules_of({**llama.LAYER, **POST_NORMS}),
+    "gemma3_text": llama.modules_of({**llama.LAYER, **POST_NORMS}),
 }
 READ = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
@@ -99,14 +103,9 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         act = "gelu_pytorch_tanh"
     return checked(
         Config(
-            vocab_size=hf["vocab_size"],
-            hidden_size=hf["hidden_size"],
-            intermediate_size=hf["intermediate_size"],
-            num_hidden_layers=layers,
-            num_attention_heads=hf["num_attention_heads"],
+            **sizes(hf),
             num_key_value_heads=hf["num_key_value_heads"],
             head_dim=head_dim,
-            max_position_embeddings=hf["max_position_embeddings"],
             hidden_act=act,
             norm="rms_offset",
             norm_eps=hf.get("rms_norm_eps", 1e-6),
@@ -125,6 +124,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             attention_dropout=hf.get("attention_dropout") or 0.0,
             initializer_range=hf.get("initializer_range", 0.02),
             heads=heads_of(KINDS[family], tied, llama.tokens_dropout(hf)),
+            modules=MODULES[family],
             options=options,
         ),
         family,
@@ -138,13 +138,3 @@ def heads_of(name: str, tied: bool, dropout: float) -> dict[str, Head]:
         text = replace(heads["classification"], architecture="Gemma3TextForSequenceClassification")
         return {"causal_lm": heads["causal_lm"], "classification": text}
     return heads
-
-
-def hf_modules(config: Config) -> dict[str, str | Part]:
-    """Our module path → where it is stored, for unrolled layers, without the prefix."""
-    names = llama.hf_modules(config)
-    if config.post_norms:
-        for i in range(config.num_hidden_layers):
-            for ours, theirs in POST_NORMS.items():
-                names[f"decoder/layer_{i}/{ours}"] = f"layers.{i}.{theirs}"
-    return names

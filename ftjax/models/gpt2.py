@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftjax.errors import UserError
+from ftjax.models.config import QKV, fused, inside
+from ftjax.models.config_keys import keys
 from ftjax.models.decoder import Config, Model, checked
 from ftjax.models.heads import Head, untied, with_dropouts
-from ftjax.models.keys import keys
 from ftjax.models.layers import Options
 from ftjax.models.llama import tokens_dropout
 from ftjax.names import Part
@@ -42,6 +43,20 @@ KEYS = {
         is_encoder_decoder=(False,),
     )
 }
+LAYER = {
+    "attention_norm": "ln_1",
+    **fused("attn.c_attn", dict.fromkeys(QKV, "hidden_size"), turned=True),
+    "attention/output": Part("attn.c_proj", turned=True),
+    "ffn_norm": "ln_2",
+    "ffn/up": Part("mlp.c_fc", turned=True),
+    "ffn/down": Part("mlp.c_proj", turned=True),
+}
+MODULES = {
+    "words": "wte",
+    "positions": "wpe",
+    **inside("decoder/layer_{}", "h.{}", LAYER),
+    "final_norm": "ln_f",
+}
 
 
 def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
@@ -74,27 +89,12 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             tied=tied,
             embedding_dropout=hf.get("embd_pdrop", 0.1),
             attention_dropout=hf.get("attn_pdrop", 0.1),
-            residual_dropout=hf.get("resid_pdrop", 0.1),
+            dropout=hf.get("resid_pdrop", 0.1),
             initializer_range=stddev,
             residual_range=stddev / (2 * layers) ** 0.5,
             heads=family_heads if tied else untied(family_heads, "lm_head"),
+            modules=MODULES,
             options=options,
         ),
         "gpt2",
     )
-
-
-def hf_modules(config: Config) -> dict[str, str | Part]:
-    """Our module path → where it is stored, for unrolled layers, without the prefix."""
-    names: dict[str, str | Part] = {"words": "wte", "positions": "wpe", "final_norm": "ln_f"}
-    for i in range(config.num_hidden_layers):
-        ours, theirs = f"decoder/layer_{i}", f"h.{i}"
-        names[f"{ours}/attention_norm"] = f"{theirs}.ln_1"
-        names[f"{ours}/ffn_norm"] = f"{theirs}.ln_2"
-        for index, name in enumerate(("query", "key", "value")):
-            sizes = (config.hidden_size,) * 3
-            names[f"{ours}/attention/{name}"] = Part(f"{theirs}.attn.c_attn", sizes, index, True)
-        names[f"{ours}/attention/output"] = Part(f"{theirs}.attn.c_proj", turned=True)
-        names[f"{ours}/ffn/up"] = Part(f"{theirs}.mlp.c_fc", turned=True)
-        names[f"{ours}/ffn/down"] = Part(f"{theirs}.mlp.c_proj", turned=True)
-    return names

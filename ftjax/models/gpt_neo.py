@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftjax.errors import UserError
+from ftjax.models.config import inside
+from ftjax.models.config_keys import keys
 from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked
 from ftjax.models.heads import Head, untied, with_dropouts
-from ftjax.models.keys import keys
 from ftjax.models.layers import Options
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
@@ -39,6 +40,12 @@ LAYER = {
     "ffn_norm": "ln_2",
     "ffn/up": "mlp.c_fc",
     "ffn/down": "mlp.c_proj",
+}
+MODULES = {
+    "words": "wte",
+    "positions": "wpe",
+    **inside("decoder/layer_{}", "h.{}", LAYER),
+    "final_norm": "ln_f",
 }
 
 
@@ -99,19 +106,11 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             tied=tied,
             embedding_dropout=hf.get("embed_dropout", 0.0),
             attention_dropout=hf.get("attention_dropout", 0.0),
-            residual_dropout=hf.get("resid_dropout", 0.0),
+            dropout=hf.get("resid_dropout", 0.0),
             initializer_range=hf.get("initializer_range", 0.02),
             heads=family_heads if tied else untied(family_heads, "lm_head"),
+            modules=MODULES,
             options=options,
         ),
         "gpt_neo",
     )
-
-
-def hf_modules(config: Config) -> dict[str, str]:
-    """Our module path → Hugging Face's module name, for unrolled layers, without the prefix."""
-    names = {"words": "wte", "positions": "wpe", "final_norm": "ln_f"}
-    for i in range(config.num_hidden_layers):
-        for ours, theirs in LAYER.items():
-            names[f"decoder/layer_{i}/{ours}"] = f"h.{i}.{theirs}"
-    return names

@@ -5,9 +5,10 @@ from typing import Any
 
 from ftjax.errors import UserError
 from ftjax.models import rotary
-from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked
+from ftjax.models.config import Table, fused, inside
+from ftjax.models.config_keys import keys
+from ftjax.models.decoder import DEFAULT_TARGETS, Config, Model, checked, sizes
 from ftjax.models.heads import Head, untied, with_dropouts
-from ftjax.models.keys import keys
 from ftjax.models.layers import Options
 from ftjax.names import Part
 
@@ -36,6 +37,31 @@ LAYER = {
     "ffn/up": "mlp.up_proj",
     "ffn/down": "mlp.down_proj",
 }
+EXPERTS = {  # "{{}}" is an expert's number
+    "ffn/router": "block_sparse_moe.gate",
+    "ffn/gate": Part("block_sparse_moe.experts.{{}}.w1", stack="experts"),
+    "ffn/down": Part("block_sparse_moe.experts.{{}}.w2", stack="experts"),
+    "ffn/up": Part("block_sparse_moe.experts.{{}}.w3", stack="experts"),
+}
+QKV_SIZES = {
+    "attention/query": "query_size",
+    "attention/key": "key_size",
+    "attention/value": "key_size",
+}
+PHI3 = {
+    **fused("self_attn.qkv_proj", QKV_SIZES),
+    **fused("mlp.gate_up_proj", dict.fromkeys(("ffn/gate", "ffn/up"), "intermediate_size")),
+}
+
+
+def modules_of(layer: Table) -> dict[str, str | Part]:
+    """Our modules → theirs, of a decoder with such layers."""
+    layers = inside("decoder/layer_{}", "layers.{}", layer)
+    return {"words": "embed_tokens", **layers, "final_norm": "norm"}
+
+
+MODULES = modules_of(LAYER)
+OTHERS = {"mixtral": modules_of({**LAYER, **EXPERTS}), "phi3": modules_of({**LAYER, **PHI3})}
 
 
 READ = (
@@ -98,9 +124,9 @@ def heads_of(name: str, tied: bool = False, dropout: float = 0.1) -> dict[str, H
         "tokens": Head(f"{name}ForTokenClassification", {"classifier": "score"}),
     }
     if name not in ("Phi3", "Gemma", "Gemma2", "Gemma3"):
-        inside = "transformer" if name in ("Llama", "Qwen2", "Qwen3") else None
+        prefix = "transformer" if name in ("Llama", "Qwen2", "Qwen3") else None
         architecture, modules = f"{name}ForQuestionAnswering", {"classifier": "qa_outputs"}
-        heads["span"] = Head(architecture, modules, prefix=inside)
+        heads["span"] = Head(architecture, modules, prefix=prefix)
     heads = with_dropouts(heads, {"tokens": dropout})
     return heads if tied else untied(heads, "lm_head")
 
@@ -156,14 +182,9 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     tied = hf.get("tie_word_embeddings", False)
     return checked(
         Config(
-            vocab_size=hf["vocab_size"],
-            hidden_size=size,
-            intermediate_size=hf["intermediate_size"],
-            num_hidden_layers=hf["num_hidden_layers"],
-            num_attention_heads=heads,
+            **sizes(hf),
             num_key_value_heads=hf.get("num_key_value_heads") or heads,
             head_dim=head_dim,
-            max_position_embeddings=hf["max_position_embeddings"],
             hidden_act=hf.get("hidden_act", "silu"),
             norm_eps=hf.get("rms_norm_eps", 1e-6),
             biases=(*biases, *(["ffn"] if hf.get("mlp_bias") else [])),
@@ -175,38 +196,11 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             active=active if family == "mixtral" else 0,
             tied=tied,
             attention_dropout=hf.get("attention_dropout") or 0.0,
-            residual_dropout=hf.get("resid_pdrop", 0.0),
+            dropout=hf.get("resid_pdrop", 0.0),
             initializer_range=hf.get("initializer_range", 0.02),
             heads=heads_of(KINDS[family], tied, tokens_dropout(hf)),
+            modules=OTHERS.get(family, MODULES),
             options=options,
         ),
         family,
     )
-
-
-def hf_modules(config: Config) -> dict[str, str | Part]:
-    """Our module path → where it is stored, for unrolled layers, without the prefix."""
-    names: dict[str, str | Part] = {"words": "embed_tokens", "final_norm": "norm"}
-    fused = "Phi3" in config.heads["causal_lm"].architecture
-    for i in range(config.num_hidden_layers):
-        for ours, theirs in LAYER.items():
-            names[f"decoder/layer_{i}/{ours}"] = f"layers.{i}.{theirs}"
-        if config.experts:
-            block = f"layers.{i}.block_sparse_moe"
-            names[f"decoder/layer_{i}/ffn/router"] = f"{block}.gate"
-            for ours, theirs in (("gate", "w1"), ("down", "w2"), ("up", "w3")):
-                names[f"decoder/layer_{i}/ffn/{ours}"] = Part(
-                    f"{block}.experts.{{}}.{theirs}", stack=config.experts
-                )
-        if fused:
-            wide = config.num_attention_heads * config.head_dim
-            narrow = config.num_key_value_heads * config.head_dim
-            for index, name in enumerate(("query", "key", "value")):
-                names[f"decoder/layer_{i}/attention/{name}"] = Part(
-                    f"layers.{i}.self_attn.qkv_proj", (wide, narrow, narrow), index
-                )
-            for index, name in enumerate(("gate", "up")):
-                names[f"decoder/layer_{i}/ffn/{name}"] = Part(
-                    f"layers.{i}.mlp.gate_up_proj", (config.intermediate_size,) * 2, index
-                )
-    return names

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from ftjax.errors import UserError
 from ftjax.models import decoder, encoder, rotary
-from ftjax.models.cache import View
-from ftjax.models.decoder import DEFAULT_TARGETS, Attention, checked, pick, view_of
+from ftjax.models.config import QKV, fused, inside
+from ftjax.models.config_keys import keys
+from ftjax.models.decoder import DEFAULT_TARGETS, Attention, checked
+from ftjax.models.feed_forward import FeedForward
 from ftjax.models.heads import Head, with_dropouts
-from ftjax.models.keys import keys
 from ftjax.models.layers import (
     ACTIVATIONS,
     Bias,
@@ -24,11 +25,10 @@ from ftjax.models.layers import (
     Embedding,
     LayerNorm,
     Options,
-    at_starts,
-    mean_pool,
 )
+from ftjax.models.masks import near_views, pick, view_of
+from ftjax.models.pooling import at_starts, mean_pool
 from ftjax.models.stack import Stack
-from ftjax.names import Part
 
 __all__ = ["DEFAULT_TARGETS", "Model"]
 
@@ -59,22 +59,34 @@ KEYS = {
         is_encoder_decoder=(False,),
     )
 }
+LAYER = {
+    "attention_norm": "attn_norm",
+    **fused("attn.Wqkv", dict.fromkeys(QKV, "hidden_size")),
+    "attention/output": "attn.Wo",
+    "ffn_norm": "mlp_norm",
+    **fused("mlp.Wi", dict.fromkeys(("ffn/gate", "ffn/up"), "intermediate_size")),
+    "ffn/down": "mlp.Wo",
+}
+MODULES = {
+    "embeddings/word": "embeddings.tok_embeddings",
+    "embeddings/norm": "embeddings.norm",
+    **inside("encoder/layer_{}", "layers.{}", LAYER),
+    "final_norm": "final_norm",
+}
 KINDS = {"full_attention": ("global", 160_000.0), "sliding_attention": ("local", 10_000.0)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(decoder.Config):
     """ModernBERT's; `windows` are how far a token sees to either side.
 
     Attributes:
         biases: also "norm", "transform" (of the heads) and "logits".
-        ffn_dropout: before the projection down.
         classifier_pooling: the published classifier's, "cls" or "mean".
         classifier_activation: of the heads' transform.
         classifier_range: standard deviation of the classifier's initial kernel.
     """
 
-    ffn_dropout: float = 0.0
     classifier_pooling: str = "cls"
     classifier_activation: str = "gelu"
     classifier_range: float = 0.02
@@ -127,8 +139,8 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         )
         for name, (scope, theta) in KINDS.items()
     ]
-    kept = _truncated(hf.get("initializer_cutoff_factor", 2.0) or 3.0)
-    spread = kept * hf.get("initializer_range", 0.02)
+    spread = _truncated(hf.get("initializer_cutoff_factor", 2.0) or 3.0)
+    stddev = spread * hf.get("initializer_range", 0.02)
     return checked(
         Config(
             vocab_size=hf.get("vocab_size", 50368),
@@ -147,15 +159,16 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             kinds=tuple(names.index(name) for name in types),
             embedding_dropout=hf.get("embedding_dropout", 0.0),
             attention_dropout=hf.get("attention_dropout", 0.0),
-            residual_dropout=hf.get("attention_dropout", 0.0),
-            ffn_dropout=hf.get("mlp_dropout", 0.0),
+            dropout=hf.get("attention_dropout", 0.0),
+            activation_dropout=hf.get("mlp_dropout", 0.0),
             classifier_pooling=pooling or "cls",
             classifier_activation=activation,
-            initializer_range=spread,
-            residual_range=spread / (2 * layers) ** 0.5,
-            classifier_range=kept / size**0.5,
+            initializer_range=stddev,
+            residual_range=stddev / (2 * layers) ** 0.5,
+            classifier_range=spread / size**0.5,
             tied=hf.get("tie_word_embeddings", True),
             heads=with_dropouts(HEADS, rates),
+            modules=MODULES,
             options=options,
         ),
         "modernbert",
@@ -182,20 +195,6 @@ class Embeddings(nn.Module):
         return Dropout(c.embedding_dropout, name="dropout")(x), word.embedding
 
 
-class FeedForward(nn.Module):
-    """down(act(gate(x)) · up(x)), before the residual."""
-
-    config: Config
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        c = self.config
-        gate = c.dense(c.intermediate_size, ("embed", "mlp"), "gate", "ffn")(x)
-        up = c.dense(c.intermediate_size, ("embed", "mlp"), "up", "ffn")(x)
-        wide = Dropout(c.ffn_dropout, name="dropout")(ACTIVATIONS[c.hidden_act](gate) * up)
-        return c.dense(c.hidden_size, ("mlp", "embed"), "down", "ffn")(wide)
-
-
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x)).
 
@@ -213,7 +212,8 @@ class Layer(nn.Module):
         x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
         y = x if self.first else c.normalize("attention_norm")(x)
         x = x + Attention(c, name="attention")(y, view_of(views, kind), pick(rotaries, kind))
-        return x + FeedForward(c, name="ffn")(c.normalize("ffn_norm")(x))
+        ffn = FeedForward(c, c.intermediate_size, inner="dropout", outer=False, name="ffn")
+        return x + ffn(c.normalize("ffn_norm")(x))
 
 
 class Transform(nn.Module):
@@ -236,13 +236,9 @@ class Model(encoder.Model):
     def encode(self, inputs: encoder.Inputs, starts_only: bool) -> tuple[Array, Array]:
         c = self.config
         x, table = Embeddings(c, name="embeddings")(inputs.input_ids)
-        place = jnp.arange(x.shape[1])
-        positions = place[None] if inputs.position_ids is None else inputs.position_ids
-        distance = jnp.abs(place[:, None] - place)
-        mask, pattern = inputs.view.mask, inputs.view.pattern.replace(windows=c.windows)
-        full = jnp.ones((1, 1, 1, 1), bool) if mask is None else mask
-        masks = [full if window is None else full & (distance <= window) for window in c.windows]
-        views = tuple(View(mask, pattern=pattern) for mask in jnp.broadcast_arrays(*masks))
+        length = x.shape[1]
+        positions = jnp.arange(length)[None] if inputs.position_ids is None else inputs.position_ids
+        views = near_views(inputs.view, length, c.windows)
         first, *rest = c.options.segments  # the first layer is not like the others: never scanned
         stack = Stack(
             lambda make, name, last: make(c, name == "layer_0", name=name),
@@ -269,7 +265,7 @@ class Model(encoder.Model):
     def each_token(
         self, x: Array, table: Array, starts: Array | None, at_positions: Array | None = None
     ) -> Array:
-        x = encoder.at_starts(x, at_positions) if at_positions is not None else x
+        x = at_starts(x, at_positions) if at_positions is not None else x
         x = Transform(self.config, name="transform")(x)
         if self.head != "masked_lm":
             return self.score(x, 2 if self.head == "span" else self.labels)
@@ -287,25 +283,3 @@ class Model(encoder.Model):
         c = self.config
         x = Dropout(c.heads[self.head].dropout, name="dropout")(x)
         return Dense(labels, ("embed", None), stddev=c.classifier_range, name="classifier")(x)
-
-
-def hf_modules(config: Config) -> dict[str, str | Part]:
-    """Our module path → where it is stored, for unrolled layers, without the prefix."""
-    names: dict[str, str | Part] = {
-        "embeddings/word": "embeddings.tok_embeddings",
-        "embeddings/norm": "embeddings.norm",
-        "final_norm": "final_norm",
-    }
-    for i in range(config.num_hidden_layers):
-        ours, theirs = f"encoder/layer_{i}", f"layers.{i}"
-        names[f"{ours}/attention_norm"] = f"{theirs}.attn_norm"
-        names[f"{ours}/ffn_norm"] = f"{theirs}.mlp_norm"
-        names[f"{ours}/attention/output"] = f"{theirs}.attn.Wo"
-        names[f"{ours}/ffn/down"] = f"{theirs}.mlp.Wo"
-        for index, name in enumerate(("query", "key", "value")):
-            sizes = (config.hidden_size,) * 3
-            names[f"{ours}/attention/{name}"] = Part(f"{theirs}.attn.Wqkv", sizes, index)
-        for index, name in enumerate(("gate", "up")):
-            sizes = (config.intermediate_size,) * 2
-            names[f"{ours}/ffn/{name}"] = Part(f"{theirs}.mlp.Wi", sizes, index)
-    return names

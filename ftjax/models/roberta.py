@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from ftjax.models import bert
+from ftjax.models.config_keys import keys
 from ftjax.models.encoder import DEFAULT_TARGETS, Config, Model
 from ftjax.models.heads import Head, with_dropouts
-from ftjax.models.keys import keys
 from ftjax.models.layers import Options
 
-__all__ = ["DEFAULT_TARGETS", "Model", "hf_modules"]
+__all__ = ["DEFAULT_TARGETS", "Model"]
 
 MODEL = "RobertaModel"
 HF_PREFIX = "roberta"
@@ -55,6 +55,3 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     hf = {**DEFAULTS[hf["model_type"]], **hf}
     config = bert.read(hf, options, with_dropouts(heads, rates))
     return replace(config, first_position=hf.get("pad_token_id", 1) + 1)
-
-
-hf_modules = bert.hf_modules

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from ftjax.errors import UserError
-from ftjax.models.pattern import Pattern
+from ftjax.models.masks import Pattern
 from ftjax.parallel.mesh import RULES
 
 Array = jax.Array

@@ -141,7 +141,7 @@ def parameters_of(config: Any) -> float:
 
     size, more = config.hidden_size, value("num_decoder_layers", 0)
     heads = value("num_attention_heads", 1)
-    width, kernels = heads * value("head_dim", 0) or size, 2 + value("gated", 0)
+    width, kernels = heads * value("head_dim", 0) or size, 2 + config.gated
     attention = 2 * size * width * (1 + value("num_key_value_heads", heads) / heads)
     inner, experts = value("intermediate_size", 4 * size), max(1, value("experts", 0))
     encoder, decoder = (

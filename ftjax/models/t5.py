@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, ClassVar
 
@@ -12,22 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.errors import UserError
-from ftjax.models import sequences
-from ftjax.models.cache import View, held
+from ftjax.models import encoder_decoder
+from ftjax.models.config import inside
+from ftjax.models.config_keys import keys, one
+from ftjax.models.encoder_decoder import Attention
+from ftjax.models.feed_forward import FeedForward
 from ftjax.models.heads import Head, untied, with_dropouts
-from ftjax.models.keys import keys, one
+from ftjax.models.language_head import LanguageHead, Scores, read_off, score
 from ftjax.models.layers import (
     ACTIVATIONS,
-    Dense,
     Dropout,
     Embedding,
     Options,
     RMSNorm,
 )
-from ftjax.models.sequences import Attention
+from ftjax.models.masks import View, held
 from ftjax.models.stack import Stack
-from ftjax.models.vocabulary import LanguageHead, Scores, read_off, score
-from ftjax.names import Part
 
 Array = jax.Array
 MODEL = "T5Model"
@@ -35,65 +35,40 @@ HF_PREFIX = ""
 DEFAULT_TARGETS = ("query", "value")
 
 
-@dataclass(frozen=True)
-class Config:
-    """The architecture, named as in config.json where that is clear.
+@dataclass(frozen=True, kw_only=True)
+class Config(encoder_decoder.Config):
+    """T5's.
 
     Attributes:
-        num_hidden_layers, num_decoder_layers: of the encoder and of the decoder.
         buckets, max_distance: of relative positions.
-        tied: logits are read off by the words' table.
         scale_outputs: by 1 / √hidden_size, before words are read off.
+        initializer_factor: of all standard deviations of initial kernels.
     """
 
-    vocab_size: int
-    hidden_size: int
     intermediate_size: int
-    num_hidden_layers: int
-    num_decoder_layers: int
     num_attention_heads: int
     head_dim: int
-    hidden_act: str
-    gated: bool
     norm_eps: float
     buckets: int
     max_distance: int
-    dropout: float
-    tied: bool
     scale_outputs: bool
-    start: int
-    end: int
-    initializer_range: float = 0.02
-    heads: Mapping[str, Head] = field(default_factory=dict, hash=False)
-    options: Options = field(default_factory=Options)
     initializer_factor: float = 1.0
-    embedding_scale: float = 1.0
+    biases: tuple[str, ...] = ()
 
     pre_norm: ClassVar[bool] = True
 
     @property
-    def embedding_stddev(self) -> float:
+    def embedding_range(self) -> float:
         return self.initializer_factor
 
-    @property
-    def attention_dropout(self) -> float:
-        return self.dropout
-
-    def dense(self, features: int, axes: tuple[str | None, str | None], name: str) -> Dense:
+    def stddev(self, name: str) -> float:
         """By the features that come in; queries besides by a head's, since scores are not."""
         coming = {
             "query": self.hidden_size * self.head_dim,
             "output": self.num_attention_heads * self.head_dim,
             "down": self.intermediate_size,
         }.get(name, self.hidden_size)
-        return Dense(
-            features,
-            axes,
-            use_bias=False,
-            dtype=self.options.dtype,
-            stddev=self.initializer_factor * coming**-0.5,
-            name=name,
-        )
+        return self.initializer_factor * coming**-0.5
 
 
 READ = (
@@ -113,6 +88,31 @@ INERT = "is_encoder_decoder"  # false in folders of the encoder alone
 KEYS = {
     "t5": keys(f"{READ} scale_decoder_outputs", INERT, ALIASES, **FIXED),
     "mt5": keys(READ, INERT, ALIASES, **FIXED),
+}
+ATTENTION = {"query": "q", "key": "k", "value": "v", "output": "o"}
+SELF = {"attention_norm": "0.layer_norm", **inside("attention", "0.SelfAttention", ATTENTION)}
+CROSS = {"cross_norm": "1.layer_norm", **inside("cross", "1.EncDecAttention", ATTENTION)}
+FFN = {
+    "ffn_norm": "layer_norm",
+    "ffn/gate": "DenseReluDense.wi_0",
+    "ffn/up": "DenseReluDense.wi_1",
+    "ffn/down": "DenseReluDense.wo",
+}
+RELATIVE = "block.0.layer.0.SelfAttention.relative_attention_bias"
+MODULES = {
+    "words": "shared",
+    "encoder/relative/table": f"encoder.{RELATIVE}",
+    **inside("encoder/layers/layer_{}", "encoder.block.{}.layer", SELF),
+    **inside("encoder/layers/layer_{}", "encoder.block.{}.layer.1", FFN),
+    "encoder/final_norm": "encoder.final_layer_norm",
+    "decoder/relative/table": f"decoder.{RELATIVE}",
+    **inside("decoder/layers/layer_{}", "decoder.block.{}.layer", {**SELF, **CROSS}),
+    **inside("decoder/layers/layer_{}", "decoder.block.{}.layer.2", FFN),
+    "decoder/final_norm": "decoder.final_layer_norm",
+}
+UNGATED = {
+    "encoder/layers/layer_{}/ffn/up": "encoder.block.{}.layer.1.DenseReluDense.wi",
+    "decoder/layers/layer_{}/ffn/up": "decoder.block.{}.layer.2.DenseReluDense.wi",
 }
 
 
@@ -156,6 +156,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             f"relative_attention_num_buckets={buckets}"
         )
     layers = hf["num_layers"]
+    rate, gated = hf.get("dropout_rate", 0.1), hf.get("is_gated_act", kind[0] == "gated")
     return Config(
         vocab_size=hf["vocab_size"],
         hidden_size=hf["d_model"],
@@ -165,11 +166,13 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         num_attention_heads=hf["num_heads"],
         head_dim=hf["d_kv"],
         hidden_act=act,
-        gated=hf.get("is_gated_act", kind[0] == "gated"),
+        gated=gated,
         norm_eps=hf.get("layer_norm_epsilon", 1e-6),
         buckets=buckets,
         max_distance=most,
-        dropout=hf.get("dropout_rate", 0.1),
+        dropout=rate,
+        attention_dropout=rate,
+        activation_dropout=rate,
         tied=tied,
         scale_outputs=hf.get("scale_decoder_outputs", tied and family == "t5"),
         start=hf.get("decoder_start_token_id", hf.get("pad_token_id", 0)) or 0,
@@ -178,8 +181,9 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         heads=heads_of(
             "MT5" if family == "mt5" else "T5", tied, hf.get("classifier_dropout") or 0.0
         ),
-        options=replace(options, segments=options.segments or (1,) * layers),
-    )
+        modules=MODULES if gated else MODULES | UNGATED,
+        options=options,
+    ).segmented()
 
 
 @lru_cache
@@ -228,24 +232,6 @@ class RelativeBias(nn.Module):
         return table(number).transpose(2, 0, 1)[None]
 
 
-class FeedForward(nn.Module):
-    """down(act(gate(x)) · up(x)), or down(act(up(x)))."""
-
-    config: Config
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        c, act = self.config, ACTIVATIONS[self.config.hidden_act]
-        wide = c.dense(c.intermediate_size, ("embed", "mlp"), "up")(x)
-        if c.gated:
-            wide = act(c.dense(c.intermediate_size, ("embed", "mlp"), "gate")(x)) * wide
-        else:
-            wide = act(wide)
-        wide = Dropout(c.dropout, name="inner_dropout")(wide)
-        x = c.dense(c.hidden_size, ("mlp", "embed"), "down")(wide)
-        return Dropout(c.dropout, name="dropout")(x)
-
-
 class Layer(nn.Module):
     """Pre-norm self-attention, in the decoder cross-attention, and feed-forward."""
 
@@ -272,7 +258,7 @@ class Layer(nn.Module):
         if memory_view is not None:
             y = norm("cross_norm")(x)
             x = x + attend(name="cross")(y, memory, memory_view)
-        return x + FeedForward(c, name="ffn")(norm("ffn_norm")(x))
+        return x + FeedForward(c, c.intermediate_size, name="ffn")(norm("ffn_norm")(x))
 
 
 class Side(nn.Module):
@@ -309,8 +295,8 @@ class Side(nn.Module):
         return Dropout(c.dropout, name="output_dropout")(x)
 
 
-class Model(sequences.Model):
-    """T5 under a head; see `ftjax.models.sequences.Model`."""
+class Model(encoder_decoder.Model):
+    """T5 under a head; see `ftjax.models.encoder_decoder.Model`."""
 
     config: Config
 
@@ -329,30 +315,3 @@ class Model(sequences.Model):
         else:
             said = read_off(x, words.embedding)
         return said if targets else said * scale
-
-
-def hf_modules(config: Config) -> dict[str, str | Part]:
-    """Our module path → where it is stored, for unrolled layers."""
-    names: dict[str, str | Part] = {"words": "shared"}
-    up = "wi_1" if config.gated else "wi"
-    for side, count, ffn in (
-        ("encoder", config.num_hidden_layers, 1),
-        ("decoder", config.num_decoder_layers, 2),
-    ):
-        names[f"{side}/final_norm"] = f"{side}.final_layer_norm"
-        first = f"{side}.block.0.layer.0.SelfAttention"
-        names[f"{side}/relative/table"] = f"{first}.relative_attention_bias"
-        for i in range(count):
-            ours, theirs = f"{side}/layers/layer_{i}", f"{side}.block.{i}.layer"
-            names[f"{ours}/attention_norm"] = f"{theirs}.0.layer_norm"
-            names[f"{ours}/ffn_norm"] = f"{theirs}.{ffn}.layer_norm"
-            kinds = [("attention", f"{theirs}.0.SelfAttention")]
-            if side == "decoder":
-                names[f"{ours}/cross_norm"] = f"{theirs}.1.layer_norm"
-                kinds.append(("cross", f"{theirs}.1.EncDecAttention"))
-            for kind, place in kinds:
-                for name, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "o")):
-                    names[f"{ours}/{kind}/{name}"] = f"{place}.{letter}"
-            for name, inner in (("gate", "wi_0"), ("up", up), ("down", "wo")):
-                names[f"{ours}/ffn/{name}"] = f"{theirs}.{ffn}.DenseReluDense.{inner}"
-    return names

@@ -15,11 +15,10 @@ import jax.numpy as jnp
 from ftjax.errors import UserError
 from ftjax.models import encoder
 from ftjax.models.attention import AttentionCore
-from ftjax.models.cache import View
-from ftjax.models.decoder import last_tokens
+from ftjax.models.config import inside
+from ftjax.models.config_keys import keys
 from ftjax.models.encoder import DEFAULT_TARGETS, Inputs, Layer, checked
 from ftjax.models.heads import Head, with_dropouts
-from ftjax.models.keys import keys
 from ftjax.models.layers import (
     ACTIVATIONS,
     Bias,
@@ -27,9 +26,9 @@ from ftjax.models.layers import (
     Dropout,
     Embedding,
     Options,
-    at_starts,
-    mean_pool,
 )
+from ftjax.models.masks import View
+from ftjax.models.pooling import at_starts, last_tokens, mean_pool
 from ftjax.models.stack import Stack
 from ftjax.names import Part
 
@@ -39,13 +38,30 @@ Array = jax.Array
 MODEL = "XLNetModel"
 HF_PREFIX = "transformer"
 POOLED = {"pooler": "sequence_summary.summary", "classifier": "logits_proj"}
+by_head = partial(Part, raw=True, shape=("hidden_size", "num_attention_heads", "head_dim"))
+ATTENTION = {
+    "query": by_head("q", turned=True),
+    "key": by_head("k", turned=True),
+    "value": by_head("v", turned=True),
+    "position_key": by_head("r", turned=True),
+    "output": by_head("o"),
+    "content_bias": Part("r_w_bias", raw=True),
+    "position_bias": Part("r_r_bias", raw=True),
+    "segment_bias": Part("r_s_bias", raw=True),
+    "segments": Part("seg_embed", raw=True, shape=(2, "num_attention_heads", "head_dim")),
+}
 LAYER = {
+    **inside("attention", "rel_attn", ATTENTION),
     "attention_norm": "rel_attn.layer_norm",
     "ffn/up": "ff.layer_1",
     "ffn/down": "ff.layer_2",
     "ffn_norm": "ff.layer_norm",
 }
-KERNELS = {"query": "q", "key": "k", "value": "v", "position_key": "r"}
+MODULES = {
+    "embeddings/word": "word_embedding",
+    "embeddings/mask": Part("mask_emb", raw=True, shape=(1, 1, "hidden_size")),
+    **inside("encoder/layer_{}", "layer.{}", LAYER),
+}
 KEYS = {
     "xlnet": keys(
         "vocab_size d_model n_layer n_head d_inner d_head ff_activation dropout layer_norm_eps "
@@ -66,10 +82,9 @@ KEYS = {
         is_encoder_decoder=(False,),
     )
 }
-BIASES = {"content_bias": "r_w_bias", "position_bias": "r_r_bias", "segment_bias": "r_s_bias"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(encoder.Config):
     """XLNet's.
 
@@ -78,6 +93,7 @@ class Config(encoder.Config):
     """
 
     clamp_len: int = -1
+    biases: tuple[str, ...] = ("ffn",)
 
 
 def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
@@ -110,14 +126,15 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             num_attention_heads=count,
             intermediate_size=hf.get("d_inner", 4096),
             hidden_act=hf.get("ff_activation", "gelu"),
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
+            dropout=dropout,
+            attention_dropout=dropout,
             activation_dropout=dropout,
-            layer_norm_eps=hf.get("layer_norm_eps", 1e-12),
+            norm_eps=hf.get("layer_norm_eps", 1e-12),
             initializer_range=hf.get("initializer_range", 0.02),
             clamp_len=hf.get("clamp_len", -1),
             tied=hf.get("tie_word_embeddings", True),
             heads=with_dropouts(heads, {"classification": summary, "choice": summary}),
+            modules=MODULES,
             options=options,
         ),
         "xlnet",
@@ -159,7 +176,7 @@ class Embeddings(nn.Module):
         # Only pre-training's second stream reads it; it is kept so that folders stay whole.
         make(1, axes=(None, "embed"), name="mask").first(1)
         x = word(input_ids).astype(c.options.dtype)
-        return Dropout(c.hidden_dropout_prob, name="dropout")(x), word.embedding
+        return Dropout(c.dropout, name="dropout")(x), word.embedding
 
 
 class Attention(nn.Module):
@@ -188,10 +205,10 @@ class Attention(nn.Module):
             differ: (batch, 1, length, length), whether token types do.
         """
         c = self.config
-        heads = (c.num_attention_heads, c.hidden_size // c.num_attention_heads)
+        heads = (c.num_attention_heads, c.head_dim)
 
         def project(x: Array, name: str) -> Array:
-            y = c.dense(c.hidden_size, ("embed", "heads"), name, False)(x)
+            y = c.dense(c.hidden_size, ("embed", "heads"), name)(x)
             return y.reshape(*x.shape[:-1], *heads)
 
         query, key, value = project(x, "query"), project(memory, "key"), project(memory, "value")
@@ -214,12 +231,12 @@ class Attention(nn.Module):
         if differ is not None:
             same, other = jnp.einsum("bqhd,shd->sbhq", by_segment, segment_key)[..., None]
             score = score + jnp.where(differ, other, same)
-        core = AttentionCore(c.attention_probs_dropout_prob, c.options.attention, name="core")
+        core = AttentionCore(c.attention_dropout, c.options.attention, name="core")
         bias = score * heads[1] ** -0.5
         query = biased("content_bias")
         context = core(query, key, value, view.mask, bias, view.pattern).reshape(x.shape)
-        out = c.dense(c.hidden_size, ("heads", "embed"), "output", False)(context)
-        return Dropout(c.hidden_dropout_prob, name="dropout")(out)
+        out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
+        return Dropout(c.dropout, name="dropout")(out)
 
 
 class Model(encoder.Model):
@@ -243,7 +260,7 @@ class Model(encoder.Model):
         if kinds is not None:
             differ = (kinds[:, :, None] != kinds[:, None])[:, None]
         distances = sinusoids(length, c.hidden_size, c.clamp_len).astype(x.dtype)
-        distances = Dropout(c.hidden_dropout_prob, name="distance_dropout")(distances)
+        distances = Dropout(c.dropout, name="distance_dropout")(distances)
         stack = Stack(
             lambda make, name, last: make(c, attention=Attention, name=name),
             Layer,
@@ -252,7 +269,7 @@ class Model(encoder.Model):
             name="encoder",
         )
         x = stack(x, view, None, distances, differ)
-        return Dropout(c.hidden_dropout_prob, name="final_dropout")(x), table
+        return Dropout(c.dropout, name="final_dropout")(x), table
 
     def pool(self, x: Array, inputs: Inputs) -> Array:
         if self.pooling == "mean":
@@ -268,26 +285,3 @@ class Model(encoder.Model):
             return x @ table.T.astype(x.dtype) + Bias(table.shape[:1], ("vocab",), name="logits")()
         count = 2 if self.head == "span" else self.labels
         return Dense(count, ("embed", None), stddev=stddev, name="classifier")(x)
-
-
-def hf_modules(config: Config) -> dict[str, str | Part]:
-    """Our module path → where it is stored, for unrolled layers, without the prefix."""
-    size, heads = config.hidden_size, config.num_attention_heads
-    apart = partial(Part, raw=True, shape=(size, heads, size // heads))
-    names: dict[str, str | Part] = {
-        "embeddings/word": "word_embedding",
-        "embeddings/mask": Part("mask_emb", raw=True, shape=(1, 1, size)),
-    }
-    for i in range(config.num_hidden_layers):
-        ours, theirs = f"encoder/layer_{i}", f"layer.{i}"
-        for name, inside in LAYER.items():
-            names[f"{ours}/{name}"] = f"{theirs}.{inside}"
-        for name, inside in KERNELS.items():
-            names[f"{ours}/attention/{name}"] = apart(f"{theirs}.rel_attn.{inside}", turned=True)
-        for name, inside in BIASES.items():
-            names[f"{ours}/attention/{name}"] = Part(f"{theirs}.rel_attn.{inside}", raw=True)
-        names[f"{ours}/attention/output"] = apart(f"{theirs}.rel_attn.o")
-        names[f"{ours}/attention/segments"] = Part(
-            f"{theirs}.rel_attn.seg_embed", raw=True, shape=(2, heads, size // heads)
-        )
-    return names

@@ -10,7 +10,7 @@ import optax
 
 from ftjax.errors import require
 from ftjax.loss import Loss
-from ftjax.models.vocabulary import Scores
+from ftjax.models.language_head import Scores
 from ftjax.regularization.words import Array, Batch, key_of
 
 

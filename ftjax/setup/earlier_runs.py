@@ -9,15 +9,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from ftjax import methods, pretrained, tuned
+from ftjax import methods
 from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.formats.adapter import load_into
 from ftjax.formats.folder import require_same
 from ftjax.methods.fusion import alone, placed_as
 from ftjax.parallel.agreement import first, raise_together, worst
+from ftjax.parallel.mesh import placed_like
 from ftjax.paths import Flat
 from ftjax.remote import copied, located
+from ftjax.tuned import Tuned
 from ftjax.workdir.checksums import differing
 from ftjax.workdir.folder import read_workdir
 from ftjax.workdir.restore import Damaged, Saved, not_as_written
@@ -99,9 +101,7 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.json").exists() and (folder / "checkpoints").is_dir()
 
 
-def adapted(
-    config: ConfigDict, model: tuned.Tuned, params: Flat, base: Path
-) -> tuple[Flat, list[str]]:
+def adapted(config: ConfigDict, model: Tuned, params: Flat, base: Path) -> tuple[Flat, list[str]]:
     """Parameters with those of `model.adapter`, and the head's paths that it lacks.
 
     Args:
@@ -132,7 +132,7 @@ def adapted(
                 "model.new_head=True starts a new head"
             )
     lacking = [path for path in model.shapes if model.names.in_head(path) and path not in found]
-    placed = {path: pretrained.placed(array, params[path]) for path, array in found.items()}
+    placed = {path: placed_like(array, params[path]) for path, array in found.items()}
     return {**params, **placed}, lacking
 
 
@@ -173,5 +173,5 @@ def fused(
         for path, array in placed_as(found, number).items():
             if path not in params or array.shape != params[path].shape:
                 raise UserError(f"method.adapters: {path!r} of {folder} does not fit the model")
-            result[path] = pretrained.placed(array, params[path])
+            result[path] = placed_like(array, params[path])
     return result

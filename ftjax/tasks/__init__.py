@@ -1,4 +1,7 @@
-"""The registry of tasks: a new task is one file and one line here."""
+"""The registry of tasks: a new task is one file and one line here.
+
+Or it is nothing here: a class of another package, see `ftjax.registry`.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,11 +32,14 @@ TASKS: registry.Table = {
     "span_corruption": ("span_corruption", "SpanCorruption", "spans left out of a text (T5)"),
     "denoising": ("denoising", "Denoising", "a text from one masked and permuted (BART)"),
 }
+REGISTRY = registry.Registry(
+    "task.name={!r}", "ftjax.tasks", TASKS, "ftjax.tasks", "ftjax.tasks.base:Task"
+)
 
 
 def find(name: str) -> type:
     """The dataclass of options registered as `name`."""
-    return registry.find("task", TASKS, name)
+    return REGISTRY.find(name)
 
 
 def columns(name: str) -> dict[str, str]:
@@ -43,4 +49,4 @@ def columns(name: str) -> dict[str, str]:
 
 def create(settings: Mapping[str, Any]) -> Any:
     """A task from {"name": ..., option: value, ...}."""
-    return registry.create("task", TASKS, settings)
+    return REGISTRY.create(settings)

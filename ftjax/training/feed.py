@@ -48,7 +48,7 @@ class Feed:
 
     def go_on(self, saved: dict[str, Any]) -> None:
         """Begins where another was when it was saved."""
-        self._batches.set_state(saved["data"])
         if isinstance(self.loader, StreamLoader):
             # Earlier versions kept no positions: they read the rows before once more
             self.loader.go_on(saved.get("stream") or {"starts": saved["windows"], "sources": {}})
+        self._batches.set_state(saved["data"])

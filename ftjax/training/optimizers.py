@@ -1,6 +1,5 @@
-"""Optimizers and learning-rate schedules, by name."""
+"""The optimizer of what trains, and learning-rate schedules by name."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -10,13 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from ftjax.errors import UserError, nearest
+from ftjax.optimizers import create
+from ftjax.optimizers.base import Schedule
 from ftjax.paths import Flat
 
-Schedule = Callable[[Any], Any]
 GroupOptimizer = Callable[..., optax.GradientTransformation]  # as `plain`
 SCHEDULES = ("linear", "cosine", "constant", "inverse_sqrt")
-OPTIMIZERS = ("adamw", "sgd", "adafactor", "lion")
-NO_DECAY = r".*(bias|scale)"  # as is usual: biases and norms are not decayed
 
 
 def warmup_steps(warmup: float, steps: int) -> int:
@@ -53,32 +51,6 @@ def schedule(name: str, peak: float, warmup: float, steps: int) -> Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, rise), decay], [rise])
 
 
-def _not_decayed(params: Mapping[str, Any]) -> dict[str, bool]:
-    return {path: not re.fullmatch(NO_DECAY, path) for path in params}
-
-
-def _named(
-    settings: Mapping[str, Any], rate: Schedule
-) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """What keeps moments, and what follows: weight decay and learning rate."""
-    decay, name = settings["weight_decay"], settings["name"]
-    rest = optax.chain(
-        optax.add_decayed_weights(decay, _not_decayed), optax.scale_by_learning_rate(rate)
-    )
-    if name == "adamw":
-        return optax.scale_by_adam(settings["beta1"], settings["beta2"], settings["epsilon"]), rest
-    if name == "lion":
-        return optax.scale_by_lion(0.9, 0.99), rest
-    if name == "sgd":  # its decay is of the loss: momentum sees it
-        decayed = optax.add_decayed_weights(decay, _not_decayed)
-        return decayed, optax.sgd(rate, momentum=settings["momentum"] or None)
-    if name == "adafactor":
-        mask = _not_decayed if decay else None
-        whole = optax.adafactor(rate, weight_decay_rate=decay or None, weight_decay_mask=mask)
-        return whole, optax.identity()
-    raise UserError(f"optimizer.name={name!r} is not known{nearest(name, OPTIMIZERS)}")
-
-
 def plain(
     group: str,
     core: optax.GradientTransformation,
@@ -109,9 +81,11 @@ def make_optimizer(
         steps: of the whole run.
     """
 
+    optimizer = create(settings)
+
     def group(name: str) -> optax.GradientTransformation:
-        core, rest = _named(settings, rate)
-        return own(name, core, optax.chain(rest, _scaled(rates)), steps)
+        rest = optax.chain(optimizer.rest(rate), _scaled(rates))
+        return own(name, optimizer.core(rate), rest, steps)
 
     groups: Iterable[str] = sorted(set(labels.values()))
     return optax.with_extra_args_support(

@@ -13,6 +13,7 @@ from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError, require
 from ftjax.files import write_json, write_text
 from ftjax.formats.jsons import read_json, read_names
+from ftjax.registry import NotFound
 from ftjax.remote import is_remote
 from ftjax.workdir import lock
 from ftjax.workdir.result import PENDING, read_result
@@ -204,6 +205,9 @@ def read_workdir(workdir: Path) -> ConfigDict:
         if not {"method", "task"} <= saved.keys():
             raise UserError("that of a model, not of a run")
         config = from_json(json.dumps(saved))
+    except NotFound as error:
+        what = f"{path} names what is not installed here, or is damaged: {error}"
+        raise UserError(f"{what}; {MEND}") from error
     except UserError as error:
         what = str(error) if str(path) in str(error) else f"{path} is damaged, or {error}"
         raise UserError(f"{what}; {MEND}") from error

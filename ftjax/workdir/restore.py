@@ -134,7 +134,7 @@ class Saved:
             like: their shapes, dtypes and shardings; None for the host's memory.
         """
         if like is None:
-            saved = self._shapes(step)
+            saved = self.shapes(step)
             abstract = jax.tree.map(
                 lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), saved
             )
@@ -160,7 +160,7 @@ class Saved:
             read = self._reader.restore(self.folder / str(step), ocp.args.Composite(**items))
             return jax.block_until_ready({name: read[name] for name in items})
 
-    def _shapes(self, step: int) -> Any:
+    def shapes(self, step: int) -> Any:
         """Shapes and dtypes of the trainable leaves of a step."""
         with self._told_apart(step):
             return self._reader.metadata(self.folder / str(step)).item_metadata["params"].tree

@@ -11,9 +11,9 @@ from tests.conftest import make_rows, write_jsonl
 
 def test_each_row_is_validated_on_once(config_file, tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", make_rows(45, 0))
-    flags = [f"--config.data.path={tmp_path / 'rows.jsonl'}", "--config.train.steps=1"]
-    flags += ["--config.data.prepare=()"]
-    (row,) = compare(str(config_file), ["head"], 1, tmp_path / "study", flags, jobs=2, folds=2)
+    changes = {"data.path": str(tmp_path / "rows.jsonl"), "train.steps": 1, "data.prepare": ()}
+    study = compare(config_file, ["head"], tmp_path / "study", jobs=2, folds=2, **changes)
+    (row,) = study.rows
     found = []
     for fold in range(2):
         folder = tmp_path / "study" / "head" / "seed_0" / f"fold_{fold}"
@@ -30,4 +30,4 @@ def test_no_study_is_beyond_what_anyone_runs(config_file, tmp_path, name):
     """A number typed wrongly would fill the memory with runs to come."""
     counts = {"seeds": 1, "folds": 0, "jobs": 1, name: 10**11}
     with pytest.raises(UserError, match=f"^--{name} {10**11} must be at most"):
-        compare(str(config_file), ["head"], workdir=tmp_path / "study", overrides=(), **counts)
+        compare(config_file, ["head"], tmp_path / "study", **counts)

@@ -46,7 +46,9 @@ def bad_values(kind: Any) -> list[Any]:
 
 
 def outside(interval: str, kind: type) -> list[Any]:
-    """Numbers beyond the ends of an interval, and ends that are not in it."""
+    """Numbers beyond the ends of an interval, and ends that are not in it; names of nothing."""
+    if not isinstance(interval, str):
+        return ["nonsense"]
     if interval == "regex":
         return ["quer(y", "*", "["]
     if interval == "encoding":
@@ -108,6 +110,8 @@ def test_every_key_says_what_it_means():
     for method, task in SECTIONS:
         for key, option in known_options(default_config(method, task)).items():
             assert option.meaning, key
+    for step in preparation.STEPS:
+        assert all(option.meaning for option in options(preparation.find(step)).values()), step
 
 
 @pytest.mark.parametrize(

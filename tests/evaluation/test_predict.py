@@ -13,7 +13,7 @@ from ftjax.errors import UserError
 from ftjax.evaluation.evaluate import evaluate
 from ftjax.evaluation.predict import predict
 from ftjax.evaluation.tables import write_rows
-from tests.conftest import here, make_rows, write_jsonl
+from tests.conftest import ftjax, here, make_rows, write_jsonl
 
 STEPS = (
     {"step": "repair"},
@@ -33,7 +33,7 @@ def work(config_file, tmp_path_factory):
     )
     (folder / "config.py").write_text(text)
     flags = ["--config.train.steps=3", f"--config.data.path={folder / 'train.jsonl'}"]
-    here("train", "--config", f"{folder / 'config.py'}:head", "--workdir", folder / "work", *flags)
+    ftjax("train", "--config", f"{folder / 'config.py'}:head", "--workdir", folder / "work", *flags)
     return folder / "work"
 
 

@@ -17,6 +17,7 @@ from ftjax.formats.adapterhub.folder import is_fusion, read_adapter, read_method
 from ftjax.formats.export import write_export
 from ftjax.formats.folder import read_config
 from ftjax.methods.reft import Reft, orthonormal
+from tests.covering import covering, product
 from tests.formats.adapterhub_cases import (
     FOLDER,
     LABELS,
@@ -51,7 +52,9 @@ COMPUTED = [  # between them every family and method; what differs by both is na
     *(("t5", method) for method in ("lora_inner", "dora")),
     *FUSIONS,
 ]
-NAMES = [f"{family}-{method}" for family, method in CASES]
+# In families whose modules are not named or called as another's.
+DIFFER = [("t5", "houlsby"), ("t5", "loreft"), ("llama", "prefix_tuning_flat"), ("llama", "ia3")]
+DIFFER += [("gpt2", "prefix_tuning"), ("t5", "unipelt"), ("llama", "dora"), ("t5", "mam")]
 
 
 def theirs(folder, output, model, params):
@@ -86,7 +89,7 @@ def rotated(name, gradient, tensors):
     return f"{place}.parametrizations.weight.original", weight.original.grad.numpy()
 
 
-@pytest.mark.parametrize(("family", "method"), COMPUTED)
+@pytest.mark.parametrize(("family", "method"), product(COMPUTED, covering(COMPUTED, DIFFER)))
 def test_their_adapter_gives_their_outputs_and_gradients(family, method, one_device, tmp_path):
     folder = FOLDER / family / method
     reference = load_file(folder / "reference.safetensors")
@@ -143,15 +146,12 @@ def test_without_padding_in_scanned_layers(family, one_device):
     assert difference(hidden, reference["full/last_hidden_state"]) < 1e-4
 
 
-@pytest.mark.parametrize(
-    ("family", "method"),
-    [
-        ("bert", "houlsby"),
-        *((family, "lora") for family in ("bert", "roberta", "gpt2", "llama", "t5")),
-        *((family, "static") for family in ("bert", "roberta", "llama")),
-        ("gpt2", "adapter_fusion"),
-    ],
-)
+HEADS = [("bert", "houlsby"), *((family, "lora") for family in FAMILIES)]
+HEADS += [*((family, "static") for family in ("bert", "roberta", "llama"))]
+HEADS += [("gpt2", "adapter_fusion")]
+
+
+@pytest.mark.parametrize(("family", "method"), product(HEADS, covering(HEADS)))
 def test_their_heads_give_their_logits(family, method, one_device):
     folder = FOLDER / family / method
     reference = load_file(folder / "reference.safetensors")
@@ -193,7 +193,9 @@ def written(family, method, output, head=True):
     return folder
 
 
-@pytest.mark.parametrize(("family", "method"), CASES, ids=NAMES)
+@pytest.mark.parametrize(
+    ("family", "method"), product(CASES, covering(CASES, [*DIFFER, *OTHER_HEADS]))
+)
 def test_what_is_written_is_what_was_read(family, method, tmp_path):
     other = (family, method) in OTHER_HEADS
     folder = written(family, method, tmp_path, head=not other)

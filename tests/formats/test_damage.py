@@ -36,7 +36,7 @@ from tests.formats.mutants import damaged
 from tests.formats.test_gguf import entries_of, stored, tiny, write
 from tests.models.cases import CASES
 
-MUTANTS = 2000  # of a format, over its files
+MUTANTS, MORE = 500, 2000  # of a format, over its files; more by --all
 
 
 class Case(NamedTuple):
@@ -277,14 +277,15 @@ FORMATS: dict[str, Callable[[Path], Case]] = {
 
 
 @pytest.mark.parametrize("name", [*FORMATS])
-def test_damage_ends_in_a_result_or_is_named(name, tmp_path):
+def test_damage_ends_in_a_result_or_is_named(name, tmp_path, pytestconfig):
+    mutants = MORE if pytestconfig.getoption("--all") else MUTANTS
     case = FORMATS[name](tmp_path)
     for file in case.files:
         case.read(file)
     ends = {"read": 0, "refused": 0}
     with bounded():
         for file in case.files:
-            content, count = file.read_bytes(), MUTANTS // len(case.files)
+            content, count = file.read_bytes(), mutants // len(case.files)
             for mutant in damaged(content, len(content), count, file.suffix == ".json"):
                 file.unlink()  # what is cut short is written to the disk at once, 25 times as slow
                 file.write_bytes(mutant)
@@ -296,7 +297,7 @@ def test_damage_ends_in_a_result_or_is_named(name, tmp_path):
                     ends["refused"] += 1
             file.write_bytes(content)
             case.read(file)
-    assert min(ends.values()) > MUTANTS // 100  # neither is all that happens
+    assert min(ends.values()) > mutants // 100  # neither is all that happens
 
 
 def test_settings_of_more_than_the_tensors_are_refused(tmp_path):

@@ -21,6 +21,7 @@ from ftjax.formats.folder import Weights, locate, read_config
 from ftjax.formats.hf import mapping
 from ftjax.formats.sentence_transformers.modules import pooling_of
 from tests.conftest import HEAD, build, make_batch, perturbed
+from tests.models.made import quick
 from tests.models.reference import Reference
 from tests.models.test_bert import torch_inputs
 
@@ -46,7 +47,7 @@ def test_exported_folder_is_transformers_classifier(tiny, one_device, tmp_path, 
     batch = make_batch()
     with torch.no_grad():
         logits = theirs.eval()(**torch_inputs(batch)).logits.numpy()
-    np.testing.assert_allclose(model.apply(params, batch), logits, atol=1e-4)
+    np.testing.assert_allclose(quick(model.apply)(params, batch), logits, atol=1e-4)
     assert theirs.config.id2label == {0: "negative", 1: "positive"}
     assert transformers.AutoTokenizer.from_pretrained(out)("good film")["input_ids"][0] == 2
     # And back: the head is now in the folder.
@@ -73,7 +74,7 @@ def test_mean_pooling_exports_as_sentence_transformers(one_device, tmp_path):
     theirs = SentenceTransformer(str(out), device="cpu").encode(texts)
     tokens = transformers.AutoTokenizer.from_pretrained(out)(texts, padding=True)
     batch = {name: np.array(tokens[name]) for name in ("input_ids", "attention_mask")}
-    np.testing.assert_allclose(model.apply(params, batch), theirs, atol=1e-4)
+    np.testing.assert_allclose(quick(model.apply)(params, batch), theirs, atol=1e-4)
 
 
 def test_peft_loads_the_adapter_with_its_head(tiny, one_device, tmp_path):
@@ -87,7 +88,7 @@ def test_peft_loads_the_adapter_with_its_head(tiny, one_device, tmp_path):
     batch = make_batch()
     with torch.no_grad():
         logits = theirs(**torch_inputs(batch)).logits.numpy()
-    np.testing.assert_allclose(model.apply(params, batch), logits, atol=1e-4)
+    np.testing.assert_allclose(quick(model.apply)(params, batch), logits, atol=1e-4)
     keys = set(load_file(out / "adapter_model.safetensors"))
     peft.PeftModel.from_pretrained(base, out).save_pretrained(tmp_path / "theirs")
     assert keys == set(load_file(tmp_path / "theirs" / "adapter_model.safetensors"))
@@ -107,7 +108,7 @@ def test_peft_adapter_of_a_mean_pooling_model(tiny, one_device, tmp_path):
     dense = load_file(out / "2_Dense" / "model.safetensors")
     mean = (hidden * mask).sum(1) / mask.sum(1)
     logits = mean @ dense["linear.weight"].T + dense["linear.bias"]
-    np.testing.assert_allclose(model.apply(params, batch), logits, atol=1e-4)
+    np.testing.assert_allclose(quick(model.apply)(params, batch), logits, atol=1e-4)
 
 
 def test_what_cannot_be_exported_is_said(tiny, one_device, tmp_path):
@@ -166,7 +167,8 @@ def test_pretraining_heads_are_left_out(tiny, one_device, tmp_path):
     model, batch = build(tiny, {"name": "full"}), make_batch()
     found, _ = pretrained.load(folder, model, one_device, jax.random.key(0))
     wanted, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
-    np.testing.assert_array_equal(model.apply(found, batch), model.apply(wanted, batch))
+    apply = quick(model.apply)
+    np.testing.assert_array_equal(apply(found, batch), apply(wanted, batch))
 
 
 @pytest.mark.parametrize("cut", [4, 2000, -100])
@@ -200,7 +202,8 @@ def test_shards_are_read_and_an_absent_one_named(tiny, one_device, tmp_path):
     model, batch = build(tiny, {"name": "full"}), make_batch()
     found, _ = pretrained.load(folder, model, one_device, jax.random.key(0))
     wanted, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
-    np.testing.assert_array_equal(model.apply(found, batch), model.apply(wanted, batch))
+    apply = quick(model.apply)
+    np.testing.assert_array_equal(apply(found, batch), apply(wanted, batch))
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match="model-00002-of-00002"):
         pretrained.load(folder, model, one_device, jax.random.key(0))

@@ -18,7 +18,7 @@ from ftjax.formats.guard import reading
 from ftjax.formats.hf.vocabulary import words_of
 from ftjax.formats.hf.weights import Weights
 from ftjax.formats.pickled import open_tensors, read_tensors
-from ftjax.models.values import Values
+from ftjax.models.config_values import Values
 from ftjax.options import options
 from tests.formats.bounds import Endless, bounded
 from tests.formats.test_gguf import write

@@ -17,6 +17,7 @@ from ftjax.errors import UserError
 from ftjax.formats.folder import open_weights, read_config, stored_dtype
 from ftjax.formats.hf.dequantize import STATE
 from tests.models.cases import CASES
+from tests.models.made import quick
 
 
 def make(folder, case="llama", dtype=torch.bfloat16):
@@ -244,7 +245,7 @@ def test_a_quantized_model_is_trained_and_exported_plain(tmp_path, one_device):
     ids = np.arange(12).reshape(2, 6) + 4
     with torch.no_grad():
         wanted = theirs(torch.tensor(ids)).logits.numpy()
-    ours = model.apply(params, {"input_ids": ids})
+    ours = quick(model.apply)(params, {"input_ids": ids})
     np.testing.assert_allclose(ours, wanted, atol=0.02 * np.abs(wanted).max())
     assert theirs.config.dtype in ("bfloat16", torch.bfloat16, torch.float32)
     assert stored_dtype(tmp_path / "out") == "bfloat16"

@@ -17,7 +17,8 @@ from ftjax.formats.adapter import read_method
 from ftjax.formats.export import write_export
 from ftjax.setup.model import place_model
 from ftjax.setup.splits import read_data
-from tests.conftest import CONFIG, WORDS, perturbed, write_jsonl
+from tests.conftest import CONFIG, WORDS, perturbed, write_jsonl, write_tiny
+from tests.covering import covering
 
 HUB, FORMATS = "adapterhub", ("hf", "peft", "adapterhub")
 NAMES = ("neutral", "angry", "joyful")  # not in the order that rows would give
@@ -82,6 +83,11 @@ SENTENCES = [
 
 
 @pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("models") / "tiny", num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
 def sentences(tiny, tmp_path_factory):
     """A model of sentence-transformers: an encoder, means, and a Dense layer with tanh."""
     from sentence_transformers import models
@@ -132,13 +138,25 @@ def name_of(case):
     return "-".join([case[0], *map(str, case[1].values())])[:40]
 
 
-@pytest.mark.parametrize(
-    ("base", "case"),
-    [*(("tiny", case) for case in CASES), *(("sentences", case) for case in SENTENCES)],
-    ids=lambda x: x if isinstance(x, str) else name_of(x),
-)
-def test_exports_are_read_with_their_scores(base, case, request, tmp_path):
-    task, options, rows, formats = case
+BASES = [*(("tiny", case) for case in CASES), *(("sentences", case) for case in SENTENCES)]
+EACH = [(number, kind) for number, (_, case) in enumerate(BASES) for kind in case[3]]
+FEW = covering(EACH)
+
+
+def trips():
+    """Base, case and formats: few, and the rest of them."""
+    for number, (base, case) in enumerate(BASES):
+        name = f"{base}-{name_of(case)}"
+        few = [kind for kind in case[3] if (number, kind) in FEW]
+        rest = [kind for kind in case[3] if kind not in few]
+        yield pytest.param(base, case, few, id=f"{name}-{'-'.join(few)}")
+        if rest:
+            yield pytest.param(base, case, rest, id=f"{name}-rest", marks=pytest.mark.product)
+
+
+@pytest.mark.parametrize(("base", "case", "formats"), trips())
+def test_exports_are_read_with_their_scores(base, case, formats, request, tmp_path):
+    task, options, rows, _ = case
     folder = request.getfixturevalue(base)
     data = write_jsonl(tmp_path / "train.jsonl", rows)
     predictor, wanted = scored(configured(task, data, folder, **options), folder, move=True)

@@ -18,10 +18,10 @@ CHAT = (
 )
 
 
-def write_model(folder, case: str, head: str):
+def write_model(folder, case: str, head: str, **changes):
     """A folder of a random model, seed 0, with the tests' WordPiece tokenizer."""
     config = json.loads(CASES[case]().to_json_string())
-    config["eos_token_id"] = 3
+    config |= {"eos_token_id": 3, **changes}
     model = build_tuned(config, methods.create({"name": "full"}), {}, {"head": head})
     params = model.init(jax.random.key(0), list(model.shapes), dict.fromkeys(model.shapes))
     tensors = mapping.to_tensors(jax.tree.map(np.asarray, params), model.names, prefix=True)
@@ -35,9 +35,11 @@ def write_model(folder, case: str, head: str):
 
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("models") / "llama", "llama", "causal_lm")
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    return write_model(folder, "llama", "causal_lm", num_hidden_layers=2)
 
 
 @pytest.fixture(scope="session")
 def sequences(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("models") / "t5", "t5", "seq2seq_lm")
+    folder = tmp_path_factory.mktemp("models") / "t5"
+    return write_model(folder, "t5", "seq2seq_lm", num_layers=2)

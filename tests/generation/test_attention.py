@@ -35,7 +35,7 @@ def test_on_a_tpu_prompts_go_through_its_kernel(decoder, capsys, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert main(asked) == 0
     assert capsys.readouterr().out == wanted
-    assert len(kernels) == 3  # of each layer, in the one program that reads prompts
+    assert len(kernels) == 2  # of each layer, in the one program that reads prompts
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from ftjax.formats.folder import read_config
 from ftjax.generation import beam, decode
 from ftjax.generation.settings import Settings, from_hf
 from tests.models.cases import CASES
+from tests.models.made import by_layers
 from tests.models.reference import Reference
 
 TOKENS = 14
@@ -96,7 +97,7 @@ class Pair:
         return rows
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", by_layers(MODELS))
 def test_greedy_and_beams(case, one_device, tmp_path, parity):
     pair = Pair(case, tmp_path, one_device, MODELS[case])
     head = pair.ours.model.head

@@ -10,13 +10,16 @@ import pytest
 
 from ftjax import methods, pretrained
 from ftjax.build import build_tuned
+from ftjax.commands.entry import main
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer, read_config
 from ftjax.generation.settings import Settings
 from ftjax.generation.text import Generator
 from ftjax.methods import METHODS
 from tests.conftest import ftjax, perturbed
+from tests.covering import product
 from tests.generation.conftest import write_model
+from tests.methods.bases import ALIKE
 
 PROMPTS = ["the film was", "a very good story and", "bad"]
 
@@ -72,9 +75,10 @@ SMALL = {
     "compacter_pp": {"reduction": 4},
     "qlora": {"bits": "int8"},
 }
+NAMES = [(name,) for name in METHODS if name not in NOT_HERE]
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in NOT_HERE])
+@pytest.mark.parametrize("name", product(NAMES, [each for each in NAMES if each[0] not in ALIKE]))
 def test_every_method_generates_as_without_a_cache(name, decoder, one_device):
     segments = {"segments": "scan"} if name == "lora" else {}
     method = methods.create({"name": name, **SMALL.get(name, {})})
@@ -161,9 +165,9 @@ def test_an_encoder_decoder_reads_then_writes(sequences, one_device):
     tokenizer = load_tokenizer(sequences)
     generator = Generator(model, params, tokenizer, Settings(max_new_tokens=6))
     batch = generator.encode(PROMPTS)
-    written = np.zeros((3, 7), np.int32)
+    written, forward = np.zeros((3, 7), np.int32), jax.jit(model.apply)
     for column in range(6):
-        logits = jax.jit(model.apply)(params, {**batch, "decoder_input_ids": written})
+        logits = forward(params, {**batch, "decoder_input_ids": written})
         written[:, column + 1] = np.asarray(logits)[:, column].argmax(-1)
     wanted = tokenizer.batch_decode(written[:, 1:], skip_special_tokens=True)
     assert [texts[0] for texts in generator(PROMPTS)] == wanted
@@ -207,7 +211,8 @@ def test_command(decoder, make, tmp_path):
     assert ftjax(*common, "--chat", input="film was\n\nbad\n").stdout.count("\n") == 2
 
 
-def test_bad_input_to_the_command(decoder, tiny, tmp_path):
+def test_bad_input_to_the_command(decoder, tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "")  # as if started with them
     rows = tmp_path / "in.jsonl"
     rows.write_text('{"prompt": "good"}\n{"text": "bad"}\n')
     for arguments, message in (
@@ -216,4 +221,5 @@ def test_bad_input_to_the_command(decoder, tiny, tmp_path):
         (("--model", decoder, "--input", rows), "in.jsonl, row 2: needs 'prompt'"),
         (("--model", tiny, "--prompt", "good"), "bert does not generate"),
     ):
-        assert message in ftjax("generate", *arguments, expect=2).stderr
+        assert main(["generate", *map(str, arguments)]) == 2
+        assert message in capsys.readouterr().err

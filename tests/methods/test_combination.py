@@ -13,7 +13,8 @@ from ftjax.config import check, default_config, load_config
 from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError
 from ftjax.methods.combination import Combination
-from tests.methods.bases import BASES, HEAD, build, folder, make_batch
+from ftjax.testing import BASES, HEAD, build, make_batch
+from tests.methods.bases import folder
 from tests.models.made import quick
 
 PARTS = ({"name": "lora", "rank": 2, "targets": ["query"]}, {"name": "bitfit"})

@@ -11,9 +11,11 @@ import pytest
 
 from ftjax import methods, pretrained
 from ftjax.methods.additive import Additive
+from ftjax.methods.lora import Lora
 from ftjax.partition import FROZEN
+from ftjax.testing import build, make_batch
 from ftjax.training.optimizers import make_optimizer
-from tests.methods.bases import build, folder, make_batch
+from tests.methods.bases import folder
 from tests.models.made import quick
 
 RATE, ALPHA, RANK = 0.1, 6.0, 4
@@ -180,3 +182,13 @@ def test_on_the_same_projection_merges_are_done_in_turn(first, one_device):
     adapted = quick(model.apply)(params, batch)
     merged = model.method.merge(model.base, params)
     np.testing.assert_allclose(quick(plain.apply)(merged, batch), adapted, atol=1e-4)
+
+
+def test_what_a_method_is_on_is_found_once_a_model(monkeypatch):
+    asked = []
+    selected = Lora.selected
+    monkeypatch.setattr(Lora, "selected", lambda *args: asked.append(args) or selected(*args))
+    model = build("bert", {"name": "lora_plus", "rank_pattern": {"query": 3}})
+    assert model.rates()
+    model.method.merge(model.base, model.method.added(model.base, {}))
+    assert len(asked) == 1

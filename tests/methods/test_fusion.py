@@ -11,7 +11,7 @@ from ftjax.setup.earlier_runs import best_params
 from ftjax.setup.model import place_model
 from tests.conftest import ftjax
 
-SETTINGS = ["--config.method.reduction=8", "--config.train.epochs=1"]
+SETTINGS = ["--config.method.reduction=8", "--config.train.steps=3", "--config.data.buckets=1"]
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +30,20 @@ def settings(config_file, folders, *more):
     return ["--config.method.name=adapter_fusion", *chosen]
 
 
-def test_trained_adapters_are_in_place_and_stay(config_file, runs, tiny, tmp_path, monkeypatch):
+def test_trained_adapters_are_in_place_and_stay(config_file, runs, shallow, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(runs[0].parent))
     arguments = settings(config_file, [runs[0], f"~/{runs[1].name}"])
     run = place_model(check(load_config(str(config_file), arguments)), ("a", "b"))
     for number, folder in enumerate(runs):
-        trained, _ = best_params(folder, tiny)
+        trained, _ = best_params(folder, shallow)
         paths = [path for path in trained if "/adapter/" in path]
-        assert len(paths) == 4 * 4  # layers, and two kernels and biases
+        assert len(paths) == 2 * 4  # layers, and two kernels and biases
         for path in paths:
             there = run.frozen[path.replace("/adapter/", f"/adapter_{number}/")]
             np.testing.assert_array_equal(there, trained[path])
     assert {path.split("/")[-2] for path in run.trainable} == {"fusion", "classifier"}
     ftjax("train", "--config", config_file, "--workdir", tmp_path / "run", *arguments)
-    params, _ = best_params(tmp_path / "run", tiny)
+    params, _ = best_params(tmp_path / "run", shallow)
     assert set(params) == set(run.trainable)
     moved = [np.any(np.asarray(params[path]) != run.trainable[path]) for path in params]
     assert jax.tree.all(moved)

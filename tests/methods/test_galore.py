@@ -9,8 +9,8 @@ import torch
 from ftjax.config import default_config
 from ftjax.errors import UserError
 from ftjax.methods.galore import Galore, leading
+from ftjax.testing import build
 from ftjax.training.optimizers import make_optimizer
-from tests.methods.bases import build
 
 RANK, EVERY, SCALE, RATE, DECAY = 3, 2, 0.25, 0.1, 0.01
 B1, B2, EPSILON = 0.9, 0.999, 1e-8

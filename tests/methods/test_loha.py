@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftjax.methods.loha import hadamard_factors, update, whole_is_cheaper
+from ftjax.methods.loha import difference, hadamard_factors, whole_is_cheaper
 
 LEAVES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 
@@ -22,7 +22,7 @@ def test_both_are_the_product_of_two_products(size, rank, features):
     wanted = (one * two).numpy()  # peft's HadaWeight
     narrow = {name: leaf.astype(np.float32) for name, leaf in leaves.items()}
     left, right = hadamard_factors(**narrow)
-    np.testing.assert_allclose(update(**narrow), wanted, atol=1e-4)
+    np.testing.assert_allclose(difference(**narrow), wanted, atol=1e-4)
     np.testing.assert_allclose(left @ right, wanted, atol=1e-4)
 
 
@@ -51,5 +51,5 @@ def test_the_cheaper_by_the_compilers_count(rows, size, rank, features):
         left, right = hadamard_factors(**leaves)
         return x @ left @ right
 
-    whole = flops(lambda x, leaves: x @ update(**leaves))
+    whole = flops(lambda x, leaves: x @ difference(**leaves))
     assert whole_is_cheaper(rows, size, rank, features) == (whole < flops(by_factors))

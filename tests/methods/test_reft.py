@@ -10,9 +10,9 @@ from ftjax import methods
 from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.generation.decode import next_logits, read_prompt
-from ftjax.methods.examples import ranks
+from ftjax.methods.example_tokens import ranks
 from ftjax.methods.reft import orthonormal
-from tests.methods.bases import BASES, build
+from ftjax.testing import BASES, build
 from tests.models.made import parameters, quick
 
 FULL = {"name": "reft", "rank": 2, "first": 2, "last": 1, "init": "kaiming"}

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ftjax.testing import build
 from ftjax.training.optimizers import make_optimizer
 from ftjax.training.step import carried_moments, init_moments
 from tests.conftest import ftjax
-from tests.methods.bases import build
 from tests.runs.test_resume import OVERRIDES, final, start, stop_at
 
 ADAM = {"name": "adamw", "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
@@ -103,9 +103,10 @@ def test_what_trains_already_keeps_its_moments(one_device):
     assert not np.any(params["embeddings/norm/scale"])
 
 
-def test_a_killed_run_goes_on_to_the_bit(config_file, tmp_path):
+def test_a_killed_run_goes_on_to_the_bit(config_file, tiny, tmp_path):
     """Across changes of what trains; the result is that of the run that was not killed."""
     overrides = ["--config.method.name=lisa", "--config.method.every=15", "--config.data.buckets=1"]
+    overrides.append(f"--config.model.path={tiny}")  # whose layers are more than it draws
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     ftjax("train", "--config", config_file, "--workdir", whole, *OVERRIDES, *overrides)
     stop_at(start(config_file, killed, *overrides), killed, 17, signal.SIGKILL)

@@ -7,7 +7,7 @@ from ftjax import methods
 from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.generation.decode import next_logits, read_prompt
-from tests.methods.bases import BASES, build, make_batch
+from ftjax.testing import BASES, build, make_batch
 from tests.models.made import config_of, parameters, quick
 
 PREFIX = {"name": "prefix_tuning", "length": 3, "shift": False}

@@ -148,3 +148,7 @@ CASES = {
         **BART, activation_function="swish", scale_embedding=True
     ),
 }
+# Cases whose layers, attention or way of stacking no other has. Each of the rest differs from one
+# of these in sizes, names, or what single modules compute, which is compared with transformers.
+DISTINCT = ("bert", "albert", "deberta-v3", "modernbert", "xlnet", "gpt2", "gpt_neo", "llama")
+DISTINCT += ("mixtral", "gemma2", "gemma3", "t5", "bart")

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ from ftjax.models import FAMILIES, configure
 from ftjax.models.layers import Options
 from ftjax.paths import Flat, expand
 from tests.compiler import OPTIONS
-from tests.models.cases import CASES
+from tests.covering import product
+from tests.models.cases import CASES, DISTINCT
 
 LABELS = 3
 LANGUAGE_MODELS = ("masked_lm", "causal_lm", "seq2seq_lm")
@@ -23,6 +24,11 @@ LANGUAGE_MODELS = ("masked_lm", "causal_lm", "seq2seq_lm")
 def config_of(case: str) -> dict[str, Any]:
     """config.json of a case."""
     return json.loads(CASES[case]().to_json_string())
+
+
+def by_layers(cases: Iterable[str] = CASES) -> list[Any]:
+    """Parameters of a test of what layers make of a case: by default of those that differ."""
+    return product([(case,) for case in cases], [(case,) for case in DISTINCT])
 
 
 def kind_of(case: str) -> str:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from ftjax.models import family
-from ftjax.models.keys import Keys
+from ftjax.models.config_keys import Keys
 from tests.models.cases import CASES, LLAMA3
 
 # Names of sizes, by family.

@@ -15,6 +15,7 @@ from ftjax.errors import UserError
 from ftjax.formats.folder import locate
 from tests.conftest import CONFIG, HEAD, build, make_batch, write_tiny
 from tests.covering import covering, product
+from tests.models.made import quick
 
 FULL = {"name": "full"}
 
@@ -36,12 +37,12 @@ def real_batch(rows=6, length=40):
     return batch
 
 
-@pytest.mark.parametrize("segments", ["unrolled", "scan", (2, 4)])
+@pytest.mark.parametrize("segments", ["unrolled", (2, 4)])
 def test_minilm_hidden_states(one_device, segments):
     folder = locate("minilm")
     model = build(folder, FULL, {"segments": segments}, {})
     batch = real_batch()
-    ours = model.apply(load(folder, model, one_device), batch)
+    ours = quick(model.apply)(load(folder, model, one_device), batch)
     reference = transformers.AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():
         theirs = reference(**torch_inputs(batch)).last_hidden_state.numpy()
@@ -72,7 +73,7 @@ def test_classifier_logits_and_gradients(tiny, one_device):
         picked = jax.nn.log_softmax(logits)[np.arange(len(labels)), batch["labels"]]
         return -picked.mean(), logits
 
-    grads, logits = jax.grad(loss, has_aux=True)(params)
+    grads, logits = quick(jax.grad(loss, has_aux=True))(params)
     np.testing.assert_allclose(logits, out.logits.detach().numpy(), atol=1e-5)
     theirs = dict(reference.named_parameters())
     for ours, name in {
@@ -88,45 +89,6 @@ def test_classifier_logits_and_gradients(tiny, one_device):
         np.testing.assert_allclose(grads[ours], wanted, atol=2e-5, err_msg=ours)
 
 
-def restack(params, shapes):
-    """Unrolled parameters → those of a model with scanned segments."""
-    from ftjax.paths import expand
-
-    return {
-        path: params[path]
-        if expand(path)[0] == path
-        else np.stack([params[n] for n in expand(path)])
-        for path in shapes
-    }
-
-
-LAYOUTS = [
-    (segments, remat)
-    for segments in ("unrolled", "scan", (1, 2, 1))
-    for remat in ("none", "full", "dots", "dots_no_batch")
-]
-
-
-@pytest.mark.parametrize(("segments", "remat"), product(LAYOUTS, covering(LAYOUTS)))
-def test_segments_and_remat_change_nothing(tiny, one_device, segments, remat):
-    plain = build(tiny, FULL)
-    params, batch = load(tiny, plain, one_device), make_batch()
-    model = build(tiny, FULL, {"segments": segments, "remat": remat})
-    stacked = restack({k: np.asarray(v) for k, v in params.items()}, model.shapes)
-
-    def loss(model, params):
-        return (model.apply(params, batch) ** 2).sum()
-
-    wanted, wanted_grads = jax.value_and_grad(lambda p: loss(plain, p))(params)
-    found, grads = jax.value_and_grad(lambda p: loss(model, p))(stacked)
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    wanted_grads = restack(wanted_grads, model.shapes)
-    # Rounding is relative to the largest: a key's bias has no gradient but for it.
-    rounding = 2e-6 * max(float(np.abs(grad).max()) for grad in wanted_grads.values())
-    for path, grad in wanted_grads.items():
-        np.testing.assert_allclose(grads[path], grad, rtol=1e-3, atol=rounding, err_msg=path)
-
-
 def test_packed_examples_do_not_see_each_other(tiny, one_device):
     model = build(tiny, FULL, {}, {})
     params = load(tiny, model, one_device)
@@ -136,13 +98,16 @@ def test_packed_examples_do_not_see_each_other(tiny, one_device):
     segments = np.repeat([1, 2, 3, 0], [5, 3, 7, 1])[None]
     positions = np.concatenate([np.arange(5), np.arange(3), np.arange(7), [0]])[None]
     inputs = {"input_ids": packed, "segment_ids": segments, "position_ids": positions}
-    together = model.apply(params, inputs)
-    apart = [model.apply(params, {"input_ids": part}) for part in parts]
+    apply = quick(model.apply)
+    together = apply(params, inputs)
+    apart = [apply(params, {"input_ids": part}) for part in parts]
     np.testing.assert_allclose(together[:, :15], np.concatenate(apart, 1), atol=1e-5)
 
 
-@pytest.mark.parametrize("segments", ["unrolled", "scan"])
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+POOLED = [(pooling, segments) for pooling in ("cls", "mean") for segments in ("unrolled", "scan")]
+
+
+@pytest.mark.parametrize(("pooling", "segments"), product(POOLED, covering(POOLED)))
 def test_packed_rows_give_the_logits_of_their_examples(tiny, one_device, pooling, segments):
     head = {**HEAD, "pooling": pooling}
     model = build(tiny, FULL, {"segments": segments}, head)
@@ -155,14 +120,14 @@ def test_packed_rows_give_the_logits_of_their_examples(tiny, one_device, pooling
     examples = Examples(
         Ragged(ids, offsets), {"token_type_ids": types}, {"labels": np.arange(20) % 2}
     )
-    wanted, found = np.zeros((20, 2)), np.full((20, 2), np.nan)
+    wanted, found, apply = np.zeros((20, 2)), np.full((20, 2), np.nan), quick(model.apply)
     for layout, outputs in (
         (Layout((16,)), wanted),
         (packed_layout(lengths, 8), found),
     ):
         for planned, batch in Loader(examples, 8, layout, 0):
             real = planned.places != EMPTY
-            outputs[planned.places[real]] = model.apply(params, batch)[real]
+            outputs[planned.places[real]] = np.asarray(apply(params, batch))[real]
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
@@ -173,7 +138,8 @@ def test_padding_changes_nothing(tiny, one_device):
         name: np.pad(batch[name], ((0, 0), (0, 9)), constant_values=7 * (name == "input_ids"))
         for name in ("input_ids", "attention_mask", "token_type_ids")
     }
-    np.testing.assert_allclose(model.apply(params, wider), model.apply(params, batch), atol=1e-5)
+    apply = quick(model.apply)
+    np.testing.assert_allclose(apply(params, wider), apply(params, batch), atol=1e-5)
 
 
 def test_mean_pooling_averages_real_tokens(tiny, one_device):
@@ -186,16 +152,16 @@ def test_mean_pooling_averages_real_tokens(tiny, one_device):
     mask = batch["attention_mask"][..., None]
     mean = (hidden * mask).sum(1) / mask.sum(1)
     wanted = mean @ np.asarray(params["classifier/kernel"]) + np.asarray(params["classifier/bias"])
-    np.testing.assert_allclose(model.apply(params, batch), wanted, atol=1e-5)
+    np.testing.assert_allclose(quick(model.apply)(params, batch), wanted, atol=1e-5)
 
 
 def test_bfloat16_is_near(tmp_path, one_device):
     tiny, batch = write_tiny(tmp_path / "calm", initializer_range=0.1), make_batch()
     wide, narrow = build(tiny, FULL), build(tiny, FULL, {"dtype": "bfloat16"})
     params = load(tiny, wide, one_device)
-    out = narrow.apply(params, batch)
+    out = quick(narrow.apply)(params, batch)
     assert out.dtype == np.float32
-    wanted = np.asarray(wide.apply(params, batch))
+    wanted = np.asarray(quick(wide.apply)(params, batch))
     np.testing.assert_allclose(out, wanted, atol=3e-2 * np.abs(wanted).max())
 
 
@@ -204,9 +170,10 @@ def test_dropout_is_on_exactly_with_a_key_and_keeps_the_mean(tiny, one_device):
 
     model = build(tiny, FULL)
     params, batch = load(tiny, model, one_device), make_batch()
-    calm = model.apply(params, batch)
-    noisy = model.apply(params, batch, jax.random.key(0))
-    np.testing.assert_array_equal(noisy, model.apply(params, batch, jax.random.key(0)))
+    apply = quick(model.apply)
+    calm = apply(params, batch)
+    noisy = apply(params, batch, jax.random.key(0))
+    np.testing.assert_array_equal(noisy, apply(params, batch, jax.random.key(0)))
     assert np.abs(noisy - calm).max() > 1e-3
     x = np.ones((512, 513), np.float32)
     for rate in (0.1, 0.5):
@@ -226,7 +193,7 @@ def test_dropout_is_on_exactly_with_a_key_and_keeps_the_mean(tiny, one_device):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, "mamba.*supported: .*bert"),
+        ({"model_type": "mamba"}, "mamba.*not known .did you mean .*llama"),
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         ({"hidden_act": "mish"}, "mish"),
         ({"is_decoder": True}, "is_decoder"),

@@ -14,8 +14,9 @@ from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.models import cudnn
 from ftjax.models.attention import _say_once
-from ftjax.models.pattern import Pattern
+from ftjax.models.masks import Pattern
 from ftjax.parallel.mesh import logical_axes, make_mesh
+from tests.covering import covering, product
 from tests.models import made
 
 PREFIX = {"name": "prefix_tuning", "length": 3}
@@ -163,8 +164,10 @@ TAKEN = {  # head, settings and method, batch, the kernels' masks
 }
 
 
-@pytest.mark.parametrize("name", TAKEN)
-@pytest.mark.parametrize("attention", ["gpu", "cudnn"])
+ASKED = [(name, attention) for name in TAKEN for attention in ("gpu", "cudnn")]
+
+
+@pytest.mark.parametrize(("name", "attention"), product(ASKED, covering(ASKED)))
 def test_jax_takes_it_for_gpus(name, attention, installed):
     case, head, settings, batch, wanted = TAKEN[name]
     model = build(case, head, attention=attention, **settings)

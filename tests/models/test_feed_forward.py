@@ -8,6 +8,7 @@ from ftjax import methods
 from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.parallel.mesh import logical_axes, make_mesh
+from tests.covering import covering, product
 from tests.forecast.abstract import LLAMA
 from tests.models import made
 
@@ -42,8 +43,10 @@ def found(model, mesh=None):
     return made.quick(jax.grad(loss, has_aux=True))(params)
 
 
-@pytest.mark.parametrize("shape", [None, (1, 4, 1), (1, 2, 2)], ids=str)
-@pytest.mark.parametrize("method", METHODS)
+CASES = [(method, shape) for method in METHODS for shape in (None, (1, 4, 1), (1, 2, 2))]
+
+
+@pytest.mark.parametrize(("method", "shape"), product(CASES, covering(CASES)))
 def test_parts_equal_the_whole(method, shape):
     grads, logits = found(tuned(method, 1))
     model = tuned(method, 3)  # of 128 features: not equally many

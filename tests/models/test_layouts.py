@@ -14,6 +14,7 @@ from ftjax.models.stack import POLICIES, matching_segments
 from tests.models.cases import CASES
 from tests.models.made import (
     build,
+    by_layers,
     config_of,
     difference,
     inputs,
@@ -49,7 +50,7 @@ def computed(case: str, segments: str | tuple[int, ...] = "unrolled", remat: str
     return np.asarray(out), unstacked(grads)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", by_layers())
 def test_segments_and_remat_change_nothing(case, parity, request):
     """By one policy of what is computed again a case; by `--all` some by each."""
     wanted, wanted_grads = computed(case)

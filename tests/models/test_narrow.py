@@ -12,7 +12,7 @@ from ftjax import methods
 from ftjax.build import build_tuned
 from ftjax.generation import decode
 from ftjax.generation.settings import Settings
-from ftjax.models.vocabulary import read_off
+from ftjax.models.language_head import read_off
 from ftjax.parallel.product import FEW, rows
 from tests.models.cases import CASES
 

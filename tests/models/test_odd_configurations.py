@@ -4,14 +4,16 @@ import random
 
 import pytest
 
-from ftjax import methods, models, tuned
+from ftjax import methods, models
 from ftjax.build import build_tuned
 from ftjax.errors import UserError
+from ftjax.models.layers import Options
 from tests.formats.bounds import bounded
 from tests.formats.mutants import changed
 from tests.models.cases import CASES
 
-MUTANTS, BUILT = 300, 5  # of a kind of model; how many of them are traced, which takes long
+MUTANTS = 300  # of a kind of model
+BUILT, MORE = 2, 5  # how many of them are traced, which takes long; more by --all
 GROUPS = ["bert", "distilbert", "albert", "deberta-v3", "xlnet", "modernbert", "gpt2", "gpt_neo"]
 GROUPS += ["llama", "mixtral", "phi3", "qwen3", "gemma3", "t5", "bart", "marian"]
 ODD = [1, 2, 3, 5, 7, 0, -1, 33, 1000, 10**6, 10**9, 0.3, 1e-9, 1e30, 1e200, "gelu", "relu", "x"]
@@ -40,18 +42,19 @@ def mutants(name: str, seed: int, count: int):
 
 
 @pytest.mark.parametrize("name", GROUPS)
-def test_a_model_is_built_or_its_configuration_refused(name):
+def test_a_model_is_built_or_its_configuration_refused(name, pytestconfig):
     lora, built, refused = methods.create({"name": "lora", "targets": "all-linear"}), 0, 0
+    limit = MORE if pytestconfig.getoption("--all") else BUILT
     with bounded():
         for config in mutants(name, 0, MUTANTS):
             try:
-                models.configure(config, tuned.Options())
-                if built < BUILT:
+                models.configure(config, Options())
+                if built < limit:
                     build_tuned(config, lora)
                     built += 1
             except UserError:
                 refused += 1
-    assert built == BUILT and refused > MUTANTS // 10
+    assert built == limit and refused > MUTANTS // 10
 
 
 BAD = {
@@ -90,7 +93,7 @@ def test_what_no_model_can_be_is_named(case):
     name, change, message = BAD[case]
     config = {**CASES[name]().to_dict(), **change}
     with bounded(), pytest.raises(UserError, match=message):
-        models.configure(config, tuned.Options())
+        models.configure(config, Options())
 
 
 @pytest.mark.parametrize(

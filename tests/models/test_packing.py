@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from tests.models.cases import CASES
-from tests.models.made import LABELS, build, difference, heads_of, kind_of, parameters, quick
+from tests.models.made import (
+    LABELS,
+    build,
+    by_layers,
+    difference,
+    heads_of,
+    kind_of,
+    parameters,
+    quick,
+)
 
 LENGTHS = ((7, 4, 4), (4, 7))  # of the examples of each row; longer than the cases' windows
 ROW = 18
@@ -46,7 +55,7 @@ def packed(rows: list[list[dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
     return batch
 
 
-@pytest.mark.parametrize("case", ONE_STACK)
+@pytest.mark.parametrize("case", by_layers(ONE_STACK))
 def test_packed_examples_equal_each_alone(case, parity):
     heads = {"none": build(case, None)}
     if "classification" in heads_of(case):

@@ -12,6 +12,7 @@ from tests.covering import covering, product
 from tests.models.cases import CASES
 from tests.models.made import (
     build,
+    by_layers,
     config_of,
     difference,
     inputs,
@@ -45,7 +46,7 @@ SIZES = {  # by which the families' configurations say how wide a model is
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", by_layers())
 def test_sharded_equals_whole(case, parity):
     mesh, model, batch = make_mesh(2, 2, 2), build(case, natural(case)), inputs(case, ROWS)
     params = parameters(model)
@@ -85,8 +86,10 @@ def test_gradients_over_every_axis_equal_whole(case, axis):
         assert difference(found[path], grad, 100 * largest) < 1e-5, path
 
 
-@pytest.mark.parametrize("segments", ["unrolled", "scan"])
-@pytest.mark.parametrize("case", CASES)
+PLACED = [(case, segments) for case in CASES for segments in ("scan", "unrolled")]
+
+
+@pytest.mark.parametrize(("case", "segments"), product(PLACED, covering(PLACED)))
 def test_no_large_parameter_stays_whole(case, segments):
     """Of a model wide enough that matrices and tables are over 1 MB; only shapes are made."""
     config = config_of(case)
@@ -105,7 +108,7 @@ def test_no_large_parameter_stays_whole(case, segments):
         assert {axis for axis in axes if axis} <= RULES.keys(), path
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", by_layers())
 def test_a_folder_is_read_into_shards(case, tmp_path):
     """Scanned, and each device its slice, also of fused, turned and stacked tensors."""
     plain, model = (build(case, natural(case), segments=how) for how in ("unrolled", "scan"))

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from ftjax import cache
-from tests.conftest import make_rows, write_jsonl
+from tests.conftest import ftjax, make_rows, write_jsonl
 from tests.parallel import processes
 
 STEPS = ["--config.train.steps=2", "--config.train.eval_every=2", "--config.mesh.data=2"]
@@ -25,12 +25,14 @@ def run(config_file, workdir, overrides, variables, expect=0):
 
 def test_what_a_model_said_before_is_the_first_host_s(config_file, tmp_path, monkeypatch):
     """The second host's disk has another answer, the first one's none."""
+    monkeypatch.setenv("FTJAX_CACHE", str(tmp_path / "alone"))
+    alone = ["train", "--config", config_file, *STEPS]
     judge = tmp_path / "judge"
     learnt = ["--config.train.steps=40", "--config.train.eval_every=40"]
-    run(config_file, judge, learnt, [{"FTJAX_CACHE": tmp_path / "alone"}])
+    ftjax(*alone, "--workdir", judge, *learnt, devices=2)
     step = {"step": "filter_classifier", "workdir": str(judge), "labels": ["positive"]}
     prepare = [f"--config.data.prepare={[step]!r}"]
-    run(config_file, tmp_path / "one", prepare, [{"FTJAX_CACHE": tmp_path / "alone"}])
+    ftjax(*alone, "--workdir", tmp_path / "one", *prepare, devices=2)
     shutil.copytree(tmp_path / "alone", tmp_path / "second")
     files = list((tmp_path / "second" / "prepared").glob("*.json"))
     assert files

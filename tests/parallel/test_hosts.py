@@ -12,6 +12,7 @@ import pytest
 
 from ftjax.workdir.checkpoints import Checkpoints
 from ftjax.workdir.records import read_rows
+from tests.conftest import ftjax
 from tests.parallel import processes
 from tests.parallel.processes import ended
 
@@ -54,20 +55,31 @@ def same(found, wanted):
             np.testing.assert_allclose(params[path], leaf, rtol=1e-5, atol=1e-5, err_msg=path)
 
 
-def test_four_processes_equal_one_and_fewer_go_on_when_one_is_lost(config_file, tmp_path, request):
-    """In one test, since runs of several processes keep all cores; by `--all` one goes on, too."""
-    ended(start(config_file, tmp_path / "alone", 1))
-    alone = final(tmp_path / "alone")
+@pytest.fixture(scope="module")
+def alone(config_file, tmp_path_factory):
+    """What one process of eight devices comes to."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    ftjax("train", "--config", config_file, "--workdir", workdir, *OVERRIDES, devices=8)
+    return final(workdir)
+
+
+@pytest.mark.product
+def test_four_processes_equal_one(config_file, alone, tmp_path):
+    """By default the next test says so: of four until one is lost, and of two from there."""
     outputs = ended(start(config_file, tmp_path / "four", 4))
     same(final(tmp_path / "four"), alone)
     assert all("step" not in output for output in outputs[1:])  # one of them speaks
+
+
+def test_fewer_go_on_when_one_is_lost_and_equal_one(config_file, alone, tmp_path, request):
+    """Rows of the steps of four, and of those of fewer; by `--all` one goes on, too."""
     workdir = tmp_path / "lost"
     lose_one(config_file, workdir)
     for fewer in (2, 1) if request.config.getoption("--all") else (2,):
         left = tmp_path / f"{fewer}"
         shutil.copytree(workdir, left)
-        said = "".join(ended(start(config_file, left, fewer)))
-        assert "resumed at step" in said
+        first, *others = ended(start(config_file, left, fewer))
+        assert "resumed at step" in first and all("step" not in output for output in others)
         same(final(left), alone)
 
 
@@ -103,7 +115,10 @@ ONE_LATER = [(signal.SIGTERM, None, 5.0)]
     ],
 )
 def test_signals_stop_all_at_one_step(config_file, tmp_path, count, stops):
-    """Sent to all, so many seconds apart, or to one; gone on with, the run equals a whole one."""
+    """Sent to all, so many seconds apart, or to one; gone on with, the run equals a whole one.
+
+    Of two, also where what one host finds damaged is set aside for all.
+    """
 
     def run(workdir, calls=None):
         return start(config_file, workdir, count, count, LONG, calls)
@@ -122,27 +137,21 @@ def test_signals_stop_all_at_one_step(config_file, tmp_path, count, stops):
         step, last = last, checkpoints.latest()
         checkpoints.close()
         assert step < last < STEPS and f"stopped by SIGTERM at step {last}" in outputs[0]
-    ended(run(workdir))
+    set_aside = damaged(workdir / "checkpoints") if count == 2 else []
+    said = ended(run(workdir))[0]
+    assert all(message in said for message in set_aside), said
     (_, wanted), (_, params) = final(whole, STEPS), final(workdir, STEPS)
     for path, leaf in wanted.items():
         np.testing.assert_array_equal(params[path], leaf, err_msg=path)
-    if count == 2:
-        set_aside(run, whole, wanted)
 
 
-def set_aside(run, workdir, wanted):
-    """What one host finds damaged is so for all: its own parts, which no other reads, are cut."""
-    (workdir / "result.json").unlink()
-    newest = workdir / "checkpoints" / f"{STEPS}"
-    for file in newest.rglob("ocdbt.process_1/d/*"):
+def damaged(folder):
+    """Cuts the parts of the newest checkpoint that one host alone reads; what all then say."""
+    before, newest = sorted(int(path.name) for path in folder.iterdir())[-2:]
+    for file in (folder / f"{newest}").rglob("ocdbt.process_1/d/*"):
         file.write_bytes(file.read_bytes()[:10])
-    said, _ = ended(run(workdir))
-    assert f"it is set aside as {newest}.unreadable" in said
-    assert f"resumed at step {STEPS // 2}" in said
-    assert newest.with_name(f"{STEPS}.unreadable").is_dir()
-    _, params = final(workdir, STEPS)
-    for path, leaf in wanted.items():
-        np.testing.assert_array_equal(params[path], leaf, err_msg=path)
+    aside = f"it is set aside as {folder / str(newest)}.unreadable"
+    return [aside, f"resumed at step {before}\n"]
 
 
 def lose_one(config_file, workdir):

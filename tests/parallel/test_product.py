@@ -12,8 +12,12 @@ from ftjax.parallel import collectives, product
 from ftjax.parallel.collectives import factors
 from ftjax.parallel.mesh import logical_axes, make_mesh
 from ftjax.parallel.product import gated, in_turn, matmul, rounded
+from tests.covering import covering
+from tests.covering import product as product_of
 
 PAIRS = [("embed", "mlp"), ("mlp", "embed"), ("embed", "rank"), ("rank", "heads")]
+RINGS = ["one ring", "large kernels", "two rings", "two rings, small arrays too"]
+CASES = [(axes, rings) for rings in RINGS for axes in PAIRS]
 
 
 def torus(order):
@@ -34,7 +38,7 @@ def test_the_torus_is_found_in_the_order_of_devices():
     assert factors(torus(snake), "x") == (8,)
 
 
-@pytest.fixture(params=["one ring", "large kernels", "two rings", "two rings, small arrays too"])
+@pytest.fixture(params=RINGS)
 def rings(request, monkeypatch):
     monkeypatch.setattr(product, "LARGE", 0 if "large" in request.param else 2**26)
     if "two" in request.param:
@@ -43,7 +47,7 @@ def rings(request, monkeypatch):
     monkeypatch.setattr(collectives, "SMALL", 2**25 if "small" in request.param else 0)
 
 
-@pytest.mark.parametrize("axes", PAIRS)
+@pytest.mark.parametrize(("axes", "rings"), product_of(CASES, covering(CASES)), indirect=["rings"])
 def test_products_and_gradients_equal_one_device(axes, rings):
     random = np.random.default_rng(0)
     x = random.normal(size=(8, 3, 16)).astype(np.float32)

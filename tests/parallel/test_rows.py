@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from ftjax.commands.compile import AHEAD
-from ftjax.forecast.chips import topology_devices
+from ftjax.forecast.chips import AHEAD, topology_devices
 from ftjax.parallel.mesh import batch_sharding, batch_ways, make_mesh, rows_of, shard_of
 from tests.conftest import here, make_rows, write_jsonl
 from tests.generation.conftest import write_model

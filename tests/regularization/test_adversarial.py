@@ -17,10 +17,10 @@ from ftjax.formats.folder import read_config
 from ftjax.formats.hf import mapping
 from ftjax.parallel.mesh import make_mesh
 from ftjax.regularization.words import key_of, noise
+from ftjax.testing import build, make_batch
 from tests.conftest import perturbed
 from tests.forecast.abstract import config_of as abstract
 from tests.forecast.abstract import write_config
-from tests.methods.bases import build, make_batch
 from tests.methods.bases import folder as base_folder
 from tests.models.reference import LABELS, Reference
 from tests.regularization.settings import config_of, differentiated

@@ -11,10 +11,10 @@ import torch
 
 from ftjax import tasks
 from ftjax.errors import UserError
-from ftjax.models.vocabulary import score
+from ftjax.models.language_head import score
 from ftjax.regularization.loss import regularized
 from ftjax.regularization.words import key_of
-from tests.methods.bases import build, make_batch
+from ftjax.testing import build, make_batch
 from tests.regularization.settings import config_of, loss_of
 
 ALPHA, ROWS, OUTPUTS = 0.7, 6, 4

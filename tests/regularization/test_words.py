@@ -8,8 +8,8 @@ import torch
 from transformers.integrations.neftune import neftune_post_forward_hook
 
 from ftjax.regularization.words import cutoff, noise
-from tests.methods.bases import build as build_base
-from tests.methods.bases import make_batch
+from ftjax.testing import build as build_base
+from ftjax.testing import make_batch
 from tests.models.made import build, inputs, kind_of, natural, parameters, quick
 
 ALPHA, SIZE = 5.0, 300

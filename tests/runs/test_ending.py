@@ -27,7 +27,7 @@ from ftjax.setup.splits import read_data
 from ftjax.workdir.folder import read_workdir
 from ftjax.workdir.records import read_metrics
 from ftjax.workdir.result import read_result
-from tests.conftest import here, make_rows, write_jsonl
+from tests.conftest import ftjax, here, make_rows, write_jsonl
 
 NAMES = ("a", "b", "c")
 LABELS = np.array([0, 2, 2, 1, 2, 0], np.int32)
@@ -44,7 +44,7 @@ def useless(config_file, tmp_path_factory):
     options += ["--config.optimizer.learning_rate=1e6", "--config.train.epochs=2"]
     options += ["--config.train.log_every=1", "--config.optimizer.name=sgd"]
     options += ["--config.optimizer.warmup=0", "--config.optimizer.schedule=constant"]
-    here("train", "--config", f"{config_file}:full", "--workdir", work, *options)
+    ftjax("train", "--config", f"{config_file}:full", "--workdir", work, *options)
     return work, rows
 
 

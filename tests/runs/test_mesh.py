@@ -65,6 +65,7 @@ def test_equals_the_single_device_run(single, mesh, config_file, tmp_path):
 def test_packed_rows_spread_over_devices(config_file, tmp_path):
     """Without dropout: the rows of a batch depend on the mesh, its examples do not."""
     calm = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    calm["num_hidden_layers"] = 2
     model = f"--config.model.path={write_tiny(tmp_path / 'calm', **calm)}"
     overrides = [model, "--config.data.batching=pack", "--config.optimizer.name=sgd"]
     mesh = [f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "tensor")]

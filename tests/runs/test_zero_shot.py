@@ -15,7 +15,7 @@ from ftjax.evaluation.predictor import open_predictor
 from ftjax.methods.prompting import CONTENT_FREE, calibrated, label_means
 from ftjax.runs.zero_shot import choose_template
 from ftjax.tasks.classification import Classification
-from tests.conftest import here, write_jsonl, write_tokenizer
+from tests.conftest import ftjax, write_jsonl, write_tokenizer
 from tests.generation.conftest import write_model
 from tests.models.reference import Reference
 
@@ -141,15 +141,15 @@ def test_zero_shot_commands_agree(causal, corpus, tmp_path):
         "templates=CAUSAL[:1], words=('bad', 'very good'))\n"
     )
     work, out = tmp_path / "work", tmp_path / "out.jsonl"
-    here("train", "--config", file, "--workdir", work)
+    ftjax("train", "--config", file, "--workdir", work)
     result = json.loads((work / "result.json").read_text())
-    here("evaluate", "--workdir", work)
+    ftjax("evaluate", "--workdir", work)
     scored = json.loads((work / "evaluate_test.json").read_text())
     assert scored["confusion"] == result["metrics"]["test"]["confusion"]
     assert scored["loss"] == pytest.approx(result["metrics"]["test"]["loss"], abs=1e-6)
     test = [json.loads(line) for line in (corpus / "test.jsonl").read_text().splitlines()]
     texts = write_jsonl(tmp_path / "in.jsonl", [{"text": row["text"]} for row in test])
-    here("predict", "--workdir", work, "--input", texts, "--output", out)
+    ftjax("predict", "--workdir", work, "--input", texts, "--output", out)
     found = [json.loads(line)["label"] for line in out.read_text().splitlines()]
     right = np.mean([a == b["label"] for a, b in zip(found, test, strict=True)])
     # of texts that stand twice in the file, the run leaves one out

@@ -26,9 +26,9 @@ OVERRIDES = ["--config.train.steps=4", "--config.train.eval_every=2", "--config.
 
 
 @pytest.fixture
-def laid(tiny, corpus, tmp_path):
+def laid(shallow, corpus, tmp_path):
     """Copies of a model and of data that a test may change."""
-    shutil.copytree(tiny, tmp_path / "model")
+    shutil.copytree(shallow, tmp_path / "model")
     shutil.copytree(corpus, tmp_path / "data")
     return tmp_path
 

@@ -14,7 +14,7 @@ from ftjax.config import default_config
 from ftjax.errors import UserError
 from ftjax.evaluation import asked_models
 from ftjax.setup.new_model import make_model
-from tests.conftest import here, make_rows, write_jsonl
+from tests.conftest import ftjax, here, make_rows, write_jsonl
 
 TEXTS = [
     "Good evening, the film wasn't bad: 3 of 5!",
@@ -141,7 +141,7 @@ def get_config():
     return config
 """
     )
-    here("train", "--config", file, "--workdir", work)
+    ftjax("train", "--config", file, "--workdir", work)
     rows = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses[-1] < 0.5 * losses[0]

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from ftjax import registry, tasks
+from ftjax import tasks
 from ftjax.data.encode import Examples, ragged
 from ftjax.errors import UserError
 from ftjax.tasks.base import HIGHER, LOWER
@@ -55,7 +55,7 @@ ROWS = {
 
 def scores_of(name, folder):
     """Metrics of right answers and of wrong ones, and those that there should be."""
-    task = registry.find("task", tasks.TASKS, name)
+    task = tasks.find(name)
     if name == "span_qa":
         task = task(impossible=True, stride=4)
         split, names, examples = examples_of(task, rows_of(8, 12, empty=0.5), folder)
@@ -83,7 +83,7 @@ def scores_of(name, folder):
 
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_right_answers_score_better(name, tiny):
-    task = registry.find("task", tasks.TASKS, name)
+    task = tasks.find(name)
     right, wrong, measured = scores_of(name, tiny)
     numbers = {key for key, value in right.items() if isinstance(value, float)}
     assert numbers == set(measured) == set(task.better) - set(task.at_end)
@@ -96,7 +96,7 @@ def test_right_answers_score_better(name, tiny):
 
 @pytest.mark.parametrize("name", ["seq2seq", "instruction"])
 def test_what_is_written_is_better_higher(name):
-    task = registry.find("task", tasks.TASKS, name)
+    task = tasks.find(name)
     both = [{}, {}]
     for metrics in ("translation", "summary") if name == "seq2seq" else ("",):
         made = task(metrics=metrics) if metrics else task()
@@ -167,7 +167,7 @@ def test_metrics_that_a_split_does_not_have():
         "contrastive": ({}, np.stack([PAIR, NEAR], 1)[:3], [{"text": "a", "text_pair": "b"}] * 3),
     }
     for name, (arrays, outputs, rows) in cases.items():
-        task = registry.find("task", tasks.TASKS, name)()
+        task = tasks.find(name)()
         rows = [{**row, "label": ["0"]} for row in rows] if name == "multilabel" else rows
         split, examples = split_of(task, rows), Examples(ragged([[1]] * 3), arrays=arrays)
         scores = task.score(np.asarray(outputs, np.float32), examples, split, ("0", "1"))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.conftest import WORDS, here, write_jsonl
+from tests.conftest import WORDS, ftjax, here, write_jsonl
 from tests.models.reference import Reference
 from tests.tasks.made import write_words
 
@@ -125,10 +125,10 @@ def get_config():
     if writes:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr("ftjax.runs.ending.written_scores", interrupted)
-            here("train", "--config", file, "--workdir", work)
+            here("train", "--config", file, "--workdir", work)  # on all devices
         kept = json.loads((work / "result.json").read_text())
         assert kept["pending"] and kept["metrics"]["test"]["loss"]
-    here("train", "--config", file, "--workdir", work)
+    ftjax("train", "--config", file, "--workdir", work)
     logged = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in logged if "loss" in row]
     assert len(losses) == 6 and min(losses[3:]) < losses[0] and np.isfinite(losses).all()
@@ -153,7 +153,7 @@ def get_config():
         report = json.loads((work / "data_report.json").read_text())
         cut = {row["split"]: row["cut"] for row in report if row["step"] == "prompt"}
         assert cut["test"] == 1 and not cut.get("validation")
-    here("evaluate", "--workdir", work)
+    ftjax("evaluate", "--workdir", work)
     scored = json.loads((work / "evaluate_test.json").read_text())
     for name in METRICS[task]:
         wanted = result["metrics"]["test"][name]
@@ -164,15 +164,8 @@ def get_config():
         hidden = {"tags", "label", "answers", "target", "output"}
         asked = [{key: value for key, value in row.items() if key not in hidden} for row in asked]
     write_jsonl(tmp_path / "asked.jsonl", asked)
-    here(
-        "predict",
-        "--workdir",
-        work,
-        "--input",
-        tmp_path / "asked.jsonl",
-        "--output",
-        tmp_path / "found.jsonl",
-    )
+    asked_for = ["--input", tmp_path / "asked.jsonl", "--output", tmp_path / "found.jsonl"]
+    ftjax("predict", "--workdir", work, *asked_for)
     found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
     assert len(found) == 13 + writes and all(FOUND[task] <= set(row) for row in found), found[0]
     for row, own in zip(found, said, strict=True):  # as the run has it, but for losses of answers
@@ -187,8 +180,8 @@ def get_config():
             assert given["context"][row["start"] :].startswith(row["answer"]) and row["answer"]
     if task == "preference":  # the reference of a run that goes on from an adapter has it too
         adapter, again = tmp_path / "adapter", tmp_path / "again"
-        here("export", "--workdir", work, "--format", "peft", "--output", adapter)
-        here(
+        ftjax("export", "--workdir", work, "--format", "peft", "--output", adapter)
+        ftjax(
             "train", "--config", file, "--workdir", again,
             f"--config.model.adapter={adapter}", "--config.train.steps=1",
         )  # fmt: skip

@@ -30,13 +30,13 @@ def rows_of(count, names=("text", "text_pair"), seed=0):
 
 
 @pytest.fixture(scope="module")
-def made(tiny):
-    model = build(tiny, {"name": "full"}, head={"head": "embedding", "pooling": "mean"})
+def made(shallow):
+    model = build(shallow, {"name": "full"}, head={"head": "embedding", "pooling": "mean"})
     mesh = make_mesh(devices=jax.devices()[:1])
-    params, absent = pretrained.load(tiny, model, mesh, jax.random.key(0))
+    params, absent = pretrained.load(shallow, model, mesh, jax.random.key(0))
     assert not absent
-    theirs = transformers.BertModel.from_pretrained(tiny).eval()
-    return Made(TASK, model, params, theirs), load_tokenizer(tiny), tiny
+    theirs = transformers.BertModel.from_pretrained(shallow).eval()
+    return Made(TASK, model, params, theirs), load_tokenizer(shallow), shallow
 
 
 def means(model, tokenizer, texts):
@@ -160,23 +160,23 @@ def test_texts_in_one_place_are_not_found(value):
     np.testing.assert_allclose(scores["accuracy"], 1 / 2)
 
 
-def test_rows_of_one_text_are_not_their_own_partners(tiny):
+def test_rows_of_one_text_are_not_their_own_partners(shallow):
     """Without dropout both readings are one: nothing is scored that is 1 by construction."""
     rows = [{"text": row["text"], "label": 1.0} for row in rows_of(5)]
-    split, names, examples = examples_of(TASK, rows, tiny)
+    split, names, examples = examples_of(TASK, rows, shallow)
     one = np.random.default_rng(0).normal(size=(5, 1, 4)).astype(np.float32)
     outputs = np.repeat(one / np.linalg.norm(one, axis=-1, keepdims=True), 2, 1)
     scores = TASK.score(outputs, examples, split, names)
     assert set(scores) == {"loss", "uniformity", "examples"}
     # a text that does not belong is no partner either
-    _, _, examples = examples_of(TASK, [{"text": "good", "negative": "bad"}] * 2, tiny)
+    _, _, examples = examples_of(TASK, [{"text": "good", "negative": "bad"}] * 2, shallow)
     texts = [examples.ids[i].tolist() for i in range(3)]
     assert examples.group == 3 and texts[0] == texts[1] != texts[2]
 
 
-def test_labels_are_kept_for_scores_alone(tiny):
+def test_labels_are_kept_for_scores_alone(shallow):
     rows = [{**row, "label": i / 3} for i, row in enumerate(rows_of(4))]
-    _, _, examples = examples_of(TASK, rows, tiny)
+    _, _, examples = examples_of(TASK, rows, shallow)
     assert "_label" not in batches(examples)[0]
     np.testing.assert_allclose(examples.arrays["_label"], [0, 1 / 3, 2 / 3, 1])
     assert split_of(TASK, rows_of(2)).rows.column_names == ["text", "text_pair", "row"]

@@ -11,7 +11,7 @@ from ftjax.data.encode import Examples, ragged
 from ftjax.errors import UserError
 from ftjax.evaluation.forward import Forward, refer
 from ftjax.formats.folder import load_tokenizer
-from ftjax.models import vocabulary
+from ftjax.models import language_head
 from ftjax.tasks.preference import Preference
 from tests.compiler import OPTIONS
 from tests.conftest import WORDS
@@ -121,7 +121,7 @@ def test_log_probabilities_equal_torch(made, kind, monkeypatch):
     with torch.no_grad():
         wanted = torch_sums(made.theirs, examples, mean=kind == "ipo").numpy()
     np.testing.assert_allclose(made.outputs(examples, size=4), wanted, rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(vocabulary, "CHUNK", 64 * 8 * 3)  # three positions at a time
+    monkeypatch.setattr(language_head, "CHUNK", 64 * 8 * 3)  # three positions at a time
     np.testing.assert_allclose(made.outputs(examples, size=4), wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -135,12 +135,12 @@ def test_chunks_equal_torch_and_its_gradients():
     (wanted * torch.tensor(weights)).sum().backward()
 
     def total(x, kernel):
-        found = vocabulary.score(x, kernel, targets, softcap=3.0)
+        found = language_head.score(x, kernel, targets, softcap=3.0)
         return (found * weights).sum(), found
 
     for chunk in (2**25, 2 * 11 * 3):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(vocabulary, "CHUNK", chunk)
+            patch.setattr(language_head, "CHUNK", chunk)
             grads, found = jax.grad(total, (0, 1), has_aux=True)(x, kernel)
         np.testing.assert_allclose(found, wanted.detach().numpy(), rtol=1e-5)
         for grad, tensor in zip(grads, tensors, strict=True):

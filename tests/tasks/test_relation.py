@@ -35,13 +35,13 @@ def test_entities_are_shown_by_hand():
 
 
 @pytest.mark.parametrize("markers", ["signs", "tags", "none"])
-def test_tokens_of_entities_by_hand(tiny, markers):
+def test_tokens_of_entities_by_hand(shallow, markers):
     rows = [
         {"text": "the <e1>bad actor</e1> was <e2>film</e2>", "label": "a"},
         {"text": "<e2>it</e2> <e1>was one</e1>", "label": "b"},
     ]
-    _, _, examples = examples_of(Relation(markers=markers), rows, tiny)
-    tokenizer, found = load_tokenizer(tiny), []
+    _, _, examples = examples_of(Relation(markers=markers), rows, shallow)
+    tokenizer, found = load_tokenizer(shallow), []
     for number in range(2):
         ids = examples.ids[number]
         own = examples.tokens["entities"][slice(*examples.ids.offsets[number : number + 2])]
@@ -62,20 +62,20 @@ def rows_of(count, kinds=("x(e1,e2)", "x(e2,e1)", "Other"), seed=0):
 
 
 @pytest.fixture(scope="module")
-def model(tiny):
+def model(shallow):
     head = {"head": "classification", "labels": 3, "pooling": "entities"}
-    made = build(tiny, {"name": "full"}, head=head)
+    made = build(shallow, {"name": "full"}, head=head)
     mesh = make_mesh(devices=jax.devices()[:1])
-    params, absent = pretrained.load(tiny, made, mesh, jax.random.key(0))
+    params, absent = pretrained.load(shallow, made, mesh, jax.random.key(0))
     assert set(absent) == {"classifier/kernel", "classifier/bias"}
     assert params["classifier/kernel"].shape == (3 * CONFIG["hidden_size"], 3)
     return Made(TASK, made, params, None)
 
 
-def test_pooled_entities_equal_numpy(model, tiny):
-    _, _, examples = examples_of(TASK, rows_of(8), tiny)
+def test_pooled_entities_equal_numpy(model, shallow):
+    _, _, examples = examples_of(TASK, rows_of(8), shallow)
     (batch,) = batches(examples)
-    plain = build(tiny, {"name": "full"}, head={"head": None})
+    plain = build(shallow, {"name": "full"}, head={"head": None})
     below = {path: leaf for path, leaf in model.params.items() if path in plain.shapes}
     hidden = np.asarray(plain.apply(below, batch))
     wanted = []
@@ -87,9 +87,9 @@ def test_pooled_entities_equal_numpy(model, tiny):
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-def test_an_entity_that_is_cut_off_is_zero(model, tiny):
+def test_an_entity_that_is_cut_off_is_zero(model, shallow):
     rows = [{"text": f"<e1>it</e1> {'film ' * 20} <e2>plot</e2>", "label": "a"}, *rows_of(2)]
-    _, _, examples = examples_of(TASK, rows, tiny, 12)
+    _, _, examples = examples_of(TASK, rows, shallow, 12)
     assert examples.truncated >= 1 and 2 not in examples.tokens["entities"][:12]
     pooled = model.tuned.apply(model.params, batches(examples, 3)[0], features_only=True)
     width = CONFIG["hidden_size"]
@@ -97,8 +97,8 @@ def test_an_entity_that_is_cut_off_is_zero(model, tiny):
     assert np.isfinite(np.asarray(pooled)).all()
 
 
-def test_packed_equals_padded(model, tiny):
-    _, _, examples = examples_of(TASK, rows_of(21), tiny)
+def test_packed_equals_padded(model, shallow):
+    _, _, examples = examples_of(TASK, rows_of(21), shallow)
     packed, padded = (
         model.sums(batches(examples, packed=is_packed)) for is_packed in (True, False)
     )
@@ -149,18 +149,18 @@ def test_f1_of_relations_equals_the_official_count():
 @pytest.mark.parametrize(
     "text", ["no entities", "<e1>one</e1> alone", "<e1>open <e2>two</e2>", "<e1>a</e1> <e1>b</e1>"]
 )
-def test_texts_without_two_entities_are_named(tiny, text):
+def test_texts_without_two_entities_are_named(shallow, text):
     with pytest.raises(UserError, match="row 2: the text must have two entities"):
-        examples_of(TASK, [*rows_of(1), {"text": text, "label": "a"}], tiny)
+        examples_of(TASK, [*rows_of(1), {"text": text, "label": "a"}], shallow)
 
 
 @pytest.mark.parametrize("kind", ["hf", "peft", "adapterhub"])
-def test_export_is_refused(tiny, tmp_path, kind):
+def test_export_is_refused(shallow, tmp_path, kind):
     """No model of these libraries pools entities."""
     name = "full" if kind == "hf" else "lora" if kind == "peft" else "pfeiffer"
     head = {"head": "classification", "labels": 3, "pooling": "entities"}
-    made = build(tiny, {"name": name}, head=head)
+    made = build(shallow, {"name": name}, head=head)
     params = {path: np.zeros(leaf.shape, np.float32) for path, leaf in made.shapes.items()}
     with pytest.raises(UserError, match="task.pooling=entities"):
-        write_export(kind, tmp_path / "out", tiny, made, params, ("a", "b", "c"))
+        write_export(kind, tmp_path / "out", shallow, made, params, ("a", "b", "c"))
     assert not list(tmp_path.iterdir())

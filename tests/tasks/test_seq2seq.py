@@ -19,6 +19,7 @@ from ftjax.partition import merge
 from ftjax.tasks.seq2seq import Seq2Seq
 from tests.compiler import OPTIONS
 from tests.conftest import WORDS
+from tests.covering import covering, product
 from tests.tasks.made import (
     Made,
     batches,
@@ -58,7 +59,10 @@ def made_batch(case, config, rows=4, seed=0):
     }
 
 
-@pytest.mark.parametrize("case", ["t5", "t5-v1.1", "bart", "mbart", "marian"])
+CASES = [(case,) for case in ("t5", "t5-v1.1", "bart", "mbart", "marian")]
+
+
+@pytest.mark.parametrize("case", product(CASES, [("t5",), ("bart",), ("mbart",)]))
 def test_loss_and_gradients_equal_transformers(case, tmp_path):
     made = Made.of(TASK, case, "seq2seq_lm", tmp_path)
     batch = made_batch(case, made.theirs.config)
@@ -77,7 +81,7 @@ def test_loss_and_gradients_equal_transformers(case, tmp_path):
     assert found.sum(0)[1] == hits and (found[:, 2] == batch["target_weights"].sum(1)).all()
 
 
-@pytest.mark.parametrize("case", ["t5", "bart"])
+@pytest.mark.parametrize("case", product([("t5",), ("bart",)], [("t5",)]))
 def test_label_smoothing_equals_transformers(case, tmp_path):
     made = Made.of(Seq2Seq(max_target=16, label_smoothing=0.1), case, "seq2seq_lm", tmp_path)
     batch = made_batch(case, made.theirs.config)
@@ -97,15 +101,14 @@ def test_a_share_of_smoothing_that_is_none():
         Seq2Seq(label_smoothing=1.0)
 
 
-@pytest.mark.parametrize("case", ["t5", "bart"])
-@pytest.mark.parametrize(
-    "method",
-    [{"name": "lora", "rank": 4}, {"name": "prompt_tuning", "length": 4}],
-    ids=["lora", "prompt"],
-)
-def test_methods_learn(case, method, tmp_path):
+METHODS = {"lora": {"rank": 4}, "prompt_tuning": {"length": 4}}
+LEARN = [(case, name) for case in ("t5", "bart") for name in METHODS]
+
+
+@pytest.mark.parametrize(("case", "name"), product(LEARN, covering(LEARN)))
+def test_methods_learn(case, name, tmp_path):
     """A few steps of Adam on one batch."""
-    made = Made.of(TASK, case, "seq2seq_lm", tmp_path, **method)
+    made = Made.of(TASK, case, "seq2seq_lm", tmp_path, name=name, **METHODS[name])
     batch = made_batch(case, made.theirs.config)
     trainable, frozen = made.tuned.partition.split(made.params)
     optimizer = optax.adam(0.02)
@@ -126,7 +129,7 @@ def test_methods_learn(case, method, tmp_path):
         losses.append(float(loss))
     assert np.isfinite(losses).all() and losses[-1] < losses[0] - 0.1, losses
     labels = np.where(batch["target_weights"] > 0, batch["targets"], -100)
-    if method["name"] == "lora":  # which starts as the model is
+    if name == "lora":  # which starts as the model is
         inputs = tensors(batch, "input_ids", "attention_mask")
         with torch.no_grad():
             wanted = made.theirs(**inputs, labels=torch.tensor(labels)).loss.item()

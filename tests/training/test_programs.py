@@ -111,7 +111,7 @@ def test_the_wait_for_a_plan_is_counted(config_file, tmp_path, monkeypatch):
 
 
 def test_what_trains_next_is_compiled_while_what_is_before_trains(
-    config_file, tmp_path, monkeypatch
+    config_file, tiny, tmp_path, monkeypatch
 ):
     """And what trained before is let go of: of many draws all programs would be held."""
     phases, begin = [], StepPrograms.begin
@@ -123,5 +123,6 @@ def test_what_trains_next_is_compiled_while_what_is_before_trains(
     monkeypatch.setattr(StepPrograms, "begin", noted)
     overrides = ["--config.train.steps=6", "--config.train.batch_size=64"]
     overrides += ["--config.method.every=2", "--config.data.buckets=1"]
+    overrides.append(f"--config.model.path={tiny}")  # whose layers are more than are drawn
     train(check(load_config(f"{config_file}:lisa", overrides)), tmp_path / "run")
     assert phases == [2, 2, 1]  # of three draws

@@ -19,6 +19,7 @@ from ftjax.training.step import init_state, state_shapes
 from ftjax.workdir.checkpoints import Checkpoints
 from ftjax.workdir.restore import Damaged, Saved, Unreadable
 from ftjax.workdir.resuming import best, newest
+from tests.covering import covering, product
 
 META = {"config": "a run", "progress": {"best_step": 0}}
 
@@ -75,8 +76,11 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("file", FILES)
+CASES = [(file, damage) for file in FILES for damage in DAMAGES]
+MADE_UP = [("tree", "lost"), ("tree", "turned")]  # for by what else is there
+
+
+@pytest.mark.parametrize(("file", "damage"), product(CASES, covering(CASES, MADE_UP)))
 def test_damage_sets_aside(whole, tmp_path, one_device, file, damage):
     folder, state = tmp_path / "checkpoints", state_of(one_device)
     shutil.copytree(whole, folder)
@@ -87,7 +91,7 @@ def test_damage_sets_aside(whole, tmp_path, one_device, file, damage):
         state_again = checkpoints.restore(step, shapes_of(state, one_device))
         return state_again, checkpoints.meta(step), step
 
-    if file == "tree" and damage in ("lost", "turned"):  # made up for by what else is there
+    if (file, damage) in MADE_UP:
         assert newest(checkpoints, read)[0][2] == 2
         return
     (found, meta, step), notes = newest(checkpoints, read)
@@ -157,8 +161,10 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-@pytest.mark.parametrize("name", OTHERS)
+RAISED = [(name, wrapped) for name in OTHERS for wrapped in (False, True)]
+
+
+@pytest.mark.parametrize(("name", "wrapped"), product(RAISED, covering(RAISED)))
 def test_nothing_else_does(whole, tmp_path, monkeypatch, name, wrapped):
     """What a machine fails in is raised where files are read, at times wrapped as by Orbax."""
     folder, error = tmp_path / "checkpoints", OTHERS[name]

@@ -1,6 +1,8 @@
-"""The registry of preparation steps: a new step is a dataclass and one line here."""
+"""The registry of preparation steps: a new step is a dataclass and one line here.
 
-import importlib
+Or it is nothing here: a dataclass of another package, see `ftjax.registry`.
+"""
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +32,13 @@ STEPS: registry.Table = {
     "back_translation": ("rewording", "BackTranslation", "adds texts translated there and back"),
     "masked_substitution": ("rewording", "MaskedSubstitution", "adds texts a masked model changed"),
 }
+REGISTRY = registry.Registry(
+    "data.prepare: {!r}",
+    "ftjax.data.preparation",
+    STEPS,
+    "ftjax.preparation",
+    needs=("apply", "content", "by_row", "training_only", "divides"),
+)
 
 
 def find(name: str) -> type:
@@ -38,10 +47,7 @@ def find(name: str) -> type:
     Raises:
         UserError: no such step; the nearest is named.
     """
-    if name not in STEPS:
-        raise UserError(f"data.prepare: {name!r} is not known{nearest(name, STEPS)}")
-    module, cls, _ = STEPS[name]
-    return getattr(importlib.import_module(f"{__name__}.{module}"), cls)
+    return REGISTRY.find(name)
 
 
 def create(entry: str | Mapping[str, Any]) -> tuple[str, Any]:

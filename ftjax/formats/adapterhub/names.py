@@ -9,10 +9,10 @@ import numpy as np
 
 from ftjax.errors import UserError, nearest, require
 from ftjax.formats.adapterhub import reft as adapterhub_reft
-from ftjax.methods.base import Method
 from ftjax.methods.dora import Dora
-from ftjax.methods.examples import ENDS
+from ftjax.methods.example_tokens import ENDS
 from ftjax.methods.lora import Lora
+from ftjax.methods.method import Method
 from ftjax.methods.reft import Reft
 from ftjax.methods.unipelt import Unipelt
 from ftjax.names import Part

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ftjax.errors import require
-from ftjax.methods.examples import ENDS
+from ftjax.methods.example_tokens import ENDS
 from ftjax.methods.reft import Reft, orthonormal
 
 Tensors = dict[str, np.ndarray]

@@ -7,7 +7,7 @@ import numpy as np
 
 from ftjax.errors import UserError
 from ftjax.formats.peft.forms import FORMS, WORDS, Form, Leaf
-from ftjax.methods import METHODS
+from ftjax.methods import name_of
 from ftjax.names import Part
 from ftjax.paths import expand
 from ftjax.tuned import Tuned
@@ -50,8 +50,7 @@ def form_of(tuned: Tuned) -> Form:
     Raises:
         UserError: PEFT has no such method.
     """
-    kind = type(tuned.method).__name__
-    name = next((name for name, (_, cls, _) in METHODS.items() if cls == kind), kind)
+    name = name_of(tuned.method)
     if name not in FORMS:
         raise UserError(f"PEFT has no form of {name}: it has {', '.join(FORMS)}; use --format hf")
     return FORMS[name]

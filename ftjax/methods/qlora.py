@@ -1,6 +1,5 @@
 """Methods over a quantized base (QLoRA, Dettmers et al. 2023): frozen kernels in 4 or 8 bits."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -15,17 +14,13 @@ from jax.sharding import NamedSharding
 from ftjax import methods
 from ftjax.base_model import Base
 from ftjax.errors import require
-from ftjax.methods.base import Interceptor, Method, at, nested
+from ftjax.methods.interception import Interceptor, at, nested
+from ftjax.methods.method import Method, Transform
 from ftjax.parallel.mesh import fitted
-from ftjax.partition import FROZEN, Rules
-from ftjax.paths import Flat, expand
-from ftjax.quantization import BLOCK, FORMATS, Quantized
+from ftjax.partition import Rules, is_frozen
+from ftjax.paths import Flat
+from ftjax.quantization import BLOCK, FORMATS, Quantized, dequantized
 from ftjax.registry import as_tuples
-
-
-def _inner(name: str) -> property:
-    """An attribute that is the other method's."""
-    return property(lambda self: getattr(self.inner, name))
 
 
 @dataclass(frozen=True)
@@ -65,22 +60,16 @@ class QLora(Method):
     def kernels(self, base: Base) -> frozenset[str]:
         """Module paths of the projections that are quantized."""
         rules, routers = self.inner.rules(base), base.routers()
-        found = {
+        sizes = {
             path: size
             for path, (size, _) in base.projections().items()
             if path not in routers and is_frozen(rules, f"{path}/kernel")
         }
-        require(bool(found), f"method.over={dict(self.over)} trains every projection: none is left")
-        for path, size in found.items():
+        require(bool(sizes), f"method.over={dict(self.over)} trains every projection: none is left")
+        for path, size in sizes.items():
             fits = self.bits != "nf4" or size % BLOCK == 0
             require(fits, f"method.bits=nf4: blocks of {BLOCK} do not divide {path!r}, of {size}")
-        return frozenset(found)
-
-    # What quantization does not change.
-    columns, identity = _inner("columns"), _inner("identity")
-    rules, cuts, at_step = _inner("rules"), _inner("cuts"), _inner("at_step")
-    rate_of, optimizer, penalty = _inner("rate_of"), _inner("optimizer"), _inner("penalty")
-    report = _inner("report")
+        return frozenset(sizes)
 
     def interceptor(self, base: Base) -> Interceptor:
         return nested(self._dequantizing(base), self.inner.interceptor(base))
@@ -89,23 +78,23 @@ class QLora(Method):
         return nested(self._dequantizing(base), self.inner.disabled(base))
 
     def _dequantizing(self, base: Base) -> Interceptor:
-        def dequantized(module: nn.Module, call: Callable, size: int) -> jax.Array:
+        def weight(module: nn.Module, call: Callable, size: int) -> jax.Array:
             if module.is_initializing():
                 return call(size)
             return module.get_variable("params", "kernel").dequantized()
 
-        def recomputed(module: nn.Module, call: Callable, x: jax.Array, kernel: Any, *rest: Any):
+        def product(module: nn.Module, call: Callable, x: jax.Array, kernel: Any, *rest: Any):
             if module.is_initializing():
                 return call(x, kernel, *rest)
 
             @jax.checkpoint  # the backward pass dequantizes again: no kernel is kept for it
-            def product(x: jax.Array, kernel: Quantized) -> jax.Array:
+            def recomputed(x: jax.Array, kernel: Quantized) -> jax.Array:
                 return call(x, kernel.dequantized(), *rest)
 
-            return product(x, module.get_variable("params", "kernel"))
+            return recomputed(x, module.get_variable("params", "kernel"))
 
         kernels = self.kernels(base)
-        return nested(at(kernels, dequantized, "weight"), at(kernels, recomputed, "product"))
+        return nested(at(kernels, weight, "weight"), at(kernels, product, "product"))
 
     def stored(self, base: Base, path: str, array: jax.Array) -> Any:
         projection = path.removesuffix("/kernel") in base.projections().keys() - base.routers()
@@ -123,6 +112,37 @@ class QLora(Method):
     def merge(self, base: Base, params: Flat) -> Flat:
         return self.inner.merge(base, dequantized(params))
 
+    # What quantization does not change.
+
+    @property
+    def identity(self) -> bool:
+        return self.inner.identity
+
+    @property
+    def columns(self) -> int:
+        return self.inner.columns
+
+    def rules(self, base: Base) -> Rules:
+        return self.inner.rules(base)
+
+    def cuts(self, layers: int) -> tuple[int, ...]:
+        return self.inner.cuts(layers)
+
+    def at_step(self, step: int, base: Base) -> Method:
+        return self.inner.at_step(step, base)
+
+    def rate_of(self, base: Base, path: str) -> float:
+        return self.inner.rate_of(base, path)
+
+    def penalty(self, base: Base, params: Flat) -> jax.Array | None:
+        return self.inner.penalty(base, params)
+
+    def optimizer(self, base: Base, group: str, *others: Any) -> Transform:
+        return self.inner.optimizer(base, group, *others)
+
+    def report(self, base: Base, params: Flat) -> dict[str, Any]:
+        return self.inner.report(base, params)
+
 
 @cache
 def _quantizer(
@@ -138,17 +158,3 @@ def _quantizer(
 
     placed = jax.tree.map(at, parts)
     return jax.jit(quantize, out_shardings=placed if sharding else None), placed
-
-
-def is_frozen(rules: Rules, path: str) -> bool:
-    """Whether no layer of a parameter trains."""
-
-    def group(name: str) -> str:
-        return next(group for pattern, group in rules if re.fullmatch(pattern, name))
-
-    return {group(name) for name in expand(path)} == {FROZEN}
-
-
-def dequantized(params: Mapping[str, Any]) -> Flat:
-    """Parameters with plain float32 arrays in the place of quantized ones."""
-    return {p: x.dequantized() if isinstance(x, Quantized) else x for p, x in params.items()}

@@ -18,7 +18,7 @@ from ftjax.errors import UserError
 from ftjax.formats.folder import Weights, read_config
 from ftjax.formats.hf import mapping
 from ftjax.models import FAMILIES, configure
-from ftjax.models.keys import FIXED, INERT
+from ftjax.models.config_keys import FIXED, INERT
 from ftjax.models.layers import Options
 from tests.models.cases import CASES, LLAMA3
 from tests.models.made import natural

@@ -125,8 +125,8 @@ def _log_probabilities(x: Array, kernel: Array, targets: Array, softcap: float |
         y = jnp.pad(y, ((0, 0), (0, count * chunk - length), *((0, 0),) * (y.ndim - 2)))
         return y.reshape(rows, count, chunk, *y.shape[2:]).swapaxes(0, 1)
 
-    found = jax.lax.map(one, (split(x), split(targets)))
-    return found.swapaxes(0, 1).reshape(rows, count * chunk)[:, :length]
+    chunks = jax.lax.map(one, (split(x), split(targets)))
+    return chunks.swapaxes(0, 1).reshape(rows, count * chunk)[:, :length]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -135,13 +135,13 @@ def _score(x, kernel, targets, weights, settings):
 
 
 def _forward(x, kernel, targets, weights, settings):
-    found, *grads = _chunks(
+    scores, *grads = _chunks(
         x.value, kernel.value, targets.value, weights.value, settings, x.perturbed, kernel.perturbed
     )
     dx, dkernel = grads
     if dkernel is not None:  # rounded before anything goes on, since it is kept to the end
         dx, dkernel = jax.lax.optimization_barrier((dx, dkernel.astype(kernel.value.dtype)))
-    return found, (dx, dkernel)
+    return scores, (dx, dkernel)
 
 
 def _backward(settings, grads, cotangent):
@@ -169,13 +169,13 @@ def _chunks(x, kernel, targets, weights, settings, of_x: bool, of_kernel: bool):
         raise ValueError(f"{targets.shape[0]} rows do not divide over the mesh {mesh.shape}")
     run = partial(run, others=("data", "expert", *([rows[1]] if rows[1] else [])))
     grads = rows if of_x else None, COLUMNS if of_kernel else None
-    found, dx, dkernel = jax.shard_map(
+    scores, dx, dkernel = jax.shard_map(
         partial(run, alone=False),
         in_specs=(rows, COLUMNS, rows, rows),
         out_specs=((PartitionSpec(), rows), *grads),
         check_vma=False,
     )(x, jnp.pad(kernel, ((0, 0), (0, -size % ways))), targets, weights)
-    return found, dx, dkernel if dkernel is None else dkernel[:, :size]
+    return scores, dx, dkernel if dkernel is None else dkernel[:, :size]
 
 
 def _local(x, kernel, targets, weights, *, size, settings, of_x, of_kernel, alone, others=()):

@@ -11,7 +11,7 @@ from typing import Any
 
 from ftjax.errors import UserError
 from ftjax.formats.jsons import check
-from ftjax.models.values import Rope, Values
+from ftjax.models.config_values import Rope, Values
 
 ROPE = ("rope_parameters", "rope_scaling")
 

@@ -37,12 +37,12 @@ def segments_of(base: Base, inputs: Mapping[str, Any]) -> dict[str, Array]:
     segments = inputs.get("segment_ids")
     if segments is None:
         segments = real(inputs["input_ids"], inputs.get("attention_mask"))
-    found = {"rows": segments}
+    by_side = {"rows": segments}
     if base.two_sided:
         targets = inputs.get("decoder_input_ids")
         mask = inputs.get("decoder_attention_mask")
-        found["decoder"] = found["rows"] if targets is None else real(targets, mask)
-    return found
+        by_side["decoder"] = segments if targets is None else real(targets, mask)
+    return by_side
 
 
 def ranks(segments: Array) -> tuple[Array, Array]:

@@ -1,5 +1,6 @@
 """What encoder-decoders share: attention to memory, and how the two sides are run under a head."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -7,21 +8,49 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.models import config
 from ftjax.models.attention import AttentionCore
-from ftjax.models.cache import Cache, View, prompt_view, rows_view, token_view
-from ftjax.models.decoder import last_tokens
+from ftjax.models.cache import Cache
 from ftjax.models.heads import classify
+from ftjax.models.language_head import Scores
 from ftjax.models.layers import (
     Dense,
     Dropout,
     Embedding,
-    at_starts,
     shift_right,
 )
+from ftjax.models.masks import View, prompt_view, rows_view, token_view
+from ftjax.models.pooling import at_starts, last_tokens
 from ftjax.models.stack import matching_segments
-from ftjax.models.vocabulary import Scores
 
 Array = jax.Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(config.Config):
+    """An encoder-decoder.
+
+    Attributes:
+        num_hidden_layers, num_decoder_layers: of the encoder and of the decoder.
+        embedding_scale: what word embeddings are multiplied by.
+        embedding_range: standard deviation of their initial table.
+        start: what decoders read first.
+        end: of a text.
+        tied: one table embeds words on both sides and reads them off.
+    """
+
+    num_decoder_layers: int
+    embedding_scale: float = 1.0
+    start: int
+    end: int
+
+    @property
+    def embedding_range(self) -> float:
+        return self.initializer_range
+
+    @property
+    def depths(self) -> dict[str, tuple[int, ...]]:
+        return {"encoder": (self.num_hidden_layers,), "decoder": (self.num_decoder_layers,)}
 
 
 class Attention(nn.Module):
@@ -36,7 +65,7 @@ class Attention(nn.Module):
         scale: of scores; None for 1 / √head_dim.
     """
 
-    config: Any
+    config: Config
     heads: int
     head_dim: int
     scale: float | None = None
@@ -81,7 +110,7 @@ class Model(nn.Module):
         labels: number of labels.
     """
 
-    config: Any
+    config: Config
     head: str | None = None
     labels: int = 2
     pooling: str = "end"
@@ -126,7 +155,7 @@ class Model(nn.Module):
         if features is not None:
             return self.classify(features)
         c = self.config
-        make = partial(Embedding, c.vocab_size, c.hidden_size, stddev=c.embedding_stddev)
+        make = partial(Embedding, c.vocab_size, c.hidden_size, stddev=c.embedding_range)
         words = make(name="words")
         dense = partial(Dense, stddev=c.initializer_range)
         keep = self.is_mutable_collection("cache") and not self.is_initializing()

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from ftjax.base_model import Base
 from ftjax.errors import require
-from ftjax.methods.base import Interceptor, at, nested
-from ftjax.models.vocabulary import Scores
+from ftjax.methods.interception import Interceptor, at, nested
+from ftjax.methods.relay import Relay
 
 Array = jax.Array
 Inputs = dict[str, Any]
@@ -20,7 +20,7 @@ EACH_TOKEN_READ = ("tokens",)
 BLANK = dict.fromkeys(("input_ids", "token_type_ids", "targets", "target_weights", "entities"), 0)
 
 
-class Places(NamedTuple):
+class Positions(NamedTuple):
     """Where everything stands in packed rows that have grown.
 
     Attributes:
@@ -53,18 +53,18 @@ def moved_sides(sides: Collection[str], tokens: int, keys: int) -> Interceptor |
     Relative positions are of keys from 0, with `keys` of them before those of tokens.
     """
 
-    def relative(module: nn.Module, call: Callable, queries: Array, places: Array) -> Array:
-        return call(queries + tokens, jnp.concatenate([jnp.arange(keys), places + keys]))
+    def relative(module: nn.Module, call: Callable, queries: Array, real: Array) -> Array:
+        return call(queries + tokens, jnp.concatenate([jnp.arange(keys), real + keys]))
 
     def first(module: nn.Module, call: Callable, count: int, start: int = 0) -> Array:
         return call(count, start + tokens)
 
-    def found(module: nn.Module, call: Callable, ids: Array) -> Array:
+    def looked_up(module: nn.Module, call: Callable, ids: Array) -> Array:
         return call(ids + tokens)
 
     tables = {f"{side}/positions" for side in sides}
     biases = {f"{side}/relative" for side in sides}
-    return nested(at(biases, relative), at(tables, first, "first"), at(tables, found))
+    return nested(at(biases, relative), at(tables, first, "first"), at(tables, looked_up))
 
 
 def next_token(base: Base, inputs: Inputs, count: int) -> Inputs:
@@ -105,25 +105,26 @@ def changed_words(base: Base, inputs: Inputs, change: Callable[[Array], Array]) 
     Virtual tokens, which methods put among them, stay as they are; so does what is looked up
     later: token types, or what a decoder reads. To be nested outermost.
     """
-    waiting = [change]
+    first: Relay[Callable[[Array], Array]] = Relay()
+    first.value = change
 
     def embedded(module: nn.Module, call: Callable, ids: Array) -> Array:
-        x = call(ids)
-        if not waiting:
+        x, change = call(ids), first.take()
+        if change is None:
             return x
-        change, count = waiting.pop(), x.shape[1] - inputs["input_ids"].shape[-1]
+        count = x.shape[1] - inputs["input_ids"].shape[-1]
         if not count:
             return change(x)
         if inputs.get("segment_ids") is None:
             return jnp.concatenate([x[:, :count], change(x[:, count:])], 1)
         tokens = moved_tokens(inputs["segment_ids"], count // inputs["starts"].shape[1])
-        found = change(jnp.take_along_axis(x, tokens[..., None], axis=1))
-        return x.at[jnp.arange(len(x))[:, None], tokens].set(found)
+        changed = change(jnp.take_along_axis(x, tokens[..., None], axis=1))
+        return x.at[jnp.arange(len(x))[:, None], tokens].set(changed)
 
     return at({base.words}, embedded)
 
 
-def longer_packed(inputs: Inputs, count: int) -> tuple[Inputs, Places]:
+def longer_packed(inputs: Inputs, count: int) -> tuple[Inputs, Positions]:
     """Packed inputs with `count` virtual tokens before each example; their attention is its own.
 
     There is room for as many examples a row as `starts` has, or for one a token.
@@ -146,58 +147,63 @@ def longer_packed(inputs: Inputs, count: int) -> tuple[Inputs, Places]:
 
     own = blank.at[row[..., None], ahead].set(segments[..., None], mode="drop")
     fill = {"attention_mask": 1, "segment_ids": own, **BLANK}
-    moved = inputs.get("position_ids") is not None
-    found = later(inputs, count) if moved else inputs
-    fill |= {"position_ids": virtual} if moved else {}
-    made = {name: grown(found[name], x) for name, x in fill.items() if found.get(name) is not None}
+    if inputs.get("position_ids") is not None:
+        fill["position_ids"], inputs = virtual, later(inputs, count)
+    longer = {n: grown(inputs[n], x) for n, x in fill.items() if inputs.get(n) is not None}
     if starts is not None:
         there = jnp.take_along_axis(tokens, starts, axis=1) - count
-        made["starts"] = jnp.maximum(there, 0)
+        longer["starts"] = jnp.maximum(there, 0)
     if inputs.get("at_positions") is not None:
-        made["at_positions"] = jnp.take_along_axis(tokens, inputs["at_positions"], axis=1)
-    return inputs | made, Places(tokens, virtual)
+        longer["at_positions"] = jnp.take_along_axis(tokens, inputs["at_positions"], axis=1)
+    return inputs | longer, Positions(tokens, virtual)
 
 
-def inserted(x: Array, vectors: Array, places: Places | None) -> Array:
+def inserted(x: Array, vectors: Array, positions: Positions | None) -> Array:
     """Embedded rows (batch, longer, d) with vectors (k, d) for virtual tokens."""
     vectors = vectors.astype(x.dtype)
-    if places is None:
+    if positions is None:
         front = jnp.broadcast_to(vectors, (len(x), *vectors.shape))
         return jnp.concatenate([front, x[:, len(vectors) :]], 1)
-    number = places.virtual[..., None]
-    return jnp.where(number < 0, x, jnp.take(vectors, jnp.maximum(places.virtual, 0), axis=0))
+    virtual = positions.virtual
+    return jnp.where(virtual[..., None] < 0, x, jnp.take(vectors, jnp.maximum(virtual, 0), axis=0))
 
 
-def removed(module: nn.Module, base: Base, out: Any, count: int, places: Places | None) -> Any:
+def removed(
+    module: nn.Module, base: Base, out: Any, count: int, positions: Positions | None
+) -> Any:
     """A model's outputs without those of virtual tokens."""
     if module.head not in (EACH_TOKEN_READ if base.two_sided else EACH_TOKEN):
         return out
     if module.is_mutable_collection("cache") and not module.is_initializing():
         return out  # of the last column alone
-    if isinstance(out, Scores):
-        return out._replace(tokens=removed_of(out.tokens, count, places))
+    if hasattr(out, "tokens"):  # scores of targets, and no logits
+        return out._replace(tokens=removed_of(out.tokens, count, positions))
     if module.head == "pretraining":
         words, follows = out
-        return (removed_of(words, count, places), follows)
-    return removed_of(out, count, places)
+        return (removed_of(words, count, positions), follows)
+    return removed_of(out, count, positions)
 
 
-def removed_of(out: Array, count: int, places: Places | None) -> Array:
+def removed_of(out: Array, count: int, positions: Positions | None) -> Array:
     """(batch, longer, features) → (batch, length, features)."""
-    if places is None:
+    if positions is None:
         return out[:, count:]
-    return jnp.take_along_axis(out, places.tokens[..., None], axis=1)
+    return jnp.take_along_axis(out, positions.tokens[..., None], axis=1)
 
 
 def grown_call(
-    base: Base, count: int, make: Callable[[nn.Module], Array], waiting: list
+    base: Base,
+    count: int,
+    make: Callable[[nn.Module], Array],
+    vectors: Relay[tuple[Array, Positions | None]],
 ) -> Callable[..., Any]:
-    """A wrap of a model's call, see `ftjax.methods.base.at`, that gives it virtual tokens.
+    """A wrap of a model's call, see `ftjax.methods.interception.at`, that gives it virtual tokens.
 
     Args:
+        base: what is known of the model.
         count: of virtual tokens.
         make: gives their vectors (count, d), within the model.
-        waiting: takes what `inserted` then needs, when words are first looked up.
+        vectors: takes what `inserted` then needs, when words are first looked up.
     """
 
     def wrap(module: nn.Module, call: Callable, input_ids: Array | None = None, **inputs: Any):
@@ -213,15 +219,15 @@ def grown_call(
                 read = (input_ids, inputs.get("attention_mask"))
                 read = read if written["targets"] is None else tuple(written.values())
                 inputs["decoder_input_ids"] = module.decoder_inputs(*read)
-        places = None
+        positions = None
         if inputs.get("segment_ids") is not None:
-            inputs, places = longer_packed(inputs, count)
+            inputs, positions = longer_packed(inputs, count)
         else:
             inputs = longer(inputs, count)
-        waiting.append((make(module), places))
+        vectors.value = make(module), positions
         out = call(**inputs, **written)
         if inputs.get("at_positions") is not None:  # at which alone the outputs are
             return out
-        return removed(module, base, out, count, places)
+        return removed(module, base, out, count, positions)
 
     return wrap

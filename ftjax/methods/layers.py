@@ -1,4 +1,4 @@
-"""Where methods attach to layers."""
+"""Layers that methods attach to, as modules and by number."""
 
 from collections.abc import Collection, Iterable
 
@@ -36,13 +36,13 @@ def numbers_in(base: Base, numbers: Iterable[int], key: str) -> frozenset[int]:
     return frozenset(numbers)
 
 
-def in_layers(base: Base, places: Collection[str], numbers: Collection[int]) -> frozenset[str]:
-    """Those of `places` that are, or are in, layers with these numbers.
+def in_layers(base: Base, modules: Collection[str], numbers: Collection[int]) -> frozenset[str]:
+    """Those of `modules` that are, or are in, layers with these numbers.
 
     Segments must be cut around the layers: `around`.
     """
     layers = [f"{base.layers[number]}/" for number in numbers]
-    return frozenset(p for p in places if f"{expand(p)[0]}/".startswith(tuple(layers)))
+    return frozenset(p for p in modules if f"{expand(p)[0]}/".startswith(tuple(layers)))
 
 
 def around(numbers: Iterable[int]) -> tuple[int, ...]:

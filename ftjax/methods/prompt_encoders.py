@@ -1,22 +1,16 @@
 """What soft prompts are computed by: layers initialized as torch's, of parameters by name."""
 
-import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.methods.initializers import uniform
+
 Array = jax.Array
 Get = Callable[..., Array]  # (name, init, shape, axes) → a parameter
 GATES = 4  # of an LSTM: input, forget, candidate, output
-normal = nn.initializers.normal(1.0)
-
-
-def uniform(inputs: int) -> Callable[..., Array]:
-    """U(−1/√in, 1/√in)."""
-    bound = 1 / math.sqrt(inputs)
-    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def linear(get: Get, name: str, x: Array, size: int, axis: str | None = None) -> Array:

@@ -1,23 +1,22 @@
 """What a method is: rules that select, an interceptor that adds, and a merge."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import optax
 
 from ftjax.base_model import Base
 from ftjax.errors import UserError
+from ftjax.methods.interception import Interceptor
 from ftjax.options import conform
 from ftjax.partition import FROZEN, Rules
 from ftjax.paths import Flat
 
 FREEZE_REST = (r".*", FROZEN)
+Transform = optax.GradientTransformation
 
 
 def head_rule(base: Base, *more: str) -> tuple[str, str]:
@@ -29,64 +28,6 @@ def head_rule(base: Base, *more: str) -> tuple[str, str]:
     heads = () if base.of_words else base.head
     names = "|".join(re.escape(name) for name in (*heads, *more))
     return (rf"({names})/.*", "head") if names else (r"(?!)", FROZEN)
-
-
-@dataclass(frozen=True)
-class Interceptor:
-    """For `flax.linen.intercept_methods`: what is called instead of methods of some modules.
-
-    Attributes:
-        wraps: (paths of modules, method, wrap), the innermost first.
-    """
-
-    wraps: tuple[tuple[Collection[str], str, Callable[..., Any]], ...]
-
-    def __call__(self, call: Callable[..., Any], args: tuple, kwargs: dict, context: Any) -> Any:
-        path = "/".join(context.module.path)
-        for places, method, wrap in self.wraps:
-            if context.method_name == method and path in places:
-                call = partial(wrap, context.module, call)
-        return call(*args, **kwargs)
-
-    def changes(self, pattern: str, *methods: str) -> bool:
-        """Whether any of these methods of a module whose path matches is called differently."""
-        return any(
-            method in methods and re.fullmatch(pattern, path)
-            for places, method, _ in self.wraps
-            for path in places
-        )
-
-
-def at(places: Collection[str], wrap: Callable[..., Any], method: str = "__call__") -> Interceptor:
-    """An interceptor that calls `wrap(module, call, *args, **kwargs)` instead of `call`.
-
-    Args:
-        places: paths of the modules it is for; "" is the model.
-        wrap: gives what the module's method then returns; `call` is that method.
-        method: the one that is wrapped.
-    """
-    return Interceptor(((places, method, wrap),))
-
-
-def nested(*interceptors: Interceptor | None) -> Interceptor | None:
-    """One interceptor from several, the first innermost; None adds nothing."""
-    wraps = [wrap for interceptor in interceptors if interceptor for wrap in interceptor.wraps]
-    return Interceptor(tuple(wraps)) if wraps else None
-
-
-def leaf(
-    module: nn.Module,
-    name: str,
-    init: Callable[..., jax.Array],
-    shape: tuple[int, ...],
-    axes: tuple[str | None, ...],
-) -> jax.Array:
-    """A float32 parameter that a method adds to a module.
-
-    Args:
-        axes: logical axes, one a dimension; "rank" and None are on every device whole.
-    """
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -150,13 +91,8 @@ class Method:
         return None
 
     def optimizer(
-        self,
-        base: Base,
-        group: str,
-        core: optax.GradientTransformation,
-        rest: optax.GradientTransformation,
-        steps: int,
-    ) -> optax.GradientTransformation:
+        self, base: Base, group: str, core: Transform, rest: Transform, steps: int
+    ) -> Transform:
         """The optimizer of a group of the partition, which sees `frozen` as an extra argument.
 
         Args:
@@ -189,13 +125,3 @@ class Method:
 def present(tree: Mapping[str, Any]) -> Flat:
     """The leaves that a group's optimizer sees, without the places of other groups' leaves."""
     return {path: x for path, x in tree.items() if not isinstance(x, optax.MaskedNode)}
-
-
-def each_matrix(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
-    """What `function` gives of each matrix of x (..., m, n), stacked as they were.
-
-    One after the other: a batch's factorization waits for threads which, on a mesh of virtual
-    devices, wait for it.
-    """
-    found = jax.lax.map(function, x.reshape(-1, *x.shape[-2:]))
-    return jax.tree.map(lambda y: y.reshape(*x.shape[:-2], *y.shape[1:]), found)

@@ -9,7 +9,7 @@ import torch
 from flax import linen as nn
 
 from ftjax.models.experts import Experts
-from ftjax.models.grouped import grouped
+from ftjax.models.grouped_matmul import grouped_matmul
 from ftjax.models.layers import Options
 from ftjax.parallel.mesh import logical_axes, make_mesh
 
@@ -35,7 +35,7 @@ def test_equals_a_product_a_row(case, past):
 
     @jax.jit
     def graded(x, kernel, sizes):
-        y, back = jax.vjp(lambda x, kernel: grouped(x, kernel, sizes)[:count], x, kernel)
+        y, back = jax.vjp(lambda x, kernel: grouped_matmul(x, kernel, sizes)[:count], x, kernel)
         return y, *back(slopes)
 
     rows, weights = (torch.tensor(y, requires_grad=True) for y in (x, kernel))
@@ -56,13 +56,13 @@ def test_no_row_is_multiplied_by_all():
     def largest(function):
         return jax.jit(function).lower(x, kernel, sizes).compile().memory_analysis()
 
-    ours, whole = (largest(f).temp_size_in_bytes for f in (grouped, jax.lax.ragged_dot))
+    ours, whole = (largest(f).temp_size_in_bytes for f in (grouped_matmul, jax.lax.ragged_dot))
     assert ours < 128 * 16 * OUT * 4 <= whole
 
 
 def test_nor_where_devices_hold_experts():
     config = SimpleNamespace(hidden_act="silu", experts=16, active=2, initializer_range=0.1)
-    config.options, config.residual_dropout = Options(), 0.0
+    config.options, config.dropout = Options(), 0.0
     config.hidden_size, config.intermediate_size = SIZE, 4 * SIZE
     layer, x = Experts(config), jax.ShapeDtypeStruct((8, 64, SIZE), np.float32)
     shapes = nn.unbox(jax.eval_shape(layer.init, jax.random.key(0), x))

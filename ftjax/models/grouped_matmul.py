@@ -9,7 +9,7 @@ Array = jax.Array
 BLOCK = 256  # most rows of a group that are multiplied at a time
 
 
-def grouped(x: Array, kernel: Array, sizes: Array) -> Array:
+def grouped_matmul(x: Array, kernel: Array, sizes: Array) -> Array:
     """Each row by the kernel of its group, in x's dtype: (rows, out).
 
     XLA has kernels for it, but on CPUs, where it multiplies every row by every kernel. Under
@@ -29,7 +29,7 @@ def _at_once(x: Array, kernel: Array, sizes: Array) -> Array:
 
 @jax.custom_vjp
 def in_blocks(x: Array, kernel: Array, sizes: Array) -> Array:
-    """`grouped`, a block of one group's rows after another."""
+    """`grouped_matmul`, a block of one group's rows after another."""
     return _products(x, kernel, sizes, turned=False)
 
 
@@ -37,8 +37,8 @@ def _forward(x: Array, kernel: Array, sizes: Array) -> tuple[Array, tuple]:
     return in_blocks(x, kernel, sizes), (x, kernel, sizes)
 
 
-def _backward(kept: tuple, grad: Array) -> tuple[Array, Array, None]:
-    x, kernel, sizes = kept
+def _backward(saved: tuple, grad: Array) -> tuple[Array, Array, None]:
+    x, kernel, sizes = saved
     return _products(grad, kernel, sizes, turned=True), _outer(x, kernel, sizes, grad), None
 
 
@@ -50,13 +50,13 @@ def _products(x: Array, kernel: Array, sizes: Array, turned: bool) -> Array:
     block = _block(x, sizes)
 
     def one(i: Array, out: Array) -> Array:
-        group, row, _ = place(i)
+        group, row, _ = block_of(i)
         weight = jax.lax.dynamic_index_in_dim(kernel, group, keepdims=False).astype(x.dtype)
         y = jax.lax.dynamic_slice_in_dim(padded, row, block) @ (weight.T if turned else weight)
         # Past the group's end it is overwritten by the next one's.
         return jax.lax.dynamic_update_slice_in_dim(out, y, row, 0)
 
-    padded, (count, place) = _padded(x, block), _places(sizes, block)
+    padded, (count, block_of) = _padded(x, block), _blocks(sizes, block)
     out = _zeros((len(padded), kernel.shape[1 if turned else 2]), x.dtype, sizes)
     return jax.lax.fori_loop(0, count, one, out)[: len(x)]
 
@@ -66,14 +66,14 @@ def _outer(x: Array, kernel: Array, sizes: Array, grad: Array) -> Array:
     block = _block(x, sizes)
 
     def one(i: Array, total: Array) -> Array:
-        group, row, real = place(i)
+        group, row, real = block_of(i)
         rows, slopes = (jax.lax.dynamic_slice_in_dim(y, row, block) for y in padded)
         rows = jnp.where((jnp.arange(block) < real)[:, None], rows, 0)
         more = jnp.matmul(rows.T, slopes, preferred_element_type=jnp.float32)
         before = jax.lax.dynamic_index_in_dim(total, group, keepdims=False)
         return jax.lax.dynamic_update_index_in_dim(total, before + more, group, 0)
 
-    padded, (count, place) = [_padded(y, block) for y in (x, grad)], _places(sizes, block)
+    padded, (count, block_of) = [_padded(y, block) for y in (x, grad)], _blocks(sizes, block)
     total = jax.lax.fori_loop(0, count, one, _zeros(kernel.shape, jnp.float32, sizes))
     return total.astype(kernel.dtype)
 
@@ -92,14 +92,14 @@ def _padded(x: Array, block: int) -> Array:
     return jnp.pad(x, ((0, block), (0, 0)))
 
 
-def _places(sizes: Array, block: int) -> tuple[Array, Callable]:
+def _blocks(sizes: Array, block: int) -> tuple[Array, Callable]:
     """How many blocks there are, and of which group each is, where it starts, its group's rows."""
     blocks = -(-sizes // block)
     ends, starts = jnp.cumsum(blocks), jnp.cumsum(sizes) - sizes
 
-    def place(i: Array) -> tuple[Array, Array, Array]:
+    def block_of(i: Array) -> tuple[Array, Array, Array]:
         group = jnp.searchsorted(ends, i, side="right", method="compare_all")
         before = (i - ends[group] + blocks[group]) * block
         return group, starts[group] + before, sizes[group] - before
 
-    return ends[-1], place
+    return ends[-1], block_of

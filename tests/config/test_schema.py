@@ -1,0 +1,113 @@
+"""The schema says of pages in YAML what reading them does."""
+
+import json
+from functools import cache
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from ftjax.config import check, default_config, known_options, load_config
+from ftjax.config.schema import schema
+from ftjax.config.yaml import read_yaml, to_yaml
+from tests.config.test_options import SECTIONS, bad_values
+from tests.config.test_yaml import SPECS
+
+
+@cache
+def validator() -> Draft202012Validator:
+    Draft202012Validator.check_schema(schema())
+    return Draft202012Validator(schema())
+
+
+def refused(tree) -> bool:
+    return not validator().is_valid(tree)
+
+
+def nested(config) -> dict:
+    return json.loads(json.dumps(config.to_dict()))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_page_is_valid(spec, tmp_path):
+    file = tmp_path / "page.yaml"
+    file.write_text(to_yaml(check(load_config(spec))), encoding="utf-8")
+    tree = read_yaml(file)
+    assert [error.message for error in validator().iter_errors(tree)] == []
+
+
+@pytest.mark.parametrize(("method", "task"), SECTIONS)
+def test_what_options_refuse_it_does(method, task):
+    config = default_config(method, task)
+    assert not refused(nested(config))
+    for key, option in known_options(config).items():
+        *parents, last = key.split(".")
+        for bad in bad_values(option.kind):
+            if key.endswith(".name") or "regex" in repr(option.kind) or bad in ("utf-9", "base64"):
+                continue
+            try:
+                bad = json.loads(json.dumps(bad, allow_nan=False))
+            except (TypeError, ValueError):
+                continue  # no value of JSON
+            tree = node = nested(config)
+            for name in parents:
+                node = node[name]
+            node[last] = bad
+            assert refused(tree), (key, bad)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"trian": {}},
+        {"train": {"epoch": 3}},
+        {"train": 5},
+        {"method": {"name": "lra"}},
+        {"method": {"name": "lora", "reduction": 4}},
+        {"method": {"reductoin": 4}},
+        {"method": {"name": "qlora", "over": {"name": "lora", "rnk": 4}}},
+        {"task": {"name": "regression", "class_weights": [1]}},
+        {"task": {"name": "regression"}, "data": {"columns": {"context": "x"}}},
+        {"optimizer": {"name": "adamw", "strength": 1}},
+        {"data": {"prepare": ["drop_duplicate"]}},
+        {"data": {"prepare": [{"step": "filter_length", "minimun": 3}]}},
+        {"data": {"prepare": [{"minimum": 3}]}},
+        {"page": 5},
+    ],
+)
+def test_what_is_no_key_is_refused(tree):
+    assert refused(tree)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"page": "sst2:lora", "method": {"rank": 4}},
+        {"method": {"name": "own_package.scale:Scale", "strength": 4}},
+        {"optimizer": {"name": "own_package.sign:Sign", "strength": 4}},
+        {"data": {"prepare": ["drop_duplicates", {"step": "filter_length", "minimum": 3}]}},
+        {"data": {"prepare": [{"step": "own_package.shout:Shout", "loud": True}]}},
+        {"model": {"segments": "4,2", "new": {"model_type": "bert"}}},
+        {"method": {"name": "lora", "targets": "query", "rank_pattern": {"query": 2}}},
+    ],
+)
+def test_what_reading_takes_is_valid(tree):
+    assert not refused(tree)
+
+
+def test_every_description_is_the_sentence_of_the_key():
+    """As of the comments of pages, and `--explain`: from the classes of options alone."""
+    tree = validator().schema
+    cases = tree["$defs"]["method"]["allOf"]
+    rank = next(case["then"]["properties"] for case in cases if case["if"] == is_("lora"))["rank"]
+    sections = {**tree["properties"], "method": {"properties": {"rank": rank}}}
+    known = known_options(default_config("lora"))
+    for key in ("seed", "data.batching", "data.splits.folds", "train.steps", "method.rank"):
+        *parents, last = key.split(".")
+        node = {"properties": sections}
+        for name in parents:
+            node = node["properties"][name]
+        assert node["properties"][last]["description"] == known[key].meaning
+
+
+def is_(name):
+    return {"properties": {"name": {"const": name}}, "required": ["name"]}
