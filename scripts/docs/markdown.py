@@ -4,7 +4,7 @@ import inspect
 import re
 from collections.abc import Iterable, Sequence
 from textwrap import dedent
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from ftjax.options import options
 
@@ -75,8 +75,8 @@ def options_table(cls: type, prefix: str = "") -> str:
 
 def allowed(option: Any) -> str:
     """What an option may be; listed choices in backticks."""
-    if option.choices:
-        return ", ".join(code(choice) for choice in option.choices)
+    if get_origin(option.kind) is Literal:
+        return ", ".join(map(code, get_args(option.kind)))
     return escaped(option.allowed)
 
 

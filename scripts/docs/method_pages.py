@@ -6,7 +6,7 @@ from typing import Any
 
 from ftjax.formats.peft.forms import FORMS
 from ftjax.methods import METHODS, find
-from ftjax.methods.base import Method
+from ftjax.methods.method import Method
 from ftjax.methods.rates import OTHER, RATES, SIZES
 from scripts.docs import counts, figures
 from scripts.docs.markdown import escaped, fenced, options_table, prose, sections, table, wrapped
@@ -15,7 +15,7 @@ GROUPS = {  # heading → modules of ftjax.methods
     "Selections": ("selection", "schedules", "galore"),
     "Updates of projections": (
         *("lora", "rslora", "lora_plus", "lora_fa", "dora", "pissa", "adalora", "vera"),
-        *("loha", "lokr", "oft", "ia3", "quantized"),
+        *("loha", "lokr", "oft", "ia3", "qlora"),
     ),
     "Adapters": ("bottleneck", "compacter", "fusion"),
     "Soft prompts": ("prompt", "prefix"),

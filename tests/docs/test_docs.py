@@ -189,7 +189,6 @@ def test_commands_are_understood(capsys, monkeypatch):
             assert load_page(arguments, rest).task.name
 
 
-@pytest.mark.skipif(not callable(ftjax.config), reason="ftjax.config(...) is not there yet")
 @pytest.mark.parametrize("name", RUN)
 def test_marked_blocks_run(name, tmp_path, monkeypatch):
     shutil.copytree(DOCS / "data", tmp_path, dirs_exist_ok=True)
