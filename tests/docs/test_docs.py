@@ -3,10 +3,13 @@
 import ast
 import importlib
 import json
+import os
 import posixpath
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import textwrap
 from functools import cache
 from pathlib import Path
@@ -26,6 +29,7 @@ from ftjax.models import FAMILIES
 from scripts.docs import counts, figures
 from scripts.docs.pages import generated
 from scripts.docs.rows import EXAMPLES
+from tests.compiler import FLAGS
 from tests.covering import product
 
 ROOT = Path(__file__).parents[2]
@@ -190,12 +194,13 @@ def test_commands_are_understood(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", RUN)
-def test_marked_blocks_run(name, tmp_path, monkeypatch):
+def test_marked_blocks_run(name, tmp_path):
+    """A page's blocks are a script, here of one epoch on one device."""
     shutil.copytree(DOCS / "data", tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    for block in blocks(WRITTEN[name], "python", marked=True):
-        exec(compile(block.replace('"train.epochs": 10', '"train.epochs": 1'), name, "exec"), names)
+    script = "\n".join(blocks(WRITTEN[name], "python", marked=True))
+    (tmp_path / "page.py").write_text(script.replace('epochs": 10', 'epochs": 1'), "utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS}
+    subprocess.run([sys.executable, "page.py"], cwd=tmp_path, env=environment, check=True)
 
 
 def test_blocks_of_python_are_python():
