@@ -13,6 +13,7 @@ TPU = ["jax[tpu]>=0.10"]
 REMOTE = ["gcsfs>=2026.1"]
 TFDS = ["tensorflow-datasets>=4.9.9", "array-record>=0.8"]
 EXCEL = ["openpyxl>=3.1"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "jieba>=0.42"]  # that cuts Chinese for search
 TEST = [
     "pytest>=8.0",
     "pytest-xdist>=3.6",
@@ -96,6 +97,7 @@ setup(
         "gcs": REMOTE,
         "tfds": TFDS,
         "excel": EXCEL,
+        "docs": DOCS,
     },
     entry_points={"console_scripts": ["ftjax=ftjax.commands.entry:console"]},
     classifiers=[
