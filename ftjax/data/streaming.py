@@ -159,13 +159,13 @@ def joined(parts: Sequence[Examples]) -> Examples:
     rows = np.cumsum([0, *(1 + part.row_numbers.max(initial=-1) for part in parts)])
     numbers = [part.row_numbers + first for part, first in zip(parts, rows, strict=False)]
 
-    def joined(get: Callable[[Examples], Any], join: Callable) -> dict[str, Any]:
+    def concatenated(get: Callable[[Examples], Any], join: Callable) -> dict[str, Any]:
         return {name: join([get(part)[name] for part in parts]) for name in get(parts[0])}
 
     return Examples(
         ids=_end_to_end([part.ids for part in parts]),
-        tokens=joined(lambda part: part.tokens, np.concatenate),
-        arrays=joined(lambda part: part.arrays, np.concatenate),
+        tokens=concatenated(lambda part: part.tokens, np.concatenate),
+        arrays=concatenated(lambda part: part.arrays, np.concatenate),
         decoder=None if parts[0].decoder is None else _end_to_end([p.decoder for p in parts]),
         rows=np.concatenate(numbers),
         group=group,
