@@ -47,16 +47,16 @@ def _chinese_ids(text: str) -> Iterator[Span]:
 def _cards(text: str) -> Iterator[Span]:
     from stdnum import luhn
 
-    for candidate in GROUPS.finditer(text):
-        groups = [match.span() for match in re.finditer(r"\d+", candidate[0])]
+    for run in GROUPS.finditer(text):
+        groups = [match.span() for match in re.finditer(r"\d+", run[0])]
         start = 0
         while start < len(groups):  # another number may stand before it or after it
             for end in range(len(groups), start, -1):
-                digits = "".join(candidate[0][a:b] for a, b in groups[start:end])
+                digits = "".join(run[0][a:b] for a, b in groups[start:end])
                 if 13 <= len(digits) <= 19 and digits[0] in "23456" and luhn.is_valid(digits):
                     yield (
-                        candidate.start() + groups[start][0],
-                        candidate.start() + groups[end - 1][1],
+                        run.start() + groups[start][0],
+                        run.start() + groups[end - 1][1],
                     )
                     start = end - 1
                     break

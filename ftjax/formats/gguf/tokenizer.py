@@ -152,7 +152,7 @@ def end_tokens(path: Path) -> list[int]:
     file = read(path)
     named = [file.token(f"{end}_token_id") for end in ENDS]
     number = {token: i for i, token in enumerate(file.tokens())}
-    harmony = any(several <= number.keys() for several in HARMONY)
+    harmony = any(marks <= number.keys() for marks in HARMONY)
     spelled = [t for t in END_TEXTS if t in number and not (harmony and t == "<|end|>")]
     ends = [*(end for end in named if end is not None), *(number[text] for text in spelled)]
     return list(dict.fromkeys(ends))
