@@ -193,8 +193,8 @@ def _huge_pages(argv: Sequence[str]) -> None:
     """
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     command = COMMANDS.get(argv[0]) if argv else None
-    wanted = command is not None and command.starts_jax and not {"-h", "--help"} & {*argv}
-    if not wanted or "GLIBC_TUNABLES" in os.environ or not setting.exists() or _has_accelerator():
+    computes = command is not None and command.starts_jax and not {"-h", "--help"} & {*argv}
+    if not computes or "GLIBC_TUNABLES" in os.environ or not setting.exists() or _has_accelerator():
         return
     if "[madvise]" in setting.read_text():
         command, environment = of_ftjax(argv)

@@ -78,13 +78,13 @@ class Row:
         return {**asdict(self), "interval_of": "examples" if self.of_examples else "seeds"}
 
     def cells(self) -> tuple[str, ...]:
-        several = len(self.results) > 1
+        repeated = len(self.results) > 1
         return (
             self.method,
             f"{self.trainable:,}",
             percent(self.trainable / self.total),
-            f"{self.score:.3f}" + (f" ± {self.deviation:.3f}" if several else ""),
-            f"{min(self.seeds):.3f} to {max(self.seeds):.3f}" if several else "one",
+            f"{self.score:.3f}" + (f" ± {self.deviation:.3f}" if repeated else ""),
+            f"{min(self.seeds):.3f} to {max(self.seeds):.3f}" if repeated else "one",
             f"[{self.low:.3f}, {self.high:.3f}]" if self.low < self.high else "none",
             f"{self.rate:g}" if self.trainable else "",
             f"{self.seconds:.1f}",

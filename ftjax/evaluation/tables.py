@@ -196,9 +196,9 @@ def _whole(value: Any) -> Any:
 def _plain(value: Any) -> Any:
     """A value that JSON has: what is no number becomes null, times and dates ISO's text."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
+        return [_plain(each) for each in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, bytes):

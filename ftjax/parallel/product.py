@@ -107,8 +107,8 @@ def _gated(act: Callable[[Array], Array], gate: Array, x: Array) -> tuple[Array,
     return act(gate) * x, (gate, x)
 
 
-def _ungated(act: Callable[[Array], Array], kept: Any, grad: Array) -> tuple[Array, Array]:
-    gate, x = kept
+def _ungated(act: Callable[[Array], Array], residuals: Any, grad: Array) -> tuple[Array, Array]:
+    gate, x = residuals
     (dgate,) = jax.vjp(act, gate)[1](grad * x)
     dgate, grad, gate = jax.lax.optimization_barrier((dgate, grad, gate))
     return tuple(jax.lax.optimization_barrier((dgate, grad * act(gate))))
