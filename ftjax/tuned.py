@@ -207,12 +207,12 @@ class Tuned:
         if not paths:
             return {}
 
-        def make(key: jax.Array) -> Flat:
+        def draw(key: jax.Array) -> Flat:
             params = initialized(self.model, self.method.interceptor(self.base), key)
             flat = {path: leaf.value for path, leaf in params.items()}
             return {path: flat[path].astype(self.dtype(path)) for path in paths}
 
-        return jax.jit(make, out_shardings={path: shardings[path] for path in paths})(key)
+        return jax.jit(draw, out_shardings={path: shardings[path] for path in paths})(key)
 
 
 def intercepted(interceptor: Any) -> Any:

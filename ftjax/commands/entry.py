@@ -161,10 +161,10 @@ def _told(command: str, error: UserError) -> UserError:
     """An error, with what it says of keys that the command does not take."""
     if command not in COMMANDS:
         return error
-    of = COMMANDS[command]
+    subject = COMMANDS[command]
     listed = ArgumentParser(add_help=False)
-    of.arguments(listed)
-    strange = refused(str(error), of.keys, [*listed._option_string_actions])
+    subject.arguments(listed)
+    strange = refused(str(error), subject.keys, [*listed._option_string_actions])
     if not strange:
         return error
     keys = f"{' and '.join(strange)} {'is' if len(strange) == 1 else 'are'}"

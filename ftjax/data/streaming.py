@@ -75,10 +75,10 @@ class Windows:
     @property
     def counts(self) -> dict[str, Any]:
         """Rows of first passes that were bad, and that steps dropped, up to the last window."""
-        places = [position.place for position in self._positions.get(self.last + 1, ())]
-        dropped = sum((Counter(place.dropped) for place in places), Counter())
+        marks = [position.place for position in self._positions.get(self.last + 1, ())]
+        dropped = sum((Counter(mark.dropped) for mark in marks), Counter())
         return {
-            "rows_skipped": sum(place.skipped for place in places),
+            "rows_skipped": sum(mark.skipped for mark in marks),
             "rows_dropped": dict(dropped),
         }
 

@@ -45,7 +45,7 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None], dtype: Any = Non
     if not (apart and _divides(mesh, specs[0], x) and _divides(mesh, specs[1], kernel)):
         return rows(x, kernel, dtype)
     others = tuple(name for axes in leading for name in _names(axes) if name != "fsdp")
-    run = jax.shard_map(
+    multiply = jax.shard_map(
         partial(
             _local,
             dimension=gathered[0] if gathered else None,
@@ -58,7 +58,7 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None], dtype: Any = Non
     )
     x, kernel = in_turn(x, kernel)
     again = kernel.nbytes > LARGE  # without which the compiler keeps what is gathered
-    return checkpoint_name(jax.checkpoint(run, prevent_cse=again)(x, kernel), NAME)
+    return checkpoint_name(jax.checkpoint(multiply, prevent_cse=again)(x, kernel), NAME)
 
 
 @jax.custom_vjp

@@ -89,14 +89,14 @@ def _spelled(metric: str, scores: Mapping[str, Any]) -> str:
 
 
 def _curves(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    def of(key: str) -> list[tuple[float, float]]:
+    def points(key: str) -> list[tuple[float, float]]:
         return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
 
-    losses = {"training": of("loss"), "validation": of("validation/loss")}
+    losses = {"training": points("loss"), "validation": points("validation/loss")}
     plots = [
         curves("loss", losses),
-        curves(f"validation {metric.replace('_', ' ')}", {metric: of(f"validation/{metric}")}),
-        curves("learning rate", {"rate": of("learning_rate")}),
+        curves(f"validation {metric.replace('_', ' ')}", {metric: points(f"validation/{metric}")}),
+        curves("learning rate", {"rate": points("learning_rate")}),
     ]
     drawn = "".join(plots)
     return f"<h2>Curves</h2>{tag('div', drawn, 'plots')}" if drawn else ""

@@ -46,8 +46,8 @@ def begin(config: ConfigDict, workdir: Path) -> None:
 def _there(config: ConfigDict, start: Path, workdir: Path) -> bool:
     """Whether the model is made already; what is of a run that did not come to train is removed."""
     if (start / "config.json").exists() and (workdir / "config.json").exists():
-        of, saved = ("from_run", "from_step"), read_workdir(workdir).model
-        if begun(workdir) or all(saved[key] == config.model[key] for key in of):
+        keys, saved = ("from_run", "from_step"), read_workdir(workdir).model
+        if begun(workdir) or all(saved[key] == config.model[key] for key in keys):
             return True
     if start.exists():
         start.rmtree() if is_remote(start) else shutil.rmtree(start)

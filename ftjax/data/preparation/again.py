@@ -52,9 +52,9 @@ def _read(key: str, before: Splits) -> tuple[Splits, Report] | None:
         if data is None:
             return None
         table = pyarrow.ipc.open_file(pyarrow.py_buffer(data)).read_all()
-        of = before.get(name, before.get("train"))
+        like = before.get(name, before.get("train"))
         rows = datasets.Dataset(table)
-        splits[name] = replace(of, rows=rows, label_names=tuple(names))
+        splits[name] = replace(like, rows=rows, label_names=tuple(names))
     return splits, saved["report"]
 
 

