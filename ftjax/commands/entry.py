@@ -69,7 +69,7 @@ def _run(argv: Sequence[str]) -> int:
         with _quiet_stores(command.keys):
             return command.run(arguments, rest) or 0
     except UserError as error:
-        return _failed(_told(argv[0], error), 2)
+        return _failed(_explained(argv[0], error), 2)
     except Stopped as stopped:
         return stopped.code
     except KeyboardInterrupt as error:
@@ -157,7 +157,7 @@ def _meant(name: str, value: str, keys: Sequence[str]) -> str:
     return f", as --config.{key}={value}" if key else ""
 
 
-def _told(command: str, error: UserError) -> UserError:
+def _explained(command: str, error: UserError) -> UserError:
     """An error, with what it says of keys that the command does not take."""
     if command not in COMMANDS:
         return error

@@ -166,20 +166,20 @@ def from_hf(hf: Mapping[str, Any], **changes: Any) -> Settings:
 def of_folder(folder: Path, **changes: Any) -> Settings:
     """How a folder's model chooses tokens by default, under changes."""
     file = config_file(folder)
-    defaults = _read(read_config(folder))
+    defaults = _generation_keys(read_config(folder))
     if is_gguf(folder):
         defaults["eos_token_id"] = end_tokens(folder)
     check(file, defaults, Defaults)
     if (folder / "generation_config.json").exists():
         file = folder / "generation_config.json"
-        stored = _read(read_json(file))
+        stored = _generation_keys(read_json(file))
         check(file, stored, Defaults)
         defaults |= stored
     with named(file):
         return from_hf(defaults, **changes)
 
 
-def _read(values: Mapping[str, Any]) -> dict[str, Any]:
+def _generation_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in READ}
 
 

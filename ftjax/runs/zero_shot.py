@@ -47,10 +47,10 @@ def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         require_shared_folder(workdir)
         first(partial(check_workdir, workdir, config))
         begin(config, workdir)
-        return _chosen(config, workdir)
+        return _result(config, workdir)
 
 
-def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def _result(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     task, method = tasks.create(config.task), methods.create(config.method)
     metric = best_metric(config, task)
     splits, names, report = read_labelled(config, task, asked_models)

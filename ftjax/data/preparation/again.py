@@ -35,14 +35,14 @@ def prepare_once(
         for part in (repr(form), repr(split.column("row")), *split.content()):
             digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
     key = digest.hexdigest()[:32]
-    if (cached := _read(key, splits)) is not None:
+    if (cached := _load(key, splits)) is not None:
         return cached
     prepared, report = prepare(splits, settings, models, held_out)
-    _write(key, prepared, report)
+    _store(key, prepared, report)
     return prepared, report
 
 
-def _read(key: str, before: Splits) -> tuple[Splits, Report] | None:
+def _load(key: str, before: Splits) -> tuple[Splits, Report] | None:
     said = cache.read(KIND, f"{key}.json")
     if said is None:
         return None
@@ -58,7 +58,7 @@ def _read(key: str, before: Splits) -> tuple[Splits, Report] | None:
     return splits, saved["report"]
 
 
-def _write(key: str, splits: Splits, report: Report) -> None:
+def _store(key: str, splits: Splits, report: Report) -> None:
     for name, split in splits.items():
         table = split.rows.with_format("arrow")[:]
 

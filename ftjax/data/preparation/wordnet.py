@@ -67,7 +67,7 @@ class WordNet:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._synonyms = cache(self._found)
+        self._synonyms = cache(self._looked_up)
 
     def synonyms(self, word: str) -> list[str]:
         """The other words of all synsets of a word, or of what it is inflected from, in order.
@@ -76,7 +76,7 @@ class WordNet:
         """
         return self._synonyms(word.lower())
 
-    def _found(self, word: str) -> list[str]:
+    def _looked_up(self, word: str) -> list[str]:
         lemmas = set()
         for part in FILES:
             for form in self._forms(word, part):

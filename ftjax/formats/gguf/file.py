@@ -93,11 +93,11 @@ def read(path: Path) -> File:
         UserError: the file is absent, truncated, no GGUF file, or one part of several.
     """
     status = regular(path).stat()
-    return _read(path, status.st_mtime_ns, status.st_size)
+    return _parsed(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=1)
-def _read(path: Path, changed: int, size: int) -> File:
+def _parsed(path: Path, changed: int, size: int) -> File:
     with reading(path, "is not a GGUF file, or is truncated"):
         metadata, tensors = read_header(path)
         parts = metadata.get("split.count", 1)

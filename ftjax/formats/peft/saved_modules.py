@@ -76,7 +76,7 @@ def saved(
             not isinstance(params[path], Quantized),
             f"{file}: {names[0]!r} is of weights that method.bits stores quantized: {MERGE}",
         )
-        loaded[path] = _read(tuned, path, params[path], names, tensors, file)
+        loaded[path] = _parameter(tuned, path, params[path], names, tensors, file)
     used = {name for path in loaded for name in named[path]}
     for key in sorted(tensors.keys() - used):
         path = _path(tuned, named, key.removesuffix(ROWS) + ".weight")
@@ -127,7 +127,7 @@ def _copy_of_words(tuned: Tuned, key: str) -> bool:
     return _one_table(tuned) and bool(re.fullmatch(COPIES, key.removeprefix(INSIDE)))
 
 
-def _read(
+def _parameter(
     tuned: Tuned,
     path: str,
     base: Any,
