@@ -248,16 +248,16 @@ class SpanQA(Task):
         (start, stop), score = best[0]
         empty = self.impossible and none - score > self.null_threshold
         chances = softmax([none] * self.impossible + [chance for _, chance in best])
-        sure = {
+        certainty = {
             "score": float(score - none if self.impossible else score),
             "probability": round(float(chances[int(self.impossible and not empty)]), 6),
         }
         if empty:
-            return {"answer": "", "start": -1, **sure}
+            return {"answer": "", "start": -1, **certainty}
         while stop < len(context) and combining(context[stop]):  # that tokenizers drop
             stop += 1
         start += len(context[start:stop]) - len(context[start:stop].lstrip())  # of " word"
-        return {"answer": context[start:stop].rstrip(), "start": start, **sure}
+        return {"answer": context[start:stop].rstrip(), "start": start, **certainty}
 
     def _loss(self, logits: np.ndarray, examples: Examples) -> float:
         total, offsets = 0.0, examples.ids.offsets

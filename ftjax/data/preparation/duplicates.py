@@ -99,8 +99,8 @@ class DropDuplicates(_Unique):
             if first == number or self.stays(splits[number]):
                 yield Verdict(row)
             else:
-                pair = splits[number], splits[first], row, rows[first]
-                yield self.dropped("duplicate", *pair, "")
+                match = splits[number], splits[first], row, rows[first]
+                yield self.dropped("duplicate", *match, "")
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ class DropNearDuplicates(_Unique):
                 index.insert(number, sketch)
                 yield Verdict(row)
             else:
-                pair = splits[number], splits[-first], row, rows[-first]
-                yield self.dropped("near-duplicate", *pair, f" ({most:.2f})")
+                match = splits[number], splits[-first], row, rows[-first]
+                yield self.dropped("near-duplicate", *match, f" ({most:.2f})")
 
     def _telling(self, rows: list[Row]) -> list[str]:
         """The columns, that of most different texts first: candidates are found by it."""

@@ -69,8 +69,8 @@ def rewritten_prompt(prompt: Any, settings: Mapping[str, Any], schema: Schema) -
     columns = [name for name in schema.texts if name not in schema.answers]
     name = columns[0]
     chosen = [
-        (label, replace(step, columns=(name,)) if hasattr(step, "columns") else step)
-        for label, step in _rewriting(settings, "test", columns, columns)
+        (step_name, replace(step, columns=(name,)) if hasattr(step, "columns") else step)
+        for step_name, step in _rewriting(settings, "test", columns, columns)
     ]
     after, why = _through({"row": 1, name: prompt}, chosen)
     if after is None:
