@@ -129,9 +129,9 @@ def ties(updates: Sequence[Flat], weights: Sequence[float], density: float = 0.2
     factors = jnp.asarray(weights, jnp.float32)
     merged = {}
     for path, shape in shapes.items():
-        each = jnp.stack([update.get(path, jnp.zeros(shape)) for update in trimmed])
-        agrees = jnp.sign(each) == jnp.where(each.sum(0) >= 0, 1, -1)
-        total = jnp.tensordot(factors, each * agrees, 1)
+        entries = jnp.stack([update.get(path, jnp.zeros(shape)) for update in trimmed])
+        agrees = jnp.sign(entries) == jnp.where(entries.sum(0) >= 0, 1, -1)
+        total = jnp.tensordot(factors, entries * agrees, 1)
         merged[path] = total / jnp.maximum(agrees.sum(0), 1)
     return merged
 

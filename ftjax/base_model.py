@@ -78,8 +78,8 @@ class Base:
 
         Empty where layers share their parameters.
         """
-        found = re.findall(r"(?m)^((?:.*/)?layer_\d+)/", "\n".join(self._unrolled()))
-        return tuple(sorted(set(found), key=lambda p: (p.startswith("decoder"), _number(p))))
+        paths = re.findall(r"(?m)^((?:.*/)?layer_\d+)/", "\n".join(self._unrolled()))
+        return tuple(sorted(set(paths), key=lambda p: (p.startswith("decoder"), _number(p))))
 
     def _unrolled(self) -> list[str]:
         return [name for path in self.shapes for name in expand(path)]
@@ -211,7 +211,7 @@ class Base:
         Raises:
             UserError: a target matches nothing, or only some layers of a scanned segment.
         """
-        wanted = [targets] if isinstance(targets, str) else list(targets)
+        selectors = [targets] if isinstance(targets, str) else list(targets)
         regex = isinstance(targets, str)
         if regex:
             require_pattern("method.targets", targets)
@@ -226,8 +226,8 @@ class Base:
         matched = {}
         for path, value in modules.items():
             unrolled = expand(path)
-            hits = {name: [t for t in wanted if hit(t, name)] for name in unrolled}
-            used.update(t for found in hits.values() for t in found)
+            hits = {name: [t for t in selectors if hit(t, name)] for name in unrolled}
+            used.update(t for matching in hits.values() for t in matching)
             if any(hits.values()):
                 if not all(hits.values()):
                     raise UserError(
@@ -235,7 +235,7 @@ class Base:
                         f"segment {path!r}; set model.segments so that it does not cross them"
                     )
                 matched[path] = value
-        missed = [t for t in wanted if t not in used]
+        missed = [t for t in selectors if t not in used]
         if missed or not matched:
             known = {n.split(".")[-1] for p in modules for n in self.names_of(expand(p)[0])}
             known = {n.split("/")[-1] for n in known if n}

@@ -74,9 +74,9 @@ def limit() -> int:
         UserError: it is no size.
     """
     text = os.environ.get("FTJAX_CACHE_LIMIT") or LIMIT
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B|)", text.strip().upper())
-    require(bool(found), f"FTJAX_CACHE_LIMIT={text!r} must be a size, as 500MB or 20GB")
-    return int(float(found[1]) * UNITS[found[2]])
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B|)", text.strip().upper())
+    require(bool(match), f"FTJAX_CACHE_LIMIT={text!r} must be a size, as 500MB or 20GB")
+    return int(float(match[1]) * UNITS[match[2]])
 
 
 def read(kind: str, name: str) -> memoryview | None:
@@ -160,11 +160,11 @@ def trim(newest: Path | None = None) -> None:
 
 def sizes() -> dict[str, Size]:
     """What each folder holds."""
-    found = {}
+    by_folder = {}
     for kind in FOLDERS:
-        each = [stat.st_size for _, stat in _files(cache_folder() / kind)]
-        found[kind] = Size(len(each), sum(each))
-    return found
+        file_sizes = [stat.st_size for _, stat in _files(cache_folder() / kind)]
+        by_folder[kind] = Size(len(file_sizes), sum(file_sizes))
+    return by_folder
 
 
 def clear(kinds: Iterable[str] = FOLDERS) -> None:

@@ -57,6 +57,6 @@ def every_key() -> list[str]:
 def _named(message: str) -> Iterator[str]:
     """Keys in a message; a file such as train.jsonl is none."""
     every = set(every_key())
-    for found in re.findall(r"(?<![\w/.])[a-z]+(?:\.[a-z_0-9]+)+(?![\w/])", message):
-        if found in every or found in SHORT or re.match(r"(method|task)\.(over\.)?[a-z_]+$", found):
-            yield found
+    for key in re.findall(r"(?<![\w/.])[a-z]+(?:\.[a-z_0-9]+)+(?![\w/])", message):
+        if key in every or key in SHORT or re.match(r"(method|task)\.(over\.)?[a-z_]+$", key):
+            yield key

@@ -144,7 +144,7 @@ class Model:
         generator = make_generator(*place, rewrite, changes=settings, stop=stop)
         every = [prompts] if isinstance(prompts, str) else list(prompts)
         texts = in_batches(generator, every, batch_size)
-        alone = [each[0] for each in texts]
+        alone = [samples[0] for samples in texts]
         texts = alone if generator.settings.num_return_sequences == 1 else texts
         return texts[0] if isinstance(prompts, str) else texts
 
@@ -162,10 +162,10 @@ class Model:
         apply = partial(run.tuned.apply, features_only=head == "classification")
 
         def vectors(params: Flat, batch: Mapping[str, jax.Array]) -> jax.Array:
-            found = apply(params, batch).astype(jnp.float32)
+            features = apply(params, batch).astype(jnp.float32)
             if head == "classification":
-                return found
-            return found / jnp.maximum(jnp.linalg.norm(found, axis=-1, keepdims=True), 1e-9)
+                return features
+            return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-9)
 
         tokenizer, longest = load_tokenizer(run.folder), run.config.data.max_length
         ids = tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]

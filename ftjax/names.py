@@ -93,13 +93,13 @@ class Names:
 
     def stored(self, path: str) -> list[tuple[str, Part]]:
         """Where a parameter lies, a layer and a stacked module each: (tensor, how)."""
-        found = []
+        tensors = []
         for unrolled in expand(path):
             module, leaf = unrolled.rsplit("/", 1)
             part = self.head.get(module) or self.base[module]
             part = Part(part) if isinstance(part, str) else part
-            found += [(name, part) for name in part.tensors(leaf)]
-        return found
+            tensors += [(name, part) for name in part.tensors(leaf)]
+        return tensors
 
     def copies_of(self, path: str, stored: str) -> set[str]:
         """Tensors that equal the one that a parameter lies in, where a folder has them."""

@@ -231,10 +231,8 @@ def _words(kind: Any) -> str:
     if origin is Literal:
         return " or ".join(map(str, inner)) if len(inner) < 3 else f"one of {', '.join(inner)}"
     if origin in (Union, types.UnionType):
-        several = [
-            kind for kind in inner if get_origin(kind) is tuple and kind.__args__[0] in inner
-        ]
-        rest = [kind for kind in inner if kind not in {each.__args__[0] for each in several}]
+        tuples = [kind for kind in inner if get_origin(kind) is tuple and kind.__args__[0] in inner]
+        rest = [kind for kind in inner if kind not in {sequence.__args__[0] for sequence in tuples}]
         return " or ".join(map(_words, rest))
     if origin is tuple and inner[-1] is ...:
         return f"{_words(inner[0])}, or several with commas between"
@@ -261,8 +259,8 @@ def _within(number: float, interval: str) -> bool:
 def meanings(cls: type) -> dict[str, str]:
     """Name → what the docstrings of a class and those before it say of it under `Attributes`."""
     said: dict[str, str] = {}
-    for each in reversed(cls.__mro__):
-        _, _, listed = inspect.cleandoc(each.__dict__.get("__doc__") or "").partition("Attributes:")
+    for base in reversed(cls.__mro__):
+        _, _, listed = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Attributes:")
         listed = re.split(r"\n(?=\S)", listed)[0]  # to the next section
         for entry in filter(None, re.split(r"\n {4}(?=\w+: )", listed)):
             name, _, meaning = entry.partition(": ")

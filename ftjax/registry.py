@@ -67,11 +67,11 @@ class Registry:
             raise NotFound(f"{where} {error}") from None
         if name in self.table:
             module, *attribute, _ = self.table[name]
-            found = importlib.import_module(f"{self.package}.{module}")
-            return getattr(found, attribute[0]) if attribute else found
-        found = _imported(where, name if _is_dotted(name) else self._entry_points()[name].value)
-        self._check(where, found)
-        return found
+            entry = importlib.import_module(f"{self.package}.{module}")
+            return getattr(entry, attribute[0]) if attribute else entry
+        entry = _imported(where, name if _is_dotted(name) else self._entry_points()[name].value)
+        self._check(where, entry)
+        return entry
 
     def require(self, name: Any) -> None:
         """Raises ValueError for a name that is not built in, dotted or an entry point's."""
@@ -144,20 +144,20 @@ class Registry:
             points[point.name] = point
         return points
 
-    def _check(self, where: str, found: Any) -> None:
+    def _check(self, where: str, entry: Any) -> None:
         """Raises UserError for what is not of the kind that the registry holds."""
-        if lacks := [name for name in self.needs if not hasattr(found, name)]:
-            raise UserError(f"{where}: {found!r} lacks {', '.join(lacks)}")
+        if lacks := [name for name in self.needs if not hasattr(entry, name)]:
+            raise UserError(f"{where}: {entry!r} lacks {', '.join(lacks)}")
         if self.base:
             module, _, name = self.base.partition(":")
             base = getattr(importlib.import_module(module), name)
-            if not (isinstance(found, type) and issubclass(found, base)):
-                raise UserError(f"{where}: {found!r} is no subclass of {module}.{name}")
-        if not isinstance(found, type):
+            if not (isinstance(entry, type) and issubclass(entry, base)):
+                raise UserError(f"{where}: {entry!r} is no subclass of {module}.{name}")
+        if not isinstance(entry, type):
             return  # a family's module
-        if "__dataclass_fields__" not in vars(found):
-            raise UserError(f"{where}: decorate {found.__name__} with @dataclass(frozen=True)")
-        for name, option in options(found).items():
+        if "__dataclass_fields__" not in vars(entry):
+            raise UserError(f"{where}: decorate {entry.__name__} with @dataclass(frozen=True)")
+        for name, option in options(entry).items():
             if option.default is dataclasses.MISSING:
                 raise UserError(f"{where}: its option {name!r} has no default")
 
@@ -180,7 +180,7 @@ def _imported(where: str, name: str) -> Any:
     """
     module, _, attribute = name.partition(":")
     try:
-        found = importlib.import_module(module)
+        entry = importlib.import_module(module)
     except ModuleNotFoundError as error:
         lacks = f"no module {error.name!r} is installed"
         mend = "install its package here, or put its folder on PYTHONPATH"
@@ -189,10 +189,10 @@ def _imported(where: str, name: str) -> Any:
         how = f'python -c "import {module}" shows where'
         raise NotFound(f"{where}: {module} fails: {summary(error)}; {how}") from error
     for part in filter(None, attribute.split(".")):
-        if not hasattr(found, part):
-            raise NotFound(f"{where}: {module} has no {attribute!r}{nearest(part, dir(found))}")
-        found = getattr(found, part)
-    return found
+        if not hasattr(entry, part):
+            raise NotFound(f"{where}: {module} has no {attribute!r}{nearest(part, dir(entry))}")
+        entry = getattr(entry, part)
+    return entry
 
 
 def as_tuples(value: Any) -> Any:

@@ -155,8 +155,8 @@ def uploaded(folder: Path, target: Path, last: str) -> None:
             shutil.copyfileobj(own, theirs, CHUNK)
 
 
-def _form(found: os.stat_result) -> tuple[int, int]:
-    return found.st_size, int(found.st_mtime)
+def _form(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, int(status.st_mtime)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -116,8 +116,8 @@ class Tuned:
         variables = {"params": unflatten(params)} | ({"cache": cache} if cache else {})
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         with intercepted(self.method.interceptor(self.base)):
-            logits, kept = self.model.apply(variables, **inputs, mutable=["cache"])
-        return logits, kept["cache"]
+            logits, mutated = self.model.apply(variables, **inputs, mutable=["cache"])
+        return logits, mutated["cache"]
 
     def at_step(self, step: int) -> "Tuned":
         """What trains at a step and by which optimizer, of what this says trains at all.
@@ -144,10 +144,10 @@ class Tuned:
         """What learning rates are multiplied by, where not 1: a number, or one a scanned layer."""
         rates = {}
         for path, leaf in self.shapes.items():
-            found = [self.method.rate_of(self.base, name) for name in expand(path)]
-            if set(found) != {1.0}:
-                each = jnp.asarray(found).reshape(-1, *[1] * (leaf.ndim - 1))
-                rates[path] = found[0] if len(set(found)) == 1 else each
+            factors = [self.method.rate_of(self.base, name) for name in expand(path)]
+            if set(factors) != {1.0}:
+                column = jnp.asarray(factors).reshape(-1, *[1] * (leaf.ndim - 1))
+                rates[path] = factors[0] if len(set(factors)) == 1 else column
         return rates
 
     @property
@@ -207,12 +207,12 @@ class Tuned:
         if not paths:
             return {}
 
-        def make(key: jax.Array) -> Flat:
+        def draw(key: jax.Array) -> Flat:
             params = initialized(self.model, self.method.interceptor(self.base), key)
             flat = {path: leaf.value for path, leaf in params.items()}
             return {path: flat[path].astype(self.dtype(path)) for path in paths}
 
-        return jax.jit(make, out_shardings={path: shardings[path] for path in paths})(key)
+        return jax.jit(draw, out_shardings={path: shardings[path] for path in paths})(key)
 
 
 def intercepted(interceptor: Any) -> Any:

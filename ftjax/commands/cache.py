@@ -29,8 +29,8 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
         done = "removed: " if arguments.what == "clear" else ""
         print(f"  {name:<10}{done}{files:>7,} files {held / 1e6:>12,.1f} MB  {cache.FOLDERS[name]}")
     if arguments.what == "list":
-        kept = ", ".join(cache.KEPT)
-        print(f"  {kept} may hold {cache.limit() / 1e9:,.1f} GB ($FTJAX_CACHE_LIMIT)")
+        limited = ", ".join(cache.KEPT)
+        print(f"  {limited} may hold {cache.limit() / 1e9:,.1f} GB ($FTJAX_CACHE_LIMIT)")
 
 
 COMMAND = Command("list what is kept on disk to save time, or clear it", add_arguments, run)

@@ -70,9 +70,9 @@ def load_page(arguments: Namespace, overrides: Sequence[str]) -> Any:
 
 def shorthands(arguments: Namespace, overrides: Sequence[str]) -> list[str]:
     """Overrides, with those before them that have arguments of their own."""
-    given = {"model.path": arguments.model, "data.path": arguments.data}
-    given |= {"method.name": getattr(arguments, "method", None)}
-    short = [f"--config.{key}={value!r}" for key, value in given.items() if value is not None]
+    values = {"model.path": arguments.model, "data.path": arguments.data}
+    values |= {"method.name": getattr(arguments, "method", None)}
+    short = [f"--config.{key}={value!r}" for key, value in values.items() if value is not None]
     return [*short, *overrides]
 
 

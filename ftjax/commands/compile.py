@@ -38,15 +38,15 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     if quick and arguments.price is not None:
         raise UserError("--price is of times, of which --quick says nothing: leave out one of them")
     config = check(load_page(arguments, overrides))
-    found = forecast(config, topology, slices, quick)
-    print("\n".join(lines(found, arguments.price)), flush=True)
-    if not found["fits"]:
+    figures = forecast(config, topology, slices, quick)
+    print("\n".join(lines(figures, arguments.price)), flush=True)
+    if not figures["fits"]:
         mend = mended(config, topology, slices, print, quick)
         text = lines(mend[1], arguments.price) if mend else []
         print("\n".join(["", f"fits with {mend[0]}", *text] if mend else NOTHING_FITS))
-        found["mend"] = mend and {"overrides": mend[0], **mend[1]}
+        figures["mend"] = mend and {"overrides": mend[0], **mend[1]}
     if arguments.output:
-        write_json(arguments.output, found)
+        write_json(arguments.output, figures)
         print(f"forecast: {arguments.output}")
 
 

@@ -69,7 +69,7 @@ def _run(argv: Sequence[str]) -> int:
         with _quiet_stores(command.keys):
             return command.run(arguments, rest) or 0
     except UserError as error:
-        return _failed(_told(argv[0], error), 2)
+        return _failed(_explained(argv[0], error), 2)
     except Stopped as stopped:
         return stopped.code
     except KeyboardInterrupt as error:
@@ -157,14 +157,14 @@ def _meant(name: str, value: str, keys: Sequence[str]) -> str:
     return f", as --config.{key}={value}" if key else ""
 
 
-def _told(command: str, error: UserError) -> UserError:
+def _explained(command: str, error: UserError) -> UserError:
     """An error, with what it says of keys that the command does not take."""
     if command not in COMMANDS:
         return error
-    of = COMMANDS[command]
+    subject = COMMANDS[command]
     listed = ArgumentParser(add_help=False)
-    of.arguments(listed)
-    strange = refused(str(error), of.keys, [*listed._option_string_actions])
+    subject.arguments(listed)
+    strange = refused(str(error), subject.keys, [*listed._option_string_actions])
     if not strange:
         return error
     keys = f"{' and '.join(strange)} {'is' if len(strange) == 1 else 'are'}"
@@ -193,8 +193,8 @@ def _huge_pages(argv: Sequence[str]) -> None:
     """
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     command = COMMANDS.get(argv[0]) if argv else None
-    wanted = command is not None and command.starts_jax and not {"-h", "--help"} & {*argv}
-    if not wanted or "GLIBC_TUNABLES" in os.environ or not setting.exists() or _has_accelerator():
+    computes = command is not None and command.starts_jax and not {"-h", "--help"} & {*argv}
+    if not computes or "GLIBC_TUNABLES" in os.environ or not setting.exists() or _has_accelerator():
         return
     if "[madvise]" in setting.read_text():
         command, environment = of_ftjax(argv)

@@ -32,10 +32,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_workdir(source, required=False, text="a work folder of a language model")
     source.add_argument("--model", help="a folder, a .gguf file, a nickname or a hub id")
     parser.add_argument("--adapter", type=Path, help="a PEFT folder, over --model")
-    asked = parser.add_mutually_exclusive_group()
+    prompts = parser.add_mutually_exclusive_group()
     prompt = "a text to go on from, or to read, with nothing put before it; may be repeated"
-    asked.add_argument("--prompt", action="append", help=prompt)
-    asked.add_argument("--input", type=Path, help="a .jsonl with prompt, or messages for --chat")
+    prompts.add_argument("--prompt", action="append", help=prompt)
+    prompts.add_argument("--input", type=Path, help="a .jsonl with prompt, or messages for --chat")
     parser.add_argument("--output", type=Path, help="the .jsonl to write for --input")
     parser.add_argument("--chat", action="store_true", help="by the model's chat template")
     parser.add_argument("--stop", action="append", default=[], help="a text that ends a text")
@@ -60,8 +60,8 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
 
     if arguments.output:
         check_writable(arguments.output)
-    given = {name: getattr(arguments, name, None) for name in settings.SAME}
-    changes = {name: value for name, value in given.items() if value is not None}
+    values = {name: getattr(arguments, name, None) for name in settings.SAME}
+    changes = {name: value for name, value in values.items() if value is not None}
     opened = _opened(arguments, overrides)
     generator = make_generator(*opened, changes=changes, stop=arguments.stop)
     if arguments.input:
@@ -97,12 +97,12 @@ def _opened(arguments: Namespace, overrides: Sequence[str]) -> tuple:
     from ftjax.generation.load import open_model, tensor_mesh
 
     if arguments.workdir:
-        asked = {
+        values = {
             "model.dtype": arguments.dtype,
             "model.attention": arguments.attention,
             "mesh.tensor": arguments.tensor,
         }
-        changes = {key: value for key, value in asked.items() if value is not None}
+        changes = {key: value for key, value in values.items() if value is not None}
         return open_writer(arguments.workdir, changes_of(overrides) | changes, arguments.step)
     mesh = tensor_mesh(1 if arguments.tensor is None else arguments.tensor)
     dtype, attention = arguments.dtype or "float32", arguments.attention or "auto"

@@ -99,8 +99,8 @@ def _brief(step: str) -> str:
         known = defaults(find(step))
     except UserError:
         return ""  # which what it is says
-    given = [f"{name}={value!r}" for name, value in known.items()]
-    return f"{'':<{WIDTH}}{', '.join(given)}\n" if given else ""
+    options = [f"{name}={value!r}" for name, value in known.items()]
+    return f"{'':<{WIDTH}}{', '.join(options)}\n" if options else ""
 
 
 def _options(what: str, name: str) -> str:

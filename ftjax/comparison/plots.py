@@ -44,25 +44,25 @@ def _scores(rows: Sequence[Row]) -> bytes:
     figure, axes = plt.subplots(
         1, 4, figsize=(12, height), sharey=True, width_ratios=(3, 2, 1.5, 1.5), layout="constrained"
     )
-    places = range(len(ranked))
+    positions = range(len(ranked))
     scores = [row.score for row in ranked]
     error = [
         [row.score - row.low for row in ranked],
         [row.high - row.score for row in ranked],
     ]
-    axes[0].errorbar(scores, places, xerr=error, fmt="o", ms=5, capsize=3)
-    for place, row in zip(places, ranked, strict=True):
-        axes[0].plot(row.seeds, [place] * len(row.seeds), "|", color="black", ms=7)
+    axes[0].errorbar(scores, positions, xerr=error, fmt="o", ms=5, capsize=3)
+    for position, row in zip(positions, ranked, strict=True):
+        axes[0].plot(row.seeds, [position] * len(row.seeds), "|", color="black", ms=7)
     axes[0].set(title=f"{rows[0].split} {metric}; | a run\n95% interval of {interval_of(rows[0])}")
-    axes[0].set_yticks(places, [row.method for row in ranked])
+    axes[0].set_yticks(positions, [row.method for row in ranked])
     axes[0].set_ylim(-0.7, len(rows) - 0.3)
-    axes[1].plot([row.trainable for row in ranked], places, "o", color="tab:orange")
+    axes[1].plot([row.trainable for row in ranked], positions, "o", color="tab:orange")
     axes[1].set(title="trainable parameters")
     axes[1].set_xscale("symlog", linthresh=100)  # logarithmic, with a place for none
     axes[1].set_xlim(-30, 5 * max(row.total for row in rows))
-    axes[2].barh(places, [row.seconds for row in ranked], color="tab:green")
+    axes[2].barh(positions, [row.seconds for row in ranked], color="tab:green")
     axes[2].set(title="seconds of training")
-    axes[3].barh(places, [row.memory / 2**20 for row in ranked], color="tab:red")
+    axes[3].barh(positions, [row.memory / 2**20 for row in ranked], color="tab:red")
     axes[3].set(title="peak memory, MiB")
     for axis in axes:
         axis.grid(alpha=0.3)

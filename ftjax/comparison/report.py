@@ -41,10 +41,10 @@ def latex_table(rows: Sequence[Row]) -> str:
     def line(cells: Iterable[str]) -> str:
         return " & ".join(re.sub(r"([&%$#_{}])", r"\\\1", cell) for cell in cells) + r" \\"
 
-    each = [line(row.cells()).replace("±", r"$\pm$") for row in rows]
+    lines = [line(row.cells()).replace("±", r"$\pm$") for row in rows]
     columns = "l" + "r" * (len(headings(rows)) - 1)
     head = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(headings(rows)), r"\midrule"]
-    return "\n".join([*head, *each, r"\bottomrule", r"\end{tabular}"])
+    return "\n".join([*head, *lines, r"\bottomrule", r"\end{tabular}"])
 
 
 def html_table(rows: Sequence[Row]) -> str:
@@ -57,8 +57,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
     run = rows[0].results[0]
     split = rows[0].split
     results = rows[0].results
-    count, folds = examples_of(results, split), {each.get("fold") for each in results} - {None}
-    runs = f"{len({each['seed'] for each in results})} seed(s)"
+    count, folds = examples_of(results, split), {result.get("fold") for result in results} - {None}
+    runs = f"{len({result['seed'] for result in results})} seed(s)"
     if rows[0].of_examples:
         kind = (
             f"is Wilson's, of the {count:,} {split} examples alone, as if the mean over seeds were "
@@ -70,9 +70,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
             "is Student's, of the mean over seeds: it says where more seeds would bring it on the "
             "same examples, and nothing of what other examples would give"
         )
-    constant = [each["metrics"][split].get("baseline", {}) for each in results]
+    constant = [result["metrics"][split].get("baseline", {}) for result in results]
     data = Path(run["data"].partition(":")[2]).name
-    found = [
+    paragraphs = [
         f"Model `{run['model']}`, task {run['task']}, data `{data}`, "
         f"{runs}, {count:,} {split} examples.",
         f"Scores are of the {split} split, run once on the checkpoint with the best validation "
@@ -81,13 +81,13 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "Seconds are of the training phase, without compilation and evaluation; tokens are real "
         "ones, without padding; memory is the peak of the whole process.",
     ]
-    if all(rows[0].metric in each for each in constant):
-        value = statistics.fmean(each[rows[0].metric] for each in constant)
-        found.insert(
+    if all(rows[0].metric in scores for scores in constant):
+        value = statistics.fmean(scores[rows[0].metric] for scores in constant)
+        paragraphs.insert(
             1, f"An answer that is always the same has {rows[0].spoken_metric} {value:.3f}."
         )
     if folds:
-        found.append(
+        paragraphs.append(
             f"Cross-validation: the rows to train on are in {len(folds)} parts, each of which is "
             "the validation split of one run a seed, and scores are of these. The checkpoint of a "
             "run is the best on its own part, which makes its score a little too high; ± and the "
@@ -95,17 +95,17 @@ def notes(rows: Sequence[Row]) -> list[str]:
         )
     cached = [row.method for row in rows if row.results[0].get("cached_frozen")]
     if cached:
-        found.append(
+        paragraphs.append(
             f"{', '.join(cached)}: the frozen backbone was run once, without dropout, and its "
             "outputs trained on; tokens count each pass over the data."
         )
-    found += [
+    paragraphs += [
         f"{row.method}: nothing is trained; the template chosen on validation is "
         f"“{row.results[0]['template']}”, and seconds are those of choosing it."
         for row in rows
         if "template" in row.results[0]
     ]
-    return found
+    return paragraphs
 
 
 def grid_table(tried: Mapping[str, Mapping[float, float]]) -> list[str]:
@@ -116,8 +116,8 @@ def grid_table(tried: Mapping[str, Mapping[float, float]]) -> list[str]:
 
 def _grids(tried: Mapping[str, Mapping[float, float]]) -> list[str]:
     return [
-        f"{method}: {', '.join(f'{rate:g}: {value:.3f}' for rate, value in found.items())}"
-        for method, found in tried.items()
+        f"{method}: {', '.join(f'{rate:g}: {value:.3f}' for rate, value in scores.items())}"
+        for method, scores in tried.items()
     ]
 
 

@@ -51,7 +51,7 @@ class Row:
     @property
     def seeds(self) -> list[float]:
         """The score of each seed."""
-        return [run["metrics"][self.split][self.metric] for run in self.results]
+        return [result["metrics"][self.split][self.metric] for result in self.results]
 
     @property
     def better(self) -> str:
@@ -78,13 +78,13 @@ class Row:
         return {**asdict(self), "interval_of": "examples" if self.of_examples else "seeds"}
 
     def cells(self) -> tuple[str, ...]:
-        several = len(self.results) > 1
+        repeated = len(self.results) > 1
         return (
             self.method,
             f"{self.trainable:,}",
             percent(self.trainable / self.total),
-            f"{self.score:.3f}" + (f" ± {self.deviation:.3f}" if several else ""),
-            f"{min(self.seeds):.3f} to {max(self.seeds):.3f}" if several else "one",
+            f"{self.score:.3f}" + (f" ± {self.deviation:.3f}" if repeated else ""),
+            f"{min(self.seeds):.3f} to {max(self.seeds):.3f}" if repeated else "one",
             f"[{self.low:.3f}, {self.high:.3f}]" if self.low < self.high else "none",
             f"{self.rate:g}" if self.trainable else "",
             f"{self.seconds:.1f}",
@@ -129,10 +129,10 @@ def examples_of(results: Sequence[Mapping[str, Any]], split: str) -> int:
     """How many examples a method is scored on, of what is written those that are written for; of
     cross-validation those of all folds."""
     counts = {}
-    for run in results:
-        scores, task = run["metrics"][split], find(run["task"])
-        written = run["best_metric"] in task.at_end
-        counts[run.get("fold")] = scores["written" if written else "examples"]
+    for result in results:
+        scores, task = result["metrics"][split], find(result["task"])
+        written = result["best_metric"] in task.at_end
+        counts[result.get("fold")] = scores["written" if written else "examples"]
     return sum(counts.values())
 
 
@@ -141,11 +141,11 @@ def summarize(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     rows = []
     for method in dict.fromkeys(result["method"] for result in results):
         runs = [dict(result) for result in results if result["method"] == method]
-        folds = {run.get("fold") for run in runs} - {None}  # whose rows are all validated on
+        folds = {result.get("fold") for result in runs} - {None}  # whose rows are all validated on
         metric = runs[0]["best_metric"]
-        tested = all(metric in run["metrics"].get("test", {}) for run in runs)
+        tested = all(metric in result["metrics"].get("test", {}) for result in runs)
         split = "test" if tested and not folds else "validation"
-        scores = [run["metrics"][split][metric] for run in runs]
+        scores = [result["metrics"][split][metric] for result in runs]
         score, low, high = statistics.fmean(scores), *interval(scores)
         if is_share(runs[0]):
             low, high = wilson(score, examples_of(runs, split))
@@ -161,9 +161,9 @@ def summarize(results: Sequence[Mapping[str, Any]]) -> list[Row]:
                 high=high,
                 deviation=statistics.stdev(scores) if len(scores) > 1 else 0.0,
                 rate=runs[0]["learning_rate"],
-                seconds=statistics.fmean(run["train_seconds"] for run in runs),
-                tokens_per_second=statistics.fmean(run["tokens_per_second"] for run in runs),
-                memory=max(run["peak_memory_bytes"] for run in runs),
+                seconds=statistics.fmean(result["train_seconds"] for result in runs),
+                tokens_per_second=statistics.fmean(result["tokens_per_second"] for result in runs),
+                memory=max(result["peak_memory_bytes"] for result in runs),
                 results=runs,
             )
         )

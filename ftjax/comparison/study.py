@@ -223,14 +223,14 @@ def compare(
     with listening(STOPS, runs.processes.stop):
         for (method, _, rate, _), result in zip(first, runs.run_all(first), strict=True):
             tried[method][rate] = result
-        chosen = {method: best_rate(found) for method, found in tried.items()}
+        chosen = {method: best_rate(by_rate) for method, by_rate in tried.items()}
         rest = [(name, seed, chosen[name], fold) for name in methods for seed, fold in others]
         results = [tried[method][rate] for method, rate in chosen.items()] + runs.run_all(rest)
     curves = {m: read_metrics(runs.folder(m, 0, r) / "metrics.jsonl") for m, r in chosen.items()}
     scores = {m: {r: score(x) for r, x in tried[m].items()} for m in methods if m in grid}
     rows = summarize(results)
-    found = {"methods": [row.to_json() for row in rows], "learning_rates": scores}
-    write_json(workdir / "results.json", found)
+    report = {"methods": [row.to_json() for row in rows], "learning_rates": scores}
+    write_json(workdir / "results.json", report)
     write_report(workdir, rows, curves, scores)
     return Study(rows, workdir)
 

@@ -82,10 +82,10 @@ def _name(config: ConfigDict, section: str) -> str:
 def read(key: str, option: Option, value: Any) -> Any:
     """A key's value as its option holds it: numbers that are counted to are not beyond those that
     devices count with."""
-    found = option.read(key, value)
-    if isinstance(found, int) and abs(found) > MOST:
+    checked = option.read(key, value)
+    if isinstance(checked, int) and abs(checked) > MOST:
         raise UserError(f"{key}={value!r} must be at most {MOST:,}")
-    return found
+    return checked
 
 
 def method_section(name: str, over: str = "") -> dict[str, Any]:
@@ -207,7 +207,7 @@ def override(config: ConfigDict, key: str, value: Any) -> None:
 
 def unknown(key: str, known: Iterable[str]) -> str:
     """What is said of a key that there is not, or of a section that is given as one."""
-    if inside := [each for each in known if each.startswith(f"{key}.")]:
+    if inside := [name for name in known if name.startswith(f"{key}.")]:
         return f"{key!r} is a section; its keys are {', '.join(inside)}"
     return f"unknown config key {key!r}{nearest(key, known)}"
 

@@ -112,10 +112,10 @@ def loaded(
 
 def changed(config: ConfigDict, changes: Changes) -> ConfigDict:
     """A configuration with changes made to it, those first that other keys come with."""
-    given = dict(changes)
+    values = dict(changes)
     for key in NAMES:
-        if key in given:
-            override(config, key, given[key])
+        if key in values:
+            override(config, key, values[key])
     for key, value in changes:
         override(config, key, value)
     return config

@@ -86,11 +86,11 @@ def _chosen(key: str, registry: Registry, name: Option) -> Schema:
     classes = dict(_classes(registry))
     named = {**described(name), **_names(registry)}
     cases = []
-    for each, cls in classes.items():
+    for class_name, cls in classes.items():
         own = _section(options(cls), **{key: True})
         if "over" in own["properties"]:
             own["properties"]["over"] = {"$ref": "#/$defs/method"}
-        cases.append({"if": _is(key, each), "then": own})
+        cases.append({"if": _is(key, class_name), "then": own})
     every = sorted({key, *(name for cls in classes.values() for name in options(cls))})
     unnamed = {"not": {"required": [key]}}
     cases.append({"if": unnamed, "then": {"propertyNames": {"enum": every}}})
@@ -139,16 +139,16 @@ def _of_kind(kind: Any) -> Schema:
     if origin is Literal:
         return {"enum": [*inner, *([None] if "none" in inner else [])]}
     if origin in (Union, UnionType):
-        return {"anyOf": [_of_kind(each) for each in inner]}
+        return {"anyOf": [_of_kind(part) for part in inner]}
     if origin is tuple and inner[-1] is not ...:
-        items = [_of_kind(each) for each in inner]
+        items = [_of_kind(part) for part in inner]
         size = len(items)
         return {"type": "array", "prefixItems": items, "minItems": size, "maxItems": size}
     if origin is tuple:
-        each = _of_kind(inner[0])
-        forms = [{"type": "array", "items": each}, each, {"type": "string", "pattern": "^$|,"}]
-        if each.get("prefixItems"):  # pairs
-            forms.append({"type": "object", "additionalProperties": each["prefixItems"][-1]})
+        item = _of_kind(inner[0])
+        forms = [{"type": "array", "items": item}, item, {"type": "string", "pattern": "^$|,"}]
+        if item.get("prefixItems"):  # pairs
+            forms.append({"type": "object", "additionalProperties": item["prefixItems"][-1]})
         return {"anyOf": forms}
     if origin is list:
         return {"type": "array", "items": _of_kind(inner[0])}

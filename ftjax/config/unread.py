@@ -38,6 +38,6 @@ READ: dict[str, tuple[str, Callable[[ConfigDict], object]]] = {  # key → what 
 def unread(config: ConfigDict) -> Iterator[str]:
     """A line on each key that is not at its default and is not read."""
     known, flat = known_options(config), flat_keys(config)
-    for key, (of, reads) in READ.items():
+    for key, (owner, reads) in READ.items():
         if flat[key] != known[key].default and not reads(config):
-            yield f"{key}={flat[key]!r} is not read: it is of {of}"
+            yield f"{key}={flat[key]!r} is not read: it is of {owner}"

@@ -49,9 +49,9 @@ def adapt(row: Mapping[str, Any]) -> Mapping[str, Any]:
         return row
     if row.get("instruction") is None or row.get("prompt") is not None:
         return row
-    asked = [str(row[key]) for key in ("instruction", "input", "context") if row.get(key)]
+    parts = [str(row[key]) for key in ("instruction", "input", "context") if row.get(key)]
     turns = [_turn("system", row["system"])] if row.get("system") else []
-    turns.append(_turn("user", "\n\n".join(asked)))
+    turns.append(_turn("user", "\n\n".join(parts)))
     answers = [row[key] for key in ("output", "response") if row.get(key) is not None]
     return {**row, "messages": turns + [_turn("assistant", answer) for answer in answers[:1]]}
 
@@ -73,13 +73,13 @@ def transcript(said: str) -> list[Message] | None:
     return messages([_turn(ROLES[who.lower()], content) for who, content in spoken])
 
 
-def messages(found: Any) -> list[Message]:
+def messages(value: Any) -> list[Message]:
     """Turns {"role", "content", "more"}, at least one, by the names of roles that chat templates
     know; a list may also be text."""
-    found = listed(found)
-    if not isinstance(found, list | tuple) or not found:
-        raise ValueError(f"must be a list of turns, at least one, not {shown(found)}")
-    return [_message(number, each) for number, each in enumerate(found, 1)]
+    value = listed(value)
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"must be a list of turns, at least one, not {shown(value)}")
+    return [_message(number, turn) for number, turn in enumerate(value, 1)]
 
 
 def _message(number: int, turn: Any) -> Message:
@@ -111,8 +111,8 @@ def _message(number: int, turn: Any) -> Message:
 def _joined(content: Any) -> Any:
     """A content that is given in parts, all of text, as one; others as they are."""
     parts = content if isinstance(content, list) and content else [None]
-    texts = [each.get("text") for each in parts if isinstance(each, Mapping)]
-    whole = len(texts) == len(parts) and all(each.get("type") == "text" for each in parts)
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping)]
+    whole = len(texts) == len(parts) and all(part.get("type") == "text" for part in parts)
     return "".join(texts) if whole and all(isinstance(x, str) for x in texts) else content
 
 
@@ -123,14 +123,14 @@ def whole(turn: Mapping[str, Any]) -> Message:
     return {"role": turn["role"], **said, **more}
 
 
-def tools(found: Any) -> str:
+def tools(value: Any) -> str:
     """The tools that a chat may use, as JSON of a list; empty where there are none."""
-    found = listed(found)
-    if found in ("", []):
+    value = listed(value)
+    if value in ("", []):
         return ""
-    if not isinstance(found, list) or not all(isinstance(each, Mapping) for each in found):
-        raise ValueError(f"must be a list of tools, also as JSON, not {shown(found)}")
-    return json.dumps(found, ensure_ascii=False)
+    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
+        raise ValueError(f"must be a list of tools, also as JSON, not {shown(value)}")
+    return json.dumps(value, ensure_ascii=False)
 
 
 def is_learned(turn: Mapping[str, Any]) -> bool:

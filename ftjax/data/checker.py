@@ -55,15 +55,15 @@ class Checker:
             return [inner(row, self.columns[name]) for row in rows]
 
         fields = schema.fields.items()
-        settled = {n: label_names_as(values(n)) for n, each in fields if each.read is label_name}
-        settled |= {n: each.settle(values(n)) for n, each in fields if each.settle}
-        self.read = {name: settled.get(name, each.read) for name, each in fields}
+        settled = {n: label_names_as(values(n)) for n, field in fields if field.read is label_name}
+        settled |= {n: field.settle(values(n)) for n, field in fields if field.settle}
+        self.read = {name: settled.get(name, field.read) for name, field in fields}
 
     def _require_named(self, rows: Sequence[Row]) -> None:
         for name in self._renamed:
-            each, theirs = self.schema.fields[name], self.columns[name]
+            field, theirs = self.schema.fields[name], self.columns[name]
             absent = all(inner(row, theirs, ABSENT) is ABSENT for row in rows)
-            if rows and absent and (each.optional or each.sparse):
+            if rows and absent and (field.optional or field.sparse):
                 near = nearest(theirs, {str(key) for row in rows for key in row})
                 raise UserError(
                     f"{self._file}: no row has a field {theirs!r} (data.columns.{name}){near}"
@@ -79,7 +79,7 @@ class Checker:
         if not isinstance(row, Mapping):
             raise UserError(f"{place} is not an object with fields")
         try:
-            return {**self._kept(place, number, row), "row": number}
+            return {**self._values(place, number, row), "row": number}
         except UserError:
             raise
         except ValueError as error:
@@ -87,29 +87,29 @@ class Checker:
         except RecursionError:
             raise UserError(f"{place} has too many brackets within each other") from None
 
-    def _kept(self, place: str, number: int, row: Mapping[str, Any]) -> Row:
+    def _values(self, place: str, number: int, row: Mapping[str, Any]) -> Row:
         row = self._adapted(row)
         fields, columns = self.schema.fields, self.columns
         if self.present is None:
             self.present = {
                 name
-                for name, each in fields.items()
-                if each.sparse or not each.optional or inner(row, columns[name]) is not None
+                for name, field in fields.items()
+                if field.sparse or not field.optional or inner(row, columns[name]) is not None
             }
-        kept = {name: self._value(place, name, row) for name in fields if name in self.present}
+        values = {name: self._value(place, name, row) for name in fields if name in self.present}
         for name in fields.keys() - self.present:
             if inner(row, columns[name]) is not None:
                 raise UserError(
                     f"{place} has a field {columns[name]!r}, which rows before have not"
                 )
-        self.schema.check(kept)
-        for name in kept:
+        self.schema.check(values)
+        for name in values:
             if fields[name].unique:
-                first = self._seen.setdefault(name, {}).setdefault(kept[name], number)
+                first = self._seen.setdefault(name, {}).setdefault(values[name], number)
                 if first != number:
-                    said = f"field {columns[name]!r} is {kept[name]!r}"
+                    said = f"field {columns[name]!r} is {values[name]!r}"
                     raise UserError(f"{place}: {said}, as of row {first}")
-        return kept
+        return values
 
     def _adapted(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """A row of another known form with fields as the file calls them.
@@ -119,16 +119,16 @@ class Checker:
         if self.schema.adapt is unchanged:
             return row
         named = {name: inner(row, self.columns[name], ABSENT) for name in self._renamed}
-        given = {**row, **{name: value for name, value in named.items() if value is not ABSENT}}
-        adapted = self.schema.adapt(given)
-        names = [n for n in self.columns if n in adapted and adapted[n] is not given.get(n)]
+        ours = {**row, **{name: value for name, value in named.items() if value is not ABSENT}}
+        adapted = self.schema.adapt(ours)
+        names = [n for n in self.columns if n in adapted and adapted[n] is not ours.get(n)]
         return {**row, **{self.columns[name]: adapted[name] for name in names}}
 
     def _value(self, place: str, name: str, row: Mapping[str, Any]) -> Any:
-        theirs, each = self.columns[name], self.schema.fields[name]
+        theirs, field = self.columns[name], self.schema.fields[name]
         value = inner(row, theirs, ABSENT)
-        if each.sparse and (value is ABSENT or value is None or value in ("", [])):
-            return each.blank
+        if field.sparse and (value is ABSENT or value is None or value in ("", [])):
+            return field.blank
         if value is ABSENT:
             near = nearest(theirs, [str(key) for key in row])
             raise UserError(f"{place} has no field {theirs!r} (data.columns.{name}){near}")
@@ -139,7 +139,7 @@ class Checker:
             _encodable(read)
         except ValueError as error:
             raise UserError(f"{place}: field {theirs!r} {error}") from None
-        if each.read in (label_name, name_or_number):  # 1 and "1" are two labels
+        if field.read in (label_name, name_or_number):  # 1 and "1" are two labels
             kind = str if isinstance(value, str) else int
             if not self.same_kind(name, kind):
                 other = {int: "an integer", str: "text"}
@@ -154,9 +154,9 @@ class Checker:
         return self._kinds.setdefault(name, kind) is kind
 
 
-def _encodable(found: Any) -> None:
+def _encodable(value: Any) -> None:
     """Raises ValueError for text with half of a character, which is no UTF-8."""
-    whole = _joined(found)
+    whole = _joined(value)
     try:
         whole.encode()
     except UnicodeEncodeError as error:
@@ -164,11 +164,11 @@ def _encodable(found: Any) -> None:
         raise ValueError(f"has half of a character, {half}, as of a text that was cut") from None
 
 
-def _joined(found: Any) -> str:
+def _joined(value: Any) -> str:
     """All text of a value, whatever is between."""
-    if isinstance(found, str):
-        return found
-    if isinstance(found, list):
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
         with suppress(TypeError):  # others than texts
-            return "".join(found)
-    return AS_JSON.encode(found)
+            return "".join(value)
+    return AS_JSON.encode(value)

@@ -76,13 +76,13 @@ def types_of(check: Checker, first: Sequence[Any]) -> Types | None:
         return None
     types = {}
     for name, theirs in check.columns.items():
-        found = type_of([row.get(theirs) for row in first if isinstance(row, Mapping)])
-        absent = found == pyarrow.null() and not check.schema.fields[name].optional
-        if found is None or absent or check.read[name] not in PLAIN:
+        column_type = type_of([row.get(theirs) for row in first if isinstance(row, Mapping)])
+        absent = column_type == pyarrow.null() and not check.schema.fields[name].optional
+        if column_type is None or absent or check.read[name] not in PLAIN:
             return None
         if "." in theirs or theirs in types:
             return None
-        types[theirs] = found
+        types[theirs] = column_type
     return types
 
 
@@ -97,7 +97,7 @@ def checked(check: Checker, block: Block) -> pyarrow.Table | None:
         except UserError:
             return None
         break
-    kept = {}
+    columns = {}
     for name, theirs in check.columns.items():
         column = table.column(theirs).combine_chunks()
         if isinstance(column, pyarrow.ChunkedArray):
@@ -107,12 +107,12 @@ def checked(check: Checker, block: Block) -> pyarrow.Table | None:
                 return None
             continue
         read = check.read[name]
-        found = None if column.null_count else PLAIN[read](column)
-        if found is None:
+        values = None if column.null_count else PLAIN[read](column)
+        if values is None:
             return None
         if read is fields.label_name:
             kind = str if pyarrow.types.is_string(column.type) else int
             if not check.same_kind(name, kind):
                 return None
-        kept[name] = found
-    return pyarrow.table({**kept, "row": pyarrow.array(block.numbers, pyarrow.int64())})
+        columns[name] = values
+    return pyarrow.table({**columns, "row": pyarrow.array(block.numbers, pyarrow.int64())})

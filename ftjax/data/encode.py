@@ -222,11 +222,11 @@ def _tokenizer(
         if not loaded:
             loaded.append(load_tokenizer(folder))
         try:
-            found = task.encode(loaded[0], columns, max_length)
+            encoded = task.encode(loaded[0], columns, max_length)
         except RowError as error:
             raise UserError(f"{file}: row {columns[ROW][error.number]}: {error}") from error
-        within = found.pop(ROW, range(len(found[IDS])))
-        return {**found, ROW: [numbers[i] for i in within]}
+        within = encoded.pop(ROW, range(len(encoded[IDS])))
+        return {**encoded, ROW: [numbers[i] for i in within]}
 
     return tokenize
 
@@ -262,7 +262,7 @@ def _sequences(column: Any, group: int) -> Ragged:
     inner = column.values
     if not pyarrow.types.is_list(inner.type):
         return Ragged(inner.to_numpy().astype(np.int32), offsets)
-    found = inner.offsets.to_numpy().astype(np.int64)
+    bounds = inner.offsets.to_numpy().astype(np.int64)
     number = np.minimum(offsets[:-1, None] + np.arange(group + 1), offsets[1:, None])
-    starts = found[number[:, :group]].ravel()  # past an example's own, where it ends
-    return Ragged(inner.values.to_numpy().astype(np.int32), np.append(starts, found[-1]))
+    starts = bounds[number[:, :group]].ravel()  # past an example's own, where it ends
+    return Ragged(inner.values.to_numpy().astype(np.int32), np.append(starts, bounds[-1]))

@@ -81,15 +81,17 @@ class Schema:
     def texts(self) -> tuple[str, ...]:
         """Fields that hold text."""
         known = (text, words, texts)
-        return tuple(name for name, each in self.fields.items() if each.says or each.read in known)
+        return tuple(
+            name for name, field in self.fields.items() if field.says or field.read in known
+        )
 
     @property
     def answers(self) -> tuple[str, ...]:
-        return tuple(name for name, each in self.fields.items() if each.answer)
+        return tuple(name for name, field in self.fields.items() if field.answer)
 
     def to_predict(self) -> "Schema":
         """The same rows without what is to be found."""
-        fields = {name: each for name, each in self.fields.items() if not each.answer}
+        fields = {name: field for name, field in self.fields.items() if not field.answer}
         return replace(self, fields=fields, check=_sound)
 
 
@@ -108,20 +110,20 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def text(found: Any) -> str:
-    if not isinstance(found, str):
-        raise ValueError(f"must be text, not {type(found).__name__}")
-    if not found.strip():
+def text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, not {type(value).__name__}")
+    if not value.strip():
         raise ValueError("is empty")
-    return found
+    return value
 
 
-def label_name(found: Any) -> str:
-    if isinstance(found, float) and found.is_integer():  # an integer in a column with gaps
-        found = int(found)
-    if not isinstance(found, str | int) or found == "":
-        raise ValueError(f"must be a string or an integer, not {shown(found)}")
-    return str(int(found) if isinstance(found, bool) else found)
+def label_name(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():  # an integer in a column with gaps
+        value = int(value)
+    if not isinstance(value, str | int) or value == "":
+        raise ValueError(f"must be a string or an integer, not {shown(value)}")
+    return str(int(value) if isinstance(value, bool) else value)
 
 
 def label_names_as(first: Sequence[Any]) -> Callable[[Any], str]:
@@ -132,9 +134,9 @@ def label_names_as(first: Sequence[Any]) -> Callable[[Any], str]:
     return whole_label if whole else label_name
 
 
-def whole_label(found: Any) -> str:
-    whole = isinstance(found, str) and WHOLE.fullmatch(found)
-    return label_name(found.partition(".")[0] if whole else found)
+def whole_label(value: Any) -> str:
+    whole = isinstance(value, str) and WHOLE.fullmatch(value)
+    return label_name(value.partition(".")[0] if whole else value)
 
 
 def is_integer(name: str) -> bool:
@@ -148,41 +150,41 @@ def in_order(names: Collection[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=(lambda name: (Decimal(name), name)) if numbers else str))
 
 
-def name_or_number(found: Any) -> str | int:
+def name_or_number(value: Any) -> str | int:
     """As `label_name`, but that a number stays one."""
-    name = label_name(found)
-    return name if isinstance(found, str) else int(name)
+    name = label_name(value)
+    return name if isinstance(value, str) else int(name)
 
 
-def number(found: Any) -> float:
-    value = found.strip() if isinstance(found, str) else found
+def number(value: Any) -> float:
+    figure = value.strip() if isinstance(value, str) else value
     try:
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        if isinstance(figure, bool) or not isinstance(figure, str | int | float):
             raise ValueError
-        if isinstance(value, str) and "_" in value:  # Python's own way of writing 1000
+        if isinstance(figure, str) and "_" in figure:  # Python's own way of writing 1000
             raise ValueError
-        value = float(value)
+        figure = float(figure)
     except ValueError:
-        raise ValueError(f"must be a number, not {shown(found)}") from None
-    if not math.isfinite(value):
-        raise ValueError(f"must be a finite number, not {shown(found)}")
-    return value
+        raise ValueError(f"must be a number, not {shown(value)}") from None
+    if not math.isfinite(figure):
+        raise ValueError(f"must be a finite number, not {shown(value)}")
+    return figure
 
 
-def listed(found: Any) -> Any:
+def listed(value: Any) -> Any:
     """A list that a cell of a csv file holds as text, in JSON's or Python's words; else unchanged.
 
     Raises:
         ValueError: strings without commas between, as numpy writes a list.
     """
-    shell = found.strip() if isinstance(found, str) else ""
+    shell = value.strip() if isinstance(value, str) else ""
     if shell[:1] + shell[-1:] not in BRACKETS:
-        return found
+        return value
     for read in (json.loads, _literal):
         with suppress(SyntaxError, MemoryError, RecursionError, json.JSONDecodeError):
-            value = read(shell)
-            return list(value) if isinstance(value, list | tuple | set) or not value else found
-    return found
+            items = read(shell)
+            return list(items) if isinstance(items, list | tuple | set) or not items else value
+    return value
 
 
 def _literal(shell: str) -> Any:
@@ -198,12 +200,12 @@ def _literal(shell: str) -> Any:
         raise SyntaxError from error
 
 
-def label_names(found: Any) -> list[str]:
+def label_names(value: Any) -> list[str]:
     """A list, also as text, or names with commas between; there may be none."""
-    names = [label_name(name) for name in _items(found)]
+    names = [label_name(name) for name in _items(value)]
     if len(names) > len({*names}) and {*names} <= {"0", "1"}:
         form = "a number for each label needs as many in all rows of the file"
-        raise ValueError(f"is {shown(found)}: {form}")
+        raise ValueError(f"is {shown(value)}: {form}")
     return sorted({*names})
 
 
@@ -219,74 +221,74 @@ def label_sets(first: Sequence[Any]) -> Callable[[Any], list[str]]:
         return label_names
     (size,) = sizes
 
-    def read(found: Any) -> list[str]:
-        if _indicators(found) != size:
-            raise ValueError(f"must be {size} numbers 0 or 1, as of other rows, not {shown(found)}")
-        return [str(number) for number, has in enumerate(_items(found)) if has in (1, "1")]
+    def read(value: Any) -> list[str]:
+        if _indicators(value) != size:
+            raise ValueError(f"must be {size} numbers 0 or 1, as of other rows, not {shown(value)}")
+        return [str(number) for number, has in enumerate(_items(value)) if has in (1, "1")]
 
     return read
 
 
-def _items(found: Any) -> Sequence[Any]:
-    found = listed(found)
-    if isinstance(found, str):
-        names = [name.strip() for name in found.split(",") if name.strip()]
+def _items(value: Any) -> Sequence[Any]:
+    value = listed(value)
+    if isinstance(value, str):
+        names = [name.strip() for name in value.split(",") if name.strip()]
         if any(name.count(a) != name.count(b) for name in names for a, b in BRACKETS) or (
-            found.strip().startswith("[")
+            value.strip().startswith("[")
         ):
-            raise ValueError(f"must be a list that can be read, not {shown(found)}")
-        found = names
-    if not isinstance(found, list | tuple):
-        raise ValueError(f"must be a list of names, or names with commas between, not {found!r}")
-    return found
+            raise ValueError(f"must be a list that can be read, not {shown(value)}")
+        value = names
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"must be a list of names, or names with commas between, not {value!r}")
+    return value
 
 
-def _indicators(found: Any) -> int:
+def _indicators(value: Any) -> int:
     """The length of a list that may be one of indicators, else 0."""
     try:
-        items = _items(found)
+        items = _items(value)
     except ValueError:
         return 0
-    return len(items) if len(items) > 1 and all(each in (0, 1, "0", "1") for each in items) else 0
+    return len(items) if len(items) > 1 and all(item in (0, 1, "0", "1") for item in items) else 0
 
 
-def words(found: Any) -> list[str]:
+def words(value: Any) -> list[str]:
     """A list of words, also as text, at least one; other text is cut at spaces."""
-    given = listed(found)
-    strings = isinstance(given, list) and all(isinstance(each, str) for each in given)
-    if strings and given and all(map(str.strip, given)):
-        return list(given)
-    found = given if strings else found
-    if isinstance(found, str):
-        found = found.split()
-    if not isinstance(found, list | tuple) or not found:
-        raise ValueError(f"must be a list of words, at least one, not {shown(found)}")
-    for each in found:
-        if not isinstance(each, str) or not each.strip():
-            raise ValueError(f"must hold words, not {shown(each)}")
-    return list(found)
+    items = listed(value)
+    strings = isinstance(items, list) and all(isinstance(word, str) for word in items)
+    if strings and items and all(map(str.strip, items)):
+        return list(items)
+    value = items if strings else value
+    if isinstance(value, str):
+        value = value.split()
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"must be a list of words, at least one, not {shown(value)}")
+    for word in value:
+        if not isinstance(word, str) or not word.strip():
+            raise ValueError(f"must hold words, not {shown(word)}")
+    return list(value)
 
 
-def tags(found: Any) -> list[str]:
+def tags(value: Any) -> list[str]:
     """As `words`; a text in brackets must be a list."""
-    given = listed(found)
-    if isinstance(given, str) and given.strip()[:1] + given.strip()[-1:] in ("[]", "{}"):
-        raise ValueError(f"must be a list that can be read, not {shown(found)}")
-    return words(given)
+    items = listed(value)
+    if isinstance(items, str) and items.strip()[:1] + items.strip()[-1:] in ("[]", "{}"):
+        raise ValueError(f"must be a list that can be read, not {shown(value)}")
+    return words(items)
 
 
-def texts(found: Any) -> list[str]:
+def texts(value: Any) -> list[str]:
     """A list of texts, also as text, at least two."""
-    found = listed(found)
-    if not isinstance(found, list | tuple) or len(found) < 2:
-        raise ValueError(f"must be a list of two texts or more, not {shown(found)}")
-    return [text(each) for each in found]
+    value = listed(value)
+    if not isinstance(value, list | tuple) or len(value) < 2:
+        raise ValueError(f"must be a list of two texts or more, not {shown(value)}")
+    return [text(item) for item in value]
 
 
-def identity(found: Any) -> str:
-    if not isinstance(found, str | int) or isinstance(found, bool) or found == "":
-        raise ValueError(f"must be text or an integer, not {shown(found)}")
-    return str(found)
+def identity(value: Any) -> str:
+    if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
+        raise ValueError(f"must be text or an integer, not {shown(value)}")
+    return str(value)
 
 
 def same_length(row: Row, first: str, second: str) -> None:

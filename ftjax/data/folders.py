@@ -40,11 +40,13 @@ def open_files(path: Path, settings: Options) -> dict[str, Opened]:
     files: dict[str, list[Path]] = {}
     for file in _files(path):
         files.setdefault(_split_name(stem(file)), []).append(file)
-    asked = {split: _stem(name) for split, name in settings["split_names"].items()}
-    names = choose(files, asked, f"data.path={str(path)!r}")
+    stems = {split: _stem(name) for split, name in settings["split_names"].items()}
+    names = choose(files, stems, f"data.path={str(path)!r}")
     if "train" not in names and "test" not in names:
         known = ", ".join(SUFFIXES)
-        within = [each.name for each in sorted(path.iterdir()) if each.is_dir() and _files(each)]
+        within = [
+            folder.name for folder in sorted(path.iterdir()) if folder.is_dir() and _files(folder)
+        ]
         if files:
             known = f"files: {', '.join(files)}; set data.split_names.train"
         elif within:
@@ -74,11 +76,11 @@ def _stem(name: str) -> str:
 
 def _split_name(name: str) -> str:
     """Without what says which of several files one is."""
-    found = SHARD.fullmatch(name)
-    return found["name"] if found else name
+    shard = SHARD.fullmatch(name)
+    return shard["name"] if shard else name
 
 
-def _chosen(files: Sequence[Path], settings: Mapping, asked: str) -> Sequence[Path]:
+def _chosen(files: Sequence[Path], settings: Mapping, name: str) -> Sequence[Path]:
     """The files of a split: the one that is asked for, or of the form that `data.source` says, or
     all of which one is NUMBER-of-COUNT.
 
@@ -87,25 +89,25 @@ def _chosen(files: Sequence[Path], settings: Mapping, asked: str) -> Sequence[Pa
     """
     form = READERS.get(settings["source"])
     of_form = [file for file in files if form and suffix_of(file) in form.suffixes]
-    named = [file for file in files if file.name == asked]
-    several = named or of_form or files
-    shards = [found for file in several if (found := SHARD.fullmatch(stem(file)))]
-    kinds = {(suffix_of(file), SHARD.sub(r"\g<count>", stem(file))) for file in several}
-    if len(shards) == len(several) and len(kinds) == 1:
+    named = [file for file in files if file.name == name]
+    candidates = named or of_form or files
+    shards = [match for file in candidates if (match := SHARD.fullmatch(stem(file)))]
+    kinds = {(suffix_of(file), SHARD.sub(r"\g<count>", stem(file))) for file in candidates}
+    if len(shards) == len(candidates) and len(kinds) == 1:
         count = int(shards[0]["count"])
-        if sorted(int(each["number"]) for each in shards) not in (
+        if sorted(int(shard["number"]) for shard in shards) not in (
             [*range(count)],
             [*range(1, count + 1)],
         ):
             raise UserError(
                 f"data.path={str(files[0].parent)!r} has {len(shards)} of the {count} files of "
-                f"which {several[0].name} is one: some are missing"
+                f"which {candidates[0].name} is one: some are missing"
             )
-        return several
-    if len(several) > 1:
-        names = " and ".join(file.name for file in several)
+        return candidates
+    if len(candidates) > 1:
+        names = " and ".join(file.name for file in candidates)
         raise UserError(
             f"data.path={str(files[0].parent)!r} has {names}: leave one, or set data.split_names "
             "to the one to take"
         )
-    return several
+    return candidates

@@ -29,8 +29,8 @@ def open_given(rows: Any, settings: Options) -> Opened:
     """
     if isinstance(rows, str | os.PathLike):
         return open_file(located(os.fspath(rows)), settings)
-    given = as_rows(rows)
-    return Opened(NAME, lambda: iter(enumerate(given, 1)), dict(settings["columns"]))
+    mappings = as_rows(rows)
+    return Opened(NAME, lambda: iter(enumerate(mappings, 1)), dict(settings["columns"]))
 
 
 def as_rows(rows: Any) -> list[Mapping[str, Any]]:

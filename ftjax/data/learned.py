@@ -32,7 +32,7 @@ class Encoded(NamedTuple):
 
 def encoded(
     tokenizer: Any,
-    asked: Iterable[tuple[int, Any]],
+    things: Iterable[tuple[int, Any]],
     chat_of: Callable[[Any], Chat],
     template: str,
     which: str = "all",
@@ -43,7 +43,7 @@ def encoded(
 
     Args:
         tokenizer: a fast one of `transformers`.
-        asked: numbers of rows, for errors, and what a chat is made of.
+        things: numbers of rows, for errors, and what a chat is made of.
         chat_of: makes it.
         template: see `ftjax.data.templates.chosen`.
         which: turns of the assistant are learned, "all" or the "last".
@@ -52,7 +52,7 @@ def encoded(
         RowError: the template cannot write a chat, or its answers as it asks for them.
     """
     rows, texts, parts = [], [], []
-    for row, thing in asked:
+    for row, thing in things:
         with of_row(row):
             for text, where in written(tokenizer, chat_of(thing), template, which):
                 rows.append(row)
@@ -60,7 +60,7 @@ def encoded(
                 parts.append(where)
     if not texts:
         return []
-    found = tokenizer(
+    tokenized = tokenizer(
         texts,
         add_special_tokens=False,
         return_attention_mask=False,
@@ -68,8 +68,8 @@ def encoded(
         return_offsets_mapping=True,
         verbose=False,
     )
-    each = zip(rows, found["input_ids"], found["offset_mapping"], parts, strict=True)
-    return [Encoded(row, ids, _marks(offsets, where)) for row, ids, offsets, where in each]
+    examples = zip(rows, tokenized["input_ids"], tokenized["offset_mapping"], parts, strict=True)
+    return [Encoded(row, ids, _marks(offsets, where)) for row, ids, offsets, where in examples]
 
 
 def _marks(offsets: Sequence[Part], parts: Sequence[Part]) -> np.ndarray:
@@ -106,7 +106,7 @@ def written(
 
     before = [number for number in learned if number and marked]
     said = up_to([*before, *(number + 1 for number in learned), len(turns)], False)
-    asked = {} if marked else up_to(learned, True)
+    prompts = {} if marked else up_to(learned, True)
 
     def preceding(number: int) -> int:
         """Characters of the turns before one, where it is not asked for."""
@@ -133,7 +133,7 @@ def written(
 
     def answered(number: int) -> tuple[str, list[Part]]:
         """The chat up to a turn, and where that is."""
-        before, after = asked[number].text, said[number + 1].text
+        before, after = prompts[number].text, said[number + 1].text
         start = len(before)
         if not after.startswith(before):
             pairs = zip(before, after, strict=False)

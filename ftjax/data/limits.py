@@ -40,7 +40,9 @@ class _Watch:
             self._busy.wait()
             time.sleep(EVERY)
             with self._lock:
-                for thread in [each for each, end in self._ends.items() if end < time.monotonic()]:
+                for thread in [
+                    thread for thread, end in self._ends.items() if end < time.monotonic()
+                ]:
                     del self._ends[thread]
                     raised = ctypes.py_object(_TooLong)
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)
@@ -51,7 +53,7 @@ class _Watch:
 _WATCH = _Watch()
 
 
-def limited(run: Callable[[], T], seconds: float) -> T:
+def limited(function: Callable[[], T], seconds: float) -> T:
     """What a function gives.
 
     Raises:
@@ -62,11 +64,11 @@ def limited(run: Callable[[], T], seconds: float) -> T:
     try:
         _WATCH.begin(thread, seconds)
         try:
-            found = run()
+            result = function()
         finally:
             late = _WATCH.end(thread)
         while late:  # it is raised here
             time.sleep(EVERY)
-        return found
+        return result
     except _TooLong:
         raise TimeoutError(f"not done within {seconds:g} seconds") from None

@@ -111,10 +111,10 @@ class Epoch:
             return make_batch(self.examples, planned, local)
         own = planned._replace(places=planned.places[local(len(planned.places))])
         numbers = own.examples if len(own.examples) else np.zeros(1, int)  # for its form
-        made = self.vary(taken(self.examples, numbers), Draws(self.seed, numbers))
+        varied = self.vary(taken(self.examples, numbers), Draws(self.seed, numbers))
         places = np.full(own.places.shape, EMPTY)
         places[own.places != EMPTY] = np.arange(len(own.examples))
-        return make_batch(made, own._replace(places=places))
+        return make_batch(varied, own._replace(places=places))
 
 
 def taken(examples: Examples, numbers: np.ndarray) -> Examples:
@@ -281,8 +281,8 @@ def make_batch(
         numbers = places[:, None] * examples.group + np.arange(examples.group)
         places = np.where(places[:, None] == EMPTY, EMPTY, numbers)
     index, inside = _index(examples.ids, places, planned.length)
-    each = _each(examples, inside, index)
-    return {**batch, **each, "attention_mask": inside.astype(np.int32)}
+    tokens = _token_arrays(examples, inside, index)
+    return {**batch, **tokens, "attention_mask": inside.astype(np.int32)}
 
 
 def _index(sequences: Ragged, places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -296,7 +296,7 @@ def _index(sequences: Ragged, places: np.ndarray, length: int) -> tuple[np.ndarr
 def _packed(examples: Examples, places: np.ndarray, length: int) -> dict[str, np.ndarray]:
     index, inside, segment, position, starts = packed_index(examples.ids, places, length)
     return {
-        **_each(examples, inside, index),
+        **_token_arrays(examples, inside, index),
         "segment_ids": np.where(inside, segment + 1, 0).astype(np.int32),
         "position_ids": position.astype(np.int32),
         "starts": np.minimum(starts, length - 1).astype(np.int32),
@@ -327,7 +327,9 @@ def token_index(examples: Examples, planned: Planned) -> tuple[np.ndarray, np.nd
     return _index(examples.ids, planned.places, planned.length)
 
 
-def _each(examples: Examples, inside: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
+def _token_arrays(
+    examples: Examples, inside: np.ndarray, index: np.ndarray
+) -> dict[str, np.ndarray]:
     named = _placed({IDS: examples.ids.values, **examples.tokens})
     return {name: _gather(values, inside, index) for name, values in named}
 

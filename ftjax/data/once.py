@@ -15,11 +15,11 @@ class Once(Generic[T]):
 
     Args:
         compute: the function.
-        kept: how many values; those of the lowest numbers go first.
+        capacity: how many values are kept; those of the lowest numbers go first.
     """
 
-    def __init__(self, compute: Callable[[int], T], kept: int) -> None:
-        self._compute, self._kept = compute, kept
+    def __init__(self, compute: Callable[[int], T], capacity: int) -> None:
+        self._compute, self._capacity = compute, capacity
         self._values: dict[int, Future[T]] = {}
         self._lock = threading.Lock()
 
@@ -40,7 +40,7 @@ class Once(Generic[T]):
         with self._lock:
             new = number not in self._values
             value = self._values.setdefault(number, Future())
-            for lowest in sorted(self._values)[: -self._kept]:
+            for lowest in sorted(self._values)[: -self._capacity]:
                 del self._values[lowest]
         return value, new
 

@@ -101,14 +101,14 @@ class Opened:
         sections = self.sections(mark.at, mark.number) if self.sections else None
         if sections is None:
             rest = islice(chain(first, head), start, None)
-            yield from ((row, BEGIN) for row in self._each(check, rest))
+            yield from ((row, BEGIN) for row in self._checked(check, rest))
             return
         rows = mark.rows
         for section in sections:
             mark, left = Mark(rows, section.at, section.number), max(start - rows, 0)
             for _ in islice(section.rows, left):
                 rows += 1
-            for row in self._each(check, section.rows):
+            for row in self._checked(check, section.rows):
                 rows += 1
                 yield row, mark
 
@@ -132,11 +132,11 @@ class Opened:
             table = columns.checked(check, block)
             yield from self._tables(check, block.rows(), bad) if table is None else [table]
 
-    def _each(self, check: Checker, rows: Rows) -> Iterator[Row | UserError]:
+    def _checked(self, check: Checker, rows: Rows) -> Iterator[Row | UserError]:
         for number, row in rows:
             try:
-                kept = check(number, sound(row))
-                yield {**kept, GROUP: self._group(number, row)} if self.group else kept
+                checked = check(number, sound(row))
+                yield {**checked, GROUP: self._group(number, row)} if self.group else checked
             except UserError as error:
                 yield error
 
@@ -155,7 +155,7 @@ class Opened:
     def _tables(
         self, check: Checker, rows: Rows, bad: Callable[[UserError], None]
     ) -> Iterator[pyarrow.Table]:
-        every = self._each(check, rows)
+        every = self._checked(check, rows)
         while some := list(islice(every, CHUNK)):
             for row in some:
                 if isinstance(row, UserError):

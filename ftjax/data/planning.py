@@ -297,7 +297,7 @@ def _check_placed(
     times = np.bincount(np.concatenate([*placed, np.zeros(0, int)]), minlength=len(lengths))
     if (times != 1).any():
         first = int(np.argmax(times != 1))
-        sizes = [int(each[first]) for each in (lengths, written) if each is not None]
+        sizes = [int(tokens[first]) for tokens in (lengths, written) if tokens is not None]
         raise RuntimeError(
             f"{(times != 1).sum()} of {len(lengths)} examples are not placed once in {layout}: "
             f"the first is number {first}, of {sizes} tokens, {times[first]} times"
@@ -339,7 +339,7 @@ def _plan_packed(
         groups = [(length, rows[i : i + count]) for i in range(0, len(rows), count)]
     else:
         groups = []
-        several = layout.together > 1
+        joint = layout.together > 1
         for batches in _together(lengths, batch_size, layout.together, random):
             every = np.concatenate(batches)
             length = next(n for n in layout.lengths if n >= lengths[every].max())
@@ -349,10 +349,10 @@ def _plan_packed(
                 pairs = zip(batches, packed, strict=True)
                 groups += [(length, [batch[row] for row in rows]) for batch, rows in pairs]
                 continue
-            order = random.permutation(len(rows)) if several else np.arange(len(rows))
+            order = random.permutation(len(rows)) if joint else np.arange(len(rows))
             parts = np.array_split(order, len(batches))
             groups += [(length, [rows[i] for i in part]) for part in parts]
-        if several:
+        if joint:
             groups = [groups[i] for i in random.permutation(len(groups))]
     planned = []
     for length, group in groups:

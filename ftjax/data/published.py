@@ -105,7 +105,7 @@ def _named(loaded: Mapping[str, tuple[Any, Any]], settings: Options) -> dict[str
             notes += (f"{path} ({name}): not used: its labels are not published",)
             continue
         classes = {key: _class_names(feature) for key, feature in (features or {}).items()}
-        classes = {key: each for key, each in classes.items() if each}
+        classes = {key: labels for key, labels in classes.items() if labels}
         is_whole = isinstance(rows, datasets.Dataset)
         blocks = partial(_blocks, rows, classes) if is_whole else None
         sections = partial(_sections, rows, classes) if is_whole else None
@@ -137,7 +137,7 @@ def _shards(rows: Any) -> Sequence[Any]:
 def _kept_back(rows: Any, label: str) -> bool:
     """Whether labels are all -1, as the hub marks those that are not published."""
     labels = (_plain(inner(row, label)) for row in islice(rows, 100))
-    return next(labels, None) == -1 and all(found == -1 for found in labels)
+    return next(labels, None) == -1 and all(value == -1 for value in labels)
 
 
 def _class_names(feature: Any) -> Sequence[str]:
@@ -161,15 +161,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     return _plain(value.tolist()) if hasattr(value, "tolist") else value
 
 
 def _by_name(value: Any, names: Sequence[str]) -> Any:
     if isinstance(value, list):
-        return [_by_name(each, names) for each in value]
+        return [_by_name(item, names) for item in value]
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
 
 

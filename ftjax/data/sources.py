@@ -83,19 +83,19 @@ def load(settings: Options, schema: Schema) -> dict[str, Split]:
         UserError: the source is unknown, absent, empty, or a row is bad (file and row named) and
             `data.on_error` is "stop".
     """
-    parts = [found for _, found in open_parts(settings)]
+    parts = [part for _, part in open_parts(settings)]
     tell(file for part in parts for opened in part.values() for file in opened.files)
     if group := settings["group"]:  # of what splits are drawn from
         for part in (part for part in parts if "train" in part):
             part["train"] = part["train"].grouped(group)
-    wanted = ("train",) if is_stream(settings) else ()
+    streamed = ("train",) if is_stream(settings) else ()
     skip = settings["on_error"] == "skip"
     files = {
         split: [file for part in parts if split in part for file in part[split].files]
         for split in SPLITS
-        if split not in wanted
+        if split not in streamed
     }
-    return {split: read_split(each, schema, skip) for split, each in files.items() if each}
+    return {split: read_split(opened, schema, skip) for split, opened in files.items() if opened}
 
 
 def open_parts(settings: Options) -> list[tuple[float, dict[str, Opened]]]:
@@ -181,7 +181,9 @@ def read_split(parts: Sequence[Opened], schema: Schema, skip: bool) -> Split:
         whole = pyarrow.concat_tables(tables, promote_options="permissive")
     except pyarrow.ArrowException as error:
         raise UserError(f"{file}: rows are of different forms: {error}") from error
-    blank = [name for name, each in schema.fields.items() if each.sparse and _is_blank(whole, name)]
+    blank = [
+        name for name, field in schema.fields.items() if field.sparse and _is_blank(whole, name)
+    ]
     rows = datasets.Dataset(whole.drop_columns(blank), fingerprint=uuid4().hex)
     names = parts[0].label_names
     return Split.of(file, rows, schema, label_names=names, skipped=tuple(skipped))

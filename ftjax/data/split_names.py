@@ -11,30 +11,30 @@ SPLITS = {  # split → names of its file
 }
 
 
-def choose(available: Collection[str], asked: Mapping[str, str], place: str) -> dict[str, str]:
+def choose(available: Collection[str], named: Mapping[str, str], place: str) -> dict[str, str]:
     """Split → its name, of those that are there.
 
     Args:
         available: names.
-        asked: `data.split_names`; empty for the usual ones.
+        named: `data.split_names`; empty for the usual ones.
         place: what has the names, for messages.
 
     Raises:
         UserError: a name that is asked for is not there, or twice.
     """
-    wanted = {split: name for split, name in asked.items() if name}
-    for split, name in wanted.items():
+    chosen = {split: name for split, name in named.items() if name}
+    for split, name in chosen.items():
         if name not in available:
             raise UserError(
                 f"data.split_names.{split}={name!r} is not in {place}{nearest(name, available)}"
             )
-        if sum(name == other for other in wanted.values()) > 1:
+        if sum(name == other for other in chosen.values()) > 1:
             raise UserError(f"data.split_names: {name!r} cannot be two splits")
     for split, names in SPLITS.items():
-        free = [name for name in names if name in available and name not in wanted.values()]
-        if split not in wanted and free:
-            wanted[split] = free[0]
-    return {split: wanted[split] for split in SPLITS if split in wanted}
+        free = [name for name in names if name in available and name not in chosen.values()]
+        if split not in chosen and free:
+            chosen[split] = free[0]
+    return {split: chosen[split] for split in SPLITS if split in chosen}
 
 
 def unused(available: Collection[str], chosen: Collection[str], place: str) -> tuple[str, ...]:

@@ -106,15 +106,15 @@ class Source:
         if not self.buffer:
             rows, place = self._read(position.place, count)
             return rows, Position(place)
-        found: Rows = []
-        while len(found) < count:
+        taken: Rows = []
+        while len(taken) < count:
             rows, after = self._shuffled(position)
-            end = position.taken + count - len(found)
-            found += rows[position.taken : end]
+            end = position.taken + count - len(taken)
+            taken += rows[position.taken : end]
             position = Position(position.place, position.number, min(end, len(rows)))
             if position.taken == len(rows):
                 position = Position(after, position.number + 1)
-        return found, position
+        return taken, position
 
     def _shuffled(self, position: Position) -> tuple[Rows, Place]:
         key = position.place, position.number

@@ -53,7 +53,7 @@ class Windows:
     ) -> None:
         self.size, self._sources, self._encode = size, sources, encode
         self._counts = shares([source.weight for source in sources], size)
-        self._kept: OrderedDict[int, Future] = OrderedDict()
+        self._windows: OrderedDict[int, Future] = OrderedDict()
         self._positions: dict[int, Positions] = {0: (START,) * len(sources)}
         self.last, self._lock = -1, threading.Lock()
         self._reader = ThreadPoolExecutor(1, "windows")  # sources are read by one thread, in turn
@@ -61,24 +61,24 @@ class Windows:
     def __getitem__(self, number: int) -> Examples:
         with self._lock:
             examples, _ = self._begun(number), self._begun(number + 1)
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
+            while len(self._windows) > KEPT:
+                self._windows.popitem(last=False)
         return examples.result()
 
     def _begun(self, number: int) -> Future:
         """A window that is read, or to be read, by the reader."""
-        if number not in self._kept or _has_failed(self._kept[number]):
-            self._kept[number] = self._reader.submit(self._read, number)
-        self._kept.move_to_end(number)
-        return self._kept[number]
+        if number not in self._windows or _has_failed(self._windows[number]):
+            self._windows[number] = self._reader.submit(self._read, number)
+        self._windows.move_to_end(number)
+        return self._windows[number]
 
     @property
     def counts(self) -> dict[str, Any]:
         """Rows of first passes that were bad, and that steps dropped, up to the last window."""
-        places = [position.place for position in self._positions.get(self.last + 1, ())]
-        dropped = sum((Counter(place.dropped) for place in places), Counter())
+        marks = [position.place for position in self._positions.get(self.last + 1, ())]
+        dropped = sum((Counter(mark.dropped) for mark in marks), Counter())
         return {
-            "rows_skipped": sum(place.skipped for place in places),
+            "rows_skipped": sum(mark.skipped for mark in marks),
             "rows_dropped": dict(dropped),
         }
 
@@ -86,12 +86,12 @@ class Windows:
         """Where the last windows begin in the sources, as JSON has it: none before is read again,
         nor a row before."""
         positions = list(self._positions.items())
-        return {str(n): [each.saved() for each in several] for n, several in positions}
+        return {str(n): [position.saved() for position in window] for n, window in positions}
 
     def go_on(self, saved: Mapping[str, Any]) -> None:
         """Begins where another's sources were."""
-        for number, several in saved.items():
-            self._positions[int(number)] = tuple(map(Position.read, several))
+        for number, window in saved.items():
+            self._positions[int(number)] = tuple(map(Position.read, window))
 
     def close(self) -> None:
         """Reads no further."""
@@ -111,18 +111,18 @@ class Windows:
         """The rows of a window, of each source: none before is read where its position is known."""
         at = max(known for known in list(self._positions) if known <= number)
         while True:
-            each = [
+            drawn = [
                 source.take(position, count)
                 for source, position, count in zip(
                     self._sources, self._positions[at], self._counts, strict=True
                 )
             ]
             at += 1
-            self._positions[at] = tuple(position for _, position in each)
+            self._positions[at] = tuple(position for _, position in drawn)
             while len(self._positions) > KNOWN:  # but for the first, from which all can be found
                 del self._positions[sorted(self._positions)[1]]
             if at > number:
-                return [rows for rows, _ in each]
+                return [rows for rows, _ in drawn]
 
 
 def _has_failed(window: Future) -> bool:
@@ -159,13 +159,13 @@ def joined(parts: Sequence[Examples]) -> Examples:
     rows = np.cumsum([0, *(1 + part.row_numbers.max(initial=-1) for part in parts)])
     numbers = [part.row_numbers + first for part, first in zip(parts, rows, strict=False)]
 
-    def each(get: Callable[[Examples], Any], join: Callable) -> dict[str, Any]:
+    def concatenated(get: Callable[[Examples], Any], join: Callable) -> dict[str, Any]:
         return {name: join([get(part)[name] for part in parts]) for name in get(parts[0])}
 
     return Examples(
         ids=_end_to_end([part.ids for part in parts]),
-        tokens=each(lambda part: part.tokens, np.concatenate),
-        arrays=each(lambda part: part.arrays, np.concatenate),
+        tokens=concatenated(lambda part: part.tokens, np.concatenate),
+        arrays=concatenated(lambda part: part.arrays, np.concatenate),
         decoder=None if parts[0].decoder is None else _end_to_end([p.decoder for p in parts]),
         rows=np.concatenate(numbers),
         group=group,
@@ -176,9 +176,9 @@ def joined(parts: Sequence[Examples]) -> Examples:
 def _widened(examples: Examples, group: int) -> Examples:
     """Of `group` sequences each."""
     offsets, count = examples.ids.offsets, group - examples.group
-    each = offsets[:-1].reshape(-1, examples.group)
+    begins = offsets[:-1].reshape(-1, examples.group)
     empty = np.repeat(offsets[examples.group :: examples.group, None], count, 1)
-    starts = np.append(np.concatenate([each, empty], 1), offsets[-1])
+    starts = np.append(np.concatenate([begins, empty], 1), offsets[-1])
     return replace(examples, ids=Ragged(examples.ids.values, starts), group=group)
 
 

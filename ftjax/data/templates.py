@@ -78,9 +78,9 @@ def chosen(tokenizer: Any, template: str, tools: Sequence[Any] | None) -> str:
         raise UserError(
             "the model's tokenizer has no chat template: set task.template to one, or to plain"
         )
-    several = tokenizer.chat_template if isinstance(tokenizer.chat_template, Mapping) else {}
-    names = ", ".join(several) or "without names"
-    if template and template not in several and "{" not in template:
+    named = tokenizer.chat_template if isinstance(tokenizer.chat_template, Mapping) else {}
+    names = ", ".join(named) or "without names"
+    if template and template not in named and "{" not in template:
         raise UserError(
             f"task.template={template!r} is neither a template in Jinja nor the name of one of the "
             f"tokenizer's, which are {names}"
@@ -99,8 +99,8 @@ def render(
     ask: bool = False,
 ) -> str:
     """A chat as text, which may have today's date; see `rendered`."""
-    (found,) = rendered(tokenizer, turns, [len(turns)], template, tools, ask)
-    return found.text
+    (chat,) = rendered(tokenizer, turns, [len(turns)], template, tools, ask)
+    return chat.text
 
 
 def rendered(
@@ -187,10 +187,10 @@ def _message(turn: Mapping[str, Any], form: Callable[[Any], Any]) -> Message:
 
 def _object(arguments: Any) -> Any:
     try:
-        found = json.loads(arguments) if isinstance(arguments, str) else arguments
+        value = json.loads(arguments) if isinstance(arguments, str) else arguments
     except json.JSONDecodeError:
         return arguments
-    return found if isinstance(found, Mapping) else arguments
+    return value if isinstance(value, Mapping) else arguments
 
 
 def _text(arguments: Any) -> Any:
@@ -204,11 +204,11 @@ def left_out(turn: Mapping[str, Any], text: str) -> str:
     """
     calls = turn.get(CALLS) if isinstance(turn.get(CALLS), list) else []
     functions = [call.get("function", call) for call in calls if isinstance(call, Mapping)]
-    names = [each.get("name") for each in functions if isinstance(each, Mapping)]
+    names = [function.get("name") for function in functions if isinstance(function, Mapping)]
     said = [*(turn.get(key) for key in ("content", *THOUGHTS)), *names]
-    absent = [each for each in said if isinstance(each, str) and each not in text]
+    absent = [part for part in said if isinstance(part, str) and part not in text]
     written = _bare(text) if absent else ""
-    return next((shown(each) for each in absent if _bare(each) not in written), "")
+    return next((shown(part) for part in absent if _bare(part) not in written), "")
 
 
 def _bare(text: str) -> str:

@@ -41,20 +41,20 @@ BEGINS = ("Ġ", "▁")  # a word's first token, of byte-level BPE and of Sentenc
 def classify(workdir: str, split: Split) -> list[dict[str, float]]:
     """Label → probability, of each row, by a run's best checkpoint."""
 
-    def run() -> list[dict[str, float]]:
+    def ask() -> list[dict[str, float]]:
         predictor = open_predictor(located(workdir))
-        asked, dropped = rewritten(split, predictor.run.config.data)
-        if not len(asked.rows):
-            asked, dropped = split, {}
-        outputs, examples = predictor.outputs(asked)
-        answers = predictor.run.task.predictions(outputs, examples, asked, predictor.names)
+        prepared, dropped = rewritten(split, predictor.run.config.data)
+        if not len(prepared.rows):
+            prepared, dropped = split, {}
+        outputs, examples = predictor.outputs(prepared)
+        answers = predictor.run.task.predictions(outputs, examples, prepared, predictor.names)
         if not isinstance(answers[0].get("probabilities"), Mapping):
             raise UserError(f"workdir: {workdir} is of a task without probabilities of labels")
         said = iter(row["probabilities"] for row in answers)
         none = dict.fromkeys(answers[0]["probabilities"], 0.0)  # of a text of which nothing is left
         return [none if place in dropped else next(said) for place in range(len(split.rows))]
 
-    return _kept(["classify", _run_identity(workdir), split.column("text")], run)
+    return _cached(["classify", _run_identity(workdir), split.column("text")], ask)
 
 
 def generate(model: str, prompts: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
@@ -67,14 +67,14 @@ def generate(model: str, prompts: Sequence[str], settings: Mapping[str, Any]) ->
     """
     trained = (located(model) / "checkpoints").is_dir()
 
-    def run() -> list[str]:
+    def ask() -> list[str]:
         opened = open_writer(located(model)) if trained else open_model(model, _one_device())
         changes = {name: value for name, value in settings.items() if name != "batch_size"}
         generator = make_generator(*opened, changes=changes)
         return [texts[0] for texts in in_batches(generator, prompts, settings["batch_size"])]
 
     source = _run_identity(model) if trained else identity(locate(model))
-    return _kept(["generate", source, list(prompts), dict(settings)], run)
+    return _cached(["generate", source, list(prompts), dict(settings)], ask)
 
 
 def fill(model: str, texts: Sequence[Sequence[str]], count: int) -> list[list[dict[str, float]]]:
@@ -86,7 +86,7 @@ def fill(model: str, texts: Sequence[Sequence[str]], count: int) -> list[list[di
         count: words for each gap; none where the model does not read so far.
     """
 
-    def run() -> list[list[dict[str, float]]]:
+    def ask() -> list[list[dict[str, float]]]:
         mesh = _one_device()
         tuned, params, folder = open_model(model, mesh, head="masked_lm")
         tokenizer = load_tokenizer(folder)
@@ -95,9 +95,9 @@ def fill(model: str, texts: Sequence[Sequence[str]], count: int) -> list[list[di
         mask = tokenizer.mask_token
         masked = [mask.join(part.replace(mask, " ") for part in parts) for parts in texts]
         ids = tokenizer(masked, truncation=True, max_length=limit)["input_ids"]
-        places = [np.flatnonzero(np.array(row) == tokenizer.mask_token_id) for row in ids]
-        most = max(1, *map(len, places))
-        padded = np.stack([np.pad(row, (0, most - len(row))) for row in places])
+        masks = [np.flatnonzero(np.array(row) == tokenizer.mask_token_id) for row in ids]
+        most = max(1, *map(len, masks))
+        padded = np.stack([np.pad(row, (0, most - len(row))) for row in masks])
         words = whole_words(tokenizer)
         top = partial(likely, tuned, np.array(list(words)), count)
         lengths = np.array(list(map(len, ids)))
@@ -106,16 +106,16 @@ def fill(model: str, texts: Sequence[Sequence[str]], count: int) -> list[list[di
         trainable, frozen = tuned.partition.split(params)
         out = forward(trainable, frozen, examples, bucket_layout(lengths, BUCKETS))
 
-        def known(found: np.ndarray, number: int, read: int) -> dict[str, float]:
-            pairs = found[number] if number < read else ()
+        def known(ranked: np.ndarray, number: int, read: int) -> dict[str, float]:
+            pairs = ranked[number] if number < read else ()
             return {words[int(token)]: float(p) for p, token in pairs}
 
         return [
-            [known(found, i, len(row)) for i in range(len(parts) - 1)]
-            for parts, row, found in zip(texts, places, out, strict=True)
+            [known(ranked, i, len(row)) for i in range(len(parts) - 1)]
+            for parts, row, ranked in zip(texts, masks, out, strict=True)
         ]
 
-    return _kept(["fill", identity(locate(model)), [list(t) for t in texts], count], run)
+    return _cached(["fill", identity(locate(model)), [list(t) for t in texts], count], ask)
 
 
 def likely(
@@ -135,22 +135,22 @@ def likely(
     """
     logits = tuned.apply(params, batch)
     at = jnp.take_along_axis(logits, batch["mask_places"][..., None], 1)[..., words]
-    found, order = jax.lax.top_k(jax.nn.softmax(at.astype(jnp.float32)), min(count, len(words)))
-    return jnp.stack([found, jnp.asarray(words)[order].astype(jnp.float32)], -1)
+    chances, order = jax.lax.top_k(jax.nn.softmax(at.astype(jnp.float32)), min(count, len(words)))
+    return jnp.stack([chances, jnp.asarray(words)[order].astype(jnp.float32)], -1)
 
 
 def whole_words(tokenizer: Any) -> dict[int, str]:
     """Tokens that are a word by themselves, and the word."""
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     marked = any(token.startswith(BEGINS) for token in tokens)
-    special, found = set(tokenizer.all_special_ids), {}
+    special, words = set(tokenizer.all_special_ids), {}
     for number, token in enumerate(tokens):
         begins = token.startswith(BEGINS) if marked else not token.startswith("##")
         word = tokenizer.decode([number]).strip()
         begins = begins or (marked and bool(IS_HAN.match(word)))
         if begins and number not in special and WORD.fullmatch(word):
-            found[number] = word
-    return found
+            words[number] = word
+    return words
 
 
 def _one_device() -> Mesh:
@@ -167,17 +167,17 @@ def _run_identity(workdir: str) -> str:
     return digest.hexdigest()
 
 
-def _kept(asked: list[Any], run: Callable[[], Any]) -> Any:
-    """What `run` gives, or gave when the same was asked before.
+def _cached(request: list[Any], ask: Callable[[], Any]) -> Any:
+    """What `ask` gives, or gave when the same was asked before.
 
     On several hosts the first one's disk decides for all whether it is asked, and what was said.
     """
-    key = hashlib.sha256(json.dumps(["1", *asked]).encode()).hexdigest()[:32]
-    require_same(f"what data.prepare has a model {asked[0]}", [key])
+    key = hashlib.sha256(json.dumps(["1", *request]).encode()).hexdigest()[:32]
+    require_same(f"what data.prepare has a model {request[0]}", [key])
     name = f"{key}.json"
-    kept = cache.read("prepared", name)
-    said = told("" if kept is None else str(kept, "utf-8"))
+    entry = cache.read("prepared", name)
+    said = told("" if entry is None else str(entry, "utf-8"))
     if not said:
-        said = told(json.dumps(run()))
+        said = told(json.dumps(ask()))
         cache.write("prepared", name, lambda file: file.write(said.encode()))
     return json.loads(said)

@@ -58,7 +58,7 @@ def evaluate(
         rows, changes = None, {**changes, "data.path": os.fspath(rows)}
     config = read_config(workdir, changes, ROWS)
     is_given = rows is not None
-    rows = _given(config, split, rows) if is_given else _read(config, split, changes)
+    rows = _given_rows(config, split, rows) if is_given else _split_rows(config, split, changes)
     predictor = open_predictor(workdir, config, step)
     if is_written(predictor.run):
         check_written(predictor.run, rows)
@@ -67,11 +67,13 @@ def evaluate(
     scores |= predictor.written_scores(rows)
     if constant := baseline(predictor.run.task, examples, rows, predictor.names):
         scores["baseline"] = constant
-    arrays = {name: each for name, each in examples.arrays.items() if name != "reference"}
-    found = split_of(split, replace(examples, arrays=arrays), rows)
+    arrays = {name: array for name, array in examples.arrays.items() if name != "reference"}
+    fingerprint = split_of(split, replace(examples, arrays=arrays), rows)
     own = noted(workdir).get(f"{split} split")
-    other = own != found if own else is_given or any(key.startswith("data.") for key in changes)
-    digest = {"data_digest": found.rpartition(" ")[2]} if other else {}
+    other = (
+        own != fingerprint if own else is_given or any(key.startswith("data.") for key in changes)
+    )
+    digest = {"data_digest": fingerprint.rpartition(" ")[2]} if other else {}
     return scores | {"step": predictor.step, "data": rows.file, **digest}
 
 
@@ -95,7 +97,7 @@ def write_scores(workdir: Path, split: str, step: int | None, scores: Mapping[st
     return file
 
 
-def _given(config: ConfigDict, split: str, rows: Any) -> Split:
+def _given_rows(config: ConfigDict, split: str, rows: Any) -> Split:
     schema, skip = tasks.create(config.task).schema, config.data.on_error == "skip"
     return _rewritten(read_split([open_given(rows, config.data)], schema, skip), config, split)
 
@@ -110,7 +112,7 @@ def _rewritten(rows: Split, config: ConfigDict, split: str) -> Split:
     return rows
 
 
-def _read(config: ConfigDict, split: str, changes: Mapping[str, Any]) -> Split:
+def _split_rows(config: ConfigDict, split: str, changes: Mapping[str, Any]) -> Split:
     task = tasks.create(config.task)
     config.data.update({"streaming": False, "mixture": changes.get("data.mixture", ())})
     if "data.path" in changes and located(str(changes["data.path"])).is_file():

@@ -54,8 +54,8 @@ class Forward:
         self._programs = Programs()
 
         def forward(params: Flat, frozen: Flat, batch: Mapping[str, jax.Array]) -> Any:
-            found = apply(merge(params, frozen), batch)
-            return jax.tree.map(lambda x: x.astype(jnp.float32), found)
+            outputs = apply(merge(params, frozen), batch)
+            return jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
 
         # Each device has its rows' outputs alone; processes are given all, since each scores all.
         whole = NamedSharding(mesh, PartitionSpec())
@@ -72,28 +72,28 @@ class Forward:
         running: deque[tuple[Planned, Any]] = deque()
 
         def fetch() -> None:
-            planned, found = running.popleft()
-            named = found if isinstance(found, dict) else {None: found}
-            for name, each in named.items():
+            planned, result = running.popleft()
+            named = result if isinstance(result, dict) else {None: result}
+            for name, array in named.items():
                 of_tokens = name == "tokens"
                 if name not in outputs:
                     rows = len(examples.ids.values) if of_tokens else len(examples)
-                    more = each.shape[2 if of_tokens else planned.places.ndim :]
+                    more = array.shape[2 if of_tokens else planned.places.ndim :]
                     outputs[name] = np.empty((rows, *more), np.float32)
                 if of_tokens:
                     index, inside = token_index(examples, planned)
                 else:
                     index, inside = planned.places, planned.places != EMPTY
-                outputs[name][index[inside]] = np.asarray(each)[inside]
+                outputs[name][index[inside]] = np.asarray(array)[inside]
 
         try:
             self._begin(params, frozen, loader)
             for planned, batch in loader:
                 placed = place_rows(self._mesh, batch, len(planned.places))
-                found = self._program(placed)(params, frozen, placed)
-                for each in jax.tree.leaves(found):
-                    each.copy_to_host_async()
-                running.append((planned, found))
+                result = self._program(placed)(params, frozen, placed)
+                for leaf in jax.tree.leaves(result):
+                    leaf.copy_to_host_async()
+                running.append((planned, result))
                 if len(running) > most:
                     fetch()
         except BaseException:
@@ -141,8 +141,8 @@ def refer(
         forward: of `Run.reference`.
         params: trainable leaves before training.
     """
-    found = forward(params, frozen, examples, layout)
-    return replace(examples, arrays={**examples.arrays, "reference": found})
+    reference = forward(params, frozen, examples, layout)
+    return replace(examples, arrays={**examples.arrays, "reference": reference})
 
 
 def cache_features(

@@ -82,9 +82,9 @@ def likelihoods(
             steps = (tokens[:-1], tokens[1:], jnp.arange(1, len(tokens)))
             return jax.lax.scan(step, cache, steps)[1]
 
-        found = jax.lax.map(rest, jnp.asarray(table[longer]))  # (longer, tokens - 1, rows)
+        log_p = jax.lax.map(rest, jnp.asarray(table[longer]))  # (longer, tokens - 1, rows)
         real = np.arange(1, sizes.max()) < sizes[longer, None]
-        total = total.at[:, longer].add((found * real[..., None]).sum(1).T)
+        total = total.at[:, longer].add((log_p * real[..., None]).sum(1).T)
     return total / sizes
 
 
@@ -153,7 +153,7 @@ class Scorer:
         self._run, self._names, self._pool = run, names, pool
         self._method = methods.create(run.config.method)
         words = self._method.words_of(names)
-        self._counts = [len(several) for several in words]
+        self._counts = [len(label_words) for label_words in words]
         self._words = dict(zip(names, words, strict=True))
         self._forwards: dict[Any, Forward] = {}
         self.sentence = run.tuned.model.head == "embedding"
@@ -171,17 +171,17 @@ class Scorer:
 
     @property
     def compile_seconds(self) -> float:
-        several = [*self._forwards.values(), *([self._embed.forward] if self.sentence else [])]
-        several += [self._neighbours.forward] if self._neighbours else []
-        return sum(forward.compile_seconds for forward in several)
+        forwards = [*self._forwards.values(), *([self._embed.forward] if self.sentence else [])]
+        forwards += [self._neighbours.forward] if self._neighbours else []
+        return sum(forward.compile_seconds for forward in forwards)
 
     def __call__(self, split: Split, templates: Sequence[str]) -> list[Scored]:
         """What each template gives."""
         score = self._by_similarity if self.sentence else self._by_prompts
         task, names = self._run.task, self._names
         return [
-            found._replace(examples=with_targets(found.examples, task, split, names))
-            for found in score(split, templates)
+            scored._replace(examples=with_targets(scored.examples, task, split, names))
+            for scored in score(split, templates)
         ]
 
     def _by_similarity(self, split: Split, templates: Sequence[str]) -> list[Scored]:
@@ -189,7 +189,7 @@ class Scorer:
         words = list(chain.from_iterable(self._words.values()))
         filled = [{"text": fill(t, {"label": word})} for t in templates for word in words]
         labels = self._embed(split_of(filled))[0].reshape(len(templates), len(words), -1)
-        means = [label_means(similarities(texts, each), self._counts) for each in labels]
+        means = [label_means(similarities(texts, embedded), self._counts) for embedded in labels]
         return [Scored(SCALE * logits, examples) for logits in means]
 
     def _by_prompts(self, split: Split, templates: Sequence[str]) -> list[Scored]:
@@ -202,19 +202,19 @@ class Scorer:
     ) -> Scored:
         max_length = self._run.config.data.max_length
         writer = Writer(self._method, template, self._words, self._tokenizer, max_length)
-        examples, kept = writer(rows, demonstrations)
+        examples, fitting = writer(rows, demonstrations)
         logits = self._run_model(writer, examples)
         if self._method.calibrate:
-            logits = calibrated(logits, self._content_free(writer, kept))
-        lost = [len(a) < len(b) for a, b in zip(kept, demonstrations, strict=True)]
+            logits = calibrated(logits, self._content_free(writer, fitting))
+        lost = [len(a) < len(b) for a, b in zip(fitting, demonstrations, strict=True)]
         return Scored(logits, examples, sum(lost))
 
     def _content_free(self, writer: Writer, demonstrations: Sequence[Sequence[Row]]) -> np.ndarray:
         """Logits (rows, inputs, labels) of inputs without content after the same demonstrations."""
-        keys = [tuple(map(id, several)) for several in demonstrations]
+        keys = [tuple(map(id, rows)) for rows in demonstrations]
         different = dict(zip(keys, demonstrations, strict=True))
         inputs = [{"text": text, "text_pair": text} for text in CONTENT_FREE]
-        shown = [several for several in different.values() for _ in inputs]
+        shown = [rows for rows in different.values() for _ in inputs]
         examples, _ = writer(inputs * len(different), shown)
         logits = self._run_model(writer, examples).reshape(len(different), len(inputs), -1)
         number = {key: i for i, key in enumerate(different)}
@@ -238,7 +238,7 @@ class Scorer:
         embedded, _ = self._neighbours(split)
         likeness = similarities(embedded, self._embedded)
         chosen = nearest_rows(likeness, rows, self._pool, self._method.shots)
-        return [[self._pool[i] for i in several] for several in chosen]
+        return [[self._pool[i] for i in numbers] for numbers in chosen]
 
 
 def announce(split: str, template: str, scored: Scored) -> None:

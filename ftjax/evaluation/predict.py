@@ -31,7 +31,7 @@ ROW, ERROR = "row", "error"
 
 
 @dataclass(frozen=True)
-class Given:
+class Inputs:
     """The rows of a file as they are, and those that can be predicted.
 
     Attributes:
@@ -51,13 +51,13 @@ class Given:
         """Where each row of the split is among all."""
         return [place for place in range(len(self.rows)) if place not in self.errors]
 
-    def without(self, split: Split, why: Mapping[int, str]) -> "Given":
+    def without(self, split: Split, why: Mapping[int, str]) -> "Inputs":
         """With a split that lacks some rows, by their places in the one before."""
         places = self.places
         errors = {**self.errors, **{places[place]: reason for place, reason in why.items()}}
         return replace(self, split=split, errors=errors).required()
 
-    def required(self) -> "Given":
+    def required(self) -> "Inputs":
         """Raises UserError where no row can be predicted."""
         if len(self.errors) < len(self.rows):
             return self
@@ -122,8 +122,8 @@ def predict(
         if isinstance(rows, str | os.PathLike):
             require_other(Path(output), workdir, Path(rows))
     config = read_config(workdir, in_dots(keys), ROWS)
-    given = _read(open_given(rows, config.data), config)
-    predictions = _predicted(given, lambda: open_predictor(workdir, config, step))
+    inputs = _inputs(open_given(rows, config.data), config)
+    predictions = _predicted(inputs, lambda: open_predictor(workdir, config, step))
     if output is not None:
         first(partial(write_rows, Path(output), predictions.rows))
     return predictions
@@ -132,17 +132,17 @@ def predict(
 def predict_rows(predictor: Predictor, rows: Any) -> Predictions:
     """As `predict`, by a model that is in place."""
     config = predictor.run.config
-    return _predicted(_read(open_given(rows, config.data), config), lambda: predictor)
+    return _predicted(_inputs(open_given(rows, config.data), config), lambda: predictor)
 
 
-def _predicted(given: Given, opened: Callable[[], Predictor]) -> Predictions:
+def _predicted(inputs: Inputs, opened: Callable[[], Predictor]) -> Predictions:
     """What is said of rows; they are looked through before the model is opened."""
-    given, answers = _answers(opened(), given)
-    errors = tuple(given.errors[place] for place in sorted(given.errors))
-    return Predictions(_joined(given, answers), errors)
+    inputs, answers = _answers(opened(), inputs)
+    errors = tuple(inputs.errors[place] for place in sorted(inputs.errors))
+    return Predictions(_joined(inputs, answers), errors)
 
 
-def _read(opened: Opened, config: ConfigDict) -> Given:
+def _inputs(opened: Opened, config: ConfigDict) -> Inputs:
     """Rows, those that are bad among them, rewritten as `data.prepare` says."""
     schema = tasks.create(config.task).schema.to_predict()
     rows: list[Any] = []
@@ -155,40 +155,42 @@ def _read(opened: Opened, config: ConfigDict) -> Given:
             yield number, row
 
     verdicts = list(replace(opened, read=recorded).checked(schema))
-    errors = {i: str(each) for i, each in enumerate(verdicts) if isinstance(each, UserError)}
-    kept = [each for each in verdicts if not isinstance(each, UserError)]
-    split = Split.of(opened.file, datasets.Dataset.from_list(kept), schema)
-    given = Given(rows, numbers, errors, split).required()
-    return given.without(*rewritten(given.split, config.data))
+    errors = {
+        i: str(verdict) for i, verdict in enumerate(verdicts) if isinstance(verdict, UserError)
+    }
+    good = [verdict for verdict in verdicts if not isinstance(verdict, UserError)]
+    split = Split.of(opened.file, datasets.Dataset.from_list(good), schema)
+    inputs = Inputs(rows, numbers, errors, split).required()
+    return inputs.without(*rewritten(inputs.split, config.data))
 
 
-def _answers(predictor: Predictor, given: Given) -> tuple[Given, list[dict[str, Any]]]:
+def _answers(predictor: Predictor, inputs: Inputs) -> tuple[Inputs, list[dict[str, Any]]]:
     """What is said of each row that can be encoded."""
     run = predictor.run
-    why = unreadable(given.split, run.task, run.folder, run.config.data.max_length)
+    why = unreadable(inputs.split, run.task, run.folder, run.config.data.max_length)
     if why:
-        kept = [place for place in range(len(given.split.rows)) if place not in why]
-        given = given.without(replace(given.split, rows=given.split.rows.select(kept)), why)
-    outputs, examples = predictor.outputs(given.split)
-    answers = run.task.predictions(outputs, examples, given.split, predictor.names)
+        readable = [place for place in range(len(inputs.split.rows)) if place not in why]
+        inputs = inputs.without(replace(inputs.split, rows=inputs.split.rows.select(readable)), why)
+    outputs, examples = predictor.outputs(inputs.split)
+    answers = run.task.predictions(outputs, examples, inputs.split, predictor.names)
     if isinstance(run.task, Written):
-        texts = predictor.written(given.split)
+        texts = predictor.written(inputs.split)
         answers = [row | text.said() for row, text in zip(answers, texts, strict=True)]
-    return given, answers
+    return inputs, answers
 
 
-def _joined(given: Given, answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _joined(inputs: Inputs, answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """All rows with their numbers, and what is said of them or why nothing is."""
-    taken = {name for row in given.rows for name in row}
+    taken = {name for row in inputs.rows for name in row}
     said = dict.fromkeys(name for answer in answers for name in answer)
     names = {name: _free(name, "predicted", taken) for name in said}
     number, error = (_free(name, "input", taken) for name in (ROW, ERROR))
-    of_place = dict(zip(given.places, answers, strict=True))
+    of_place = dict(zip(inputs.places, answers, strict=True))
     joined = []
-    for place, (row, count) in enumerate(zip(given.rows, given.numbers, strict=True)):
+    for place, (row, count) in enumerate(zip(inputs.rows, inputs.numbers, strict=True)):
         answer = {names[name]: value for name, value in of_place.get(place, {}).items()}
-        if place in given.errors:
-            answer = {error: given.errors[place]}
+        if place in inputs.errors:
+            answer = {error: inputs.errors[place]}
         joined.append({**row, number: count, **answer})
     return joined
 

@@ -36,13 +36,15 @@ def draw(method: Prompting, rows: Sequence[Row], names: Sequence[str], seed: int
         return list(rows)
     if method.demonstrations == "random":
         return [rows[i] for i in random.permutation(len(rows))[:shots]]
-    each, rest = divmod(shots, len(names))
+    per_label, rest = divmod(shots, len(names))
     require(not rest, f"method.shots={shots} must be a multiple of the {len(names)} labels")
     chosen = []
     for name in names:
         of_label = np.flatnonzero(labels == name)
-        require(len(of_label) >= each, f"method.shots={shots}: {name!r} has {len(of_label)} rows")
-        chosen += random.permutation(of_label)[:each].tolist()
+        require(
+            len(of_label) >= per_label, f"method.shots={shots}: {name!r} has {len(of_label)} rows"
+        )
+        chosen += random.permutation(of_label)[:per_label].tolist()
     return [rows[i] for i in random.permutation(chosen)]
 
 
@@ -95,7 +97,7 @@ class Writer:
         self._gap = before[len(self._before) :]  # a space belongs to the word that follows
         first = tokenizer("")["input_ids"][:1]
         self._start = first if first == [tokenizer.bos_token_id] else []
-        self.labels = [self._word(word) for several in words.values() for word in several]
+        self.labels = [self._word(word) for label_words in words.values() for word in label_words]
         self._max_length = max_length
         self._limit = max_length - (0 if self.masked else max(map(len, self.labels)))
 
@@ -108,22 +110,22 @@ class Writer:
         context = fill(self._before, {"text": "a", "text_pair": "a"})
         ids = self._tokenizer(context, add_special_tokens=False)["input_ids"]
         whole = self._tokenizer(context + self._gap + word, add_special_tokens=False)["input_ids"]
-        found = whole[len(ids) :]
+        own = whole[len(ids) :]
         name = "mask" if self.masked else "label"
         require(
-            whole[: len(ids)] == ids and bool(found),
+            whole[: len(ids)] == ids and bool(own),
             f"method.words: {word!r} makes no token of its own after {context!r}: put a space "
             f"before '{{{name}}}' in method.templates",
         )
         unknown = self._tokenizer.unk_token_id
-        require(unknown not in found, f"method.words: the model's tokenizer does not know {word!r}")
-        if self.masked and len(found) > 1:
-            tokens = self._tokenizer.convert_ids_to_tokens(found)
+        require(unknown not in own, f"method.words: the model's tokenizer does not know {word!r}")
+        if self.masked and len(own) > 1:
+            tokens = self._tokenizer.convert_ids_to_tokens(own)
             raise UserError(
-                f"method.words: {word!r} is {len(found)} tokens ({', '.join(tokens)}), and a mask "
+                f"method.words: {word!r} is {len(own)} tokens ({', '.join(tokens)}), and a mask "
                 "takes one: choose another word"
             )
-        return found
+        return own
 
     def _text(self, row: Row, demonstrations: Sequence[Row]) -> tuple[str, int]:
         """A prompt, and where its mask stands."""
@@ -144,8 +146,8 @@ class Writer:
         ids = encoded["input_ids"]
         if not self.masked:
             return [(self._start + row, 0) for row in ids]
-        places = [encoded.char_to_token(i, at) for i, (_, at) in enumerate(prompts)]
-        return list(zip(ids, places, strict=True))
+        masks = [encoded.char_to_token(i, at) for i, (_, at) in enumerate(prompts)]
+        return list(zip(ids, masks, strict=True))
 
     def __call__(
         self, rows: Sequence[Row], demonstrations: Sequence[Sequence[Row]]
@@ -166,8 +168,8 @@ class Writer:
         Raises:
             UserError: a template is too long without any text, or a prompt has no token.
         """
-        rows, shown = list(rows), [list(found) for found in demonstrations]
-        found: list[tuple[list[int], int]] = [([], 0)] * len(rows)
+        rows, shown = list(rows), [list(own) for own in demonstrations]
+        prompts: list[tuple[list[int], int]] = [([], 0)] * len(rows)
         pending, cut = list(range(len(rows))), set()
         while pending:
             tokens = self._tokens([self._text(rows[i], shown[i]) for i in pending])
@@ -176,7 +178,7 @@ class Writer:
                 require(bool(ids), "method.templates: a prompt needs words besides an empty text")
                 excess = len(ids) - self._limit
                 if excess <= 0:
-                    found[i] = (ids, place)
+                    prompts[i] = (ids, place)
                     continue
                 left.append(i)
                 if shown[i]:
@@ -185,10 +187,10 @@ class Writer:
                     rows[i] = self._shorter(rows[i], excess)
                     cut.add(i)
             pending = left
-        places = np.array([place for _, place in found], np.int32)
+        masks = np.array([place for _, place in prompts], np.int32)
         examples = Examples(
-            ids=ragged([ids for ids, _ in found]),
-            arrays={"mask_place": places} if self.masked else {},
+            ids=ragged([ids for ids, _ in prompts]),
+            arrays={"mask_place": masks} if self.masked else {},
             truncated=len(cut),
         )
         return examples, shown

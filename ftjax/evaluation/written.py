@@ -25,9 +25,9 @@ def generator_of(run: Run, params: Flat) -> Generator:
     """
     tokenizer = load_tokenizer(run.folder)
     changes = {"temperature": 0.0, "num_return_sequences": 1, **ready(run.task, tokenizer)}
-    asked = settings.of_folder(run.folder, **changes)
+    options = settings.of_folder(run.folder, **changes)
     longest = run.config.data.max_length
-    return Generator(run.tuned, merge(params, run.frozen), tokenizer, asked, longest=longest)
+    return Generator(run.tuned, merge(params, run.frozen), tokenizer, options, longest=longest)
 
 
 def write(
@@ -53,13 +53,13 @@ def is_written(run: Run) -> bool:
     return isinstance(run.task, Written) and bool(run.task.generate)
 
 
-def _asked(run: Run, split: Split) -> tuple[list[Any], list[list[str]], list[list[int]]]:
+def _scored_prompts(run: Run, split: Split) -> tuple[list[Any], list[list[str]], list[list[int]]]:
     """The first `task.generate` prompts of a split that something is wanted of, what, and the
     rows that ask so."""
     every = merged(run.task.prompts(split), run.task.references(split))
-    asked = [each for each in zip(*every, strict=True) if each[1]]
-    asked = asked if run.task.generate < 0 else asked[: run.task.generate]
-    return tuple([each[part] for each in asked] for part in range(3))
+    entries = [entry for entry in zip(*every, strict=True) if entry[1]]
+    entries = entries if run.task.generate < 0 else entries[: run.task.generate]
+    return tuple([entry[part] for entry in entries] for part in range(3))
 
 
 def check_written(run: Run, split: Split) -> dict[str, Any]:
@@ -69,12 +69,12 @@ def check_written(run: Run, split: Split) -> dict[str, Any]:
         UserError: its prompts cannot be read, the model has no room for answers, or a metric
             cannot be had.
     """
-    prompts, references, _ = _asked(run, split)
+    prompts, references, _ = _scored_prompts(run, split)
     generator = generator_of(run, run.trainable)
     try:
         decode.check(run.tuned, generator.settings, 1)
         cut = sum(is_long for _, is_long in generator.tokens(prompts))
-        run.task.written([wanted[0] for wanted in references[:1]], references[:1])
+        run.task.written([accepted[0] for accepted in references[:1]], references[:1])
     except UserError as error:
         raise UserError(f"{split.file}: task.generate={run.task.generate}: {error}") from error
     counts = {"rows_in": len(split.rows), "rows_out": len(prompts), "cut": cut}
@@ -86,7 +86,7 @@ def written_scores(
     params: Flat,
     split: Split,
     generator: Generator | None = None,
-    kept: dict[int, Text] | None = None,
+    texts_by_row: dict[int, Text] | None = None,
 ) -> dict[str, Any]:
     """Metrics of what is written for the first `task.generate` prompts that have a reference.
 
@@ -97,14 +97,16 @@ def written_scores(
         params: its trainable leaves.
         split: with answers.
         generator: see `write`.
-        kept: what is written is put here, by index of the row.
+        texts_by_row: what is written is put here, by index of the row.
     """
     if not is_written(run):
         return {}
-    prompts, references, rows = _asked(run, split)
+    prompts, references, rows = _scored_prompts(run, split)
     if not prompts:
         return {}
     texts = write(run, params, prompts, generator)
-    if kept is not None:
-        kept |= {i: text for several, text in zip(rows, texts, strict=True) for i in several}
-    return {**run.task.written([each.text for each in texts], references), "written": len(prompts)}
+    if texts_by_row is not None:
+        texts_by_row |= {
+            i: text for numbers, text in zip(rows, texts, strict=True) for i in numbers
+        }
+    return {**run.task.written([text.text for text in texts], references), "written": len(prompts)}

@@ -50,7 +50,7 @@ def forecast(
         )
     recipe = abstract_recipe(config, "tpu")
     trainable, total = recipe.tuned.partition.counts(recipe.tuned.shapes)
-    found = {
+    figures = {
         "versions": {name: version(name) for name in ("jax", "libtpu")},
         "topology": topology,
         "slices": slices,
@@ -70,46 +70,46 @@ def forecast(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return {**found, "fits": False, "reason": str(error).strip().splitlines()[0][:300]}
+        return {**figures, "fits": False, "reason": str(error).strip().splitlines()[0][:300]}
     state, frozen = abstract_state(recipe, mesh)
     last = recipe.state_shapes(state.params, mesh, recipe.total)  # of which more may train
-    read = _read(program, chip, {"start": live(state, frozen), "resume": live(last, frozen)})
-    found |= {"compile_seconds": round(took, 1), **read}
-    if found["fits"] and (more := room_for(found, config)):
-        found["room"] = more
+    read = _figures(program, chip, {"start": live(state, frozen), "resume": live(last, frozen)})
+    figures |= {"compile_seconds": round(took, 1), **read}
+    if figures["fits"] and (more := room_for(figures, config)):
+        figures["room"] = more
     if quick:
-        del found["seconds"]
-        return found
+        del figures["seconds"]
+        return figures
     least = {kind: count / len(devices) for kind, count in Least(config)().items()}
     step = max(read["seconds"].values())
     bound = sum(least.values()) / chip.flops / step
-    return found | {"least_flops": least, "mfu_bound": bound, **speed(found, step)}
+    return figures | {"least_flops": least, "mfu_bound": bound, **speed(figures, step)}
 
 
-def speed(found: Mapping[str, Any], step: float) -> dict[str, float]:
+def speed(figures: Mapping[str, Any], step: float) -> dict[str, float]:
     """What a step of at least so many seconds means: tokens a second at most, chip-hours at least.
 
     Args:
-        found: tokens of a step, and chips.
+        figures: tokens of a step, and chips.
         step: its seconds.
     """
-    rate = found["tokens"] / step
+    rate = figures["tokens"] / step
     return {
         "tokens_per_second": rate,
-        "tokens_per_second_per_chip": rate / found["chips"],
-        "chip_hours_per_billion_tokens": found["chips"] * 1e9 / rate / 3600,
+        "tokens_per_second_per_chip": rate / figures["chips"],
+        "chip_hours_per_billion_tokens": figures["chips"] * 1e9 / rate / 3600,
     }
 
 
-def room_for(found: Mapping[str, Any], config: ConfigDict) -> str:
+def room_for(figures: Mapping[str, Any], config: ConfigDict) -> str:
     """What to do with memory that is left, in the order of what it gains; empty for nothing.
 
     Args:
-        found: what a chip has and needs.
+        figures: what a chip has and needs.
         config: of the run.
     """
-    memory = found["memory"]
-    left = SAFE * found["chip_memory"] - max(memory["sum"], memory["resume"])
+    memory = figures["memory"]
+    left = SAFE * figures["chip_memory"] - max(memory["sum"], memory["resume"])
     times = 1 + left / max(memory["temporaries"], 1)
     if times < 2:
         return ""
@@ -123,7 +123,7 @@ def room_for(found: Mapping[str, Any], config: ConfigDict) -> str:
     return f"train.batch_size={rows * min(2 ** int(math.log2(times)), 64)} fits about, in one step"
 
 
-def _read(program: jax.stages.Compiled, chip: Chip, held: dict[str, int]) -> dict[str, Any]:
+def _figures(program: jax.stages.Compiled, chip: Chip, held: dict[str, int]) -> dict[str, Any]:
     """Figures of a step's program.
 
     Args:
@@ -187,12 +187,12 @@ def mended(
         words = " ".join(f"--config.{key}={value}" for key, value in attempt.items())
         say(f"trying {words}")
         try:
-            found = forecast(tried, topology, slices, quick)
+            figures = forecast(tried, topology, slices, quick)
         except UserError:  # the batch does not divide so, or the model has no such parts
             continue
         changes = attempt
-        if found["fits"]:
-            return words, found
+        if figures["fits"]:
+            return words, figures
     return None
 
 

@@ -45,8 +45,8 @@ class Instruction:
 
     def called(self, key: str) -> str | None:
         """The computation it names, as `body=%...`."""
-        found = re.search(rf"\b{key}=\{{?%?([\w.\-]+)", self.text)
-        return found and found[1]
+        match = re.search(rf"\b{key}=\{{?%?([\w.\-]+)", self.text)
+        return match and match[1]
 
 
 @dataclass
@@ -75,31 +75,31 @@ class Summary:
 def summarize(text: str) -> Summary:
     """Counts a program's work; `text` is that of the optimized module."""
     computations, entry = parse(text)
-    found, later = Summary(), _later(computations)
+    summary, later = Summary(), _later(computations)
     for body, times, fused in _runs(computations, entry, 1):
         lines = {line.name: line for line in computations[body]}
         shapes = {line.name: line.shapes for line in computations[body]}
         for line in computations[body]:
             if not fused:
-                found.moved += times * _moved(line, lines, computations)
+                summary.moved += times * _moved(line, lines, computations)
                 cycles = re.search(r'"estimated_cycles":"(\d+)"', line.text)
-                found.cycles += times * int(cycles[1]) if cycles else 0
+                summary.cycles += times * int(cycles[1]) if cycles else 0
             kind = line.opcode.removesuffix("-start")
             if line.opcode in ("dot", "convolution"):
-                found.flops += times * _product_flops(line, shapes)
+                summary.flops += times * _product_flops(line, shapes)
             elif kind in COLLECTIVES and not ALONE.search(line.text) and body not in later:
                 started = line.opcode != kind  # gives what it reads, too
                 arrays = line.shapes[len(line.shapes) // 2 :] if started else line.shapes
                 if body.startswith("all-reduce-scatter"):  # how TPUs write it: a slice of the sum
                     kind, arrays = "reduce-scatter", computations[body][-1].shapes
-                found.sent[kind] += times * sum(map(nbytes, arrays))
-                found.counts[kind] += times
+                summary.sent[kind] += times * sum(map(nbytes, arrays))
+                summary.counts[kind] += times
             elif line.opcode == "recv" and "is_host_transfer=true" in line.text:
-                found.across += times * nbytes(line.shapes[0])
+                summary.across += times * nbytes(line.shapes[0])
             elif line.opcode == "custom-call" and '"tpu_custom_call"' in line.text:
                 read = tuple(shape for name in line.operands for shape in shapes[name])
-                found.kernels[re.sub(r"[.\d]+$", "", line.name), read] += times
-    return found
+                summary.kernels[re.sub(r"[.\d]+$", "", line.name), read] += times
+    return summary
 
 
 def nbytes(shape: tuple[str, tuple[int, ...]]) -> float:
@@ -240,5 +240,7 @@ def _taps(sizes: tuple[int, int, int], settings: Mapping[str, str]) -> int:
     step, spread, apart = (
         int(settings.get(key, 1)) for key in ("stride", "lhs_dilate", "rhs_dilate")
     )
-    places = (o * step + t * apart - low for o in range(outputs) for t in range(window))
-    return sum(0 <= place <= (inputs - 1) * spread and place % spread == 0 for place in places)
+    positions = (o * step + t * apart - low for o in range(outputs) for t in range(window))
+    return sum(
+        0 <= position <= (inputs - 1) * spread and position % spread == 0 for position in positions
+    )

@@ -52,8 +52,8 @@ class Least:
             batch = abstract_batch(self._config, recipe.task)
         batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
 
-        def grads(*given: Any) -> Flat:
-            return gradients(recipe.loss, *given, parts=1, gradient=recipe.gradient)[1]
+        def grads(*inputs: Any) -> Flat:
+            return gradients(recipe.loss, *inputs, parts=1, gradient=recipe.gradient)[1]
 
         traced = jax.make_jaxpr(grads)(trainable, frozen, batch, key)
         dense, attention = _flops(traced.jaxpr)

@@ -63,8 +63,8 @@ def abstract_state(recipe: Recipe, mesh: Mesh) -> tuple[State, Flat]:
     """The state before the first step and the frozen parameters, as shapes in their places."""
     params = abstract_params(recipe.tuned, mesh, recipe.config.mesh.replicate)
     trainable, frozen = recipe.tuned.partition.split(params)
-    kept = starts(trainable, new(recipe.tuned), recipe.config.regularization)
-    return recipe.state_shapes(trainable, mesh, 0), frozen | kept
+    anchors = starts(trainable, new(recipe.tuned), recipe.config.regularization)
+    return recipe.state_shapes(trainable, mesh, 0), frozen | anchors
 
 
 def live(*trees: Any) -> int:

@@ -42,9 +42,11 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
     if _of_peft(folder):
         params, absent = peft.load_into(tuned, params, folder)
     else:
-        found = adapterhub.read_adapter(folder, tuned)
-        absent = [p for p in tuned.shapes if tuned.names.in_head(p) and p not in found]
-        params = params | {path: placed_like(array, params[path]) for path, array in found.items()}
+        adapter = adapterhub.read_adapter(folder, tuned)
+        absent = [p for p in tuned.shapes if tuned.names.in_head(p) and p not in adapter]
+        params = params | {
+            path: placed_like(array, params[path]) for path, array in adapter.items()
+        }
     for path, stored in read_beside(folder, tuned, absent).items():
         whole = stored.read(tuple(slice(None) for _ in stored.shape), np.float32)
         params = {**params, path: placed_like(whole, params[path])}

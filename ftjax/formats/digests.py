@@ -26,7 +26,7 @@ def digests(files: Sequence[Path]) -> list[bytes]:
 
 
 def _digest(file: Path) -> bytes:
-    return _of(os.path.realpath(file), _form(file))
+    return _digest_of(os.path.realpath(file), _form(file))
 
 
 def _form(file: Path | str) -> tuple[int, ...]:
@@ -35,17 +35,17 @@ def _form(file: Path | str) -> tuple[int, ...]:
 
 
 @functools.cache
-def _of(file: str, form: tuple[int, ...]) -> bytes:
+def _digest_of(file: str, form: tuple[int, ...]) -> bytes:
     """Of a file as it is now, by what its system says of it."""
     _, _, size, *times = form
     key = hashlib.sha256(f"{file} {form}".encode("utf-8", "surrogateescape")).hexdigest()
     said = f"{key} "  # before it: a file that was renamed says nothing of another
-    kept = bytes(cache.read("digests", key) or b"").decode() if size >= LARGE else ""
-    if kept.startswith(said):
-        return bytes.fromhex(kept.removeprefix(said))
+    stored = bytes(cache.read("digests", key) or b"").decode() if size >= LARGE else ""
+    if stored.startswith(said):
+        return bytes.fromhex(stored.removeprefix(said))
     settled = time.time_ns() - max(times) > SETTLED
     with open(file, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").digest()
     if size >= LARGE and settled and _form(file) == form:
-        cache.write("digests", key, lambda kept: kept.write(f"{said}{digest.hex()}".encode()))
+        cache.write("digests", key, lambda entry: entry.write(f"{said}{digest.hex()}".encode()))
     return digest

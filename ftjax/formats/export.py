@@ -130,12 +130,12 @@ def _left_out(
 ) -> dict[str, Any]:
     """Tensors of the base that this head does without, so that nothing is missing."""
     written = {name for path in paths for name, _ in tuned.names.stored(path)}
-    modules, found = set(tuned.base.names.values()), {}
+    modules, tensors = set(tuned.base.names.values()), {}
     for name in base:
         bare = name.removeprefix(f"{tuned.family.HF_PREFIX}.")
         if bare.rsplit(".", 1)[0] in modules and bare not in written:
-            found[f"{prefix}.{bare}" if prefix else bare] = base[name]
-    return found
+            tensors[f"{prefix}.{bare}" if prefix else bare] = base[name]
+    return tensors
 
 
 def _pad(source: Path) -> int:

@@ -258,8 +258,8 @@ def fingerprint(path: Path) -> str:
     else:
         files = [*weight_files(path), *modules.files(path)]
         digest = hashlib.sha256((path / "config.json").read_bytes())
-    for each in digests(files):
-        digest.update(each)
+    for file_digest in digests(files):
+        digest.update(file_digest)
     return digest.hexdigest()
 
 

@@ -27,8 +27,8 @@ def in_batches(write: Write, prompts: Sequence[str | Messages], batch_size: int)
     for start in range(0, len(order), size or 1):
         numbers = order[start : start + size]
         numbers = np.pad(numbers, (0, size - len(numbers)), "edge")
-        for number, several in zip(
+        for number, written in zip(
             numbers, write([prompts[i] for i in numbers], numbers), strict=True
         ):
-            texts[number] = several
+            texts[number] = written
     return texts

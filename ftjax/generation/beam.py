@@ -80,8 +80,8 @@ def extend(settings: Settings, state: State, logits: Array) -> State:
     scores = (scores.reshape(prompts, beams, size) + state.scores[..., None]).reshape(prompts, -1)
     # So many that `beams` go on even where every end of a text is among the best.
     many = max(2, 1 + len(settings.end)) * beams
-    scores, places = jax.lax.top_k(scores, many)
-    origin, token = places // size, (places % size).astype(jnp.int32)
+    scores, indices = jax.lax.top_k(scores, many)
+    origin, token = indices // size, (indices % size).astype(jnp.int32)
     tokens = jnp.take_along_axis(state.tokens, origin[..., None], 1)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[..., None], state.count, 2)
     stops = ends(settings, token) | (count >= room)

@@ -129,8 +129,8 @@ def nucleus(logits: Array, top_p: float, candidates: Array) -> Array:
     all_ranks = ordered(logits)
     equal = all_ranks == least
     behind = jax.lax.cumsum(equal.astype(jnp.int32), 1, reverse=True) - 1
-    each = jnp.exp(jnp.where(equal, logits, -jnp.inf).max(-1, keepdims=True) - total)
-    return (all_ranks > least) | (equal & (before(least) + behind * each < top_p))
+    equal_mass = jnp.exp(jnp.where(equal, logits, -jnp.inf).max(-1, keepdims=True) - total)
+    return (all_ranks > least) | (equal & (before(least) + behind * equal_mass < top_p))
 
 
 def ordered(x: Array) -> Array:

@@ -197,8 +197,8 @@ def check(tuned: Tuned, settings: Settings, length: int) -> None:
     if tuned.model.head not in ("causal_lm", "seq2seq_lm"):
         raise UserError(f"generation needs a language-model head, not {tuned.model.head!r}")
     limit, count = positions(tuned), settings.max_new_tokens
-    wanted = length + count if tuned.model.head == "causal_lm" else max(length, count)
-    if limit is not None and wanted > limit:
+    needed = length + count if tuned.model.head == "causal_lm" else max(length, count)
+    if limit is not None and needed > limit:
         raise UserError(
-            f"prompt and max_new_tokens need {wanted} positions, and the model has {limit}"
+            f"prompt and max_new_tokens need {needed} positions, and the model has {limit}"
         )

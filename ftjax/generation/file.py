@@ -30,24 +30,24 @@ def generate_rows(
     Raises:
         UserError: a bad row; file and row are named.
     """
-    rows = _read(file, "messages" if chat else "prompt")
+    rows = _rows(file, "messages" if chat else "prompt")
     require_same(f"what is read of {file}", rows)
     prompts = [_chat(row) if chat else row["prompt"] for row in rows]
     texts = in_batches(generator, prompts, batch_size)
     alone = generator.settings.num_return_sequences == 1
     return [
-        {**row, "text": several[0] if alone else several}
-        for row, several in zip(rows, texts, strict=True)
+        {**row, "text": answers[0] if alone else answers}
+        for row, answers in zip(rows, texts, strict=True)
     ]
 
 
 def _chat(row: Mapping[str, Any]) -> Any:
     """A row's messages, and tools where it has any."""
-    asked = {"messages": row["messages"], "tools": row.get("tools")}
-    return asked if asked["tools"] else row["messages"]
+    chat = {"messages": row["messages"], "tools": row.get("tools")}
+    return chat if chat["tools"] else row["messages"]
 
 
-def _read(file: Path, field: str) -> list[dict[str, Any]]:
+def _rows(file: Path, field: str) -> list[dict[str, Any]]:
     """The rows of a file, in the form that its suffix and its content say.
 
     Raises:
@@ -57,9 +57,9 @@ def _read(file: Path, field: str) -> list[dict[str, Any]]:
     for number, row in READERS[form_of(file)].rows(file, defaults(Data)):
         if isinstance(row, UserError):
             raise row
-        wanted = list if field == "messages" else str
-        if not isinstance(row, dict) or not isinstance(row.get(field), wanted):
-            raise UserError(f"{file}, row {number}: needs {field!r}, a {wanted.__name__}")
+        kind = list if field == "messages" else str
+        if not isinstance(row, dict) or not isinstance(row.get(field), kind):
+            raise UserError(f"{file}, row {number}: needs {field!r}, a {kind.__name__}")
         for message in row[field] if field == "messages" else ():
             said = {"content", "tool_calls"} & {*message} if isinstance(message, dict) else ()
             if not said or "role" not in message:

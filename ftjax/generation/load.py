@@ -75,8 +75,8 @@ def make_generator(
     """A generator with a folder's tokenizer, and its settings, or those of the task that the model
     was trained for, under changes."""
     tokenizer = load_tokenizer(folder)
-    asked = settings.of_folder(folder, **{**ready(task, tokenizer), **changes})
-    return Generator(model, params, tokenizer, asked, stop, rewrite=rewrite)
+    options = settings.of_folder(folder, **{**ready(task, tokenizer), **changes})
+    return Generator(model, params, tokenizer, options, stop, rewrite=rewrite)
 
 
 def tensor_mesh(tensor: int = 1) -> Mesh:

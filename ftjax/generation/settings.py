@@ -145,41 +145,41 @@ def from_hf(hf: Mapping[str, Any], **changes: Any) -> Settings:
     for name, usual in REFUSED.items():
         if name not in changes and hf.get(name) not in (None, usual):
             raise UserError(f"generation_config.json: {name}={hf[name]!r} is not implemented")
-    found = {name: hf[name] for name in SAME if hf.get(name) is not None}
+    values = {name: hf[name] for name in SAME if hf.get(name) is not None}
     if not hf.get("do_sample"):
-        found |= {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        values |= {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     else:
-        found = {"temperature": 1.0, "top_k": 50, **found}
+        values = {"temperature": 1.0, "top_k": 50, **values}
     bad = hf.get("bad_words_ids") or []
     if any(len(words) != 1 for words in bad):
         raise UserError("generation_config.json: bad_words_ids of several tokens: not implemented")
-    found |= {
+    values |= {
         "end": _several(hf.get("eos_token_id")),
         "pad": next(iter(_several(hf.get("pad_token_id"))), 0),
         "forced_first": next(iter(_several(hf.get("forced_bos_token_id"))), None),
         "forced_last": _several(hf.get("forced_eos_token_id")),
         "banned": _several([*(hf.get("suppress_tokens") or ()), *(words[0] for words in bad)]),
     }
-    return Settings(**{**found, **changes})
+    return Settings(**{**values, **changes})
 
 
 def of_folder(folder: Path, **changes: Any) -> Settings:
     """How a folder's model chooses tokens by default, under changes."""
     file = config_file(folder)
-    defaults = _read(read_config(folder))
+    defaults = _generation_keys(read_config(folder))
     if is_gguf(folder):
         defaults["eos_token_id"] = end_tokens(folder)
     check(file, defaults, Defaults)
     if (folder / "generation_config.json").exists():
         file = folder / "generation_config.json"
-        given = _read(read_json(file))
-        check(file, given, Defaults)
-        defaults |= given
+        stored = _generation_keys(read_json(file))
+        check(file, stored, Defaults)
+        defaults |= stored
     with named(file):
         return from_hf(defaults, **changes)
 
 
-def _read(values: Mapping[str, Any]) -> dict[str, Any]:
+def _generation_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in READ}
 
 

@@ -116,15 +116,15 @@ class Generator:
         if self._beams:
             many = self.settings.num_return_sequences
             tokens = np.asarray(state.done_tokens)[:, :many].reshape(len(texts), -1)
-            found = np.asarray(state.done_scores, np.float64)[:, :many].reshape(-1)
+            scores = np.asarray(state.done_scores, np.float64)[:, :many].reshape(-1)
         else:
             tokens = np.asarray(state.tokens)[:, : int(state.count)]
-            found = np.asarray(state.likelihood, np.float64)
+            scores = np.asarray(state.likelihood, np.float64)
         counts = np.array([min(len(self._ended(row)) + 1, len(row)) for row in tokens])
         if self._beams:
-            found = found * counts**self.settings.length_penalty
-        pairs = zip(texts, found.tolist(), counts.tolist(), strict=True)
-        return self._of_prompts([Text(*each) for each in pairs])
+            scores = scores * counts**self.settings.length_penalty
+        pairs = zip(texts, scores.tolist(), counts.tolist(), strict=True)
+        return self._of_prompts([Text(*fields) for fields in pairs])
 
     def _whole(
         self, prompts: Sequence[str | Messages], numbers: Sequence[int] | None
@@ -168,14 +168,14 @@ class Generator:
                 return
         count = 1
         while True:
-            found = [self._until_stop(row) for row in np.asarray(state.tokens)[:, :count]]
-            finished = np.asarray(state.finished) | [stopped for _, stopped in found]
+            texts = [self._until_stop(row) for row in np.asarray(state.tokens)[:, :count]]
+            finished = np.asarray(state.finished) | [stopped for _, stopped in texts]
             if finished.all() or count == limit:
-                yield [text for text, _ in found], state
+                yield [text for text, _ in texts], state
                 return
             shown = [
                 text if whole else self._certain(text)
-                for (text, _), whole in zip(found, finished, strict=True)
+                for (text, _), whole in zip(texts, finished, strict=True)
             ]
             yield shown, state
             count = min(count + every, limit)
@@ -270,10 +270,10 @@ class Generator:
         tokens = self._ended(tokens)
         decode = partial(self._tokenizer.decode, skip_special_tokens=False)
         whole = decode(tokens) if self._stop else ""
-        places = [whole.find(stop) for stop in self._stop if stop in whole]
-        if not places:
+        starts = [whole.find(stop) for stop in self._stop if stop in whole]
+        if not starts:
             return self._tokenizer.decode(tokens, skip_special_tokens=True), False
-        at, count = min(places), len(tokens)
+        at, count = min(starts), len(tokens)
         while len(before := decode(tokens[:count])) > at or not whole.startswith(before):
             count -= 1
         # The token that the string begins in may begin before it.

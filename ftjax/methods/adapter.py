@@ -91,8 +91,8 @@ class Bottleneck(Method):
 
     def adapter(self, module: nn.Module, x: jax.Array) -> jax.Array:
         """The output of `module`'s adapter, made in it and named "adapter"."""
-        make = partial(Adapter, self.width(x), self.activation, self.inits)
-        return make(parent=module, name="adapter")(x)
+        bottleneck = partial(Adapter, self.width(x), self.activation, self.inits)
+        return bottleneck(parent=module, name="adapter")(x)
 
     def width(self, x: jax.Array) -> int:
         """m for inputs x (..., d)."""

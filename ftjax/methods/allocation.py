@@ -66,10 +66,14 @@ def allocated(
     def init(params: Flat) -> Allocation:
         leaves = present(params)
         zeros = {path: jnp.zeros_like(x) for path, x in leaves.items()}
-        kept = {path: jnp.ones_like(x, bool) for path, x in leaves.items() if is_e(path)}
+        masks = {path: jnp.ones_like(x, bool) for path, x in leaves.items() if is_e(path)}
         # Two trees of zeros: the state is donated, and no buffer twice.
         return Allocation(
-            jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.copy, zeros), kept, whole.init(params)
+            jnp.zeros((), jnp.int32),
+            zeros,
+            jax.tree.map(jnp.copy, zeros),
+            masks,
+            whole.init(params),
         )
 
     def update(
@@ -90,11 +94,11 @@ def allocated(
         scores = triplets({path: x * uncertainty[path] for path, x in importance.items()})
         chosen = best(scores, schedule.budget(step, sum(x.size for x in scores.values())))
         due = schedule.due(step)
-        kept = {path: jnp.where(due, chosen[path], x) for path, x in state.kept.items()}
-        for path, keep in kept.items():
-            pruned = ~keep & (due | (step > schedule.last))
+        masks = {path: jnp.where(due, chosen[path], x) for path, x in state.kept.items()}
+        for path, mask in masks.items():
+            pruned = ~mask & (due | (step > schedule.last))
             changes[path] = jnp.where(pruned, -params[path], changes[path])
-        state = Allocation(step + 1, importance, uncertainty, kept, inner)
+        state = Allocation(step + 1, importance, uncertainty, masks, inner)
         return {**updates, **changes}, state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -154,8 +154,8 @@ class Combination(Method):
         return math.prod(part.rate_of(base, path) for part in self.parts)
 
     def penalty(self, base: Base, params: Flat) -> jax.Array | None:
-        each = [part.penalty(base, params) for part in self.parts]
-        penalties = [penalty for penalty in each if penalty is not None]
+        terms = [part.penalty(base, params) for part in self.parts]
+        penalties = [penalty for penalty in terms if penalty is not None]
         return sum(penalties) if penalties else None
 
     def optimizer(self, base: Base, group: str, *others: Any) -> Transform:

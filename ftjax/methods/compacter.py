@@ -74,8 +74,8 @@ class Hypercomplex(Bottleneck):
             return leaf(module, "phm_rule", init, (self.n,) * 3, (None,) * 3)
 
         def adapter(module: nn.Module, x: jax.Array) -> jax.Array:
-            make = partial(HypercomplexAdapter, self._width(x), self.activation, self.inits)
-            return make(rule.value, self.rank, parent=module, name="adapter")(x)
+            bottleneck = partial(HypercomplexAdapter, self._width(x), self.activation, self.inits)
+            return bottleneck(rule.value, self.rank, parent=module, name="adapter")(x)
 
         return nested(self.placed(base, adapter), rule.at(ROOT, make_rule))
 

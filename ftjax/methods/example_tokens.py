@@ -77,12 +77,12 @@ def ends_of(base: Base, inputs: Mapping[str, Any], first: int, last: int) -> dic
         end = jnp.where(column - start < first, ENDS["first"], 0)
         return {"decoder" if base.two_sided else "rows": end}
 
-    def of(segments: Array) -> Array:
+    def marks(segments: Array) -> Array:
         before, after = ranks(segments)
         end = jnp.where(before < first, ENDS["first"], 0)
         return jnp.where(segments > 0, jnp.where(after < last, ENDS["last"], end), 0)
 
-    return {side: of(segments) for side, segments in segments_of(base, inputs).items()}
+    return {side: marks(segments) for side, segments in segments_of(base, inputs).items()}
 
 
 def at_firsts(x: Array, starts: Array | None, length: int) -> Array:

@@ -76,12 +76,12 @@ class PrefixTuning(Method):
         place_of = {f"{path}/core": path.split("/")[0] for path in own}
         place_of |= {f"{path}/core": "cross" for path in cross}
         known = set(place_of.values())
-        wanted = set(self.places) or ({"decoder"} if cross else known)
+        chosen = set(self.places) or ({"decoder"} if cross else known)
         require(
-            wanted <= known,
+            chosen <= known,
             f"method.places={self.places} must be of {tuple(sorted(known))}, which the model has",
         )
-        return {path: place for path, place in place_of.items() if place in wanted}
+        return {path: place for path, place in place_of.items() if place in chosen}
 
     def in_order(self, base: Base) -> list[str]:
         """Unrolled paths of the cores, from the input to the output."""

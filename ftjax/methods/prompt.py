@@ -59,14 +59,14 @@ class SoftPrompt(Method):
     def interceptor(self, base: Base) -> Interceptor:
         vectors: Relay[tuple[Array, Positions | None]] = Relay()
 
-        def make(module: nn.Module) -> Array:
+        def table(module: nn.Module) -> Array:
             return self.vectors(partial(leaf, module), base.words_shape[1]) / base.embedding_scale
 
         def embedded(module: nn.Module, call: Callable, ids: Array) -> Array:
-            x, given = call(ids), vectors.take()  # of the rows: other look-ups come later
-            return x if given is None else inserted(x, *given)
+            x, prompt = call(ids), vectors.take()  # of the rows: other look-ups come later
+            return x if prompt is None else inserted(x, *prompt)
 
-        grown = grown_call(base, self.length, make, vectors)
+        grown = grown_call(base, self.length, table, vectors)
         return nested(at(ROOT, grown), at({base.words}, embedded))
 
 

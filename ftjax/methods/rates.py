@@ -47,7 +47,7 @@ class Rates:
 
     def at(self, size: int) -> float:
         """Between the columns by the logarithms, with two digits; beyond them the last ones."""
-        x, points = math.log(max(size, 1)), [math.log(each) for each in SIZES]
+        x, points = math.log(max(size, 1)), [math.log(size) for size in SIZES]
         values = [math.log(rate) for rate in self.by_size]
         for low in range(len(points) - 1):
             if x <= points[low + 1]:
@@ -122,7 +122,9 @@ def rates_of(method: Mapping[str, Any], new: bool = False) -> tuple[str, Rates]:
         return rates_of(over, new)
     if name == "combination":
         parts = [{"name": part} if isinstance(part, str) else part for part in method["parts"]]
-        return min((rates_of(part, new) for part in parts), key=lambda each: each[1].by_size[0])
+        return min(
+            (rates_of(part, new) for part in parts), key=lambda candidate: candidate[1].by_size[0]
+        )
     if new and name == "full":
         name = "new"
     return name, RATES.get(name, OTHER)

@@ -146,9 +146,9 @@ class Gate:
     def prefix(self, part: PrefixTuning) -> Interceptor:
         gate: Relay[Array] = Relay()
 
-        def make(module: nn.Module, x: Array, *_: Any) -> Array:
+        def gated(module: nn.Module, x: Array, *_: Any) -> Array:
             return self(module, x, "prefix")
 
         attentions = {core.rpartition("/")[0] for core in part.cores(self.base)}
         joined = part.interceptor(self.base, lambda: gate.value)
-        return nested(joined, gate.at(attentions, make))
+        return nested(joined, gate.at(attentions, gated))

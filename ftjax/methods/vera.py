@@ -57,14 +57,14 @@ class Vera(Additive):
         largest = [max(sizes) for sizes in zip(*self.matched(base).values(), strict=True)]
         matrices: Relay[tuple[Array, Array]] = Relay()
 
-        def make(module: nn.Module, *_: Any, **inputs: Any) -> tuple[Array, Array]:
+        def drawn(module: nn.Module, *_: Any, **inputs: Any) -> tuple[Array, Array]:
             return self.matrices(module, *largest)
 
         def adapted(module: nn.Module, call: Callable, x: Array) -> Array:
             y = call(x)
             return y + self.update(module, x.astype(y.dtype), y.shape[-1], *matrices.value)
 
-        return nested(at(modules, adapted), matrices.at(ROOT, make))
+        return nested(at(modules, adapted), matrices.at(ROOT, drawn))
 
     def matrices(self, module: nn.Module, into: int, out: int) -> tuple[Array, Array]:
         """A and B of the model."""

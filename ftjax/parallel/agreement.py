@@ -94,7 +94,7 @@ def require_same(what: str, parts: Iterable[Any]) -> None:
             digest.update(str(part).encode("utf-8", "surrogatepass"))
         digest.update(b"\0")
     every = multihost_utils.process_allgather(np.frombuffer(digest.digest(), np.uint8))
-    others = [str(n) for n, found in enumerate(np.asarray(every)) if (found != every[0]).any()]
+    others = [str(n) for n, other in enumerate(np.asarray(every)) if (other != every[0]).any()]
     require(
         not others,
         f"{what} on process {', '.join(others)} is not that of process 0: all hosts must see the "

@@ -119,14 +119,14 @@ class End:
     @contextmanager
     def left_alone(self) -> Iterator[Callable[[], None]]:
         """Where notices are not acted on; nor after it, where what is given has been called."""
-        several = distributed.global_state.num_processes not in (None, 1)
+        multihost = distributed.global_state.num_processes not in (None, 1)
         stopped: list[bool] = []
-        if several:
+        if multihost:
             self._go_on()
         try:
             yield lambda: stopped.append(True)
         finally:
-            if several and not stopped:
+            if multihost and not stopped:
                 self._go_on()
 
 
@@ -175,17 +175,17 @@ def processes() -> Processes | None:
     Raises:
         UserError: some of `GIVEN` is said, and no cluster says the rest.
     """
-    given = {name: os.environ[name] for name in GIVEN if os.environ.get(name)}
-    env = None if len(given) == len(GIVEN) else _cluster()
-    if env is None and len(given) < len(GIVEN):
-        if not given:
+    named = {name: os.environ[name] for name in GIVEN if os.environ.get(name)}
+    env = None if len(named) == len(GIVEN) else _cluster()
+    if env is None and len(named) < len(GIVEN):
+        if not named:
             return None
-        lacking = " and ".join(name for name in GIVEN if name not in given)
+        lacking = " and ".join(name for name in GIVEN if name not in named)
         raise UserError(
-            f"{' and '.join(given)} is set, and {lacking} is not: a run of several processes needs "
+            f"{' and '.join(named)} is set, and {lacking} is not: a run of several processes needs "
             "all three, a run of one none"
         )
-    address, count, number = (given.get(name) for name in GIVEN)
+    address, count, number = (named.get(name) for name in GIVEN)
     count = _count(env) if count is None else _whole(GIVEN[1], count)
     if count == 1:
         return None

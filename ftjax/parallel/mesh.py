@@ -52,13 +52,13 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else devices
     sizes, count = [data, fsdp, expert, sequence, tensor], len(devices)
-    wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    shape = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise UserError(f"{wanted}: sizes must be positive, and at most one of them -1")
+        raise UserError(f"{shape}: sizes must be positive, and at most one of them -1")
     known = math.prod(size for size in sizes if size > 0)
     sizes = [count // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != count:
-        raise UserError(f"{wanted} needs {known} devices or a divisor; there are {count}")
+        raise UserError(f"{shape} needs {known} devices or a divisor; there are {count}")
     slices = _slices(devices)
     if sizes[0] % slices:
         raise UserError(f"mesh.data={sizes[0]} must be a multiple of the {slices} slices")
@@ -104,8 +104,8 @@ def mesh_like(
 
 def _slices(devices: Sequence[jax.Device]) -> int:
     """Of TPUs; what GPUs call so are nodes, which lie one after another in any mesh."""
-    several = {getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}
-    return max(len(several), 1)
+    indices = {getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}
+    return max(len(indices), 1)
 
 
 @contextmanager
@@ -210,8 +210,8 @@ def rows_of(mesh: Mesh, rows: int, process: int) -> np.ndarray:
 
     They need not lie side by side: devices are in the order in which their links are used best.
     """
-    each = batch_sharding(mesh).devices_indices_map((rows,)).items()
-    held = [np.arange(rows)[index] for device, index in each if device.process_index == process]
+    pieces = batch_sharding(mesh).devices_indices_map((rows,)).items()
+    held = [np.arange(rows)[index] for device, index in pieces if device.process_index == process]
     return np.unique(np.concatenate(held))
 
 

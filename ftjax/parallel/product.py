@@ -45,7 +45,7 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None], dtype: Any = Non
     if not (apart and _divides(mesh, specs[0], x) and _divides(mesh, specs[1], kernel)):
         return rows(x, kernel, dtype)
     others = tuple(name for axes in leading for name in _names(axes) if name != "fsdp")
-    run = jax.shard_map(
+    multiply = jax.shard_map(
         partial(
             _local,
             dimension=gathered[0] if gathered else None,
@@ -58,7 +58,7 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None], dtype: Any = Non
     )
     x, kernel = in_turn(x, kernel)
     again = kernel.nbytes > LARGE  # without which the compiler keeps what is gathered
-    return checkpoint_name(jax.checkpoint(run, prevent_cse=again)(x, kernel), NAME)
+    return checkpoint_name(jax.checkpoint(multiply, prevent_cse=again)(x, kernel), NAME)
 
 
 @jax.custom_vjp
@@ -107,8 +107,8 @@ def _gated(act: Callable[[Array], Array], gate: Array, x: Array) -> tuple[Array,
     return act(gate) * x, (gate, x)
 
 
-def _ungated(act: Callable[[Array], Array], kept: Any, grad: Array) -> tuple[Array, Array]:
-    gate, x = kept
+def _ungated(act: Callable[[Array], Array], residuals: Any, grad: Array) -> tuple[Array, Array]:
+    gate, x = residuals
     (dgate,) = jax.vjp(act, gate)[1](grad * x)
     dgate, grad, gate = jax.lax.optimization_barrier((dgate, grad, gate))
     return tuple(jax.lax.optimization_barrier((dgate, grad * act(gate))))

@@ -25,12 +25,12 @@ def starts(trainable: Flat, new: Collection[str], settings: Mapping[str, Any]) -
     Raises:
         UserError: a pull is asked for, and nothing that trains is pulled.
     """
-    asked = {"l2_sp": "pretrained", "l2_sp_new": "new"}
+    pulled = {"l2_sp": "pretrained", "l2_sp_new": "new"}
     known = {"pretrained": set(trainable) - set(new), "new": set(trainable) & set(new)}
-    for key, kind in asked.items():
+    for key, kind in pulled.items():
         pulls = not settings[key] or bool(known[kind])
         require(pulls, f"regularization.{key}={settings[key]}: no {kind} parameter trains")
-    if not any(settings[key] for key in asked):
+    if not any(settings[key] for key in pulled):
         return {}
     return {START + path: trainable[path] for path in trainable if path not in new}
 

@@ -47,8 +47,8 @@ def mixup(
     seen = jnp.where(share[:, None] < 1, jnp.maximum(mask, flip(mask)), mask)
     outputs = apply({**batch, "attention_mask": seen}, mixed)
     other = jax.tree.map(flip, dict(batch))
-    found = [
+    losses = [
         score(lambda _: outputs, {**answers, "weights": part * answers["weights"]})
         for answers, part in ((batch, share), (other, 1 - share))
     ]
-    return jax.tree.map(jnp.add, *found)
+    return jax.tree.map(jnp.add, *losses)

@@ -31,8 +31,8 @@ def summed(values: Array, inside: Array) -> Array:
         values: (rows, length).
         inside: what `members` gives.
     """
-    each = jnp.einsum("rpl,rl->rp", inside, values, precision="highest")
-    return jnp.einsum("rpl,rp->rl", inside, each, precision="highest")
+    sums = jnp.einsum("rpl,rl->rp", inside, values, precision="highest")
+    return jnp.einsum("rpl,rp->rl", inside, sums, precision="highest")
 
 
 def noise(key: Array, batch: Batch, size: int, scale: float) -> Array:
@@ -48,8 +48,8 @@ def noise(key: Array, batch: Batch, size: int, scale: float) -> Array:
     """
     inside = members(batch)
     length = summed(jnp.ones_like(inside[:, 0]), inside)
-    each = jnp.where(length > 0, scale / jnp.sqrt(jnp.maximum(length, 1) * size), 0)
-    return each[..., None] * jax.random.uniform(key, (*each.shape, size), minval=-1, maxval=1)
+    scales = jnp.where(length > 0, scale / jnp.sqrt(jnp.maximum(length, 1) * size), 0)
+    return scales[..., None] * jax.random.uniform(key, (*scales.shape, size), minval=-1, maxval=1)
 
 
 def cutoff(key: Array, x: Array, share: float) -> Array:
@@ -58,5 +58,5 @@ def cutoff(key: Array, x: Array, share: float) -> Array:
     Each word is cut with probability `share`. Its position and token type are told as before, and
     it is still attended to.
     """
-    kept = jax.random.bernoulli(key, 1 - share, x.shape[:2])
-    return jnp.where(kept[..., None], x, 0)
+    uncut = jax.random.bernoulli(key, 1 - share, x.shape[:2])
+    return jnp.where(uncut[..., None], x, 0)

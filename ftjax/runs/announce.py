@@ -41,8 +41,8 @@ def announced(run: Run, data: Data, total: int, lengths: Sequence[int], step: in
         f"lengths {', '.join(map(str, lengths))}"
     )
     yield from rate_notes(config, run.tuned)
-    for each in unread(config):
-        yield f"warning: {each}"
+    for warning in unread(config):
+        yield f"warning: {warning}"
     if config.train.early_stopping and "validation" not in data.splits:
         yield "warning: train.early_stopping is by validation, and there is no such split"
     if run.absent:

@@ -46,8 +46,8 @@ def write_texts(
     run: Run, params: Flat, answered: Answered, generator: Generator | None = None
 ) -> None:
     """Writes for the rows of a split, and adds the scores of that."""
-    found = written_scores(run, params, answered.split, generator, answered.texts)
-    answered.scores.update(found)
+    scores = written_scores(run, params, answered.split, generator, answered.texts)
+    answered.scores.update(scores)
 
 
 def end(
@@ -63,13 +63,13 @@ def end(
         answered: the held-out splits.
     """
     doubts = []
-    for each in answered:
-        if constant := baseline(task, each.examples, each.split, names):
-            each.scores["baseline"] = constant
-        doubts += of_result(each.name, each.scores, metric, task.better[metric], names)
+    for held in answered:
+        if constant := baseline(task, held.examples, held.split, names):
+            held.scores["baseline"] = constant
+        doubts += of_result(held.name, held.scores, metric, task.better[metric], names)
         if jax.process_index() == 0:
-            place = (workdir, each.name, task, each.outputs, each.examples, each.split)
-            write_predictions(*place, names, each.texts)
+            record = (workdir, held.name, task, held.outputs, held.examples, held.split)
+            write_predictions(*record, names, held.texts)
     if jax.process_index() == 0:
         doubts += of_training(read_metrics(workdir / "metrics.jsonl"))
     return doubts

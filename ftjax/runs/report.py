@@ -89,14 +89,14 @@ def _spelled(metric: str, scores: Mapping[str, Any]) -> str:
 
 
 def _curves(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    def of(key: str) -> list[tuple[float, float]]:
+    def points(key: str) -> list[tuple[float, float]]:
         return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
 
-    losses = {"training": of("loss"), "validation": of("validation/loss")}
+    losses = {"training": points("loss"), "validation": points("validation/loss")}
     plots = [
         curves("loss", losses),
-        curves(f"validation {metric.replace('_', ' ')}", {metric: of(f"validation/{metric}")}),
-        curves("learning rate", {"rate": of("learning_rate")}),
+        curves(f"validation {metric.replace('_', ' ')}", {metric: points(f"validation/{metric}")}),
+        curves("learning rate", {"rate": points("learning_rate")}),
     ]
     drawn = "".join(plots)
     return f"<h2>Curves</h2>{tag('div', drawn, 'plots')}" if drawn else ""
@@ -107,13 +107,13 @@ def _metrics(result: Mapping[str, Any]) -> str:
     metrics, columns = result["metrics"], {}
     for split in (split for split in SPLITS if split in metrics):
         columns[split] = metrics[split]
-        if found := metrics[split].get("baseline"):
-            columns[f"{split}, same answer"] = found
+        if constant := metrics[split].get("baseline"):
+            columns[f"{split}, same answer"] = constant
     numbers = (float, int, type(None))
-    every = dict.fromkeys(k for found in columns.values() for k in found)
+    every = dict.fromkeys(k for scores in columns.values() for k in scores)
     names = [k for k in every if all(isinstance(x.get(k), numbers) for x in columns.values())]
     spelled = {name: _spelled(name, next(iter(columns.values()))) for name in names}
-    rows = [[spelled[name], *(found.get(name) for found in columns.values())] for name in names]
+    rows = [[spelled[name], *(scores.get(name) for scores in columns.values())] for name in names]
     return f"<h2>Metrics</h2>{table(['metric', *columns], rows, 'narrow')}" if rows else ""
 
 
@@ -148,11 +148,11 @@ def _confusion(split: str, scores: Mapping[str, Any], labels: Sequence[str]) -> 
 
 def _classes(split: str, scores: Mapping[str, Any]) -> str:
     kind = "per_class" if "per_class" in scores else "per_type"
-    each = scores.get(kind) or {}
-    if not each:
+    classes = scores.get(kind) or {}
+    if not classes:
         return ""
-    heads = list(dict.fromkeys(key for found in each.values() for key in found))
-    rows = [[name, *(found.get(key) for key in heads)] for name, found in each.items()]
+    heads = list(dict.fromkeys(key for of_class in classes.values() for key in of_class))
+    rows = [[name, *(of_class.get(key) for key in heads)] for name, of_class in classes.items()]
     title = "Classes" if kind == "per_class" else "Types"
     return f"<h2>{title} ({split})</h2>{table([title.lower(), *heads], rows, 'narrow')}"
 
@@ -160,7 +160,7 @@ def _classes(split: str, scores: Mapping[str, Any]) -> str:
 def _examples(split: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """What was got wrong, the surest first; of numbers, the farthest; else what was written."""
     numbered = ((_badness(row), -number, row) for number, row in enumerate(rows))
-    worst = heapq.nlargest(WRONG, (found for found in numbered if found[0] is not None))
+    worst = heapq.nlargest(WRONG, (entry for entry in numbered if entry[0] is not None))
     shown_rows, title, note = [row for *_, row in worst], "What it got wrong", "The farthest first"
     if not worst:
         shown_rows = [row for row in rows if "written" in row["predicted"]][:WRONG]
@@ -172,11 +172,11 @@ def _examples(split: str, rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [line(tag("th", name) for name in ("row", "given", "expected", "said", "how surely"))]
     for row in shown_rows:
         known = ("row", "expected", "predicted", "right", "certainty")
-        given = {name: value for name, value in row.items() if name not in known}
+        inputs = {name: value for name, value in row.items() if name not in known}
         sure = row.get("certainty")
         cells = [
             tag("td", text(row["row"]), "number"),
-            tag("td", _fields(given), "said"),
+            tag("td", _fields(inputs), "said"),
             tag("td", _fields(row["expected"])),
             tag("td", _fields(_told(row["predicted"]))),
             tag("td", "" if sure is None else f"{sure:.1%}", "number"),
@@ -191,9 +191,9 @@ def _badness(row: Mapping[str, Any]) -> float | None:
     """How wrong a row is; None for one that is right, or of no such question."""
     if row.get("right") is False:
         return row.get("certainty") or 0.0
-    value, wanted = row["predicted"].get("value"), row.get("expected", {}).get("label")
-    if "right" not in row and value is not None and isinstance(wanted, int | float):
-        return abs(value - wanted)
+    value, label = row["predicted"].get("value"), row.get("expected", {}).get("label")
+    if "right" not in row and value is not None and isinstance(label, int | float):
+        return abs(value - label)
     return None
 
 
@@ -205,15 +205,17 @@ def _told(said: Mapping[str, Any]) -> dict[str, Any]:
 def _fields(values: Mapping[str, Any]) -> str:
     if len(values) == 1:
         return text(_short(*next(iter(values.items()))))
-    each = (f'<span class="quiet">{text(k)}</span> {text(_short(k, v))}' for k, v in values.items())
-    return "<br>".join(each)
+    pairs = (
+        f'<span class="quiet">{text(k)}</span> {text(_short(k, v))}' for k, v in values.items()
+    )
+    return "<br>".join(pairs)
 
 
 def _short(name: str, value: Any) -> str:
     if isinstance(value, list):
         value = (" " if name in SPACED else ", ").join(map(str, islice(value, 60)))
-    found = str(value)
-    return found if len(found) <= 400 else f"{found[:400]} …"
+    shown = str(value)
+    return shown if len(shown) <= 400 else f"{shown[:400]} …"
 
 
 def _links(workdir: Path) -> str:

@@ -62,7 +62,7 @@ def write_result(
         "best_metric": best_metric(config, run.task),
         **({"fold": config.data.splits.fold} if config.data.splits.folds else {}),
         **more,
-        "metrics": {split: found for split, found in scores.items() if found},
+        "metrics": {split: metrics for split, metrics in scores.items() if metrics},
     }
     if jax.process_index() == 0:
         write_json(workdir / "result.json", result)

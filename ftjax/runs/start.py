@@ -35,7 +35,7 @@ def begin(config: ConfigDict, workdir: Path) -> None:
     if not config.model.from_run:
         return
     start = workdir / START
-    if not first(partial(_there, config, start, workdir)):
+    if not first(partial(_is_there, config, start, workdir)):
         try:
             whole(start, partial(export_hf, exported=_earlier(config), own_head=True))
         except UserError as error:
@@ -43,11 +43,11 @@ def begin(config: ConfigDict, workdir: Path) -> None:
     config.model.path = str(start)
 
 
-def _there(config: ConfigDict, start: Path, workdir: Path) -> bool:
+def _is_there(config: ConfigDict, start: Path, workdir: Path) -> bool:
     """Whether the model is made already; what is of a run that did not come to train is removed."""
     if (start / "config.json").exists() and (workdir / "config.json").exists():
-        of, saved = ("from_run", "from_step"), read_workdir(workdir).model
-        if begun(workdir) or all(saved[key] == config.model[key] for key in of):
+        keys, saved = ("from_run", "from_step"), read_workdir(workdir).model
+        if begun(workdir) or all(saved[key] == config.model[key] for key in keys):
             return True
     if start.exists():
         start.rmtree() if is_remote(start) else shutil.rmtree(start)

@@ -47,10 +47,10 @@ def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         require_shared_folder(workdir)
         first(partial(check_workdir, workdir, config))
         begin(config, workdir)
-        return _chosen(config, workdir)
+        return _result(config, workdir)
 
 
-def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def _result(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     task, method = tasks.create(config.task), methods.create(config.method)
     metric = best_metric(config, task)
     splits, names, report = read_labelled(config, task, asked_models)
@@ -80,21 +80,21 @@ def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         counts = {"rows_in": rows, "rows_out": rows, "fewer_shots": scored.fewer, "cut": cut}
         report.append({"step": "prompt", "split": split, "template": template, **counts})
         announce(split, template, scored)
-        found = told(task.score(scored.logits, scored.examples, splits[split], names))
-        said = (splits[split], scored.examples, scored.logits, found)
+        metrics = told(task.score(scored.logits, scored.examples, splits[split], names))
+        said = (splits[split], scored.examples, scored.logits, metrics)
         answered[split, template] = Answered(split, *said, {})
-        return found
+        return metrics
 
     progress, tried, template, test = Progress(), {}, templates[0], None
     if "validation" in splits:
         start, compiled = time.perf_counter(), scorer.compile_seconds
-        several = scorer(splits["validation"], templates)
-        for number, (name, scored) in enumerate(zip(templates, several, strict=True)):
-            found = judge("validation", name, scored)
-            progress.judge(found, metric, task.better[metric], number)
+        results = scorer(splits["validation"], templates)
+        for number, (name, scored) in enumerate(zip(templates, results, strict=True)):
+            metrics = judge("validation", name, scored)
+            progress.judge(metrics, metric, task.better[metric], number)
             progress.tokens += int(scored.examples.sizes.sum())
             progress.examples += len(scored.logits)
-            tried[name] = found[metric]
+            tried[name] = metrics[metric]
         require(progress.best is not None, f"no template's validation {metric} is a number")
         template = templates[progress.best_step]
         compiled = scorer.compile_seconds - compiled
@@ -104,7 +104,7 @@ def _chosen(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         test = judge("test", template, scorer(splits["test"], [template])[0])
     progress.compile_seconds = scorer.compile_seconds
     first(partial(write_data_report, workdir, report))
-    held = [each for (_, name), each in answered.items() if name == template]
+    held = [answers for (_, name), answers in answered.items() if name == template]
     doubts = [*of_data(names, report), *end(workdir, task, names, metric, held)]
     for doubt in doubts if jax.process_index() == 0 else ():
         print(f"warning: {doubt}")

@@ -55,9 +55,9 @@ def of_data(names: Sequence[str], report: Sequence[Mapping[str, Any]]) -> Iterat
     alike = defaultdict(list)
     for name in names:
         alike["".join(name.split()).casefold()].append(name)
-    for several in (found for found in alike.values() if len(found) > 1):
+    for spellings in (spellings for spellings in alike.values() if len(spellings) > 1):
         yield (
-            f"labels {' and '.join(map(repr, several))} differ in blanks or capitals alone, and "
+            f"labels {' and '.join(map(repr, spellings))} differ in blanks or capitals alone, and "
             "are different labels: data.prepare=('clean_labels',) makes one of them"
         )
 

@@ -120,19 +120,19 @@ def adapted(config: ConfigDict, model: Tuned, params: Flat, base: Path) -> tuple
     keys = [f"method.{key}" for key in {*earlier.method, *config.method}] + ["task.pooling"]
     for key in sorted(keys, key=lambda key: (key != "method.name", key)):
         section, name = key.split(".", 1)
-        saved, now = (each[section].get(name) for each in (earlier, config))
+        saved, now = (settings[section].get(name) for settings in (earlier, config))
         if saved != now:
             raise UserError(f"model.adapter: {folder} is of {key}={saved!r}, not {now!r}")
-    found, new = best_params(folder, base)[0], config.model.new_head
-    found = {p: x for p, x in found.items() if not (model.names.in_head(p) and new)}
-    for path, array in found.items():
+    adapter, new = best_params(folder, base)[0], config.model.new_head
+    adapter = {p: x for p, x in adapter.items() if not (model.names.in_head(p) and new)}
+    for path, array in adapter.items():
         if path not in params or array.shape != params[path].shape:
             raise UserError(
                 f"model.adapter: {path!r} of {folder} does not fit the model; "
                 "model.new_head=True starts a new head"
             )
-    lacking = [path for path in model.shapes if model.names.in_head(path) and path not in found]
-    placed = {path: placed_like(array, params[path]) for path, array in found.items()}
+    lacking = [path for path in model.shapes if model.names.in_head(path) and path not in adapter]
+    placed = {path: placed_like(array, params[path]) for path, array in adapter.items()}
     return {**params, **placed}, lacking
 
 
@@ -157,20 +157,20 @@ def fused(
     Raises:
         UserError: a folder holds no adapter of these hyperparameters for this model.
     """
-    wanted = {name: getattr(method, name) for name in methods.hyperparameters("pfeiffer")}
+    options = {name: getattr(method, name) for name in methods.hyperparameters("pfeiffer")}
     model = build_tuned(hf_config, method.single, settings, head, jax.default_backend())
     result = dict(params)
-    for number, folder in enumerate(copied(located(each)) for each in method.adapters):
+    for number, folder in enumerate(copied(located(adapter)) for adapter in method.adapters):
         if is_run(folder):
             earlier = read_workdir(folder)
             saved = json.dumps(earlier.method.to_dict(), sort_keys=True)
-            needed = json.dumps({"name": "pfeiffer", **wanted}, sort_keys=True)
+            needed = json.dumps({"name": "pfeiffer", **options}, sort_keys=True)
             if saved != needed:
                 raise UserError(f"method.adapters: {folder} is of {saved}, not {needed}")
-            found = best_params(folder, base)[0]
+            adapter = best_params(folder, base)[0]
         else:
-            found, _ = load_into(model, alone(params, number), folder)
-        for path, array in placed_as(found, number).items():
+            adapter, _ = load_into(model, alone(params, number), folder)
+        for path, array in placed_as(adapter, number).items():
             if path not in params or array.shape != params[path].shape:
                 raise UserError(f"method.adapters: {path!r} of {folder} does not fit the model")
             result[path] = placed_like(array, params[path])

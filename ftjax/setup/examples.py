@@ -86,8 +86,8 @@ def choose_layout(
     if not pairs:
         return layout
     read, written = (
-        np.concatenate([*each, [] if longest is None else [most]]).astype(np.int64)
-        for each, most in (
+        np.concatenate([*sizes, [] if longest is None else [most]]).astype(np.int64)
+        for sizes, most in (
             ([part.lengths for part in pairs], longest and longest[0]),
             ([part.decoder.lengths for part in pairs], longest and longest[1]),
         )

@@ -38,19 +38,19 @@ def inputs_of(config: ConfigDict, data: Data, folder: Path) -> dict[str, str]:
         data: its splits, as they were read.
         folder: of the base model.
     """
-    found = {"base model": fingerprint(folder), TOKENIZER: tokenizer_of(folder)}
+    inputs = {"base model": fingerprint(folder), TOKENIZER: tokenizer_of(folder)}
     if data.names:
-        found["label names"] = f"{', '.join(data.names)}"[:200] + f", {sha256(data.names)}"
+        inputs["label names"] = f"{', '.join(data.names)}"[:200] + f", {sha256(data.names)}"
     for name, examples in data.splits.items():
-        found[f"{name} split"] = split_of(name, examples, data.raw[name])
+        inputs[f"{name} split"] = split_of(name, examples, data.raw[name])
     if data.stream is not None:
         digest = sha256(data.stream[0].content())
-        found["stream's first window"] = digest
+        inputs["stream's first window"] = digest
     if config.model.adapter:
-        found["model.adapter"] = _adapter(config.model.adapter, folder)
-    for number, each in enumerate(config.method.get("adapters") or ()):
-        found[f"method.adapters, number {number + 1}"] = _adapter(each, folder)
-    return found
+        inputs["model.adapter"] = _adapter(config.model.adapter, folder)
+    for number, adapter in enumerate(config.method.get("adapters") or ()):
+        inputs[f"method.adapters, number {number + 1}"] = _adapter(adapter, folder)
+    return inputs
 
 
 def split_of(name: str, examples: Examples, rows: Split) -> str:
@@ -59,7 +59,7 @@ def split_of(name: str, examples: Examples, rows: Split) -> str:
     return f"{len(examples):,} examples, {sha256([*examples.content(), *scored])}"
 
 
-def require_same_inputs(workdir: Path, found: dict[str, str]) -> None:
+def require_same_inputs(workdir: Path, inputs: dict[str, str]) -> None:
     """Notes what a run is made of, or checks that it is what the run began with.
 
     Nothing is written where something differs. Until there is a checkpoint, anything may.
@@ -67,20 +67,20 @@ def require_same_inputs(workdir: Path, found: dict[str, str]) -> None:
     Raises:
         UserError: what has changed, in all processes alike.
     """
-    require_same("what the run is made of (its base model, data and adapters)", found.items())
-    first(partial(_note, workdir, found))
+    require_same("what the run is made of (its base model, data and adapters)", inputs.items())
+    first(partial(_note, workdir, inputs))
 
 
-def _note(workdir: Path, found: dict[str, str]) -> None:
-    if changed := _changed(workdir, found):
+def _note(workdir: Path, inputs: dict[str, str]) -> None:
+    if changed := _changed(workdir, inputs):
         raise UserError(
             f"{workdir} holds a run that began with something else ({'; '.join(changed)}); put "
             "back what it began with, or use another --workdir"
         )
-    write_json(workdir / NAME, found)
+    write_json(workdir / NAME, inputs)
 
 
-def _changed(workdir: Path, found: dict[str, str]) -> list[str]:
+def _changed(workdir: Path, inputs: dict[str, str]) -> list[str]:
     """What differs from what a work folder has noted, in words."""
     file = workdir / NAME
     if not file.exists() or not begun(workdir):
@@ -90,9 +90,9 @@ def _changed(workdir: Path, found: dict[str, str]) -> list[str]:
     except UserError as error:
         return [f"{error}; once it is removed, what is there now counts"]
     return [
-        f"{name}: {saved.get(name, 'none')} there, {found.get(name, 'none')} now"
-        for name in sorted({*saved, *found})
-        if saved.get(name) != found.get(name) and (name != TOKENIZER or name in saved)
+        f"{name}: {saved.get(name, 'none')} there, {inputs.get(name, 'none')} now"
+        for name in sorted({*saved, *inputs})
+        if saved.get(name) != inputs.get(name) and (name != TOKENIZER or name in saved)
     ]
 
 

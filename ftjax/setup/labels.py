@@ -27,13 +27,13 @@ def finished_outputs(config: ConfigDict, task: Any, folder: Path) -> tuple[str, 
     They are those that the adapter's folder names, or of config.json's `id2label`: where that has
     none, transformers' LABEL_0, LABEL_1, ...
     """
-    asked = task.head(("0", "1"), pooling_folder(config, folder))
-    head = asked.get("head")
+    options = task.head(("0", "1"), pooling_folder(config, folder))
+    head = options.get("head")
     if head not in NAMED or config.model.new_head:
         return ()
     if config.model.adapter and (names := _of_adapter(config, task)):
         return names
-    if asked.get("pooling") == "mean":
+    if options.get("pooling") == "mean":
         place = modules.classifier(folder)
         return modules.labels_of(folder, place) if place else ()
     hf_config = read_config(folder)

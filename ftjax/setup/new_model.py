@@ -36,15 +36,15 @@ def make_model(config: ConfigDict, models: Models) -> None:
     Raises:
         UserError: a key is missing or wrong, or several hosts would make the same folder.
     """
-    wanted = config.model.new.to_dict()
+    description = config.model.new.to_dict()
     folder = located(config.model.path)
     there = (folder / "config.json").exists()
-    if wanted:
+    if description:
         require_same(f"whether model.path={folder} is there", [there])
-    if not wanted or there:
+    if not description or there:
         return
     require(jax.process_count() == 1, f"model.path={folder} is not there: make it on one host")
-    model_type, kind = wanted.pop("model_type", ""), wanted.pop("tokenizer", "")
+    model_type, kind = description.pop("model_type", ""), description.pop("tokenizer", "")
     if not model_type or not kind:
         raise UserError("model.new needs model_type and tokenizer")
     task = tasks.create(config.task)
@@ -54,7 +54,7 @@ def make_model(config: ConfigDict, models: Models) -> None:
     partial.mkdir(parents=True)
     try:
         texts = _texts(config, task, models)
-        _write(config, task, partial, model_type, kind, wanted, texts)
+        _write(config, task, partial, model_type, kind, description, texts)
         partial.rename(folder)
     except Exception:
         if not (folder / "config.json").exists():
@@ -71,23 +71,25 @@ def _write(
     folder: Path,
     model_type: str,
     kind: str,
-    wanted: dict[str, Any],
+    description: dict[str, Any],
     texts: Iterator[str],
 ) -> None:
     """The model's folder, its tokenizer trained on texts."""
-    tokenizer = tokenizers.train(kind, texts, wanted.pop("vocab_size", 8000), model_type)
-    found = _config(model_type, {**wanted, **tokenizers.save(tokenizer, folder, model_type)})
-    head = {"decoder": "causal_lm", "encoder-decoder": "seq2seq_lm"}.get(kind_of(found))
+    tokenizer = tokenizers.train(kind, texts, description.pop("vocab_size", 8000), model_type)
+    hf_config = _config(
+        model_type, {**description, **tokenizers.save(tokenizer, folder, model_type)}
+    )
+    head = {"decoder": "causal_lm", "encoder-decoder": "seq2seq_lm"}.get(kind_of(hf_config))
     if head is None:
         head = task.head(("0", "1"), None).get("head")
         head = head if head in ("masked_lm", "pretraining") else None
-    model = build_tuned(found, methods.create({"name": "full"}), {}, {"head": head})
+    model = build_tuned(hf_config, methods.create({"name": "full"}), {}, {"head": head})
     shardings = dict.fromkeys(model.shapes)
     params = model.init(jax.random.key(config.seed), list(model.shapes), shardings)
     held = {path: np.asarray(leaf) for path, leaf in params.items()}
     tensors = mapping.to_tensors(held, model.names, prefix=head is not None)
     architecture = model.config.heads[head].architecture if head else model.family.MODEL
-    mapping.write_folder(folder, folder, {**found, "architectures": [architecture]}, tensors)
+    mapping.write_folder(folder, folder, {**hf_config, "architectures": [architecture]}, tensors)
 
 
 def _config(model_type: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -119,8 +121,8 @@ def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for each in value.values():
-            yield from _strings(each)
+        for item in value.values():
+            yield from _strings(item)
     elif isinstance(value, list):
-        for each in value:
-            yield from _strings(each)
+        for item in value:
+            yield from _strings(item)

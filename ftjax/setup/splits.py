@@ -73,14 +73,14 @@ def read_splits(
         held_out: only held-out splits are asked for.
     """
     raw = load(config.data, task.schema)
-    report = [_read(name, split) for name, split in raw.items()]
+    report = [_read_report(name, split) for name, split in raw.items()]
     prepared, after = prepare_once(raw, config.data, models, held_out)
     return prepared, report + after
 
 
-def _read(name: str, split: Split) -> dict[str, Any]:
-    kept = len(split.rows)
-    counts = {"rows_in": kept + len(split.skipped), "rows_out": kept}
+def _read_report(name: str, split: Split) -> dict[str, Any]:
+    count = len(split.rows)
+    counts = {"rows_in": count + len(split.skipped), "rows_out": count}
     named = [{"reason": message} for message in split.skipped[:NAMED]]
     return {"step": "read", "split": name, **counts, **({"examples": named} if named else {})}
 
@@ -118,9 +118,9 @@ def read_data(config: ConfigDict, task: Task, folder: Path, models: Models) -> D
     for name, examples in splits.items():
         counts = {"rows_in": len(raw[name].rows), "rows_out": len(raw[name].rows)}
         tokens = len(examples.ids.values)
-        made = {"examples_made": len(examples), "cut": examples.truncated, "tokens": tokens}
-        made["unknown_tokens"] = unknown_tokens(examples, tokenizer)
-        report.append({"step": "encode", "split": name, **counts, **made})
+        sizes = {"examples_made": len(examples), "cut": examples.truncated, "tokens": tokens}
+        sizes["unknown_tokens"] = unknown_tokens(examples, tokenizer)
+        report.append({"step": "encode", "split": name, **counts, **sizes})
     stream = open_stream(config, task, names, folder) if is_stream(config.data) else None
     data = Data(raw, splits, names, report, stream)
     require_same("the data, as it is prepared and encoded,", _content(data))
@@ -159,7 +159,7 @@ def open_stream(config: ConfigDict, task: Task, names: tuple[str, ...], folder: 
     encoded = encoder(task, folder, settings.max_length)
 
     def targeted(split: Split) -> Examples:
-        found = encoded(split)
-        return with_targets(found, task, split, names) if len(found) else found
+        examples = encoded(split)
+        return with_targets(examples, task, split, names) if len(examples) else examples
 
     return Windows(sources, settings.window, targeted)

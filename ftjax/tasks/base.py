@@ -223,10 +223,10 @@ def cut_texts(
     """Token ids of one text or two of each row, cut to length: see `Task.encode`."""
     texts = [columns[name] for name in names if name in columns]
     cut, long = cut_to(tokenizer, max_length, *texts)
-    found = {"input_ids": cut["input_ids"], "cut": long}
+    tokens = {"input_ids": cut["input_ids"], "cut": long}
     if len(texts) == 2 and "token_type_ids" in cut:
-        found["token_type_ids"] = cut["token_type_ids"]
-    return found
+        tokens["token_type_ids"] = cut["token_type_ids"]
+    return tokens
 
 
 def cut_to(tokenizer: Any, max_length: int, *texts: Sequence[str]) -> tuple[Any, list[bool]]:
@@ -238,9 +238,9 @@ def cut_to(tokenizer: Any, max_length: int, *texts: Sequence[str]) -> tuple[Any,
     return cut, [len(ids) > max_length for ids in whole]
 
 
-def were_cut(found: Any) -> list[bool]:
+def were_cut(tokenized: Any) -> list[bool]:
     """Whether a fast tokenizer left out tokens of each text, or pair, of a batch."""
-    return [bool(each.overflowing) for each in found.encodings]
+    return [bool(encoding.overflowing) for encoding in tokenized.encodings]
 
 
 def label_names(
@@ -258,17 +258,17 @@ def label_names(
         UserError: fewer than two labels; one without an example that the source does not name, or
             that the head lacks.
     """
-    found = set(labels)
+    used = set(labels)
     if outputs:
-        return named_outputs(train, found, given, outputs)
+        return named_outputs(train, used, given, outputs)
     names = tuple(str(name) for name in (given or train.label_names))
     if not names:
-        names = in_order(found)
+        names = in_order(used)
         if names and names[0] == "0" and all(map(is_integer, names)):
             gap = next((i for i, name in enumerate(names) if name != str(i)), None)
             names = names if gap is None else (*names[:gap], str(gap))
     for name in names if given or not train.label_names else ():  # those of a source are known
-        if name not in found:
+        if name not in used:
             raise UserError(
                 f"{train.file}: label {name!r} has no example in the training split; "
                 "leave it out of task.labels, or renumber the labels"
@@ -279,7 +279,7 @@ def label_names(
 
 
 def named_outputs(
-    train: Split, found: Collection[str], given: Sequence[str], outputs: Sequence[str]
+    train: Split, labels: Collection[str], given: Sequence[str], outputs: Sequence[str]
 ) -> tuple[str, ...]:
     """A finished head's labels in the order of its outputs, as the split spells them.
 
@@ -291,22 +291,22 @@ def named_outputs(
     """
     unnamed = all(name == f"LABEL_{number}" for number, name in enumerate(outputs))
     numbers = tuple(map(str, range(len(outputs))))
-    spelled = {whole_label(name).casefold(): name for name in found}
+    spelled = {whole_label(name).casefold(): name for name in labels}
     names = tuple(
-        name if name in found else spelled.get(whole_label(name).casefold(), name)
+        name if name in labels else spelled.get(whole_label(name).casefold(), name)
         for name in outputs
     )
     if unnamed and len(given) == len(outputs):
         names = tuple(map(str, given))
-    elif unnamed and set(found) <= set(numbers):
+    elif unnamed and set(labels) <= set(numbers):
         names = numbers
     same = not given or [str(name).casefold() for name in given] == [n.casefold() for n in names]
-    if set(found) <= set(names) and same:
+    if set(labels) <= set(names) and same:
         return names
-    asked = f" (task.labels: {', '.join(map(str, given))})" if given else ""
+    option = f" (task.labels: {', '.join(map(str, given))})" if given else ""
     told = "name them in order in task.labels, or " * unnamed
     raise UserError(
-        f"{train.file} has the labels {', '.join(in_order(found))}{asked}, and the head of "
+        f"{train.file} has the labels {', '.join(in_order(labels))}{option}, and the head of "
         f"model.path {', '.join(outputs)}: {told}rename those of the rows (data.prepare: "
         "clean_labels, mapping), or set model.new_head=True to start a new head"
     )
@@ -314,8 +314,8 @@ def named_outputs(
 
 def one_number(split: Split, names: Sequence[str], column: str = "label") -> np.ndarray:
     """The number of each row's one label (rows,); raises as `numbers`."""
-    each = numbers(split, [[label] for label in split.column(column)], names)
-    return np.array([number for (number,) in each], np.int32)
+    rows = numbers(split, [[label] for label in split.column(column)], names)
+    return np.array([number for (number,) in rows], np.int32)
 
 
 def numbers(split: Split, labels: Sequence[Sequence[str]], names: Sequence[str]) -> list[list[int]]:
@@ -325,11 +325,11 @@ def numbers(split: Split, labels: Sequence[Sequence[str]], names: Sequence[str])
         UserError: a row with a label that training does not have.
     """
     number = {name: i for i, name in enumerate(names)}
-    for found, row in zip(labels, split.column("row"), strict=True):
-        for label in found:
+    for row_labels, row in zip(labels, split.column("row"), strict=True):
+        for label in row_labels:
             if label not in number:
                 raise UserError(
                     f"{split.file}: row {row} has label {label!r}, which training does not have "
                     f"(labels: {', '.join(names)})"
                 )
-    return [[number[label] for label in found] for found in labels]
+    return [[number[label] for label in row_labels] for row_labels in labels]

@@ -42,10 +42,10 @@ class CausalLM(Task):
         """Rows end with the tokenizer's end of text, where it has one and they are not cut."""
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         if not self.block:
-            found = super().encode(tokenizer, columns, max_length)
-            whole = [ids if ids[-1:] == end else [*ids, *end] for ids in found["input_ids"]]
+            encoded = super().encode(tokenizer, columns, max_length)
+            whole = [ids if ids[-1:] == end else [*ids, *end] for ids in encoded["input_ids"]]
             cut = [
-                was or len(ids) > max_length for was, ids in zip(found["cut"], whole, strict=True)
+                was or len(ids) > max_length for was, ids in zip(encoded["cut"], whole, strict=True)
             ]
             return {"input_ids": [ids[:max_length] for ids in whole], "cut": cut}
         if not 1 < self.block <= max_length:
@@ -70,10 +70,10 @@ class CausalLM(Task):
         """Σ loss, Σ hits and tokens of each example: (rows, 3), or (rows, places, 3) packed."""
         batch = with_targets(batch)
         tokens = apply(batch).tokens
-        each = jnp.concatenate([tokens, batch["target_weights"][..., None]], -1)
+        sums = jnp.concatenate([tokens, batch["target_weights"][..., None]], -1)
         if "starts" not in batch:
-            return each.sum(1)
-        return of_places(batch) @ each
+            return sums.sum(1)
+        return of_places(batch) @ sums
 
     def score(
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]

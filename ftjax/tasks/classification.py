@@ -89,17 +89,17 @@ class Classification(Texts):
         if not train:
             losses = optax.softmax_cross_entropy(logits, targets)
             return Loss(jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"]))
-        weights, each = batch["weights"], jnp.ones(logits.shape[-1])
+        weights, label_weights = batch["weights"], jnp.ones(logits.shape[-1])
         if not isinstance(self.class_weights, str):  # names stand for ones until they are fitted
-            each = jnp.array(self.class_weights)
-            weights = weights * each[batch["labels"]]
+            label_weights = jnp.array(self.class_weights)
+            weights = weights * label_weights[batch["labels"]]
         if self.label_smoothing:
             targets = optax.smooth_labels(targets, self.label_smoothing)
         log_p = jax.nn.log_softmax(logits)
         if self.focal_gamma:
             # 1 − p, but never 0, where a root has no derivative.
             log_p *= jnp.maximum(-jnp.expm1(log_p), 1e-7) ** self.focal_gamma
-        losses = -jnp.sum(targets * each * log_p, -1)
+        losses = -jnp.sum(targets * label_weights * log_p, -1)
         return Loss(jnp.sum(losses * batch["weights"]), jnp.sum(weights))
 
     def score(
@@ -123,8 +123,10 @@ class Classification(Texts):
         from sklearn import metrics as sk
 
         guess, numbers = logits.argmax(-1), np.arange(len(names))
-        each = sk.precision_recall_fscore_support(targets, guess, labels=numbers, zero_division=0.0)
-        precision, recall, f1, support = each
+        scores = sk.precision_recall_fscore_support(
+            targets, guess, labels=numbers, zero_division=0.0
+        )
+        precision, recall, f1, support = scores
         there = np.union1d(targets, guess)
         return {
             "accuracy": float(sk.accuracy_score(targets, guess)),
@@ -175,19 +177,19 @@ class Classification(Texts):
         ]
 
 
-def _weights(given: Any) -> tuple[float, ...]:
+def _weights(option: Any) -> tuple[float, ...]:
     """Positive numbers, from a sequence or from text with commas between.
 
     Raises:
         UserError: they are not.
     """
     try:
-        found = given.split(",") if isinstance(given, str) else given
-        weights = tuple(float(weight) for weight in found)
+        parts = option.split(",") if isinstance(option, str) else option
+        weights = tuple(float(weight) for weight in parts)
     except (TypeError, ValueError):
         weights = ()
     if not weights or not all(0 < weight < float("inf") for weight in weights):
         raise UserError(
-            f"task.class_weights={given!r} must be none, balanced, or a positive number a label"
+            f"task.class_weights={option!r} must be none, balanced, or a positive number a label"
         )
     return weights

@@ -62,9 +62,9 @@ class Contrastive(Task):
         """A group of two or three sequences a row."""
         pair = "text_pair" if "text_pair" in columns else "text"
         names = ["text", pair, *(["negative"] if "negative" in columns else [])]
-        each = [cut_texts(tokenizer, columns, [name], max_length) for name in names]
-        groups = zip(*(found["input_ids"] for found in each), strict=True)
-        cut = zip(*(found["cut"] for found in each), strict=True)
+        encoded = [cut_texts(tokenizer, columns, [name], max_length) for name in names]
+        groups = zip(*(text["input_ids"] for text in encoded), strict=True)
+        cut = zip(*(text["cut"] for text in encoded), strict=True)
         return {"input_ids": list(map(list, groups)), "cut": list(map(any, cut))}
 
     def targets(self, examples: Examples, split: Split, names: Sequence[str]) -> Examples:
@@ -77,10 +77,10 @@ class Contrastive(Task):
         """Embeddings of length 1: (rows, texts, features)."""
         rows, group, length = batch["input_ids"].shape
         flat = {name: batch[name].reshape(-1, length) for name in ("input_ids", "attention_mask")}
-        found = apply(flat)
-        squares = jnp.sum(found**2, -1, keepdims=True)  # 0 where there is no example
-        found = found * jax.lax.rsqrt(jnp.maximum(squares, 1e-18))
-        return found.reshape(rows, group, -1)
+        embeddings = apply(flat)
+        squares = jnp.sum(embeddings**2, -1, keepdims=True)  # 0 where there is no example
+        embeddings = embeddings * jax.lax.rsqrt(jnp.maximum(squares, 1e-18))
+        return embeddings.reshape(rows, group, -1)
 
     def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
         """Σ weighted cross-entropies and Σ weights; places without an example are no negatives."""
@@ -113,14 +113,14 @@ class Contrastive(Task):
             alike = first[own] @ first.T
             alike[np.arange(len(own)), own] = -np.inf  # a text and itself
             near += np.exp(4 * (alike.astype(np.float64) - 1)).sum()
-            wanted = np.take_along_axis(sims, own[:, None], 1)
+            partners = np.take_along_axis(sims, own[:, None], 1)
             other = texts != texts[own, None]
-            ranks.append((other & ~(sims < wanted)).sum(1) + 1)  # what is no number is before
+            ranks.append((other & ~(sims < partners)).sum(1) + 1)  # what is no number is before
             scaled = self.scale * (sims - sims.max(1, keepdims=True))
             total = np.log(np.exp(scaled).sum(1))
             losses.append(total - np.take_along_axis(scaled, own[:, None], 1)[:, 0])
         rank, others = np.concatenate(ranks), len(first) * (len(first) - 1)
-        found = {
+        metrics = {
             "loss": float(np.concatenate(losses).mean()),
             "uniformity": float(np.log(near / others)) if others else 0.0,
             "accuracy": float((rank == 1).mean()),
@@ -128,9 +128,9 @@ class Contrastive(Task):
         }
         if "_label" in examples.arrays:
             cosines = (first * second).sum(-1)
-            found["spearman"] = correlation("spearman", cosines, examples.arrays["_label"])
+            metrics["spearman"] = correlation("spearman", cosines, examples.arrays["_label"])
         measured = self.measured(split, names)
-        return {k: v for k, v in found.items() if k in measured} | {"examples": len(first)}
+        return {k: v for k, v in metrics.items() if k in measured} | {"examples": len(first)}
 
     def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
         columns, lacking = split.rows.column_names, set()

@@ -85,18 +85,18 @@ class Spans(NamedTuple):
 
     Attributes:
         counts: (examples,) how many each has.
-        kept: tokens before each that are kept; only the first of an example may be 0.
+        gaps: tokens before each that stay; only the first of an example may be 0.
         noise: tokens of each.
     """
 
     counts: np.ndarray
-    kept: np.ndarray
+    gaps: np.ndarray
     noise: np.ndarray
 
     def at_most(self, most: int) -> "Spans":
         """With the last ones of an example joined where it has more."""
         first = np.flatnonzero(within(self.counts) < most)
-        parts = (np.add.reduceat(each, first) if len(first) else each for each in self[1:])
+        parts = (np.add.reduceat(lengths, first) if len(first) else lengths for lengths in self[1:])
         return Spans(np.minimum(self.counts, most), *parts)
 
 
@@ -116,9 +116,9 @@ def noise_spans(lengths: np.ndarray, density: float, mean_span: float, draws: Dr
         return np.diff(begins, append=totals.sum())
 
     number = within(counts + 1)
-    kept = parts(lengths - noise + 2, counts + 1, 0)  # one more at both ends, which may be empty
-    kept = np.where(number == 0, kept - 1, kept)[number < np.repeat(counts, counts + 1)]
-    return Spans(counts, kept, parts(noise, counts, 1))
+    gaps = parts(lengths - noise + 2, counts + 1, 0)  # one more at both ends, which may be empty
+    gaps = np.where(number == 0, gaps - 1, gaps)[number < np.repeat(counts, counts + 1)]
+    return Spans(counts, gaps, parts(noise, counts, 1))
 
 
 def corrupt_spans(
@@ -136,7 +136,7 @@ def corrupt_spans(
     """
     spans = noise_spans(ids.lengths, density, mean_span, draws).at_most(len(sentinels))
     example = np.repeat(np.arange(len(ids)), spans.counts)
-    ends = np.cumsum(spans.kept + spans.noise)
+    ends = np.cumsum(spans.gaps + spans.noise)
     before = np.append(0, ends)[np.cumsum(spans.counts) - spans.counts]  # other examples' spans
     ends += (ids.offsets[:-1] - before)[example]
     starts = ends - spans.noise
@@ -161,9 +161,9 @@ def corrupt_spans(
 
 def _ended(values: np.ndarray, sizes: np.ndarray, end: int) -> Ragged:
     """Sequences of these sizes, which are end to end, each with a token after it."""
-    found = np.full(len(values) + len(sizes), end, np.int32)
-    found[np.arange(len(values)) + np.repeat(np.arange(len(sizes)), sizes)] = values
-    return Ragged(found, np.cumsum(np.append(0, sizes + 1), dtype=np.int64))
+    ids = np.full(len(values) + len(sizes), end, np.int32)
+    ids[np.arange(len(values)) + np.repeat(np.arange(len(sizes)), sizes)] = values
+    return Ragged(ids, np.cumsum(np.append(0, sizes + 1), dtype=np.int64))
 
 
 def corrupted_lengths(
@@ -215,9 +215,9 @@ def infill(
         out = np.where(masks, mask, row)
         keep = ~gone | masks
         room = len(row) - int(keep.sum())
-        places = np.concatenate([np.flatnonzero(keep), np.array(inserted[:room], int)])
-        values = np.concatenate([out[keep], np.full(len(places) - int(keep.sum()), mask)])
-        rows.append(values[np.argsort(places, kind="stable")])
+        positions = np.concatenate([np.flatnonzero(keep), np.array(inserted[:room], int)])
+        values = np.concatenate([out[keep], np.full(len(positions) - int(keep.sum()), mask)])
+        rows.append(values[np.argsort(positions, kind="stable")])
     return ragged(rows)
 
 

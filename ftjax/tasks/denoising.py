@@ -40,18 +40,18 @@ class Denoising(Rebuilding):
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
         """With "_sentence", each token's sentence, -1 for special tokens."""
-        found = with_words(tokenizer, [columns["text"]], max_length, offsets=True)
-        words, offsets = found.pop("_word"), found.pop("offset_mapping")
-        found["_sentence"] = [
+        encoded = with_words(tokenizer, [columns["text"]], max_length, offsets=True)
+        words, offsets = encoded.pop("_word"), encoded.pop("offset_mapping")
+        encoded["_sentence"] = [
             _sentences(*row) for row in zip(columns["text"], offsets, words, strict=True)
         ]
-        return found
+        return encoded
 
     def variation(self, tokenizer: Any) -> Vary:
         if tokenizer.mask_token_id is None:
             raise UserError("task.name=denoising: the model's tokenizer has no mask token")
 
-        def make(examples: Examples, draws: Draws) -> Examples:
+        def vary(examples: Examples, draws: Draws) -> Examples:
             random = draws.generator()
             whole, sentence = examples.ids, examples.tokens["_sentence"]
             order = permuted(whole, sentence, random) if self.permute else slice(None)
@@ -61,7 +61,7 @@ class Denoising(Rebuilding):
             read = infill(mixed, inner, self.rate, self.mean_span, mask, random)
             return replace(examples, ids=read, tokens={}, decoder=whole)
 
-        return Vary(make)
+        return Vary(vary)
 
 
 def _sentences(text: str, offsets: Sequence[tuple[int, int]], words: Sequence[int]) -> list[int]:

@@ -105,24 +105,24 @@ class Instruction(CausalLM, Written):
             UserError: there is no template.
             RowError: the template cannot write a row's chat.
         """
-        found: dict[str, list] = {"input_ids": [], "learned": [], "row": [], "cut": []}
+        examples: dict[str, list] = {"input_ids": [], "learned": [], "row": [], "cut": []}
         rows = ({n: x[i] for n, x in columns.items()} for i in range(_count(columns)))
-        for each in encoded(tokenizer, enumerate(rows), row_chat, self.template, self.turns):
-            if each.learned.any() and not each.learned[1:max_length].any():
+        for example in encoded(tokenizer, enumerate(rows), row_chat, self.template, self.turns):
+            if example.learned.any() and not example.learned[1:max_length].any():
                 continue
-            found["input_ids"].append(each.ids[:max_length])
-            found["learned"].append(each.learned[:max_length].tolist())
-            found["row"].append(each.row)
-            found["cut"].append(len(each.ids) > max_length)
-        return found
+            examples["input_ids"].append(example.ids[:max_length])
+            examples["learned"].append(example.learned[:max_length].tolist())
+            examples["row"].append(example.row)
+            examples["cut"].append(len(example.ids) > max_length)
+        return examples
 
     def prompts(self, split: Split) -> list[list[Message] | Mapping[str, Any]]:
         """Chats up to the assistant's last turn, with their tools where they have any."""
-        found = []
+        chats = []
         for turns, tools in map(row_chat, split.rows):
-            asked = turns[:-1] if turns[-1]["role"] == "assistant" else turns
-            found.append({"messages": asked, "tools": tools} if tools else asked)
-        return found
+            before = turns[:-1] if turns[-1]["role"] == "assistant" else turns
+            chats.append({"messages": before, "tools": tools} if tools else before)
+        return chats
 
     def references(self, split: Split) -> list[list[str]]:
         """The contents of last turns; none where one but calls tools, or nothing is answered."""

@@ -53,24 +53,24 @@ class MaskedLM(Task):
             raise UserError("task.name=masked_lm: the model's tokenizer has no mask token")
         mask, vocabulary = tokenizer.mask_token_id, len(tokenizer)
 
-        def make(examples: Examples, draws: Draws) -> Examples:
+        def vary(examples: Examples, draws: Draws) -> Examples:
             words = examples.tokens["_word"]
-            found = mask_tokens(
+            noised = mask_tokens(
                 examples.ids, words, self.rate, mask, vocabulary, draws, self.whole_words
             )
-            tokens = {"originals": examples.ids.values, "masked": found.chosen.astype(np.int32)}
+            tokens = {"originals": examples.ids.values, "masked": noised.chosen.astype(np.int32)}
             return replace(
                 examples,
-                ids=replace(examples.ids, values=found.ids),
+                ids=replace(examples.ids, values=noised.ids),
                 tokens={**examples.tokens, **tokens},
             )
 
-        return Vary(make, lambda examples: (examples.lengths, None))
+        return Vary(vary, lambda examples: (examples.lengths, None))
 
     def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
         """Σ cross-entropies of masked tokens, and how many."""
-        each = self.scores(apply(with_positions(batch, self.rate)), batch)
-        return Loss(each[..., 0].sum(), each[..., 2].sum())
+        scores = self.scores(apply(with_positions(batch, self.rate)), batch)
+        return Loss(scores[..., 0].sum(), scores[..., 2].sum())
 
     def outputs(self, apply: Apply, batch: Batch) -> jax.Array:
         """Σ loss, Σ hits and number of masked tokens of each example."""
@@ -79,10 +79,10 @@ class MaskedLM(Task):
     def scores(self, logits: jax.Array, batch: Batch) -> jax.Array:
         """Loss, hit and 1 at each masked position, 0 elsewhere: (rows, positions, 3)."""
         at = with_positions(batch, self.rate)["at_positions"]
-        wanted = jnp.take_along_axis(batch["originals"], at, 1)
+        targets = jnp.take_along_axis(batch["originals"], at, 1)
         weights = jnp.take_along_axis(batch["masked"], at, 1).astype(jnp.float32)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
-        hits = (logits.argmax(-1) == wanted).astype(jnp.float32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        hits = (logits.argmax(-1) == targets).astype(jnp.float32)
         return jnp.stack([losses * weights, hits * weights, weights], -1)
 
     def of_examples(self, logits: jax.Array, batch: Batch) -> jax.Array:
@@ -136,13 +136,13 @@ def with_words(
     )
     words = []
     for number, special in enumerate(cut["special_tokens_mask"]):
-        found = zip(cut.word_ids(number), special, strict=True)
-        words.append([-1 if sign or word is None else word for word, sign in found])
+        marked = zip(cut.word_ids(number), special, strict=True)
+        words.append([-1 if sign or word is None else word for word, sign in marked])
     names = ("input_ids", "token_type_ids", "offset_mapping")
-    kept = {name: cut[name] for name in names if name in cut}
+    encoded = {name: cut[name] for name in names if name in cut}
     if len(texts) == 1:
-        kept.pop("token_type_ids", None)
-    return {**kept, "_word": words, "cut": were_cut(cut)}
+        encoded.pop("token_type_ids", None)
+    return {**encoded, "_word": words, "cut": were_cut(cut)}
 
 
 def with_positions(batch: Batch, rate: float) -> dict[str, jax.Array]:

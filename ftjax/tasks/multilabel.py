@@ -48,8 +48,8 @@ class Multilabel(Texts):
 
     def label_names(self, train: Split, outputs: Sequence[str] = ()) -> tuple[str, ...]:
         """See `ftjax.tasks.base.label_names`."""
-        found = [name for labels in train.column("label") for name in labels]
-        return label_names(train, found, self.labels, outputs)
+        used = [name for labels in train.column("label") for name in labels]
+        return label_names(train, used, self.labels, outputs)
 
     def labels_of(self, split: Split, names: Sequence[str]) -> np.ndarray:
         """1 for each label that a row has (rows, labels).
@@ -57,10 +57,10 @@ class Multilabel(Texts):
         Raises:
             UserError: a row with a label that training does not have.
         """
-        each = numbers(split, split.column("label"), names)
-        targets = np.zeros((len(each), len(names)), np.float32)
-        for row, found in zip(targets, each, strict=True):
-            row[found] = 1
+        label_numbers = numbers(split, split.column("label"), names)
+        targets = np.zeros((len(label_numbers), len(names)), np.float32)
+        for row, own in zip(targets, label_numbers, strict=True):
+            row[own] = 1
         return targets
 
     def loss(self, apply: Callable[[Batch], jax.Array], batch: Batch, train: bool) -> Loss:
@@ -82,12 +82,12 @@ class Multilabel(Texts):
         batch = {"labels": jnp.asarray(targets), "weights": jnp.ones(len(targets))}
         loss = self.loss(lambda _: jnp.asarray(logits), batch, train=False)
         truth, guess = targets > 0.5, self._chosen(logits)
-        each = sk.f1_score(truth, guess, average=None, zero_division=0.0)
+        f1_scores = sk.f1_score(truth, guess, average=None, zero_division=0.0)
         there, probabilities = (truth | guess).any(0), _sigmoid(logits)
         return {
             "loss": float(loss.total / loss.weight),
             "f1_micro": float(sk.f1_score(truth, guess, average="micro", zero_division=0.0)),
-            "f1_macro": float(each[there].mean()) if there.any() else 0.0,
+            "f1_macro": float(f1_scores[there].mean()) if there.any() else 0.0,
             "accuracy": float(sk.accuracy_score(truth, guess)),
             "hamming": float(sk.hamming_loss(truth, guess)),
             **of_rankings(truth, logits),
@@ -95,7 +95,7 @@ class Multilabel(Texts):
             "averages": {"auroc": "macro", "average_precision": "macro"},
             "per_class": {
                 name: {"f1": float(f1), "examples": int(count)}
-                for name, f1, count in zip(names, each, truth.sum(0), strict=True)
+                for name, f1, count in zip(names, f1_scores, truth.sum(0), strict=True)
             },
             "examples": len(targets),
         }
@@ -116,12 +116,12 @@ class Multilabel(Texts):
         """One {"labels", "probabilities"} a row."""
         return [
             {
-                "labels": [name for name, chosen in zip(names, row, strict=True) if chosen],
+                "labels": [name for name, chosen in zip(names, decisions, strict=True) if chosen],
                 "probabilities": {
-                    name: round(float(p), 6) for name, p in zip(names, each, strict=True)
+                    name: round(float(p), 6) for name, p in zip(names, chances, strict=True)
                 },
             }
-            for row, each in zip(self._chosen(logits), _sigmoid(logits), strict=True)
+            for decisions, chances in zip(self._chosen(logits), _sigmoid(logits), strict=True)
         ]
 
     def _chosen(self, logits: np.ndarray) -> np.ndarray:

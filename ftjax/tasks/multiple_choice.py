@@ -24,16 +24,16 @@ DIGITS = re.compile("[0-9]{1,9}")
 NONE = -1e9  # what is said of a choice that a row does not have
 
 
-def choices(found: Any) -> list[dict[str, str]]:
+def choices(value: Any) -> list[dict[str, str]]:
     """Texts, or {"text": texts, "label": names} as ARC has them: each with its name, or none."""
     names = None
-    if isinstance(found, Mapping):
-        found, names = found.get("text"), found.get("label")
-    found = texts(found)
-    names = [""] * len(found) if names is None else list(map(str, names))
-    if len(names) != len(found):
-        raise ValueError(f"has {len(found)} texts and {len(names)} labels")
-    return [{"text": text, "name": name} for text, name in zip(found, names, strict=True)]
+    if isinstance(value, Mapping):
+        value, names = value.get("text"), value.get("label")
+    value = texts(value)
+    names = [""] * len(value) if names is None else list(map(str, names))
+    if len(names) != len(value):
+        raise ValueError(f"has {len(value)} texts and {len(names)} labels")
+    return [{"text": text, "name": name} for text, name in zip(value, names, strict=True)]
 
 
 def check(row: Row) -> None:
@@ -76,7 +76,7 @@ def numbers_of(
     """
     pairs = list(zip(labels, choices, strict=True))
     digits = all(isinstance(label, str) and DIGITS.fullmatch(label) for label in labels)
-    if digits and not all(label in [each["text"] for each in row] for label, row in pairs):
+    if digits and not all(label in [choice["text"] for choice in row] for label, row in pairs):
         pairs = [(int(label), row) for label, row in pairs]
     return [number_of(*pair) for pair in pairs]
 
@@ -117,10 +117,10 @@ class MultipleChoice(Task):
         def grouped(flat: Sequence[Any]) -> list[Sequence[Any]]:
             return [flat[a:b] for a, b in pairwise(ends)]
 
-        found = {
+        groups = {
             name: grouped(cut[name]) for name in ("input_ids", "token_type_ids") if name in cut
         }
-        return {**found, "cut": [any(each) for each in grouped(were_cut(cut))]}
+        return {**groups, "cut": [any(flags) for flags in grouped(were_cut(cut))]}
 
     def targets(self, examples: Examples, split: Split, names: Sequence[str]) -> Examples:
         labels = numbers_of(split.column("label"), split.column("choices"))

@@ -42,29 +42,29 @@ class NextSentence(MaskedLM):
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
         """Both halves, with "_word" and "token_type_ids"."""
         first, second = zip(*map(halves, columns["text"]), strict=True)
-        found = with_words(tokenizer, [list(first), list(second)], max_length)
-        if "token_type_ids" not in found:
+        encoded = with_words(tokenizer, [list(first), list(second)], max_length)
+        if "token_type_ids" not in encoded:
             raise UserError(
                 "task.name=next_sentence: the model's tokenizer does not tell first from second "
                 "texts by token types, as BERT's does"
             )
-        return found
+        return encoded
 
     def variation(self, tokenizer: Any) -> Vary:
         """Second halves exchanged, and tokens masked."""
         mask = super().variation(tokenizer)
 
-        def make(examples: Examples, draws: Draws) -> Examples:
+        def vary(examples: Examples, draws: Draws) -> Examples:
             return mask(exchanged(examples, draws.generator()), draws)
 
-        return Vary(make)
+        return Vary(vary)
 
     def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
         """Σ over examples of the mean loss of the row's masked tokens and the pair's, and how many
         examples."""
-        found = self.outputs(apply, batch)
+        outputs = self.outputs(apply, batch)
         weights = batch["weights"]
-        losses = found[..., 0] / jnp.maximum(found[..., 2], 1) + found[..., 3]
+        losses = outputs[..., 0] / jnp.maximum(outputs[..., 2], 1) + outputs[..., 3]
         return Loss(jnp.sum(losses * weights), jnp.sum(weights))
 
     def outputs(self, apply: Apply, batch: Batch) -> jax.Array:
@@ -78,16 +78,16 @@ class NextSentence(MaskedLM):
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> dict[str, Any]:
         """As of `masked_lm`, with the accuracy of pairs; the loss is the sum of both."""
-        found = super().score(outputs, examples, split, names)
+        metrics = super().score(outputs, examples, split, names)
         follows, hits = outputs[:, 3:].astype(np.float64).mean(0)
-        loss = found["loss"] + float(follows)
-        return {**found, "loss": loss, "next_sentence_accuracy": float(hits)}
+        loss = metrics["loss"] + float(follows)
+        return {**metrics, "loss": loss, "next_sentence_accuracy": float(hits)}
 
 
 def halves(text: str) -> tuple[str, str]:
     """A text cut at the end of the sentence, or else at the space, that is nearest its middle."""
-    places = [at.end() for at in END.finditer(text)] + [0]
-    inner = [at for at in places if text[:at].strip() and text[at:].strip()]
+    ends = [at.end() for at in END.finditer(text)] + [0]
+    inner = [at for at in ends if text[:at].strip() and text[at:].strip()]
     inner = inner or [at.end() for at in re.finditer(r"\s+", text.strip())] or [len(text) // 2]
     at = min(inner, key=lambda at: abs(at - len(text) / 2))
     return text[:at].strip() or text, text[at:].strip() or text
@@ -114,6 +114,6 @@ def exchanged(examples: Examples, random: np.random.Generator) -> Examples:
             if len(tail) > room:  # the last token ends the text
                 tail = np.append(tail[: room - 1], tail[-1])
             columns[name].append(np.concatenate([values[i][: cuts[i]], tail]))
-    made = ragged(columns.pop("ids"))
+    mixed = ragged(columns.pop("ids"))
     tokens = {name: ragged(rows).values for name, rows in columns.items()}
-    return replace(examples, ids=made, tokens=tokens, arrays={**examples.arrays, "labels": labels})
+    return replace(examples, ids=mixed, tokens=tokens, arrays={**examples.arrays, "labels": labels})

@@ -70,16 +70,16 @@ class Ordinal(Texts):
         targets, guess = examples.arrays["labels"], (logits > 0).sum(-1)
         batch = {"labels": jnp.asarray(targets), "weights": jnp.ones(len(targets))}
         loss = self.loss(lambda _: jnp.asarray(logits), batch, train=False)
-        each = np.arange(len(names))
+        numbers = np.arange(len(names))
         kappa = 1.0  # where all are of one label, and it would be 0 / 0
         if len(np.union1d(targets, guess)) > 1:
-            kappa = sk.cohen_kappa_score(targets, guess, labels=each, weights="quadratic")
+            kappa = sk.cohen_kappa_score(targets, guess, labels=numbers, weights="quadratic")
         return {
             "loss": float(loss.total / loss.weight),
             "accuracy": float(sk.accuracy_score(targets, guess)),
             "mean_absolute_error": float(np.abs(targets - guess).mean()),
             "kappa": float(kappa),
-            "confusion": sk.confusion_matrix(targets, guess, labels=each).tolist(),
+            "confusion": sk.confusion_matrix(targets, guess, labels=numbers).tolist(),
             "examples": len(targets),
         }
 

@@ -25,25 +25,25 @@ ANSWERS = ("chosen", "rejected")
 KINDS = ("sigmoid", "hinge", "ipo")
 
 
-def turns(found: Any) -> list[Message]:
+def turns(value: Any) -> list[Message]:
     """A text as a turn of nobody yet, or of what humans and assistants say; or a list of turns."""
-    if isinstance(found, str):
-        if not found.strip():
+    if isinstance(value, str):
+        if not value.strip():
             raise ValueError("is empty")
-        return chats.transcript(found) or [{"role": "", "content": found}]
-    return chats.messages(found)
+        return chats.transcript(value) or [{"role": "", "content": value}]
+    return chats.messages(value)
 
 
 def conversation(row: Mapping[str, Any], answer: str) -> list[Message]:
     """The turns of a row up to one of its answers, which may have those before it in itself."""
-    asked, said = (map(chats.whole, row.get(name) or ()) for name in ("prompt", answer))
-    before = [{**turn, "role": turn["role"] or "user"} for turn in asked]
-    after = [{**turn, "role": turn["role"] or "assistant"} for turn in said]
+    prompt, reply = (map(chats.whole, row.get(name) or ()) for name in ("prompt", answer))
+    before = [{**turn, "role": turn["role"] or "user"} for turn in prompt]
+    after = [{**turn, "role": turn["role"] or "assistant"} for turn in reply]
     return after if after[: len(before)] == before and len(after) > len(before) else before + after
 
 
-def _chat(asked: tuple[Row, str]) -> Chat:
-    row, answer = asked
+def _chat(pair: tuple[Row, str]) -> Chat:
+    row, answer = pair
     return conversation(row, answer), tools_of(row)
 
 
@@ -108,22 +108,22 @@ class Preference(Task):
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
         """Two sequences a row, with "learned", 1 at the answers' tokens; see `fitted_pair`."""
-        found: dict[str, list] = {"input_ids": [], "learned": [], "cut": []}
+        examples: dict[str, list] = {"input_ids": [], "learned": [], "cut": []}
         rows = [{n: x[i] for n, x in columns.items()} for i in range(len(columns["chosen"]))]
-        asked = [(i, (row, answer)) for i, row in enumerate(rows) for answer in ANSWERS]
+        numbered = [(i, (row, answer)) for i, row in enumerate(rows) for answer in ANSWERS]
         every = [
-            (each.ids, each.learned)
-            for each in encoded(tokenizer, asked, _chat, self.template, "last")
+            (chat.ids, chat.learned)
+            for chat in encoded(tokenizer, numbered, _chat, self.template, "last")
         ]
         for pairs in zip(every[::2], every[1::2], strict=True):
             parts = fitted_pair([learned for _, learned in pairs], max_length)
             cut = [
                 (ids[part], marks[part]) for (ids, marks), part in zip(pairs, parts, strict=True)
             ]
-            found["input_ids"].append([ids for ids, _ in cut])
-            found["learned"].append([marks.tolist() for _, marks in cut])
-            found["cut"].append(any(len(ids) > max_length for ids, _ in pairs))
-        return found
+            examples["input_ids"].append([ids for ids, _ in cut])
+            examples["learned"].append([marks.tolist() for _, marks in cut])
+            examples["cut"].append(any(len(ids) > max_length for ids, _ in pairs))
+        return examples
 
     def log_probabilities(self, apply: Apply, batch: Batch) -> jax.Array:
         """Of the two answers of each row: (rows, 2)."""
@@ -131,14 +131,14 @@ class Preference(Task):
         names = ("input_ids", "attention_mask", "learned")
         flat = with_targets({name: batch[name].reshape(-1, length) for name in names})
         weights = flat.pop("target_weights")
-        each = (apply(flat) * weights).sum(-1)
+        sums = (apply(flat) * weights).sum(-1)
         if self.kind == "ipo":
-            each = each / jnp.maximum(weights.sum(-1), 1)
-        return each.reshape(rows, group)
+            sums = sums / jnp.maximum(weights.sum(-1), 1)
+        return sums.reshape(rows, group)
 
-    def losses(self, found: jax.Array, reference: jax.Array) -> jax.Array:
+    def losses(self, policy: jax.Array, reference: jax.Array) -> jax.Array:
         """Of log-probabilities (rows, 2)."""
-        gain = (found - reference) @ jnp.array([1.0, -1.0])
+        gain = (policy - reference) @ jnp.array([1.0, -1.0])
         if self.kind == "ipo":
             return (gain - 1 / (2 * self.beta)) ** 2
         if self.kind == "hinge":

@@ -30,7 +30,7 @@ def of_one_label(targets: np.ndarray, logits: np.ndarray) -> dict[str, float]:
         "log_loss": float(np.abs(np.take_along_axis(chances, targets[:, None], 1)).mean()),
         **of_rankings(targets[:, None] == numbers, chances),
         "calibration_error": calibration_error(right, np.exp(chances.max(-1))),
-        **{name: float("nan" if unknown else each.mean()) for name, each in share.items()},
+        **{name: float("nan" if unknown else hits.mean()) for name, hits in share.items()},
     }
 
 
@@ -49,8 +49,8 @@ def of_rankings(truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
         return {}
     if np.isnan(scores).any():
         return {"auroc": float("nan"), "average_precision": float("nan")}
-    each = [_of_ranking(truth[:, label], scores[:, label]) for label in both]
-    auroc, precision = np.mean(each, 0)
+    pairs = [_of_ranking(truth[:, label], scores[:, label]) for label in both]
+    auroc, precision = np.mean(pairs, 0)
     return {"auroc": float(auroc), "average_precision": float(precision)}
 
 

@@ -42,8 +42,8 @@ class Rebuilding(Task):
         """Σ loss, Σ hits and tokens of each example: (rows, 3); zeros without targets."""
         if "targets" not in batch:
             return jnp.zeros((len(batch["input_ids"]), 3))
-        each = jnp.concatenate([apply(batch).tokens, batch["target_weights"][..., None]], -1)
-        return each.sum(1)
+        scores = jnp.concatenate([apply(batch).tokens, batch["target_weights"][..., None]], -1)
+        return scores.sum(1)
 
     def score(
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]

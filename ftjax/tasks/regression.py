@@ -53,16 +53,16 @@ class Regression(Texts):
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> dict[str, Any]:
         """Mean squared and absolute error, and the correlations of Pearson and Spearman."""
-        found = outputs[:, 0].astype(np.float64)
-        wanted = examples.arrays["labels"].astype(np.float64)
-        error = float(((found - wanted) ** 2).mean())
+        predicted = outputs[:, 0].astype(np.float64)
+        targets = examples.arrays["labels"].astype(np.float64)
+        error = float(((predicted - targets) ** 2).mean())
         return {
             "loss": error,
             "mean_squared_error": error,
-            "mean_absolute_error": float(np.abs(found - wanted).mean()),
-            "pearson": correlation("pearson", found, wanted),
-            "spearman": correlation("spearman", found, wanted),
-            "examples": len(wanted),
+            "mean_absolute_error": float(np.abs(predicted - targets).mean()),
+            "pearson": correlation("pearson", predicted, targets),
+            "spearman": correlation("spearman", predicted, targets),
+            "examples": len(targets),
         }
 
     def constant(self, examples: Examples, names: Sequence[str]) -> np.ndarray:
@@ -77,14 +77,14 @@ class Regression(Texts):
 
 
 def correlation(
-    kind: Literal["pearson", "spearman"], found: np.ndarray, wanted: np.ndarray
+    kind: Literal["pearson", "spearman"], predicted: np.ndarray, targets: np.ndarray
 ) -> float:
     """By scipy; 0 where either side is constant, and none where what was found is no number."""
     from scipy import stats
 
-    if not np.isfinite(found).all():
+    if not np.isfinite(predicted).all():
         return float("nan")
-    if np.ptp(found) == 0 or np.ptp(wanted) == 0:
+    if np.ptp(predicted) == 0 or np.ptp(targets) == 0:
         return 0.0
     measure = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}[kind]
-    return float(measure(found, wanted)[0])
+    return float(measure(predicted, targets)[0])

@@ -57,8 +57,8 @@ class Relation(Classification):
 
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
         """With "entities": 1 and 2 at tokens of the two, their markers not among them."""
-        shown = [shown_entities(each, self.markers) for each in columns["text"]]
-        texts = [found for found, _ in shown]
+        shown = [shown_entities(text, self.markers) for text in columns["text"]]
+        texts = [text for text, _ in shown]
         cut = tokenizer(texts, truncation=True, max_length=max_length, return_offsets_mapping=True)
         entities = [
             [_entity_at(spans, *offset) for offset in offsets]
@@ -84,9 +84,9 @@ class Relation(Classification):
             if count := of_kind[targets].sum() + of_kind[guess].sum():
                 scores.append(2 * right / count)
         mean = float(np.mean(scores)) if scores else 0.0
-        found = super().metrics(logits, targets, names)
-        averages = {**found["averages"], "f1_relations": "macro"}
-        return {"f1_relations": mean, **found, "averages": averages}
+        metrics = super().metrics(logits, targets, names)
+        averages = {**metrics["averages"], "f1_relations": "macro"}
+        return {"f1_relations": mean, **metrics, "averages": averages}
 
 
 def shown_entities(marked: str, markers: str) -> tuple[str, dict[int, tuple[int, int]]]:

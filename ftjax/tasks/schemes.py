@@ -72,12 +72,12 @@ def check_tags(tags: Sequence[str], scheme: str) -> None:
 
 def _check_each(tags: Sequence[str], name: str) -> None:
     allowed, before = SCHEMES[name], "O"
-    wanted = ", ".join(f"{prefix}-" for prefix in allowed.prefixes)
+    prefixes = ", ".join(f"{prefix}-" for prefix in allowed.prefixes)
     for number, tag in enumerate([*tags, "O"], 1):
         prefix, dash, kind = tag.partition("-")
         known = len(prefix) == 1 and prefix in allowed.prefixes
         if tag != "O" and not (known and dash and kind):
-            raise ValueError(f"tag {number}, {tag!r}, is not O, or {wanted} and a type")
+            raise ValueError(f"tag {number}, {tag!r}, is not O, or {prefixes} and a type")
         inside = before != "O" and before[0] in allowed.leaves_open
         on = inside and tag != "O" and prefix in allowed.goes_on and before[2:] == kind
         if tag != "O" and prefix not in allowed.starts and not on:

@@ -18,12 +18,12 @@ from ftjax.tasks.written import ROUGE, References, Written, summary_scores, tran
 METRICS = ("translation", "summary", "exact")
 
 
-def other_targets(found: Any) -> list[str]:
+def other_targets(value: Any) -> list[str]:
     """A list of texts, also as text."""
-    found = listed(found)
-    if not isinstance(found, list | tuple):
-        raise ValueError(f"must be a list of texts, not {shown(found)}")
-    return [text(each) for each in found]
+    value = listed(value)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"must be a list of texts, not {shown(value)}")
+    return [text(target) for target in value]
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,15 @@ class Seq2Seq(Written, Rebuilding):
     def encode(self, tokenizer: Any, columns: Columns, max_length: int) -> dict[str, list]:
         """With "decoder_ids", the target's tokens to its end; rows without targets have none."""
         self._set_languages(tokenizer)
-        texts = [self.prefix + each for each in columns["source"]]
+        texts = [self.prefix + text for text in columns["source"]]
         cut, long = cut_to(tokenizer, max_length, texts)
-        found = {"input_ids": cut["input_ids"], "cut": long}
+        encoded = {"input_ids": cut["input_ids"], "cut": long}
         if "target" in columns:
-            wanted = tokenizer(text_target=columns["target"], verbose=False)["input_ids"]
+            targets = tokenizer(text_target=columns["target"], verbose=False)["input_ids"]
             limit, end = self.max_target, tokenizer.eos_token_id
-            found["decoder_ids"] = [ended(ids, end, limit) for ids in wanted]
-            found["cut"] = [a or len(b) > limit for a, b in zip(long, wanted, strict=True)]
-        return found
+            encoded["decoder_ids"] = [ended(ids, end, limit) for ids in targets]
+            encoded["cut"] = [a or len(b) > limit for a, b in zip(long, targets, strict=True)]
+        return encoded
 
     def longest_written(self, max_length: int) -> int:
         return self.max_target
@@ -122,7 +122,7 @@ class Seq2Seq(Written, Rebuilding):
         return [{} for _ in outputs]
 
     def prompts(self, split: Split) -> list[str]:
-        return [self.prefix + each for each in split.column("source")]
+        return [self.prefix + text for text in split.column("source")]
 
     def references(self, split: Split) -> list[list[str]]:
         """The target of each row, and its other references."""
@@ -131,12 +131,12 @@ class Seq2Seq(Written, Rebuilding):
         return [[target, *others] for target, others in zip(targets, more, strict=True)]
 
     def written(self, texts: Sequence[str], references: References) -> dict[str, Any]:
-        found = super().written(texts, references)
+        scores = super().written(texts, references)
         if self.metrics == "translation":
-            found |= translation_scores(texts, references, self.tokenize)
+            scores |= translation_scores(texts, references, self.tokenize)
         if self.metrics == "summary":
-            found |= summary_scores(texts, references)
-        return found
+            scores |= summary_scores(texts, references)
+        return scores
 
 
 def ended(ids: Sequence[int], end: int | None, limit: int) -> list[int]:

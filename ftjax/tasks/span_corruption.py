@@ -47,7 +47,7 @@ class SpanCorruption(Rebuilding):
     def variation(self, tokenizer: Any) -> Vary:
         sentinels = sentinels_of(tokenizer)
 
-        def make(examples: Examples, draws: Draws) -> Examples:
+        def vary(examples: Examples, draws: Draws) -> Examples:
             read, written = corrupt_spans(
                 examples.ids,
                 self.density,
@@ -62,7 +62,7 @@ class SpanCorruption(Rebuilding):
             spans = (self.density, self.mean_span, len(sentinels))
             return corrupted_lengths(examples.lengths, *spans)
 
-        return Vary(make, lengths)
+        return Vary(vary, lengths)
 
 
 def sentinels_of(tokenizer: Any) -> Sequence[int]:
@@ -73,7 +73,7 @@ def sentinels_of(tokenizer: Any) -> Sequence[int]:
     """
     names = [f"<extra_id_{number}>" for number in range(SENTINELS)]
     vocabulary = tokenizer.get_vocab()
-    found = [vocabulary[name] for name in names if name in vocabulary]
-    if not found or tokenizer.eos_token_id is None:
+    ids = [vocabulary[name] for name in names if name in vocabulary]
+    if not ids or tokenizer.eos_token_id is None:
         raise UserError("task.name=span_corruption: the tokenizer has no <extra_id_0>, as T5's has")
-    return found
+    return ids

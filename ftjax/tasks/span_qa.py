@@ -27,20 +27,20 @@ NONE = -1e9
 METRICS = ("exact_match", "f1")
 
 
-def answers(found: Any) -> dict[str, list]:
+def answers(value: Any) -> dict[str, list]:
     """{"text": [...], "answer_start": [...]}, as many of each; both empty for no answer."""
     try:
-        texts, starts = list(found["text"]), [int(start) for start in found["answer_start"]]
+        texts, starts = list(value["text"]), [int(start) for start in value["answer_start"]]
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"must have text and answer_start, not {shown(found)}") from None
-    if len(texts) != len(starts) or not all(isinstance(each, str) and each for each in texts):
-        raise ValueError(f"must have texts, and a start of each, not {shown(found)}")
+        raise ValueError(f"must have text and answer_start, not {shown(value)}") from None
+    if len(texts) != len(starts) or not all(isinstance(answer, str) and answer for answer in texts):
+        raise ValueError(f"must have texts, and a start of each, not {shown(value)}")
     return {"text": texts, "answer_start": starts}
 
 
 def check(row: Row) -> None:
-    found = row["answers"]
-    for answer, start in zip(found["text"], found["answer_start"], strict=True):
+    answers = row["answers"]
+    for answer, start in zip(answers["text"], answers["answer_start"], strict=True):
         there = row["context"][start : start + len(answer)] if start >= 0 else ""
         if there != answer:
             name = f"id {row['id']}: " if "id" in row else ""
@@ -104,12 +104,12 @@ class SpanQA(Task):
                 f"task.stride={self.stride} leaves no room for questions in "
                 f"data.max_length={max_length}"
             )
-        found = tokenizer(columns["question"], add_special_tokens=False, verbose=False)
+        tokenized = tokenizer(columns["question"], add_special_tokens=False, verbose=False)
         questions = [
             text if len(ids) <= room else tokenizer.decode(ids[:room])
-            for text, ids in zip(columns["question"], found["input_ids"], strict=True)
+            for text, ids in zip(columns["question"], tokenized["input_ids"], strict=True)
         ]
-        found = tokenizer(
+        tokenized = tokenizer(
             questions,
             columns["context"],
             truncation="only_second",
@@ -118,15 +118,17 @@ class SpanQA(Task):
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
-        rows = found["overflow_to_sample_mapping"]
+        rows = tokenized["overflow_to_sample_mapping"]
         begin, end = [], []
-        for number, offsets in enumerate(found["offset_mapping"]):
-            inside = [part == 1 for part in found.sequence_ids(number)]
+        for number, offsets in enumerate(tokenized["offset_mapping"]):
+            inside = [part == 1 for part in tokenized.sequence_ids(number)]
             begin.append([a if own else -1 for (a, _), own in zip(offsets, inside, strict=True)])
             end.append([b if own else -1 for (_, b), own in zip(offsets, inside, strict=True)])
-        kept = {name: found[name] for name in ("input_ids", "token_type_ids") if name in found}
-        places = {"_begin": begin, "_end": end}
-        return {**kept, **places, "row": rows, "cut": [False] * len(rows)}
+        encoded = {
+            name: tokenized[name] for name in ("input_ids", "token_type_ids") if name in tokenized
+        }
+        characters = {"_begin": begin, "_end": end}
+        return {**encoded, **characters, "row": rows, "cut": [False] * len(rows)}
 
     def targets(self, examples: Examples, split: Split, names: Sequence[str]) -> Examples:
         """The first and the last token of each row's first answer, 0 where a window lacks it.
@@ -134,17 +136,17 @@ class SpanQA(Task):
         Raises:
             UserError: a row has no answer, and `task.impossible` is false.
         """
-        found = split.column("answers")
+        answers = split.column("answers")
         if not self.impossible:
-            for answer, row in zip(found, split.column("row"), strict=True):
+            for answer, row in zip(answers, split.column("row"), strict=True):
                 if not answer["text"]:
                     raise UserError(
                         f"{split.file}: row {row} has no answer; set task.impossible=true where "
                         "questions need not have one"
                     )
-        spans = np.array([_characters(answer) for answer in found])[examples.row_numbers]
+        spans = np.array([_characters(answer) for answer in answers])[examples.row_numbers]
         begin, end = examples.tokens["_begin"], examples.tokens["_end"]
-        places = np.zeros((2, len(examples)), np.int32)
+        bounds = np.zeros((2, len(examples)), np.int32)
         for number, (first, last) in enumerate(pairwise(examples.ids.offsets)):
             start, stop = spans[number]
             own = np.flatnonzero(begin[first:last] >= 0)
@@ -152,9 +154,9 @@ class SpanQA(Task):
                 continue
             a, b = begin[first:last][own], end[first:last][own]
             if a[0] <= start and stop <= b[-1]:
-                places[0, number] = own[np.argmax(b > start)]
-                places[1, number] = own[len(a) - 1 - np.argmax((a < stop)[::-1])]
-        return replace(examples, arrays={"starts_at": places[0], "ends_at": places[1]})
+                bounds[0, number] = own[np.argmax(b > start)]
+                bounds[1, number] = own[len(a) - 1 - np.argmax((a < stop)[::-1])]
+        return replace(examples, arrays={"starts_at": bounds[0], "ends_at": bounds[1]})
 
     def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
         """Σ of the means of both cross-entropies, and how many windows."""
@@ -182,9 +184,9 @@ class SpanQA(Task):
 
         Where questions need not have one, also of those that have one and of those that have none.
         """
-        found = [best["answer"] for best in self._best(outputs["tokens"], examples, split)]
-        wanted = [answer["text"] for answer in split.column("answers")]
-        pairs = list(zip(found, wanted, strict=True))
+        predicted = [best["answer"] for best in self._best(outputs["tokens"], examples, split)]
+        references = [answer["text"] for answer in split.column("answers")]
+        pairs = list(zip(predicted, references, strict=True))
         exact = np.array([squad.exact(*pair, self.language) for pair in pairs])
         f1 = np.array([squad.f1(*pair, self.language) for pair in pairs])
         scores = {
@@ -193,12 +195,12 @@ class SpanQA(Task):
             "f1": float(f1.mean()),
         }
         if self.impossible:
-            has = np.array([bool(texts) for texts in wanted])
+            has = np.array([bool(texts) for texts in references])
             for name, among in (("answerable", has), ("unanswerable", ~has)):
                 if among.any():
                     scores[f"exact_match_{name}"] = float(exact[among].mean())
                     scores[f"f1_{name}"] = float(f1[among].mean())
-        return {**scores, "examples": len(found)}
+        return {**scores, "examples": len(predicted)}
 
     def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
         every = [bool(answer["text"]) for answer in split.column("answers")] * self.impossible
@@ -245,17 +247,17 @@ class SpanQA(Task):
         best = best or [((0, 0), 2 * NONE)]
         (start, stop), score = best[0]
         empty = self.impossible and none - score > self.null_threshold
-        chances = softmax([none] * self.impossible + [each for _, each in best])
-        found = {
+        chances = softmax([none] * self.impossible + [chance for _, chance in best])
+        certainty = {
             "score": float(score - none if self.impossible else score),
             "probability": round(float(chances[int(self.impossible and not empty)]), 6),
         }
         if empty:
-            return {"answer": "", "start": -1, **found}
+            return {"answer": "", "start": -1, **certainty}
         while stop < len(context) and combining(context[stop]):  # that tokenizers drop
             stop += 1
         start += len(context[start:stop]) - len(context[start:stop].lstrip())  # of " word"
-        return {"answer": context[start:stop].rstrip(), "start": start, **found}
+        return {"answer": context[start:stop].rstrip(), "start": start, **certainty}
 
     def _loss(self, logits: np.ndarray, examples: Examples) -> float:
         total, offsets = 0.0, examples.ids.offsets

@@ -19,17 +19,17 @@ def first_tokens(
     Returns:
         "input_ids", "_word" (0 for other tokens), and whether words were "cut" off.
     """
-    found = _first_tokens(words, tokenizer, max_length)
+    encoded = _first_tokens(words, tokenizer, max_length)
     unknown = tokenizer.unk_token or tokenizer.eos_token
     for i, row in enumerate(words):
-        seen = set(found["_word"][i])
-        reached = max(seen) if found["cut"][i] else len(row)
+        seen = set(encoded["_word"][i])
+        reached = max(seen) if encoded["cut"][i] else len(row)
         if lost := set(range(1, reached + 1)) - seen:
             mended = [unknown if n in lost else word for n, word in enumerate(row, 1)]
             again = _first_tokens([mended], tokenizer, max_length)
-            for name in found:
-                found[name][i] = again[name][0]
-    return found
+            for name in encoded:
+                encoded[name][i] = again[name][0]
+    return encoded
 
 
 def _first_tokens(

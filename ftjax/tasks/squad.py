@@ -15,23 +15,25 @@ PUNCTUATION = {
 }
 
 
-def exact(found: str, wanted: Sequence[str], language: str = "en") -> float:
+def exact(answer: str, references: Sequence[str], language: str = "en") -> float:
     """1 where the answer is one of those wanted, but for case, punctuation and articles."""
     same = _normal_en if language == "en" else _normal_zh
-    return float(any(same(found) == same(each) for each in _answers(wanted, language)))
+    return float(
+        any(same(answer) == same(reference) for reference in _answers(references, language))
+    )
 
 
-def f1(found: str, wanted: Sequence[str], language: str = "en") -> float:
+def f1(answer: str, references: Sequence[str], language: str = "en") -> float:
     """The best F1 of the answer with one of those wanted: of words; or in Chinese of the longest
     run of characters and English words that they share."""
-    each = _f1_en if language == "en" else _f1_zh
-    return max(each(found, text) for text in _answers(wanted, language))
+    measure = _f1_en if language == "en" else _f1_zh
+    return max(measure(answer, text) for text in _answers(references, language))
 
 
-def _answers(wanted: Sequence[str], language: str) -> Sequence[str]:
+def _answers(references: Sequence[str], language: str) -> Sequence[str]:
     """Those of which a word is left, as of SQuAD 2.0's script; no answer where there is none."""
-    kept = [text for text in wanted if language != "en" or _normal_en(text)]
-    return kept or [""]
+    answers = [text for text in references if language != "en" or _normal_en(text)]
+    return answers or [""]
 
 
 def _normal_en(text: str) -> str:
@@ -43,15 +45,15 @@ def _normal_zh(text: str) -> str:
     return "".join(c for c in text.lower().strip() if c not in PUNCTUATION["zh"])
 
 
-def _f1_en(found: str, wanted: str) -> float:
-    a, b = _normal_en(found).split(), _normal_en(wanted).split()
+def _f1_en(answer: str, reference: str) -> float:
+    a, b = _normal_en(answer).split(), _normal_en(reference).split()
     if not a or not b:
         return float(a == b)
     return _harmonic(sum((Counter(a) & Counter(b)).values()), len(a), len(b))
 
 
-def _f1_zh(found: str, wanted: str) -> float:
-    a, b = _pieces(found), _pieces(wanted)
+def _f1_zh(answer: str, reference: str) -> float:
+    a, b = _pieces(answer), _pieces(reference)
     if not a or not b:
         return float(a == b)
     match = SequenceMatcher(None, a, b, autojunk=False).find_longest_match()
@@ -66,5 +68,5 @@ def _pieces(text: str) -> list[str]:
     """Chinese characters, and what is between them in words as nltk cuts them."""
     from nltk.tokenize import NLTKWordTokenizer
 
-    found = re.findall(r"[\u4e00-\u9fa5]|[^\u4e00-\u9fa5]+", _normal_zh(text))
-    return [word for piece in found for word in NLTKWordTokenizer().tokenize(piece)]
+    runs = re.findall(r"[\u4e00-\u9fa5]|[^\u4e00-\u9fa5]+", _normal_zh(text))
+    return [word for piece in runs for word in NLTKWordTokenizer().tokenize(piece)]

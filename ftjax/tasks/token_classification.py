@@ -88,17 +88,17 @@ class TokenClassification(Task):
 
     def label_names(self, train: Split, outputs: Sequence[str] = ()) -> tuple[str, ...]:
         """A finished head's; else tags, "O" first, then by type; then labels, after `INTENT`."""
-        found = {tag for tags in train.column("tags") for tag in tags}
-        scheme = scheme_of(found) if self.scheme == "auto" else self.scheme
-        check_together(train.file, found, scheme)
+        used = {tag for tags in train.column("tags") for tag in tags}
+        scheme = scheme_of(used) if self.scheme == "auto" else self.scheme
+        check_together(train.file, used, scheme)
         intents = train.column("label") if "label" in train.rows.column_names else []
         if outputs:
-            every = found | {f"{INTENT}{name}" for name in intents}
+            every = used | {f"{INTENT}{name}" for name in intents}
             return named_outputs(train, every, () if intents else self.labels, outputs)
-        found |= set() if scheme == "none" else {"O"}
+        used |= set() if scheme == "none" else {"O"}
         by_type = (lambda tag: (tag != "O", tag)) if scheme == "none" else _by_type
-        names = self.labels or tuple(sorted(found, key=by_type))
-        if strange := sorted(found - set(names)):
+        names = self.labels or tuple(sorted(used, key=by_type))
+        if strange := sorted(used - set(names)):
             raise UserError(f"{train.file}: tag {strange[0]!r} is not among task.labels")
         labels = label_names(train, intents, ()) if intents else ()
         return (*names, *(f"{INTENT}{name}" for name in labels))
@@ -119,11 +119,11 @@ class TokenClassification(Task):
         """Words with a tag that training does not have count in metrics, not in the loss."""
         tags, intents = parted(names)
         number = {tag: i for i, tag in enumerate(tags)}
-        each = [[number.get(tag, -1) for tag in row] for row in split.column("tags")]
+        numbers = [[number.get(tag, -1) for tag in row] for row in split.column("tags")]
         word, sizes = examples.tokens["_word"], examples.ids.lengths
-        ends = np.cumsum([0, *map(len, each)])
+        ends = np.cumsum([0, *map(len, numbers)])
         at = np.repeat(ends[:-1], sizes) + word - 1  # of the row's words among all words
-        all_tags = np.concatenate([np.array(row, np.int32) for row in each])
+        all_tags = np.concatenate([np.array(row, np.int32) for row in numbers])
         known = (word > 0) & (all_tags[at] >= 0)
         tokens = {"tags": np.where(known, all_tags[at], 0), "tagged": known.astype(np.int32)}
         arrays = {}
@@ -170,21 +170,21 @@ class TokenClassification(Task):
         truth, (guess, _) = split.column("tags"), self._tags(outputs, examples, split, tags)
         pairs = list(zip(chain(*truth), chain(*guess), strict=True))
         scheme = self._scheme(tags)
-        each = _of_tags(pairs, tags) if scheme == "none" else _of_entities(truth, guess, scheme)
-        found = {
+        means = _of_tags(pairs, tags) if scheme == "none" else _of_entities(truth, guess, scheme)
+        metrics = {
             "loss": self._loss(outputs["tokens"], examples, len(tags)),
             "accuracy": sum(a == b for a, b in pairs) / len(pairs),
             "examples": len(truth),
             "averages": dict.fromkeys(MEANS, "macro" if scheme == "none" else "micro"),
-            **each,
+            **means,
         }
         if "labels" in examples.arrays:
             intents = self._intents(outputs, examples, tags).argmax(-1)
             right = intents == examples.arrays["labels"].argmax(-1)
             exact = [a == b for a, b in zip(truth, guess, strict=True)]
-            found["intent_accuracy"] = float(right.mean())
-            found["exact"] = float((right & exact).mean())
-        return found
+            metrics["intent_accuracy"] = float(right.mean())
+            metrics["exact"] = float((right & exact).mean())
+        return metrics
 
     def constant(self, examples: Examples, names: Sequence[str]) -> dict[str, np.ndarray]:
         """The most frequent tag, and the most frequent label of all words."""
@@ -232,9 +232,9 @@ class TokenClassification(Task):
             ]
             rows.append({"tags": guess, "probabilities": sure, "entities": spans})
         if intents:
-            for row, each in zip(rows, self._intents(outputs, examples, tags), strict=True):
-                row["label"] = intents[each.argmax()]
-                row["probability"] = round(float(each.max()), 6)
+            for row, chances in zip(rows, self._intents(outputs, examples, tags), strict=True):
+                row["label"] = intents[chances.argmax()]
+                row["probability"] = round(float(chances.max()), 6)
         return rows
 
     def _tags(
@@ -250,12 +250,12 @@ class TokenClassification(Task):
         offsets, word = examples.ids.offsets, examples.tokens["_word"]
         outside = "O" if "O" in tags else ""
         sizes = [len(words) for words in split.column("tokens")]
-        found, sure = [[outside] * n for n in sizes], [[None] * n for n in sizes]
-        for row, chance, start, end in zip(found, sure, offsets[:-1], offsets[1:], strict=True):
+        guess, sure = [[outside] * n for n in sizes], [[None] * n for n in sizes]
+        for row, chance, start, end in zip(guess, sure, offsets[:-1], offsets[1:], strict=True):
             for at in start + np.flatnonzero(word[start:end]):
                 row[word[at] - 1] = tags[best[at]]
                 chance[word[at] - 1] = round(float(most[at]), 6)
-        return found, sure
+        return guess, sure
 
     def _intents(
         self, outputs: dict[str, np.ndarray], examples: Examples, tags: Sequence[str]
@@ -311,12 +311,12 @@ def _of_entities(truth: list[list[str]], guess: list[list[str]], scheme: str) ->
         "recall": float(sq.recall_score(truth, guess, **how)),
         "per_type": {
             kind: {
-                "precision": float(each["precision"]),
-                "recall": float(each["recall"]),
-                "f1": float(each["f1-score"]),
-                "entities": int(each["support"]),
+                "precision": float(scores["precision"]),
+                "recall": float(scores["recall"]),
+                "f1": float(scores["f1-score"]),
+                "entities": int(scores["support"]),
             }
-            for kind, each in report.items()
+            for kind, scores in report.items()
             if not kind.endswith(" avg")
         },
     }
@@ -331,14 +331,14 @@ def _of_tags(pairs: Sequence[tuple[str, str]], tags: Sequence[str]) -> dict[str,
     every = [tag for tag in dict.fromkeys((*tags, *truth, *guess)) if tag]  # not what was cut off
     scores = sk.precision_recall_fscore_support(truth, guess, labels=every, zero_division=0.0)
     there = np.isin(every, [*truth, *guess])
-    precision, recall, f1, _ = (each[there].mean() for each in scores)
+    precision, recall, f1, _ = (values[there].mean() for values in scores)
     names = ("precision", "recall", "f1", "words")
     return {
         "f1": float(f1),
         "precision": float(precision),
         "recall": float(recall),
         "per_type": {
-            tag: dict(zip(names, (*map(float, each[:3]), int(each[3])), strict=True))
-            for tag, each in zip(every, zip(*scores, strict=True), strict=True)
+            tag: dict(zip(names, (*map(float, row[:3]), int(row[3])), strict=True))
+            for tag, row in zip(every, zip(*scores, strict=True), strict=True)
         },
     }

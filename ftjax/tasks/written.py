@@ -76,11 +76,11 @@ def merged(
     rows: dict[str, list[int]] = {}
     for number, prompt in enumerate(prompts):
         rows.setdefault(json.dumps(prompt, sort_keys=True), []).append(number)
-    wanted = [
-        list(dict.fromkeys(text for number in several for text in references[number]))
-        for several in rows.values()
+    distinct = [
+        list(dict.fromkeys(text for number in numbers for text in references[number]))
+        for numbers in rows.values()
     ]
-    return [prompts[several[0]] for several in rows.values()], wanted, list(rows.values())
+    return [prompts[numbers[0]] for numbers in rows.values()], distinct, list(rows.values())
 
 
 def exact_match(texts: Sequence[str], references: References, pattern: str = "") -> float:
@@ -94,10 +94,13 @@ def exact_match(texts: Sequence[str], references: References, pattern: str = "")
             it has one, without commas in numbers; a text without a match is wrong.
     """
     pairs = [
-        (extracted(text, pattern), {extracted(each, pattern) for each in wanted} - {None})
-        for text, wanted in zip(texts, references, strict=True)
+        (
+            extracted(text, pattern),
+            {extracted(reference, pattern) for reference in accepted} - {None},
+        )
+        for text, accepted in zip(texts, references, strict=True)
     ]
-    right = [text in wanted for text, wanted in pairs if wanted]
+    right = [text in accepted for text, accepted in pairs if accepted]
     return sum(right) / max(len(right), 1)
 
 
@@ -125,17 +128,19 @@ def translation_scores(
     from sacrebleu.metrics import BLEU, CHRF
 
     most = max(map(len, references), default=0)
-    streams = [[each[i] if i < len(each) else None for each in references] for i in range(most)]
+    streams = [
+        [of_text[i] if i < len(of_text) else None for of_text in references] for i in range(most)
+    ]
     try:
         bleu, chrf = BLEU(tokenize=tokenize), CHRF()
     except Exception as error:  # of an unknown name, or of a package that is not installed
         known = nearest(tokenize, BLEU.TOKENIZERS) if tokenize not in BLEU.TOKENIZERS else ""
         raise UserError(f"task.tokenize={tokenize!r}{known}: {summary(error)}") from error
-    found = {}
+    scores = {}
     for name, metric in (("bleu", bleu), ("chrf", chrf)):
-        found[name] = float(metric.corpus_score(list(texts), streams).score)
-        found[f"{name}_signature"] = str(metric.get_signature())
-    return found
+        scores[name] = float(metric.corpus_score(list(texts), streams).score)
+        scores[f"{name}_signature"] = str(metric.get_signature())
+    return scores
 
 
 def summary_scores(texts: Sequence[str], references: References) -> dict[str, float]:
@@ -149,8 +154,10 @@ def summary_scores(texts: Sequence[str], references: References) -> dict[str, fl
 
     scorer = RougeScorer(list(ROUGE), tokenizer=_Words())
     pairs = zip(references, texts, strict=True)
-    each = [scorer.score_multi(list(wanted), text) for wanted, text in pairs]
-    return {kind: sum(score[kind].fmeasure for score in each) / max(len(each), 1) for kind in ROUGE}
+    scores = [scorer.score_multi(list(accepted), text) for accepted, text in pairs]
+    return {
+        kind: sum(score[kind].fmeasure for score in scores) / max(len(scores), 1) for kind in ROUGE
+    }
 
 
 class _Words:
@@ -167,10 +174,10 @@ class _Words:
 
     def tokenize(self, text: str) -> list[str]:
         pieces = OTHER.split(text)  # every second one is of another script
-        each = [
+        words = [
             [unicodedata.normalize("NFC", piece).casefold()]
             if i % 2
             else self._stemmed.tokenize(piece)
             for i, piece in enumerate(pieces)
         ]
-        return list(chain.from_iterable(each))
+        return list(chain.from_iterable(words))

@@ -59,8 +59,8 @@ def what_trains_moves_and_what_is_frozen_has_nothing(trial: Trial) -> None:
         assert leaf.dtype == jnp.float32, f"{path} is {leaf.dtype}"
     for path, leaf in run.frozen.items():
         jax.tree.map(np.testing.assert_array_equal, leaf, trial.params[path])
-    wanted = sum(trial.moments(path, run.state.params[path].shape) for path in run.active)
-    assert run.moments == wanted, f"{run.moments:,} numbers of optimizer state, not {wanted:,}"
+    expected = sum(trial.moments(path, run.state.params[path].shape) for path in run.active)
+    assert run.moments == expected, f"{run.moments:,} numbers of optimizer state, not {expected:,}"
 
 
 def merged_is_a_plain_model_or_an_error(trial: Trial) -> None:
@@ -70,16 +70,16 @@ def merged_is_a_plain_model_or_an_error(trial: Trial) -> None:
         assert "cannot be merged" in str(error)
         return
     assert set(merged) == set(trial.model.base.shapes)
-    wanted = trial.outputs(trial.moved)
-    np.testing.assert_allclose(trial.plain(merged), wanted, atol=trial.merged_rounding)
+    expected = trial.outputs(trial.moved)
+    np.testing.assert_allclose(trial.plain(merged), expected, atol=trial.merged_rounding)
 
 
 def disabled_is_the_base_model(trial: Trial) -> None:
     disabled = jax.jit(lambda params, batch: trial.model.apply(params, batch, adapted=False))
-    wanted = trial.plain(trial.moved)
-    np.testing.assert_allclose(disabled(trial.moved, trial.batch), wanted, atol=1e-6)
+    expected = trial.plain(trial.moved)
+    np.testing.assert_allclose(disabled(trial.moved, trial.batch), expected, atol=1e-6)
     if set(trial.model.shapes) != set(trial.model.base.shapes):
-        assert np.abs(trial.outputs(trial.moved) - wanted).max() > EFFECT, "it has no effect"
+        assert np.abs(trial.outputs(trial.moved) - expected).max() > EFFECT, "it has no effect"
 
 
 def saved_and_loaded_is_equal(trial: Trial) -> None:
@@ -101,8 +101,8 @@ def saved_and_loaded_is_equal(trial: Trial) -> None:
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(run.state), strict=True):
         if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             np.testing.assert_array_equal(a, b)
-    wanted = trial.outputs({**run.frozen, **run.state.params})
-    np.testing.assert_array_equal(trial.outputs({**run.frozen, **params}), wanted)
+    expected = trial.outputs({**run.frozen, **run.state.params})
+    np.testing.assert_array_equal(trial.outputs({**run.frozen, **params}), expected)
 
 
 def bfloat16_models_have_float32_adapters(trial: Trial) -> None:
@@ -129,8 +129,8 @@ def scanned_remat_and_sharded_give_the_same_losses(trial: Trial) -> None:
     assert len(set(trial.trained.losses)) == STEPS, "steps do nothing"
     model = trial.build({"segments": "scan", "remat": "full"})
     params = {path: stacked(trial.params, path) for path in model.shapes}
-    several = jax.device_count() >= 8
-    mesh = make_mesh(2, 2, 2) if several else make_mesh(devices=jax.devices()[:1])
+    divisible = jax.device_count() >= 8
+    mesh = make_mesh(2, 2, 2) if divisible else make_mesh(devices=jax.devices()[:1])
     losses = train(model, params, trial.base, mesh, empty=ROWS).losses
     np.testing.assert_allclose(losses, trial.trained.losses, atol=1e-5)
 

@@ -36,8 +36,8 @@ def equal(first: int, every: int) -> Average:
 
         def one(mean: jax.Array, leaf: jax.Array) -> jax.Array:
             new = mean + (leaf - mean) / (before + 1).astype(jnp.float32)
-            kept = jnp.where(since == 0, new.astype(mean.dtype), mean)
-            return jnp.where(done <= first, leaf, kept)
+            updated = jnp.where(since == 0, new.astype(mean.dtype), mean)
+            return jnp.where(done <= first, leaf, updated)
 
         return jax.tree.map(one, average, params)
 

@@ -11,8 +11,8 @@ from ftjax.tuned import Tuned
 
 def peak_rate(config: ConfigDict, tuned: Tuned) -> float:
     """`optimizer.learning_rate`, or the one that suits the method and the size of the model."""
-    given = config.optimizer.learning_rate
-    return usual_rate(config, tuned) if given == "auto" else given
+    rate = config.optimizer.learning_rate
+    return usual_rate(config, tuned) if rate == "auto" else rate
 
 
 def usual_rate(config: ConfigDict, tuned: Tuned) -> float | None:
@@ -32,19 +32,19 @@ def model_size(tuned: Tuned) -> int:
 
 def rate_notes(config: ConfigDict, tuned: Tuned) -> Iterator[str]:
     """What is said of a run's learning rate: which auto is, or that one given is far from it."""
-    usual, given = usual_rate(config, tuned), config.optimizer.learning_rate
+    usual, rate = usual_rate(config, tuned), config.optimizer.learning_rate
     name, rates = rates_of(config.method, bool(config.model.new))
     size = model_size(tuned)
-    if given == "auto":
+    if rate == "auto":
         yield (
             f"optimizer.learning_rate=auto: {usual:g}, for {name} and "
             f"{size:,} parameters ({rates.source_at(size)}; ftjax list rates)"
         )
-    elif usual and not usual / FAR <= given <= usual * FAR:
-        ratio = max(given, usual) / min(given, usual)
+    elif usual and not usual / FAR <= rate <= usual * FAR:
+        ratio = max(rate, usual) / min(rate, usual)
         ratio = f"{ratio:,.0f}" if ratio < 1e9 else f"{ratio:.1e}"
-        times = f"{ratio} times" if given > usual else f"1/{ratio} of"
+        times = f"{ratio} times" if rate > usual else f"1/{ratio} of"
         yield (
-            f"warning: optimizer.learning_rate={given:g} is {times} the {usual:g} that suits "
+            f"warning: optimizer.learning_rate={rate:g} is {times} the {usual:g} that suits "
             f"{name} on {size:,} parameters (ftjax list rates); auto takes that"
         )

@@ -105,9 +105,9 @@ def carry(old: Any, new: Any, step: jax.Array | int) -> Any:
 
     Leaves that train anew start their moments here; the learning rate goes on from `step`.
     """
-    kept = dict(jax.tree_util.tree_leaves_with_path(old))
+    leaves = dict(jax.tree_util.tree_leaves_with_path(old))
     return at_step(
-        jax.tree_util.tree_map_with_path(lambda path, leaf: kept.get(path, leaf), new), step
+        jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(path, leaf), new), step
     )
 
 

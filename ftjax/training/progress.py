@@ -92,24 +92,24 @@ class Progress:
         self.logged, self.losses = now, []
         return row
 
-    def judge(self, found: dict[str, Any], metric: str, better: str, step: int) -> None:
+    def judge(self, metrics: dict[str, Any], metric: str, better: str, step: int) -> None:
         """Notes whether an evaluation's `metric` is the best so far.
 
         What is no number is never the best, nor is a model whose loss is none, of which other
         metrics may be; while nothing else was found, there is none.
 
         Args:
-            found: all metrics.
+            metrics: all metrics.
             metric: which of them chooses.
             better: HIGHER or LOWER.
             step: of the evaluation.
         """
         none = self.best is None or math.isnan(self.best)
-        sound = not math.isnan(found[metric]) and not math.isnan(found.get("loss", 0.0))
-        if sound and (none or gain(found[metric], better) > gain(self.best, better)):
-            self.best, self.best_step, self.worse = found[metric], step, 0
-            self.validation = found
+        sound = not math.isnan(metrics[metric]) and not math.isnan(metrics.get("loss", 0.0))
+        if sound and (none or gain(metrics[metric], better) > gain(self.best, better)):
+            self.best, self.best_step, self.worse = metrics[metric], step, 0
+            self.validation = metrics
             return
         self.worse += 1
         if none:
-            self.best, self.best_step, self.validation = None, -1, found
+            self.best, self.best_step, self.validation = None, -1, metrics

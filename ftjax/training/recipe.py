@@ -63,11 +63,11 @@ class Recipe:
     def penalty(self, params: Flat, frozen: Flat) -> jax.Array | None:
         """What is added to the mean loss."""
         settings, tuned = self.config.regularization, self.tuned
-        found = tuned.method.penalty(tuned.base, params)
+        penalty = tuned.method.penalty(tuned.base, params)
         if settings.l2_sp or settings.l2_sp_new:
             pull = l2_sp(params, frozen, settings.l2_sp, settings.l2_sp_new)
-            return pull if found is None else pull + found
-        return found
+            return pull if penalty is None else pull + penalty
+        return penalty
 
     @cached_property
     def rates(self) -> dict[str, Any]:

@@ -27,10 +27,12 @@ def stop_signal(step: int) -> Iterator[Callable[[int], int]]:
     Args:
         step: that the run starts or goes on at. Every later one must be asked about.
     """
-    several, came = jax.process_count() > 1, []
+    multihost, came = jax.process_count() > 1, []
     # The step agreed on is one more than the last that any host asked about, which is none where
     # the signal came before training: so each asks about every number in turn.
-    early = several and any(map(multihost_utils.reached_preemption_sync_point, range(1, step + 1)))
+    early = multihost and any(
+        map(multihost_utils.reached_preemption_sync_point, range(1, step + 1))
+    )
 
     def note(number: int) -> None:
         if number != signal.SIGINT:
@@ -40,21 +42,21 @@ def stop_signal(step: int) -> Iterator[Callable[[int], int]]:
             os._exit(128 + number)
         came.append(number)
         print("\nstopping: saves first; Ctrl-C again leaves at once", file=sys.stderr, flush=True)
-        if several:
+        if multihost:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def asked(_: int) -> int:
+    def received(_: int) -> int:
         return came[0] if came else 0
 
-    with left_alone() as stops, listening(STOPS[1:] if several else STOPS, note):
+    with left_alone() as stops, listening(STOPS[1:] if multihost else STOPS, note):
 
         def agreed(step: int) -> int:
             if not (early or multihost_utils.reached_preemption_sync_point(step)):
                 return 0
             stops()
-            return asked(step) or signal.SIGTERM
+            return received(step) or signal.SIGTERM
 
-        yield agreed if several else asked
+        yield agreed if multihost else received
 
 
 @contextmanager

@@ -85,9 +85,9 @@ def carried_moments(
     Only what that lacks is made: both states whole would be twice the moments.
     """
     abstract = abstract_moments(trainable, optimizer, mesh)
-    kept = {path for path, _ in jax.tree_util.tree_leaves_with_path(old)}
+    paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(old)}
     leaves = jax.tree_util.tree_leaves_with_path(abstract)
-    missing = {path: leaf.sharding for path, leaf in leaves if path not in kept}
+    missing = {path: leaf.sharding for path, leaf in leaves if path not in paths}
 
     def init(trainable: Flat) -> list[jax.Array]:
         fresh = dict(jax.tree_util.tree_leaves_with_path(optimizer.init(trainable)))

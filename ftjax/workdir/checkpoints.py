@@ -130,8 +130,8 @@ class Checkpoints(Saved):
     def _failed(self, step: int | None, error: Exception) -> UserError:
         self._broken = True
         what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-        kept = [s for s in self.steps() if s != step]
-        last = f"step {max(kept)} is kept" if kept else "there is no earlier one"
+        earlier = [s for s in self.steps() if s != step]
+        last = f"step {max(earlier)} is kept" if earlier else "there is no earlier one"
         doubt = "" if isinstance(error, PermissionError) else " Is the disk full?"
         return UserError(
             f"{what} could not be written to {self.folder} ({summary(error)}); {last}.{doubt}"

@@ -34,8 +34,8 @@ def read_config(
         if not key.startswith(tuple(may)):
             raise UserError(f"--config.{key} cannot be changed here, only {', '.join(may)}")
         override(config, key, value)
-    given = {axis: config.mesh[axis] for axis in AXES if f"mesh.{axis}" in changes}
-    config.mesh.update(mesh_like(trained, given, jax.devices()))
+    sizes = {axis: config.mesh[axis] for axis in AXES if f"mesh.{axis}" in changes}
+    config.mesh.update(mesh_like(trained, sizes, jax.devices()))
     if "model.attention" not in changes and not runs_on(
         config.model.attention, jax.default_backend()
     ):

@@ -152,14 +152,16 @@ def refuse_differences(
         different = [key for key in different if key not in LENGTHS]
     if not different:
         return
-    each = [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in different]
+    differences = [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in different]
     mend = (
         "use another --workdir, which model.adapter or model.from_run can let begin with what "
         "this run trained, or the same configuration"
     )
     if set(different) <= set(LENGTHS):
         mend = f"--extend goes on from its last checkpoint to a later end; otherwise {mend}"
-    raise UserError(f"{where} holds a run of another configuration ({'; '.join(each)}); {mend}")
+    raise UserError(
+        f"{where} holds a run of another configuration ({'; '.join(differences)}); {mend}"
+    )
 
 
 def length_before(workdir: Path, meta: Mapping[str, Any], total: int) -> int:

@@ -34,30 +34,32 @@ def kept_layout(
         ways: that packed rows must divide into.
         vary: what makes those that are run.
     """
-    layout = first(partial(_read, workdir / NAME, batch_size))
-    layout = None if layout is None else _of(layout)
-    several = [examples] if vary is None else [examples, vary.shaped(examples)]
+    layout = first(partial(_saved, workdir / NAME, batch_size))
+    layout = None if layout is None else _layout_of(layout)
+    variants = [examples] if vary is None else [examples, vary.shaped(examples)]
     if layout is None or (layout.rows and layout.multiple % ways):
         return None
-    return layout if all(_fit(layout, each) for each in several) else None
+    return layout if all(_fits(layout, variant) for variant in variants) else None
 
 
-def _read(file: Path, batch_size: int) -> dict | None:
+def _saved(file: Path, batch_size: int) -> dict | None:
     """What a file says, of batches of another size; None where it is absent or damaged."""
     try:
         saved = read_json(file) if file.exists() else {}
-        layout = _of({name: saved[name] for name in options(Layout)})
+        layout = _layout_of({name: saved[name] for name in options(Layout)})
         size = Option(Positive, 1, "").read(SIZE, saved[SIZE])
     except (UserError, LookupError, TypeError):
         return None
     return asdict(layout.scaled(batch_size / size))
 
 
-def _of(saved: dict) -> Layout:
-    return Layout(**{name: each.read(name, saved[name]) for name, each in options(Layout).items()})
+def _layout_of(saved: dict) -> Layout:
+    return Layout(
+        **{name: option.read(name, saved[name]) for name, option in options(Layout).items()}
+    )
 
 
-def _fit(layout: Layout, examples: Examples) -> bool:
+def _fits(layout: Layout, examples: Examples) -> bool:
     written = None if examples.decoder is None else examples.decoder.lengths
     return _within(layout.lengths, examples.lengths) and (
         written is None or _within(layout.written, written)

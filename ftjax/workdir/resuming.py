@@ -73,18 +73,18 @@ def best(
     Raises:
         UserError: none can be read, or one cannot for another reason than damage.
     """
-    wanted, others, chosen = progress.best_step, Progress(), None
+    best_step, others, chosen = progress.best_step, Progress(), None
     read = partial(
         _together,
         checkpoints,
         read=partial(checkpoints.params, like=like),
         arrays=lambda leaves: {"params": leaves},
     )
-    leaves, reason = read(wanted)
+    leaves, reason = read(best_step)
     if not reason:
         return leaves, []
     steps = told(checkpoints.steps())
-    for step in (step for step in steps if step != wanted):
+    for step in (step for step in steps if step != best_step):
         leaves, damage = read(step)
         if damage:
             continue
@@ -97,7 +97,7 @@ def best(
             f"{reason}, nor is there another that can be scored. Bring it back from a copy; "
             "the same command goes on"
         )
-    notes = _set_aside(checkpoints, {wanted: reason} if wanted in steps else {})
+    notes = _set_aside(checkpoints, {best_step: reason} if best_step in steps else {})
     progress.best, progress.best_step = others.best, others.best_step
     progress.validation = others.validation
     return chosen, [*(notes or [reason]), f"of those left, the best is of step {others.best_step}"]

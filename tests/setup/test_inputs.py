@@ -158,7 +158,7 @@ def test_a_digest_is_kept_for_other_commands_while_the_file_is_what_it_was(tmp_p
         file.write_bytes(bytes([number]) * (99 if number == 2 else 100))
 
     def told(reads):
-        digests._of.cache_clear()  # as in another process
+        digests._digest_of.cache_clear()  # as in another process
         count.clear()
         wanted = [hashlib.sha256(file.read_bytes()).digest() for file in files]
         assert digests.digests(files) == wanted and len(count) == reads

@@ -85,7 +85,7 @@ def readers(config, workdir: Path) -> dict:
         "config.json": (read_workdir, partial(check_workdir, config=config)),
         "labels.json": (read_labels,),
         "result.json": (partial(finished, config=config),),
-        "inputs.json": (partial(require_same_inputs, found=inputs),),
+        "inputs.json": (partial(require_same_inputs, inputs=inputs),),
         "metrics.jsonl": (lambda workdir: read_metrics(workdir / "metrics.jsonl"),),
     }
 

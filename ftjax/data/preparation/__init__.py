@@ -62,14 +62,14 @@ def create(entry: str | Mapping[str, Any]) -> tuple[str, Any]:
             f"data.prepare: {entry!r} is neither a step's name nor a mapping "
             'such as {"step": "filter_length", "minimum": 3}'
         )
-    name, given = values["step"], {key: value for key, value in values.items() if key != "step"}
+    name, settings = values["step"], {key: value for key, value in values.items() if key != "step"}
     cls = find(name)
     known, where = options(cls), f"data.prepare: {name}"
-    for key in given:
+    for key in settings:
         if key not in known:
             raise UserError(f"{where}: {key!r} is not an option{nearest(key, known)}")
     try:
-        return name, cls(**{k: known[k].read(k, value) for k, value in given.items()})
+        return name, cls(**{k: known[k].read(k, value) for k, value in settings.items()})
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 

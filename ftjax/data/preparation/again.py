@@ -25,24 +25,24 @@ def prepare_once(
 
     Steps that go by what lies elsewhere, as a model or a database of synonyms, run each time.
     """
-    each = [(name, step.content()) for name, step in steps(settings["prepare"])]
-    if any(content is None for _, content in each):
+    contents = [(name, step.content()) for name, step in steps(settings["prepare"])]
+    if any(content is None for _, content in contents):
         return prepare(splits, settings, models, held_out)
     drawn = {name: settings[name] for name in DRAWN}
-    digest = hashlib.sha256(f"{VERSION} {each} {drawn} {held_out}".encode())
+    digest = hashlib.sha256(f"{VERSION} {contents} {drawn} {held_out}".encode())
     for name, split in splits.items():
         form = (name, split.file, split.label_names, split.texts, split.answers)
         for part in (repr(form), repr(split.column("row")), *split.content()):
             digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
     key = digest.hexdigest()[:32]
-    if (found := _read(key, splits)) is not None:
-        return found
+    if (cached := _load(key, splits)) is not None:
+        return cached
     prepared, report = prepare(splits, settings, models, held_out)
-    _write(key, prepared, report)
+    _store(key, prepared, report)
     return prepared, report
 
 
-def _read(key: str, before: Splits) -> tuple[Splits, Report] | None:
+def _load(key: str, before: Splits) -> tuple[Splits, Report] | None:
     said = cache.read(KIND, f"{key}.json")
     if said is None:
         return None
@@ -52,13 +52,13 @@ def _read(key: str, before: Splits) -> tuple[Splits, Report] | None:
         if data is None:
             return None
         table = pyarrow.ipc.open_file(pyarrow.py_buffer(data)).read_all()
-        of = before.get(name, before.get("train"))
+        like = before.get(name, before.get("train"))
         rows = datasets.Dataset(table)
-        splits[name] = replace(of, rows=rows, label_names=tuple(names))
+        splits[name] = replace(like, rows=rows, label_names=tuple(names))
     return splits, saved["report"]
 
 
-def _write(key: str, splits: Splits, report: Report) -> None:
+def _store(key: str, splits: Splits, report: Report) -> None:
     for name, split in splits.items():
         table = split.rows.with_format("arrow")[:]
 

@@ -35,11 +35,11 @@ class Text:
 
     @classmethod
     def of(cls, text: str) -> "Text":
-        found = list(WORD.finditer(text))
-        ends = [0, *(match.end() for match in found)]
-        starts = [*(match.start() for match in found), len(text)]
+        matches = list(WORD.finditer(text))
+        ends = [0, *(match.end() for match in matches)]
+        starts = [*(match.start() for match in matches), len(text)]
         gaps = [text[end:start] for end, start in zip(ends, starts, strict=True)]
-        return cls([match[0] for match in found], gaps)
+        return cls([match[0] for match in matches], gaps)
 
     def __str__(self) -> str:
         return "".join(
@@ -81,9 +81,9 @@ class Augmentation(TrainingStep):
         Raises:
             UserError: none is changed.
         """
-        kept = [(row, copy) for row, copy in new if copy != row]
-        require(bool(kept), f"none of the {len(rows)} rows could be changed")
-        return grown(split, rows, kept)
+        changed = [(row, copy) for row, copy in new if copy != row]
+        require(bool(changed), f"none of the {len(rows)} rows could be changed")
+        return grown(split, rows, changed)
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,8 @@ class _Synonyms(Easy):
         """The synonyms of a word, which a stop word has none of."""
         from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-        found = wordnet.opened(wordnet.find(self.wordnet)).synonyms
-        return lambda word: [] if word.lower() in ENGLISH_STOP_WORDS else found(word)
+        synonyms_of = wordnet.opened(wordnet.find(self.wordnet)).synonyms
+        return lambda word: [] if word.lower() in ENGLISH_STOP_WORDS else synonyms_of(word)
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,11 @@ class Undersample(_Balance):
     def change(self, split: Split, rows: list[Row], models: Models | None) -> Outcome:
         labels, order, counts = self.drawn(split)
         most = int(min(counts.values()) / self.ratio)
-        kept: set[int] = set()
+        chosen: set[int] = set()
         for label in counts:
-            kept.update(order[labels[order] == label][:most].tolist())
-        left = (
-            Verdict(row if i in kept else None, () if i in kept else (f"label {labels[i]}",))
+            chosen.update(order[labels[order] == label][:most].tolist())
+        verdicts = (
+            Verdict(row if i in chosen else None, () if i in chosen else (f"label {labels[i]}",))
             for i, row in enumerate(rows)
         )
-        return judged(split, rows, left)
+        return judged(split, rows, verdicts)

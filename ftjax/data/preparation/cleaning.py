@@ -83,8 +83,8 @@ class CleanLabels(RowStep):
         label = {"keep": str, "lower": str.lower, "upper": str.upper}[self.case](label)
         table = {str(key): value for key, value in (self.mapping or {}).items()}
         if label in table or self.others == "keep":
-            found = table.get(label, label)
-            return None if found is None else str(found)
+            cleaned = table.get(label, label)
+            return None if cleaned is None else str(cleaned)
         require(self.others == "drop", f"mapping: label {label!r} is not in it")
         return None
 
@@ -103,9 +103,9 @@ class CleanLabels(RowStep):
         return Verdict(row if new == label else {**row, "label": new})
 
     def apply(self, splits: Splits, models: Models | None) -> dict[str, Outcome]:
-        found = super().apply(splits, models)
-        for name, outcome in found.items():
+        outcomes = super().apply(splits, models)
+        for name, outcome in outcomes.items():
             names = dict.fromkeys(map(self.clean, outcome.split.label_names))
-            kept = tuple(name for name in names if name is not None)
-            found[name] = replace(outcome, split=replace(outcome.split, label_names=kept))
-        return found
+            label_names = tuple(name for name in names if name is not None)
+            outcomes[name] = replace(outcome, split=replace(outcome.split, label_names=label_names))
+        return outcomes

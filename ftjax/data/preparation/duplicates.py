@@ -51,13 +51,13 @@ class _Unique:
 
     def apply(self, splits: Splits, models: Models | None) -> dict[str, Outcome]:
         rows = {name: splits[name].rows.to_list() for name in ORDER if name in splits}
-        every = [row for each in rows.values() for row in each]
+        every = [row for split_rows in rows.values() for row in split_rows]
         verdicts = self.verdicts(every, [name for name in rows for _ in rows[name]])
-        found = {
-            name: judged(splits[name], each, list(islice(verdicts, len(each))))
-            for name, each in rows.items()
+        outcomes = {
+            name: judged(splits[name], split_rows, list(islice(verdicts, len(split_rows))))
+            for name, split_rows in rows.items()
         }
-        return {name: found[name] for name in splits}
+        return {name: outcomes[name] for name in splits}
 
     def content(self) -> str | None:
         """See `RowStep.content`."""
@@ -67,16 +67,16 @@ class _Unique:
         """Whether rows of a split are kept whatever they are like."""
         return self.only_training and place != "train"
 
-    def verdicts(self, rows: list[Row], places: list[str]) -> Iterator[Verdict]:
+    def verdicts(self, rows: list[Row], splits: list[str]) -> Iterator[Verdict]:
         """Of each row, where the first of those alike is kept."""
         raise NotImplementedError
 
-    def dropped(self, what: str, here: str, there: str, row: Row, kept: Row, more: str) -> Verdict:
+    def dropped(self, what: str, here: str, there: str, row: Row, first: Row, more: str) -> Verdict:
         """The verdict on a row that is like one that is kept."""
         where = "a row of the split" if here == there else f"a {there} row"
-        other = ", of another label" if row.get("label") != kept.get("label") else ""
-        of = f"row {kept['row']}{more}{other}: {said(kept, self.columns)[: WIDTH // 2]}"
-        return Verdict(None, (f"{what} of {where}",), of)
+        other = ", of another label" if row.get("label") != first.get("label") else ""
+        detail = f"row {first['row']}{more}{other}: {said(first, self.columns)[: WIDTH // 2]}"
+        return Verdict(None, (f"{what} of {where}",), detail)
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,18 @@ class DropDuplicates(_Unique):
 
     ignore_case: bool = False
 
-    def verdicts(self, rows: list[Row], places: list[str]) -> Iterator[Verdict]:
+    def verdicts(self, rows: list[Row], splits: list[str]) -> Iterator[Verdict]:
         seen: dict[Any, int] = {}
         for number, row in enumerate(rows):
             every = texts(row, self.columns).values()
             every = [text.lower() for text in every] if self.ignore_case else every
             key = tuple(" ".join(text.split()) for text in every)
             first = seen.setdefault(key, number)
-            if first == number or self.stays(places[number]):
+            if first == number or self.stays(splits[number]):
                 yield Verdict(row)
             else:
-                found = places[number], places[first], row, rows[first]
-                yield self.dropped("duplicate", *found, "")
+                match = splits[number], splits[first], row, rows[first]
+                yield self.dropped("duplicate", *match, "")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class DropNearDuplicates(_Unique):
     words: Positive = 2
     characters: Positive = 3
 
-    def verdicts(self, rows: list[Row], places: list[str]) -> Iterator[Verdict]:
+    def verdicts(self, rows: list[Row], splits: list[str]) -> Iterator[Verdict]:
         from datasketch import MinHash, MinHashLSH
 
         names = self._telling(rows)
@@ -140,12 +140,12 @@ class DropNearDuplicates(_Unique):
             near = near[share >= self.threshold - MARGIN]
             alike = [(self._similarity(row, rows[i], names), -i) for i in near.tolist()]
             most, first = max(alike, default=(0.0, 0))
-            if most < self.threshold or self.stays(places[number]):
+            if most < self.threshold or self.stays(splits[number]):
                 index.insert(number, sketch)
                 yield Verdict(row)
             else:
-                found = places[number], places[-first], row, rows[-first]
-                yield self.dropped("near-duplicate", *found, f" ({most:.2f})")
+                match = splits[number], splits[-first], row, rows[-first]
+                yield self.dropped("near-duplicate", *match, f" ({most:.2f})")
 
     def _telling(self, rows: list[Row]) -> list[str]:
         """The columns, that of most different texts first: candidates are found by it."""

@@ -55,8 +55,8 @@ class FilterLanguage(TextStep):
         text = "\n".join(texts(row, self.columns).values())
         ranks = dict(_identifier().rank(text))
         best = max(ranks, key=ranks.get)
-        wanted = max(ranks[code] for code in self.languages)
-        if best in self.languages or ranks[best] < self.odds * wanted:
+        likeliest = max(ranks[code] for code in self.languages)
+        if best in self.languages or ranks[best] < self.odds * likeliest:
             return Verdict(row)
         return Verdict(None, (f"language {best}",), f"probability {ranks[best]:.2f}")
 
@@ -119,7 +119,7 @@ class FilterWords(TextStep):
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"file: {self.file} cannot be read as UTF-8 text: {error}") from error
         entries = [line.strip() for line in lines if not line.lstrip().startswith("#")]
-        return {found: entry for entry in entries if (found := _pieces(entry))}
+        return {pieces: entry for entry in entries if (pieces := _pieces(entry))}
 
     def content(self) -> str:
         return f"{self!r} {sorted(self._entries.values())}"
@@ -133,9 +133,9 @@ class FilterWords(TextStep):
             every = _pieces(text)
             for length in self._lengths:
                 for start in range(len(every) - length + 1):
-                    found = every[start : start + length]
-                    if found in self._entries:
-                        return Verdict(None, ("word of the list",), self._entries[found])
+                    phrase = every[start : start + length]
+                    if phrase in self._entries:
+                        return Verdict(None, ("word of the list",), self._entries[phrase])
         return Verdict(row)
 
 
@@ -166,10 +166,10 @@ class FilterClassifier(TextStep):
             rows = splits[name].rows.to_list()
             said = ["\n".join(texts(row, self.columns).values()) for row in rows]
             columns = {"text": said, "row": [row["row"] for row in rows]}
-            rows_asked = datasets.Dataset.from_dict(columns)
-            asked = Split(splits[name].file, rows_asked, texts=("text",))
-            found = models.classify(self.workdir, asked)
-            verdicts = map(self._verdict, rows, found)
+            dataset = datasets.Dataset.from_dict(columns)
+            split = Split(splits[name].file, dataset, texts=("text",))
+            predictions = models.classify(self.workdir, split)
+            verdicts = map(self._verdict, rows, predictions)
             outcomes[name] = judged(splits[name], rows, verdicts)
         return outcomes
 

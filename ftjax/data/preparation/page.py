@@ -59,8 +59,8 @@ def _cards(before: Mapping[str, Row], after: Mapping[str, Row]) -> str:
 
 def _steps(rows: Sequence[Row]) -> str:
     lines = [_heads("step", "split", "rows in", "rows out", "", "what was counted")]
-    for step, several in groupby(rows, key=lambda row: row["step"]):
-        for number, row in enumerate(several):
+    for step, step_rows in groupby(rows, key=lambda row: row["step"]):
+        for number, row in enumerate(step_rows):
             more = row["rows_out"] - row["rows_in"]
             sign = "rise" if more > 0 else "fall"
             name = tag("code", text(step)) if not number else ""
@@ -79,9 +79,9 @@ def _steps(rows: Sequence[Row]) -> str:
 def _counts(row: Row) -> str:
     """Reasons, and whatever else a step has counted."""
     others = {name: row[name] for name in row if name not in USUAL and row[name]}
-    found = {**{k.replace("_", " "): v for k, v in others.items()}, **row.get("reasons", {})}
-    shown = list(found.items())[:CHIPS]
-    if rest := list(found.values())[CHIPS:]:
+    counts = {**{k.replace("_", " "): v for k, v in others.items()}, **row.get("reasons", {})}
+    shown = list(counts.items())[:CHIPS]
+    if rest := list(counts.values())[CHIPS:]:
         shown.append((f"{len(rest)} others", sum(rest)))
     return " ".join(tag("span", f"{text(name)}: {text(count)}", "chip") for name, count in shown)
 
@@ -100,15 +100,15 @@ def _labels(before: Mapping[str, Row], after: Mapping[str, Row]) -> str:
     shares = {name: _shares(row) for name, row in after.items() if row.get("labels")}
     if not shares:
         return ""
-    every = dict.fromkeys(label for found in shares.values() for label in found)
-    most = max(share for found in shares.values() for share in found.values())
+    every = dict.fromkeys(label for split_shares in shares.values() for label in split_shares)
+    most = max(share for split_shares in shares.values() for share in split_shares.values())
     ranked = sorted(every, key=lambda label: -max(s.get(label, 0) for s in shares.values()))
     shown = set(ranked[:LABELS])
     lines = [line(tag("th", text(name)) for name in ("label", *shares))]
     for label in (label for label in every if label in shown):
         cells = [tag("td", text(label))]
-        for name, found in shares.items():
-            share, old = found.get(label, 0.0), _shares(before.get(name, {})).get(label, 0.0)
+        for name, split_shares in shares.items():
+            share, old = split_shares.get(label, 0.0), _shares(before.get(name, {})).get(label, 0.0)
             count = after[name]["labels"].get(label, 0)
             bar = _bar(share / most, _colour(name), min(old / most, 1.0))
             cells.append(tag("td", f"{bar} {text(count)} ({share:.1%})"))
@@ -160,12 +160,12 @@ def _plot(name: str, lengths: Mapping[str, Any]) -> str:
     )
 
 
-def _dropped(found: Sequence[tuple[str, Row]]) -> str:
+def _dropped(dropped: Sequence[tuple[str, Row]]) -> str:
     """Rows with their split and the reason, which names the row where that could not be read."""
     names = {"row": "row", "text": "dropped", "reason": "why"}
-    names = {key: name for key, name in names.items() if key in found[0][1]}
+    names = {key: name for key, name in names.items() if key in dropped[0][1]}
     lines = [_heads("split", *names.values())]
-    for split, row in found:
+    for split, row in dropped:
         cells = [tag("td", text(row[key]), "number" if key == "row" else "said") for key in names]
         lines.append(line([tag("td", text(split), "name"), *cells]))
     return f"<table>{''.join(lines)}</table>"
@@ -173,19 +173,24 @@ def _dropped(found: Sequence[tuple[str, Row]]) -> str:
 
 def _examples(rows: Sequence[Row]) -> str:
     parts = []
-    for step, several in groupby(rows, key=lambda row: row["step"]):
-        several = list(several)
-        dropped = [(row["split"], found) for row in several for found in row.get("examples", ())]
+    for step, step_rows in groupby(rows, key=lambda row: row["step"]):
+        step_rows = list(step_rows)
+        dropped = [
+            (row["split"], example) for row in step_rows for example in row.get("examples", ())
+        ]
         changed = [
             line(
                 [
                     tag("td", text(row["split"]), "name"),
-                    tag("td", text(found["row"]), "number"),
-                    *(tag("td", part, "said") for part in _marked(found["before"], found["after"])),
+                    tag("td", text(change["row"]), "number"),
+                    *(
+                        tag("td", part, "said")
+                        for part in _marked(change["before"], change["after"])
+                    ),
                 ]
             )
-            for row in several
-            for found in row.get("changes", ())
+            for row in step_rows
+            for change in row.get("changes", ())
         ]
         if dropped or changed:
             parts.append(f"<h3><code>{text(step)}</code></h3>")
@@ -202,7 +207,7 @@ def _marked(before: str, after: str) -> tuple[str, str]:
     old, new = PIECES.findall(before), PIECES.findall(after)
     marked: tuple[list[str], list[str]] = ([], [])
     for how, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        for parts, several in zip(marked, (old[a:b], new[c:d]), strict=True):
-            piece = text("".join(several))
+        for parts, pieces in zip(marked, (old[a:b], new[c:d]), strict=True):
+            piece = text("".join(pieces))
             parts.append(piece if how == "equal" or not piece else tag("mark", piece))
     return "".join(marked[0]), "".join(marked[1])

@@ -24,17 +24,17 @@ IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(?<![:.
 
 
 def _emails(text: str) -> Iterator[Span]:
-    return (found.span() for found in EMAIL.finditer(text)) if "@" in text else iter(())
+    return (match.span() for match in EMAIL.finditer(text)) if "@" in text else iter(())
 
 
 def _ibans(text: str) -> Iterator[Span]:
     from stdnum import iban
 
-    for found in IBAN.finditer(text):
+    for match in IBAN.finditer(text):
         # Words in capitals after it are taken along: the longest part that is one is meant.
-        for end in range(found.end(), found.start() + 14, -1):
-            if text[end - 1] != " " and iban.is_valid(text[found.start() : end]):
-                yield found.start(), end
+        for end in range(match.end(), match.start() + 14, -1):
+            if text[end - 1] != " " and iban.is_valid(text[match.start() : end]):
+                yield match.start(), end
                 break
 
 
@@ -47,14 +47,17 @@ def _chinese_ids(text: str) -> Iterator[Span]:
 def _cards(text: str) -> Iterator[Span]:
     from stdnum import luhn
 
-    for several in GROUPS.finditer(text):
-        groups = [found.span() for found in re.finditer(r"\d+", several[0])]
+    for run in GROUPS.finditer(text):
+        groups = [match.span() for match in re.finditer(r"\d+", run[0])]
         start = 0
         while start < len(groups):  # another number may stand before it or after it
             for end in range(len(groups), start, -1):
-                digits = "".join(several[0][a:b] for a, b in groups[start:end])
+                digits = "".join(run[0][a:b] for a, b in groups[start:end])
                 if 13 <= len(digits) <= 19 and digits[0] in "23456" and luhn.is_valid(digits):
-                    yield several.start() + groups[start][0], several.start() + groups[end - 1][1]
+                    yield (
+                        run.start() + groups[start][0],
+                        run.start() + groups[end - 1][1],
+                    )
                     start = end - 1
                     break
             start += 1
@@ -62,13 +65,13 @@ def _cards(text: str) -> Iterator[Span]:
 
 def _addresses(text: str) -> Iterator[Span]:
     for pattern in (IPV4, IPV6):
-        for found in pattern.finditer(text):
+        for match in pattern.finditer(text):
             try:
-                ipaddress.ip_address(found[0])
+                ipaddress.ip_address(match[0])
             except ValueError:
                 continue
-            if any(character.isdigit() for character in found[0]):
-                yield found.span()
+            if any(character.isdigit() for character in match[0]):
+                yield match.span()
 
 
 FINDERS: dict[str, Callable[[str], Iterator[Span]]] = {
@@ -111,26 +114,26 @@ class MaskPersonal(TextStep):
                 raise UserError(f"regions: {region!r} is no country's code, such as 'GB'")
 
     def judge(self, row: Row) -> Verdict:
-        found: list[str] = []
-        verdict = self.rewrite(row, lambda text: self._masked(text, found))
-        return verdict._replace(reasons=(*verdict.reasons, *found))
+        kinds: list[str] = []
+        verdict = self.rewrite(row, lambda text: self._masked(text, kinds))
+        return verdict._replace(reasons=(*verdict.reasons, *kinds))
 
     def concealed(self, text: str) -> str:
         """A text with dots for what is masked: for the report, which is not to give it away."""
-        return self._masked(text, [], lambda kind, found: DOT * len(found))
+        return self._masked(text, [], lambda kind, secret: DOT * len(secret))
 
     def _masked(
         self,
         text: str,
-        found: list[str],
+        kinds: list[str],
         mask: Callable[[str, str], str] = lambda kind, _: f"[{kind.upper()}]",
     ) -> str:
-        """The text with masks; the kinds that were found are added to `found`."""
+        """The text with masks; its kinds are added to `kinds`."""
         for kind in (kind for kind in KINDS if kind in (self.kinds or KINDS)):
             spans = list(FINDERS[kind](text) if kind != "phone" else self._phones(text))
             for start, end in reversed(spans):
                 text = text[:start] + mask(kind, text[start:end]) + text[end:]
-            found += [kind] * len(spans)
+            kinds += [kind] * len(spans)
         return text
 
     def _phones(self, text: str) -> list[Span]:
@@ -138,18 +141,18 @@ class MaskPersonal(TextStep):
 
         if sum(map(str.isdigit, text)) < 7:
             return []
-        spans = [found.span() for found in CHINESE_MOBILE.finditer(text)]
+        spans = [match.span() for match in CHINESE_MOBILE.finditer(text)]
         strict = phonenumbers.Leniency.STRICT_GROUPING  # no years from 1685 to 1745, no sums
         for region in self.regions or (None,):
             matches = phonenumbers.PhoneNumberMatcher(text, region, strict)
-            spans += [(found.start, found.end) for found in matches]
+            spans += [(match.start, match.end) for match in matches]
         return _apart(spans)
 
 
 def _apart(spans: list[Span]) -> list[Span]:
     """Spans in order, of those that overlap the first and longest."""
-    kept: list[Span] = []
+    disjoint: list[Span] = []
     for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
-        if not kept or start >= kept[-1][1]:
-            kept.append((start, end))
-    return kept
+        if not disjoint or start >= disjoint[-1][1]:
+            disjoint.append((start, end))
+    return disjoint

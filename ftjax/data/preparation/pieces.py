@@ -32,14 +32,14 @@ def pieces(text: str, longest: int, level: int = 0) -> list[str]:
         return [text]
     if level == len(CUTS):
         return [text[at : at + longest] for at in range(0, len(text), longest)]
-    found = [""]
+    parts = [""]
     for whole in CUTS[level].findall(text):
         for part in pieces(whole, longest, level + 1):
-            if len(found[-1]) + len(part) <= longest:
-                found[-1] += part
+            if len(parts[-1]) + len(part) <= longest:
+                parts[-1] += part
             else:
-                found.append(part)
-    return [part for part in found if part]
+                parts.append(part)
+    return [part for part in parts if part]
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,18 @@ class CutTexts(TextStep):
         outcomes = {}
         for name in filter(self.takes, splits):
             split = splits[name]
-            rows, made, changes, changed = split.rows.to_list(), [], [], 0
+            rows, new_rows, changes, changed = split.rows.to_list(), [], [], 0
             for row in rows:
                 parts = list(self.cut(row))
-                made += parts
+                new_rows += parts
                 if len(parts) > 1:
                     changed += 1
                     changes += [difference(row, parts[0])] if len(changes) < SHOWN else []
-            rows = datasets.Dataset.from_list(made, features=split.rows.features)
-            counts = {"changed": changed, "added": len(made) - len(split.rows), "changes": changes}
+            rows = datasets.Dataset.from_list(new_rows, features=split.rows.features)
+            counts = {
+                "changed": changed,
+                "added": len(new_rows) - len(split.rows),
+                "changes": changes,
+            }
             outcomes[name] = Outcome(replace(split, rows=rows), counts)
         return outcomes

@@ -62,8 +62,8 @@ def prepare(
 
 def _looking(step: Any, splits: Splits) -> Any:
     """A step that looks at columns of splits, which all have the same."""
-    of = next(iter(splits.values()))
-    return looking(step, of.rows.column_names, of.texts, of.answers)
+    first = next(iter(splits.values()))
+    return looking(step, first.rows.column_names, first.texts, first.answers)
 
 
 def _conceal(report: Report, step: MaskPersonal) -> None:
@@ -78,13 +78,13 @@ def _conceal(report: Report, step: MaskPersonal) -> None:
 def steps_of(entries: Sequence[Any], schema: Schema) -> list[tuple[str, Any]]:
     """Names and steps, which look at the columns of rows that are not read yet."""
     columns = (tuple(schema.fields), schema.texts, schema.answers)
-    found = []
+    named = []
     for name, step in steps(entries):
         try:
-            found.append((name, looking(step, *columns)))
+            named.append((name, looking(step, *columns)))
         except UserError as error:
             raise UserError(f"data.prepare: {name}: {error}") from error
-    return found
+    return named
 
 
 def passed(row: Row, prepared: Iterable[tuple[str, Any]]) -> tuple[Row | None, str]:

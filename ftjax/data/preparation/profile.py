@@ -26,14 +26,14 @@ def profiles(step: str, splits: Splits) -> list[dict[str, Any]]:
     every = np.concatenate([*sizes.values(), np.zeros(1)])
     width = _nice(np.percentile(every, 99) / BINS)
     edges = np.arange(0, min(BINS, int(every.max() // width) + 1) + 1) * width
-    found = []
+    rows = []
     for name, split in splits.items():
         count = len(split.rows)
         row = {"step": step, "split": name, "rows_in": count, "rows_out": count, "file": split.file}
         if "label" in split.rows.column_names:
             row["labels"] = label_counts(split.column("label"))
-        found.append({**row, "lengths": _histogram(sizes[name], edges)})
-    return found
+        rows.append({**row, "lengths": _histogram(sizes[name], edges)})
+    return rows
 
 
 def _lengths(split: Split) -> np.ndarray:
@@ -46,10 +46,10 @@ def _histogram(lengths: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
     if not len(lengths):
         return {}
     counts, _ = np.histogram(np.minimum(lengths, edges[-1] - 1), edges)
-    of = {"median": 50, "p95": 95, "max": 100}
+    percentiles = {"median": 50, "p95": 95, "max": 100}
     return {
         "unit": "characters",
-        **{name: int(np.percentile(lengths, share)) for name, share in of.items()},
+        **{name: int(np.percentile(lengths, share)) for name, share in percentiles.items()},
         "edges": edges[:-1].tolist(),
         "counts": counts.tolist(),
     }
@@ -58,7 +58,7 @@ def _histogram(lengths: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
 def label_counts(labels: list[Any]) -> dict[str, int]:
     """Rows of each label in the labels' order; of each of several; of numbers by tenths."""
     if labels and isinstance(labels[0], list):
-        labels = [name for several in labels for name in several]
+        labels = [name for row_labels in labels for name in row_labels]
     elif labels and isinstance(labels[0], float):
         counts, edges = np.histogram(np.array(labels, float), NUMBERS)
         names = [f"{a:.3g} – {b:.3g}" for a, b in pairwise(edges)]

@@ -44,8 +44,8 @@ class BackTranslation(Augmentation):
             require(bool(getattr(self, name)), f"{name} is empty: it names a model that translates")
             prompt = getattr(self, f"prompt_{name}")
             require("{text}" in prompt, f"prompt_{name}={prompt!r} has no {{text}}")
-        several = self.copies == 1 or self.temperature > 0
-        require(several, f"copies={self.copies} would be alike: set a temperature above 0")
+        distinct = self.copies == 1 or self.temperature > 0
+        require(distinct, f"copies={self.copies} would be alike: set a temperature above 0")
 
     def content(self) -> None:
         """It goes by models, which keep what they have said."""
@@ -53,8 +53,8 @@ class BackTranslation(Augmentation):
     def change(self, split: Split, rows: list[Row], models: Models | None) -> Outcome:
         new = [(row, dict(row)) for row in rows for _ in range(self.copies)]
         for name in inputs(rows[0], self.columns):
-            found = self._reworded([row[name] for row, _ in new], models)
-            for (_, copy), text in zip(new, found, strict=True):
+            reworded = self._reworded([row[name] for row, _ in new], models)
+            for (_, copy), text in zip(new, reworded, strict=True):
                 copy[name] = text
         return self.added(split, rows, new)
 
@@ -63,11 +63,11 @@ class BackTranslation(Augmentation):
         said = list(texts)
         for turn, way in enumerate(("there", "back")):
             prompt = getattr(self, f"prompt_{way}")
-            asked = [i for i, text in enumerate(said) if text.strip()]
-            prompts = [prompt.replace("{text}", said[i]) for i in asked]
-            found = models.generate(getattr(self, way), prompts, self._settings(turn))
+            nonempty = [i for i, text in enumerate(said) if text.strip()]
+            prompts = [prompt.replace("{text}", said[i]) for i in nonempty]
+            translated = models.generate(getattr(self, way), prompts, self._settings(turn))
             said = [""] * len(texts)
-            for i, text in zip(asked, found, strict=True):
+            for i, text in zip(nonempty, translated, strict=True):
                 said[i] = text.strip()
         return [new or old for new, old in zip(said, texts, strict=True)]
 
@@ -106,10 +106,10 @@ class MaskedSubstitution(Augmentation):
             parts = [Text.of(row[name]) for row, _ in new]
             randoms = [np.random.default_rng((self.seed, column, i)) for i in range(len(new))]
             places = [self._places(t, random) for t, random in zip(parts, randoms, strict=True)]
-            asked = [i for i, found in enumerate(places) if len(found)]
-            gaps = [between(parts[i], places[i]) for i in asked]
-            filled = models.fill(self.model, gaps, self.top_k + 1) if asked else []
-            for i, words in zip(asked, filled, strict=True):
+            chosen = [i for i, masked in enumerate(places) if len(masked)]
+            gaps = [between(parts[i], places[i]) for i in chosen]
+            filled = models.fill(self.model, gaps, self.top_k + 1) if chosen else []
+            for i, words in zip(chosen, filled, strict=True):
                 for place, known in zip(places[i], words, strict=True):
                     _put(parts[i], place, known, randoms[i], self.top_k)
                 new[i][1][name] = str(parts[i])

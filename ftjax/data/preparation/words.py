@@ -26,9 +26,9 @@ def shingles(text: str, length: int, characters: int) -> frozenset[str]:
     every = words(text)
     spaced = [word for word in every if not IS_HAN.match(word)]
     joined = "".join(word for word in every if IS_HAN.match(word))
-    found = {" ".join(run) for run in _runs(spaced, length)}
-    found |= set(_runs(joined, characters))
-    return frozenset(found or {text.strip()})
+    runs = {" ".join(run) for run in _runs(spaced, length)}
+    runs |= set(_runs(joined, characters))
+    return frozenset(runs or {text.strip()})
 
 
 def _runs(items: Sequence, length: int) -> list[Sequence]:

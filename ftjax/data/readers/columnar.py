@@ -102,14 +102,14 @@ def of_types(table: pyarrow.Table | pyarrow.RecordBatch, types: Types) -> pyarro
     """Columns of these types; None where one is of another, or there twice."""
     columns = {}
     try:
-        for name, wanted in types.items():
+        for name, kind in types.items():
             if table.schema.names.count(name) > 1:
                 return None
             column = table.column(name) if name in table.schema.names else None
             if column is None or column.null_count == len(column):
                 columns[name] = pyarrow.nulls(len(table))
-            elif not pyarrow.types.is_null(wanted) and _takes(column.type, wanted):
-                columns[name] = column.cast(wanted)
+            elif not pyarrow.types.is_null(kind) and _takes(column.type, kind):
+                columns[name] = column.cast(kind)
             else:
                 return None
     except (
@@ -120,14 +120,14 @@ def of_types(table: pyarrow.Table | pyarrow.RecordBatch, types: Types) -> pyarro
     return pyarrow.table(columns)
 
 
-def _takes(theirs: pyarrow.DataType, wanted: pyarrow.DataType) -> bool:
+def _takes(theirs: pyarrow.DataType, kind: pyarrow.DataType) -> bool:
     """Whether the values of a type are, as Python's objects, of the wanted one."""
     types = pyarrow.types
     if types.is_dictionary(theirs):
-        return _takes(theirs.value_type, wanted)
-    if types.is_string(wanted):
+        return _takes(theirs.value_type, kind)
+    if types.is_string(kind):
         return types.is_string(theirs) or types.is_large_string(theirs)
-    if types.is_int64(wanted):
+    if types.is_int64(kind):
         return types.is_integer(theirs) and theirs != pyarrow.uint64()
     return types.is_floating(theirs) or theirs in (pyarrow.int32(), pyarrow.int16(), pyarrow.int8())
 

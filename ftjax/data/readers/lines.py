@@ -81,9 +81,9 @@ def encoding_of(file: Path, options: Options) -> str:
     """
     start = head(file)
     mark = next((codec for mark, codec in MARKS.items() if start.startswith(mark)), "")
-    asked = options.get("encoding", "auto")
-    if asked != "auto":
-        name = codecs.lookup(asked).name
+    setting = options.get("encoding", "auto")
+    if setting != "auto":
+        name = codecs.lookup(setting).name
         return mark if mark and mark.startswith(name) else name  # with its mark left out
     if mark:
         return mark
@@ -154,14 +154,14 @@ def sound_lines(
     """
     name, counted = NAMES.get(codec, codec), codec in ("utf-8", "utf-8-sig")
     before += len(codecs.BOM_UTF8) * (codec == "utf-8-sig")
-    for each, line in enumerate(text, number):
+    for row, line in enumerate(text, number):
         bad = None if line.isascii() else ESCAPED.search(line)
         if bad is None:
             yield line
         else:
             at = f" (byte {before + len(line[: bad.start()].encode())})" if counted else ""
             yield UserError(
-                f"{file}: row {each} has bytes that are not {name}{at}; if the file is of another "
+                f"{file}: row {row} has bytes that are not {name}{at}; if the file is of another "
                 "encoding, set data.encoding, as to cp1252"
             )
         before += len(line.encode("utf-8", "surrogateescape")) if counted else 0

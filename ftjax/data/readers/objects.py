@@ -33,7 +33,7 @@ def read_json(file: Path, options: Options) -> Rows:
             if _is_row(line):
                 yield from _by_line(file, chain([(number, line)], every))
             else:
-                rest = (sound(each) for _, each in every)
+                rest = (sound(line) for _, line in every)
                 yield from _documents(file, "".join(chain([line], rest)))
             return
 
@@ -55,7 +55,7 @@ def _is_row(line: str | UserError) -> bool:
 
 
 def _are_rows(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, Mapping) for each in value)
+    return isinstance(value, list) and all(isinstance(row, Mapping) for row in value)
 
 
 def _by_line(file: Path, numbered: Iterator[tuple[int, str | UserError]]) -> Rows:
@@ -96,7 +96,7 @@ def _documents(file: Path, text: str) -> Rows:
 def _are_columns(value: Any) -> bool:
     """Whether an object has cells by the numbers of rows in each column."""
     columns = list(value.values()) if isinstance(value, Mapping) else []
-    numbered = [isinstance(each, Mapping) and "0" in each for each in columns]
+    numbered = [isinstance(cells, Mapping) and "0" in cells for cells in columns]
     return bool(numbered) and all(numbered)
 
 
@@ -215,10 +215,10 @@ def read_squad(file: Path, options: Options) -> Rows:
     """
     text = "".join(map(sound, lines(file, options)))
     try:
-        found = json.loads(text)
-        asked = [
+        document = json.loads(text)
+        questions = [
             (paragraph["context"], question)
-            for article in found["data"]
+            for article in document["data"]
             for paragraph in article["paragraphs"]
             for question in paragraph["qas"]
         ]
@@ -226,7 +226,7 @@ def read_squad(file: Path, options: Options) -> Rows:
         raise UserError(f"{file}: not valid JSON: {error}") from error
     except (KeyError, TypeError) as error:
         raise UserError(f"{file} is not of SQuAD's form: {error!r} is missing") from error
-    for number, (context, question) in enumerate(asked, 1):
+    for number, (context, question) in enumerate(questions, 1):
         try:
             answers = question.get("answers", ())
             row = {

@@ -45,8 +45,8 @@ def groups(file: Any) -> list[Sequence[Mapping[int, Any]]]:
     end = file.seek(-8, 2)
     length = int.from_bytes(file.read(4), "little")
     file.seek(max(end - length, 0))
-    found = Compact(file.read(length)).struct()
-    return [group[COLUMNS] for group in found[GROUPS]]
+    footer = Compact(file.read(length)).struct()
+    return [group[COLUMNS] for group in footer[GROUPS]]
 
 
 def _headers(file: Any, at: int, end: int) -> Iterator[dict[int, Any]]:
@@ -64,8 +64,8 @@ def _headers(file: Any, at: int, end: int) -> Iterator[dict[int, Any]]:
 
 def _header(file: Any, at: int, most: int) -> tuple[dict[int, Any], int]:
     file.seek(at)
-    found = Compact(file.read(most))
-    return found.struct(), found.at
+    reader = Compact(file.read(most))
+    return reader.struct(), reader.at
 
 
 class Compact:
@@ -82,12 +82,12 @@ class Compact:
         """Values by the number of their field; None for texts and numbers with a point."""
         if depth > DEPTH:
             raise ValueError("a header has too many structs within each other")
-        found: dict[int, Any] = {}
+        values: dict[int, Any] = {}
         number = 0
         while (head := self._byte()) & 15 != STOP:
             number = number + (head >> 4) if head >> 4 else self._integer()
-            found[number] = self._value(head & 15, depth)
-        return found
+            values[number] = self._value(head & 15, depth)
+        return values
 
     def _value(self, kind: int, depth: int) -> Any:
         if kind in (TRUE, FALSE):
@@ -99,8 +99,8 @@ class Compact:
         if kind in LISTS:
             head = self._byte()
             count = head >> 4 if head >> 4 < 15 else self._varint()
-            each = BYTE if head & 15 in (TRUE, FALSE) else head & 15
-            return [self._value(each, depth + 1) for _ in range(count)]
+            element = BYTE if head & 15 in (TRUE, FALSE) else head & 15
+            return [self._value(element, depth + 1) for _ in range(count)]
         if kind not in (BYTE, DOUBLE, BINARY):
             raise ValueError(f"a header has a value of kind {kind}")
         size = {BYTE: 1, DOUBLE: 8}.get(kind) or self._varint()

@@ -189,9 +189,9 @@ def sheet_note(file: Path) -> str:
 
 def _sheet(book: Any) -> tuple[str, Iterator[tuple[int, tuple]]]:
     """The first sheet with a row below its header, or else with any: its name and filled rows."""
-    found = [(sheet.title, list(islice(_filled(sheet), 2))) for sheet in book.worksheets]
-    few = next((title for title, first in found if first), book.sheetnames[0])
-    title = next((title for title, first in found if len(first) > 1), few)
+    sheets = [(sheet.title, list(islice(_filled(sheet), 2))) for sheet in book.worksheets]
+    few = next((title for title, first in sheets if first), book.sheetnames[0])
+    title = next((title for title, first in sheets if len(first) > 1), few)
     return title, _filled(book[title])
 
 

@@ -226,28 +226,28 @@ def check_config(config: Mapping[str, Any], tuned: Tuned, model_type: str) -> No
     _check(config, config_of(tuned, model_type))
 
 
-def _check(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    kind, ignored = wanted.get("architecture"), set(STARTS)
+def _check(config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    kind, ignored = expected.get("architecture"), set(STARTS)
     differs = "adapter_config.json has {}={!r}, but the method here has {!r}"
-    given = config.get("architecture")
-    require(given == kind, differs.format("architecture", given, kind))
+    theirs = config.get("architecture")
+    require(theirs == kind, differs.format("architecture", theirs, kind))
     if kind == UNION["architecture"]:
-        parts = config["configs"], wanted["configs"]
+        parts = config["configs"], expected["configs"]
         numbers = [len(configs) for configs in parts]
         require(len(set(numbers)) == 1, differs.format("a number of configs", *numbers))
         for part, ours in zip(*parts, strict=True):
             _check(part, ours)
         return
-    if not wanted.get("phm_layer"):
+    if not expected.get("phm_layer"):
         ignored |= {key for key in config if "phm" in key and key != "phm_layer"}
-    if wanted.get("flat"):
+    if expected.get("flat"):
         ignored |= {"bottleneck_size", "non_linearity"}
     if kind == "lora" and config.get("use_gating"):
         ignored |= {"alpha"}  # which the library then leaves out
-    for key in sorted({*config, *wanted} - ignored):
-        given, ours = config.get(key, DEFAULTS.get(kind, {}).get(key)), wanted.get(key)
-        same = (sorted(given) if key == "leave_out" else given) == ours
-        require(same, differs.format(key, given, ours))
+    for key in sorted({*config, *expected} - ignored):
+        theirs, ours = config.get(key, DEFAULTS.get(kind, {}).get(key)), expected.get(key)
+        same = (sorted(theirs) if key == "leave_out" else theirs) == ours
+        require(same, differs.format(key, theirs, ours))
 
 
 def _bottleneck(tuned: Tuned, model_type: str) -> dict[str, Any]:
@@ -268,16 +268,16 @@ def _read_bottleneck(config: Mapping[str, Any], *_: Any) -> dict[str, Any]:
         isinstance(factor, int | float) and float(factor).is_integer(),
         f"adapter_config.json: reduction_factor={factor!r} is not implemented",
     )
-    found = {"reduction": int(factor), "activation": config["non_linearity"]}
-    found |= {"leave_out": sorted(config["leave_out"])}
+    options = {"reduction": int(factor), "activation": config["non_linearity"]}
+    options |= {"leave_out": sorted(config["leave_out"])}
     if config["phm_layer"]:
-        found |= {ours: config[field] for field, ours in PHM.items()}
-        return {"name": "compacter" if config["mh_adapter"] else "compacter_pp", **found}
+        options |= {ours: config[field] for field, ours in PHM.items()}
+        return {"name": "compacter" if config["mh_adapter"] else "compacter_pp", **options}
     if not config["is_parallel"]:
-        return {"name": "houlsby" if config["mh_adapter"] else "pfeiffer", **found}
+        return {"name": "houlsby" if config["mh_adapter"] else "pfeiffer", **options}
     if config["scaling"] == "learned":
-        return {"name": "scaled_parallel", **found}
-    return {"name": "parallel", "scale": config["scaling"], **found}
+        return {"name": "scaled_parallel", **options}
+    return {"name": "parallel", "scale": config["scaling"], **options}
 
 
 def _prefix(tuned: Tuned, model_type: str) -> dict[str, Any]:
@@ -318,10 +318,10 @@ def _reft(tuned: Tuned, model_type: str) -> dict[str, Any]:
 
 def _read_reft(config: Mapping[str, Any], *_: Any) -> dict[str, Any]:
     config = REFT | dict(config)
-    found = {ours: config[theirs] for theirs, ours in FIELDS.items()}
+    options = {ours: config[theirs] for theirs, ours in FIELDS.items()}
     layers = () if config["layers"] == "all" else tuple(config["layers"])
     kind = "loreft" if config["orthogonality"] else "noreft"
-    return {"name": "reft", "kind": kind, "layers": layers, **found}
+    return {"name": "reft", "kind": kind, "layers": layers, **options}
 
 
 def _fusion(tuned: Tuned, model_type: str) -> dict[str, Any]:

@@ -89,14 +89,14 @@ def _read_head(folder: Path, tuned: Tuned) -> Flat:
         head, theirs = tuned.config.heads.get(tuned.model.head), read.get("model_class")
         same = head is not None and theirs == head.architecture
         require(same, f"{folder / HEAD[0]} is of none of this model's heads: {theirs}")
-        places = tuned.names.head
+        prefixes = tuned.names.head
     else:
         modules = _numbers_of(folder, HEAD_CONFIG | read["config"], tuned)
-        places = {module: f"heads.{read['name']}.{n}" for module, n in modules.items()}
+        prefixes = {module: f"heads.{read['name']}.{n}" for module, n in modules.items()}
     file, tensors, params = _tensors_file(folder, HEAD), _tensors(folder, HEAD), {}
-    for module, place in places.items():
+    for module, prefix in prefixes.items():
         for leaf, end in LEAVES.items():
-            path, tensor = f"{module}/{leaf}", f"{place}.{end}"
+            path, tensor = f"{module}/{leaf}", f"{prefix}.{end}"
             if path in tuned.shapes:
                 require(tensor in tensors, f"{file}: the head lacks tensor {tensor!r}")
                 array = tensors[tensor].T if leaf == "kernel" else tensors[tensor]
@@ -108,11 +108,11 @@ def _read_head(folder: Path, tuned: Tuned) -> Flat:
 
 def _numbers_of(folder: Path, config: Mapping[str, Any], tuned: Tuned) -> dict[str, int]:
     """Our modules → the numbers of a flexible head."""
-    wanted, modules = _head(tuned) or ({}, {})
+    head, modules = _head(tuned) or ({}, {})
     if config["use_pooler"] and modules and "pooler" not in tuned.names.head:
-        one = {"activation_function": config["activation_function"], "layers": 1}
-        wanted, modules = wanted | one | {"use_pooler": True}, {"classifier": 1}
-    same = all(config.get(key) == wanted.get(key) for key in config.keys() - UNUSED)
+        pooler = {"activation_function": config["activation_function"], "layers": 1}
+        head, modules = head | pooler | {"use_pooler": True}, {"classifier": 1}
+    same = all(config.get(key) == head.get(key) for key in config.keys() - UNUSED)
     require(same, f"{folder / HEAD[0]} is of none of this model's heads: {config}")
     return modules
 
@@ -240,8 +240,8 @@ def _read_fusion(folder: Path, tuned: Tuned) -> Flat:
     require(len(names) == number, f"{folder} fuses {len(names)} adapters, the method {number}")
     params = _read_one(folder / ",".join(names), _fusion_alone(tuned), FUSION)
     for number, name in enumerate(names):
-        found = _read_one(folder / name, _adapter_alone(tuned, number), ADAPTER)
-        params |= placed_as(found, number)
+        adapter = _read_one(folder / name, _adapter_alone(tuned, number), ADAPTER)
+        params |= placed_as(adapter, number)
     return params
 
 

@@ -85,9 +85,9 @@ def _targets(
     if not config["leave_out"]:
         return targets
     inside = re.compile(r".*?(?:(\w+)\.block|layer|layers|h)\.(\d+)\..*\.loras\.")
-    found = {match.groups() for match in map(inside.match, tensors) if match}
+    adapted = {match.groups() for match in map(inside.match, tensors) if match}
     layers = "|".join(
-        sorted(f"{stack}/layers/layer_{n}" if stack else f"layer_{n}" for stack, n in found)
+        sorted(f"{stack}/layers/layer_{n}" if stack else f"layer_{n}" for stack, n in adapted)
     )
     return rf"(.*/)?({layers})/.*({'|'.join(targets)})"
 
@@ -133,5 +133,5 @@ def read_lora(
         same = "adapter_config.json: use_dora with alpha={} and r={}, which differ: the library"
         require(rank == alpha, f"{same.format(alpha, rank)} takes norms without alpha / r")
     alpha = rank if config["use_gating"] else alpha
-    found = {"targets": targets, "dropout": config["dropout"], "rank": rank, "alpha": alpha}
-    return {"name": "dora" if config["use_dora"] else "lora", **found}
+    options = {"targets": targets, "dropout": config["dropout"], "rank": rank, "alpha": alpha}
+    return {"name": "dora" if config["use_dora"] else "lora", **options}

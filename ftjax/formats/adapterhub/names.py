@@ -243,8 +243,8 @@ def from_tensors(
     }
     if isinstance(tuned.method, Reft):
         bare = adapterhub_reft.read(bare, tuned.method)
-    found, shared = _pieces(tuned, family, name), {}
-    for piece in (piece for pieces in found.values() for piece in pieces):
+    by_path, shared = _pieces(tuned, family, name), {}
+    for piece in (piece for pieces in by_path.values() for piece in pieces):
         shared.setdefault(piece.tensor, set()).add(piece.index)
     for tensor in shared.keys() - bare.keys():
         raise UserError(f"the adapter lacks tensor {tensor!r}{nearest(tensor, bare)}")
@@ -264,7 +264,7 @@ def from_tensors(
         return np.ascontiguousarray(part, np.float32)
 
     params = {}
-    for path, pieces in found.items():
+    for path, pieces in by_path.items():
         shape = tuned.shapes[path].shape
         single = expand(path) == [path]
         layers = [layer(piece, shape if single else shape[1:]) for piece in pieces]

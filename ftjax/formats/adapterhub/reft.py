@@ -24,26 +24,26 @@ UNIT = r"\.units\.(\d)\."
 
 def written(tensors: Mapping[str, np.ndarray], method: Reft) -> Tensors:
     """With orthonormal projections parametrized, and both units; one without tokens is a copy."""
-    found: Tensors = {}
+    stored: Tensors = {}
     for name, array in tensors.items():
         if method.kind == "loreft" and name.endswith(PLAIN):
             place = name.removesuffix(PLAIN)
-            found[place + ORIGINAL], found[place + BASE] = parametrized(array)
+            stored[place + ORIGINAL], stored[place + BASE] = parametrized(array)
         else:
-            found[name] = array
+            stored[name] = array
     if method.tied or len(method.units) == len(ENDS):
-        return found
+        return stored
     return {
         re.sub(UNIT, f".units.{number}.", name): array
         for number in range(len(ENDS))
-        for name, array in found.items()
+        for name, array in stored.items()
     }
 
 
 def read(tensors: Mapping[str, np.ndarray], method: Reft) -> Tensors:
     """With projections as they are, and only the units that have tokens."""
     used = {str(ENDS[end] - 1) for end in method.units}
-    found: Tensors = {}
+    plain: Tensors = {}
     for name, array in tensors.items():
         unit = re.search(UNIT, name)
         if unit and unit[1] not in used:
@@ -53,10 +53,10 @@ def read(tensors: Mapping[str, np.ndarray], method: Reft) -> Tensors:
             wide = array.shape[-1:]
             square = array.ndim == 2 and tensors[place + BASE].shape == wide * 2
             require(square, f"{place + BASE!r} has shape {tensors[place + BASE].shape}")
-            found[place + PLAIN] = projection(array, tensors[place + BASE])
+            plain[place + PLAIN] = projection(array, tensors[place + BASE])
         elif not name.endswith(BASE):
-            found[name] = array
-    return found
+            plain[name] = array
+    return plain
 
 
 def parametrized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

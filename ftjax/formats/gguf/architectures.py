@@ -222,7 +222,7 @@ def _rope(file: File, head_dim: int) -> dict[str, Any]:
     """
     theta = file.get("rope.freq_base", Above0, 10_000.0)
     scaling = file.get("rope.scaling.type", str, "none")
-    given = {"rope_type": "default", "rope_theta": theta}
+    parameters = {"rope_type": "default", "rope_theta": theta}
     rotated = file.get("rope.dimension_count", Size, head_dim)
     if scaling not in ("none", "linear") or (rotated != head_dim and architecture(file).permuted):
         raise UserError(
@@ -230,10 +230,10 @@ def _rope(file: File, head_dim: int) -> dict[str, Any]:
             "not implemented"
         )
     if rotated != head_dim:
-        given["partial_rotary_factor"] = rotated / head_dim
+        parameters["partial_rotary_factor"] = rotated / head_dim
     if scaling == "linear":
         return {
-            **given,
+            **parameters,
             "rope_type": "linear",
             "factor": file.get("rope.scaling.factor", Above0, 1.0),
         }
@@ -243,8 +243,8 @@ def _rope(file: File, head_dim: int) -> dict[str, Any]:
             reading(file.path, "has rope_freqs.weight that cannot be read"),
             np.errstate(divide="raise", invalid="raise"),
         ):
-            return {**given, **_llama3(divisors, theta, file.path)}
-    return given
+            return {**parameters, **_llama3(divisors, theta, file.path)}
+    return parameters
 
 
 def _llama3(divisors: np.ndarray, theta: float, path: Path) -> dict[str, Any]:
@@ -264,8 +264,8 @@ def _llama3(divisors: np.ndarray, theta: float, path: Path) -> dict[str, Any]:
     if between.sum() > 1:
         slope, start = np.polyfit(cycles[between], share[between], 1)
         high, original = round(1 - 1 / start, 4), round(-slope / start)
-        found = np.clip((original * cycles - 1) / (high - 1), 0, 1)
-        if np.allclose(found, share, atol=1e-3):
+        fitted = np.clip((original * cycles - 1) / (high - 1), 0, 1)
+        if np.allclose(fitted, share, atol=1e-3):
             return {
                 "rope_type": "llama3",
                 "factor": factor,

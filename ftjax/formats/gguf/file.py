@@ -92,12 +92,12 @@ def read(path: Path) -> File:
     Raises:
         UserError: the file is absent, truncated, no GGUF file, or one part of several.
     """
-    found = regular(path).stat()
-    return _read(path, found.st_mtime_ns, found.st_size)
+    status = regular(path).stat()
+    return _parsed(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=1)
-def _read(path: Path, changed: int, size: int) -> File:
+def _parsed(path: Path, changed: int, size: int) -> File:
     with reading(path, "is not a GGUF file, or is truncated"):
         metadata, tensors = read_header(path)
         parts = metadata.get("split.count", 1)
@@ -108,6 +108,6 @@ def _read(path: Path, changed: int, size: int) -> File:
 def tokenizer_bytes(path: Path) -> bytes:
     """All that the file says of its tokenizer, to tell tokenizers apart."""
     file = read(path)
-    found = {name: x for name, x in file.metadata.items() if name.startswith("tokenizer.")}
-    found["architecture"] = file.architecture
-    return json.dumps(found, sort_keys=True).encode("utf-8", "surrogatepass")
+    entries = {name: x for name, x in file.metadata.items() if name.startswith("tokenizer.")}
+    entries["architecture"] = file.architecture
+    return json.dumps(entries, sort_keys=True).encode("utf-8", "surrogatepass")

@@ -116,12 +116,12 @@ def build(path: Path) -> Any:
     if max(number or 0 for number in numbers.values()) >= len(tokens):
         raise UserError(f"{path} lacks its tokenizer's tokens")
     special = {f"{name}_token": tokens[n] for name, n in numbers.items() if n is not None}
-    make, starts = _maker(path, said, file.architecture)
+    tokenizer_of, starts = _maker(path, said, file.architecture)
     template = file.metadata.get("tokenizer.chat_template")
     require(isinstance(template, str | None), f"{path}: tokenizer.chat_template is no text")
     most = file.get("context_length", Size)
     with reading(path, "has a tokenizer that cannot be read"):
-        tokenizer = make(said, special.get("unk_token"))
+        tokenizer = tokenizer_of(said, special.get("unk_token"))
         kinds = dict(zip(tokens, types, strict=False))
         control = {token for token in tokens if kinds.get(token) == CONTROL} | {*special.values()}
         whole = [token for token in tokens if kinds.get(token) == USER_DEFINED]
@@ -152,7 +152,7 @@ def end_tokens(path: Path) -> list[int]:
     file = read(path)
     named = [file.token(f"{end}_token_id") for end in ENDS]
     number = {token: i for i, token in enumerate(file.tokens())}
-    harmony = any(several <= number.keys() for several in HARMONY)
+    harmony = any(marks <= number.keys() for marks in HARMONY)
     spelled = [t for t in END_TEXTS if t in number and not (harmony and t == "<|end|>")]
     ends = [*(end for end in named if end is not None), *(number[text] for text in spelled)]
     return list(dict.fromkeys(ends))

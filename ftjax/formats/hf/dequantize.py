@@ -43,34 +43,34 @@ def quantization(folder: Path) -> dict[str, Any]:
         UserError: a kind that is not read.
     """
     config = folder / "config.json"
-    found = (read_json(config) if config.exists() else {}).get("quantization_config") or {}
-    require(isinstance(found, dict), f"{config}: quantization_config={found!r} is no object")
-    if not found and (folder / "quantize_config.json").exists():  # as AutoGPTQ wrote it
+    settings = (read_json(config) if config.exists() else {}).get("quantization_config") or {}
+    require(isinstance(settings, dict), f"{config}: quantization_config={settings!r} is no object")
+    if not settings and (folder / "quantize_config.json").exists():  # as AutoGPTQ wrote it
         config = folder / "quantize_config.json"
-        found = {"quant_method": "gptq", **read_json(config)}
-    if not found:
+        settings = {"quant_method": "gptq", **read_json(config)}
+    if not settings:
         return {}
-    check(config, found, Quantization)
-    kind = found.get("quant_method")
-    if kind is None and (found.get("load_in_4bit") or found.get("load_in_8bit")):
+    check(config, settings, Quantization)
+    kind = settings.get("quant_method")
+    if kind is None and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
         kind = "bitsandbytes"
-    bits = found.get("bits", 4)
-    form = str(found.get("version", found.get("format", "gemm"))).lower()
-    packed = str(found.get("checkpoint_format") or "gptq")
+    bits = settings.get("bits", 4)
+    form = str(settings.get("version", settings.get("format", "gemm"))).lower()
+    packed = str(settings.get("checkpoint_format") or "gptq")
     known = {
         "bitsandbytes": True,
         "gptq": bits in (2, 4, 8) and packed.startswith("gptq"),
         "awq": bits == 4 and form == "gemm",
     }
     if not known.get(str(kind), False):
-        details = {k: found[k] for k in ("bits", "format", "fmt", "version") if k in found}
+        details = {k: settings[k] for k in ("bits", "format", "fmt", "version") if k in settings}
         said = "".join(f", {key} {value}" for key, value in details.items())
         raise UserError(
             f"{config}: the model is quantized by {kind}{said}, which is not read; bitsandbytes, "
             "GPTQ of 2, 4 and 8 bits and AWQ of 4 bits (gemm) are. Save it dequantized, with the "
             "library that wrote it"
         )
-    return {**found, "quant_method": kind}
+    return {**settings, "quant_method": kind}
 
 
 @dataclass(frozen=True)
@@ -151,13 +151,13 @@ def plain_weights(folder: Path) -> dict[str, Any]:
         matrix = f"{files}, quantized as {folder / 'config.json'} says: the matrix {module!r}"
         parts = {n.removeprefix(f"{module}."): stored[n] for n in _own(stored, module)}
         try:
-            found = opened(matrix, parts, settings, np.dtype(usual), turned)
+            plain = opened(matrix, parts, settings, np.dtype(usual), turned)
         except KeyError as error:
             raise UserError(f"{matrix} lacks its {error}") from None
         except DAMAGED as error:
             raise UserError(f"{matrix} is damaged: {error}") from error
-        if found is not None:
-            tensors[f"{module}.weight"] = found
+        if plain is not None:
+            tensors[f"{module}.weight"] = plain
             used.update(f"{module}.{n}" for n in parts if n != "bias")
     return tensors | {name: stored[name] for name in stored if name not in used}
 
@@ -272,8 +272,8 @@ def _interleaved(parts: Mapping[str, Any]) -> np.ndarray:
     """scale · (code − zero), of groups of inputs; both packed along outputs (Lin et al. 2023)."""
 
     def codes(name: str) -> np.ndarray:
-        found = _unpacked(np.asarray(parts[name]), 4)
-        return found.reshape(len(found), -1, 8)[:, :, INTERLEAVED].reshape(found.shape)
+        unpacked = _unpacked(np.asarray(parts[name]), 4)
+        return unpacked.reshape(len(unpacked), -1, 8)[:, :, INTERLEAVED].reshape(unpacked.shape)
 
     scales = np.asarray(parts["scales"], np.float32)
     matrix, zeros = codes("qweight"), codes("qzeros")

@@ -211,8 +211,8 @@ def written(
     def tensor(name: str) -> Written:
         part, paths = parts[name], [pieces[name][i] for i in sorted(pieces[name])]
         axes = [_axes(path, names) for path, _ in paths]
-        each = [shapes[path].shape[n:] for (path, _), n in zip(paths, axes, strict=True)]
-        shape = (*each[0][:-1], sum(one[-1] for one in each)) if each[0] else ()
+        inner = [shapes[path].shape[n:] for (path, _), n in zip(paths, axes, strict=True)]
+        shape = (*inner[0][:-1], sum(size[-1] for size in inner)) if inner[0] else ()
         turned = paths[0][0].endswith("/kernel") and not part.turned
         shape = part.shape or (shape[::-1] if turned else shape)
 

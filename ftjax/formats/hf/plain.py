@@ -73,8 +73,8 @@ class Plain:
             return _float32(leaf)
         held, names, scanned = fetched(leaf), self._tuned.names, expand(path) != [path]
         stored = names.stored_in(self._base, path, self._prefix)
-        each = len(stored) // len(expand(path))
-        stored = stored[layer * each : (layer + 1) * each] if scanned else stored
+        count = len(stored) // len(expand(path))
+        stored = stored[layer * count : (layer + 1) * count] if scanned else stored
         if all(name in self._base for name, _ in stored):
             tensors, part = [self._base[name] for name, _ in stored], stored[0][1]
             kind = path.rsplit("/", 1)[1]

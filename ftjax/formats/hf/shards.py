@@ -60,8 +60,10 @@ def write_weights(
         if jax.process_count() > 1:  # others wait for this one's part in gathering the rest
             deque(arrays, maxlen=0)
     if count > 1 and jax.process_index() == 0:
-        places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        weight_map = {
+            name: file for file, names in zip(files, shards, strict=True) for name in names
+        }
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         write_json(output / f"{SINGLE[0]}.index.json", index)
 
 

@@ -112,11 +112,11 @@ class Resized:
 
     def __getitem__(self, index: Any) -> np.ndarray:
         whole = (slice(None),) * len(self.shape)
-        given = index if isinstance(index, tuple) else (index,)
-        given = whole if given == (...,) else (*given, *whole[len(given) :])
-        start, stop, _ = given[self.axis].indices(self.size)
+        slices = index if isinstance(index, tuple) else (index,)
+        slices = whole if slices == (...,) else (*slices, *whole[len(slices) :])
+        start, stop, _ = slices[self.axis].indices(self.size)
         count = self.tensor.shape[self.axis]
-        before, after = given[: self.axis], given[self.axis + 1 :]
+        before, after = slices[: self.axis], slices[self.axis + 1 :]
         parts = []
         if start < count:
             parts.append(self.tensor[(*before, slice(start, min(stop, count)), *after)])

@@ -51,14 +51,14 @@ def _index(folder: Path, single: str) -> dict[str, str] | None:
     path = folder / f"{single}.index.json"
     if not path.exists():
         return None
-    found = read_json(path).get("weight_map")
-    named = isinstance(found, dict) and all(isinstance(v, str) for v in found.values())
-    if not named or not found:
+    weight_map = read_json(path).get("weight_map")
+    named = isinstance(weight_map, dict) and all(isinstance(v, str) for v in weight_map.values())
+    if not named or not weight_map:
         raise UserError(f'{path} has no "weight_map" from tensors to files')
-    for name in found.values():
+    for name in weight_map.values():
         if Path(name).name != name or not name.endswith(SUFFIXES) or "\0" in name:
             raise UserError(f"{path} names {name!r}, which is no file of weights beside it")
-    return found
+    return weight_map
 
 
 def _single(folder: Path) -> str:

@@ -98,9 +98,9 @@ def method_of(file: Path, config: Mapping[str, Any]) -> str:
     raise UserError(f"{file}: peft_type={kind!r} is not known{nearest(str(kind), known)}")
 
 
-def _same(found: Any, wanted: Any) -> bool:
+def _same(theirs: Any, ours: Any) -> bool:
     """Whether a configuration says what a form does: a word, or that something is on."""
-    return found == wanted if isinstance(wanted, str) else bool(found) == bool(wanted)
+    return theirs == ours if isinstance(ours, str) else bool(theirs) == bool(ours)
 
 
 def written(tuned: Tuned, form: Form) -> dict[str, Any]:
@@ -146,18 +146,18 @@ def written(tuned: Tuned, form: Form) -> dict[str, Any]:
 
 def _patterns(tuned: Tuned, form: Form) -> dict[str, dict[str, Any]]:
     """r and α of the modules whose own differ from the method's."""
-    each: dict[str, tuple[int, float]] = {}
+    factors: dict[str, tuple[int, float]] = {}
     for piece in _pieces(tuned, form):
         both = own_factors(tuned, form, piece)
-        if each.setdefault(piece.part.name, both) != both:
+        if factors.setdefault(piece.part.name, both) != both:
             raise UserError(
                 f"PEFT adapts {piece.part.name!r} as one projection, and here its parts have ranks "
                 "or alphas of their own; use --format hf"
             )
     method = tuned.method
     own = {
-        "rank_pattern": {name: rank for name, (rank, _) in each.items() if rank != method.rank},
-        "alpha_pattern": {name: a for name, (_, a) in each.items() if a != method.alpha},
+        "rank_pattern": {name: rank for name, (rank, _) in factors.items() if rank != method.rank},
+        "alpha_pattern": {name: a for name, (_, a) in factors.items() if a != method.alpha},
     }
     return {key: pattern for key, pattern in own.items() if pattern}
 
@@ -245,20 +245,20 @@ def _agree_in(
 ) -> None:
     """Raises UserError where a module's r or α is another than the method's."""
     module = f"{inside}{piece.part.name}"
-    found = []
+    stated = []
     for ours in ("rank", "alpha"):
         theirs, pattern = form.fields[ours], config.get(f"{ours}_pattern")
         default = config.get(theirs, getattr(tuned.method, ours))
-        found.append((theirs, value_at(pattern, module, default)))
-    (_, rank), (_, alpha) = found
+        stated.append((theirs, value_at(pattern, module, default)))
+    (_, rank), (_, alpha) = stated
     choices = [own_factors(tuned, form, piece, apart) for apart in (True, False)]
-    wanted = next((it for it in choices if it[0] == rank), choices[0])
-    if rank == wanted[0] and isinstance(alpha, int | float) and math.isclose(alpha, wanted[1]):
+    factors = next((it for it in choices if it[0] == rank), choices[0])
+    if rank == factors[0] and isinstance(alpha, int | float) and math.isclose(alpha, factors[1]):
         return
-    ours = "alpha" if rank == wanted[0] else "rank"
-    theirs, value = found[ours == "alpha"]
+    ours = "alpha" if rank == factors[0] else "rank"
+    theirs, value = stated[ours == "alpha"]
     where = f", at {module!r}" if config.get(f"{ours}_pattern") else ""
-    own = wanted[ours == "alpha"]
+    own = factors[ours == "alpha"]
     raise UserError(f"method.{ours}={own!r} differs from {theirs}={value!r} of {file}{where}")
 
 
@@ -311,10 +311,10 @@ def patterns(
         for name, share in shares.items():
             value = value_at(pattern, name, default)
             if share > 1 and isinstance(value, int | float):
-                each = value / share**power
-                each = round(each) if ours == "rank" or math.isclose(each, round(each)) else each
-                if each != value_at(rest, name, default):
-                    apart[name] = each
+                part = value / share**power
+                part = round(part) if ours == "rank" or math.isclose(part, round(part)) else part
+                if part != value_at(rest, name, default):
+                    apart[name] = part
         own[f"{ours}_pattern"] = (*apart.items(), *rest.items())
     return own
 

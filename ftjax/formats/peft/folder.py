@@ -87,8 +87,8 @@ def to_peft(tuned: Tuned, params: Mapping[str, Any]) -> tuple[dict[str, Any], di
         tensors[tables.TABLE] = tables.to_table(tuned, params)
     if prefixed(tuned) and not tuned.base.of_words:
         head = {path: np.asarray(x) for path, x in params.items() if tuned.names.in_head(path)}
-        found = mapping.to_tensors(head, tuned.names, True)
-        tensors |= {_outside(form) + name: array for name, array in found.items()}
+        head_tensors = mapping.to_tensors(head, tuned.names, True)
+        tensors |= {_outside(form) + name: array for name, array in head_tensors.items()}
     return config, tensors
 
 
@@ -217,16 +217,16 @@ def load_into(tuned: Tuned, params: Flat, folder: Path) -> tuple[Flat, list[str]
             continue
         used.update(key for key, _ in stored)
         arrays = [tensors[key] for key, _ in stored]
-        wanted, kind = tuned.shapes[path].shape, path.rsplit("/", 1)[1]
-        if shape_of(arrays[0].shape, stored[0][1], kind) != wanted:
+        needed, kind = tuned.shapes[path].shape, path.rsplit("/", 1)[1]
+        if shape_of(arrays[0].shape, stored[0][1], kind) != needed:
             if tuned.base.of_words:
-                refuse_resized(str(folder / WEIGHTS), stored[0][0], arrays[0].shape, wanted)
+                refuse_resized(str(folder / WEIGHTS), stored[0][0], arrays[0].shape, needed)
             raise UserError(
                 f"{folder / WEIGHTS}: {stored[0][0]!r} has shape {arrays[0].shape}, but "
-                f"parameter {path!r} needs {wanted} (transposed)"
+                f"parameter {path!r} needs {needed} (transposed)"
             )
-        value = mapping.Stored(wanted, arrays, stored[0][1], kind)
-        loaded[path] = value.read(tuple(slice(None) for _ in wanted), np.float32)
+        value = mapping.Stored(needed, arrays, stored[0][1], kind)
+        loaded[path] = value.read(tuple(slice(None) for _ in needed), np.float32)
     rest = {key: array for key, array in tensors.items() if key not in used}
     loaded |= saved(tuned, {**params, **loaded}, rest, config, inside, str(folder / WEIGHTS))
     return {**params, **{path: placed_like(x, params[path]) for path, x in loaded.items()}}, absent

@@ -38,7 +38,7 @@ class Leaf:
 
     def fits(self, key: str, shape: tuple[int, ...]) -> bool:
         """Whether a stored tensor is of this kind."""
-        ones = (size != 1 or found == 1 for size, found in zip(self.shape, shape, strict=False))
+        ones = (size != 1 or actual == 1 for size, actual in zip(self.shape, shape, strict=False))
         return key.endswith(f".{self.suffix}") and all(ones)
 
     def restore(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -165,8 +165,8 @@ def uncut(
         patterns: module's name, and "lora_E" after it → which triplets are left.
     """
     whole = dict(tensors)
-    for pattern, kept in patterns.items():
-        mask = np.asarray(kept, bool)
+    for pattern, left in patterns.items():
+        mask = np.asarray(left, bool)
         for key in tensors:
             module, _, side = key.rpartition(".lora_")
             if side not in ("A", "B", "E") or not module.endswith(pattern.split(".lora_E")[0]):
@@ -187,21 +187,21 @@ def uncut(
 def take(what: str, stored: np.ndarray, piece: Piece, shape: tuple[int, ...]) -> np.ndarray:
     """The inverse of `_join`: one layer's parameter of a tensor."""
     leaf, sizes, index = piece.leaf, piece.part.sizes, piece.part.index
-    wanted = leaf.store(np.empty(shape, np.uint8)).shape
-    if stored.ndim != len(wanted):
-        raise UserError(f"{what} has shape {stored.shape}, but the method's is {wanted}")
-    if sizes and leaf.fused == "rank" and len(stored) == wanted[0] * len(piece.mates):
-        start = piece.mates.index(index) * wanted[0]
-        stored = stored[start : start + wanted[0]]
+    needed = leaf.store(np.empty(shape, np.uint8)).shape
+    if stored.ndim != len(needed):
+        raise UserError(f"{what} has shape {stored.shape}, but the method's is {needed}")
+    if sizes and leaf.fused == "rank" and len(stored) == needed[0] * len(piece.mates):
+        start = piece.mates.index(index) * needed[0]
+        stored = stored[start : start + needed[0]]
     elif sizes and leaf.fused in ("split", "diagonal") and len(stored) == sum(sizes):
         start = sum(sizes[:index])
         stored = stored[start : start + sizes[index]]
-        if leaf.fused == "diagonal" and stored.shape[1] == wanted[1] * len(piece.mates):
-            start = piece.mates.index(index) * wanted[1]
-            block = slice(start, start + wanted[1])
+        if leaf.fused == "diagonal" and stored.shape[1] == needed[1] * len(piece.mates):
+            start = piece.mates.index(index) * needed[1]
+            block = slice(start, start + needed[1])
             if np.delete(stored, block, 1).any():
-                raise UserError(f"{what} has a rank that differs from method.rank={wanted[1]}")
+                raise UserError(f"{what} has a rank that differs from method.rank={needed[1]}")
             stored = stored[:, block]
-    if stored.shape != wanted:
-        raise UserError(f"{what} has shape {stored.shape}, but the method's is {wanted}")
+    if stored.shape != needed:
+        raise UserError(f"{what} has shape {stored.shape}, but the method's is {needed}")
     return leaf.restore(stored, shape)

@@ -26,8 +26,8 @@ def to_table(tuned: Tuned, params: Mapping[str, Any]) -> np.ndarray:
     if not isinstance(method, PrefixTuning):
         return np.asarray(method.exported(base, params))
     _check(method, base)
-    found = pairs(method, base, params)
-    values = np.asarray([found[core] for core in method.in_order(base)])  # (layers, 2, k, width)
+    prefixes = pairs(method, base, params)
+    values = np.asarray([prefixes[core] for core in method.in_order(base)])  # (layers, 2, k, width)
     layers = _layers(base, len(values))
     table = np.zeros((layers, *values.shape[1:]), np.float32)
     table[_entries(base, len(values), layers)] = values
@@ -38,7 +38,7 @@ def pairs(
     method: PrefixTuning, base: Base, params: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
     """Unrolled path of each attention core → its prefix of keys and of values, (k, width)."""
-    found = {}
+    prefixes = {}
     for path, place in method.cores(base).items():
         hidden = method.hidden(lambda name, *_: params[name], base, place)
         width = base.projections()[path.removesuffix("core") + "key"][1]
@@ -47,8 +47,8 @@ def pairs(
             def get(name: str, *_: Any, path=path, layer=number if unrolled != path else ...):
                 return params[f"{path}/{name}"][layer]
 
-            found[unrolled] = tuple(method.prefix(get, hidden, kind, width) for kind in KINDS)
-    return found
+            prefixes[unrolled] = tuple(method.prefix(get, hidden, kind, width) for kind in KINDS)
+    return prefixes
 
 
 def sizes_of(tuned: Tuned) -> dict[str, int]:
@@ -83,13 +83,13 @@ def from_table(tuned: Tuned, table: np.ndarray, file: str) -> Flat:
     values = table.reshape(method.length, layers, 2, -1).transpose(1, 2, 0, 3)
     values = values[_entries(base, len(cores), layers)]
     own = dict(zip(cores, values, strict=True))
-    found = {}
+    params = {}
     for path in method.cores(base):
         for number, kind in enumerate(KINDS):
-            each = [own[core][number] for core in expand(path)]
-            stacked = np.stack(each) if expand(path) != [path] else each[0]
-            found[f"{path}/prefix_{kind}"] = stacked
-    return found
+            arrays = [own[core][number] for core in expand(path)]
+            stacked = np.stack(arrays) if expand(path) != [path] else arrays[0]
+            params[f"{path}/prefix_{kind}"] = stacked
+    return params
 
 
 def _entries(base: Base, count: int, layers: int) -> list[int]:
@@ -135,10 +135,10 @@ def _width(base: Base) -> int:
 
 def _shaped(table: np.ndarray, method: Any, base: Base, file: str, entries: int) -> np.ndarray:
     width = _width(base) if isinstance(method, PrefixTuning) else base.words_shape[1]
-    wanted = (method.length, entries * width)
+    needed = (method.length, entries * width)
     require(
-        table.shape == wanted,
+        table.shape == needed,
         f"{file}: {TABLE!r} has shape {table.shape}, but method.length={method.length} needs "
-        f"{wanted}",
+        f"{needed}",
     )
     return table

@@ -76,7 +76,7 @@ def saved(
             not isinstance(params[path], Quantized),
             f"{file}: {names[0]!r} is of weights that method.bits stores quantized: {MERGE}",
         )
-        loaded[path] = _read(tuned, path, params[path], names, tensors, file)
+        loaded[path] = _parameter(tuned, path, params[path], names, tensors, file)
     used = {name for path in loaded for name in named[path]}
     for key in sorted(tensors.keys() - used):
         path = _path(tuned, named, key.removesuffix(ROWS) + ".weight")
@@ -113,8 +113,8 @@ def _named(tuned: Tuned, inside: str) -> dict[str, list[str]]:
 
 def _path(tuned: Tuned, named: Mapping[str, list[str]], key: str) -> str | None:
     """The parameter that a tensor is of, also of a copy of the table of words."""
-    found = next((path for path, names in named.items() if key in names), None)
-    return found or (f"{tuned.base.words}/embedding" if _copy_of_words(tuned, key) else None)
+    saved_path = next((path for path, names in named.items() if key in names), None)
+    return saved_path or (f"{tuned.base.words}/embedding" if _copy_of_words(tuned, key) else None)
 
 
 def _one_table(tuned: Tuned) -> bool:
@@ -127,7 +127,7 @@ def _copy_of_words(tuned: Tuned, key: str) -> bool:
     return _one_table(tuned) and bool(re.fullmatch(COPIES, key.removeprefix(INSIDE)))
 
 
-def _read(
+def _parameter(
     tuned: Tuned,
     path: str,
     base: Any,
@@ -143,22 +143,22 @@ def _read(
     for number, (name, (_, part)) in enumerate(zip(names, stored, strict=True)):
         if name not in tensors:
             continue
-        shape, wanted = shape_of(tensors[name].shape, part, leaf), layers.shape[1:]
-        if shape != wanted and path.removesuffix("/embedding") in tuned.base.tables:
-            refuse_resized(file, name, shape, wanted)
+        shape, needed = shape_of(tensors[name].shape, part, leaf), layers.shape[1:]
+        if shape != needed and path.removesuffix("/embedding") in tuned.base.tables:
+            refuse_resized(file, name, shape, needed)
         require(
-            shape == wanted,
-            f"{file}: {name!r} has shape {shape}, but parameter {path!r} needs {wanted}",
+            shape == needed,
+            f"{file}: {name!r} has shape {shape}, but parameter {path!r} needs {needed}",
         )
-        whole = tuple(slice(None) for _ in wanted)
-        layers[number] = mapping.Stored(wanted, [tensors[name]], part, leaf).read(whole, np.float32)
+        whole = tuple(slice(None) for _ in needed)
+        layers[number] = mapping.Stored(needed, [tensors[name]], part, leaf).read(whole, np.float32)
     return value
 
 
-def refuse_resized(file: str, key: str, shape: Sequence[int], wanted: Sequence[int]) -> NoReturn:
+def refuse_resized(file: str, key: str, shape: Sequence[int], needed: Sequence[int]) -> NoReturn:
     """Raises UserError for a table of more words, or fewer, than the model's."""
     raise UserError(
-        f"{file}: {key!r} is a table of shape {tuple(shape)}, and the model's {tuple(wanted)}: the "
+        f"{file}: {key!r} is a table of shape {tuple(shape)}, and the model's {tuple(needed)}: the "
         "adapter was trained on a resized vocabulary. Put its tokenizer's files into a copy of the "
         "base's folder and set model.resize_vocabulary=True, or, for rows without words, resize "
         f"the base with transformers (resize_token_embeddings({shape[0]})) and save it; give that "

@@ -107,9 +107,9 @@ def tensors(folder: Path) -> dict[str, Any]:
 def files(folder: Path) -> list[Path]:
     """All that `tensors` and `pooled` read."""
     places = _dense(folder)
-    found = [file for place in places for file in weight_files(folder / place)]
-    found += [folder / place / "config.json" for place in places]
-    return found
+    paths = [file for place in places for file in weight_files(folder / place)]
+    paths += [folder / place / "config.json" for place in places]
+    return paths
 
 
 def _dense(folder: Path) -> list[str]:
@@ -118,11 +118,11 @@ def _dense(folder: Path) -> list[str]:
     if not file.exists():
         return sorted(path.parent.name for path in folder.glob("[0-9]_Dense/config.json"))
     modules = read_value(file)
-    listed = isinstance(modules, list) and all(isinstance(each, Mapping) for each in modules)
+    listed = isinstance(modules, list) and all(isinstance(module, Mapping) for module in modules)
     if not listed:
         raise UserError(f"{file} must hold a list of modules")
-    kinds = [str(each.get("type")).rpartition(".")[2] for each in modules]
-    places = [str(each.get("path", "")) for each in modules]
+    kinds = [str(module.get("type")).rpartition(".")[2] for module in modules]
+    places = [str(module.get("path", "")) for module in modules]
     for kind, place in zip(kinds, places, strict=True):
         require(
             kind in READ,
@@ -142,7 +142,7 @@ def _layer(folder: Path, place: str) -> DenseLayer:
     config = read_json(file)
     name, features = config.get("activation_function"), config.get("out_features")
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        known = ", ".join(each.rpartition(".")[2] for each in ACTIVATIONS)
+        known = ", ".join(activation.rpartition(".")[2] for activation in ACTIVATIONS)
         raise UserError(f"{file}: activation_function={name!r} is not implemented ({known} are)")
     if type(features) is not int or features < 1:
         raise UserError(f"{file}: out_features={features!r} must be a positive integer")

@@ -131,11 +131,13 @@ def _dense(tuned: Tuned) -> list[Module]:
     """A model's Dense modules in order."""
     torch = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     layers = tuned.model.dense
-    each = [Module(x.place, f"dense_{i}", torch[x.activation], False) for i, x in enumerate(layers)]
+    modules = [
+        Module(x.place, f"dense_{i}", torch[x.activation], False) for i, x in enumerate(layers)
+    ]
     if tuned.model.head == "classification":
         number = 2 + max([int(x.place.partition("_")[0]) - 1 for x in layers], default=0)
-        each.append(Module(f"{number}_Dense", "classifier", torch[""], True))
-    return each
+        modules.append(Module(f"{number}_Dense", "classifier", torch[""], True))
+    return modules
 
 
 def write_pooling(output: Path, tuned: Tuned) -> None:
@@ -167,17 +169,17 @@ def read_beside(folder: Path, tuned: Tuned, paths: Iterable[str]) -> dict[str, m
         return {}
     places = {f"dense_{i}": layer.place for i, layer in enumerate(tuned.model.dense)}
     places["classifier"] = modules.classifier(folder)
-    tensors, found = modules.tensors(folder), {}
+    tensors, parameters = modules.tensors(folder), {}
     for path in paths:
         module, leaf = path.rsplit("/", 1)
         name, part = f"{places.get(module)}.linear.{LEAVES[leaf]}", Part("")
         if name not in tensors:
             continue
-        shape, wanted = shape_of(tensors[name].shape, part, leaf), tuned.shapes[path].shape
-        if shape != wanted:
+        shape, needed = shape_of(tensors[name].shape, part, leaf), tuned.shapes[path].shape
+        if shape != needed:
             raise UserError(
                 f"{folder / places[module]}: its {LEAVES[leaf]} (transposed) has shape {shape}, "
-                f"but {path!r} needs {wanted}; set model.new_head=True to start a new head"
+                f"but {path!r} needs {needed}; set model.new_head=True to start a new head"
             )
-        found[path] = mapping.Stored(wanted, [tensors[name]], part, leaf)
-    return found
+        parameters[path] = mapping.Stored(needed, [tensors[name]], part, leaf)
+    return parameters

