@@ -1,4 +1,4 @@
-"""The README's example of a new method is one, and passes the suite's first invariants."""
+"""The example of a new method in docs/extending.md is one, and passes the suite's first invariants."""
 
 import re
 import sys
@@ -14,13 +14,13 @@ from ftjax import methods, pretrained
 from tests.conftest import build, make_batch, perturbed
 from tests.models.made import quick
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/extending.md"
 
 
 @pytest.fixture
 def example(monkeypatch):
     """Registers the example as its two code blocks say."""
-    code, entry, *_ = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    code, entry, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     assert len(code.splitlines()) < 40
     module = types.ModuleType("ftjax.methods.scale")
     monkeypatch.setitem(sys.modules, module.__name__, module)

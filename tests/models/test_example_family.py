@@ -1,4 +1,4 @@
-"""The README's example of a new model family is one: it equals transformers."""
+"""The example of a new model family in docs/extending.md is one: it equals transformers."""
 
 import re
 import sys
@@ -17,13 +17,13 @@ from ftjax.formats.folder import Weights, read_config
 from ftjax.formats.hf import mapping
 from tests.models.cases import PLAIN
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/extending.md"
 
 
 @pytest.fixture
 def example(monkeypatch):
     """Registers the example as its two code blocks say."""
-    *_, code, entry = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    *_, code, entry = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     module = types.ModuleType("ftjax.models.stablelm")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(code, vars(module))
