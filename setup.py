@@ -19,6 +19,9 @@ TEST = [
     "pytest-xdist>=3.6",
     "ruff==0.17.6",
     "jsonschema>=4.21",  # of pages in YAML, against which they are checked
+    "nbclient>=0.10",  # runs the notebooks, with the next two
+    "nbformat>=5.10",
+    "ipykernel>=6.29",
     "gcp-storage-emulator>=2026.1",
     *REMOTE,
     *TFDS,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 
-from ftjax import pretrained
+from ftjax import pretrained, testing
 from ftjax.formats.peft import folder as files
 from ftjax.training.optimizers import make_optimizer
 from tests.methods import bases
@@ -102,7 +102,7 @@ def test_lora_fa_follows_the_reference(bert, tmp_path, monkeypatch):
 @pytest.mark.parametrize("segments", ["unrolled", "scan"])
 def test_lora_fa_moves_weights_along_the_full_gradient(segments):
     """s A ΔB is the projection of the weights' gradient on what A reaches: A A⁺ G."""
-    model = bases.build("bert", {"name": "lora_fa", "alpha": 6.0}, {"segments": segments})
+    model = testing.build("bert", {"name": "lora_fa", "alpha": 6.0}, {"segments": segments})
     optimizer = model.optimizer("lora", optax.identity(), optax.identity(), 1)
     random, shapes = np.random.default_rng(0), model.base.shapes
     path = next(path for path in model.shapes if path.endswith("query/lora_a"))
@@ -122,7 +122,7 @@ def test_lora_fa_moves_weights_along_the_full_gradient(segments):
 def test_starts_from_the_weights_layer_by_layer(name, one_device):
 
     folder, settings = bases.folder("bert"), {"name": name, "alpha": 4.0, "targets": "all-linear"}
-    model = bases.build("bert", settings, {"segments": "scan"})
+    model = testing.build("bert", settings, {"segments": "scan"})
     params, _ = pretrained.load(folder, model, one_device, jax.random.key(0))
     s, r = model.method.scale, model.method.rank
     for module in model.method.matched(model.base):

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import norm
 
 from ftjax import config as configs
-from ftjax import methods, pretrained
+from ftjax import methods, pretrained, testing
 from ftjax.build import build_tuned
 from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError
@@ -134,9 +134,9 @@ def test_it_is_the_other_method_over_the_dequantized_base(bits, name):
     """Outputs and gradients, with scanned layers; step 0 is the base; merged; disabled."""
     over = {"name": name, "targets": "all-linear"} if name == "lora" else {"name": name}
     settings = {"name": "qlora", "bits": bits, "over": over}
-    model = bases.build("bert", settings, {"segments": "scan"})
-    inner = bases.build("bert", over, {"segments": "scan"})
-    params, batch = load(model, "bert"), bases.make_batch("bert")
+    model = testing.build("bert", settings, {"segments": "scan"})
+    inner = testing.build("bert", over, {"segments": "scan"})
+    params, batch = load(model, "bert"), testing.make_batch("bert")
     held = {path for path, leaf in params.items() if isinstance(leaf, Quantized)}
     assert held == {f"{path}/kernel" for path in model.base.projections()}
     plain = quick(dequantized)(params)
@@ -155,7 +155,7 @@ def test_it_is_the_other_method_over_the_dequantized_base(bits, name):
 
     ours, theirs = graded(model), graded(inner)
     rest = {path: leaf for path, leaf in plain.items() if path not in trainable}
-    base = bases.build("bert", {"name": "full"}, {"segments": "scan"})
+    base = testing.build("bert", {"name": "full"}, {"segments": "scan"})
     apply = quick(lambda params: base.apply(params, batch))
     wanted = apply({path: plain[path] for path in base.shapes})
     np.testing.assert_array_equal(ours(trainable, frozen)[1], wanted)
@@ -176,9 +176,9 @@ def test_it_is_the_other_method_over_the_dequantized_base(bits, name):
 
 
 def test_no_kernel_is_kept_for_the_backward_pass():
-    model = bases.build("bert", {"name": "qlora", "over": {"name": "dora"}})
+    model = testing.build("bert", {"name": "qlora", "over": {"name": "dora"}})
     trainable, frozen = model.partition.split(load(model, "bert"))
-    batch = bases.make_batch("bert")
+    batch = testing.make_batch("bert")
 
     def kept(trainable):
         return jax.vjp(lambda x: model.apply({**frozen, **x}, batch), trainable)[1]
@@ -193,8 +193,8 @@ def test_no_kernel_is_kept_for_the_backward_pass():
 def test_it_trains_on_a_mesh():
     """As on one device; codes are sharded as the kernel was, where blocks divide."""
     settings = {"name": "qlora", "over": {"name": "lora_fa", "targets": "all-linear"}}
-    model = bases.build("llama", settings, {"segments": "scan", "remat": "full"})
-    batch, losses = bases.make_batch("llama"), []
+    model = testing.build("llama", settings, {"segments": "scan", "remat": "full"})
+    batch, losses = testing.make_batch("llama"), []
 
     def loss(params, batch, key):
         logits = jax.nn.log_softmax(model.apply(params, batch))
@@ -232,12 +232,12 @@ def test_it_trains_on_a_mesh():
 
 def test_its_peft_folder_is_the_other_methods():
     over = {"name": "lora", "targets": "all-linear"}
-    models = [bases.build("bert", m) for m in (over, {"name": "qlora", "over": over})]
+    models = [testing.build("bert", m) for m in (over, {"name": "qlora", "over": over})]
     written = [peft.to_peft(model, load(model, "bert")) for model in models]
     assert written[0][0] == written[1][0] and written[0][1].keys() == written[1][1].keys()
     for key, tensor in written[0][1].items():
         np.testing.assert_array_equal(written[1][1][key], tensor)
-    model = bases.build("bert", {"name": "qlora", "over": {"name": "pissa"}})
+    model = testing.build("bert", {"name": "qlora", "over": {"name": "pissa"}})
     with pytest.raises(UserError, match="Pissa from a base that is not quantized"):
         peft.to_peft(model, load(model, "bert"))
 
@@ -248,17 +248,17 @@ def test_what_quantization_does_not_change_is_the_other_methods():
     assert hooks - {"trains"} <= vars(QLora).keys()
     longest = bases.SIZES["max_position_embeddings"]
     over = {"name": "prompt_tuning", "length": 9}
-    model = bases.build("bert", {"name": "qlora", "over": over})
+    model = testing.build("bert", {"name": "qlora", "over": over})
     assert model.longest == longest - 9 and not model.method.identity
     with pytest.raises(UserError, match=r"leaves too few of the model's 64 positions"):
-        bases.build("bert", {"name": "qlora", "over": {**over, "length": 60}})
+        testing.build("bert", {"name": "qlora", "over": {**over, "length": 60}})
     both = {"name": "combination", "parts": (over, "lora")}
-    assert bases.build("bert", both).longest == longest - 9
+    assert testing.build("bert", both).longest == longest - 9
 
 
 def test_what_trains_is_not_quantized():
     settings = {"name": "qlora", "over": {"name": "top_k", "k": 1}}
-    params = load(bases.build("bert", settings), "bert")
+    params = load(testing.build("bert", settings), "bert")
     for path, leaf in params.items():
         lower = path.endswith("/kernel") and "layer_0" in path
         assert isinstance(leaf, Quantized) == lower, path
@@ -301,7 +301,7 @@ def test_experts_are_quantized():
 )
 def test_bad_hyperparameters(settings, message):
     with pytest.raises(UserError, match=message):
-        bases.build("bert", {"name": "qlora", **settings})
+        testing.build("bert", {"name": "qlora", **settings})
 
 
 def test_blocks_that_do_not_divide_are_named(tiny):
