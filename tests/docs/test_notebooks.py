@@ -21,8 +21,8 @@ FEW = ("data_frame_to_predictions", "first_run", "write_a_method")
 @pytest.mark.parametrize("name", product(NAMES, FEW, each=False))
 @pytest.mark.notebook
 def test_a_notebook_runs(name, tmp_path, monkeypatch):
-    for name, value in {"FTJAX_TINY": "1", "PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS}.items():
-        monkeypatch.setenv(name, value)
+    for variable, value in {"FTJAX_TINY": "1", "PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS}.items():
+        monkeypatch.setenv(variable, value)
     place = {"metadata": {"path": str(tmp_path)}}
     book = nbformat.read(ROOT / f"docs/notebooks/{name}.ipynb", as_version=4)
     NotebookClient(book, timeout=300, kernel_name="python3", resources=place).execute()

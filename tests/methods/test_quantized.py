@@ -246,7 +246,7 @@ def test_what_quantization_does_not_change_is_the_other_methods():
     """A default of `Method` would be silent: every hook is the other's, or QLora's own."""
     hooks = {name for name in vars(Method) if not name.startswith("_")}
     assert hooks - {"trains"} <= vars(QLora).keys()
-    longest = bases.SIZES["max_position_embeddings"]
+    longest = testing.BASES["bert"]["max_position_embeddings"]
     over = {"name": "prompt_tuning", "length": 9}
     model = testing.build("bert", {"name": "qlora", "over": over})
     assert model.longest == longest - 9 and not model.method.identity
