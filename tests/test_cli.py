@@ -59,7 +59,8 @@ def test_libtpu_says_nothing_where_no_tpu_is():
     """As a user starts a command, without JAX_PLATFORMS."""
     given = {name: value for name, value in environment().items() if name != "JAX_PLATFORMS"}
     script = (
-        "from ftjax.commands.entry import main; main(['list', 'tasks']); import jax; jax.devices()"
+        "import sys; sys.argv[1:] = ['list', 'tasks']\n"
+        "from ftjax.commands.entry import console; console(); import jax; jax.devices()"
     )
     command = [sys.executable, "-c", script]
     said = subprocess.run(command, env=given, capture_output=True, text=True, check=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ftjax import methods
@@ -95,7 +94,7 @@ def started(model: Tuned, base: str) -> Flat:
     """The base model's parameters, as the method stores them, with those that it adds."""
     shardings = param_shardings(model.shapes, model.axes, make_mesh(devices=jax.devices()[:1]))
     params = {
-        path: model.method.stored(model.base, path, jnp.asarray(leaf))
+        path: model.method.stored(model.base, path, jax.device_put(leaf, shardings[path]))
         for path, leaf in plain_params(base).items()
     }
     key = jax.random.key(0)
