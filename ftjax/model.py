@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax import tasks
-from ftjax.config import check, default_config, in_dots, override
+from ftjax.config import config as configured
+from ftjax.config import in_dots
 from ftjax.data.encode import Examples, ragged
 from ftjax.data.planning import bucket_layout
 from ftjax.errors import UserError, require
@@ -220,16 +221,14 @@ def _pretrained(
 ) -> Predictor:
     """A pretrained model for a task, under "full" unless a method is named."""
     folder = locate(source)
-    config = default_config(keys.get("method.name", "full"), task or _task_of(folder))
-    changes = {"model.path": source, "model.adapter": os.fspath(adapter or ""), **keys}
-    for key, value in changes.items():
-        override(config, key, value)
-    config = check(config)
+    changes = {"model.adapter": os.fspath(adapter or ""), **keys}
+    config = configured(model=source, task=task or _task_of(folder), **changes)
     if "data.max_length" not in keys:
         positions = read_config(folder).get("max_position_embeddings") or config.data.max_length
         config.data.max_length = min(config.data.max_length, positions - RESERVED)
-    names = labels or finished_outputs(config, tasks.create(config.task), folder)
-    if not names and type(tasks.create(config.task)).label_names is not Task.label_names:
+    of_task = tasks.create(config.task)
+    names = labels or finished_outputs(config, of_task, folder)
+    if not names and type(of_task).label_names is not Task.label_names:
         raise UserError(f"{source} has no head for {config.task.name}: name its labels=(...)")
     return Predictor(place_model(config, names), names, 0, None)
 

@@ -11,7 +11,7 @@ from ftjax.data.planning import Layout
 from ftjax.errors import require
 from ftjax.evaluation.forward import Forward, cache_features, refer
 from ftjax.regularization import changes_words
-from ftjax.setup.examples import choose_layout
+from ftjax.setup.examples import choose_layout, variation
 from ftjax.setup.model import Run
 from ftjax.setup.splits import Data
 
@@ -25,6 +25,7 @@ class Computed:
             head reads in place of tokens where all below it is frozen.
         layout: the shapes of training's batches.
         layouts: those of held-out splits.
+        vary: makes of examples those of an epoch; None where they are the same in all.
         is_cached: whether steps run the head alone.
         seconds: that it took, without compilation.
         compile_seconds: of compilation.
@@ -33,14 +34,16 @@ class Computed:
     data: Data
     layout: Layout
     layouts: dict[str, Layout]
+    vary: Vary | None
     is_cached: bool
     seconds: float
     compile_seconds: float
 
 
-def compute(run: Run, data: Data, vary: Vary | None) -> Computed:
+def compute(run: Run, data: Data) -> Computed:
     """Computes it, for all splits; the test split is run in full, once, at the end."""
     start, settings = time.perf_counter(), run.config.train
+    vary = variation(run.task, run.folder)
     layout = _layout(run, data, vary)
     scaled = layout.scaled(settings.eval_batch_size / settings.batch_size)
     layouts = {"validation": scaled, "test": scaled}
@@ -63,7 +66,7 @@ def compute(run: Run, data: Data, vary: Vary | None) -> Computed:
         layout = layouts["validation"] = Layout(scaled.lengths[-1:])
     seconds = time.perf_counter() - start - compile_seconds
     data = replace(data, splits=splits)
-    return Computed(data, layout, layouts, is_cached, seconds, compile_seconds)
+    return Computed(data, layout, layouts, vary, is_cached, seconds, compile_seconds)
 
 
 def _layout(run: Run, data: Data, vary: Vary | None) -> Layout:

@@ -29,7 +29,6 @@ from ftjax.runs.evaluator import Evaluator
 from ftjax.runs.result import set_result_aside, write_result
 from ftjax.runs.saver import Saver, read_checkpoint
 from ftjax.setup.doubts import of_data
-from ftjax.setup.examples import variation
 from ftjax.setup.model import Run, with_bias
 from ftjax.setup.splits import Data
 from ftjax.training.feed import Feed
@@ -119,9 +118,9 @@ def train_session(run: Run, data: Data, workdir: Path, lock: Lock, base: str) ->
         lengths = session.computed.layout.lengths
         for line in [*notes, *announced(run, session.computed.data, total, lengths, step)]:
             records.say(line)
-        forward = Forward(run.mesh, run.config.train.eval_batch_size, run.outputs, _vary(run))
+        computed, size = session.computed, run.config.train.eval_batch_size
+        forward = Forward(run.mesh, size, run.outputs, computed.vary)
         closing.callback(forward.close)
-        computed = session.computed
         evaluate = Evaluator(run, computed.data, computed.layouts, forward, progress, records)
         state = _train(session, state, evaluate, lock, records, closing)
         if progress.best is not None:
@@ -129,19 +128,15 @@ def train_session(run: Run, data: Data, workdir: Path, lock: Lock, base: str) ->
         return _finish(session, state, evaluate)
 
 
-def _vary(run: Run) -> Any:
-    return variation(run.task, run.folder)
-
-
 def _begin(run: Run, data: Data, workdir: Path, base: str) -> Session:
-    config, settings, vary = run.config, run.config.train, _vary(run)
-    computed = compute(run, data, vary)
+    config, settings = run.config, run.config.train
+    computed = compute(run, data)
     data = computed.data
     local = partial(local_rows, run.mesh)
     kind, rows = Loader, data.splits.get("train")
     if data.stream is not None:
         kind, rows = StreamLoader, data.stream
-    loader = kind(rows, settings.batch_size, computed.layout, config.seed, local, vary)
+    loader = kind(rows, settings.batch_size, computed.layout, config.seed, local, computed.vary)
     total = settings.steps or settings.epochs * loader.steps_per_epoch
     recipe = Recipe(config, run.task.fitted(data.counted, data.names), run.tuned, total)
     new = {*run.absent, *(path for path in run.trainable if path not in run.tuned.base.shapes)}
