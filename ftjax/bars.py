@@ -12,12 +12,19 @@ EVERY = 30.0  # seconds between lines in a log
 
 def bar(total: int, initial: int, unit: str, desc: str) -> Any:
     """A tqdm bar, or what has the same methods and writes lines."""
-    if not sys.stderr.isatty() and "ipykernel" not in sys.modules:
+    if not sys.stderr.isatty() and not _in_notebook():
         return Lines(total, initial, unit, desc)
     from tqdm.auto import tqdm
 
     shape = {"dynamic_ncols": True, "mininterval": 0.5}
     return tqdm(total=total, initial=initial, unit=unit, desc=desc, **shape)
+
+
+def _in_notebook() -> bool:
+    """Whether this process is a notebook's kernel; one that runs notebooks has ipykernel, too."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return getattr(shell, "kernel", None) is not None
 
 
 class Lines:

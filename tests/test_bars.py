@@ -2,6 +2,8 @@
 
 import time
 
+import ipykernel.kernelapp  # noqa: F401 - a process that starts kernels is none
+
 from ftjax import bars
 
 
