@@ -18,6 +18,7 @@ TEST = [
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "ruff==0.17.6",
+    "coverage>=7.4",  # says which tests run a line that scripts/mutants.py changes
     "jsonschema>=4.21",  # of pages in YAML, against which they are checked
     "nbclient>=0.10",  # runs the notebooks, with the next two
     "nbformat>=5.10",

@@ -3,8 +3,8 @@
     python scripts/mutants.py [--count 300] [--seed 0] [--jobs 2] [--only PART] [--output FILE]
 
 An operator, a comparison or a constant is changed in the files of `TARGETS`, and their tests run
-until one fails. A change that no test notices is printed with its place: either a test is missing,
-or the change makes no difference.
+until one fails, those first that run the changed line. A change that no test notices is printed
+with its place: either a test is missing, or the change makes no difference.
 """
 
 import argparse
@@ -21,9 +21,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 600  # after which a run of tests is taken to hang, which notices the change, too
@@ -183,18 +187,60 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.text, str(self.path), "exec"), module.__dict__)
 
 
-def run_tests(mutant: Mutant, folder: str) -> int:
-    """Exit code of pytest under a change, in a process that has not imported the package."""
+class Recorder:
+    """A plugin of pytest that records which lines of a file each test runs."""
+
+    def __init__(self, file: str) -> None:
+        import coverage
+
+        self._path = str(ROOT / "ftjax" / file)
+        self._coverage = coverage.Coverage(data_file=None, include=[self._path])
+        self._coverage.start()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._coverage.switch_context(nodeid)
+
+    def tests(self) -> dict[int, list[str]]:
+        """Line, from 1 → ids of the tests that run it."""
+        self._coverage.stop()
+        return self._coverage.get_data().contexts_by_lineno(self._path)
+
+
+class Order:
+    """A plugin of pytest that runs some tests before the others."""
+
+    def __init__(self, first: Collection[str]) -> None:
+        self._first = set(first)
+
+    def pytest_collection_modifyitems(self, items: list) -> None:
+        items.sort(key=lambda item: item.nodeid not in self._first)
+
+
+def run_tests(file: str, folder: Path, plugin: Recorder | Order, *options: str) -> int:
+    """Exit code of pytest on a file's tests, in a process that has not imported the package."""
     import pytest
 
-    log = (Path(folder) / "log.txt").open("w")
-    os.dup2(log.fileno(), 1)
-    os.dup2(log.fileno(), 2)
+    with (folder / "log.txt").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    tests = [str(ROOT / "tests" / test) for test in TARGETS[file]]
+    options += ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={folder}/tmp")
+    options += ("-k", SOME[file]) if file in SOME else ()
+    return int(pytest.main([*options, *tests], plugins=[plugin]))
+
+
+def record(file: str, folder: Path) -> int:
+    """Writes which tests run each line of a file; they pass, or no change could be told by them."""
+    recorder = Recorder(file)
+    code = run_tests(file, folder, recorder)
+    (folder / "lines.json").write_text(json.dumps(recorder.tests()))
+    return code
+
+
+def try_out(mutant: Mutant, first: Collection[str], folder: Path) -> int:
+    """Exit code of the tests under a change."""
     sys.meta_path.insert(0, Finder(mutant))
-    tests = [str(ROOT / "tests" / test) for test in TARGETS[mutant.file]]
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={folder}/tmp"]
-    options += ["-k", SOME[mutant.file]] if mutant.file in SOME else []
-    return int(pytest.main([*options, *tests]))
+    return run_tests(mutant.file, folder, Order(first), "-x")
 
 
 def import_others() -> None:
@@ -211,23 +257,33 @@ def import_others() -> None:
     import transformers  # noqa: F401
 
 
-def all_run(chosen: list[Mutant], jobs: int) -> Iterator[tuple[Mutant, str, float]]:
-    """Each change with what became of it, and the seconds that took."""
-    waiting, running = list(reversed(chosen)), {}
+def forked(
+    calls: Iterable[tuple[T, Callable[[Path], int]]], jobs: int
+) -> Iterator[tuple[T, int | None, Path, float]]:
+    """Runs calls in processes of their own, so many at once.
+
+    Args:
+        calls: what a call is of, and the call, which is given a folder and returns an exit code.
+        jobs: processes at once.
+
+    Yields:
+        What a call was of, its exit code or None after `SECONDS`, its folder and its seconds.
+    """
+    waiting, running = list(reversed([*calls])), {}
     while waiting or running:
         while waiting and len(running) < jobs:
-            mutant, folder = waiting.pop(), tempfile.mkdtemp()
+            (subject, call), folder = waiting.pop(), Path(tempfile.mkdtemp())
             pid = os.fork()
             if pid == 0:
                 os.setpgid(0, 0)
                 code = 2
                 try:
-                    code = run_tests(mutant, folder)
+                    code = call(folder)
                 finally:
                     os._exit(code)
-            running[pid] = mutant, folder, time.monotonic()
-        time.sleep(0.2)
-        for pid, (mutant, folder, began) in list(running.items()):
+            running[pid] = subject, folder, time.monotonic()
+        time.sleep(0.1)
+        for pid, (subject, folder, began) in list(running.items()):
             seconds = time.monotonic() - began
             done, status = os.waitpid(pid, os.WNOHANG)
             if not done and seconds < SECONDS:
@@ -235,10 +291,25 @@ def all_run(chosen: list[Mutant], jobs: int) -> Iterator[tuple[Mutant, str, floa
             if not done:
                 os.killpg(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-            survived = bool(done) and os.waitstatus_to_exitcode(status) == 0
-            shutil.rmtree(folder, ignore_errors=True)
             del running[pid]
-            yield mutant, "survived" if survived else "killed", seconds
+            yield subject, os.waitstatus_to_exitcode(status) if done else None, folder, seconds
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def covering(files: Iterable[str], jobs: int) -> dict[tuple[str, int], list[str]]:
+    """File and line → ids of its tests that run it.
+
+    Raises:
+        SystemExit: tests fail without any change.
+    """
+    tests: dict[tuple[str, int], list[str]] = {}
+    for file, code, folder, seconds in forked(((f, partial(record, f)) for f in files), jobs):
+        if code:
+            sys.exit(f"the tests of {file} fail:\n{(folder / 'log.txt').read_text()}")
+        print(f"{seconds:4.0f} s of tests for {file}", flush=True)
+        lines = json.loads((folder / "lines.json").read_text())
+        tests |= {(file, int(line)): ids for line, ids in lines.items()}
+    return tests
 
 
 def main() -> None:
@@ -257,12 +328,15 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     os.chdir(ROOT)
     import_others()
+    tests = covering(sorted({mutant.file for mutant in chosen}), asked.jobs)
+    calls = ((m, partial(try_out, m, tests.get((m.file, m.line), ()))) for m in chosen)
     counts: Counter[tuple[str, str]] = Counter()
     output = asked.output.open("w") if asked.output else io.StringIO()
     with output:
-        for mutant, outcome, seconds in all_run(chosen, asked.jobs):
+        for mutant, code, _, seconds in forked(calls, asked.jobs):
+            outcome = "survived" if code == 0 else "killed"
             counts[mutant.file, outcome] += 1
-            output.write(json.dumps({**asdict(mutant), "outcome": outcome}) + "\n")
+            output.write(json.dumps({**asdict(mutant), "outcome": outcome, "s": seconds}) + "\n")
             output.flush()
             if outcome == "survived":
                 change = f"{mutant.before.strip()!r} → {mutant.after.strip()!r}"
