@@ -304,7 +304,7 @@ def covering(files: Iterable[str], jobs: int) -> dict[tuple[str, int], list[str]
     """
     tests: dict[tuple[str, int], list[str]] = {}
     for file, code, folder, seconds in forked(((f, partial(record, f)) for f in files), jobs):
-        if code:
+        if code != 0:
             sys.exit(f"the tests of {file} fail:\n{(folder / 'log.txt').read_text()}")
         print(f"{seconds:4.0f} s of tests for {file}", flush=True)
         lines = json.loads((folder / "lines.json").read_text())
