@@ -4,6 +4,7 @@ What a command does is the same but for its start, which `tests/test_cli.py` tri
 """
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -114,6 +115,8 @@ def _server() -> str:
 def serve(path: str) -> None:
     """Forks a command for each connection."""
     import_all()
+    gc.freeze()  # what is imported is neither looked through nor copied in each process forked
+    gc.set_threshold(100_000, 50, 100)
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(f"{path}.new")
     listening.listen()

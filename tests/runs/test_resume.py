@@ -63,6 +63,12 @@ def final(workdir):
 
 
 @pytest.fixture(scope="module")
+def config_file(config_file):
+    """By LoRA, whose few leaves are saved quickly; tests/parallel/test_hosts.py has all leaves."""
+    return f"{config_file}:lora"
+
+
+@pytest.fixture(scope="module")
 def uninterrupted(config_file, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     ftjax("train", "--config", config_file, "--workdir", workdir, *OVERRIDES)
@@ -91,9 +97,9 @@ def same(a, b):
 def test_killed_many_times(config_file, tmp_path, request):
     """At random moments, also in the middle of a save, on a mixed stream with a bad row.
 
-    By LoRA, whose few leaves are saved quickly. Twenty times by `--all`.
+    Twenty times by `--all`.
     """
-    config_file, paths = f"{config_file}:lora", []
+    paths = []
     for number in range(2):
         paths.append(tmp_path / f"part{number}")
         write_jsonl(paths[-1] / "train.jsonl", make_rows(70 + 30 * number, number))
@@ -192,7 +198,7 @@ def test_where_the_best_is_damaged_the_best_of_the_others_is_tested(config_file,
     workdir = tmp_path / "run"
     worse = [f"--config.train.{key}" for key in ("best_metric=loss", "keep=3", "eval_every=3")]
     worse += ["--config.train.steps=12", "--config.optimizer.learning_rate=1e-12"]
-    command = ["train", "--config", f"{config_file}:lora", "--workdir", workdir, *worse]
+    command = ["train", "--config", config_file, "--workdir", workdir, *worse]
     ftjax(*command)
     result, folder = json.loads((workdir / "result.json").read_text()), workdir / "checkpoints"
     rows = read_rows(workdir / "metrics.jsonl")
