@@ -23,6 +23,7 @@ import ftjax
 from ftjax.config import load_config
 from ftjax.errors import Stopped
 from tests.conftest import make_rows, write_jsonl
+from tests.generation.conftest import write_model
 
 ROWS = {"train": make_rows(24, 0), "validation": make_rows(8, 1), "test": make_rows(8, 2)}
 STEPS = ("--config.train.steps=3", "--config.train.eval_every=3", "--config.data.prepare=()")
@@ -165,8 +166,10 @@ def test_sentences_become_vectors(trained):
 
 def test_texts_are_written(tmp_path):
     text = ftjax.generate("smollm2", "The capital of France is", max_new_tokens=2)
-    model = ftjax.load("smollm2")
-    assert text == model.generate(["The capital of France is"], max_new_tokens=2)[0] == " Paris."
+    assert text == " Paris."
+    folder = write_model(tmp_path / "small", "llama", "causal_lm")
+    written = ftjax.load(folder).generate(["good film", "a"], max_new_tokens=3)
+    assert written == [ftjax.generate(folder, x, max_new_tokens=3) for x in ("good film", "a")]
     with pytest.raises(ftjax.UserError, match="does not generate"):
         ftjax.load("minilm").generate("x")
 

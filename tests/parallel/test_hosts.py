@@ -65,20 +65,27 @@ def alone(config_file, tmp_path_factory):
 
 @pytest.mark.product
 def test_four_processes_equal_one(config_file, alone, tmp_path):
-    """By default the next test says so: of four until one is lost, and of two from there."""
+    """By default the next test says so of two until one is lost, and of one from there."""
     outputs = ended(start(config_file, tmp_path / "four", 4))
     same(final(tmp_path / "four"), alone)
     assert all("step" not in output for output in outputs[1:])  # one of them speaks
 
 
-def test_fewer_go_on_when_one_is_lost_and_equal_one(config_file, alone, tmp_path, request):
-    """Rows of the steps of four, and of those of fewer; by `--all` one goes on, too."""
+@pytest.mark.parametrize(
+    ("count", "fewer"),
+    [
+        pytest.param(2, (1,), id="two"),
+        pytest.param(4, (2, 1), id="four", marks=pytest.mark.product),
+    ],
+)
+def test_fewer_go_on_when_one_is_lost_and_equal_one(config_file, alone, tmp_path, count, fewer):
+    """Rows of the steps of all, and of those of fewer."""
     workdir = tmp_path / "lost"
-    lose_one(config_file, workdir)
-    for fewer in (2, 1) if request.config.getoption("--all") else (2,):
-        left = tmp_path / f"{fewer}"
+    lose_one(config_file, workdir, count)
+    for left_over in fewer:
+        left = tmp_path / f"{left_over}"
         shutil.copytree(workdir, left)
-        first, *others = ended(start(config_file, left, fewer))
+        first, *others = ended(start(config_file, left, left_over))
         assert "resumed at step" in first and all("step" not in output for output in others)
         same(final(left), alone)
 
@@ -93,7 +100,7 @@ def logged(running, workdir, step):
         time.sleep(0.01)
 
 
-STEPS = 40
+STEPS = 20
 LONG = [
     f"--config.train.steps={STEPS}",
     f"--config.train.eval_every={STEPS // 2}",
@@ -121,7 +128,7 @@ def test_signals_stop_all_at_one_step(config_file, tmp_path, count, stops):
     """
 
     def run(workdir, calls=None):
-        return start(config_file, workdir, count, count, LONG, calls)
+        return start(f"{config_file}:lora", workdir, count, count, LONG, calls)
 
     whole, workdir, last = tmp_path / "whole", tmp_path / "stopped", 0
     ended(run(whole))
@@ -154,15 +161,15 @@ def damaged(folder):
     return [aside, f"resumed at step {before}\n"]
 
 
-def lose_one(config_file, workdir):
-    """Kills one of four processes: the others stop, and say why."""
-    running = start(config_file, workdir, 4)
+def lose_one(config_file, workdir, count):
+    """Kills one of the processes, not the first: the others stop, and say why."""
+    running, killed = start(config_file, workdir, count), count // 2
     logged(running, workdir, 5)
-    os.kill(running[2].pid, signal.SIGKILL)
+    os.kill(running[killed].pid, signal.SIGKILL)
     lost = time.time()
     outputs = [process.communicate(timeout=300)[0] for process in running]
     assert time.time() - lost < 60
-    for number in (0, 1, 3):
+    for number in {*range(count)} - {killed}:
         assert running[number].returncode not in (0, None)
         # Ours, or JAX's, where its own thread hears of it first
         said = outputs[number]

@@ -23,9 +23,10 @@ from ftjax.workdir.restore import Saved
 from tests.conftest import environment, ftjax, here, make_rows, write_jsonl, write_tiny
 from tests.forked import Forked
 
+STEPS = 24
 OVERRIDES = [
     "--config.data.batching=pack",
-    "--config.train.steps=40",
+    f"--config.train.steps={STEPS}",
     "--config.train.eval_every=8",
     "--config.train.checkpoint_every=3",
     "--config.train.log_every=1",
@@ -78,7 +79,7 @@ def uninterrupted(config_file, tmp_path_factory):
 def same(a, b):
     step_a, state_a = final(a)
     step_b, state_b = final(b)
-    assert step_a == step_b == 40 and set(state_a) == set(state_b)
+    assert step_a == step_b == STEPS and set(state_a) == set(state_b)
     for path, leaf in state_a.items():
         np.testing.assert_array_equal(state_b[path], leaf, err_msg=path)
     rows_a, rows_b = (
@@ -124,9 +125,9 @@ def test_killed_many_times(config_file, tmp_path, request):
         rows = read_rows(workdir / "metrics.jsonl")
         done = rows[-1]["step"] if rows else 0
         process = start(config_file, workdir, *stream)
-        wait, step = random.uniform(0, 0.05), done + int(random.integers(1, 80 // kills))
+        wait, step = random.uniform(0, 0.05), done + int(random.integers(1, 2 * STEPS // kills))
         print(f"kill {number}: step {step} and {wait:.3f} s")
-        stop_at(process, workdir, min(step, 39), signal.SIGKILL, wait)
+        stop_at(process, workdir, min(step, STEPS - 1), signal.SIGKILL, wait)
         assert process.returncode == -signal.SIGKILL
     said = ftjax("train", "--config", config_file, "--workdir", workdir, *OVERRIDES, *stream)
     assert "resumed at step" in said.stdout
@@ -165,13 +166,13 @@ def test_a_checkpoint_that_cannot_be_read_is_set_aside(uninterrupted, config_fil
     workdir = tmp_path / "spoilt"
     shutil.copytree(uninterrupted, workdir)
     (workdir / "result.json").unlink()
-    files = [path for path in (workdir / "checkpoints" / "40").rglob("*") if path.is_file()]
+    files = [path for path in (workdir / "checkpoints" / f"{STEPS}").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:100])
     said = ftjax("train", "--config", config_file, "--workdir", workdir, *OVERRIDES)
     assert "resumed at step" in said.stdout
-    assert "checkpoints/40 cannot be read" in said.stdout + said.stderr
-    assert (workdir / "checkpoints" / "40.unreadable").is_dir()
+    assert f"checkpoints/{STEPS} cannot be read" in said.stdout + said.stderr
+    assert (workdir / "checkpoints" / f"{STEPS}.unreadable").is_dir()
     same(uninterrupted, workdir)
 
 
@@ -186,7 +187,7 @@ def test_where_none_can_be_read_nothing_is_begun_anew(uninterrupted, config_file
     command = ["train", "--config", config_file, "--workdir", workdir, *OVERRIDES]
     said = ftjax(*command, expect=2).stderr
     assert "no checkpoint can be read" in said and f"move {folder} away" in said
-    assert all(f"{folder / str(step)} cannot be read" in said for step in (39, 40))
+    assert all(f"{folder / str(step)} cannot be read" in said for step in (STEPS - 3, STEPS))
     after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     assert {p: after.get(p) for p in before if "checkpoints" in str(p)} == {
         p: content for p, content in before.items() if "checkpoints" in str(p)
@@ -232,7 +233,7 @@ def test_readers_leave_a_run_whole(shallow, config_file, tmp_path):
             count += 1
     out = process.communicate(timeout=10)[0]
     assert process.returncode == 0, out
-    assert count > 1 and len(params) > 10 and step > 0
+    assert count > 1 and len(params) == 10 and step > 0
 
 
 def test_a_changed_base_method_or_rank_is_refused(uninterrupted, config_file, tmp_path):
