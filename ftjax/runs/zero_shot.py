@@ -91,15 +91,15 @@ def _result(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         results = scorer(splits["validation"], templates)
         for number, (name, scored) in enumerate(zip(templates, results, strict=True)):
             metrics = judge("validation", name, scored)
-            progress.judge(metrics, metric, task.better[metric], number)
-            progress.tokens += int(scored.examples.sizes.sum())
-            progress.examples += len(scored.logits)
+            progress.best.judge(metrics, metric, task.better[metric], number)
+            progress.totals.tokens += int(scored.examples.sizes.sum())
+            progress.totals.examples += len(scored.logits)
             tried[name] = metrics[metric]
-        require(progress.best is not None, f"no template's validation {metric} is a number")
-        template = templates[progress.best_step]
+        require(progress.best.score is not None, f"no template's validation {metric} is a number")
+        template = templates[progress.best.step]
         compiled = scorer.compile_seconds - compiled
-        progress.seconds = time.perf_counter() - start - compiled
-    progress.best_step = 0  # nothing was trained
+        progress.totals.seconds = time.perf_counter() - start - compiled
+    progress.best.step = 0  # nothing was trained
     if "test" in splits:
         test = judge("test", template, scorer(splits["test"], [template])[0])
     progress.compile_seconds = scorer.compile_seconds
