@@ -14,7 +14,7 @@ from ftjax import methods, tasks
 from ftjax.build import build_tuned
 from ftjax.data.preparation.step import Models
 from ftjax.data.sources import is_stream, open_parts
-from ftjax.data.stream_source import START, Source
+from ftjax.data.stream_source import START, Cursor, Source
 from ftjax.errors import UserError, require
 from ftjax.formats.hf import mapping, tokenizers
 from ftjax.models import kind_of
@@ -108,7 +108,8 @@ def _texts(config: ConfigDict, task: Any, models: Models) -> Iterator[str]:
     if is_stream(config.data):
         rows = []
         for _, part in open_parts(config.data):
-            rows += Source(part["train"], task.schema, skip=True).take(START, READ)[0]
+            source = Source(part["train"], task.schema, skip=True)
+            rows += Cursor(source).take(START, READ)[0]
     else:
         splits, _ = read_splits(config, task, models)
         require("train" in splits, f"data.path={config.data.path!r} has no training split")
