@@ -57,7 +57,8 @@ def test_rows_from_any_place_on(tmp_path, monkeypatch, form):
 
     every = [(plain(row), mark) for row, mark in opened.checked_from(SCHEMA)]
     assert [row for row, _ in every] == list(map(plain, opened.checked(SCHEMA)))
-    whole = [plain(row) for row in opened._checked(lambda n, row: {**row, "row": n}, opened.read())]
+    rows = opened.reader.rows()
+    whole = [plain(row) for row in opened._checked(lambda n, row: {**row, "row": n}, rows)]
     assert [row for row, _ in every] == whole and len(every) == 3000
     marks = {mark for _, mark in every}
     assert (len(marks) > 2) == (form != "csv") and BEGIN in marks
