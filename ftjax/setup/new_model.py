@@ -88,7 +88,7 @@ def _write(
     params = model.init(jax.random.key(config.seed), list(model.shapes), shardings)
     held = {path: np.asarray(leaf) for path, leaf in params.items()}
     tensors = mapping.to_tensors(held, model.names, prefix=head is not None)
-    architecture = model.config.heads[head].architecture if head else model.family.MODEL
+    architecture = model.config.heads[head].architecture if head else model.names.model
     mapping.write_folder(folder, folder, {**hf_config, "architectures": [architecture]}, tensors)
 
 
