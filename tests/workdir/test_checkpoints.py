@@ -1,6 +1,7 @@
 """What is read of checkpoints: damage told from other failures, and nothing there is changed."""
 
 import errno
+import json
 import logging
 import shutil
 
@@ -14,7 +15,7 @@ from gcsfs.retry import HttpError
 
 from ftjax.errors import UserError
 from ftjax.tasks.base import HIGHER
-from ftjax.training.progress import Best
+from ftjax.training.progress import Best, Progress, Totals
 from ftjax.training.step import init_state, state_shapes
 from ftjax.workdir.checkpoints import Checkpoints
 from ftjax.workdir.restore import Damaged, Saved, Unreadable
@@ -134,6 +135,17 @@ def test_where_the_best_is_damaged_it_is_the_best_of_the_others(tmp_path, one_de
         assert {path.name for path in folder.iterdir()} == {"1", "2.unreadable", "3", "4"}
         assert "2 cannot be read" in notes[0] and f"best is of step {chosen}" in notes[1]
     checkpoints.close()
+
+
+def test_progress_is_saved_in_one_mapping():
+    """As checkpoints of earlier versions have it, of which some lack what was counted later."""
+    progress = Progress(Best(0.5, 4, 1, {"accuracy": 0.5}), Totals(9.0, tokens=7), skipped=2)
+    progress.losses += [1.0, 0.5]
+    saved = json.loads(json.dumps(progress.saved()))
+    assert (saved["best"], saved["best_step"], saved["validation"]) == (0.5, 4, {"accuracy": 0.5})
+    assert (saved["seconds"], saved["tokens"], saved["skipped"]) == (9.0, 7, 2)
+    assert Progress.read(saved) == progress
+    assert Progress.read({"best_step": 3}) == Progress(Best(step=3))
 
 
 def test_a_save_for_which_there_is_no_room_loses_none_before_it(tmp_path, monkeypatch, one_device):
