@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 EVERY = 30.0  # seconds between lines in a log
@@ -27,18 +28,37 @@ def _in_notebook() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
+@dataclass
+class Pace:
+    """How fast work of a known length goes.
+
+    Attributes:
+        total: how much there is.
+        start: how much of it was done before.
+        began: when the rest was begun.
+    """
+
+    total: int
+    start: int
+    began: float = field(default_factory=time.monotonic)
+
+    def left(self, done: int, now: float) -> float:
+        """Seconds that what is not done will take; 0 where that is not known."""
+        rate = (done - self.start) / max(now - self.began, 1e-9)
+        return (self.total - done) / rate if rate else 0
+
+
 class Lines:
     """Progress as lines, one each `EVERY` seconds and the last."""
 
     def __init__(self, total: int, initial: int, unit: str, desc: str) -> None:
-        self._total, self._done, self._unit, self._desc = total, initial, unit, desc
-        self._began, self._start = time.monotonic(), initial
-        self._said, self._text = self._began, ""
-        self._last = -1  # what was said of last
+        self._what, self._pace = f"{desc}: {unit}", Pace(total, initial)
+        self._done, self._text = initial, ""
+        self._said, self._when = initial, self._pace.began  # of the last line
 
     def update(self, count: int) -> None:
         self._done += count
-        if time.monotonic() - self._said >= EVERY:
+        if time.monotonic() - self._when >= EVERY:
             self._say()
 
     def set_postfix_str(self, text: str) -> None:
@@ -48,15 +68,14 @@ class Lines:
         print(text, flush=True)
 
     def close(self) -> None:
-        if self._done not in (self._last, self._start):
+        if self._done != self._said:
             self._say()
 
     def _say(self) -> None:
-        self._said, self._last = time.monotonic(), self._done
-        rate = (self._done - self._start) / max(self._said - self._began, 1e-9)
-        left = (self._total - self._done) / rate if rate else 0
-        share = f"{self._done / max(self._total, 1):.0%}"
-        parts = [f"{self._desc}: {self._unit} {self._done:,} of {self._total:,} ({share})"]
+        self._said, self._when = self._done, time.monotonic()
+        total, left = self._pace.total, self._pace.left(self._done, self._when)
+        share = f"{self._done / max(total, 1):.0%}"
+        parts = [f"{self._what} {self._done:,} of {total:,} ({share})"]
         parts += [self._text] if self._text else []
         parts += [f"{left:,.0f} s left"] if left else []
         print(", ".join(parts), file=sys.stderr, flush=True)

@@ -52,7 +52,7 @@ def build_tuned(
     segments = segments_of(config, settings, method)
     config = replace(config, options=replace(config.options, segments=segments))
     model = family.Model(config, **head)
-    names = names_of(family, config, model.head, getattr(model, "dense", ()))
+    names = names_of(family, kind, config, model.head, getattr(model, "dense", ()))
     boxed = _abstract(model, None)
     base = _base_of(model, family, names, {path: leaf.value for path, leaf in boxed.items()})
     interceptor = method.interceptor(base)
@@ -69,9 +69,7 @@ def build_tuned(
     axes = {path: tuple(leaf.names) for path, leaf in boxed.items()}
     partition = partition_of(shapes, method, base, method.trains)
     dtype = jnp.dtype(settings.get("trainable_dtype", "float32"))
-    tuned = Tuned(family, kind, names, config, model, method, base, partition, shapes, axes, dtype)
-    tuned._phases[method] = tuned
-    return tuned
+    return Tuned(names, model, method, base, partition, shapes, axes, dtype)
 
 
 def _check_head(model_type: str, kind: str, head: Mapping[str, Any]) -> None:

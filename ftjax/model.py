@@ -24,7 +24,7 @@ from ftjax.formats.folder import load_tokenizer, locate, read_config
 from ftjax.formats.sentence_transformers.modules import POOLING
 from ftjax.generation.batches import in_batches
 from ftjax.generation.load import make_generator
-from ftjax.generation.text import Messages
+from ftjax.generation.prompts import Messages
 from ftjax.loss import Loss
 from ftjax.partition import Partition
 from ftjax.paths import Flat

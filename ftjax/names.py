@@ -72,9 +72,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Names:
-    """What Hugging Face calls a model's modules.
+    """What Hugging Face calls a model and its modules.
 
     Attributes:
+        model: the class of the model without a head.
+        kind: "encoder", "decoder" or "encoder-decoder".
         prefix: before the names of `base` in models with this head.
         usual: the same in the family's other models.
         base: our module path → theirs, for unrolled layers.
@@ -84,6 +86,8 @@ class Names:
             them, since they are tied.
     """
 
+    model: str
+    kind: str
     prefix: str
     usual: str
     base: Mapping[str, str | Part]
@@ -137,11 +141,14 @@ class Names:
         return module in self.head and leaf in LEAVES
 
 
-def names_of(family: ModuleType, config: Any, head: str | None, dense: Sequence[Any] = ()) -> Names:
-    """What Hugging Face calls the modules of a model with this head.
+def names_of(
+    family: ModuleType, kind: str, config: Any, head: str | None, dense: Sequence[Any] = ()
+) -> Names:
+    """What Hugging Face calls a model with this head, and its modules.
 
     Args:
         family: the module of the model's family.
+        kind: as of `Names`.
         config: the family's `Config`.
         head: of the model.
         dense: see `ftjax.formats.sentence_transformers.modules.dense_layers`.
@@ -164,7 +171,7 @@ def names_of(family: ModuleType, config: Any, head: str | None, dense: Sequence[
     usual, base = family.HF_PREFIX, config.unrolled_modules()
     vocabulary = config.heads[head].vocabulary if head in config.heads and config.tied else ""
     copies = (f"{vocabulary}.weight", f"{vocabulary}.bias") if vocabulary else ()
-    return Names(prefix or usual, usual, base, modules, ignored, copies)
+    return Names(family.MODEL, kind, prefix or usual, usual, base, modules, ignored, copies)
 
 
 def shape_of(shape: Sequence[int], part: Part, leaf: str) -> tuple[int, ...]:

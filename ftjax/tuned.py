@@ -3,8 +3,8 @@
 import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from types import ModuleType
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import flax.linen as nn
@@ -47,10 +47,7 @@ class Tuned:
     """A model, the method that tunes it, and all that follows from the two.
 
     Attributes:
-        family: the module of the model's family.
-        kind: "encoder", "decoder" or "encoder-decoder".
-        names: what Hugging Face calls the model's modules.
-        config: the family's `Config`.
+        names: what Hugging Face calls the model and its modules.
         model: the Linen module, which knows nothing of the method.
         method: the method.
         base: what the method knows of the model.
@@ -60,10 +57,7 @@ class Tuned:
         trainable_dtype: of the leaves that train, and of their moments.
     """
 
-    family: ModuleType
-    kind: str
     names: Names
-    config: Any
     model: nn.Module
     method: Method
     base: Base
@@ -71,7 +65,11 @@ class Tuned:
     shapes: Flat
     axes: Mapping[str, tuple[str | None, ...]]
     trainable_dtype: Any = jnp.float32
-    _phases: dict[Method, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def config(self) -> Any:
+        """The family's `Config`."""
+        return self.model.config
 
     def apply(
         self,
@@ -129,6 +127,11 @@ class Tuned:
             partition = partition_of(self.shapes, method, self.base)
             self._phases[method] = replace(self, method=method, partition=partition)
         return self._phases[method]
+
+    @cached_property
+    def _phases(self) -> dict[Method, "Tuned"]:
+        """By their methods those that `at_step` has given, this one among them."""
+        return {self.method: self}
 
     def optimizer(
         self,

@@ -12,7 +12,8 @@ from ftjax.comparison.pool import pool_of
 from ftjax.comparison.processes import Processes
 from ftjax.comparison.report import html_table, latex_table, markdown_table, write_report
 from ftjax.comparison.row import Row, better_of, summarize
-from ftjax.config import check, in_dots, load_config, load_module
+from ftjax.config import check, in_dots, load_module
+from ftjax.config.load import loaded
 from ftjax.config.yaml import to_yaml
 from ftjax.errors import Stopped, UserError, require
 from ftjax.files import write_json, write_text
@@ -34,7 +35,7 @@ class Runs:
     Attributes:
         config: FILE; empty for a task's default.
         workdir: of the study.
-        overrides: "--config.KEY=VALUE", for all runs.
+        keys: dotted names and values, for all runs.
         jobs: runs at once.
         folds: of cross-validation; 0: none.
         processes: of its runs.
@@ -43,7 +44,7 @@ class Runs:
 
     config: str
     workdir: Path
-    overrides: Sequence[str]
+    keys: Mapping[str, Any]
     jobs: int = 1
     folds: int = 0
     processes: Processes = field(default_factory=Processes)
@@ -65,17 +66,17 @@ class Runs:
             Stopped: a signal stopped the run.
             UserError: the run failed, or its folder holds one of another configuration.
         """
-        changes = [f"--config.method.name={method}", *self.overrides, f"--config.seed={seed}"]
-        changes += [] if rate is None else [f"--config.optimizer.learning_rate={rate}"]
+        keys = {"method.name": method, **self.keys, "seed": seed}
+        keys |= {} if rate is None else {"optimizer.learning_rate": float(rate)}
         if self.folds:
-            changes += [f"--config.data.splits.folds={self.folds}"]
-            changes += [f"--config.data.splits.fold={fold}"]
+            keys |= {"data.splits.folds": self.folds, "data.splits.fold": fold}
         folder = self.folder(method, seed, rate, fold)
         result = folder / "result.json"
-        if finished(folder, check(load_config(self.config, changes, task=self.task))) is not None:
+        if finished(folder, check(loaded(self.config, [*keys.items()], self.task))) is not None:
             print(f"  finished already: {result}", flush=True)
         else:
             page = ["--config", self.config] if self.config else ["--task", self.task]
+            changes = [f"--config.{key}={value!r}" for key, value in keys.items()]
             code = self._start(["train", *page, "--workdir", str(folder), *changes], folder)
             if (number := _signal(code)) in STOPS:
                 raise Stopped(number)
@@ -203,7 +204,7 @@ def compare(
         write_text(workdir / PAGE, to_yaml(config))
         config = workdir / PAGE
     config = os.fspath(config)
-    overrides = [f"--config.{key}={value!r}" for key, value in in_dots(keys).items()]
+    keys = in_dots(keys)
     module = load_module(config) if config else None
     methods, grid = methods or getattr(module, "METHODS", ()), getattr(module, "GRID", {})
     for name, count in {"--seeds": seeds, "--jobs": jobs}.items():
@@ -214,8 +215,8 @@ def compare(
     for name, count in (("seeds", seeds), ("folds", folds), ("jobs", jobs)):
         require(count <= MOST, f"--{name} {count} must be at most {MOST:,}")
     for method in methods:  # all are checked before any is run
-        check(load_config(config, [f"--config.method.name={method}", *overrides], task=task))
-    runs = Runs(config, workdir, overrides, jobs, folds, task=task)
+        check(loaded(config, [("method.name", method), *keys.items()], task))
+    runs = Runs(config, workdir, keys, jobs, folds, task=task)
     rates = {method: grid.get(method, (None,)) for method in methods}
     first = [(method, 0, rate, 0) for method in methods for rate in rates[method]]
     others = [(seed, fold) for seed in range(seeds) for fold in range(folds or 1)][1:]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ftjax.data.opened import Opened
 from ftjax.data.readers import READERS, SUFFIXES, Options, form_of, notes_on, stem, suffix_of
+from ftjax.data.readers.rows import Reader
 from ftjax.data.split_names import choose, unused
 from ftjax.errors import UserError
 
@@ -20,10 +21,9 @@ def open_file(file: Path, settings: Options) -> Opened:
     name = form_of(file, settings["source"])
     form, notes = READERS[name], notes_on(file, name, settings)
     blocks = form.blocks and partial(form.blocks, file, settings)
-    rows = partial(form.rows, file, settings)
     sections = form.sections and partial(form.sections, file, settings)
-    columns = dict(settings["columns"])
-    return Opened(str(file), rows, columns, blocks=blocks, notes=notes, sections=sections)
+    reader = Reader(partial(form.rows, file, settings), blocks, sections)
+    return Opened(str(file), reader, dict(settings["columns"]), notes=notes)
 
 
 def open_files(path: Path, settings: Options) -> dict[str, Opened]:

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 
 from ftjax.data.opened import Opened
-from ftjax.data.readers.rows import Options
+from ftjax.data.readers.rows import Options, Reader
 from ftjax.data.sources import open_file
 from ftjax.errors import UserError
 from ftjax.files import plain, to_line, write_text
@@ -30,7 +30,8 @@ def open_given(rows: Any, settings: Options) -> Opened:
     if isinstance(rows, str | os.PathLike):
         return open_file(located(os.fspath(rows)), settings)
     mappings = as_rows(rows)
-    return Opened(NAME, lambda: iter(enumerate(mappings, 1)), dict(settings["columns"]))
+    reader = Reader(lambda: iter(enumerate(mappings, 1)))
+    return Opened(NAME, reader, dict(settings["columns"]))
 
 
 def as_rows(rows: Any) -> list[Mapping[str, Any]]:

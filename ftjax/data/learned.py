@@ -1,7 +1,8 @@
 """Chats as token ids, and which of them are learned: what the assistant says, to its end."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, takewhile
 from typing import Any, NamedTuple
 
@@ -81,6 +82,68 @@ def _marks(offsets: Sequence[Part], parts: Sequence[Part]) -> np.ndarray:
     return learned
 
 
+@dataclass(frozen=True)
+class Script:
+    """What a template writes of a chat.
+
+    Attributes:
+        tokenizer: whose template it is.
+        turns: whole.
+        tools: that the chat may use.
+        template: see `ftjax.data.templates.chosen`.
+    """
+
+    tokenizer: Any
+    turns: Sequence[Message]
+    tools: Any
+    template: str
+
+    def up_to(self, counts: Iterable[int], ask: bool) -> dict[int, Rendered]:
+        """The first turns, so many of them."""
+        counts, form = sorted({*counts}), (self.template, self.tools, ask)
+        texts = rendered(self.tokenizer, self.turns, counts, *form, today=False)
+        return dict(zip(counts, texts, strict=True))
+
+    def preceding(self, number: int) -> int:
+        """Characters of the turns before one, where it is not asked for."""
+        return len(self.up_to([number], False)[number].text)
+
+    def require_said(self, number: int, text: str) -> None:
+        if lacks := left_out(self.turns[number], text):
+            raise ValueError(
+                f"turn {number + 1}: the chat template leaves out {lacks}: so must the row, or set "
+                "task.template to another"
+            )
+
+    def generated(self, number: int, said: Mapping[int, Rendered]) -> tuple[str, list[Part]]:
+        """The chat up to a turn, and what the template marks of that."""
+        after = said[number + 1]
+        before = len(said[number].generated) if number else 0
+        if not (parts := after.generated[before:]):
+            raise ValueError(
+                f"turn {number + 1} of the assistant is not within {{% generation %}} in the chat "
+                "template: mark it there, or leave out the marks"
+            )
+        self.require_said(number, after.text)
+        return after.text, parts
+
+    def answered(self, number: int, before: str, after: str) -> tuple[str, list[Part]]:
+        """The chat up to a turn, and where that is; `before` asks for it."""
+        start = len(before)
+        if not after.startswith(before):
+            pairs = zip(before, after, strict=False)
+            start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            told = self.preceding(number)
+            if start <= told or not THINKS.search(before, told):
+                raise ValueError(
+                    f"turn {number + 1} is not written by the chat template as it asks for it: set "
+                    "task.template to another"
+                )
+        if left_out(self.turns[number], after[start:]):  # but some of it may be what asks for it
+            self.require_said(number, after[self.preceding(number) :])
+        return after, [(start, len(after.rstrip()))]
+
+
 def written(
     tokenizer: Any, chat: Chat, template: str, which: str
 ) -> Iterator[tuple[str, list[Part]]]:
@@ -98,61 +161,18 @@ def written(
     if which == "last" and learned:
         learned = learned[-1:]
         turns = turns[: learned[0] + 1]
-
-    def up_to(counts: Iterable[int], ask: bool) -> dict[int, Rendered]:
-        counts = sorted({*counts})
-        texts = rendered(tokenizer, turns, counts, template, tools, ask, today=False)
-        return dict(zip(counts, texts, strict=True))
-
+    script = Script(tokenizer, turns, tools, template)
     before = [number for number in learned if number and marked]
-    said = up_to([*before, *(number + 1 for number in learned), len(turns)], False)
-    prompts = {} if marked else up_to(learned, True)
-
-    def preceding(number: int) -> int:
-        """Characters of the turns before one, where it is not asked for."""
-        return len(up_to([number], False)[number].text)
-
-    def require_said(number: int, text: str) -> None:
-        if lacks := left_out(turns[number], text):
-            raise ValueError(
-                f"turn {number + 1}: the chat template leaves out {lacks}: so must the row, or set "
-                "task.template to another"
-            )
-
-    def generated(number: int) -> tuple[str, list[Part]]:
-        """The chat up to a turn, and what the template marks of that."""
-        after = said[number + 1]
-        before = len(said[number].generated) if number else 0
-        if not (parts := after.generated[before:]):
-            raise ValueError(
-                f"turn {number + 1} of the assistant is not within {{% generation %}} in the chat "
-                "template: mark it there, or leave out the marks"
-            )
-        require_said(number, after.text)
-        return after.text, parts
-
-    def answered(number: int) -> tuple[str, list[Part]]:
-        """The chat up to a turn, and where that is."""
-        before, after = prompts[number].text, said[number + 1].text
-        start = len(before)
-        if not after.startswith(before):
-            pairs = zip(before, after, strict=False)
-            start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-            told = preceding(number)
-            if start <= told or not THINKS.search(before, told):
-                raise ValueError(
-                    f"turn {number + 1} is not written by the chat template as it asks for it: set "
-                    "task.template to another"
-                )
-        if left_out(turns[number], after[start:]):  # but some of it may be what asks for it
-            require_said(number, after[preceding(number) :])
-        return after, [(start, len(after.rstrip()))]
-
-    answers = [(generated if marked else answered)(number) for number in learned]
+    said = script.up_to([*before, *(number + 1 for number in learned), len(turns)], False)
+    if marked:
+        answers = [script.generated(number, said) for number in learned]
+    else:
+        asked = script.up_to(learned, True)
+        answers = [script.answered(n, asked[n].text, said[n + 1].text) for n in learned]
     every = said[len(turns)].text
     for number, turn in enumerate(turns):
         if turn["role"] in ("system", "user"):
-            require_said(number, every)
+            script.require_said(number, every)
     if all(every.startswith(after.rstrip()) for after, _ in answers):
         yield every, [part for _, parts in answers for part in parts]
     else:

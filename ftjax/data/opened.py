@@ -12,7 +12,7 @@ import pyarrow
 from ftjax.data import columns
 from ftjax.data.checker import Checker
 from ftjax.data.fields import ABSENT, FIRST, Row, Schema, inner
-from ftjax.data.readers.rows import Block, Rows, Section, Types, sound
+from ftjax.data.readers.rows import Reader, Rows, sound
 from ftjax.errors import UserError, nearest
 
 GROUP = "group"  # the column of `data.group`
@@ -42,24 +42,20 @@ class Opened:
 
     Attributes:
         file: for messages.
-        read: starts reading its rows.
+        reader: of its rows.
         columns: `data.columns`.
         label_names: in order, where the source names them.
-        blocks: starts reading them many at a time, where columns are of these types.
         notes: what a user should know of how it is read.
         group: `data.group`; empty where rows need none.
-        sections: starts reading them from a section on; None where they have no such.
         others: further files of the split.
     """
 
     file: str
-    read: Callable[[], Rows]
+    reader: Reader
     columns: Mapping[str, str]
     label_names: tuple[str, ...] = ()
-    blocks: Callable[[Types], Iterator[Block] | None] | None = None
     notes: tuple[str, ...] = ()
     group: str = ""
-    sections: Callable[[int, int], Iterator[Section] | None] | None = None
     others: tuple["Opened", ...] = ()
 
     @property
@@ -79,7 +75,8 @@ class Opened:
             schema: what rows must be.
             start: how many are left out, unchecked but for the first, by which others are read.
         """
-        whole = replace(self, sections=None)  # as `read` gives them, which may be watched
+        # As `Reader.rows` gives them, which may be watched.
+        whole = replace(self, reader=self.reader._replace(sections=None))
         return (row for row, _ in whole.checked_from(schema, start))
 
     def checked_from(
@@ -92,13 +89,14 @@ class Opened:
             start: how many are left out.
             mark: what of those need not be read.
         """
-        head = self.read()
+        head = self.reader.rows()
         first = list(islice(head, FIRST))
         check = Checker(self.file, schema, self.columns, [row for _, row in first])
         for number, row in first[:start]:
             with suppress(UserError):
                 check(number, sound(row))
-        sections = self.sections(mark.at, mark.number) if self.sections else None
+        start_at = self.reader.sections
+        sections = start_at(mark.at, mark.number) if start_at else None
         if sections is None:
             rest = islice(chain(first, head), start, None)
             yield from ((row, BEGIN) for row in self._checked(check, rest))
@@ -119,12 +117,12 @@ class Opened:
             schema: what rows must be.
             bad: is told of each that is bad.
         """
-        rows = self.read()
+        rows = self.reader.rows()
         first = list(islice(rows, FIRST))
         check = Checker(self.file, schema, self.columns, [row for _, row in first])
         types = columns.types_of(check, [row for _, row in first])
-        plain = bool(self.blocks and types and not self.group)
-        blocks = self.blocks(types) if plain else None
+        plain = bool(self.reader.blocks and types and not self.group)
+        blocks = self.reader.blocks(types) if plain else None
         if blocks is None:
             yield from self._tables(check, chain(first, rows), bad)
             return

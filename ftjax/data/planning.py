@@ -7,6 +7,7 @@ the data is one number, whatever the number of hosts.
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -114,6 +115,69 @@ def paired_layout(
     return replace(layout, written=tuple(longest))
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """Batches that are packed on trial, to see which rows they take.
+
+    Attributes:
+        lengths: of the examples.
+        groups: batches that are packed as one, of each its examples.
+        together: see `Layout`.
+        multiple: see `Layout`.
+        tried: groups that are packed to rows of a length.
+    """
+
+    lengths: np.ndarray
+    groups: list[list[np.ndarray]]
+    together: int
+    multiple: int
+    tried: int
+
+    @cached_property
+    def longest(self) -> np.ndarray:
+        """The longest example of each group."""
+        return np.array([self.lengths[np.concatenate(group)].max() for group in self.groups])
+
+    @property
+    def covered(self) -> float:
+        return COVERED if self.together > 1 else 1
+
+    def places(self, length: int) -> int:
+        """Twice the mean, so that a row of short examples does not make all rows wide."""
+        return int(np.ceil(2 * length / self.lengths.mean()))
+
+    def rows(self, length: int, places: int) -> int:
+        """How many rows a batch usually takes."""
+        fitting = [g for g, most in zip(self.groups, self.longest, strict=True) if most <= length]
+        usual, needed = self.multiple if self.together == 1 else 1, []
+        for group in fitting[: self.tried]:
+            packed = pack(self.lengths[np.concatenate(group)], length, places)
+            needed.append(_round_up(-(-len(packed) // len(group)), usual))
+        return int(np.quantile(needed, self.covered))
+
+    def cost(self, length: int) -> float:
+        # Attention's share grows with the length; 1 / 400 is that of a small model on a CPU.
+        return self.rows(length, self.places(length)) * length * (1 + length / 400)
+
+    def held(self, length: int) -> tuple[float, int]:
+        """Tokens that a batch's rows hold, in the mean, and how many rows it usually has."""
+        sizes = []
+        for group in self.groups[: self.tried]:
+            examples = self.lengths[np.concatenate(group)]
+            count = len(pack(examples, length, self.places(length)))
+            sizes += [len(part) for part in np.array_split(range(count), len(group))]
+        usual = int(np.quantile(sizes, self.covered))
+        return length * float(np.maximum(sizes, usual).mean()), usual
+
+    def layout(self, chosen: tuple[int, ...], rows: Sequence[int]) -> Layout:
+        """Of rows of the chosen lengths, so many of each."""
+        counts = tuple(_round_up(count, self.multiple) for count in rows)
+        most = self.places(chosen[-1])
+        return Layout(
+            chosen, rows=counts, places=most, together=self.together, multiple=self.multiple
+        )
+
+
 def packed_layout(
     lengths: np.ndarray,
     batch_size: int,
@@ -137,63 +201,33 @@ def packed_layout(
     Rows have room for `longest_example`, which `lengths` may lack.
     """
     groups = _together(lengths, batch_size, together, np.random.default_rng(0))
-    longest = np.array([lengths[np.concatenate(group)].max() for group in groups])
-    top = _round_up(max(int(lengths.max()), longest_example), 4)
     # Few candidates and few examples, also where both are large.
-    step = 4 if together > 1 else _round_up(top // 32, 4)
     tried = min(64, max(4, 2048 // (batch_size * together)))
-    covered = COVERED if together > 1 else 1
-
-    def needed(length: int, places: int) -> np.ndarray:
-        fitting = [group for group, most in zip(groups, longest, strict=True) if most <= length]
-        packed = (pack(lengths[np.concatenate(g)], length, places) for g in fitting[:tried])
-        counts = [-(-len(p) // len(g)) for p, g in zip(packed, fitting, strict=False)]
-        usual = multiple if together == 1 else 1
-        return np.array([_round_up(count, usual) for count in counts])
-
-    def rows(length: int, places: int) -> int:
-        return int(np.quantile(needed(length, places), covered))
-
-    def cost(length: int) -> float:
-        # Attention's share grows with the length; 1 / 400 is that of a small model on a CPU.
-        return rows(length, places(length)) * length * (1 + length / 400)
-
-    def places(length: int) -> int:
-        # Twice the mean, so that a row of short examples does not make all rows wide.
-        return int(np.ceil(2 * length / lengths.mean()))
-
+    sample = _Sample(lengths, groups, together, multiple, tried)
+    top = _round_up(max(int(lengths.max()), longest_example), 4)
+    step = 4 if together > 1 else _round_up(top // 32, 4)
     if longest_row:
-        draws = range(-(-DRAWN // len(groups)))  # few examples are drawn again, as in later epochs
-        randoms = map(np.random.default_rng, draws)
-        drawn = [g for random in randoms for g in _together(lengths, batch_size, together, random)]
-
-        def filled(length: int) -> tuple[float, int]:
-            """Tokens that a batch's rows hold, in the mean, and how many rows it usually has."""
-            sizes = []
-            for group in drawn[:tried]:
-                count = len(pack(lengths[np.concatenate(group)], length, places(length)))
-                sizes += [len(part) for part in np.array_split(range(count), len(group))]
-            usual = int(np.quantile(sizes, covered))
-            return length * float(np.maximum(sizes, usual).mean()), usual
-
         # No row holds more than what is packed together, nor are thousands of lengths tried.
         limit = max(int(lengths[np.concatenate(group)].sum()) for group in groups)
         high = max(top, min(longest_row, _round_up(limit, 4)))
         low = max(top, high // 2)
-        candidates = range(low, high + 1, max(step, _round_up((high - low) // CANDIDATES, 4)))
-        (_, held), only = min((filled(length), length) for length in candidates)
-        most, held = places(only), _round_up(held, multiple)
-        return Layout((only,), rows=(held,), places=most, together=together, multiple=multiple)
-    full = min(range(top, 2 * top, step), key=cost)
-    chosen, least = (full,), 0.97 * cost(full)
+        step = max(step, _round_up((high - low) // CANDIDATES, 4))
+        draws = range(-(-DRAWN // len(groups)))  # few examples are drawn again, as in later epochs
+        randoms = map(np.random.default_rng, draws)
+        drawn = [g for random in randoms for g in _together(lengths, batch_size, together, random)]
+        drawn = replace(sample, groups=drawn)
+        candidates = range(low, high + 1, step)
+        (_, rows), only = min((drawn.held(length), length) for length in candidates)
+        return sample.layout((only,), (rows,))
+    full = min(range(top, 2 * top, step), key=sample.cost)
+    chosen, least, longest = (full,), 0.97 * sample.cost(full), sample.longest
     for short in range(_round_up(int(np.median(longest)), 4), top if count > 1 else 0, step):
         share = (longest <= short).mean()
-        mixed = share * cost(short) + (1 - share) * cost(full)
+        mixed = share * sample.cost(short) + (1 - share) * sample.cost(full)
         if mixed < least:
             chosen, least = (short, full), mixed
-    most = places(chosen[-1])
-    counts = tuple(_round_up(rows(length, most), multiple) for length in chosen)
-    return Layout(chosen, rows=counts, places=most, together=together, multiple=multiple)
+    most = sample.places(chosen[-1])
+    return sample.layout(chosen, [sample.rows(length, most) for length in chosen])
 
 
 def pack(lengths: Sequence[int], capacity: int, places: int) -> list[list[int]]:

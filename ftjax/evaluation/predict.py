@@ -16,7 +16,7 @@ from ftjax.config import in_dots
 from ftjax.data.encode import unreadable
 from ftjax.data.given import open_given
 from ftjax.data.preparation.rewriting import rewritten
-from ftjax.data.readers import Rows
+from ftjax.data.readers.rows import Reader, Rows
 from ftjax.data.sources import Opened, Split
 from ftjax.errors import UserError
 from ftjax.evaluation.predictor import Predictor, open_predictor
@@ -149,12 +149,12 @@ def _inputs(opened: Opened, config: ConfigDict) -> Inputs:
     numbers: list[int] = []
 
     def recorded() -> Rows:
-        for number, row in opened.read():
+        for number, row in opened.reader.rows():
             rows.append(row if isinstance(row, Mapping) else {})
             numbers.append(number)
             yield number, row
 
-    verdicts = list(replace(opened, read=recorded).checked(schema))
+    verdicts = list(replace(opened, reader=Reader(recorded)).checked(schema))
     errors = {
         i: str(verdict) for i, verdict in enumerate(verdicts) if isinstance(verdict, UserError)
     }

@@ -1,7 +1,7 @@
 """Prompts: which demonstrations they have, how they are written, and that they fit the model."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,6 +70,33 @@ def nearest_rows(
     return np.argsort(similarity, 1, kind="stable")[:, -count:]
 
 
+class Template(NamedTuple):
+    """A template in its parts.
+
+    Attributes:
+        before: what is before the label's word.
+        gap: a space that belongs to the word, as tokenizers have it; or nothing.
+        after: what is after it.
+        masked: whether the word is asked for at a mask.
+    """
+
+    before: str
+    gap: str
+    after: str
+    masked: bool
+
+    @classmethod
+    def read(cls, text: str) -> "Template":
+        masked = "{mask}" in text
+        head, _, after = text.partition("{mask}" if masked else "{label}")
+        before = head.rstrip(" ")
+        return cls(before, head[len(before) :], after, masked)
+
+    def filled(self, row: Row, word: str) -> str:
+        """A row, with the word of its label."""
+        return fill(self.before, row) + self.gap + word + fill(self.after, row)
+
+
 class Writer:
     """Writes prompts by one template.
 
@@ -90,16 +117,17 @@ class Writer:
         max_length: int,
     ) -> None:
         self._method, self._words, self._tokenizer = method, words, tokenizer
-        self.masked = "{mask}" in template
-        require(not self.masked or tokenizer.mask_token, "the tokenizer has no mask token")
-        before, _, self._after = template.partition("{mask}" if self.masked else "{label}")
-        self._before = before.rstrip(" ")
-        self._gap = before[len(self._before) :]  # a space belongs to the word that follows
+        self.template, self._max_length = Template.read(template), max_length
+        require(not self.template.masked or tokenizer.mask_token, "the tokenizer has no mask token")
         first = tokenizer("")["input_ids"][:1]
         self._start = first if first == [tokenizer.bos_token_id] else []
         self.labels = [self._word(word) for label_words in words.values() for word in label_words]
-        self._max_length = max_length
-        self._limit = max_length - (0 if self.masked else max(map(len, self.labels)))
+
+    @property
+    def _limit(self) -> int:
+        """Tokens of a prompt: the longest label follows, but for a mask."""
+        longest = 0 if self.template.masked else max(map(len, self.labels))
+        return self._max_length - longest
 
     def _word(self, word: str) -> list[int]:
         """The tokens of a label's word where it stands in the template.
@@ -107,11 +135,13 @@ class Writer:
         Raises:
             UserError: they are not apart from what is before, or unknown, or too many for a mask.
         """
-        context = fill(self._before, {"text": "a", "text_pair": "a"})
+        template = self.template
+        context = fill(template.before, {"text": "a", "text_pair": "a"})
         ids = self._tokenizer(context, add_special_tokens=False)["input_ids"]
-        whole = self._tokenizer(context + self._gap + word, add_special_tokens=False)["input_ids"]
+        text = context + template.gap + word
+        whole = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         own = whole[len(ids) :]
-        name = "mask" if self.masked else "label"
+        name = "mask" if template.masked else "label"
         require(
             whole[: len(ids)] == ids and bool(own),
             f"method.words: {word!r} makes no token of its own after {context!r}: put a space "
@@ -119,7 +149,7 @@ class Writer:
         )
         unknown = self._tokenizer.unk_token_id
         require(unknown not in own, f"method.words: the model's tokenizer does not know {word!r}")
-        if self.masked and len(own) > 1:
+        if template.masked and len(own) > 1:
             tokens = self._tokenizer.convert_ids_to_tokens(own)
             raise UserError(
                 f"method.words: {word!r} is {len(own)} tokens ({', '.join(tokens)}), and a mask "
@@ -129,22 +159,22 @@ class Writer:
 
     def _text(self, row: Row, demonstrations: Sequence[Row]) -> tuple[str, int]:
         """A prompt, and where its mask stands."""
+        template = self.template
         parts = [self._method.instruction] * bool(self._method.instruction)
         for shown in demonstrations:
-            word = self._gap + self._words[shown["label"]][0]
-            parts.append(fill(self._before, shown) + word + fill(self._after, shown))
-        before = self._method.separator.join([*parts, fill(self._before, row)])
-        if not self.masked:
+            parts.append(template.filled(shown, self._words[shown["label"]][0]))
+        before = self._method.separator.join([*parts, fill(template.before, row)])
+        if not template.masked:
             return before, 0
-        before += self._gap
-        return before + self._tokenizer.mask_token + fill(self._after, row), len(before)
+        before += template.gap
+        return before + self._tokenizer.mask_token + fill(template.after, row), len(before)
 
     def _tokens(self, prompts: Sequence[tuple[str, int]]) -> list[tuple[list[int], int]]:
         """Token ids, and which of them is the mask."""
         texts = [text for text, _ in prompts]
-        encoded = self._tokenizer(texts, add_special_tokens=self.masked, verbose=False)
+        encoded = self._tokenizer(texts, add_special_tokens=self.template.masked, verbose=False)
         ids = encoded["input_ids"]
-        if not self.masked:
+        if not self.template.masked:
             return [(self._start + row, 0) for row in ids]
         masks = [encoded.char_to_token(i, at) for i, (_, at) in enumerate(prompts)]
         return list(zip(ids, masks, strict=True))
@@ -168,7 +198,7 @@ class Writer:
         Raises:
             UserError: a template is too long without any text, or a prompt has no token.
         """
-        rows, shown = list(rows), [list(own) for own in demonstrations]
+        rows, shown, limit = list(rows), [list(own) for own in demonstrations], self._limit
         prompts: list[tuple[list[int], int]] = [([], 0)] * len(rows)
         pending, cut = list(range(len(rows))), set()
         while pending:
@@ -176,7 +206,7 @@ class Writer:
             left = []
             for i, (ids, place) in zip(pending, tokens, strict=True):
                 require(bool(ids), "method.templates: a prompt needs words besides an empty text")
-                excess = len(ids) - self._limit
+                excess = len(ids) - limit
                 if excess <= 0:
                     prompts[i] = (ids, place)
                     continue
@@ -190,7 +220,7 @@ class Writer:
         masks = np.array([place for _, place in prompts], np.int32)
         examples = Examples(
             ids=ragged([ids for ids, _ in prompts]),
-            arrays={"mask_place": masks} if self.masked else {},
+            arrays={"mask_place": masks} if self.template.masked else {},
             truncated=len(cut),
         )
         return examples, shown
@@ -204,7 +234,7 @@ class Writer:
         starts = [start for start, _ in encoded["offset_mapping"]]
         require(
             len(starts) > 1,
-            f"data.max_length={self._max_length}: the template {self._before!r} leaves no room "
-            "for a text",
+            f"data.max_length={self._max_length}: the template {self.template.before!r} leaves no "
+            "room for a text",
         )
         return {**row, name: row[name][: starts[-min(excess, len(starts) - 1)]]}

@@ -73,7 +73,7 @@ def check_written(run: Run, split: Split) -> dict[str, Any]:
     generator = generator_of(run, run.trainable)
     try:
         decode.check(run.tuned, generator.settings, 1)
-        cut = sum(is_long for _, is_long in generator.tokens(prompts))
+        cut = sum(is_long for _, is_long in generator.encode.tokens(prompts))
         run.task.written([accepted[0] for accepted in references[:1]], references[:1])
     except UserError as error:
         raise UserError(f"{split.file}: task.generate={run.task.generate}: {error}") from error

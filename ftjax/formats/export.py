@@ -102,12 +102,12 @@ def export_hf(output: Path, exported: Exported, own_head: bool = False) -> str:
     if encoder or own_head:
         tensors |= _left_out(tuned, base, paths, "" if encoder else tuned.names.prefix)
     head = None if encoder else tuned.config.heads.get(tuned.model.head)
-    config["architectures"] = [head.architecture if head else tuned.family.MODEL]
+    config["architectures"] = [head.architecture if head else tuned.names.model]
     if exported.names:
         config |= sentences.labels_of(exported.names)
     if exported.problem:
         config["problem_type"] = exported.problem
-    padded = tuned.kind == "decoder" and tuned.model.head == "classification"
+    padded = tuned.names.kind == "decoder" and tuned.model.head == "classification"
     if padded and config.get("pad_token_id") is None:
         config["pad_token_id"] = _pad(source)
     mapping.write_folder(output, source, config, tensors, dtype, exported.shard_bytes)
@@ -132,7 +132,7 @@ def _left_out(
     written = {name for path in paths for name, _ in tuned.names.stored(path)}
     modules, tensors = set(tuned.base.names.values()), {}
     for name in base:
-        bare = name.removeprefix(f"{tuned.family.HF_PREFIX}.")
+        bare = name.removeprefix(f"{tuned.names.usual}.")
         if bare.rsplit(".", 1)[0] in modules and bare not in written:
             tensors[f"{prefix}.{bare}" if prefix else bare] = base[name]
     return tensors

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ftjax.generation.text import Messages
+from ftjax.generation.prompts import Messages
 
 T = TypeVar("T")
 Write = Callable[[Sequence[str | Messages], Sequence[int]], list[list[T]]]

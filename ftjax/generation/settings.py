@@ -76,7 +76,7 @@ class Settings:
         require(self.repetition_penalty > 0, "repetition_penalty must be positive")
         known = (True, False, "never")
         require(self.early_stopping in known, f"early_stopping must be one of {known}")
-        if self.num_beams > 1:
+        if self.is_beam_search:
             require(self.temperature == 0, "beam search does not sample: set temperature to 0")
             require(
                 self.num_return_sequences <= self.num_beams,
@@ -87,6 +87,10 @@ class Settings:
                 self.num_return_sequences == 1,
                 "num_return_sequences needs beam search, or a temperature above 0",
             )
+
+    @property
+    def is_beam_search(self) -> bool:
+        return self.num_beams > 1
 
 
 Token = Annotated[int, "[-1, 1000000000]"]  # -1 for none, in older files

@@ -1,7 +1,7 @@
 """Texts in, texts out: the compiled parts of a generation around a tokenizer."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,17 +10,13 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ftjax.data.templates import render
 from ftjax.errors import UserError
 from ftjax.generation import beam, decode
+from ftjax.generation.prompts import Messages, PromptEncoder
 from ftjax.generation.settings import Settings
 from ftjax.parallel.mesh import logical_axes
 from ftjax.paths import Flat
 from ftjax.tuned import Tuned
-
-SHORTEST = 16  # prompts are padded to this length, or a power of two above it
-# Turns {"role", "content", ...}; or {"messages": turns, "tools": what the chat may use}.
-Messages = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 
 class Text(NamedTuple):
@@ -59,6 +55,10 @@ class Generator:
             one is cut as encoding cuts texts, or, where it is gone on from itself, at its start.
             None: it is refused.
         rewrite: what is made of a prompt before it is read; raises ValueError.
+
+    Attributes:
+        encode: makes tokens of prompts.
+        settings: as given.
     """
 
     def __init__(
@@ -71,16 +71,12 @@ class Generator:
         longest: int | None = None,
         rewrite: Callable[[str | Messages], str | Messages] | None = None,
     ) -> None:
-        self._rewrite = rewrite or (lambda prompt: prompt)
-        self._tuned, self._params, self._tokenizer = tuned, params, tokenizer
-        self._longest, room = longest, decode.room(tuned, settings)
-        if longest is not None and room is not None:
-            self._longest = min(longest, room)
+        self.encode = PromptEncoder.of(tuned, settings, tokenizer, longest, rewrite)
         self.settings, self._stop = settings, tuple(stop)
-        self._beams = settings.num_beams > 1
-        if stop and self._beams:
+        self._tuned, self._params = tuned, params
+        if stop and settings.is_beam_search:
             raise UserError("stop strings do not go with beam search")
-        search = beam if self._beams else decode
+        search = beam if settings.is_beam_search else decode
         # Tokens are read by every host, wherever their rows were computed.
         whole = NamedSharding(self._mesh, PartitionSpec())
         read = dict.fromkeys(search.READ, whole)
@@ -113,7 +109,7 @@ class Generator:
     ) -> list[list[Text]]:
         """As a call, with how probable the texts are; without stop strings."""
         texts, state = self._whole(prompts, numbers)
-        if self._beams:
+        if self.settings.is_beam_search:
             many = self.settings.num_return_sequences
             tokens = np.asarray(state.done_tokens)[:, :many].reshape(len(texts), -1)
             scores = np.asarray(state.done_scores, np.float64)[:, :many].reshape(-1)
@@ -121,7 +117,7 @@ class Generator:
             tokens = np.asarray(state.tokens)[:, : int(state.count)]
             scores = np.asarray(state.likelihood, np.float64)
         counts = np.array([min(len(self._ended(row)) + 1, len(row)) for row in tokens])
-        if self._beams:
+        if self.settings.is_beam_search:
             scores = scores * counts**self.settings.length_penalty
         pairs = zip(texts, scores.tolist(), counts.tolist(), strict=True)
         return self._of_prompts([Text(*fields) for fields in pairs])
@@ -161,7 +157,7 @@ class Generator:
         decode.check(self._tuned, self.settings, batch["input_ids"].shape[1])
         with logical_axes(self._mesh):
             state = self._start(self._params, batch)
-            if self._beams:
+            if self.settings.is_beam_search:
                 state = self._go_on(self._params, state, np.int32(limit))
                 best = np.asarray(state.done_tokens)[:, : self.settings.num_return_sequences]
                 yield [self._text(row) for row in best.reshape(-1, limit)], state
@@ -188,78 +184,13 @@ class Generator:
     def _mesh(self) -> jax.sharding.Mesh:
         return next(iter(self._params.values())).sharding.mesh
 
-    def encode(
-        self, prompts: Sequence[str | Messages], numbers: Sequence[int] | None = None
-    ) -> dict[str, np.ndarray]:
-        """input_ids and attention_mask: a decoder's padded on the left, else on the right.
-
-        Raises:
-            UserError: a prompt without tokens, or a chat without a chat template.
-        """
-        rows = [ids for ids, _ in self.tokens(prompts, numbers)]
-        longest = max(len(row) for row in rows)
-        width = max(SHORTEST, 1 << (longest - 1).bit_length())
-        width = min(width, max(longest, self._room))
-        left = self._left
-        ids = np.full((len(rows), width), self.settings.pad, np.int32)
-        mask = np.zeros((len(rows), width), np.int32)
-        for number, row in enumerate(rows):
-            at = slice(width - len(row), width) if left else slice(len(row))
-            ids[number, at], mask[number, at] = row, 1
-        return {"input_ids": ids, "attention_mask": mask}
-
-    def tokens(
-        self, prompts: Sequence[str | Messages], numbers: Sequence[int] | None = None
-    ) -> Iterator[tuple[list[int], bool]]:
-        """Token ids of each prompt, and whether it was cut; raises as `encode`."""
-        numbers = range(len(prompts)) if numbers is None else numbers
-        for number, prompt in zip(numbers, prompts, strict=True):
-            try:
-                prompt = self._rewrite(prompt)
-                ids = self._ids(prompt)
-            except ValueError as error:
-                raise UserError(f"prompt {number + 1}: {error}") from error
-            if not ids:
-                raise UserError(f"prompt {number + 1} is empty: it has no token to go on from")
-            is_long = self._longest is not None and len(ids) > self._longest
-            yield (self._cut(prompt, ids) if is_long else ids), is_long
-
-    def _cut(self, prompt: str | Messages, ids: list[int]) -> list[int]:
-        """A prompt's `longest` tokens; what asks for an answer, and what begins a text, stay."""
-        if isinstance(prompt, str) and not self._left:
-            cut = self._tokenizer(prompt, truncation=True, max_length=self._longest)
-            return cut["input_ids"]
-        first = ids[:1] if ids[0] == self._tokenizer.bos_token_id else []
-        return first + ids[len(ids) - self._longest + len(first) :]
-
-    @property
-    def _left(self) -> bool:
-        """Whether prompts are gone on from themselves, and so padded on the left."""
-        return self._tuned.model.head == "causal_lm"
-
-    @property
-    def _room(self) -> int:
-        """The longest prompt that the model has positions for."""
-        longest = 1 << 30 if self._tuned.longest is None else self._tuned.longest
-        return longest - self.settings.max_new_tokens if self._left else longest
-
-    def _ids(self, prompt: str | Messages) -> list[int]:
-        if isinstance(prompt, str):
-            return self._tokenizer(prompt)["input_ids"]
-        if not self._tokenizer.chat_template:
-            raise UserError("the model's tokenizer has no chat template: it is no chat model")
-        with_tools = isinstance(prompt, Mapping)
-        turns, tools = (prompt["messages"], prompt["tools"]) if with_tools else (prompt, None)
-        text = render(self._tokenizer, turns, tools=tools, ask=True)
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
-
     def _ended(self, tokens: np.ndarray) -> np.ndarray:
         """Those before one that ends a text."""
         ended = np.flatnonzero(np.isin(tokens, self.settings.end))
         return tokens[: ended[0]] if len(ended) else tokens
 
     def _text(self, tokens: np.ndarray) -> str:
-        return self._tokenizer.decode(self._ended(tokens), skip_special_tokens=True)
+        return self.encode.tokenizer.decode(self._ended(tokens), skip_special_tokens=True)
 
     def _until_stop(self, tokens: np.ndarray) -> tuple[str, bool]:
         """The text before the first stop string, and whether there is one.
@@ -268,16 +199,16 @@ class Generator:
         returned has none.
         """
         tokens = self._ended(tokens)
-        decode = partial(self._tokenizer.decode, skip_special_tokens=False)
+        decode = partial(self.encode.tokenizer.decode, skip_special_tokens=False)
         whole = decode(tokens) if self._stop else ""
         starts = [whole.find(stop) for stop in self._stop if stop in whole]
         if not starts:
-            return self._tokenizer.decode(tokens, skip_special_tokens=True), False
+            return self.encode.tokenizer.decode(tokens, skip_special_tokens=True), False
         at, count = min(starts), len(tokens)
         while len(before := decode(tokens[:count])) > at or not whole.startswith(before):
             count -= 1
         # The token that the string begins in may begin before it.
-        text = self._tokenizer.decode(tokens[:count], skip_special_tokens=True)
+        text = self.encode.tokenizer.decode(tokens[:count], skip_special_tokens=True)
         return text + whole[len(before) : at], True
 
     def _certain(self, text: str) -> str:

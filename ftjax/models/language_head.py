@@ -205,13 +205,6 @@ def _local(x, kernel, targets, weights, *, size, settings, of_x, of_kernel, alon
     count = -(-length // max(1, CHUNK // (rows * kernel.shape[1])))
     chunk = -(-length // count)  # nearly no padding
 
-    def split(y: Array) -> Array:
-        y = jnp.pad(y, ((0, 0), (0, count * chunk - length), *((0, 0),) * (y.ndim - 2)))
-        return y.reshape(batch, count, chunk, *y.shape[2:]).swapaxes(0, 1)
-
-    def joined(y: Array) -> Array:
-        return y.swapaxes(0, 1).reshape(batch, count * chunk, *y.shape[3:])[:, :length]
-
     def one(carry, parts):
         loss, dkernel = carry
         x, targets, weights = (gather(y, "fsdp") for y in parts)
@@ -247,7 +240,20 @@ def _local(x, kernel, targets, weights, *, size, settings, of_x, of_kernel, alon
         return (loss, dkernel), (tokens, dx)
 
     start = (0.0, jnp.zeros(kernel.shape, jnp.float32) if of_kernel else None)
-    parts = tuple(map(split, (x, targets, weights)))
+    parts = tuple(_split(y, count, chunk) for y in (x, targets, weights))
     (loss, dkernel), (tokens, dx) = jax.lax.scan(one, start, parts)
     loss, dkernel = among(jax.lax.psum, (loss, dkernel), *others)
-    return (loss, joined(tokens)), joined(dx) if of_x else None, dkernel
+    return (loss, _joined(tokens, length)), _joined(dx, length) if of_x else None, dkernel
+
+
+def _split(y: Array, count: int, chunk: int) -> Array:
+    """(batch, length, ...) → (count, batch, chunk, ...), padded with zeros."""
+    batch, length = y.shape[:2]
+    y = jnp.pad(y, ((0, 0), (0, count * chunk - length), *((0, 0),) * (y.ndim - 2)))
+    return y.reshape(batch, count, chunk, *y.shape[2:]).swapaxes(0, 1)
+
+
+def _joined(y: Array, length: int) -> Array:
+    """The inverse of `_split`."""
+    count, batch, chunk = y.shape[:3]
+    return y.swapaxes(0, 1).reshape(batch, count * chunk, *y.shape[3:])[:, :length]

@@ -120,25 +120,6 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     unknown = [name for name in types if name not in names]
     if unknown:
         raise UserError(f"modernbert: layer_types {unknown[0]!r} is not implemented")
-    biased = {
-        "norm": hf.get("norm_bias", False),
-        "qkv": hf.get("attention_bias", False),
-        "output": hf.get("attention_bias", False),
-        "ffn": hf.get("mlp_bias", False),
-        "transform": hf.get("classifier_bias", False),
-        "logits": hf.get("decoder_bias", True),
-    }
-    rotaries = [
-        rotary.of_kind(
-            hf,
-            name,
-            size // heads,
-            "modernbert",
-            hf.get(f"{scope}_rope_theta", theta),
-            hf.get("rope_scaling"),
-        )
-        for name, (scope, theta) in KINDS.items()
-    ]
     spread = _truncated(hf.get("initializer_cutoff_factor", 2.0) or 3.0)
     stddev = spread * hf.get("initializer_range", 0.02)
     return checked(
@@ -153,9 +134,9 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             max_position_embeddings=hf["max_position_embeddings"],
             hidden_act=hf.get("hidden_activation", "gelu"),
             norm_eps=hf.get("norm_eps", 1e-5),
-            biases=tuple(name for name, has in biased.items() if has),
+            biases=_biases(hf),
             windows=(None, hf.get("local_attention", 128) // 2),
-            rotaries=tuple(rotaries),
+            rotaries=_rotaries(hf, size // heads),
             kinds=tuple(names.index(name) for name in types),
             embedding_dropout=hf.get("embedding_dropout", 0.0),
             attention_dropout=hf.get("attention_dropout", 0.0),
@@ -172,6 +153,34 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             options=options,
         ),
         "modernbert",
+    )
+
+
+def _biases(hf: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which modules have biases, as `Config` calls them."""
+    biased = {
+        "norm": hf.get("norm_bias", False),
+        "qkv": hf.get("attention_bias", False),
+        "output": hf.get("attention_bias", False),
+        "ffn": hf.get("mlp_bias", False),
+        "transform": hf.get("classifier_bias", False),
+        "logits": hf.get("decoder_bias", True),
+    }
+    return tuple(name for name, has in biased.items() if has)
+
+
+def _rotaries(hf: Mapping[str, Any], size: int) -> tuple[Any, ...]:
+    """The rotary positions of each of `KINDS`, of heads of a size."""
+    return tuple(
+        rotary.of_kind(
+            hf,
+            name,
+            size,
+            "modernbert",
+            hf.get(f"{scope}_rope_theta", theta),
+            hf.get("rope_scaling"),
+        )
+        for name, (scope, theta) in KINDS.items()
     )
 
 

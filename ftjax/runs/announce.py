@@ -13,7 +13,7 @@ from ftjax.setup.model import Run
 from ftjax.setup.splits import Data
 from ftjax.tasks.base import spoken
 from ftjax.training.learning_rate import rate_notes
-from ftjax.training.progress import Progress
+from ftjax.training.progress import Best
 from ftjax.training.recipe import Recipe
 
 SEEN = 50  # rows by which an order is told
@@ -103,10 +103,10 @@ def validated(metric: str, scores: Mapping[str, Any], step: int) -> str:
     return f"step {step}: validation {told}"
 
 
-def best_of(metric: str, progress: Progress) -> str:
+def best_of(metric: str, best: Best) -> str:
     """What is said of the best step so far."""
-    name = spoken(metric, progress.validation)
-    return f"best validation {name} {progress.best:.4f} at step {progress.best_step}"
+    name = spoken(metric, best.metrics)
+    return f"best validation {name} {best.score:.4f} at step {best.step}"
 
 
 def extended(recipe: Recipe, before: int, step: int) -> str:

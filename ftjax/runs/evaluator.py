@@ -13,7 +13,7 @@ from ftjax.runs.announce import validated
 from ftjax.runs.ending import Answered
 from ftjax.setup.model import Run, best_metric
 from ftjax.setup.splits import Data
-from ftjax.training.progress import Progress
+from ftjax.training.progress import Best, Progress
 from ftjax.training.step import State
 from ftjax.workdir.records import Records
 
@@ -49,7 +49,7 @@ class Evaluator:
     def is_done(self) -> bool:
         """Whether it is time to stop early."""
         limit = self.run.config.train.early_stopping
-        return bool(limit) and self.progress.worse >= limit
+        return bool(limit) and self.progress.best.worse >= limit
 
     def begin(self, state: State) -> None:
         """Begins to compile what validation needs."""
@@ -61,13 +61,13 @@ class Evaluator:
         """Validates, where there is a validation split, and notes whether this is the best."""
         if "validation" not in self.data.splits:
             return
-        scores = self.judge(state.best_params, step, self.progress)
+        scores = self.judge(state.best_params, step, self.progress.best)
         numbers = {f"validation/{k}": v for k, v in scores.items() if isinstance(v, float)}
         self.records.log({"step": step, **numbers})
         self.records.say(validated(self.metric, scores, step))
 
-    def judge(self, params: Flat, step: int, progress: Progress) -> dict[str, Any]:
-        """The validation metrics of a step, and noted whether they are the best in `progress`."""
+    def judge(self, params: Flat, step: int, best: Best) -> dict[str, Any]:
+        """The validation metrics of a step, and noted whether they are `best`'s."""
         # Hosts' processors may round scores otherwise, and what is best decides.
         scores = self._scores("validation", self._outputs(params, "validation"))
         if self.metric in self.run.task.at_end:
@@ -75,13 +75,13 @@ class Evaluator:
             split = self.data.raw["validation"]
             scores |= written_scores(self.run, params, split, self.generator)
         scores = agreement.told(scores)
-        progress.judge(scores, self.metric, self.run.task.better[self.metric], step)
+        best.judge(scores, self.metric, self.run.task.better[self.metric], step)
         return scores
 
     def answered(self, params: Flat, name: str) -> Answered:
         """A held-out split with what the best parameters say of it; nothing is written yet."""
         outputs, data = self._outputs(params, name), self.data
-        scores = self._scores(name, outputs) if name == "test" else self.progress.validation
+        scores = self._scores(name, outputs) if name == "test" else self.progress.best.metrics
         return Answered(name, data.raw[name], data.splits[name], outputs, scores, {})
 
     def _scores(self, name: str, outputs: Any) -> dict[str, Any]:

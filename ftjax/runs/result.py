@@ -39,8 +39,9 @@ def write_result(
     """
     config = run.config
     trainable, total = run.tuned.partition.counts(run.tuned.shapes)
-    seconds = max(progress.seconds, 1e-9)
-    scores = {"validation": progress.validation, "test": test}
+    totals = progress.totals
+    seconds = max(totals.seconds, 1e-9)
+    scores = {"validation": progress.best.metrics, "test": test}
     result = {
         "method": config.method.name,
         "model": config.model.from_run or config.model.path,
@@ -51,14 +52,14 @@ def write_result(
         "epochs": epochs,
         "trainable_params": trainable,
         "total_params": total,
-        "train_seconds": round(progress.seconds, 3),
+        "train_seconds": round(totals.seconds, 3),
         "compile_seconds": round(progress.compile_seconds, 3),
-        "examples_per_second": round(progress.examples / seconds, 2),
-        "tokens_per_second": round(progress.tokens / seconds, 2),
-        "token_efficiency": round(progress.tokens / max(progress.slots, 1), 4),
+        "examples_per_second": round(totals.examples / seconds, 2),
+        "tokens_per_second": round(totals.tokens / seconds, 2),
+        "token_efficiency": round(totals.tokens / max(totals.slots, 1), 4),
         "peak_memory_bytes": peak_memory_bytes(),
         "learning_rate": peak_rate(config, run.tuned),
-        "best_step": progress.best_step,
+        "best_step": progress.best.step,
         "best_metric": best_metric(config, run.task),
         **({"fold": config.data.splits.fold} if config.data.splits.folds else {}),
         **more,

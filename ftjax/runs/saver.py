@@ -1,6 +1,6 @@
 """Checkpoints of a run: what is saved with its state, and read again."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ftjax.config.saved import from_json, to_json
@@ -49,12 +49,12 @@ class Saver:
         self.records.keep()
         meta = {
             **self.feed.saved(),
-            "progress": asdict(self.progress),
+            "progress": self.progress.saved(),
             "config": to_json(self.run.config),
             "total": self.total,
             "base": self.base,
         }
-        self.checkpoints.save(state, meta, self.progress.best_step)
+        self.checkpoints.save(state, meta, self.progress.best.step)
 
     def wait(self) -> None:
         """Returns when all is on disk."""
@@ -101,4 +101,4 @@ def read_checkpoint(
     length_before(workdir, meta, recipe.total)
     shapes = recipe.state_shapes(run.trainable, run.mesh, step)
     free(run.trainable)  # which come from the checkpoint
-    return checkpoints.restore(step, shapes), meta, Progress(**meta["progress"])
+    return checkpoints.restore(step, shapes), meta, Progress.read(meta["progress"])

@@ -123,8 +123,8 @@ def train_session(run: Run, data: Data, workdir: Path, lock: Lock, base: str) ->
         closing.callback(forward.close)
         evaluate = Evaluator(run, computed.data, computed.layouts, forward, progress, records)
         state = _train(session, state, evaluate, lock, records, closing)
-        if progress.best is not None:
-            records.say(best_of(evaluate.metric, progress))
+        if progress.best.score is not None:
+            records.say(best_of(evaluate.metric, progress.best))
         return _finish(session, state, evaluate)
 
 
@@ -156,13 +156,13 @@ def _started(session: Session) -> tuple[State, Progress, list[str]]:
         phase, averaged = recipe.phase(0), recipe.average is not None
         place = (run.config.seed, run.mesh, phase.partition, averaged)
         progress = Progress(compile_seconds=computed.compile_seconds)
-        progress.seconds += computed.seconds if computed.is_cached else 0.0
+        progress.totals.seconds += computed.seconds if computed.is_cached else 0.0
         return init_state(run.trainable, recipe.optimizer(phase), *place), progress, notes
     state, meta, progress = checkpoint
     session.feed.go_on(meta)
     before = length_before(session.workdir, meta, recipe.total)
     if recipe.total > before:
-        progress.worse = 0
+        progress.best.worse = 0
         notes = [*notes, extended(recipe, before, int(state.step))]
     return state, progress, notes
 
@@ -215,13 +215,13 @@ def _finish(session: Session, state: State, evaluate: Evaluator) -> dict[str, An
     run, data, progress = session.run, session.computed.data, evaluate.progress
     records, step, params = evaluate.records, int(state.step), state.best_params
     notes: list[str] = []
-    if progress.best_step < 0:  # no validation split: the last is all there is
-        progress.best_step = step
+    if progress.best.step < 0:  # no validation split: the last is all there is
+        progress.best.step = step
     free(state.opt_state)
-    if progress.best_step != step:
+    if progress.best.step != step:
         shapes = jax.tree.map(to_shape_dtype_struct, params)
         free((state.params, state.average))
-        params, notes = best(session.checkpoints, progress, shapes, evaluate.judge)
+        params, notes = best(session.checkpoints, progress.best, shapes, evaluate.judge)
     for note in notes:
         records.say(note)
     records.keep()

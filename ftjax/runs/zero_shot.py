@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -11,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ftjax import methods, tasks
+from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
 from ftjax.evaluation import asked_models
 from ftjax.evaluation.label_scores import POOL, Scored, Scorer, announce
@@ -50,6 +53,36 @@ def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         return _result(config, workdir)
 
 
+@dataclass(frozen=True)
+class Judge:
+    """Scores what templates give of splits.
+
+    Attributes:
+        task: of the run.
+        splits: by name.
+        names: of the labels.
+        report: of the data, to which what became of the prompts is added.
+        answered: what was said, by split and template.
+    """
+
+    task: Any
+    splits: Mapping[str, Split]
+    names: tuple[str, ...]
+    report: list[dict[str, Any]]
+    answered: dict[tuple[str, str], Answered] = field(default_factory=dict)
+
+    def __call__(self, name: str, template: str, scored: Scored) -> dict[str, Any]:
+        """Metrics of a split."""
+        rows, cut, split = len(scored.logits), scored.examples.truncated, self.splits[name]
+        counts = {"rows_in": rows, "rows_out": rows, "fewer_shots": scored.fewer, "cut": cut}
+        self.report.append({"step": "prompt", "split": name, "template": template, **counts})
+        announce(name, template, scored)
+        metrics = told(self.task.score(scored.logits, scored.examples, split, self.names))
+        said = (split, scored.examples, scored.logits, metrics)
+        self.answered[name, template] = Answered(name, *said, {})
+        return metrics
+
+
 def _result(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     task, method = tasks.create(config.task), methods.create(config.method)
     metric = best_metric(config, task)
@@ -73,38 +106,17 @@ def _result(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     shown = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pool)
     first(partial(write_text, workdir / POOL, shown))
 
-    answered: dict[tuple[str, str], Answered] = {}
-
-    def judge(split: str, template: str, scored: Scored) -> dict[str, Any]:
-        rows, cut = len(scored.logits), scored.examples.truncated
-        counts = {"rows_in": rows, "rows_out": rows, "fewer_shots": scored.fewer, "cut": cut}
-        report.append({"step": "prompt", "split": split, "template": template, **counts})
-        announce(split, template, scored)
-        metrics = told(task.score(scored.logits, scored.examples, splits[split], names))
-        said = (splits[split], scored.examples, scored.logits, metrics)
-        answered[split, template] = Answered(split, *said, {})
-        return metrics
-
+    judge = Judge(task, splits, names, report)
     progress, tried, template, test = Progress(), {}, templates[0], None
     if "validation" in splits:
-        start, compiled = time.perf_counter(), scorer.compile_seconds
-        results = scorer(splits["validation"], templates)
-        for number, (name, scored) in enumerate(zip(templates, results, strict=True)):
-            metrics = judge("validation", name, scored)
-            progress.judge(metrics, metric, task.better[metric], number)
-            progress.tokens += int(scored.examples.sizes.sum())
-            progress.examples += len(scored.logits)
-            tried[name] = metrics[metric]
-        require(progress.best is not None, f"no template's validation {metric} is a number")
-        template = templates[progress.best_step]
-        compiled = scorer.compile_seconds - compiled
-        progress.seconds = time.perf_counter() - start - compiled
-    progress.best_step = 0  # nothing was trained
+        tried = _try(scorer, judge, templates, metric, progress)
+        template = templates[progress.best.step]
+    progress.best.step = 0  # nothing was trained
     if "test" in splits:
         test = judge("test", template, scorer(splits["test"], [template])[0])
     progress.compile_seconds = scorer.compile_seconds
     first(partial(write_data_report, workdir, report))
-    held = [answers for (_, name), answers in answered.items() if name == template]
+    held = [answers for (_, name), answers in judge.answered.items() if name == template]
     doubts = [*of_data(names, report), *end(workdir, task, names, metric, held)]
     for doubt in doubts if jax.process_index() == 0 else ():
         print(f"warning: {doubt}")
@@ -124,3 +136,25 @@ def _result(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         base=base,
         warnings=doubts,
     )
+
+
+def _try(
+    scorer: Scorer, judge: Judge, templates: Sequence[str], metric: str, progress: Progress
+) -> dict[str, float]:
+    """The validation metric of each template; the best "step" of a progress is the best's number.
+
+    Raises:
+        UserError: none is a number.
+    """
+    start, compiled = time.perf_counter(), scorer.compile_seconds
+    results, tried = scorer(judge.splits["validation"], templates), {}
+    for number, (template, scored) in enumerate(zip(templates, results, strict=True)):
+        metrics = judge("validation", template, scored)
+        progress.best.judge(metrics, metric, judge.task.better[metric], number)
+        progress.totals.tokens += int(scored.examples.sizes.sum())
+        progress.totals.examples += len(scored.logits)
+        tried[template] = metrics[metric]
+    require(progress.best.score is not None, f"no template's validation {metric} is a number")
+    compiled = scorer.compile_seconds - compiled
+    progress.totals.seconds = time.perf_counter() - start - compiled
+    return tried

@@ -14,7 +14,7 @@ from ftjax import methods, tasks
 from ftjax.build import build_tuned
 from ftjax.data.preparation.step import Models
 from ftjax.data.sources import is_stream, open_parts
-from ftjax.data.stream_source import START, Source
+from ftjax.data.stream_source import START, Cursor, Source
 from ftjax.errors import UserError, require
 from ftjax.formats.hf import mapping, tokenizers
 from ftjax.models import kind_of
@@ -88,7 +88,7 @@ def _write(
     params = model.init(jax.random.key(config.seed), list(model.shapes), shardings)
     held = {path: np.asarray(leaf) for path, leaf in params.items()}
     tensors = mapping.to_tensors(held, model.names, prefix=head is not None)
-    architecture = model.config.heads[head].architecture if head else model.family.MODEL
+    architecture = model.config.heads[head].architecture if head else model.names.model
     mapping.write_folder(folder, folder, {**hf_config, "architectures": [architecture]}, tensors)
 
 
@@ -108,7 +108,8 @@ def _texts(config: ConfigDict, task: Any, models: Models) -> Iterator[str]:
     if is_stream(config.data):
         rows = []
         for _, part in open_parts(config.data):
-            rows += Source(part["train"], task.schema, skip=True).take(START, READ)[0]
+            source = Source(part["train"], task.schema, skip=True)
+            rows += Cursor(source).take(START, READ)[0]
     else:
         splits, _ = read_splits(config, task, models)
         require("train" in splits, f"data.path={config.data.path!r} has no training split")

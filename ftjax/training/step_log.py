@@ -66,10 +66,9 @@ class StepLog:
             else:
                 progress.skipped += 1
                 self._skipped(at, row)
-        progress.seconds += seconds
+        progress.totals.seconds += seconds
         for *_, counts, shapes in self._pending:
-            progress.count(counts)
-            progress.flops += self._flops(shapes)
+            progress.totals.add(counts, self._flops(shapes))
         progress.losses += losses
         if log:
             at, last = rows[-1]

@@ -52,7 +52,7 @@ class Stepper:
         """
         start = time.perf_counter()
         batch, counts = self._feed()
-        self._log.progress.waited += time.perf_counter() - start
+        self._log.progress.totals.waited += time.perf_counter() - start
         if (window := self._feed.window(number)) is not None:
             self._log.flush()  # hosts may not run what follows and a step in the same order
             require_same("a window of the stream", window.content())
@@ -81,7 +81,7 @@ class Stepper:
         """Begins all programs that are needed from here on, and waits for the step's own."""
         log, beside = self._log, self._beside
         log.flush()
-        log.progress.seconds += log.clock.lap()  # of waiting for the batch
+        log.progress.totals.seconds += log.clock.lap()  # of waiting for the batch
         self._programs.begin(self._phase, state, number)
         self._beside = lambda _: None
         beside(state)

@@ -9,7 +9,7 @@ from ftjax.errors import UserError
 from ftjax.parallel.agreement import told, worst
 from ftjax.paths import Flat
 from ftjax.training.memory import free
-from ftjax.training.progress import Progress
+from ftjax.training.progress import Best, Progress
 from ftjax.training.step import State
 from ftjax.workdir.checkpoints import Checkpoints
 from ftjax.workdir.checksums import differing
@@ -53,19 +53,19 @@ def newest(checkpoints: Checkpoints, read: Callable[[int], Read]) -> tuple[Read 
 
 def best(
     checkpoints: Checkpoints,
-    progress: Progress,
+    noted: Best,
     like: Flat,
-    judge: Callable[[Flat, int, Progress], None],
+    judge: Callable[[Flat, int, Best], None],
 ) -> tuple[Flat, list[str]]:
     """The trainable leaves of a run's best step; where it is damaged, of the best of the others.
 
-    Then it is set aside, and the best that `progress` has is the other.
+    Then it is set aside, and the other is what is noted as the best.
 
     Args:
         checkpoints: of the run, the newest among them.
-        progress: of the run, of which the best step is known.
+        noted: the run's best so far.
         like: shapes, dtypes and shardings of the leaves.
-        judge: notes in a progress what the leaves of a step score on validation.
+        judge: notes, in a `Best`, what the leaves of a step score on validation.
 
     Returns:
         The leaves; and lines on what was set aside.
@@ -73,7 +73,7 @@ def best(
     Raises:
         UserError: none can be read, or one cannot for another reason than damage.
     """
-    best_step, others, chosen = progress.best_step, Progress(), None
+    best_step, others, chosen = noted.step, Best(), None
     read = partial(
         _together,
         checkpoints,
@@ -89,7 +89,7 @@ def best(
         if damage:
             continue
         judge(leaves, step, others)
-        if others.best_step == step:
+        if others.step == step:
             leaves, chosen = chosen, leaves
         free(leaves)  # the worse of both
     if chosen is None:
@@ -98,9 +98,8 @@ def best(
             "the same command goes on"
         )
     notes = _set_aside(checkpoints, {best_step: reason} if best_step in steps else {})
-    progress.best, progress.best_step = others.best, others.best_step
-    progress.validation = others.validation
-    return chosen, [*(notes or [reason]), f"of those left, the best is of step {others.best_step}"]
+    noted.score, noted.step, noted.metrics = others.score, others.step, others.metrics
+    return chosen, [*(notes or [reason]), f"of those left, the best is of step {others.step}"]
 
 
 def _together(

@@ -40,7 +40,7 @@ def run(tmp_path, monkeypatch):
 def test_a_run_ends_its_study(config_file, tmp_path, run, ends, code):
     run(f"#!/bin/sh\n{ends}\n")
     with pytest.raises(UserError if code == 2 else Stopped) as error:
-        Runs(str(config_file), tmp_path, ()).run("lora", 0)
+        Runs(str(config_file), tmp_path, {}).run("lora", 0)
     assert getattr(error.value, "code", 2) == code
 
 
@@ -48,7 +48,7 @@ def test_a_run_ends_its_study(config_file, tmp_path, run, ends, code):
 def test_a_run_of_bad_input_is_to_be_mended(config_file, tmp_path, run, jobs):
     run("#!/bin/sh\necho 'error: no such file' >&2\nexit 2\n")
     with pytest.raises(UserError) as error:
-        Runs(str(config_file), tmp_path, (), jobs).run("lora", 0)
+        Runs(str(config_file), tmp_path, {}, jobs).run("lora", 0)
     why = ", error: no such file" if jobs == 2 else ""  # else it is printed just before
     assert f"(exit code 2{why}); once that is mended, the same command" in str(error.value)
 

@@ -54,8 +54,8 @@ def both(path, schema, **changes):
     """What is read at once and what is one by one."""
     ((_, parts),) = open_parts(data_settings(path=str(path), **changes))
     opened = parts["train"]
-    assert opened.blocks is not None
-    slow = replace(opened, blocks=None)
+    assert opened.reader.blocks is not None
+    slow = replace(opened, reader=opened.reader._replace(blocks=None))
     return [[read(each, schema, skip) for skip in (False, True)] for each in (opened, slow)]
 
 

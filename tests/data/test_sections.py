@@ -12,7 +12,7 @@ import pytest
 from ftjax.data.opened import BEGIN
 from ftjax.data.readers import lines
 from ftjax.data.sources import load, open_parts
-from ftjax.data.stream_source import START, Position, Source
+from ftjax.data.stream_source import START, Cursor, Position, Source
 from ftjax.errors import UserError
 from ftjax.tasks.masked_lm import MaskedLM
 from tests.conftest import data_settings
@@ -57,7 +57,8 @@ def test_rows_from_any_place_on(tmp_path, monkeypatch, form):
 
     every = [(plain(row), mark) for row, mark in opened.checked_from(SCHEMA)]
     assert [row for row, _ in every] == list(map(plain, opened.checked(SCHEMA)))
-    whole = [plain(row) for row in opened._checked(lambda n, row: {**row, "row": n}, opened.read())]
+    rows = opened.reader.rows()
+    whole = [plain(row) for row in opened._checked(lambda n, row: {**row, "row": n}, rows)]
     assert [row for row, _ in every] == whole and len(every) == 3000
     marks = {mark for _, mark in every}
     assert (len(marks) > 2) == (form != "csv") and BEGIN in marks
@@ -74,7 +75,7 @@ def test_a_stream_goes_on_without_reading_what_is_before(tmp_path, monkeypatch):
 
     def source():
         opened = open_parts(data_settings("masked_lm", path=str(path)))[0][1]["train"]
-        return Source(opened, SCHEMA, skip=True)
+        return Cursor(Source(opened, SCHEMA, skip=True))
 
     first, position = source(), START
     for _ in range(25):
@@ -119,11 +120,11 @@ def test_files_of_a_split_are_read_in_an_order_of_each_pass(tmp_path, changes):
     opened = open_parts(data_settings("masked_lm", path=str(folder), **changes))[0][1]["train"]
     assert len(opened.files) == 5
     whole = [f"{number} {row}" for number in range(5) for row in range(40)]
-    in_order, _ = Source(opened, SCHEMA).take(START, 400)
+    in_order, _ = Cursor(Source(opened, SCHEMA)).take(START, 400)
     assert [row["text"] for row in in_order] == whole * 2
 
     def source():
-        return Source(opened, SCHEMA, buffer=10, seed=(3,))
+        return Cursor(Source(opened, SCHEMA, buffer=10, seed=(3,)))
 
     every, position, first = [], START, source()
     places = [START]

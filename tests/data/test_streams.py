@@ -13,7 +13,7 @@ from ftjax.data.encode import Examples, Ragged, ragged
 from ftjax.data.planning import bucket_layout, packed_layout
 from ftjax.data.preparation.step import Verdict
 from ftjax.data.sources import open_parts, read_split
-from ftjax.data.stream_source import START, Position, Source
+from ftjax.data.stream_source import START, Cursor, Position, Source
 from ftjax.data.streaming import StreamLoader, Windows, joined, shares
 from ftjax.errors import UserError
 from ftjax.runs.announce import are_sorted
@@ -107,15 +107,15 @@ def test_bad_rows_stop_or_are_counted(tmp_path):
     lines[3:5] = [b'{"text": "cut\n', b'{"text": "\xff", "label": 1}\n', b'{"label": 1}\n']
     path.write_bytes(b"".join(lines))
     with pytest.raises(UserError, match=r"a\.jsonl: row 4 is not valid JSON"):
-        Source(opened(path), SCHEMA).take(START, 10)
-    source = Source(opened(path), SCHEMA, skip=True)
+        Cursor(Source(opened(path), SCHEMA)).take(START, 10)
+    source = Cursor(Source(opened(path), SCHEMA, skip=True))
     rows, position = source.take(START, 16)
     good = [row["row"] for row in rows]
     assert good == [1, 2, 3, 7, 8, 9, 10, 11, 1, 2, 3, 7, 8, 9, 10, 11]
     assert position.place.skipped == 3
     path.write_bytes(b'{"label": 1}\n')
     with pytest.raises(UserError, match="has no rows"):
-        Source(opened(path), SCHEMA, skip=True).take(START, 1)
+        Cursor(Source(opened(path), SCHEMA, skip=True)).take(START, 1)
 
 
 @pytest.mark.parametrize("buffer", [0, 7, 64])
@@ -127,7 +127,8 @@ def test_sources_go_on_from_any_position_without_what_is_before(tmp_path, buffer
     keep = Keep()
 
     def source():
-        return Source(opened(path), SCHEMA, 1.0, True, [("keep", keep)], buffer, (5,))
+        steps = [("keep", keep)]
+        return Cursor(Source(opened(path), SCHEMA, 1.0, True, steps, buffer, (5,)))
 
     def saved(position):
         return Position.read(json.loads(json.dumps(position.saved())))

@@ -80,7 +80,7 @@ def write_base(folder, case):
     config = config_of(case)
     config |= {key: value for key, value in SPECIAL.items() if key in config}
     head = model.config.heads.get(model.model.head)
-    config["architectures"] = [head.architecture if head else model.family.MODEL]
+    config["architectures"] = [head.architecture if head else model.names.model]
     tensors = mapping.to_tensors(parameters(model), model.names, prefix=head is not None)
     folder.mkdir()
     mapping.write_folder(folder, folder, config, tensors)

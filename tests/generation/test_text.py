@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import jax
@@ -122,7 +123,7 @@ def test_stop_strings_with_special_tokens(make, decoder):
 
     def said(*stop):
         generator = make(stop=stop)
-        generator._tokenizer = tokenizer
+        generator.encode = replace(generator.encode, tokenizer=tokenizer)
         return generator(PROMPTS)[0][0]
 
     first = whole.index(word)
@@ -134,8 +135,9 @@ def test_stop_strings_with_special_tokens(make, decoder):
 def test_chats_that_a_template_refuses(make):
     generator = make()
     raises = "{{ raise_exception('no system') }}"
-    generator._tokenizer = copy.copy(generator._tokenizer)
-    generator._tokenizer.chat_template = raises
+    tokenizer = copy.copy(generator.encode.tokenizer)
+    tokenizer.chat_template = raises
+    generator.encode = replace(generator.encode, tokenizer=tokenizer)
     with pytest.raises(UserError, match="prompt 2: the chat template says: no system"):
         generator(["good", [{"role": "user", "content": "good"}]])
 

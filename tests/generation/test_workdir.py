@@ -53,7 +53,7 @@ def test_chats_are_written_as_in_training(decoder, tmp_path, capsys, monkeypatch
     run, moved = finished(config, work)
     asked = Settings(max_new_tokens=5, num_beams=2, end=(3,))
     generator = Generator(run.tuned, moved, load_tokenizer(decoder), asked)
-    tokenizer = generator._tokenizer
+    tokenizer = generator.encode.tokenizer
     tokenizer.chat_template = template
     read = tokenizer("good the film music ", add_special_tokens=False)["input_ids"]
     chat = [{"role": "user", "content": "the film"}]

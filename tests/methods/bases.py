@@ -20,7 +20,7 @@ def folder(base: str) -> Path:
     model, _ = plain_model(base)
     stored = {p: x for p, x in plain_params(base).items() if p.split("/")[0] != "classifier"}
     place = Path(mkdtemp(prefix=f"ftjax_{base}_"))
-    config = {**BASES[base], "architectures": [model.family.MODEL]}
+    config = {**BASES[base], "architectures": [model.names.model]}
     (place / "config.json").write_text(json.dumps(config))
     tensors = mapping.to_tensors(stored, model.names, prefix=False)
     mapping.write_folder(place, place, config, tensors)

@@ -18,6 +18,7 @@ from ftjax.data.draws import Draws
 from ftjax.data.encode import Examples, encode
 from ftjax.data.loading import Loader, Vary
 from ftjax.data.planning import bucket_layout, packed_layout, paired_layout
+from ftjax.data.readers.rows import Reader
 from ftjax.data.sources import Opened, Split, read_split
 from ftjax.evaluation.forward import Forward
 from ftjax.formats.folder import read_config
@@ -31,7 +32,7 @@ from tests.models.reference import Reference
 def split_of(task: Any, rows: Iterable[dict], schema: Any = None) -> Split:
     """Rows, checked as those of a file."""
     columns = {name: name for name in task.schema.fields}
-    opened = Opened("rows.jsonl", lambda: enumerate(rows, 1), columns)
+    opened = Opened("rows.jsonl", Reader(lambda: enumerate(rows, 1)), columns)
     return read_split([opened], schema or task.schema, skip=False)
 
 

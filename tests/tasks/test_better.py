@@ -10,7 +10,7 @@ from ftjax import tasks
 from ftjax.data.encode import Examples, ragged
 from ftjax.errors import UserError
 from ftjax.tasks.base import HIGHER, LOWER
-from ftjax.training.progress import Progress, gain
+from ftjax.training.progress import Best, gain
 from tests.conftest import ftjax, here, write_jsonl
 from tests.tasks.made import examples_of, split_of
 from tests.tasks.test_span_qa import rows_of
@@ -125,19 +125,19 @@ def test_what_is_written_is_better_higher(name):
     ],
 )
 def test_the_best_is_a_number(better, scores, best_step, worse):
-    progress = Progress()
+    best = Best()
     for step, score in enumerate(scores, 1):
-        progress.judge({"metric": score, "step": step}, "metric", better, step)
-    assert (progress.best_step, progress.worse) == (best_step, worse)
-    assert progress.validation["step"] == (best_step if best_step > 0 else len(scores))
-    assert (progress.best is None) == (best_step < 0)
+        best.judge({"metric": score, "step": step}, "metric", better, step)
+    assert (best.step, best.worse) == (best_step, worse)
+    assert best.metrics["step"] == (best_step if best_step > 0 else len(scores))
+    assert (best.score is None) == (best_step < 0)
 
 
 def test_a_saved_best_that_is_no_number_gives_way():
-    progress = Progress(best=math.nan, best_step=1, validation={"metric": math.nan})
-    progress.judge({"metric": 0.2}, "metric", HIGHER, 2)
-    progress.judge({"metric": 0.9, "loss": math.nan}, "metric", HIGHER, 3)
-    assert (progress.best, progress.best_step) == (0.2, 2)
+    best = Best(math.nan, 1, metrics={"metric": math.nan})
+    best.judge({"metric": 0.2}, "metric", HIGHER, 2)
+    best.judge({"metric": 0.9, "loss": math.nan}, "metric", HIGHER, 3)
+    assert (best.score, best.step) == (0.2, 2)
 
 
 def test_a_run_keeps_the_step_of_least_error(config_file, tmp_path):

@@ -10,7 +10,7 @@ from ftjax.data.encode import encode, unreadable
 from ftjax.data.sources import load
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
-from ftjax.generation.text import Generator
+from ftjax.generation.prompts import PromptEncoder
 from ftjax.tasks.instruction import Instruction
 from ftjax.tasks.preference import Preference
 from tests.conftest import WORDS, data_settings, write_jsonl
@@ -140,11 +140,10 @@ def test_templates_get_all_that_a_row_says(folder, tmp_path):
         f"{calls[2]}{end}",
     ]
     assert Instruction().references(split) == [["bad"], ["the plot"], ["lovely"], []]
-    generator = Generator.__new__(Generator)  # what it reads, without a model
-    generator._tokenizer = tokenizer
+    encoder = PromptEncoder(tokenizer)
     for row, asked in zip(ROWS, Instruction().prompts(split), strict=True):
         wanted = theirs(tokenizer, row, -1, add_generation_prompt=True)[1]
-        assert generator._ids(asked) == wanted
+        assert encoder.ids(asked) == wanted
 
 
 def test_tools_of_some_rows_or_none(tmp_path):
@@ -248,10 +247,9 @@ def test_dates_and_calls_with_text_arguments(folder, tmp_path):
     assert trained == "26 Jul 2024" + today[len("26 Jul 2024") :]  # on whatever day
     assert examples.ids[1].tolist() == examples.ids[0].tolist()
     assert learned(examples, 1, tokenizer) == '<call>film {"year": 1}<|im_end|>'
-    generator = Generator.__new__(Generator)
-    generator._tokenizer = tokenizer
+    encoder = PromptEncoder(tokenizer)
     asked = theirs(tokenizer, rows[0], -1, add_generation_prompt=True)[1]
-    assert generator._ids(Instruction().prompts(split)[0]) == asked  # with today's
+    assert encoder.ids(Instruction().prompts(split)[0]) == asked  # with today's
 
 
 def test_commands_to_a_template_need_not_be_written(folder, tmp_path):

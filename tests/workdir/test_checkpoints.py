@@ -1,6 +1,7 @@
 """What is read of checkpoints: damage told from other failures, and nothing there is changed."""
 
 import errno
+import json
 import logging
 import shutil
 
@@ -14,7 +15,7 @@ from gcsfs.retry import HttpError
 
 from ftjax.errors import UserError
 from ftjax.tasks.base import HIGHER
-from ftjax.training.progress import Progress
+from ftjax.training.progress import Best, Progress, Totals
 from ftjax.training.step import init_state, state_shapes
 from ftjax.workdir.checkpoints import Checkpoints
 from ftjax.workdir.restore import Damaged, Saved, Unreadable
@@ -114,7 +115,7 @@ def test_where_the_best_is_damaged_it_is_the_best_of_the_others(tmp_path, one_de
     for step in damage:
         (folder / str(step) / "params" / "manifest.ocdbt").write_bytes(b"")
     before = {path.name for path in folder.iterdir()}
-    progress = Progress(best=9.0, best_step=2, validation={"accuracy": 9.0})
+    noted = Best(9.0, 2, metrics={"accuracy": 9.0})
 
     def judge(params, step, others):
         np.testing.assert_array_equal(params["b/bias"], np.full(30, step))
@@ -124,16 +125,27 @@ def test_where_the_best_is_damaged_it_is_the_best_of_the_others(tmp_path, one_de
     like = shapes_of(state, one_device).params
     if len(damage) == 4:
         with pytest.raises(UserError, match="2 cannot be read .* nor is there another"):
-            best(checkpoints, progress, like, judge)
-        assert {path.name for path in folder.iterdir()} == before and progress.best_step == 2
+            best(checkpoints, noted, like, judge)
+        assert {path.name for path in folder.iterdir()} == before and noted.step == 2
     else:
-        params, notes = best(checkpoints, progress, like, judge)
+        params, notes = best(checkpoints, noted, like, judge)
         chosen = 4 if damage == (2,) else 3
         np.testing.assert_array_equal(params["b/bias"], np.full(30, chosen))
-        assert (progress.best_step, progress.best) == (chosen, {4: 7.0, 3: 5.0}[chosen])
+        assert (noted.step, noted.score) == (chosen, {4: 7.0, 3: 5.0}[chosen])
         assert {path.name for path in folder.iterdir()} == {"1", "2.unreadable", "3", "4"}
         assert "2 cannot be read" in notes[0] and f"best is of step {chosen}" in notes[1]
     checkpoints.close()
+
+
+def test_progress_is_saved_in_one_mapping():
+    """As checkpoints of earlier versions have it, of which some lack what was counted later."""
+    progress = Progress(Best(0.5, 4, 1, {"accuracy": 0.5}), Totals(9.0, tokens=7), skipped=2)
+    progress.losses += [1.0, 0.5]
+    saved = json.loads(json.dumps(progress.saved()))
+    assert (saved["best"], saved["best_step"], saved["validation"]) == (0.5, 4, {"accuracy": 0.5})
+    assert (saved["seconds"], saved["tokens"], saved["skipped"]) == (9.0, 7, 2)
+    assert Progress.read(saved) == progress
+    assert Progress.read({"best_step": 3}) == Progress(Best(step=3))
 
 
 def test_a_save_for_which_there_is_no_room_loses_none_before_it(tmp_path, monkeypatch, one_device):

@@ -42,6 +42,21 @@ class Section(NamedTuple):
     rows: Rows
 
 
+class Reader(NamedTuple):
+    """How one file, or what is read like one, is read: each starts from its beginning.
+
+    Attributes:
+        rows: one by one.
+        blocks: many at a time, where columns are of these types; None where there are no such.
+        sections: from a section on, which is told by where it begins and the number there; None
+            where there are no such.
+    """
+
+    rows: Callable[[], Rows]
+    blocks: Callable[[Types], Iterator[Block] | None] | None = None
+    sections: Callable[[int, int], Iterator[Section] | None] | None = None
+
+
 def sound(row: Any) -> Any:
     """A row, or a line, that is not an error; errors are raised."""
     if isinstance(row, UserError):

@@ -103,38 +103,54 @@ def load(
             used.update(name for name, _ in stored)
             continue
         if missing:
+            pooler = path.startswith("pooler/")
             raise UserError(
                 f"the weights lack tensor {missing[0]!r} (for parameter {path!r})"
-                + (
-                    "; mean pooling, where the task has it, needs none"
-                    if path.startswith("pooler/")
-                    else ""
-                )
+                + ("; mean pooling, where the task has it, needs none" if pooler else "")
                 + nearest(missing[0], weights)
             )
         tensors = [weights[name] for name, _ in stored]
-        for (name, _), tensor in zip(stored, tensors, strict=True):
-            if np.dtype(tensor.dtype) not in NUMBERS:
-                raise UserError(
-                    f"tensor {name!r} is stored as {np.dtype(tensor.dtype)}, which is no plain "
-                    "type of numbers (float32, bfloat16, float16, float64): the folder is of a "
-                    "quantization that config.json does not name; save it dequantized"
-                )
+        require_numbers(stored, tensors)
         tensors = [widen(path, tensor) for tensor in tensors] if widen else tensors
-        for (name, part), tensor in zip(stored, tensors, strict=True):
-            shape = shape_of(tensor.shape, part, kind)
-            count = len(stored) * math.prod(shape)
-            if shape != leaf.shape[leaf.ndim - len(shape) :] or count != leaf.size:
-                turned = " (transposed)" if kind == "kernel" else ""
-                hint = "; set model.new_head=True to start a new head" if head else ""
-                raise UserError(
-                    f"tensor {name!r}{turned} has shape {shape}, but parameter "
-                    f"{path!r} needs {leaf.shape}{hint}"
-                )
+        hint = "; set model.new_head=True to start a new head" if head else ""
+        require_shapes(path, leaf, stored, tensors, hint)
         copies = names.copies_of(path, stored[0][0]) & weights.keys()
         require_equal(stored[0][0], sorted(copies), weights)
         params[path] = place(path, Stored(leaf.shape, tensors, stored[0][1], kind))
         used.update(name for name, _ in stored)
+    require_known(weights, used, names, prefix)
+    return params, absent
+
+
+def require_numbers(stored: Sequence[tuple[str, Part]], tensors: Sequence[Any]) -> None:
+    """Raises UserError where a tensor is of no plain type of numbers."""
+    for (name, _), tensor in zip(stored, tensors, strict=True):
+        if np.dtype(tensor.dtype) not in NUMBERS:
+            raise UserError(
+                f"tensor {name!r} is stored as {np.dtype(tensor.dtype)}, which is no plain "
+                "type of numbers (float32, bfloat16, float16, float64): the folder is of a "
+                "quantization that config.json does not name; save it dequantized"
+            )
+
+
+def require_shapes(
+    path: str, leaf: Any, stored: Sequence[tuple[str, Part]], tensors: Sequence[Any], hint: str
+) -> None:
+    """Raises UserError, with a hint, where tensors do not make up a parameter's shape."""
+    kind = path.rsplit("/", 1)[1]
+    for (name, part), tensor in zip(stored, tensors, strict=True):
+        shape = shape_of(tensor.shape, part, kind)
+        count = len(stored) * math.prod(shape)
+        if shape != leaf.shape[leaf.ndim - len(shape) :] or count != leaf.size:
+            turned = " (transposed)" if kind == "kernel" else ""
+            raise UserError(
+                f"tensor {name!r}{turned} has shape {shape}, but parameter "
+                f"{path!r} needs {leaf.shape}{hint}"
+            )
+
+
+def require_known(weights: Mapping[str, Any], used: set[str], names: Names, prefix: str) -> None:
+    """Raises UserError for a tensor beside those used that a model of this kind does not have."""
     known = {prefix + name for name in names.plain().values()}
     modules = {name.rsplit(".", 1)[0] for name in used}
     for name in sorted(set(weights) - used):
@@ -148,7 +164,6 @@ def load(
             )
         if module not in modules | known:  # those that are known alone, this head leaves out
             raise UserError(f"the weights have an unexpected tensor {name!r}")
-    return params, absent
 
 
 def require_equal(table: str, copies: Iterable[str], weights: Mapping[str, Any]) -> None:

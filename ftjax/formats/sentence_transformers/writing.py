@@ -142,7 +142,7 @@ def _dense(tuned: Tuned) -> list[Module]:
 
 def write_pooling(output: Path, tuned: Tuned) -> None:
     """Which tokens' vectors the library reads. XLNet's texts end with the token for the whole."""
-    mean, last = tuned.model.pooling == "mean", tuned.family.MODEL == "XLNetModel"
+    mean, last = tuned.model.pooling == "mean", tuned.names.model == "XLNetModel"
     pooling = {
         "word_embedding_dimension": tuned.config.hidden_size,
         "pooling_mode_mean_tokens": mean,

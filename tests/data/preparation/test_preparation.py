@@ -21,7 +21,7 @@ from ftjax.data.preparation import STEPS, find, steps
 from ftjax.data.preparation.again import prepare_once
 from ftjax.data.preparation.pipeline import prepare, steps_of
 from ftjax.data.sources import open_parts
-from ftjax.data.stream_source import START, Source
+from ftjax.data.stream_source import START, Cursor, Source
 from ftjax.errors import UserError
 from ftjax.setup.splits import open_stream
 from ftjax.tasks.classification import Classification
@@ -180,14 +180,13 @@ def test_streams_take_steps_by_row_and_refuse_others(config_file, corpus, tmp_pa
         {"step": "filter_length", "minimum": 5, "splits": ["test"]},
         {"step": "clean_labels", "case": "upper"},
     ]
-    source = Source(opened, schema, steps=steps_of(entries, schema))
+    source = Cursor(Source(opened, schema, steps=steps_of(entries, schema)))
     rows, position = source.take(START, 12)
     assert [len(row["text"]) for row in rows] == [1, 2, 3, 4, 5] * 2 + [1, 2]
     assert {row["label"] for row in rows} == {"L"}
     assert position.place.dropped == {"filter_length": 3}
-    none = Source(
-        opened, schema, steps=steps_of([{"step": "filter_length", "minimum": 50}], schema)
-    )
+    entries = [{"step": "filter_length", "minimum": 50}]
+    none = Cursor(Source(opened, schema, steps=steps_of(entries, schema)))
     with pytest.raises(UserError, match="no rows that data.prepare leaves"):
         none.take(START, 1)
     with pytest.raises(UserError, match="data.prepare: filter_length: columns: rows have no 'txt'"):
