@@ -103,7 +103,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     """
     hf = {"max_position_embeddings": 8192, **hf}
     size, heads = hf.get("hidden_size", 768), hf.get("num_attention_heads", 12)
-    layers, every = hf.get("num_hidden_layers", 22), hf.get("global_attn_every_n_layers", 3)
+    layers, period = hf.get("num_hidden_layers", 22), hf.get("global_attn_every_n_layers", 3)
     if size % heads:
         raise UserError("modernbert: num_attention_heads does not divide hidden_size")
     if hf.get("head_dim") not in (None, size // heads):
@@ -116,11 +116,11 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     if pooling not in (None, "cls", "mean"):
         raise UserError(f"modernbert: classifier_pooling={pooling!r} is not implemented")
     names = list(KINDS)
-    types = hf.get("layer_types") or [names[i % every > 0] for i in range(layers)]
+    types = hf.get("layer_types") or [names[i % period > 0] for i in range(layers)]
     unknown = [name for name in types if name not in names]
     if unknown:
         raise UserError(f"modernbert: layer_types {unknown[0]!r} is not implemented")
-    biased = {
+    bias_flags = {
         "norm": hf.get("norm_bias", False),
         "qkv": hf.get("attention_bias", False),
         "output": hf.get("attention_bias", False),
@@ -139,8 +139,8 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         )
         for name, (scope, theta) in KINDS.items()
     ]
-    spread = _truncated(hf.get("initializer_cutoff_factor", 2.0) or 3.0)
-    stddev = spread * hf.get("initializer_range", 0.02)
+    cutoff_stddev = _truncated(hf.get("initializer_cutoff_factor", 2.0) or 3.0)
+    stddev = cutoff_stddev * hf.get("initializer_range", 0.02)
     return checked(
         Config(
             vocab_size=hf.get("vocab_size", 50368),
@@ -153,7 +153,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             max_position_embeddings=hf["max_position_embeddings"],
             hidden_act=hf.get("hidden_activation", "gelu"),
             norm_eps=hf.get("norm_eps", 1e-5),
-            biases=tuple(name for name, has in biased.items() if has),
+            biases=tuple(name for name, is_biased in bias_flags.items() if is_biased),
             windows=(None, hf.get("local_attention", 128) // 2),
             rotaries=tuple(rotaries),
             kinds=tuple(names.index(name) for name in types),
@@ -165,7 +165,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             classifier_activation=activation,
             initializer_range=stddev,
             residual_range=stddev / (2 * layers) ** 0.5,
-            classifier_range=spread / size**0.5,
+            classifier_range=cutoff_stddev / size**0.5,
             tied=hf.get("tie_word_embeddings", True),
             heads=with_dropouts(HEADS, rates),
             modules=MODULES,
@@ -224,8 +224,8 @@ class Transform(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c, bias = self.config, "transform" in self.config.biases
-        make = Dense(x.shape[-1], ("embed", None), bias, stddev=c.residual_range, name="dense")
-        return c.normalize("norm")(ACTIVATIONS[c.classifier_activation](make(x)))
+        dense = Dense(x.shape[-1], ("embed", None), bias, stddev=c.residual_range, name="dense")
+        return c.normalize("norm")(ACTIVATIONS[c.classifier_activation](dense(x)))
 
 
 class Model(encoder.Model):
@@ -241,7 +241,7 @@ class Model(encoder.Model):
         views = near_views(inputs.view, length, c.windows)
         first, *rest = c.options.segments  # the first layer is not like the others: never scanned
         stack = Stack(
-            lambda make, name, last: make(c, name == "layer_0", name=name),
+            lambda cls, name, last: cls(c, name == "layer_0", name=name),
             Layer,
             (1, *(length for length in (first - 1, *rest) if length)),
             c.options.remat,
@@ -252,8 +252,10 @@ class Model(encoder.Model):
         return c.normalize("final_norm")(x), table
 
     def pool(self, x: Array, inputs: encoder.Inputs) -> Array:
-        own = self.pooling == "cls" and self.head != "embedding"  # the published classifier's
-        if "mean" in (self.pooling, self.config.classifier_pooling if own else ""):
+        pooling = self.pooling
+        if pooling == "cls" and self.head != "embedding":
+            pooling = self.config.classifier_pooling  # the published classifier's
+        if pooling == "mean":
             return mean_pool(x, inputs.attention_mask, inputs.segment_ids, inputs.starts)
         return at_starts(x, inputs.starts)
 
@@ -271,8 +273,8 @@ class Model(encoder.Model):
             return self.score(x, 2 if self.head == "span" else self.labels)
         c, biased = self.config, "logits" in self.config.biases
         if not c.tied:
-            make = partial(Dense, stddev=c.residual_range, name="logits")
-            return make(len(table), ("embed", "vocab"), biased)(x)
+            dense = partial(Dense, stddev=c.residual_range, name="logits")
+            return dense(len(table), ("embed", "vocab"), biased)(x)
         logits = x @ table.T.astype(x.dtype)
         if biased:
             logits = logits + Bias(table.shape[:1], ("vocab",), name="logits")()
