@@ -126,7 +126,7 @@ def inside(ours: str, theirs: str, table: Table) -> dict[str, str | Part]:
     return {f"{ours}/{path}": named(part) for path, part in table.items()}
 
 
-def fused(theirs: str, sizes: Mapping[str, int | str], turned: bool = False) -> dict[str, Part]:
+def fused(theirs: str, sizes: Mapping[str, int | str], transposed: bool = False) -> dict[str, Part]:
     """A table of projections that are stored as one, of their output features, in order."""
     features = tuple(sizes.values())
-    return {path: Part(theirs, features, i, turned) for i, path in enumerate(sizes)}
+    return {path: Part(theirs, features, i, transposed) for i, path in enumerate(sizes)}

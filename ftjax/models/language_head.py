@@ -55,7 +55,7 @@ class LanguageHead(Dense):
 def read_off(x: Array, table: Array) -> Array:
     """Logits in float32 of hidden states, in the compute dtype, by a table (vocabulary, features).
 
-    The table is read as it lies: turned, XLA would convert a bfloat16 one as a whole on CPUs.
+    The table is read as it lies: transposed, XLA would convert a bfloat16 one as a whole on CPUs.
     """
     x = match_dtype(x, table)
     flat = x.reshape(-1, x.shape[-1])

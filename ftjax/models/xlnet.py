@@ -40,10 +40,10 @@ HF_PREFIX = "transformer"
 POOLED = {"pooler": "sequence_summary.summary", "classifier": "logits_proj"}
 by_head = partial(Part, raw=True, shape=("hidden_size", "num_attention_heads", "head_dim"))
 ATTENTION = {
-    "query": by_head("q", turned=True),
-    "key": by_head("k", turned=True),
-    "value": by_head("v", turned=True),
-    "position_key": by_head("r", turned=True),
+    "query": by_head("q", transposed=True),
+    "key": by_head("k", transposed=True),
+    "value": by_head("v", transposed=True),
+    "position_key": by_head("r", transposed=True),
     "output": by_head("o"),
     "content_bias": Part("r_w_bias", raw=True),
     "position_bias": Part("r_r_bias", raw=True),
