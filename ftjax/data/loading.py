@@ -23,17 +23,17 @@ class Vary:
     """What makes of examples those of an epoch.
 
     Attributes:
-        make: of some examples, by what is drawn for each.
+        transform: of some examples, by what is drawn for each.
         lengths: of examples those of what is made of them, and of what is then written, if
             anything: they do not depend on what is drawn, so that an epoch is planned by them and
             each batch is made as it comes. None: the examples of an epoch are made together.
     """
 
-    make: Callable[[Examples, Draws], Examples]
+    transform: Callable[[Examples, Draws], Examples]
     lengths: Callable[[Examples], tuple[np.ndarray, np.ndarray | None]] | None = None
 
     def __call__(self, examples: Examples, draws: Draws) -> Examples:
-        return self.make(examples, draws)
+        return self.transform(examples, draws)
 
     def shaped(self, examples: Examples) -> Examples:
         """Examples of the lengths of those of an epoch, where that is known, with no tokens."""

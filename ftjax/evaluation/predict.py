@@ -175,7 +175,7 @@ def _answers(predictor: Predictor, inputs: Inputs) -> tuple[Inputs, list[dict[st
     answers = run.task.predictions(outputs, examples, inputs.split, predictor.names)
     if isinstance(run.task, Written):
         texts = predictor.written(inputs.split)
-        answers = [row | text.said() for row, text in zip(answers, texts, strict=True)]
+        answers = [row | text.row() for row, text in zip(answers, texts, strict=True)]
     return inputs, answers
 
 

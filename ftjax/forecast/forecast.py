@@ -180,14 +180,14 @@ def mended(
     changes: dict[str, Any] = {}
     for more in _mends(config):
         attempt = changes | more
-        tried = config.copy_and_resolve_references()
+        candidate = config.copy_and_resolve_references()
         for key, value in attempt.items():
             section, name = key.split(".")
-            tried[section][name] = value
+            candidate[section][name] = value
         words = " ".join(f"--config.{key}={value}" for key, value in attempt.items())
         say(f"trying {words}")
         try:
-            figures = forecast(tried, topology, slices, quick)
+            figures = forecast(candidate, topology, slices, quick)
         except UserError:  # the batch does not divide so, or the model has no such parts
             continue
         changes = attempt

@@ -74,7 +74,7 @@ class Evaluator:
             self.generator = self.generator or generator_of(self.run, params)
             split = self.data.raw["validation"]
             scores |= written_scores(self.run, params, split, self.generator)
-        scores = agreement.told(scores)
+        scores = agreement.broadcast(scores)
         progress.judge(scores, self.metric, self.run.task.better[self.metric], step)
         return scores
 

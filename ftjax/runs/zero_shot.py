@@ -18,7 +18,7 @@ from ftjax.evaluation.prompts import draw, rows_of
 from ftjax.files import write_text
 from ftjax.formats.folder import fingerprint, locate
 from ftjax.methods.prompting import HEADS
-from ftjax.parallel.agreement import first, require_same, told
+from ftjax.parallel.agreement import broadcast, first, require_same
 from ftjax.runs.ending import Answered, end
 from ftjax.runs.result import write_result
 from ftjax.runs.start import begin
@@ -80,12 +80,13 @@ def _result(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         counts = {"rows_in": rows, "rows_out": rows, "fewer_shots": scored.fewer, "cut": cut}
         report.append({"step": "prompt", "split": split, "template": template, **counts})
         announce(split, template, scored)
-        metrics = told(task.score(scored.logits, scored.examples, splits[split], names))
-        said = (splits[split], scored.examples, scored.logits, metrics)
-        answered[split, template] = Answered(split, *said, {})
+        metrics = broadcast(task.score(scored.logits, scored.examples, splits[split], names))
+        answered[split, template] = Answered(
+            split, splits[split], scored.examples, scored.logits, metrics, {}
+        )
         return metrics
 
-    progress, tried, template, test = Progress(), {}, templates[0], None
+    progress, by_template, template, test = Progress(), {}, templates[0], None
     if "validation" in splits:
         start, compiled = time.perf_counter(), scorer.compile_seconds
         results = scorer(splits["validation"], templates)
@@ -94,7 +95,7 @@ def _result(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             progress.judge(metrics, metric, task.better[metric], number)
             progress.tokens += int(scored.examples.sizes.sum())
             progress.examples += len(scored.logits)
-            tried[name] = metrics[metric]
+            by_template[name] = metrics[metric]
         require(progress.best is not None, f"no template's validation {metric} is a number")
         template = templates[progress.best_step]
         compiled = scorer.compile_seconds - compiled
@@ -118,7 +119,7 @@ def _result(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         epochs=0,
         kind=kind,
         template=template,
-        templates=tried,
+        templates=by_template,
         demonstrations=fixed or f"{method.shots} nearest of {len(pool)}" if pool else [],
         calibrated=method.calibrate,
         base=base,

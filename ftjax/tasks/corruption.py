@@ -149,9 +149,9 @@ def corrupt_spans(
 
     read = ids.values.copy()
     read[starts] = marks
-    told = is_noise + begins.astype(np.int64)  # how often a token stands in what is written
-    written = np.repeat(ids.values, told)
-    written[(np.cumsum(told) - told)[starts]] = marks
+    repeats = is_noise + begins.astype(np.int64)  # how often a token stands in what is written
+    written = np.repeat(ids.values, repeats)
+    written[(np.cumsum(repeats) - repeats)[starts]] = marks
     noise = np.bincount(example, spans.noise, len(ids)).astype(np.int64)
     return (
         _ended(read[~is_noise | begins], ids.lengths - noise + spans.counts, end),

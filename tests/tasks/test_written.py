@@ -140,7 +140,7 @@ def test_what_is_written_equals_transformers(run, monkeypatch):
         assert sure.tokens == len(chances)
         np.testing.assert_allclose(sure.log_probability, chances.sum().item(), rtol=1e-4)
         mean = chances.mean().exp().item()
-        assert sure.said()["probability"] == pytest.approx(mean, rel=1e-3)
+        assert sure.row()["probability"] == pytest.approx(mean, rel=1e-3)
         how = {"num_beams": 2, "output_scores": True, "return_dict_in_generate": True}
         out = model.generate(**inputs, max_new_tokens=10, do_sample=False, **how)
         mean = of_beams.log_probability / of_beams.tokens  # with a penalty of 1
