@@ -99,8 +99,8 @@ def stopped_at(number: int, step: int) -> str:
 def validated(metric: str, scores: Mapping[str, Any], step: int) -> str:
     """What is said of a validation."""
     numbers = {spoken(name, scores): scores[name] for name in (metric, "loss")}
-    told = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-    return f"step {step}: validation {told}"
+    listed = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+    return f"step {step}: validation {listed}"
 
 
 def best_of(metric: str, progress: Progress) -> str:

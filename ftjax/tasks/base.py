@@ -113,12 +113,12 @@ class Task:
         """What tells its tokens from others' of the same rows: what `encoded_by` names, where that
         is said of this `encode`, not of one that it replaces."""
         kinds = type(self).__mro__
-        own, said = (
+        encoder, options = (
             next(number for number, kind in enumerate(kinds) if name in vars(kind))
             for name in ("encode", "encoded_by")
         )
-        names = self.encoded_by if said <= own else None
-        kind = f"{kinds[own].__module__}.{kinds[own].__qualname__}"
+        names = self.encoded_by if options <= encoder else None
+        kind = f"{kinds[encoder].__module__}.{kinds[encoder].__qualname__}"
         return f"{kind} {self if names is None else [(n, getattr(self, n)) for n in names]}"
 
     def targets(self, examples: Examples, split: Split, names: Sequence[str]) -> Examples:

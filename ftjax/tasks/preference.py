@@ -49,11 +49,12 @@ def _chat(pair: tuple[Row, str]) -> Chat:
 
 def check(row: Row) -> None:
     for answer in ANSWERS:
-        said = conversation(row, answer)
-        if said[-1]["role"] != "assistant":
+        messages = conversation(row, answer)
+        if messages[-1]["role"] != "assistant":
             raise ValueError(f"{answer} must end with a turn of the assistant")
-        if len(said) < 2:
-            raise ValueError(f"there is no prompt before {answer}: {shown(said[0].get('content'))}")
+        if len(messages) < 2:
+            content = shown(messages[0].get("content"))
+            raise ValueError(f"there is no prompt before {answer}: {content}")
     first, second = (conversation(row, answer)[:-1] for answer in ANSWERS)
     if first != second:
         raise ValueError("chosen and rejected answer different turns: only their last may differ")

@@ -64,9 +64,9 @@ def quantization(folder: Path) -> dict[str, Any]:
     }
     if not known.get(str(kind), False):
         details = {k: settings[k] for k in ("bits", "format", "fmt", "version") if k in settings}
-        said = "".join(f", {key} {value}" for key, value in details.items())
+        listed = "".join(f", {key} {value}" for key, value in details.items())
         raise UserError(
-            f"{config}: the model is quantized by {kind}{said}, which is not read; bitsandbytes, "
+            f"{config}: the model is quantized by {kind}{listed}, which is not read; bitsandbytes, "
             "GPTQ of 2, 4 and 8 bits and AWQ of 4 bits (gemm) are. Save it dequantized, with the "
             "library that wrote it"
         )

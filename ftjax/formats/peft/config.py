@@ -92,8 +92,8 @@ def method_of(file: Path, config: Mapping[str, Any]) -> str:
                 return name
             differs = next(key for key in same if not same[key])
     if differs:
-        said = f"{differs}={config.get(differs)!r}"
-        raise UserError(f"{file}: {said} is not implemented for {kind}: {MERGE}")
+        setting = f"{differs}={config.get(differs)!r}"
+        raise UserError(f"{file}: {setting} is not implemented for {kind}: {MERGE}")
     known = sorted({kind for form in FORMS.values() for kind in (form.kind, *form.also)})
     raise UserError(f"{file}: peft_type={kind!r} is not known{nearest(str(kind), known)}")
 
