@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ftjax.data.opened import Opened
+from ftjax.data.lazy_split import LazySplit
 from ftjax.data.readers import READERS, SUFFIXES, Options, form_of, notes_on, stem, suffix_of
 from ftjax.data.split_names import choose, unused
 from ftjax.errors import UserError
@@ -15,7 +15,7 @@ from ftjax.errors import UserError
 SHARD = re.compile(r"(?P<name>.+?)[-_.](?P<number>\d+)-of-(?P<count>\d+)")
 
 
-def open_file(file: Path, settings: Options) -> Opened:
+def open_file(file: Path, settings: Options) -> LazySplit:
     """One file, in the form that its suffix and its content say, or else `data.source`."""
     name = form_of(file, settings["source"])
     form, notes = READERS[name], notes_on(file, name, settings)
@@ -23,10 +23,10 @@ def open_file(file: Path, settings: Options) -> Opened:
     rows = partial(form.rows, file, settings)
     sections = form.sections and partial(form.sections, file, settings)
     columns = dict(settings["columns"])
-    return Opened(str(file), rows, columns, blocks=blocks, notes=notes, sections=sections)
+    return LazySplit(str(file), rows, columns, blocks=blocks, notes=notes, sections=sections)
 
 
-def open_files(path: Path, settings: Options) -> dict[str, Opened]:
+def open_files(path: Path, settings: Options) -> dict[str, LazySplit]:
     """The one file to train on, or those of a folder.
 
     Raises:

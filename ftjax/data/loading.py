@@ -12,7 +12,7 @@ import numpy as np
 
 from ftjax.data.draws import Draws, within
 from ftjax.data.encode import IDS, Examples, Ragged
-from ftjax.data.once import Once
+from ftjax.data.memo import Memo
 from ftjax.data.planning import EMPTY, Layout, Planned, plan_epoch
 
 KEPT = 3  # epochs in memory: the one that is trained on, the one that is read, and the next
@@ -163,11 +163,11 @@ class Loader:
     local: Callable[[int], np.ndarray] = np.arange
     vary: Vary | None = None
 
-    _epochs: Once[Epoch] = field(init=False, repr=False)
+    _epochs: Memo[Epoch] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         parts = (self.examples, self.layout, self.batch_size, self.seed, self.vary)
-        object.__setattr__(self, "_epochs", Once(partial(epoch_of, *parts), KEPT))
+        object.__setattr__(self, "_epochs", Memo(partial(epoch_of, *parts), KEPT))
 
     @property
     def steps_per_epoch(self) -> int:

@@ -25,7 +25,7 @@ import numpy as np
 
 from ftjax.data.encode import Examples, Ragged
 from ftjax.data.loading import Batch, Epoch, Vary, epoch_of, prefetched
-from ftjax.data.once import Once
+from ftjax.data.memo import Memo
 from ftjax.data.planning import Layout
 from ftjax.data.sources import Split
 from ftjax.data.stream_source import START, Position, Source
@@ -101,7 +101,7 @@ class Windows:
         parts = []
         for source, rows in zip(self._sources, self._taken(number), strict=True):
             if rows:
-                split = Split(source.opened.file, datasets.Dataset.from_list(rows))
+                split = Split(source.split.file, datasets.Dataset.from_list(rows))
                 parts.append(self._encode(split))
         parts = [part for part in parts if len(part)]
         require(bool(parts), f"data.window={self.size}: no row of a window gives an example")
@@ -207,12 +207,12 @@ class StreamLoader:
     vary: Vary | None = None
     starts: list[int] = field(default_factory=lambda: [0])
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _planned: Once[Epoch] = field(init=False, repr=False)
+    _planned: Memo[Epoch] = field(init=False, repr=False)
 
     steps_per_epoch = None  # a stream has no end
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_planned", Once(self._plan, KEPT))
+        object.__setattr__(self, "_planned", Memo(self._plan, KEPT))
 
     def begun(self, step: int) -> Examples | None:
         """The window that a step, which is now trained on, is the first of; None where it is in

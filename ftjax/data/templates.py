@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ftjax.data.chats import CALLS, WEIGHT, Message
 from ftjax.data.fields import shown
-from ftjax.data.limits import limited
+from ftjax.data.time_limit import limited
 from ftjax.errors import UserError
 
 # For models whose tokenizer has no chat template. The space is the answer's, as tokenizers have it.

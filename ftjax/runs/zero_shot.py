@@ -12,17 +12,17 @@ from ml_collections import ConfigDict
 
 from ftjax import methods, tasks
 from ftjax.errors import UserError, require
-from ftjax.evaluation import asked_models
+from ftjax.evaluation import preparation_models
 from ftjax.evaluation.label_scores import POOL, Scored, Scorer, announce
 from ftjax.evaluation.prompts import draw, rows_of
 from ftjax.files import write_text
 from ftjax.formats.folder import fingerprint, locate
 from ftjax.methods.prompting import HEADS
 from ftjax.parallel.agreement import broadcast, first, require_same
-from ftjax.runs.ending import Answered, end
+from ftjax.runs.held_out import HeldOut, diagnose
 from ftjax.runs.result import write_result
 from ftjax.runs.start import begin
-from ftjax.setup.doubts import of_data
+from ftjax.setup.diagnostics import of_data
 from ftjax.setup.model import best_metric, place_model, require_measured
 from ftjax.setup.splits import read_labelled
 from ftjax.training.progress import Progress
@@ -53,7 +53,7 @@ def choose_template(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 def _result(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     task, method = tasks.create(config.task), methods.create(config.method)
     metric = best_metric(config, task)
-    splits, names, report = read_labelled(config, task, asked_models)
+    splits, names, report = read_labelled(config, task, preparation_models)
     if "validation" in splits:
         require_measured(metric, task, splits["validation"], names)
     pairs = "text_pair" in splits["train"].rows.column_names
@@ -73,7 +73,7 @@ def _result(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     shown = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pool)
     first(partial(write_text, workdir / POOL, shown))
 
-    answered: dict[tuple[str, str], Answered] = {}
+    held_out: dict[tuple[str, str], HeldOut] = {}
 
     def judge(split: str, template: str, scored: Scored) -> dict[str, Any]:
         rows, cut = len(scored.logits), scored.examples.truncated
@@ -81,7 +81,7 @@ def _result(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         report.append({"step": "prompt", "split": split, "template": template, **counts})
         announce(split, template, scored)
         metrics = broadcast(task.score(scored.logits, scored.examples, splits[split], names))
-        answered[split, template] = Answered(
+        held_out[split, template] = HeldOut(
             split, splits[split], scored.examples, scored.logits, metrics, {}
         )
         return metrics
@@ -105,8 +105,8 @@ def _result(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         test = judge("test", template, scorer(splits["test"], [template])[0])
     progress.compile_seconds = scorer.compile_seconds
     first(partial(write_data_report, workdir, report))
-    held = [answers for (_, name), answers in answered.items() if name == template]
-    doubts = [*of_data(names, report), *end(workdir, task, names, metric, held)]
+    held = [answers for (_, name), answers in held_out.items() if name == template]
+    doubts = [*of_data(names, report), *diagnose(workdir, task, names, metric, held)]
     for doubt in doubts if jax.process_index() == 0 else ():
         print(f"warning: {doubt}")
     fixed = pool if method.demonstrations != "nearest" else []

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.data import chats
+from ftjax.data.chat_tokens import Chat, encode_chats
 from ftjax.data.chats import Message
 from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Row, Schema, shown
-from ftjax.data.learned import Chat, encoded
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
 from ftjax.options import Above0
@@ -114,7 +114,7 @@ class Preference(Task):
         numbered = [(i, (row, answer)) for i, row in enumerate(rows) for answer in ANSWERS]
         every = [
             (chat.ids, chat.learned)
-            for chat in encoded(tokenizer, numbered, _chat, self.template, "last")
+            for chat in encode_chats(tokenizer, numbered, _chat, self.template, "last")
         ]
         for pairs in zip(every[::2], every[1::2], strict=True):
             parts = fitted_pair([learned for _, learned in pairs], max_length)

@@ -40,7 +40,7 @@ from tests.covering import product
 from tests.formats.published import TEXTS, write
 from tests.formats.test_gguf_tokenizer import write_vocabulary
 from tests.models.cases import CASES
-from tests.models.made import kind_of, natural, quick
+from tests.models.random_models import kind_of, natural, quick
 from tests.models.reference import Reference
 from tests.parallel import processes
 

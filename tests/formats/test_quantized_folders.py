@@ -17,7 +17,7 @@ from ftjax.errors import UserError
 from ftjax.formats.folder import open_weights, read_config, stored_dtype
 from ftjax.formats.hf.dequantize import STATE
 from tests.models.cases import CASES
-from tests.models.made import quick
+from tests.models.random_models import quick
 
 
 def make(folder, case="llama", dtype=torch.bfloat16):

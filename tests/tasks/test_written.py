@@ -12,7 +12,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from ftjax.config import default_config
 from ftjax.errors import UserError
-from ftjax.evaluation.written import check_written, write, written_scores
+from ftjax.evaluation.written_answers import check_written, write, written_scores
 from ftjax.formats.folder import load_tokenizer
 from ftjax.setup.model import place_model
 from ftjax.tasks.seq2seq import Seq2Seq
@@ -20,7 +20,7 @@ from ftjax.tasks.written import exact_match, summary_scores, translation_scores
 from tests.conftest import WORDS
 from tests.models.cases import BART, CASES
 from tests.models.reference import Reference
-from tests.tasks.made import (
+from tests.tasks.small_models import (
     examples_of,
     split_of,
     write_words,

@@ -16,7 +16,7 @@ Chat = tuple[Sequence[Message], Any]  # whole turns, and tools
 Part = tuple[int, int]  # of a text: where it begins and ends
 
 
-class Encoded(NamedTuple):
+class EncodedChat(NamedTuple):
     """An example of a chat.
 
     Attributes:
@@ -30,13 +30,13 @@ class Encoded(NamedTuple):
     learned: np.ndarray
 
 
-def encoded(
+def encode_chats(
     tokenizer: Any,
     things: Iterable[tuple[int, Any]],
     chat_of: Callable[[Any], Chat],
     template: str,
     which: str = "all",
-) -> list[Encoded]:
+) -> list[EncodedChat]:
     """The examples of chats; their texts are tokenized together.
 
     A token that begins before what is learned, as with a space, and goes on in it is learned.
@@ -54,7 +54,7 @@ def encoded(
     rows, texts, parts = [], [], []
     for row, thing in things:
         with of_row(row):
-            for text, where in written(tokenizer, chat_of(thing), template, which):
+            for text, where in chat_texts(tokenizer, chat_of(thing), template, which):
                 rows.append(row)
                 texts.append(text)
                 parts.append(where)
@@ -69,7 +69,7 @@ def encoded(
         verbose=False,
     )
     examples = zip(rows, tokenized["input_ids"], tokenized["offset_mapping"], parts, strict=True)
-    return [Encoded(row, ids, _marks(offsets, where)) for row, ids, offsets, where in examples]
+    return [EncodedChat(row, ids, _marks(offsets, where)) for row, ids, offsets, where in examples]
 
 
 def _marks(offsets: Sequence[Part], parts: Sequence[Part]) -> np.ndarray:
@@ -81,7 +81,7 @@ def _marks(offsets: Sequence[Part], parts: Sequence[Part]) -> np.ndarray:
     return learned
 
 
-def written(
+def chat_texts(
     tokenizer: Any, chat: Chat, template: str, which: str
 ) -> Iterator[tuple[str, list[Part]]]:
     """Texts of a chat, and where in each that is which is learned.
@@ -105,7 +105,7 @@ def written(
         return dict(zip(counts, texts, strict=True))
 
     before = [number for number in learned if number and marked]
-    said = up_to([*before, *(number + 1 for number in learned), len(turns)], False)
+    prefixes = up_to([*before, *(number + 1 for number in learned), len(turns)], False)
     prompts = {} if marked else up_to(learned, True)
 
     def preceding(number: int) -> int:
@@ -121,8 +121,8 @@ def written(
 
     def generated(number: int) -> tuple[str, list[Part]]:
         """The chat up to a turn, and what the template marks of that."""
-        after = said[number + 1]
-        before = len(said[number].generated) if number else 0
+        after = prefixes[number + 1]
+        before = len(prefixes[number].generated) if number else 0
         if not (parts := after.generated[before:]):
             raise ValueError(
                 f"turn {number + 1} of the assistant is not within {{% generation %}} in the chat "
@@ -133,13 +133,13 @@ def written(
 
     def answered(number: int) -> tuple[str, list[Part]]:
         """The chat up to a turn, and where that is."""
-        before, after = prompts[number].text, said[number + 1].text
+        before, after = prompts[number].text, prefixes[number + 1].text
         start = len(before)
         if not after.startswith(before):
             pairs = zip(before, after, strict=False)
             start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-            told = preceding(number)
-            if start <= told or not THINKS.search(before, told):
+            earliest = preceding(number)
+            if start <= earliest or not THINKS.search(before, earliest):
                 raise ValueError(
                     f"turn {number + 1} is not written by the chat template as it asks for it: set "
                     "task.template to another"
@@ -149,11 +149,11 @@ def written(
         return after, [(start, len(after.rstrip()))]
 
     answers = [(generated if marked else answered)(number) for number in learned]
-    every = said[len(turns)].text
+    whole = prefixes[len(turns)].text
     for number, turn in enumerate(turns):
         if turn["role"] in ("system", "user"):
-            require_said(number, every)
-    if all(every.startswith(after.rstrip()) for after, _ in answers):
-        yield every, [part for _, parts in answers for part in parts]
+            require_said(number, whole)
+    if all(whole.startswith(after.rstrip()) for after, _ in answers):
+        yield whole, [part for _, parts in answers for part in parts]
     else:
         yield from answers

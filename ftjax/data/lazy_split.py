@@ -37,7 +37,7 @@ BEGIN = Mark()
 
 
 @dataclass(frozen=True)
-class Opened:
+class LazySplit:
     """A split that has not been read.
 
     Attributes:
@@ -60,14 +60,14 @@ class Opened:
     notes: tuple[str, ...] = ()
     group: str = ""
     sections: Callable[[int, int], Iterator[Section] | None] | None = None
-    others: tuple["Opened", ...] = ()
+    others: tuple["LazySplit", ...] = ()
 
     @property
-    def files(self) -> tuple["Opened", ...]:
+    def files(self) -> tuple["LazySplit", ...]:
         """It and the others, each by itself."""
         return (replace(self, others=()), *self.others)
 
-    def grouped(self, group: str) -> "Opened":
+    def grouped(self, group: str) -> "LazySplit":
         """With `data.group`."""
         others = tuple(replace(other, group=group) for other in self.others)
         return replace(self, group=group, others=others)
