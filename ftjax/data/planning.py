@@ -141,12 +141,12 @@ def packed_layout(
     top = _round_up(max(int(lengths.max()), longest_example), 4)
     # Few candidates and few examples, also where both are large.
     step = 4 if together > 1 else _round_up(top // 32, 4)
-    tried = min(64, max(4, 2048 // (batch_size * together)))
+    groups_tried = min(64, max(4, 2048 // (batch_size * together)))
     covered = COVERED if together > 1 else 1
 
     def needed(length: int, places: int) -> np.ndarray:
         fitting = [group for group, most in zip(groups, longest, strict=True) if most <= length]
-        packed = (pack(lengths[np.concatenate(g)], length, places) for g in fitting[:tried])
+        packed = (pack(lengths[np.concatenate(g)], length, places) for g in fitting[:groups_tried])
         counts = [-(-len(p) // len(g)) for p, g in zip(packed, fitting, strict=False)]
         usual = multiple if together == 1 else 1
         return np.array([_round_up(count, usual) for count in counts])
@@ -170,7 +170,7 @@ def packed_layout(
         def filled(length: int) -> tuple[float, int]:
             """Tokens that a batch's rows hold, in the mean, and how many rows it usually has."""
             sizes = []
-            for group in drawn[:tried]:
+            for group in drawn[:groups_tried]:
                 count = len(pack(lengths[np.concatenate(group)], length, places(length)))
                 sizes += [len(part) for part in np.array_split(range(count), len(group))]
             usual = int(np.quantile(sizes, covered))

@@ -66,7 +66,7 @@ def forecast(
     }
     try:
         with jax_effort(quick), elapsed(f"compiling for {len(devices)} chips of {topology}"):
-            program, took = compiled(recipe, mesh)
+            program, seconds = compiled(recipe, mesh)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -74,7 +74,7 @@ def forecast(
     state, frozen = abstract_state(recipe, mesh)
     last = recipe.state_shapes(state.params, mesh, recipe.total)  # of which more may train
     read = _figures(program, chip, {"start": live(state, frozen), "resume": live(last, frozen)})
-    figures |= {"compile_seconds": round(took, 1), **read}
+    figures |= {"compile_seconds": round(seconds, 1), **read}
     if figures["fits"] and (more := room_for(figures, config)):
         figures["room"] = more
     if quick:

@@ -66,10 +66,10 @@ def make_mesh(
     split = {"devices": devices, "allow_split_physical_axes": True}
     if slices > 1:
         within, between = (sizes[0] // slices, *sizes[1:]), (slices, *(1,) * (len(AXES) - 1))
-        laid = mesh_utils.create_hybrid_device_mesh(within, between, **split)
+        grid = mesh_utils.create_hybrid_device_mesh(within, between, **split)
     else:
-        laid = mesh_utils.create_device_mesh(sizes, **split)
-    return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        grid = mesh_utils.create_device_mesh(sizes, **split)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def mesh_like(
