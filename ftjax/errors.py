@@ -29,8 +29,8 @@ def require(condition: bool, message: str) -> None:
 def summary(error: BaseException) -> str:
     """An error's kind and first line, or all where that only begins a list."""
     lines = str(error).strip().splitlines() or ["no reason given"]
-    said = " ".join(" ".join(lines).split()) if lines[0].rstrip().endswith(":") else lines[0]
-    return f"{type(error).__name__}: {said[:300]}"
+    message = " ".join(" ".join(lines).split()) if lines[0].rstrip().endswith(":") else lines[0]
+    return f"{type(error).__name__}: {message[:300]}"
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -38,7 +38,7 @@ class Part:
         name: of the module that holds them.
         sizes: output features of the modules that share its tensors, in order; empty for one.
         index: which of them this is.
-        turned: kernels are stored (in, out), as GPT-2's are.
+        transposed: kernels are stored (in, out), as GPT-2's are.
         stack: how many modules, numbered at "{}" in the name, make up one parameter with a
             leading axis more, as experts do; 0 for none.
         raw: the module is itself a tensor.
@@ -51,7 +51,7 @@ class Part:
     name: str
     sizes: tuple[int | str, ...] = ()
     index: int = 0
-    turned: bool = False
+    transposed: bool = False
     stack: int | str = 0
     raw: bool = False
     shape: tuple[int | str, ...] = ()
@@ -179,7 +179,7 @@ def shape_of(shape: Sequence[int], part: Part, leaf: str) -> tuple[int, ...]:
     shape = tuple(shape)
     if part.shape and part.shape == shape:
         shape = (shape[0], math.prod(shape[1:]))
-    if leaf == "kernel" and not part.turned:
+    if leaf == "kernel" and not part.transposed:
         shape = shape[::-1]
     if part.sizes and shape and shape[-1] == sum(part.sizes):
         shape = (*shape[:-1], part.sizes[part.index])

@@ -96,9 +96,9 @@ class Option:
 @cache
 def options(cls: type) -> Mapping[str, Option]:
     """The options of a dataclass by name."""
-    kinds, said = get_type_hints(cls, include_extras=True), meanings(cls)
+    kinds, texts = get_type_hints(cls, include_extras=True), meanings(cls)
     return {
-        field.name: Option(kinds[field.name], field.default, said.get(field.name, ""))
+        field.name: Option(kinds[field.name], field.default, texts.get(field.name, ""))
         for field in dataclasses.fields(cls)
     }
 
@@ -258,11 +258,11 @@ def _within(number: float, interval: str) -> bool:
 
 def meanings(cls: type) -> dict[str, str]:
     """Name → what the docstrings of a class and those before it say of it under `Attributes`."""
-    said: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         _, _, listed = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Attributes:")
         listed = re.split(r"\n(?=\S)", listed)[0]  # to the next section
         for entry in filter(None, re.split(r"\n {4}(?=\w+: )", listed)):
             name, _, meaning = entry.partition(": ")
-            said[name] = " ".join(meaning.split()).removesuffix(".")
-    return said
+            texts[name] = " ".join(meaning.split()).removesuffix(".")
+    return texts

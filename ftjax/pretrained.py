@@ -58,8 +58,8 @@ def load(
 
     stored = open_weights(folder), tuned.base.shapes, tuned.names
     loaded, absent = mapping.load(*stored, place, new_head, widen if resize else None)
-    sought = [path for path in absent if not (new_head and path.startswith("classifier/"))]
-    beside = read_beside(folder, tuned, sought)
+    needed = [path for path in absent if not (new_head and path.startswith("classifier/"))]
+    beside = read_beside(folder, tuned, needed)
     loaded |= {path: place(path, tensor) for path, tensor in beside.items()}
     absent = [path for path in absent if path not in beside]
     _require_words(folder, tuned, absent, new_head)

@@ -97,7 +97,7 @@ def create(path: Path, text: str) -> bool:
     return True
 
 
-def said(path: Path) -> str | None:
+def text_of(path: Path) -> str | None:
     """What a small file says at this moment, whatever was listed before; None where it is not."""
     try:
         if not is_remote(path):

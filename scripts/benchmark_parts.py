@@ -176,13 +176,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--rounds", type=int, default=5)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     print("| | plain ms | ours ms | ratio | difference |\n|---|---:|---:|---:|---:|")
-    for part in asked.only.split(","):
+    for part in options.only.split(","):
         for name, plain, ours, arguments in PARTS[part]():
             programs = [jax.jit(function) for function in (plain, ours)]
             wanted, found = (program(*arguments) for program in programs)
-            times = [[seconds(p, arguments) for p in programs] for _ in range(asked.rounds)]
+            times = [[seconds(p, arguments) for p in programs] for _ in range(options.rounds)]
             before, after = (1e3 * min(column) for column in zip(*times, strict=True))
             error = difference(found, wanted)
             print(

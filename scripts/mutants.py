@@ -319,21 +319,21 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="files whose path has this part")
     parser.add_argument("--output", type=Path, help="a .jsonl of what became of each")
-    asked = parser.parse_args()
-    every = [each for file in TARGETS if asked.only in file for each in mutants(file)]
+    options = parser.parse_args()
+    every = [each for file in TARGETS if options.only in file for each in mutants(file)]
     for each in every:  # a change that is no Python would be noticed by anything
         ast.parse(each.applied((ROOT / "ftjax" / each.file).read_text()))
-    chosen = random.Random(asked.seed).sample(every, min(asked.count, len(every)))
+    chosen = random.Random(options.seed).sample(every, min(options.count, len(every)))
     print(f"{len(chosen)} of {len(every)} changes", flush=True)
     sys.path.insert(0, str(ROOT))
     os.chdir(ROOT)
     import_others()
-    tests = covering(sorted({mutant.file for mutant in chosen}), asked.jobs)
+    tests = covering(sorted({mutant.file for mutant in chosen}), options.jobs)
     calls = ((m, partial(try_out, m, tests.get((m.file, m.line), ()))) for m in chosen)
     counts: Counter[tuple[str, str]] = Counter()
-    output = asked.output.open("w") if asked.output else io.StringIO()
+    output = options.output.open("w") if options.output else io.StringIO()
     with output:
-        for mutant, code, _, seconds in forked(calls, asked.jobs):
+        for mutant, code, _, seconds in forked(calls, options.jobs):
             outcome = "survived" if code == 0 else "killed"
             counts[mutant.file, outcome] += 1
             output.write(json.dumps({**asdict(mutant), "outcome": outcome, "s": seconds}) + "\n")

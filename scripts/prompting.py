@@ -63,19 +63,19 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=200)
     parser.add_argument("--validation", type=int, default=60)
     parser.add_argument("--output", type=Path, default=Path("experiments/PROMPTING.md"))
-    asked = parser.parse_args()
-    sizes = {"test": asked.test, "validation": asked.validation}
+    options = parser.parse_args()
+    sizes = {"test": options.test, "validation": options.validation}
     for name in SHOTS:
-        sample(asked.data / name, asked.workdir / "data" / name, sizes)
+        sample(options.data / name, options.workdir / "data" / name, sizes)
     cells: dict[str, list[str]] = {}
     for number, row in enumerate(variants(0)):
         for name, shots in SHOTS.items():
-            folder, data = asked.workdir / name / str(number), asked.workdir / "data" / name
-            result = run(name, variants(shots)[row], data, folder, asked.validation)
+            folder, data = options.workdir / name / str(number), options.workdir / "data" / name
+            result = run(name, variants(shots)[row], data, folder, options.validation)
             scores = result["metrics"]["test"]
             cells.setdefault(row, []).append(f"{scores['accuracy']:.3f} / {scores['f1']:.3f}")
-        asked.output.write_text(report(cells, asked.test, asked.validation), encoding="utf-8")
-    print(asked.output)
+        options.output.write_text(report(cells, options.test, options.validation), encoding="utf-8")
+    print(options.output)
 
 
 def report(cells: dict[str, list[str]], test: int, validation: int) -> str:

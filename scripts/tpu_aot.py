@@ -233,22 +233,22 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--beside", type=Path, help="a work folder of another version of JAX")
     parser.add_argument("--peers", action="store_true", help="only compile what peers have, too")
-    asked = parser.parse_args()
-    asked.workdir.mkdir(parents=True, exist_ok=True)
-    if asked.peers:
+    options = parser.parse_args()
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    if options.peers:
         for place in PLACES:
             for name in place.methods:
                 if (place.model, place.topology, name) in PEERS:
-                    compiled(asked.workdir, place, name)
+                    compiled(options.workdir, place, name)
         return
-    tables = [line for place in PLACES for line in section(asked.workdir, asked.beside, place)]
+    tables = [line for place in PLACES for line in section(options.workdir, options.beside, place)]
     lines = [
         "# On TPU pods, compiled ahead of time",
         "",
         "Written by `python scripts/tpu_aot.py --workdir DIR`: the step that `ftjax train` runs,",
         "as `ftjax compile` finds it (bfloat16, layers scanned, all computed again in the",
         "backward pass, feed-forward blocks of decoders in four parts where the method leaves",
-        f"them whole), by {version_of(compiled(asked.workdir, PLACES[0], 'full'))}. GiB are",
+        f"them whole), by {version_of(compiled(options.workdir, PLACES[0], 'full'))}. GiB are",
         "arguments, outputs less aliases, and temporaries; peak is the compiler's own figure.",
         "TFLOP are of products and of attention kernels; what the method needs computes nothing",
         "twice, and no gradient of frozen weights. Collectives are counted by what they give a",
@@ -259,7 +259,7 @@ def main() -> None:
         "",
         *tables,
     ]
-    for file, text in ((OUTPUT, lines), (SCALING, weak_scaling(asked.workdir))):
+    for file, text in ((OUTPUT, lines), (SCALING, weak_scaling(options.workdir))):
         file.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
 
 

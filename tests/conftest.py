@@ -212,8 +212,8 @@ def ftjax(
 
 def here(*arguments) -> None:
     """Runs a command in this process, without its start-up: quicker where that is not tested."""
-    asked, rest = cli.parser().parse_known_args([*map(str, arguments)])
-    cli.COMMANDS[asked.command].run(asked, rest)
+    options, rest = cli.parser().parse_known_args([*map(str, arguments)])
+    cli.COMMANDS[options.command].run(options, rest)
 
 
 def environment(devices: int = 1) -> dict[str, str]:

@@ -19,7 +19,7 @@ from ftjax.parallel.mesh import make_mesh
 from ftjax.partition import merge
 from ftjax.testing import HEAD, build, make_batch
 from tests.methods.bases import folder
-from tests.models.made import quick
+from tests.models.random_models import quick
 
 EMBEDDING = {**HEAD, "head": "embedding"}
 LORA = [("lora", "llama"), ("lora", "t5")]

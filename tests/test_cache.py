@@ -12,7 +12,7 @@ from ftjax.data.encode import encode
 from ftjax.errors import UserError
 from ftjax.tasks.classification import Classification
 from tests.conftest import here, make_rows
-from tests.tasks.made import split_of
+from tests.tasks.small_models import split_of
 
 TASK = Classification()
 SPLIT = split_of(TASK, make_rows(40, 0))

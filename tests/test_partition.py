@@ -7,7 +7,7 @@ from ftjax import methods
 from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.partition import FROZEN, Partition, is_frozen, merge
-from tests.models import made
+from tests.models import random_models
 
 PATHS = ["embeddings/word/embedding", "encoder/layers_0_3/ffn/up/kernel", "classifier/kernel"]
 REST = (".*", FROZEN)
@@ -47,7 +47,10 @@ def test_a_buffer_is_trained_by_no_method():
     """As `final_logits_bias`, which transformers registers as a buffer."""
     for method in ("full", "lora"):
         model = build_tuned(
-            made.config_of("bart"), methods.create({"name": method}), {}, {"head": "seq2seq_lm"}
+            random_models.config_of("bart"),
+            methods.create({"name": method}),
+            {},
+            {"head": "seq2seq_lm"},
         )
         assert "logits/bias" in model.shapes and not model.partition.is_trainable("logits/bias")
 

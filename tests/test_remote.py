@@ -16,7 +16,7 @@ from etils import epath
 
 from ftjax.config import load_config
 from ftjax.errors import UserError
-from ftjax.remote import copied, located, raised_once, said
+from ftjax.remote import copied, located, raised_once, text_of
 from ftjax.runs.start import begin
 from ftjax.workdir.lock import NAME, Holder, Lock
 from ftjax.workdir.records import read_rows
@@ -196,7 +196,7 @@ def test_of_many_at_once_one_holds_a_folder(bucket):
 
     with ThreadPoolExecutor(4) as threads:
         assert sum(threads.map(one, range(4))) == 1
-    assert said(bucket / "run" / NAME) is None
+    assert text_of(bucket / "run" / NAME) is None
     (bucket / "run" / NAME).write_text(replace(Holder.this(), machine="other").text())
     with Lock(bucket / "run", beat=0.05, stale=1.0) as first:
         elsewhere = replace(Holder.this(), machine="other")
@@ -209,9 +209,9 @@ def test_of_many_at_once_one_holds_a_folder(bucket):
         time.sleep(0.3)
         first.check()
         REFUSED.clear()
-        before = Holder.read(said(bucket / "run" / NAME)).beats
+        before = Holder.read(text_of(bucket / "run" / NAME)).beats
         time.sleep(0.5)
-        assert Holder.read(said(bucket / "run" / NAME)).beats > before
+        assert Holder.read(text_of(bucket / "run" / NAME)).beats > before
 
 
 def test_what_is_not_there(bucket, monkeypatch):

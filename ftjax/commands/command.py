@@ -88,8 +88,8 @@ def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
     for split, metrics in scores.items():
         print(f"{split}: {_numbers(metrics)} ({metrics['examples']:,} examples)")
         if constant := metrics.get("baseline"):
-            told = {name: constant[name] for name in CONSTANT if name in constant}
-            named = {**told, "averages": metrics.get("averages", {})}
+            shown = {name: constant[name] for name in CONSTANT if name in constant}
+            named = {**shown, "averages": metrics.get("averages", {})}
             print(f"{' ' * len(split)}  an answer that is always the same: {_numbers(named)}")
 
 

@@ -55,7 +55,7 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
 
     from ftjax.files import check_writable
     from ftjax.generation import settings
-    from ftjax.generation.console import converse, print_text, said
+    from ftjax.generation.console import converse, print_text, with_turn
     from ftjax.generation.load import make_generator
 
     if arguments.output:
@@ -68,7 +68,7 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
         _write(generator, arguments)
     elif arguments.prompt:
         for number, prompt in enumerate(arguments.prompt):
-            print_text(generator, said([], prompt) if arguments.chat else prompt, number)
+            print_text(generator, with_turn([], prompt) if arguments.chat else prompt, number)
     else:
         if jax.process_count() > 1:
             raise UserError("a conversation is with one process; several take --prompt or --input")

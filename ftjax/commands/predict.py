@@ -21,11 +21,12 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     from ftjax.evaluation.predict import predict
 
     workdir, changes = arguments.workdir, changes_of(overrides)
-    said = predict(workdir, arguments.input, arguments.output, step=arguments.step, **changes)
-    print(f"{len(said) - len(said.errors):,} predictions: {arguments.output}")
-    if said.errors:
-        count, every = f"{len(said.errors):,}", f"{len(said):,}"
-        print(f"{count} of {every} rows could not be predicted, as {said.errors[0]}")
+    rows, output, step = arguments.input, arguments.output, arguments.step
+    predictions = predict(workdir, rows, output, step=step, **changes)
+    print(f"{len(predictions) - len(predictions.errors):,} predictions: {output}")
+    if predictions.errors:
+        count, every = f"{len(predictions.errors):,}", f"{len(predictions):,}"
+        print(f"{count} of {every} rows could not be predicted, as {predictions.errors[0]}")
 
 
 HELP = "label the rows of a file with the best checkpoint"

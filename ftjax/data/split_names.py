@@ -40,5 +40,5 @@ def choose(available: Collection[str], named: Mapping[str, str], place: str) -> 
 def unused(available: Collection[str], chosen: Collection[str], place: str) -> tuple[str, ...]:
     """A note on the names that are not used, where there are such."""
     others = [name for name in available if name not in chosen]
-    said = f"{place}: not used: {', '.join(sorted(others))} (data.split_names)"
-    return (said,) if others else ()
+    note = f"{place}: not used: {', '.join(sorted(others))} (data.split_names)"
+    return (note,) if others else ()

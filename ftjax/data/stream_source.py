@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ftjax.data.fields import Schema
-from ftjax.data.opened import BEGIN, Mark, Opened
+from ftjax.data.lazy_split import BEGIN, LazySplit, Mark
 from ftjax.data.preparation.pipeline import passed
 from ftjax.errors import UserError, require
 
@@ -74,7 +74,7 @@ class Source:
     """What the rows of one source are, and in which order.
 
     Attributes:
-        opened: the source.
+        split: the source.
         schema: what rows must be.
         weight: share of a window, before the shares are made to sum to 1.
         skip: leave out and count bad rows, instead of stopping.
@@ -84,7 +84,7 @@ class Source:
         seed: of the shuffle, numbers.
     """
 
-    opened: Opened
+    split: LazySplit
     schema: Schema
     weight: float = 1.0
     skip: bool = False
@@ -120,9 +120,9 @@ class Source:
             require(good > 0, f"{self.opened.file} has no rows{left}")
             passes, done, good = passes + 1, 0, 0
 
-    def _files(self, passes: int) -> Sequence[Opened]:
+    def _files(self, passes: int) -> Sequence[LazySplit]:
         """Those of the source in the order of a pass: shuffled as rows are."""
-        files = self.opened.files
+        files = self.split.files
         if not self.buffer:
             return files
         order = np.random.default_rng((*self.seed, passes, len(files))).permutation(len(files))

@@ -25,7 +25,7 @@ import numpy as np
 
 from ftjax.data.encode import Examples, Ragged
 from ftjax.data.loading import Batch, Epoch, Vary, epoch_of, prefetched
-from ftjax.data.once import Once
+from ftjax.data.memo import Memo
 from ftjax.data.planning import Layout
 from ftjax.data.sources import Split
 from ftjax.data.stream_source import START, Cursor, Position, Source
@@ -236,7 +236,7 @@ class StreamLoader:
         def plan(window: int) -> Epoch:
             return epoch_of(windows[window], layout, batch_size, seed, vary, window)
 
-        self._planned = Once(plan, KEPT)
+        self._planned = Memo(plan, KEPT)
 
     def begun(self, step: int) -> Examples | None:
         """The window that a step, which is now trained on, is the first of; None where it is in

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ftjax.data.chats import CALLS, WEIGHT, Message
 from ftjax.data.fields import shown
-from ftjax.data.limits import limited
+from ftjax.data.time_limit import limited
 from ftjax.errors import UserError
 
 # For models whose tokenizer has no chat template. The space is the answer's, as tokenizers have it.
@@ -134,9 +134,9 @@ def rendered(
     source = chosen(tokenizer, template, tools)
     for number, turn in enumerate(turns, 1):
         for names in SAID:
-            said = next((name for name in names if turn.get(name)), None)
-            if said and not _names(source, names):
-                raise ValueError(f"turn {number} has {said!r}, which the chat template leaves out")
+            field = next((name for name in names if turn.get(name)), None)
+            if field and not _names(source, names):
+                raise ValueError(f"turn {number} has {field!r}, which the chat template leaves out")
     if tools and not _names(source, ("tools",)):
         raise ValueError("has tools, which the chat template leaves out")
 
@@ -165,8 +165,8 @@ def rendered(
         with MARKING if is_marked(source) else nullcontext():
             return limited(either, SECONDS)
     except Exception as error:  # a template may raise anything
-        said = str(error) or type(error).__name__
-        raise ValueError(f"the chat template says: {said}") from error
+        message = str(error) or type(error).__name__
+        raise ValueError(f"the chat template says: {message}") from error
 
 
 def _message(turn: Mapping[str, Any], form: Callable[[Any], Any]) -> Message:
@@ -205,8 +205,8 @@ def left_out(turn: Mapping[str, Any], text: str) -> str:
     calls = turn.get(CALLS) if isinstance(turn.get(CALLS), list) else []
     functions = [call.get("function", call) for call in calls if isinstance(call, Mapping)]
     names = [function.get("name") for function in functions if isinstance(function, Mapping)]
-    said = [*(turn.get(key) for key in ("content", *THOUGHTS)), *names]
-    absent = [part for part in said if isinstance(part, str) and part not in text]
+    parts = [*(turn.get(key) for key in ("content", *THOUGHTS)), *names]
+    absent = [part for part in parts if isinstance(part, str) and part not in text]
     written = _bare(text) if absent else ""
     return next((shown(part) for part in absent if _bare(part) not in written), "")
 

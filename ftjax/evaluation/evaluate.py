@@ -12,16 +12,16 @@ from ml_collections import ConfigDict
 from ftjax import tasks
 from ftjax.changes import ROWS
 from ftjax.config import in_dots
-from ftjax.data.given import open_given
+from ftjax.data.in_memory import open_rows
 from ftjax.data.preparation.rewriting import rewritten
 from ftjax.data.sources import Split, load, read_split
 from ftjax.errors import UserError, require
-from ftjax.evaluation import asked_models
+from ftjax.evaluation import preparation_models
 from ftjax.evaluation.predictor import open_predictor
-from ftjax.evaluation.written import check_written, is_written
+from ftjax.evaluation.written_answers import check_written, is_written
 from ftjax.files import write_json
 from ftjax.remote import located
-from ftjax.setup.doubts import baseline
+from ftjax.setup.diagnostics import baseline
 from ftjax.setup.inputs import split_of
 from ftjax.setup.splits import read_splits
 from ftjax.workdir.configuration import read_config
@@ -99,7 +99,7 @@ def write_scores(workdir: Path, split: str, step: int | None, scores: Mapping[st
 
 def _given_rows(config: ConfigDict, split: str, rows: Any) -> Split:
     schema, skip = tasks.create(config.task).schema, config.data.on_error == "skip"
-    return _rewritten(read_split([open_given(rows, config.data)], schema, skip), config, split)
+    return _rewritten(read_split([open_rows(rows, config.data)], schema, skip), config, split)
 
 
 def _rewritten(rows: Split, config: ConfigDict, split: str) -> Split:
@@ -118,7 +118,7 @@ def _split_rows(config: ConfigDict, split: str, changes: Mapping[str, Any]) -> S
     if "data.path" in changes and located(str(changes["data.path"])).is_file():
         config.data.group = ""  # no splits are drawn from it
         return _rewritten(load(config.data, task.schema)["train"], config, split)
-    splits, _ = read_splits(config, task, asked_models, held_out=split != "train")
+    splits, _ = read_splits(config, task, preparation_models, held_out=split != "train")
     if split not in splits:
         raise UserError(
             f"--split {split}: the data has {', '.join(splits)}; another file is scored by "

@@ -14,10 +14,10 @@ from ftjax import tasks
 from ftjax.changes import ROWS
 from ftjax.config import in_dots
 from ftjax.data.encode import unreadable
-from ftjax.data.given import open_given
+from ftjax.data.in_memory import open_rows
 from ftjax.data.preparation.rewriting import rewritten
 from ftjax.data.readers.rows import Reader, Rows
-from ftjax.data.sources import Opened, Split
+from ftjax.data.sources import LazySplit, Split
 from ftjax.errors import UserError
 from ftjax.evaluation.predictor import Predictor, open_predictor
 from ftjax.evaluation.tables import check_form, write_rows
@@ -122,7 +122,7 @@ def predict(
         if isinstance(rows, str | os.PathLike):
             require_other(Path(output), workdir, Path(rows))
     config = read_config(workdir, in_dots(keys), ROWS)
-    inputs = _inputs(open_given(rows, config.data), config)
+    inputs = _inputs(open_rows(rows, config.data), config)
     predictions = _predicted(inputs, lambda: open_predictor(workdir, config, step))
     if output is not None:
         first(partial(write_rows, Path(output), predictions.rows))
@@ -132,34 +132,34 @@ def predict(
 def predict_rows(predictor: Predictor, rows: Any) -> Predictions:
     """As `predict`, by a model that is in place."""
     config = predictor.run.config
-    return _predicted(_inputs(open_given(rows, config.data), config), lambda: predictor)
+    return _predicted(_inputs(open_rows(rows, config.data), config), lambda: predictor)
 
 
-def _predicted(inputs: Inputs, opened: Callable[[], Predictor]) -> Predictions:
+def _predicted(inputs: Inputs, open_model: Callable[[], Predictor]) -> Predictions:
     """What is said of rows; they are looked through before the model is opened."""
-    inputs, answers = _answers(opened(), inputs)
+    inputs, answers = _answers(open_model(), inputs)
     errors = tuple(inputs.errors[place] for place in sorted(inputs.errors))
     return Predictions(_joined(inputs, answers), errors)
 
 
-def _inputs(opened: Opened, config: ConfigDict) -> Inputs:
+def _inputs(unread: LazySplit, config: ConfigDict) -> Inputs:
     """Rows, those that are bad among them, rewritten as `data.prepare` says."""
     schema = tasks.create(config.task).schema.to_predict()
     rows: list[Any] = []
     numbers: list[int] = []
 
     def recorded() -> Rows:
-        for number, row in opened.reader.rows():
+        for number, row in unread.reader.rows():
             rows.append(row if isinstance(row, Mapping) else {})
             numbers.append(number)
             yield number, row
 
-    verdicts = list(replace(opened, reader=Reader(recorded)).checked(schema))
+    verdicts = list(replace(unread, reader=Reader(recorded)).checked(schema))
     errors = {
         i: str(verdict) for i, verdict in enumerate(verdicts) if isinstance(verdict, UserError)
     }
     good = [verdict for verdict in verdicts if not isinstance(verdict, UserError)]
-    split = Split.of(opened.file, datasets.Dataset.from_list(good), schema)
+    split = Split.of(unread.file, datasets.Dataset.from_list(good), schema)
     inputs = Inputs(rows, numbers, errors, split).required()
     return inputs.without(*rewritten(inputs.split, config.data))
 
@@ -175,7 +175,7 @@ def _answers(predictor: Predictor, inputs: Inputs) -> tuple[Inputs, list[dict[st
     answers = run.task.predictions(outputs, examples, inputs.split, predictor.names)
     if isinstance(run.task, Written):
         texts = predictor.written(inputs.split)
-        answers = [row | text.said() for row, text in zip(answers, texts, strict=True)]
+        answers = [row | text.row() for row, text in zip(answers, texts, strict=True)]
     return inputs, answers
 
 

@@ -15,7 +15,7 @@ from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
 from ftjax.evaluation.forward import Forward, refer
 from ftjax.evaluation.label_scores import score_chosen
-from ftjax.evaluation.written import write, written_scores
+from ftjax.evaluation.written_answers import write, written_scores
 from ftjax.formats.folder import locate
 from ftjax.generation.text import Text
 from ftjax.parallel.agreement import require_same

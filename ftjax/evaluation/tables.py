@@ -158,10 +158,10 @@ def _flattened(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 def _scalar(value: Any) -> str | int | float | None:
     """A number or None as it is, and else text: of lists, mappings, true and false JSON's."""
-    said = plain(value)
-    if said is None or (isinstance(said, int | float) and not isinstance(said, bool)):
-        return said
-    return _whole(said if isinstance(said, str) else json.dumps(said, ensure_ascii=False))
+    content = plain(value)
+    if content is None or (isinstance(content, int | float) and not isinstance(content, bool)):
+        return content
+    return _whole(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False))
 
 
 def _names(rows: Rows) -> list[str]:
@@ -171,9 +171,9 @@ def _names(rows: Rows) -> list[str]:
 
 def _json(row: Mapping[str, Any]) -> str:
     """A row in a line; with half of a character, which is no UTF-8, in ASCII."""
-    said = plain(row)
-    text = json.dumps(said, ensure_ascii=False)
-    return text if text.isascii() or _sound(text) else json.dumps(said)
+    content = plain(row)
+    text = json.dumps(content, ensure_ascii=False)
+    return text if text.isascii() or _sound(text) else json.dumps(content)
 
 
 def _sound(text: str) -> bool:

@@ -69,8 +69,8 @@ KINDS = {  # how a device calls itself → FLOPs a second in bfloat16, without s
 def peak_flops(devices: Sequence[jax.Device]) -> float | None:
     """FLOPs a second of all devices together; None where their kind is not known."""
     kind = devices[0].device_kind
-    found = KINDS.get(kind) or next((KINDS[name] for name in KINDS if name in kind), None)
-    return found and found * len(devices)
+    flops = KINDS.get(kind) or next((KINDS[name] for name in KINDS if name in kind), None)
+    return flops and flops * len(devices)
 
 
 @contextmanager
@@ -109,9 +109,9 @@ def topology_devices(name: str, slices: int = 1) -> tuple[Chip, list[jax.Device]
         options["chip_config_name"] = "megacore"
     try:
         with _environment(AHEAD):
-            found = topologies.get_topology_desc(topology_name=name, platform="tpu", **options)
+            topology = topologies.get_topology_desc(topology_name=name, platform="tpu", **options)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         mend = " Try pip install 'ftjax[tpu]'." if "not installed" in reason else ""
         raise UserError(f"--topology {name}: {reason}{mend}") from error
-    return CHIPS[kind], list(found.devices)
+    return CHIPS[kind], list(topology.devices)

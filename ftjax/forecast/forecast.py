@@ -66,7 +66,7 @@ def forecast(
     }
     try:
         with jax_effort(quick), elapsed(f"compiling for {len(devices)} chips of {topology}"):
-            program, took = compiled(recipe, mesh)
+            program, seconds = compiled(recipe, mesh)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -74,7 +74,7 @@ def forecast(
     state, frozen = abstract_state(recipe, mesh)
     last = recipe.state_shapes(state.params, mesh, recipe.total)  # of which more may train
     read = _figures(program, chip, {"start": live(state, frozen), "resume": live(last, frozen)})
-    figures |= {"compile_seconds": round(took, 1), **read}
+    figures |= {"compile_seconds": round(seconds, 1), **read}
     if figures["fits"] and (more := room_for(figures, config)):
         figures["room"] = more
     if quick:
@@ -180,14 +180,14 @@ def mended(
     changes: dict[str, Any] = {}
     for more in _mends(config):
         attempt = changes | more
-        tried = config.copy_and_resolve_references()
+        candidate = config.copy_and_resolve_references()
         for key, value in attempt.items():
             section, name = key.split(".")
-            tried[section][name] = value
+            candidate[section][name] = value
         words = " ".join(f"--config.{key}={value}" for key, value in attempt.items())
         say(f"trying {words}")
         try:
-            figures = forecast(tried, topology, slices, quick)
+            figures = forecast(candidate, topology, slices, quick)
         except UserError:  # the batch does not divide so, or the model has no such parts
             continue
         changes = attempt

@@ -97,7 +97,7 @@ def abstract_batch(config: ConfigDict, task: Task) -> dict[str, jax.ShapeDtypeSt
         ),
     }
     for name, array in task.arrays.items():
-        shapes[name] = (*(token if array.each == "token" else example), *array.more), array.dtype
+        shapes[name] = (*(token if array.per == "token" else example), *array.more), array.dtype
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 

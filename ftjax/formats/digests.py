@@ -39,13 +39,13 @@ def _digest_of(file: str, form: tuple[int, ...]) -> bytes:
     """Of a file as it is now, by what its system says of it."""
     _, _, size, *times = form
     key = hashlib.sha256(f"{file} {form}".encode("utf-8", "surrogateescape")).hexdigest()
-    said = f"{key} "  # before it: a file that was renamed says nothing of another
+    prefix = f"{key} "  # before it: a file that was renamed says nothing of another
     stored = bytes(cache.read("digests", key) or b"").decode() if size >= LARGE else ""
-    if stored.startswith(said):
-        return bytes.fromhex(stored.removeprefix(said))
+    if stored.startswith(prefix):
+        return bytes.fromhex(stored.removeprefix(prefix))
     settled = time.time_ns() - max(times) > SETTLED
     with open(file, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").digest()
     if size >= LARGE and settled and _form(file) == form:
-        cache.write("digests", key, lambda entry: entry.write(f"{said}{digest.hex()}".encode()))
+        cache.write("digests", key, lambda entry: entry.write(f"{prefix}{digest.hex()}".encode()))
     return digest

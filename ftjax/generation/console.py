@@ -7,9 +7,9 @@ from typing import Any
 from ftjax.generation.text import Generator
 
 
-def said(before: Sequence[dict[str, str]], text: str) -> list[dict[str, str]]:
+def with_turn(messages: Sequence[dict[str, str]], text: str) -> list[dict[str, str]]:
     """A conversation in which the user says one thing more."""
-    return [*before, {"role": "user", "content": text}]
+    return [*messages, {"role": "user", "content": text}]
 
 
 def print_text(generator: Generator, prompt: Any, number: int = 0) -> str:
@@ -36,5 +36,5 @@ def converse(generator: Generator) -> None:
         if not line:
             return
         if line.strip():
-            messages = said(messages, line.strip())
+            messages = with_turn(messages, line.strip())
             messages.append({"role": "assistant", "content": print_text(generator, messages)})

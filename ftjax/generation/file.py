@@ -61,8 +61,8 @@ def _rows(file: Path, field: str) -> list[dict[str, Any]]:
         if not isinstance(row, dict) or not isinstance(row.get(field), kind):
             raise UserError(f"{file}, row {number}: needs {field!r}, a {kind.__name__}")
         for message in row[field] if field == "messages" else ():
-            said = {"content", "tool_calls"} & {*message} if isinstance(message, dict) else ()
-            if not said or "role" not in message:
+            parts = {"content", "tool_calls"} & {*message} if isinstance(message, dict) else ()
+            if not parts or "role" not in message:
                 raise UserError(f"{file}, row {number}: a message needs 'role' and 'content'")
         rows.append(row)
     if not rows:

@@ -33,7 +33,7 @@ class Text(NamedTuple):
     log_probability: float
     tokens: int
 
-    def said(self) -> dict[str, Any]:
+    def row(self) -> dict[str, Any]:
         """As predictions have it; "probability" is the geometric mean of its tokens'."""
         return {
             "written": self.text,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.methods.initializers import ONES
-from ftjax.methods.interception import Interceptor, at, dropped, given, leaf, nested
+from ftjax.methods.interception import Interceptor, at, dropped, existing_leaf, leaf, nested
 from ftjax.methods.lora import Lora
 from ftjax.methods.low_rank import product
 from ftjax.methods.relay import Relay
@@ -70,7 +70,7 @@ class Dora(Lora):
 
     def looked_up(self, module: nn.Module, call: Callable, ids: Array) -> Array:
         y = call(ids)
-        leaves = (given(module, name) for name in self.leaves)
+        leaves = (existing_leaf(module, name) for name in self.leaves)
         ratio = self.ratio(module.embedding, *leaves).astype(y.dtype)
         return y + (ratio - 1) * y + ratio * self.update_of_words(module, ids, y.dtype)
 

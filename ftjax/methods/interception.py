@@ -73,7 +73,7 @@ def leaf(
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 
-def given(module: nn.Module, name: str) -> jax.Array:
+def existing_leaf(module: nn.Module, name: str) -> jax.Array:
     """A parameter that the module was given before."""
     return nn.unbox(module.get_variable("params", name))
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ftjax.base_model import Base
 from ftjax.methods.initializers import STANDARD_NORMAL, ZEROS, uniform_in_rows
-from ftjax.methods.interception import Interceptor, at, dropped, given, nested
+from ftjax.methods.interception import Interceptor, at, dropped, existing_leaf, nested
 from ftjax.methods.low_rank import LowRank, pair, product
 from ftjax.options import Share
 
@@ -92,8 +92,8 @@ class Lora(LowRank):
 
     def update_of_words(self, module: nn.Module, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """s · A[x] B, in a dtype."""
-        rows = jnp.take(given(module, "lora_a"), ids, axis=0).astype(dtype)
-        return self.scale * (rows @ given(module, "lora_b").astype(dtype))
+        rows = jnp.take(existing_leaf(module, "lora_a"), ids, axis=0).astype(dtype)
+        return self.scale * (rows @ existing_leaf(module, "lora_b").astype(dtype))
 
     def merged(self, kernel: jax.Array, lora_a: jax.Array, lora_b: jax.Array) -> jax.Array:
         """W + s A B."""

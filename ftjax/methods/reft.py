@@ -100,8 +100,8 @@ class Reft(Method):
             end = at_firsts(end, starts, h.shape[1])[..., None]
             out = h
             for unit, number in self.units.items():
-                here = end > 0 if self.tied else end == number
-                out = jnp.where(here, self.changed(module, h, unit), out)
+                is_unit = end > 0 if self.tied else end == number
+                out = jnp.where(is_unit, self.changed(module, h, unit), out)
             return out
 
         return nested(at(self.intervened(base), layer), ends.at(ROOT, find))

@@ -71,12 +71,12 @@ def table() -> dict[str, str]:
     rows = {}
     for name, (_, kind) in FAMILIES.items():
         heads = verified.get(name, {})
-        tasks = {head: passed for head, passed in heads.items() if head != "none"}
-        checks = list(dict.fromkeys(check for passed in heads.values() for check in passed))
-        every = [c for c in checks if all(c in passed for passed in tasks.values())]
-        some = [c for c in checks if c not in every]
-        lines = [kind, f"tasks: {', '.join(tasks)}", f"verified of each: {', '.join(every)}"]
-        lines += [f"of some: {', '.join(some)}"] if some else []
+        tasks = {head: checks for head, checks in heads.items() if head != "none"}
+        distinct = list(dict.fromkeys(check for checks in heads.values() for check in checks))
+        common = [check for check in distinct if all(check in checks for checks in tasks.values())]
+        others = [check for check in distinct if check not in common]
+        lines = [kind, f"tasks: {', '.join(tasks)}", f"verified of each: {', '.join(common)}"]
+        lines += [f"of some: {', '.join(others)}"] if others else []
         rows[name] = ("\n" + " " * 22).join(lines if tasks else [kind, "nothing verified yet"])
     return {**REGISTRY.entries(), **rows}
 
@@ -100,9 +100,9 @@ def configure(hf_config: Mapping[str, Any], options: "Options") -> Any:
         UserError: a key is missing, or says what is not implemented.
     """
     module, kind = family(hf_config), hf_config["model_type"]
-    known = module.KEYS.get(kind) or next(iter(module.KEYS.values()))  # of one by its dotted name
+    keys = module.KEYS.get(kind) or next(iter(module.KEYS.values()))  # of one by its dotted name
     try:
-        return module.from_hf(resolve(hf_config, known), options)
+        return module.from_hf(resolve(hf_config, keys), options)
     except KeyError as error:
         raise UserError(f"config.json of this {kind} lacks {error}") from error
 

@@ -117,12 +117,12 @@ class Group(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, view: View, starts: Array | None) -> Array:
-        c, make = self.config, Layer
+        c, layer_class = self.config, Layer
         if c.options.remat != "none":
             scanned = max(c.options.segments) > 1
-            make = nn.remat(Layer, policy=POLICIES[c.options.remat], prevent_cse=not scanned)
+            layer_class = nn.remat(Layer, policy=POLICIES[c.options.remat], prevent_cse=not scanned)
         for i in range(c.inner_group_num):
-            x = make(c, name=f"inner_{i}")(x, view, starts)
+            x = layer_class(c, name=f"inner_{i}")(x, view, starts)
         return x
 
 
@@ -146,14 +146,14 @@ class Repeated(nn.Module):
                 for _ in range(passes):
                     x = group(x, view, starts)
                 continue
-            run = nn.scan(
+            repeat = nn.scan(
                 lambda group, x, *shared: (group(x, *shared), None),
                 variable_broadcast="params",
                 split_rngs={"params": False, "dropout": True},
                 in_axes=nn.broadcast,
                 length=passes,
             )
-            x, _ = run(group, x, view, starts)
+            x, _ = repeat(group, x, view, starts)
         return x
 
 

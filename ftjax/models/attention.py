@@ -17,8 +17,8 @@ from ftjax.models.masks import Pattern
 Array = jax.Array
 
 
-class Asked(NamedTuple):
-    """What a back end is asked for; shapes are those of `AttentionCore`.
+class Inputs(NamedTuple):
+    """What a back end computes from; shapes are those of `AttentionCore`.
 
     Attributes:
         pattern: the mask as kernels take it.
@@ -36,36 +36,36 @@ class Asked(NamedTuple):
     drop: Callable[[Array], Array]
 
 
-def _xla_attention(asked: Asked) -> Array:
-    query, key, value = asked.query, asked.key, asked.value
+def _xla_attention(inputs: Inputs) -> Array:
+    query, key, value = inputs.query, inputs.key, inputs.value
     batch, length, heads, size = query.shape
     groups = key.shape[2]  # whose query heads share a head of keys and values
     if _length_is_spread():  # positions stay a dimension of their own
-        query = (query * asked.scale).reshape(batch, length, groups, -1, size)
+        query = (query * inputs.scale).reshape(batch, length, groups, -1, size)
         scores = jnp.einsum("blgrd,bkgd->bgrlk", query, key).reshape(batch, heads, length, -1)
-        weights = _weights(scores, asked)
+        weights = _weights(scores, inputs)
         weights = weights.reshape(batch, groups, -1, length, value.shape[1])
         return jnp.einsum("bgrlk,bkgd->blgrd", weights, value).reshape(batch, length, heads, -1)
     # Matrices of (queries, d), (d, keys) and (keys, d): for one query they are read as they lie.
-    query = (query * asked.scale).reshape(batch, length, groups, -1, size).transpose(0, 2, 3, 1, 4)
+    query = (query * inputs.scale).reshape(batch, length, groups, -1, size).transpose(0, 2, 3, 1, 4)
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
     scores = query.reshape(batch, groups, -1, size) @ key.swapaxes(2, 3)
     scores = scores.reshape(batch, heads, length, -1)
-    weights = _weights(scores, asked)
+    weights = _weights(scores, inputs)
     context = weights.reshape(batch, groups, -1, value.shape[2]) @ value
     context = context.reshape(batch, heads, length, -1)
     return context.swapaxes(1, 2)
 
 
-def _weights(scores: Array, asked: Asked) -> Array:
-    scores, softcap = scores.astype(jnp.float32), asked.softcap
-    if asked.bias is not None:
-        scores = scores + asked.bias
+def _weights(scores: Array, inputs: Inputs) -> Array:
+    scores, softcap = scores.astype(jnp.float32), inputs.softcap
+    if inputs.bias is not None:
+        scores = scores + inputs.bias
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
-    if asked.mask is not None:
-        scores = jnp.where(asked.mask, scores, jnp.finfo(jnp.float32).min)
-    return asked.drop(jax.nn.softmax(scores, axis=-1).astype(asked.value.dtype))
+    if inputs.mask is not None:
+        scores = jnp.where(inputs.mask, scores, jnp.finfo(jnp.float32).min)
+    return inputs.drop(jax.nn.softmax(scores, axis=-1).astype(inputs.value.dtype))
 
 
 def _length_is_spread() -> bool:
@@ -73,31 +73,31 @@ def _length_is_spread() -> bool:
     return not mesh.empty and mesh.shape["sequence"] > 1
 
 
-def _cudnn_refusal(asked: Asked) -> str | None:
+def _cudnn_refusal(inputs: Inputs) -> str | None:
     """Why cuDNN cannot compute it; None where it can. Of dropout nothing: see `AttentionCore`."""
-    if asked.softcap:
+    if inputs.softcap:
         return "it has no soft-capping"
-    return cudnn.refusal(*asked[:7])
+    return cudnn.refusal(*inputs[:7])
 
 
-def _cudnn_attention(asked: Asked) -> Array:
-    reason = _cudnn_refusal(asked)
+def _cudnn_attention(inputs: Inputs) -> Array:
+    reason = _cudnn_refusal(inputs)
     if reason:
         raise UserError(f"model.attention=cudnn: {reason}; use attention=gpu or xla")
-    return cudnn.attend(*asked[:7])
+    return cudnn.attend(*inputs[:7])
 
 
-def _gpu_attention(asked: Asked) -> Array:
+def _gpu_attention(inputs: Inputs) -> Array:
     """cuDNN's where it is there and takes what is asked, else XLA's; what is missing is said."""
-    reason = _cudnn_refusal(asked)
+    reason = _cudnn_refusal(inputs)
     if reason:
         _say_once(reason)
-        return _xla_attention(asked)
-    return cudnn.attend(*asked[:7])
+        return _xla_attention(inputs)
+    return cudnn.attend(*inputs[:7])
 
 
-def _splash_attention(asked: Asked) -> Array:
-    return splash.attend(*asked[:3], asked.pattern, asked.scale, asked.softcap)
+def _splash_attention(inputs: Inputs) -> Array:
+    return splash.attend(*inputs[:3], inputs.pattern, inputs.scale, inputs.softcap)
 
 
 @cache
@@ -162,5 +162,5 @@ class AttentionCore(nn.Module):
             _say_once(f"cuDNN has no attention dropout here, and the model has {self.dropout}")
             backend = "xla"
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        asked = Asked(query, key, value, mask, bias, scale, pattern, self.softcap, drop)
-        return ATTENTION[backend](asked)
+        inputs = Inputs(query, key, value, mask, bias, scale, pattern, self.softcap, drop)
+        return ATTENTION[backend](inputs)

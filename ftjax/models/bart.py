@@ -13,7 +13,7 @@ import numpy as np
 from ftjax.errors import UserError
 from ftjax.models import encoder_decoder
 from ftjax.models.config import inside
-from ftjax.models.config_keys import keys, one
+from ftjax.models.config_keys import first_token, keys
 from ftjax.models.encoder_decoder import Attention
 from ftjax.models.feed_forward import FeedForward
 from ftjax.models.heads import Head, untied, with_dropouts
@@ -183,7 +183,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         attention_dropout=hf.get("attention_dropout", 0.0),
         activation_dropout=hf.get("activation_dropout", 0.0),
         start=hf.get("decoder_start_token_id", START[family]) or 0,
-        end=one(hf.get("eos_token_id", END[family])),
+        end=first_token(hf.get("eos_token_id", END[family])),
         initializer_range=hf.get("init_std", 0.02),
         tied=tied,
         heads=heads_of(name, tied, hf.get("classifier_dropout") or 0.0),
@@ -227,20 +227,20 @@ class Layer(nn.Module):
     ) -> Array:
         c = self.config
         heads = c.decoder_heads if self.decoder else c.encoder_heads
-        attend = partial(Attention, c, heads, c.hidden_size // heads)
+        attention = partial(Attention, c, heads, c.hidden_size // heads)
 
-        def around(x: Array, name: str, part: Any) -> Array:
+        def sublayer(x: Array, name: str, block: Any) -> Array:
             norm = LayerNorm(1e-5, name=name)
-            return x + part(norm(x)) if c.pre_norm else norm(x + part(x))
+            return x + block(norm(x)) if c.pre_norm else norm(x + block(x))
 
         x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
-        own = attend(name="attention")
-        x = around(x, "attention_norm", lambda y: own(y, y, view))
+        self_attention = attention(name="attention")
+        x = sublayer(x, "attention_norm", lambda y: self_attention(y, y, view))
         if self.decoder:
-            cross = attend(name="cross")
-            x = around(x, "cross_norm", lambda y: cross(y, memory, memory_view))
+            cross_attention = attention(name="cross")
+            x = sublayer(x, "cross_norm", lambda y: cross_attention(y, memory, memory_view))
         width = c.decoder_width if self.decoder else c.encoder_width
-        return around(x, "ffn_norm", FeedForward(c, width, name="ffn"))
+        return sublayer(x, "ffn_norm", FeedForward(c, width, name="ffn"))
 
 
 class Side(nn.Module):
@@ -261,16 +261,16 @@ class Side(nn.Module):
     ) -> Array:
         """Applies the layers; with `column`, to one token that stands there."""
         c = self.config
-        start, make = OFFSET, partial(Embedding, axes=(None, "embed"), stddev=c.initializer_range)
+        start, cls = OFFSET, partial(Embedding, axes=(None, "embed"), stddev=c.initializer_range)
         if c.sinusoidal:
-            start, make = 0, Sinusoids
-        table = make(start + c.max_position_embeddings, c.hidden_size, name="positions")
+            start, cls = 0, Sinusoids
+        table = cls(start + c.max_position_embeddings, c.hidden_size, name="positions")
         x = x + (table.first(x.shape[1], start) if column is None else table(column + start))
         if c.embedding_norm:
             x = LayerNorm(1e-5, name="embedding_norm")(x)
         x = Dropout(c.dropout, name="dropout")(x.astype(c.options.dtype))
         stack = Stack(
-            lambda make, name, last: make(c, self.decoder, name=name),
+            lambda cls, name, last: cls(c, self.decoder, name=name),
             Layer,
             self.segments,
             c.options.remat,

@@ -9,6 +9,11 @@ import jax
 Array = jax.Array
 
 
+def keeps_cache(module: nn.Module) -> bool:
+    """Whether a module is run for generation: on a prompt, or on one token after it."""
+    return module.is_mutable_collection("cache") and not module.is_initializing()
+
+
 class Cache(nn.Module):
     """Keys and values (batch, columns, heads, d) in, those to attend to out.
 

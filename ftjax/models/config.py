@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Self
 
+import jax
+
 from ftjax.models.heads import Head
-from ftjax.models.layers import Dense, Options
+from ftjax.models.layers import Dense, Dropout, Options
 from ftjax.names import Part
 
 Table = Mapping[str, str | Part]
@@ -69,10 +71,20 @@ class Config:
         bias = KINDS.get(name, name) in self.biases
         return cls(features, axes, bias, self.options.dtype, self.stddev(name), name=name)
 
+    def project_context(self, context: jax.Array) -> jax.Array:
+        """What attention gives (batch, length, hidden) of its heads' context, before the residual.
+
+        Args:
+            context: (batch, length, heads, d).
+        """
+        flat = context.reshape(*context.shape[:-2], -1)
+        out = self.dense(self.hidden_size, ("heads", "embed"), "output")(flat)
+        return Dropout(self.dropout, name="dropout")(out)
+
     def stddev(self, name: str) -> float:
         """Of the initial kernel of a projection."""
-        added = name in ("output", "down") and self.residual_range is not None
-        return self.residual_range if added else self.initializer_range
+        is_residual = name in ("output", "down") and self.residual_range is not None
+        return self.residual_range if is_residual else self.initializer_range
 
     def segmented(self) -> Self:
         """With segments, which are of one layer each where nothing is said."""
@@ -82,8 +94,8 @@ class Config:
     def unrolled_modules(self) -> dict[str, str | Part]:
         """`modules` with a row for each layer, and all sizes in numbers."""
         return {
-            path.format(*numbers): self._numbered(stored, numbers)
-            for path, stored in self.modules.items()
+            path.format(*numbers): self._numbered(part, numbers)
+            for path, part in self.modules.items()
             for numbers in self._numbers(path)
         }
 
@@ -91,30 +103,30 @@ class Config:
         depths = self.depths[path.split("/")[0]] if "{}" in path else ()
         return product(*map(range, depths))
 
-    def _numbered(self, stored: str | Part, numbers: tuple[int, ...]) -> str | Part:
-        if isinstance(stored, str):
-            return stored.format(*numbers)
+    def _numbered(self, part: str | Part, numbers: tuple[int, ...]) -> str | Part:
+        if isinstance(part, str):
+            return part.format(*numbers)
 
-        def size(given: int | str) -> int:
-            return getattr(self, given) if isinstance(given, str) else given
+        def number(size: int | str) -> int:
+            return getattr(self, size) if isinstance(size, str) else size
 
-        sizes, shape = (tuple(map(size, given)) for given in (stored.sizes, stored.shape))
-        name, stack = stored.name.format(*numbers), size(stored.stack)
-        return replace(stored, name=name, sizes=sizes, shape=shape, stack=stack)
+        sizes, shape = (tuple(map(number, axes)) for axes in (part.sizes, part.shape))
+        name, stack = part.name.format(*numbers), number(part.stack)
+        return replace(part, name=name, sizes=sizes, shape=shape, stack=stack)
 
 
 def inside(ours: str, theirs: str, table: Table) -> dict[str, str | Part]:
     """A table of what is inside a module: with our path of it and their name in front."""
 
-    def named(stored: str | Part) -> str | Part:
-        if isinstance(stored, str):
-            return f"{theirs}.{stored}"
-        return replace(stored, name=f"{theirs}.{stored.name}")
+    def named(part: str | Part) -> str | Part:
+        if isinstance(part, str):
+            return f"{theirs}.{part}"
+        return replace(part, name=f"{theirs}.{part.name}")
 
-    return {f"{ours}/{path}": named(stored) for path, stored in table.items()}
+    return {f"{ours}/{path}": named(part) for path, part in table.items()}
 
 
-def fused(theirs: str, sizes: Mapping[str, int | str], turned: bool = False) -> dict[str, Part]:
+def fused(theirs: str, sizes: Mapping[str, int | str], transposed: bool = False) -> dict[str, Part]:
     """A table of projections that are stored as one, of their output features, in order."""
     features = tuple(sizes.values())
-    return {path: Part(theirs, features, i, turned) for i, path in enumerate(sizes)}
+    return {path: Part(theirs, features, i, transposed) for i, path in enumerate(sizes)}

@@ -44,7 +44,7 @@ def keys(
     return Keys(names(read), names(inert), fixed, aliases or {})
 
 
-def one(tokens: Any) -> Any:
+def first_token(tokens: Any) -> Any:
     """The first, where a key has several tokens."""
     return next(iter(tokens), None) if isinstance(tokens, list) else tokens
 
@@ -69,7 +69,7 @@ def _defaults(model_type: str) -> Mapping[str, Any]:
         return {}
     config = CONFIG_MAPPING[model_type]
     values = config().to_dict()
-    return {each.name: values.get(each.name) for each in fields(config)}
+    return {option.name: values.get(option.name) for option in fields(config)}
 
 
 def resolve(hf: Mapping[str, Any], table: Keys) -> dict[str, Any]:
@@ -82,20 +82,20 @@ def resolve(hf: Mapping[str, Any], table: Keys) -> dict[str, Any]:
             knows has not its default value.
     """
     kind = hf["model_type"]
-    named = {name: value for name, value in hf.items() if name not in table.aliases}
-    named |= {table.aliases[name]: value for name, value in hf.items() if name in table.aliases}
+    settings = {name: value for name, value in hf.items() if name not in table.aliases}
+    settings |= {table.aliases[name]: value for name, value in hf.items() if name in table.aliases}
     fixed = {**FIXED, **table.fixed}
     for name, values in fixed.items():
-        if name in named and named[name] not in values:
-            raise UserError(f"{kind}: {name}={named[name]!r} is not implemented")
+        if name in settings and settings[name] not in values:
+            raise UserError(f"{kind}: {name}={settings[name]!r} is not implemented")
     known = table.read | table.inert | fixed.keys() | INERT | {"model_type"}
-    others = named.keys() - known
+    others = settings.keys() - known
     if others:  # asked of transformers last, since its import takes seconds
         defaults = _defaults(kind)
         for name in sorted(others & defaults.keys()):
-            if named[name] != defaults[name]:
-                raise UserError(f"{kind}: {name}={named[name]!r} is not implemented")
-    values = {name: value for name, value in named.items() if name in table.read}
+            if settings[name] != defaults[name]:
+                raise UserError(f"{kind}: {name}={settings[name]!r} is not implemented")
+    values = {name: value for name, value in settings.items() if name in table.read}
     # First by the names that the file has, which messages then say
     _check(kind, {name: value for name, value in hf.items() if table.aliases.get(name) in values})
     _check(kind, values)

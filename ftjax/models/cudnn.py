@@ -40,18 +40,18 @@ def attend(
         scale: of scores.
         pattern: of whole rows.
     """
-    mesh, run = jax.sharding.get_abstract_mesh(), partial(_each_kind, scale)
+    mesh, run = jax.sharding.get_abstract_mesh(), partial(_on_device, scale)
     if not mesh.empty:
         rows = PartitionSpec(RULES["batch"])
-        ours = PartitionSpec(RULES["batch"], None, "tensor")
+        heads_spec = PartitionSpec(RULES["batch"], None, "tensor")
         specs = [None if x is None else _spec(x.shape) for x in (mask, bias)]
         # Lengths of rows are given beside them: by itself, JAX may give each device those of all.
         segments = None if pattern.segments is None else rows
         patterns = pattern.replace(segments=segments, kind=PartitionSpec())
         run = jax.shard_map(
             run,
-            in_specs=(ours, ours, ours, *specs, patterns),
-            out_specs=ours,
+            in_specs=(heads_spec, heads_spec, heads_spec, *specs, patterns),
+            out_specs=heads_spec,
             check_vma=False,
         )
     return run(query, key, value, mask, bias, pattern)
@@ -79,7 +79,7 @@ def refusal(
 
     def total(inputs: tuple[Array | None, ...], mask: Array | None, pattern: Pattern) -> Array:
         query, key, value, bias = inputs
-        context = _each_kind(scale, query, key, value, mask, bias, pattern)
+        context = _on_device(scale, query, key, value, mask, bias, pattern)
         return context.sum(dtype=jnp.float32)
 
     arguments = (query, key, value, bias), mask, pattern
@@ -107,11 +107,11 @@ def structure(pattern: Pattern, keys: int) -> dict[str, Any] | None:
         Arguments by name; None where only the mask says it.
     """
     (window,) = pattern.windows
-    near = window is not None and window < keys
-    if pattern.masked or pattern.packed or (near and (pattern.prefix or not pattern.causal)):
+    local = window is not None and window < keys
+    if pattern.masked or pattern.packed or (local and (pattern.prefix or not pattern.causal)):
         return None
     if pattern.causal:
-        return {"is_causal": True} | ({"local_window_size": (window - 1, 0)} if near else {})
+        return {"is_causal": True} | ({"local_window_size": (window - 1, 0)} if local else {})
     if pattern.segments is None:
         return {}
     lengths = (pattern.segments > 0).sum(1, dtype=jnp.int32)
@@ -126,7 +126,7 @@ def _spec(shape: tuple[int, ...]) -> PartitionSpec:
     )
 
 
-def _each_kind(
+def _on_device(
     scale: float,
     query: Array,
     key: Array,
@@ -137,8 +137,12 @@ def _each_kind(
 ) -> Array:
     """What one device computes of it; of several kinds of layers, that of `pattern.kind`."""
     inputs, kinds = (query, key, value, mask, bias), range(len(pattern.windows))
-    each = [partial(_attend, scale, pattern.of(kind)) for kind in kinds]
-    return each[0](*inputs) if len(each) == 1 else jax.lax.switch(pattern.kind, each, *inputs)
+    branches = [partial(_attend, scale, pattern.of(kind)) for kind in kinds]
+    return (
+        branches[0](*inputs)
+        if len(branches) == 1
+        else jax.lax.switch(pattern.kind, branches, *inputs)
+    )
 
 
 def _attend(
@@ -151,26 +155,26 @@ def _attend(
     bias: Array | None,
 ) -> Array:
     (batch, queries, *_), keys = query.shape, key.shape[1]
-    told = structure(pattern, keys)
+    mask_arguments = structure(pattern, keys)
     # The diagonal of a causal kernel begins at the first query and the first key.
-    ahead = pattern.prefix if told is not None and pattern.causal else 0
+    offset = pattern.prefix if mask_arguments is not None and pattern.causal else 0
     # JAX trains on even numbers of queries and of keys alone.
-    query_pads = ((0, 0), (ahead, (ahead + queries) % 2), (0, 0), (0, 0))
+    query_pads = ((0, 0), (offset, (offset + queries) % 2), (0, 0), (0, 0))
     key_pads = ((0, 0), (0, keys % 2), (0, 0), (0, 0))
 
     def of_scores(x: Array) -> Array:
-        full = jnp.broadcast_to(x, (*x.shape[:2], queries, keys))
-        return jnp.pad(full, (*query_pads[2:], query_pads[1], key_pads[1]))
+        broadcast = jnp.broadcast_to(x, (*x.shape[:2], queries, keys))
+        return jnp.pad(broadcast, (*query_pads[2:], query_pads[1], key_pads[1]))
 
-    if told is None and mask is not None:
-        told = {"mask": of_scores(mask)}
-    elif not told:
-        told = {"key_value_seq_lengths": jnp.full(batch, keys, jnp.int32)} if keys % 2 else {}
+    if mask_arguments is None and mask is not None:
+        mask_arguments = {"mask": of_scores(mask)}
+    elif not mask_arguments and keys % 2:
+        mask_arguments = {"key_value_seq_lengths": jnp.full(batch, keys, jnp.int32)}
     if bias is not None:
         bias = of_scores(bias).astype(query.dtype)
     query = jnp.pad(query, query_pads)
     key, value = jnp.pad(key, key_pads), jnp.pad(value, key_pads)
     context = jax.nn.dot_product_attention(
-        query, key, value, bias, scale=scale, implementation="cudnn", **told
+        query, key, value, bias, scale=scale, implementation="cudnn", **(mask_arguments or {})
     )
-    return context[:, ahead : ahead + queries]
+    return context[:, offset : offset + queries]

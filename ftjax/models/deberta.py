@@ -101,22 +101,24 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     """
     hf = {**DEFAULTS, **hf}
     size, heads = hf["hidden_size"], hf["num_attention_heads"]
-    for name, usual in (
+    for name, implemented in (
         ("embedding_size", size),
         ("pooler_hidden_size", size),
         ("attention_head_size", size // heads),
     ):
-        if hf.get(name, usual) != usual:
-            raise UserError(f"deberta-v2: {name}={hf[name]} other than {usual} is not implemented")
+        if hf.get(name, implemented) != implemented:
+            other = f"{name}={hf[name]} other than {implemented}"
+            raise UserError(f"deberta-v2: {other} is not implemented")
     kinds = hf.get("pos_att_type") or ()
     kinds = [kind.strip() for kind in kinds.lower().split("|")] if isinstance(kinds, str) else kinds
-    most = hf.get("max_relative_positions", -1)
-    most = most if most > 0 else hf.get("max_position_embeddings", 512)
+    max_distance = hf.get("max_relative_positions", -1)
+    max_distance = max_distance if max_distance > 0 else hf.get("max_position_embeddings", 512)
     buckets = max(hf.get("position_buckets", -1), 0)
-    if buckets and not 1 <= buckets // 2 < most - 1:  # up to where each distance has its own
+    # Up to half of them, each distance has its own.
+    if buckets and not 1 <= buckets // 2 < max_distance - 1:
         raise UserError(
             f"deberta-v2: position_buckets={buckets} must be 2 or more, and half of them below "
-            f"max_relative_positions - 1 = {most - 1}"
+            f"max_relative_positions - 1 = {max_distance - 1}"
         )
     legacy, tied = hf.get("legacy", True), hf.get("tie_word_embeddings", True)
     # The other head reads words off by their table, whether tied or not.
@@ -125,7 +127,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         "embedding_size": size,
         "relative": tuple(kinds) if hf.get("relative_attention") else (),
         "position_buckets": buckets,
-        "max_relative_positions": most,
+        "max_relative_positions": max_distance,
         "positions": hf.get("position_biased_input", True),
         "norm_relative": "layer_norm" in (hf.get("norm_rel_ebd") or "none").lower(),
         "tied": tied,
@@ -137,37 +139,37 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
 
 def heads_of(hf: Mapping[str, Any], legacy: bool, tied: bool) -> dict[str, Head]:
     """The heads that Hugging Face has; of the masked language model's there are two."""
-    pooled = {"activation": hf.get("pooler_hidden_act", "gelu")}
+    pooler = {"activation": hf.get("pooler_hidden_act", "gelu")}
     lm = "cls.predictions" if legacy else "lm_predictions.lm_head"
-    inside = f"{lm}.transform" if legacy else lm
+    transform = f"{lm}.transform" if legacy else lm
     heads = {
-        "classification": Head("DebertaV2ForSequenceClassification", POOLED, **pooled),
-        "choice": Head("DebertaV2ForMultipleChoice", POOLED, **pooled),
+        "classification": Head("DebertaV2ForSequenceClassification", POOLED, **pooler),
+        "choice": Head("DebertaV2ForMultipleChoice", POOLED, **pooler),
         "tokens": Head("DebertaV2ForTokenClassification", {"classifier": "classifier"}),
         "span": Head("DebertaV2ForQuestionAnswering", {"classifier": "qa_outputs"}),
         "masked_lm": Head(
             "DebertaV2ForMaskedLM",
-            {"mlm/dense": f"{inside}.dense", "mlm/norm": f"{inside}.LayerNorm", "mlm": lm},
+            {"mlm/dense": f"{transform}.dense", "mlm/norm": f"{transform}.LayerNorm", "mlm": lm},
             vocabulary=f"{lm}.decoder" if legacy else "",
         ),
     }
     hidden, rate = hf.get("hidden_dropout_prob", 0.1), hf.get("cls_dropout")
-    pooled = hf.get("pooler_dropout", 0.0), hidden if rate is None else rate
-    rates = {"classification": pooled, "choice": pooled, "tokens": hidden}
+    pair = hf.get("pooler_dropout", 0.0), hidden if rate is None else rate
+    rates = {"classification": pair, "choice": pair, "tokens": hidden}
     heads = with_dropouts(heads, rates)
     return heads if tied else untied(heads, "mlm")
 
 
 @lru_cache
-def buckets_of(buckets: int, most: int) -> np.ndarray:
+def buckets_of(buckets: int, max_distance: int) -> np.ndarray:
     """What distances -most to most are rounded to; those farther away are as the farthest.
 
     Exact below half the buckets, logarithmic from there. In float32 and in the order of the
     reference, since a distance may lie on the edge of a bucket.
     """
-    distance, middle = np.arange(-most, most + 1), buckets // 2
+    distance, middle = np.arange(-max_distance, max_distance + 1), buckets // 2
     size = np.maximum(np.abs(distance), middle).astype(np.float32)
-    scale = np.log(np.float32((most - 1) / middle))
+    scale = np.log(np.float32((max_distance - 1) / middle))
     far = np.ceil(np.log(size / np.float32(middle)) / scale * np.float32(middle - 1)) + middle
     return np.where(size > middle, far * np.sign(distance), distance).astype(np.int32)
 
@@ -176,9 +178,9 @@ def rows_of(config: Config, length: int) -> np.ndarray:
     """Rows of the table of distances for distances 1 - length to length - 1; never falling."""
     distance = np.arange(1 - length, length)
     if config.position_buckets:
-        most = config.max_relative_positions
-        table = buckets_of(config.position_buckets, most)
-        distance = table[np.clip(distance, -most, most) + most]
+        max_distance = config.max_relative_positions
+        table = buckets_of(config.position_buckets, max_distance)
+        distance = table[np.clip(distance, -max_distance, max_distance) + max_distance]
     return np.clip(distance + config.span, 0, 2 * config.span - 1).astype(np.int32)
 
 
@@ -210,7 +212,7 @@ class Attention(nn.Module):
         to_query, to_key = dense("query"), dense("key")
         query, key = project(x, to_query), project(memory, to_key)
         value = project(memory, dense("value"))
-        spread = 1 / math.sqrt(heads[1] * (1 + len(c.relative)))
+        scale = 1 / math.sqrt(heads[1] * (1 + len(c.relative)))
         bias = None
         if c.relative:
             distances = Dropout(c.dropout, name="distance_dropout")(distances)
@@ -224,11 +226,10 @@ class Attention(nn.Module):
                 table = project(distances, to_query if c.share_att_key else dense("position_query"))
                 score = jnp.einsum("bkhd,phd->bhpk", key, table)
                 bias = bias + jnp.take_along_axis(score, index, axis=-2)
-            bias = bias * spread
-        core = AttentionCore(c.attention_dropout, c.options.attention, spread, name="core")
-        context = core(query, key, value, view.mask, bias, view.pattern).reshape(x.shape)
-        out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
-        return Dropout(c.dropout, name="dropout")(out)
+            bias = bias * scale
+        core = AttentionCore(c.attention_dropout, c.options.attention, scale, name="core")
+        context = core(query, key, value, view.mask, bias, view.pattern)
+        return c.project_context(context)
 
     def index(self, length: int, starts: Array | None) -> Array:
         """Rows of `distances`: (1 or batch, queries, length)."""
@@ -248,7 +249,7 @@ class Encoder(nn.Module):
         c = self.config
         shared = []
         if c.relative:
-            make = Embedding(
+            embedding = Embedding(
                 2 * c.span,
                 c.hidden_size,
                 axes=(None, "embed"),
@@ -256,14 +257,14 @@ class Encoder(nn.Module):
                 name="distances",
             )
             rows = rows_of(c, x.shape[1])  # each layer multiplies them: none that nothing reads
-            table = make.first(rows[-1] - rows[0] + 1, rows[0])
+            table = embedding.first(rows[-1] - rows[0] + 1, rows[0])
             if c.norm_relative:
                 table = LayerNorm(c.norm_eps, name="distance_norm")(table)
             shared = [table.astype(c.options.dtype)]
         else:
             shared = [jnp.zeros((0, c.hidden_size))]
         stack = Stack(
-            lambda make, name, last: make(c, last and self.starts_only, Attention, name=name),
+            lambda cls, name, last: cls(c, last and self.starts_only, Attention, name=name),
             Layer,
             c.options.segments,
             c.options.remat,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from ftjax.errors import UserError
 from ftjax.models import config
 from ftjax.models.attention import AttentionCore
-from ftjax.models.cache import Cache
+from ftjax.models.cache import Cache, keeps_cache
 from ftjax.models.experts import Experts
 from ftjax.models.feed_forward import FeedForward
 from ftjax.models.language_head import LanguageHead, Scores, capped, read_off, score
@@ -167,9 +167,7 @@ class Attention(nn.Module):
             c.attention_dropout, c.options.attention, c.scale, c.attention_softcap, name="core"
         )
         context = core(query, key, value, view.mask, pattern=view.pattern)
-        context = context.reshape(*x.shape[:-1], -1)
-        out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
-        return Dropout(c.dropout, name="dropout")(out)
+        return c.project_context(context)
 
 
 class Layer(nn.Module):
@@ -242,8 +240,8 @@ class Model(nn.Module):
         if features is not None:
             return self.classify(features)
         c, length = self.config, input_ids.shape[1]
-        make = partial(Embedding, features=c.hidden_size, stddev=c.initializer_range)
-        words = make(c.vocab_size, name="words")
+        embedding = partial(Embedding, features=c.hidden_size, stddev=c.initializer_range)
+        words = embedding(c.vocab_size, name="words")
         if position_ids is None and column is not None:
             position_ids = column[None, None]
         x = words(input_ids).astype(c.options.dtype)
@@ -256,14 +254,14 @@ class Model(nn.Module):
             positions = jnp.arange(length)[None] if position_ids is None else position_ids
             rotaries = tuple(rotary.table(positions) for rotary in c.rotaries)
         else:
-            table = make(c.max_position_embeddings, axes=(None, "embed"), name="positions")
-            place = table.first(length) if position_ids is None else table(position_ids)
-            x = x + place.astype(x.dtype)
+            table = embedding(c.max_position_embeddings, axes=(None, "embed"), name="positions")
+            position_vectors = table.first(length) if position_ids is None else table(position_ids)
+            x = x + position_vectors.astype(x.dtype)
         x = Dropout(c.embedding_dropout, name="embedding_dropout")(x)
-        keep = self.is_mutable_collection("cache") and not self.is_initializing()
+        keep = keeps_cache(self)
         views = self.views(length, attention_mask, segment_ids, column, keep)
         stack = Stack(
-            lambda make, name, last: make(c, name=name),
+            lambda cls, name, last: cls(c, name=name),
             Layer,
             c.options.segments,
             c.options.remat,
@@ -276,8 +274,9 @@ class Model(nn.Module):
         if keep:  # rows end in the same column
             x = x[:, -1:]
         if targets is not None:  # in the compute dtype
-            given = () if target_weights is None else (target_weights, target_smoothing)
-            return self.language(x, words, targets, *given)
+            if target_weights is None:
+                return self.language(x, words, targets)
+            return self.language(x, words, targets, target_weights, target_smoothing)
         if self.head == "causal_lm":
             return self.language(x, words)
         x = x.astype(jnp.float32)
@@ -303,8 +302,8 @@ class Model(nn.Module):
         if c.both_sides and (keep or column is not None):
             raise UserError("a model that sees both sides of a token does not generate")
         if c.both_sides:
-            to_either = tuple(window and window - 1 for window in c.windows)
-            return near_views(rows_view(attention_mask, segment_ids), length, to_either)
+            side_windows = tuple(window and window - 1 for window in c.windows)
+            return near_views(rows_view(attention_mask, segment_ids), length, side_windows)
         if column is not None:
             return tuple(token_view(column, attention_mask, w, ring) for w in c.windows)
         views = [prompt_view(length, attention_mask, segment_ids, w, keep, ring) for w in c.windows]

@@ -119,16 +119,18 @@ class Embeddings(nn.Module):
     def __call__(self, inputs: Inputs) -> tuple[Array, Array]:
         """Embedded tokens (batch, length, embedding_size), and the table of words."""
         c = self.config
-        make = partial(Embedding, features=c.embedding_size, stddev=c.initializer_range)
-        word = make(c.vocab_size, name="word")
+        embedding = partial(Embedding, features=c.embedding_size, stddev=c.initializer_range)
+        word = embedding(c.vocab_size, name="word")
         x = word(inputs.input_ids)
         if c.type_vocab_size:
-            kinds = make(c.type_vocab_size, axes=(None, "embed"), name="token_type")
-            given, first = inputs.token_type_ids, jnp.zeros((1, 1), jnp.int32)
+            kinds = embedding(c.type_vocab_size, axes=(None, "embed"), name="token_type")
+            types = inputs.token_type_ids
             # A table of one kind is RoBERTa's; a tokenizer may name more, which are beyond it
-            x = x + kinds(first if given is None or c.type_vocab_size == 1 else given)
+            if types is None or c.type_vocab_size == 1:
+                types = jnp.zeros((1, 1), jnp.int32)
+            x = x + kinds(types)
         if c.positions:
-            position = make(c.max_position_embeddings, axes=(None, "embed"), name="position")
+            position = embedding(c.max_position_embeddings, axes=(None, "embed"), name="position")
             if inputs.position_ids is None:
                 x = x + position.first(x.shape[1], c.first_position)
             else:
@@ -156,9 +158,8 @@ class Attention(nn.Module):
 
         query, key, value = project(x, "query"), project(memory, "key"), project(memory, "value")
         core = AttentionCore(c.attention_dropout, c.options.attention, name="core")
-        context = core(query, key, value, view.mask, pattern=view.pattern).reshape(x.shape)
-        out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
-        return Dropout(c.dropout, name="dropout")(out)
+        context = core(query, key, value, view.mask, pattern=view.pattern)
+        return c.project_context(context)
 
 
 class Layer(nn.Module):
@@ -178,16 +179,16 @@ class Layer(nn.Module):
     def __call__(self, x: Array, view: View, starts: Array | None, *shared: Array) -> Array:
         c = self.config
         memory = x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
-        at = None
+        query_positions = None
         if self.starts_only:
-            at = jnp.zeros((1, 1), jnp.int32) if starts is None else starts
+            query_positions = jnp.zeros((1, 1), jnp.int32) if starts is None else starts
             x = at_starts(memory, starts)
             mask = view.mask
             if mask is not None and mask.shape[2] > 1:
                 mask = at_starts(mask[:, 0], starts)[:, None]
             view = View(mask)
         x = LayerNorm(c.norm_eps, name="attention_norm")(
-            self.attention(c, name="attention")(x, memory, view, at, *shared) + x
+            self.attention(c, name="attention")(x, memory, view, query_positions, *shared) + x
         )
         ffn = FeedForward(c, c.intermediate_size, "activation_dropout", name="ffn")
         return LayerNorm(c.norm_eps, name="ffn_norm")(ffn(x) + x)
@@ -251,8 +252,8 @@ class Model(nn.Module):
             input_ids, attention_mask = flat(input_ids), flat(attention_mask)
             token_type_ids, position_ids = flat(token_type_ids), flat(position_ids)
             perm_mask = flat(perm_mask)
-        one = self.head in ("embedding", "classification", "choice")
-        starts_only = one and self.pooling == "cls"
+        is_pooled = self.head in ("embedding", "classification", "choice")
+        starts_only = is_pooled and self.pooling == "cls"
         inputs = Inputs(
             input_ids,
             attention_mask,
@@ -267,9 +268,9 @@ class Model(nn.Module):
         if self.head is None:
             return x
         x = x.astype(jnp.float32)
-        if not one and at_positions is not None:
+        if not is_pooled and at_positions is not None:
             return self.each_token(x, table, starts, at_positions)
-        if not one:
+        if not is_pooled:
             return self.each_token(x, table, starts)
         x = self.pool(x, inputs)
         x = x[:, 0] if starts is None else x
@@ -287,7 +288,7 @@ class Model(nn.Module):
         c = self.config
         x, table = Embeddings(c, name="embeddings")(inputs)
         encoder = Stack(
-            lambda make, name, last: make(c, last and starts_only, name=name),
+            lambda cls, name, last: cls(c, last and starts_only, name=name),
             Layer,
             c.options.segments,
             c.options.remat,
@@ -303,16 +304,16 @@ class Model(nn.Module):
         if self.pooling == "mean":
             return mean_pool(x, inputs.attention_mask, inputs.segment_ids, inputs.starts)
         if self.pooling == "entities":
-            none = jnp.zeros(x.shape[:2], jnp.int32)
-            entities = none if inputs.entities is None else inputs.entities
+            zeros = jnp.zeros(x.shape[:2], jnp.int32)
+            entities = zeros if inputs.entities is None else inputs.entities
             return entity_pool(x, entities, inputs.segment_ids, inputs.starts)
         return x  # of first tokens alone
 
     def projected(self, x: Array) -> Array:
         """Float32 vectors after the Dense layers, if any."""
         for number, layer in enumerate(self.dense):
-            make = partial(Dense, layer.features, ("embed", None), layer.bias)
-            x = make(stddev=self.config.initializer_range, name=f"dense_{number}")(x)
+            dense = partial(Dense, layer.features, ("embed", None), layer.bias)
+            x = dense(stddev=self.config.initializer_range, name=f"dense_{number}")(x)
             x = ACTIVATIONS[layer.activation](x) if layer.activation else x
         return x
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ftjax.models import config
 from ftjax.models.attention import AttentionCore
-from ftjax.models.cache import Cache
+from ftjax.models.cache import Cache, keeps_cache
 from ftjax.models.heads import classify
 from ftjax.models.language_head import Scores
 from ftjax.models.layers import (
@@ -86,9 +86,7 @@ class Attention(nn.Module):
         key, value = Cache(name="cache")(key, value, view.slots)
         core = AttentionCore(c.attention_dropout, c.options.attention, self.scale, name="core")
         context = core(query, key, value, view.mask, bias, view.pattern)
-        context = context.reshape(*x.shape[:-1], -1)
-        out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
-        return Dropout(c.dropout, name="dropout")(out)
+        return c.project_context(context)
 
 
 class Model(nn.Module):
@@ -96,10 +94,8 @@ class Model(nn.Module):
 
     A family's file has `side`, `start` and `logits`.
 
-    Where the collection "cache" is mutable, keys and values are kept for generation; then `column`
-    is where the one token of `decoder_input_ids` (batch, 1) stands. See
-    `ftjax.models.decoder.Model`, also for `features`. With `targets` and `target_weights` (batch,
-    target length) a language model gives `Scores`; the decoder then reads the targets, shifted.
+    The cache, `column`, `features` and `targets` are as those of `ftjax.models.decoder.Model`, of
+    `decoder_input_ids`; where there are targets, the decoder reads them, shifted.
 
     Attributes:
         config: the architecture.
@@ -155,10 +151,10 @@ class Model(nn.Module):
         if features is not None:
             return self.classify(features)
         c = self.config
-        make = partial(Embedding, c.vocab_size, c.hidden_size, stddev=c.embedding_range)
-        words = make(name="words")
+        embedding = partial(Embedding, c.vocab_size, c.hidden_size, stddev=c.embedding_range)
+        words = embedding(name="words")
         dense = partial(Dense, stddev=c.initializer_range)
-        keep = self.is_mutable_collection("cache") and not self.is_initializing()
+        keep = keeps_cache(self)
         memory, memory_view = None, rows_view(attention_mask)._replace(slots=column)
         if column is None:
             encoder = self.side(False, c.options.segments)
@@ -169,14 +165,16 @@ class Model(nn.Module):
             x = Dropout(c.heads["tokens"].dropout, name="dropout")(memory.astype(jnp.float32))
             return dense(self.labels, ("embed", None), name="classifier")(x)
         if decoder_input_ids is None:
-            written = (input_ids, attention_mask) if targets is None else (targets, target_weights)
-            decoder_input_ids = self.decoder_inputs(*written)
+            if targets is None:
+                decoder_input_ids = self.decoder_inputs(input_ids, attention_mask)
+            else:
+                decoder_input_ids = self.decoder_inputs(targets, target_weights)
         if column is None:
             view = prompt_view(decoder_input_ids.shape[1], decoder_attention_mask, keep=keep)
         else:
             view = token_view(column, decoder_attention_mask)
         decoder = self.side(True, matching_segments(c.options.segments, c.num_decoder_layers))
-        words = words if self.one_table else make(name="decoder_words")
+        words = words if self.one_table else embedding(name="decoder_words")
         x = words(decoder_input_ids) * c.embedding_scale
         x = decoder(x, view, memory, memory_view, column)
         x = x[:, -1:] if keep else x

@@ -36,28 +36,28 @@ class Experts(nn.Module):
     def __call__(self, x: Array) -> Array:
         c, act = self.config, ACTIVATIONS[self.config.hidden_act]
         router = Dense(c.experts, ("embed", None), False, stddev=c.initializer_range, name="router")
-        weights, chosen = jax.lax.top_k(jax.nn.softmax(router(x.astype(jnp.float32))), c.active)
+        weights, expert_ids = jax.lax.top_k(jax.nn.softmax(router(x.astype(jnp.float32))), c.active)
         weights = weights / weights.sum(-1, keepdims=True)
         dense = partial(ExpertDense, c.experts, dtype=c.options.dtype, stddev=c.initializer_range)
         up, gate = (dense(c.intermediate_size, IN, name=name) for name in ("up", "gate"))
         down = dense(c.hidden_size, OUT, name="down")
         x = x.astype(c.options.dtype)
-        mesh, spread = jax.sharding.get_abstract_mesh(), (RULES["batch"], RULES["length"], None)
-        rows = PartitionSpec(None) if mesh.empty else fitting(mesh.shape, spread, x.shape)
+        mesh, spec = jax.sharding.get_abstract_mesh(), (RULES["batch"], RULES["length"], None)
+        rows = PartitionSpec(None) if mesh.empty else fitting(mesh.shape, spec, x.shape)
         if rows[0] is None or mesh.size == 1:
-            out = _mix(x, weights, chosen, act, up, gate, down, c.experts)
+            out = _mix(x, weights, expert_ids, act, up, gate, down, c.experts)
         else:
             wide, narrow = (PartitionSpec(*(RULES[axis] for axis in axes)) for axes in (IN, OUT))
             size = x.shape[-1]
             kernels = up.weight(size), gate.weight(size), down.weight(c.intermediate_size)
-            others = ("data", "sequence") if rows[1] else ("data",)
+            token_axes = ("data", "sequence") if rows[1] else ("data",)
             run = jax.shard_map(
-                partial(_local, act=act, others=others),
+                partial(_local, act=act, token_axes=token_axes),
                 in_specs=(rows, rows, rows, wide, wide, narrow),
                 out_specs=rows,
             )
             run = jax.checkpoint(run, prevent_cse=False)
-            out = run(x, weights, chosen, *(kernel.astype(x.dtype) for kernel in kernels))
+            out = run(x, weights, expert_ids, *(kernel.astype(x.dtype) for kernel in kernels))
         return Dropout(c.dropout, name="dropout")(out)
 
 
@@ -67,7 +67,7 @@ Product = Callable[[Array, Array], Array]  # (rows sorted by expert, rows of eac
 def _mix(
     x: Array,
     weights: Array,
-    chosen: Array,
+    expert_ids: Array,
     act: Callable[[Array], Array],
     up: Product,
     gate: Product,
@@ -77,42 +77,42 @@ def _mix(
     """Σ weight · expert(token) over a token's experts: (batch, length, d) in and out.
 
     Args:
-        weights, chosen: (batch, length, active); numbers from `experts` on are of none that is
+        weights, expert_ids: (batch, length, active); numbers from `experts` on are of none that is
             here.
     """
-    active = chosen.shape[-1]
-    numbers = chosen.reshape(-1)
-    order = jnp.argsort(numbers, stable=True)
-    sizes = jnp.bincount(numbers, length=experts + 1)[:experts]
+    active = expert_ids.shape[-1]
+    ids = expert_ids.reshape(-1)
+    order = jnp.argsort(ids, stable=True)
+    sizes = jnp.bincount(ids, length=experts + 1)[:experts]
     rows = x.reshape(-1, x.shape[-1])[order // active]
     out = down(act(gate(rows, sizes)) * up(rows, sizes), sizes)
     out = jnp.where((jnp.arange(len(rows)) < sizes.sum())[:, None], out, 0)
-    out = jnp.zeros_like(out).at[order].set(out).reshape(*chosen.shape, -1)
+    out = jnp.zeros_like(out).at[order].set(out).reshape(*expert_ids.shape, -1)
     return (out * weights[..., None].astype(out.dtype)).sum(-2)
 
 
 def _local(
     x: Array,
     weights: Array,
-    chosen: Array,
+    expert_ids: Array,
     *kernels: Array,
     act: Callable[[Array], Array],
-    others: tuple[str, ...],
+    token_axes: tuple[str, ...],
 ) -> Array:
     """What one device computes of it, for its tokens of all experts."""
-    kernels = tuple(jax.lax.pcast(kernel, others, to="varying") for kernel in kernels)
+    kernels = tuple(jax.lax.pcast(kernel, token_axes, to="varying") for kernel in kernels)
     up, gate, down = (
         gather(kernel, "fsdp", dimension)
         for kernel, dimension in zip(kernels, (1, 1, 2), strict=True)
     )
-    x, weights, chosen = (
-        jax.lax.all_gather(y, "expert", axis=0, tiled=True) for y in (x, weights, chosen)
+    x, weights, expert_ids = (
+        jax.lax.all_gather(y, "expert", axis=0, tiled=True) for y in (x, weights, expert_ids)
     )
-    here = chosen - jax.lax.axis_index("expert") * len(up)
-    here = jnp.where((here >= 0) & (here < len(up)), here, len(up))
-    x, here = (jax.lax.pcast(y, "tensor", to="varying") for y in (x, here))
+    local_ids = expert_ids - jax.lax.axis_index("expert") * len(up)
+    local_ids = jnp.where((local_ids >= 0) & (local_ids < len(up)), local_ids, len(up))
+    x, local_ids = (jax.lax.pcast(y, "tensor", to="varying") for y in (x, local_ids))
     products = (partial(_product, kernel) for kernel in (up, gate, down))
-    out = jax.lax.psum(_mix(x, weights, here, act, *products, len(up)), "tensor")
+    out = jax.lax.psum(_mix(x, weights, local_ids, act, *products, len(up)), "tensor")
     return jax.lax.psum_scatter(out, "expert", scatter_dimension=0, tiled=True)
 
 

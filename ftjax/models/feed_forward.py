@@ -37,8 +37,8 @@ class FeedForward(nn.Module):
         narrow = partial(c.dense, c.hidden_size, ("mlp", "embed"))
         mesh = jax.sharding.get_abstract_mesh()
         # Over the axis tensor sums would be sent round once a part.
-        apart = c.options.parts > 1 and not self.is_initializing()
-        if apart and (mesh.empty or mesh.shape["tensor"] == 1):
+        is_divided = c.options.parts > 1 and not self.is_initializing()
+        if is_divided and (mesh.empty or mesh.shape["tensor"] == 1):
             up, gate = (wide(name, Kernel)(x.shape[-1]) for name in ("up", "gate"))
             down = narrow("down", Kernel)(self.width)
             x = in_parts(x.astype(c.options.dtype), up, gate, down, act, c.options.parts)

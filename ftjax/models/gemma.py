@@ -79,22 +79,22 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     family = hf["model_type"]
     hf = {**DEFAULTS[family], **hf}
     layers, head_dim = hf["num_hidden_layers"], hf.get("head_dim") or 256
-    windows, kinds, both = (None,), (), bool(hf.get("use_bidirectional_attention"))
-    if both:  # the window is then of both sides together
+    windows, kinds, both_sides = (None,), (), bool(hf.get("use_bidirectional_attention"))
+    if both_sides:  # the window is then of both sides together
         window = hf.get("sliding_window")
         hf = {**hf, "sliding_window": (4096 if window is None else window) // 2 + 1}
     if family != "gemma":
-        every = hf.get("sliding_window_pattern", 6) if family == "gemma3_text" else 2
+        period = hf.get("sliding_window_pattern", 6) if family == "gemma3_text" else 2
         names = hf.get("layer_types") or [
-            "sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)
+            "sliding_attention" if (i + 1) % period else "full_attention" for i in range(layers)
         ]
         windows, kinds = llama.windows_of({**hf, "layer_types": names})
     if family == "gemma3_text":
         of_kind = partial(rotary.of_kind, hf, size=head_dim, family=family)
-        theta, local = hf.get("rope_theta", 1e6), hf.get("rope_local_base_freq", 1e4)
-        whole = of_kind("full_attention", theta=theta, scaling=hf.get("rope_scaling"))
-        near = of_kind("sliding_attention", theta=local, scaling=None)
-        rotaries = (whole, near)[: len(windows)]
+        theta, local_theta = hf.get("rope_theta", 1e6), hf.get("rope_local_base_freq", 1e4)
+        global_rotary = of_kind("full_attention", theta=theta, scaling=hf.get("rope_scaling"))
+        local_rotary = of_kind("sliding_attention", theta=local_theta, scaling=None)
+        rotaries = (global_rotary, local_rotary)[: len(windows)]
     else:
         rotaries = (rotary.from_hf(hf, head_dim, family),) * len(windows)
     scalar, tied = hf.get("query_pre_attn_scalar"), hf.get("tie_word_embeddings", True)
@@ -114,7 +114,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             post_norms=family != "gemma",
             windows=windows,
             kinds=kinds,
-            both_sides=both,
+            both_sides=both_sides,
             rotaries=rotaries,
             scale=scalar**-0.5 if scalar else None,
             attention_softcap=hf.get("attn_logit_softcapping"),

@@ -45,11 +45,11 @@ KEYS = {
 }
 LAYER = {
     "attention_norm": "ln_1",
-    **fused("attn.c_attn", dict.fromkeys(QKV, "hidden_size"), turned=True),
-    "attention/output": Part("attn.c_proj", turned=True),
+    **fused("attn.c_attn", dict.fromkeys(QKV, "hidden_size"), transposed=True),
+    "attention/output": Part("attn.c_proj", transposed=True),
     "ffn_norm": "ln_2",
-    "ffn/up": Part("mlp.c_fc", turned=True),
-    "ffn/down": Part("mlp.c_proj", turned=True),
+    "ffn/up": Part("mlp.c_fc", transposed=True),
+    "ffn/down": Part("mlp.c_proj", transposed=True),
 }
 MODULES = {
     "words": "wte",

@@ -57,8 +57,8 @@ def kinds_of(hf: Mapping[str, Any]) -> tuple[int, ...]:
     """
     types, layers = hf.get("attention_types") or [[KINDS, 12]], hf.get("num_layers", 24)
     for pattern in types:
-        sound = len(pattern) == 2 and isinstance(pattern[0], list | tuple)
-        if not (sound and type(pattern[1]) is int and 0 < pattern[1] <= layers):
+        is_pair = len(pattern) == 2 and isinstance(pattern[0], list | tuple)
+        if not (is_pair and type(pattern[1]) is int and 0 < pattern[1] <= layers):
             raise UserError(
                 f"gpt_neo: attention_types={types!r} are no kinds and how often they come"
             )

@@ -30,51 +30,51 @@ def _at_once(x: Array, kernel: Array, sizes: Array) -> Array:
 @jax.custom_vjp
 def in_blocks(x: Array, kernel: Array, sizes: Array) -> Array:
     """`grouped_matmul`, a block of one group's rows after another."""
-    return _products(x, kernel, sizes, turned=False)
+    return _products(x, kernel, sizes, transposed=False)
 
 
 def _forward(x: Array, kernel: Array, sizes: Array) -> tuple[Array, tuple]:
     return in_blocks(x, kernel, sizes), (x, kernel, sizes)
 
 
-def _backward(saved: tuple, grad: Array) -> tuple[Array, Array, None]:
-    x, kernel, sizes = saved
-    return _products(grad, kernel, sizes, turned=True), _outer(x, kernel, sizes, grad), None
+def _backward(residuals: tuple, grad: Array) -> tuple[Array, Array, None]:
+    x, kernel, sizes = residuals
+    return _products(grad, kernel, sizes, transposed=True), _outer(x, kernel, sizes, grad), None
 
 
 in_blocks.defvjp(_forward, _backward)
 
 
-def _products(x: Array, kernel: Array, sizes: Array, turned: bool) -> Array:
+def _products(x: Array, kernel: Array, sizes: Array, transposed: bool) -> Array:
     """x W, or x Wᵀ; loops apart from `_outer`'s, so that what nothing reads is not computed."""
     block = _block(x, sizes)
 
-    def one(i: Array, out: Array) -> Array:
+    def body(i: Array, out: Array) -> Array:
         group, row, _ = block_of(i)
         weight = jax.lax.dynamic_index_in_dim(kernel, group, keepdims=False).astype(x.dtype)
-        y = jax.lax.dynamic_slice_in_dim(padded, row, block) @ (weight.T if turned else weight)
+        y = jax.lax.dynamic_slice_in_dim(padded, row, block) @ (weight.T if transposed else weight)
         # Past the group's end it is overwritten by the next one's.
         return jax.lax.dynamic_update_slice_in_dim(out, y, row, 0)
 
     padded, (count, block_of) = _padded(x, block), _blocks(sizes, block)
-    out = _zeros((len(padded), kernel.shape[1 if turned else 2]), x.dtype, sizes)
-    return jax.lax.fori_loop(0, count, one, out)[: len(x)]
+    out = _zeros((len(padded), kernel.shape[1 if transposed else 2]), x.dtype, sizes)
+    return jax.lax.fori_loop(0, count, body, out)[: len(x)]
 
 
 def _outer(x: Array, kernel: Array, sizes: Array, grad: Array) -> Array:
     """The gradient of the kernel: xᵀ dy of each group, summed in float32."""
     block = _block(x, sizes)
 
-    def one(i: Array, total: Array) -> Array:
-        group, row, real = block_of(i)
-        rows, slopes = (jax.lax.dynamic_slice_in_dim(y, row, block) for y in padded)
-        rows = jnp.where((jnp.arange(block) < real)[:, None], rows, 0)
-        more = jnp.matmul(rows.T, slopes, preferred_element_type=jnp.float32)
-        before = jax.lax.dynamic_index_in_dim(total, group, keepdims=False)
-        return jax.lax.dynamic_update_index_in_dim(total, before + more, group, 0)
+    def body(i: Array, total: Array) -> Array:
+        group, row, remaining = block_of(i)
+        rows, cotangents = (jax.lax.dynamic_slice_in_dim(y, row, block) for y in padded)
+        rows = jnp.where((jnp.arange(block) < remaining)[:, None], rows, 0)
+        product = jnp.matmul(rows.T, cotangents, preferred_element_type=jnp.float32)
+        partial_sum = jax.lax.dynamic_index_in_dim(total, group, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(total, partial_sum + product, group, 0)
 
     padded, (count, block_of) = [_padded(y, block) for y in (x, grad)], _blocks(sizes, block)
-    total = jax.lax.fori_loop(0, count, one, _zeros(kernel.shape, jnp.float32, sizes))
+    total = jax.lax.fori_loop(0, count, body, _zeros(kernel.shape, jnp.float32, sizes))
     return total.astype(kernel.dtype)
 
 
@@ -99,7 +99,7 @@ def _blocks(sizes: Array, block: int) -> tuple[Array, Callable]:
 
     def block_of(i: Array) -> tuple[Array, Array, Array]:
         group = jnp.searchsorted(ends, i, side="right", method="compare_all")
-        before = (i - ends[group] + blocks[group]) * block
-        return group, starts[group] + before, sizes[group] - before
+        offset = (i - ends[group] + blocks[group]) * block
+        return group, starts[group] + offset, sizes[group] - offset
 
     return ends[-1], block_of

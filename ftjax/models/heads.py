@@ -45,12 +45,13 @@ def with_dropouts(
     heads: Mapping[str, Head], rates: Mapping[str, float | tuple[float, float]]
 ) -> dict[str, Head]:
     """Heads with their dropouts: by kind, before the classifier, or before the dense layer too."""
-    both = {kind: rate if isinstance(rate, tuple) else (0.0, rate) for kind, rate in rates.items()}
-    none = (0.0, 0.0)
-    return {
-        kind: replace(head, first_dropout=both.get(kind, none)[0], dropout=both.get(kind, none)[1])
-        for kind, head in heads.items()
-    }
+
+    def with_rates(kind: str, head: Head) -> Head:
+        rate = rates.get(kind, 0.0)
+        first, last = rate if isinstance(rate, tuple) else (0.0, rate)
+        return replace(head, first_dropout=first, dropout=last)
+
+    return {kind: with_rates(kind, head) for kind, head in heads.items()}
 
 
 def untied(heads: Mapping[str, Head], module: str) -> dict[str, Head]:
@@ -59,14 +60,14 @@ def untied(heads: Mapping[str, Head], module: str) -> dict[str, Head]:
     Where the bias was stored elsewhere than beside the kernel, a copy stays there.
     """
 
-    def one(head: Head) -> Head:
+    def untie(head: Head) -> Head:
         if not head.vocabulary:
             return head
-        place = head.modules.get(module, head.vocabulary)
-        copy = "" if place == head.vocabulary else f"{place}.bias"
+        name = head.modules.get(module, head.vocabulary)
+        copy = "" if name == head.vocabulary else f"{name}.bias"
         return replace(head, modules={**head.modules, module: Part(head.vocabulary, copy=copy)})
 
-    return {kind: one(head) for kind, head in heads.items()}
+    return {kind: untie(head) for kind, head in heads.items()}
 
 
 def classify(head: Head, x: Array, labels: int, stddev: float) -> Array:

@@ -48,16 +48,16 @@ class LanguageHead(Dense):
         kernel = self.weight(x.shape[-1])
         if targets:
             return score(x, kernel, *targets, softcap=self.softcap)
-        x = alike(x, kernel)
+        x = match_dtype(x, kernel)
         return capped(matmul(x, kernel, self.axes, jnp.float32), self.softcap)
 
 
 def read_off(x: Array, table: Array) -> Array:
     """Logits in float32 of hidden states, in the compute dtype, by a table (vocabulary, features).
 
-    The table is read as it lies: turned, XLA would convert a bfloat16 one as a whole on CPUs.
+    The table is read as it lies: transposed, XLA would convert a bfloat16 one as a whole on CPUs.
     """
-    x = alike(x, table)
+    x = match_dtype(x, table)
     flat = x.reshape(-1, x.shape[-1])
     if len(flat) == 1 and x.dtype == jnp.bfloat16:  # as it would for one row
         return read_off(jnp.concatenate([x, x]), table)[:1]
@@ -65,7 +65,7 @@ def read_off(x: Array, table: Array) -> Array:
     return y.reshape(*x.shape[:-1], -1)
 
 
-def alike(x: Array, kernel: Array) -> Array:
+def match_dtype(x: Array, kernel: Array) -> Array:
     """x as it is multiplied by the kernel: both are float32 unless neither is."""
     return x if x.dtype == kernel.dtype else x.astype(jnp.float32)
 
@@ -114,18 +114,18 @@ def _log_probabilities(x: Array, kernel: Array, targets: Array, softcap: float |
     chunk = -(-length // count)
 
     @jax.checkpoint
-    def one(part: tuple[Array, Array]) -> Array:
+    def of_chunk(part: tuple[Array, Array]) -> Array:
         x, targets = part
         z = jnp.einsum("ble,ev->blv", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
         z = capped(z, softcap)
-        wanted = jnp.take_along_axis(z, targets[..., None], -1)[..., 0]
-        return wanted - jax.nn.logsumexp(z, -1)
+        target_logits = jnp.take_along_axis(z, targets[..., None], -1)[..., 0]
+        return target_logits - jax.nn.logsumexp(z, -1)
 
     def split(y: Array) -> Array:
         y = jnp.pad(y, ((0, 0), (0, count * chunk - length), *((0, 0),) * (y.ndim - 2)))
         return y.reshape(rows, count, chunk, *y.shape[2:]).swapaxes(0, 1)
 
-    chunks = jax.lax.map(one, (split(x), split(targets)))
+    chunks = jax.lax.map(of_chunk, (split(x), split(targets)))
     return chunks.swapaxes(0, 1).reshape(rows, count * chunk)[:, :length]
 
 
@@ -162,15 +162,15 @@ def _chunks(x, kernel, targets, weights, settings, of_x: bool, of_kernel: bool):
     run = partial(_local, size=size, settings=settings, of_x=of_x, of_kernel=of_kernel)
     kernel = kernel.astype(x.dtype)
     if mesh.empty:
-        return run(x, kernel, targets, weights, alone=True)
+        return run(x, kernel, targets, weights, single=True)
     ways = mesh.shape["fsdp"] * mesh.shape["tensor"]
     rows = fitting(mesh.shape, (RULES["batch"], RULES["length"]), targets.shape)
     if rows[0] is None:
         raise ValueError(f"{targets.shape[0]} rows do not divide over the mesh {mesh.shape}")
-    run = partial(run, others=("data", "expert", *([rows[1]] if rows[1] else [])))
+    run = partial(run, token_axes=("data", "expert", *([rows[1]] if rows[1] else [])))
     grads = rows if of_x else None, COLUMNS if of_kernel else None
     scores, dx, dkernel = jax.shard_map(
-        partial(run, alone=False),
+        partial(run, single=False),
         in_specs=(rows, COLUMNS, rows, rows),
         out_specs=((PartitionSpec(), rows), *grads),
         check_vma=False,
@@ -178,34 +178,34 @@ def _chunks(x, kernel, targets, weights, settings, of_x: bool, of_kernel: bool):
     return scores, dx, dkernel if dkernel is None else dkernel[:, :size]
 
 
-def _local(x, kernel, targets, weights, *, size, settings, of_x, of_kernel, alone, others=()):
+def _local(x, kernel, targets, weights, *, size, settings, of_x, of_kernel, single, token_axes=()):
     """What a device computes: all rows of the fsdp axis, its part of the vocabulary.
 
     Args:
         x, targets, weights: of this device's rows.
         kernel: (features, columns), this device's; those past `size` in all are padding.
         settings: smoothing and softcap.
-        alone: there are no other devices.
-        others: mesh axes over which tokens are spread, besides fsdp.
+        single: there are no other devices.
+        token_axes: mesh axes over which tokens are spread, besides fsdp.
     """
 
-    def among(function, y, *axes, **named):
-        return y if alone else function(y, axes, **named)
+    def collective(function, y, *axes, **options):
+        return y if single else function(y, axes, **options)
 
-    def shared(function, y):
-        return among(function, y, "fsdp", "tensor")
+    def over_columns(function, y):
+        return collective(function, y, "fsdp", "tensor")
 
-    gather = partial(among, partial(jax.lax.all_gather, axis=0, tiled=True))
+    gather = partial(collective, partial(jax.lax.all_gather, axis=0, tiled=True))
     smoothing, softcap = settings
-    part = 0 if alone else jax.lax.axis_index(("fsdp", "tensor"))
+    part = 0 if single else jax.lax.axis_index(("fsdp", "tensor"))
     columns = part * kernel.shape[1] + jnp.arange(kernel.shape[1])
     real = columns < size
     batch, length, _ = x.shape
-    rows = batch * (1 if alone else jax.lax.axis_size("fsdp"))
+    rows = batch * (1 if single else jax.lax.axis_size("fsdp"))
     count = -(-length // max(1, CHUNK // (rows * kernel.shape[1])))
     chunk = -(-length // count)  # nearly no padding
 
-    def one(carry, parts):
+    def body(carry, parts):
         loss, dkernel = carry
         x, targets, weights = (gather(y, "fsdp") for y in parts)
         z = jnp.einsum("ble,ev->blv", x, kernel, preferred_element_type=jnp.float32)
@@ -214,35 +214,35 @@ def _local(x, kernel, targets, weights, *, size, settings, of_x, of_kernel, alon
             z = jnp.tanh(z / softcap)
             slope, z = 1 - z**2, softcap * z
         z = jnp.where(real, z, -jnp.inf)
-        largest = shared(jax.lax.pmax, z.max(-1, keepdims=True))
+        largest = over_columns(jax.lax.pmax, z.max(-1, keepdims=True))
         shifted = jnp.exp(z - largest)
         is_target = columns == targets[..., None]
-        mine = [shifted.sum(-1), jnp.where(is_target, z, 0).sum(-1)]
+        sums = [shifted.sum(-1), jnp.where(is_target, z, 0).sum(-1)]
         if smoothing:
-            mine.append(jnp.where(real, z, 0).sum(-1) / size)
-        total, wanted, *mean = shared(jax.lax.psum, mine)
+            sums.append(jnp.where(real, z, 0).sum(-1) / size)
+        total, target_logits, *mean = over_columns(jax.lax.psum, sums)
         largest = largest[..., 0]
-        losses = weights * (largest + jnp.log(total) - wanted)
+        losses = weights * (largest + jnp.log(total) - target_logits)
         loss += losses.sum()
         if smoothing:
-            loss += smoothing * (weights * (wanted - mean[0])).sum()
+            loss += smoothing * (weights * (target_logits - mean[0])).sum()
             is_target = (1 - smoothing) * is_target + smoothing / size * real
-        tokens = jnp.stack([losses, weights * (wanted >= largest)], -1)
-        first = 0 if alone else jax.lax.axis_index("fsdp") * batch
+        tokens = jnp.stack([losses, weights * (target_logits >= largest)], -1)
+        first = 0 if single else jax.lax.axis_index("fsdp") * batch
         tokens = jax.lax.dynamic_slice_in_dim(tokens, first, batch)
         dz = (shifted / total[..., None] - is_target) * slope * weights[..., None]
         dz, dx = dz.astype(x.dtype), None
         if of_x:
-            dx = among(jax.lax.psum, jnp.einsum("blv,ev->ble", dz, kernel), "tensor")
-            dx = dx if alone else scatter_sum(dx, "fsdp", 0)
+            dx = collective(jax.lax.psum, jnp.einsum("blv,ev->ble", dz, kernel), "tensor")
+            dx = dx if single else scatter_sum(dx, "fsdp", 0)
         if of_kernel:
             dkernel += jnp.einsum("ble,blv->ev", x, dz, preferred_element_type=jnp.float32)
         return (loss, dkernel), (tokens, dx)
 
     start = (0.0, jnp.zeros(kernel.shape, jnp.float32) if of_kernel else None)
     parts = tuple(_split(y, count, chunk) for y in (x, targets, weights))
-    (loss, dkernel), (tokens, dx) = jax.lax.scan(one, start, parts)
-    loss, dkernel = among(jax.lax.psum, (loss, dkernel), *others)
+    (loss, dkernel), (tokens, dx) = jax.lax.scan(body, start, parts)
+    loss, dkernel = collective(jax.lax.psum, (loss, dkernel), *token_axes)
     return (loss, _joined(tokens, length)), _joined(dx, length) if of_x else None, dkernel
 
 

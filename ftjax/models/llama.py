@@ -177,8 +177,8 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     active, count = hf.get("num_experts_per_tok", 2), hf.get("num_local_experts", 8)
     if family == "mixtral" and active > count:
         raise UserError(f"mixtral: num_experts_per_tok={active} of num_local_experts={count}")
-    theta, partly = 1e6 if family == "mixtral" else 1e4, family == "phi3"
-    turned = rotary.from_hf(hf, head_dim, family, theta=theta, partly=partly)
+    theta, partial = 1e6 if family == "mixtral" else 1e4, family == "phi3"
+    rotation = rotary.from_hf(hf, head_dim, family, theta=theta, partial=partial)
     tied = hf.get("tie_word_embeddings", False)
     return checked(
         Config(
@@ -191,7 +191,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
             query_norm=family == "qwen3",
             windows=windows,
             kinds=kinds,
-            rotaries=(turned,) * len(windows),
+            rotaries=(rotation,) * len(windows),
             experts=count if family == "mixtral" else 0,
             active=active if family == "mixtral" else 0,
             tied=tied,

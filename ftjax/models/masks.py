@@ -101,8 +101,8 @@ def rows_mask(
     elif attention_mask is not None:
         mask = (attention_mask > 0)[:, None, None, :]
     if perm_mask is not None:
-        seen = (perm_mask == 0)[:, None]
-        mask = seen if mask is None else mask & seen
+        permitted = (perm_mask == 0)[:, None]
+        mask = permitted if mask is None else mask & permitted
     return mask
 
 
@@ -130,13 +130,13 @@ def causal_mask(
     A token sees itself and what is before it, at most `window` - 1 positions back, of its own
     segment, and no padding.
     """
-    place = jnp.arange(length)
-    back = place[:, None] - place
-    mask = (back >= 0)[None, None]
+    positions = jnp.arange(length)
+    distance = positions[:, None] - positions
+    mask = (distance >= 0)[None, None]
     if window is not None:
-        mask = mask & (back < window)
-    seen = rows_mask(attention_mask, segment_ids)
-    return mask if seen is None else mask & seen
+        mask = mask & (distance < window)
+    permitted = rows_mask(attention_mask, segment_ids)
+    return mask if permitted is None else mask & permitted
 
 
 def near_views(view: View, length: int, windows: tuple[int | None, ...]) -> tuple[View, ...]:
@@ -147,15 +147,15 @@ def near_views(view: View, length: int, windows: tuple[int | None, ...]) -> tupl
         length: of the rows.
         windows: by kind, how many positions to either side; None for all.
     """
-    place = jnp.arange(length)
-    distance = jnp.abs(place[:, None] - place)
+    positions = jnp.arange(length)
+    distance = jnp.abs(positions[:, None] - positions)
 
-    def seen(window: int | None) -> Array:
-        near = (distance <= (length if window is None else window))[None, None]
-        return near if view.mask is None else view.mask & near
+    def mask_of(window: int | None) -> Array:
+        in_window = (distance <= (length if window is None else window))[None, None]
+        return in_window if view.mask is None else view.mask & in_window
 
     pattern = view.pattern.replace(windows=windows)
-    return tuple(View(seen(window), pattern=pattern) for window in windows)
+    return tuple(View(mask_of(window), pattern=pattern) for window in windows)
 
 
 def prompt_view(
@@ -177,13 +177,14 @@ def prompt_view(
         keep: whether generation goes on from here.
         ring: keep only as many keys as the window has columns.
     """
-    seen = None if attention_mask is None else attention_mask[:, :length]
-    mask = causal_mask(length, seen, segment_ids, window)
-    pattern = pattern_of(seen, segment_ids, (window,), masked=keep)  # prompts are padded in front
+    prompt_mask = None if attention_mask is None else attention_mask[:, :length]
+    mask = causal_mask(length, prompt_mask, segment_ids, window)
+    # Prompts are padded in front.
+    pattern = pattern_of(prompt_mask, segment_ids, (window,), masked=keep)
     if not keep:
         return View(mask, pattern=pattern)
     size = _slots(attention_mask.shape[1], window, ring)
-    return View(mask, jnp.maximum(held(length - 1, size), 0), pattern)
+    return View(mask, jnp.maximum(slot_columns(length - 1, size), 0), pattern)
 
 
 def token_view(
@@ -191,14 +192,14 @@ def token_view(
 ) -> View:
     """One more token in `column` over what is kept; arguments as `prompt_view` had them."""
     size = _slots(attention_mask.shape[1], window, ring)
-    columns = held(column, size)
-    seen = (columns >= 0) & (attention_mask[:, jnp.maximum(columns, 0)] > 0)
+    columns = slot_columns(column, size)
+    mask = (columns >= 0) & (attention_mask[:, jnp.maximum(columns, 0)] > 0)
     if window is not None:
-        seen = seen & (columns > column - window)
-    return View(seen[:, None, None, :], column % size)
+        mask = mask & (columns > column - window)
+    return View(mask[:, None, None, :], column % size)
 
 
-def held(column: int | Array, size: int) -> Array:
+def slot_columns(column: int | Array, size: int) -> Array:
     """The column whose key each of `size` slots holds after `column`; negative for none."""
     return column - (column - jnp.arange(size)) % size
 

@@ -103,7 +103,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     """
     hf = {"max_position_embeddings": 8192, **hf}
     size, heads = hf.get("hidden_size", 768), hf.get("num_attention_heads", 12)
-    layers, every = hf.get("num_hidden_layers", 22), hf.get("global_attn_every_n_layers", 3)
+    layers, period = hf.get("num_hidden_layers", 22), hf.get("global_attn_every_n_layers", 3)
     if size % heads:
         raise UserError("modernbert: num_attention_heads does not divide hidden_size")
     if hf.get("head_dim") not in (None, size // heads):
@@ -116,7 +116,7 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     if pooling not in (None, "cls", "mean"):
         raise UserError(f"modernbert: classifier_pooling={pooling!r} is not implemented")
     names = list(KINDS)
-    types = hf.get("layer_types") or [names[i % every > 0] for i in range(layers)]
+    types = hf.get("layer_types") or [names[i % period > 0] for i in range(layers)]
     unknown = [name for name in types if name not in names]
     if unknown:
         raise UserError(f"modernbert: layer_types {unknown[0]!r} is not implemented")
@@ -233,8 +233,8 @@ class Transform(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c, bias = self.config, "transform" in self.config.biases
-        make = Dense(x.shape[-1], ("embed", None), bias, stddev=c.residual_range, name="dense")
-        return c.normalize("norm")(ACTIVATIONS[c.classifier_activation](make(x)))
+        dense = Dense(x.shape[-1], ("embed", None), bias, stddev=c.residual_range, name="dense")
+        return c.normalize("norm")(ACTIVATIONS[c.classifier_activation](dense(x)))
 
 
 class Model(encoder.Model):
@@ -250,7 +250,7 @@ class Model(encoder.Model):
         views = near_views(inputs.view, length, c.windows)
         first, *rest = c.options.segments  # the first layer is not like the others: never scanned
         stack = Stack(
-            lambda make, name, last: make(c, name == "layer_0", name=name),
+            lambda cls, name, last: cls(c, name == "layer_0", name=name),
             Layer,
             (1, *(length for length in (first - 1, *rest) if length)),
             c.options.remat,
@@ -261,8 +261,10 @@ class Model(encoder.Model):
         return c.normalize("final_norm")(x), table
 
     def pool(self, x: Array, inputs: encoder.Inputs) -> Array:
-        own = self.pooling == "cls" and self.head != "embedding"  # the published classifier's
-        if "mean" in (self.pooling, self.config.classifier_pooling if own else ""):
+        pooling = self.pooling
+        if pooling == "cls" and self.head != "embedding":
+            pooling = self.config.classifier_pooling  # the published classifier's
+        if pooling == "mean":
             return mean_pool(x, inputs.attention_mask, inputs.segment_ids, inputs.starts)
         return at_starts(x, inputs.starts)
 
@@ -280,8 +282,8 @@ class Model(encoder.Model):
             return self.score(x, 2 if self.head == "span" else self.labels)
         c, biased = self.config, "logits" in self.config.biases
         if not c.tied:
-            make = partial(Dense, stddev=c.residual_range, name="logits")
-            return make(len(table), ("embed", "vocab"), biased)(x)
+            dense = partial(Dense, stddev=c.residual_range, name="logits")
+            return dense(len(table), ("embed", "vocab"), biased)(x)
         logits = x @ table.T.astype(x.dtype)
         if biased:
             logits = logits + Bias(table.shape[:1], ("vocab",), name="logits")()

@@ -26,14 +26,14 @@ def last_tokens(
     starts: Array | None,
 ) -> Array:
     """Position of each example's last token: (batch, 1 or examples)."""
-    place = jnp.arange(shape[1])
+    positions = jnp.arange(shape[1])
     if starts is not None:
         number = 1 + jnp.arange(starts.shape[1])
         inside = segment_ids[:, None, :] == number[:, None]
-        return jnp.where(inside, place, 0).max(-1)
+        return jnp.where(inside, positions, 0).max(-1)
     if attention_mask is None:
         return jnp.full((shape[0], 1), shape[1] - 1)
-    return jnp.where(attention_mask > 0, place, 0).max(-1, keepdims=True)
+    return jnp.where(attention_mask > 0, positions, 0).max(-1, keepdims=True)
 
 
 def entity_pool(
@@ -52,12 +52,12 @@ def entity_pool(
         (batch, 1 or examples, 3 features).
     """
     first = at_starts(hidden, starts)
-    own = jnp.ones((1, 1, 1), bool)
+    in_example = jnp.ones((1, 1, 1), bool)
     if starts is not None:
-        own = segment_ids[:, None, :] == 1 + jnp.arange(starts.shape[1])[:, None]
+        in_example = segment_ids[:, None, :] == 1 + jnp.arange(starts.shape[1])[:, None]
 
     def mean(number: int) -> Array:
-        weight = (own & (entities[:, None, :] == number)).astype(hidden.dtype)
+        weight = (in_example & (entities[:, None, :] == number)).astype(hidden.dtype)
         return (weight @ hidden) / jnp.maximum(weight.sum(-1, keepdims=True), 1)
 
     return jnp.concatenate([mean(1), mean(2), first], -1)

@@ -59,14 +59,14 @@ def rotate(x: Array, table: tuple[Array, Array]) -> Array:
     """Rotates the first features of x (batch, length, heads, d), halves paired as GPT-NeoX's."""
     cos, sin = table
     size = cos.shape[-1]
-    turned, rest = x[..., :size].astype(jnp.float32), x[..., size:]
-    first, second = jnp.split(turned, 2, -1)
-    turned = turned * cos + jnp.concatenate([-second, first], -1) * sin
-    return jnp.concatenate([turned.astype(x.dtype), rest], -1)
+    rotated, unrotated = x[..., :size].astype(jnp.float32), x[..., size:]
+    first, second = jnp.split(rotated, 2, -1)
+    rotated = rotated * cos + jnp.concatenate([-second, first], -1) * sin
+    return jnp.concatenate([rotated.astype(x.dtype), unrotated], -1)
 
 
 def from_hf(
-    hf: Mapping[str, Any], size: int, family: str, theta: float = 10_000.0, partly: bool = False
+    hf: Mapping[str, Any], size: int, family: str, theta: float = 10_000.0, partial: bool = False
 ) -> Rotary:
     """What all layers have, by `rope_parameters`, or the older `rope_theta` and `rope_scaling`.
 
@@ -75,16 +75,16 @@ def from_hf(
         size: of a head.
         family: for messages.
         theta: where the configuration gives none.
-        partly: the family heeds `partial_rotary_factor`.
+        partial: the family heeds `partial_rotary_factor`.
 
     Raises:
         UserError: a scaling that is not implemented.
     """
-    given = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
-    given = {"rope_theta": hf.get("rope_theta", theta), **given}
-    partial = given.get("partial_rotary_factor", hf.get("partial_rotary_factor"))
-    turned = int(size * partial) if partly and partial else size
-    return _read(given, turned, hf["max_position_embeddings"], family)
+    settings = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    settings = {"rope_theta": hf.get("rope_theta", theta), **settings}
+    share = settings.get("partial_rotary_factor", hf.get("partial_rotary_factor"))
+    rotated_size = int(size * share) if partial and share else size
+    return _read(settings, rotated_size, hf["max_position_embeddings"], family)
 
 
 def of_kind(
@@ -103,26 +103,26 @@ def of_kind(
         theta: where `rope_parameters` give none.
         scaling: `rope_scaling`, where it is of this kind.
     """
-    given = (hf.get("rope_parameters") or {}).get(kind) or {}
-    given = {"rope_theta": theta, **given, **(scaling or {})}
-    return _read(given, size, hf["max_position_embeddings"], family)
+    settings = (hf.get("rope_parameters") or {}).get(kind) or {}
+    settings = {"rope_theta": theta, **settings, **(scaling or {})}
+    return _read(settings, size, hf["max_position_embeddings"], family)
 
 
-def _read(given: Mapping[str, Any], size: int, longest: int, family: str) -> Rotary:
-    scaling = given.get("rope_type", given.get("type", "default")) or "default"
+def _read(settings: Mapping[str, Any], size: int, longest: int, family: str) -> Rotary:
+    scaling = settings.get("rope_type", settings.get("type", "default")) or "default"
     if scaling not in ("default", "linear", "llama3"):
         raise UserError(f"{family}: rope_type={scaling!r} is not implemented")
     if size < 2 or size % 2:
         raise UserError(f"{family}: {size} features of a head cannot be rotated in pairs")
-    low, high = given.get("low_freq_factor", 1.0), given.get("high_freq_factor", 4.0)
+    low, high = settings.get("low_freq_factor", 1.0), settings.get("high_freq_factor", 4.0)
     if scaling == "llama3" and not low < high:
         raise UserError(f"{family}: low_freq_factor={low} is not below high_freq_factor={high}")
     return Rotary(
-        theta=given["rope_theta"],
+        theta=settings["rope_theta"],
         size=size,
         scaling=scaling,
-        factor=given.get("factor", 1.0),
+        factor=settings.get("factor", 1.0),
         low=low,
         high=high,
-        original=given.get("original_max_position_embeddings", longest),
+        original=settings.get("original_max_position_embeddings", longest),
     )

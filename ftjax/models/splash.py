@@ -37,7 +37,7 @@ def attend(
     length = query.shape[1]
     query = _padded((query * scale).swapaxes(1, 2), 2)
     key, value = (_padded(x.swapaxes(1, 2), 2) for x in (key, value))
-    numbers = _numbers(pattern, query.shape[2], key.shape[2])
+    segment_ids = _segment_ids(pattern, query.shape[2], key.shape[2])
     mesh = jax.sharding.get_abstract_mesh()
     parts = 1 if mesh.empty else mesh.shape["sequence"]
     parts = parts if query.shape[2] % (parts * LANES) == 0 else 1
@@ -48,27 +48,30 @@ def attend(
     ]
     run = _local
     if not mesh.empty:
-        batch, along = RULES["batch"], RULES["length"] if parts > 1 else None
-        ours, theirs = PartitionSpec(batch, "tensor", along), PartitionSpec(batch, "tensor")
-        ids = (PartitionSpec(batch, along), PartitionSpec(batch)) if numbers else None
-        spread = NamedSharding(mesh, PartitionSpec("tensor", along))
-        specs = [kernel.manual_sharding_spec(spread) for kernel in kernels]
+        batch, length_axis = RULES["batch"], RULES["length"] if parts > 1 else None
+        query_spec, key_spec = (
+            PartitionSpec(batch, "tensor", length_axis),
+            PartitionSpec(batch, "tensor"),
+        )
+        ids = (PartitionSpec(batch, length_axis), PartitionSpec(batch)) if segment_ids else None
+        sharding = NamedSharding(mesh, PartitionSpec("tensor", length_axis))
+        specs = [kernel.manual_sharding_spec(sharding) for kernel in kernels]
         run = jax.shard_map(
             run,
-            in_specs=(specs, ours, theirs, theirs, PartitionSpec(), ids),
-            out_specs=ours,
+            in_specs=(specs, query_spec, key_spec, key_spec, PartitionSpec(), ids),
+            out_specs=query_spec,
             check_vma=False,
         )
-    context = run(kernels, query, key, value, jnp.asarray(pattern.kind), numbers)
+    context = run(kernels, query, key, value, jnp.asarray(pattern.kind), segment_ids)
     return context[:, :, :length].swapaxes(1, 2)
 
 
-def kernel_flops(name: str, read: Sequence[tuple[str, tuple[int, ...]]]) -> float:
+def kernel_flops(name: str, inputs: Sequence[tuple[str, tuple[int, ...]]]) -> float:
     """FLOPs of one run of a kernel of this attention, every position before a token seen.
 
     Args:
         name: of the kernel, as the compiled program has it.
-        read: dtype and shape of what it reads: query (..., heads, length, d) and key come first
+        inputs: dtype and shape of what it reads: query (..., heads, length, d) and key come first
             of what has d features.
     """
     products = {"fwd": 2, "dq": 3, "dkv": 4}
@@ -76,7 +79,7 @@ def kernel_flops(name: str, read: Sequence[tuple[str, tuple[int, ...]]]) -> floa
     if not name.startswith("splash") or kind is None:
         return 0.0
     (*rows, queries, size), (*_, keys, _) = [
-        shape for dtype, shape in read if dtype in ("bf16", "f32") and len(shape) > 2
+        shape for dtype, shape in inputs if dtype in ("bf16", "f32") and len(shape) > 2
     ][:2]
     pairs = queries * (keys - queries) + queries * (queries + 1) / 2
     return 2.0 * products[kind] * math.prod(rows) * pairs * size
@@ -89,13 +92,13 @@ def _padded(x: Array, axis: int, value: int = 0) -> Array:
     return jnp.pad(x, widths, constant_values=value)
 
 
-def _numbers(pattern: Pattern, queries: int, keys: int) -> tuple[Array, Array] | None:
+def _segment_ids(pattern: Pattern, queries: int, keys: int) -> tuple[Array, Array] | None:
     """Segments of queries and keys (batch, length); a prefix is of the real tokens' segment."""
     if pattern.segments is None:
         return None
-    ours = pattern.segments.astype(jnp.int32)
-    theirs = jnp.pad(ours, ((0, 0), (pattern.prefix, 0)), constant_values=1)
-    return _padded(ours, 1, -1), _padded(theirs, 1, -1)
+    query_segments = pattern.segments.astype(jnp.int32)
+    key_segments = jnp.pad(query_segments, ((0, 0), (pattern.prefix, 0)), constant_values=1)
+    return _padded(query_segments, 1, -1), _padded(key_segments, 1, -1)
 
 
 def _kernel(
@@ -142,15 +145,15 @@ def _local(
     key: Array,
     value: Array,
     kind: Array,
-    numbers: tuple[Array, Array] | None,
+    segment_ids: tuple[Array, Array] | None,
 ) -> Array:
     """What one device computes of it: (batch, heads, length, d) in and out."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    def run(kernel: Any, query: Array, key: Array, value: Array, numbers: Any) -> Array:
-        return jax.vmap(kernel)(query, key, value, numbers and splash.SegmentIds(*numbers))
+    def run(kernel: Any, query: Array, key: Array, value: Array, segment_ids: Any) -> Array:
+        return jax.vmap(kernel)(query, key, value, segment_ids and splash.SegmentIds(*segment_ids))
 
     if len(kernels) == 1:
-        return run(kernels[0], query, key, value, numbers)
-    each = [partial(run, kernel) for kernel in kernels]
-    return jax.lax.switch(kind, each, query, key, value, numbers)
+        return run(kernels[0], query, key, value, segment_ids)
+    branches = [partial(run, kernel) for kernel in kernels]
+    return jax.lax.switch(kind, branches, query, key, value, segment_ids)

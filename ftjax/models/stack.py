@@ -66,11 +66,11 @@ class Stack(nn.Module):
                 )
             if scanned:
 
-                def one(layer: nn.Module, x, kind, *shared, kinds=kinds):
+                def body(layer: nn.Module, x, kind, *shared, kinds=kinds):
                     return layer(x, *_kind(kinds, kind), *shared), None
 
-                run = nn.scan(
-                    one,
+                scan = nn.scan(
+                    body,
                     variable_axes={"params": 0, "cache": 0},
                     split_rngs={"params": True, "dropout": True},
                     in_axes=(0, *(nn.broadcast for _ in shared)),
@@ -78,7 +78,7 @@ class Stack(nn.Module):
                     metadata_params={nn.PARTITION_NAME: "layers"},
                 )
                 layer = self.layer(cls, name=f"layers_{start}_{start + length}", last=False)
-                x, _ = run(layer, x, jnp.asarray(kinds or (0,) * length), *shared)
+                x, _ = scan(layer, x, jnp.asarray(kinds or (0,) * length), *shared)
             else:
                 last = start + 1 == sum(self.segments)
                 layer = self.layer(cls, name=f"layer_{start}", last=last)
@@ -95,31 +95,31 @@ def _kind(kinds: tuple[int, ...] | None, scanned: jax.Array | None) -> tuple:
 
 
 def resolve_segments(
-    wanted: str | Iterable[int], layers: int, parameters: float, cuts: Iterable[int] = ()
+    setting: str | Iterable[int], layers: int, parameters: float, cuts: Iterable[int] = ()
 ) -> tuple[int, ...]:
     """Segment lengths for a stack.
 
     Args:
-        wanted: "auto" (unrolled below 1e9 parameters, scanned from there), "unrolled", "scan",
+        setting: "auto" (unrolled below 1e9 parameters, scanned from there), "unrolled", "scan",
             or the lengths themselves.
         layers: depth of the stack.
         parameters: size of the model, for "auto".
         cuts: layer numbers at which a method needs a boundary.
     """
-    if isinstance(wanted, str):
-        if wanted == "auto":
-            wanted = "unrolled" if parameters < 1e9 else "scan"
-        if wanted not in ("unrolled", "scan"):
-            known = ("auto", "unrolled", "scan")
-            raise UserError(f"model.segments={wanted!r} is not known{nearest(wanted, known)}")
-        lengths = [1] * layers if wanted == "unrolled" else [layers]
+    if isinstance(setting, str):
+        if setting == "auto":
+            setting = "unrolled" if parameters < 1e9 else "scan"
+        if setting not in ("unrolled", "scan"):
+            choices = ("auto", "unrolled", "scan")
+            raise UserError(f"model.segments={setting!r} is not known{nearest(setting, choices)}")
+        lengths = [1] * layers if setting == "unrolled" else [layers]
     else:
-        lengths = [int(n) for n in wanted]
+        lengths = [int(n) for n in setting]
     if sum(lengths) != layers or min(lengths, default=0) < 1:
         raise UserError(f"model.segments={lengths} must be positive and sum to {layers} layers")
     ends = {sum(lengths[:i]) for i in range(len(lengths) + 1)} | {c for c in cuts if 0 < c < layers}
-    ordered = sorted(ends)
-    return tuple(b - a for a, b in pairwise(ordered))
+    boundaries = sorted(ends)
+    return tuple(b - a for a, b in pairwise(boundaries))
 
 
 def matching_segments(segments: tuple[int, ...], layers: int) -> tuple[int, ...]:
@@ -139,7 +139,7 @@ def parameters_of(config: Any) -> float:
     def value(name: str, default: int) -> int:
         return getattr(config, name, default)
 
-    size, more = config.hidden_size, value("num_decoder_layers", 0)
+    size, decoder_layers = config.hidden_size, value("num_decoder_layers", 0)
     heads = value("num_attention_heads", 1)
     width, kernels = heads * value("head_dim", 0) or size, 2 + config.gated
     attention = 2 * size * width * (1 + value("num_key_value_heads", heads) / heads)
@@ -147,4 +147,5 @@ def parameters_of(config: Any) -> float:
     encoder, decoder = (
         kernels * size * value(f"{side}_width", inner) * experts for side in ("encoder", "decoder")
     )
-    return config.num_hidden_layers * (attention + encoder) + more * (2 * attention + decoder)
+    encoder, decoder = attention + encoder, 2 * attention + decoder
+    return config.num_hidden_layers * encoder + decoder_layers * decoder

@@ -14,7 +14,7 @@ import numpy as np
 from ftjax.errors import UserError
 from ftjax.models import encoder_decoder
 from ftjax.models.config import inside
-from ftjax.models.config_keys import keys, one
+from ftjax.models.config_keys import first_token, keys
 from ftjax.models.encoder_decoder import Attention
 from ftjax.models.feed_forward import FeedForward
 from ftjax.models.heads import Head, untied, with_dropouts
@@ -26,7 +26,7 @@ from ftjax.models.layers import (
     Options,
     RMSNorm,
 )
-from ftjax.models.masks import View, held
+from ftjax.models.masks import View, slot_columns
 from ftjax.models.stack import Stack
 
 Array = jax.Array
@@ -63,12 +63,12 @@ class Config(encoder_decoder.Config):
 
     def stddev(self, name: str) -> float:
         """By the features that come in; queries besides by a head's, since scores are not."""
-        coming = {
+        fan_in = {
             "query": self.hidden_size * self.head_dim,
             "output": self.num_attention_heads * self.head_dim,
             "down": self.intermediate_size,
         }.get(name, self.hidden_size)
-        return self.initializer_factor * coming**-0.5
+        return self.initializer_factor * fan_in**-0.5
 
 
 READ = (
@@ -149,10 +149,10 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         raise UserError(f"{family}: feed_forward_proj={'-'.join(kind)!r} is not implemented")
     tied = hf.get("tie_word_embeddings", True)
     buckets = hf.get("relative_attention_num_buckets", 32)
-    most = hf.get("relative_attention_max_distance", 128)
-    if most <= buckets // 2:  # up to where each distance has a bucket of its own
+    max_distance = hf.get("relative_attention_max_distance", 128)
+    if max_distance <= buckets // 2:  # up to where each distance has a bucket of its own
         raise UserError(
-            f"{family}: relative_attention_max_distance={most} must be above half of "
+            f"{family}: relative_attention_max_distance={max_distance} must be above half of "
             f"relative_attention_num_buckets={buckets}"
         )
     layers = hf["num_layers"]
@@ -169,14 +169,14 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
         gated=gated,
         norm_eps=hf.get("layer_norm_epsilon", 1e-6),
         buckets=buckets,
-        max_distance=most,
+        max_distance=max_distance,
         dropout=rate,
         attention_dropout=rate,
         activation_dropout=rate,
         tied=tied,
         scale_outputs=hf.get("scale_decoder_outputs", tied and family == "t5"),
         start=hf.get("decoder_start_token_id", hf.get("pad_token_id", 0)) or 0,
-        end=one(hf.get("eos_token_id", 1)),
+        end=first_token(hf.get("eos_token_id", 1)),
         initializer_factor=hf.get("initializer_factor", 1.0),
         heads=heads_of(
             "MT5" if family == "mt5" else "T5", tied, hf.get("classifier_dropout") or 0.0
@@ -187,41 +187,46 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
 
 
 @lru_cache
-def buckets_of(buckets: int, most: int) -> np.ndarray:
-    """Numbers of distances 0 to `most`: half exact, half logarithmic; farther ones are as `most`.
+def buckets_of(buckets: int, max_distance: int) -> np.ndarray:
+    """Numbers of distances 0 to the largest: half exact, half logarithmic.
 
     In float32 and in the order of the reference, since a distance may lie on the edge of a bucket.
     """
-    distance, exact = np.arange(most + 1), buckets // 2
+    distance, exact = np.arange(max_distance + 1), buckets // 2
     size = np.maximum(distance, 1).astype(np.float32) / np.float32(exact)
-    scale = np.float32(math.log(most / exact))
+    scale = np.float32(math.log(max_distance / exact))
     far = exact + (np.log(size) / scale * np.float32(buckets - exact)).astype(np.int32)
     return np.where(distance < exact, distance, np.minimum(far, buckets - 1)).astype(np.int32)
 
 
-def bucket(distance: Array, buckets: int, most: int, both: bool) -> Array:
-    """Numbers of key position - query position, of which half are of keys to the right."""
+def bucket(distance: Array, buckets: int, max_distance: int, bidirectional: bool) -> Array:
+    """Numbers of key position - query position, of which half are of keys to the right.
+
+    Those farther away than the largest distance are as that.
+    """
     side = jnp.zeros_like(distance)
-    if both:
+    if bidirectional:
         buckets //= 2
         side = (distance > 0) * buckets
         distance = jnp.abs(distance)
     else:
         distance = -jnp.minimum(distance, 0)
-    return side + jnp.asarray(buckets_of(buckets, most))[jnp.minimum(distance, most)]
+    return (
+        side + jnp.asarray(buckets_of(buckets, max_distance))[jnp.minimum(distance, max_distance)]
+    )
 
 
 class RelativeBias(nn.Module):
     """What is added to the scores of each distance, shared by the layers of a stack."""
 
     config: Config
-    both: bool
+    bidirectional: bool
 
     @nn.compact
     def __call__(self, queries: Array, keys: Array) -> Array:
         """(1, heads, queries, keys), from where they stand."""
         c = self.config
-        number = bucket(keys - queries[:, None], c.buckets, c.max_distance, self.both)
+        number = bucket(keys - queries[:, None], c.buckets, c.max_distance, self.bidirectional)
         table = Embedding(
             c.buckets,
             c.num_attention_heads,
@@ -252,12 +257,12 @@ class Layer(nn.Module):
             return RMSNorm(c.norm_eps, name=name)
 
         x = nn.with_logical_constraint(x, ("batch", "length", "hidden"))
-        attend = partial(Attention, c, c.num_attention_heads, c.head_dim, scale=1.0)
+        attention = partial(Attention, c, c.num_attention_heads, c.head_dim, scale=1.0)
         y = norm("attention_norm")(x)
-        x = x + attend(name="attention")(y, y, view, bias)
+        x = x + attention(name="attention")(y, y, view, bias)
         if memory_view is not None:
             y = norm("cross_norm")(x)
-            x = x + attend(name="cross")(y, memory, memory_view)
+            x = x + attention(name="cross")(y, memory, memory_view)
         return x + FeedForward(c, c.intermediate_size, name="ffn")(norm("ffn_norm")(x))
 
 
@@ -266,7 +271,7 @@ class Side(nn.Module):
 
     config: Config
     segments: tuple[int, ...]
-    both: bool
+    bidirectional: bool
 
     @nn.compact
     def __call__(
@@ -282,10 +287,10 @@ class Side(nn.Module):
         x = Dropout(c.dropout, name="input_dropout")(x.astype(c.options.dtype))
         queries = keys = jnp.arange(x.shape[1])
         if column is not None:
-            queries, keys = column[None], held(column, view.mask.shape[-1])
-        bias = RelativeBias(c, self.both, name="relative")(queries, keys)
+            queries, keys = column[None], slot_columns(column, view.mask.shape[-1])
+        bias = RelativeBias(c, self.bidirectional, name="relative")(queries, keys)
         stack = Stack(
-            lambda make, name, last: make(c, name=name),
+            lambda cls, name, last: cls(c, name=name),
             Layer,
             self.segments,
             c.options.remat,
@@ -309,9 +314,9 @@ class Model(encoder_decoder.Model):
         x = x * scale if targets else x
         if not c.tied:
             head = partial(LanguageHead, c.vocab_size, ("embed", "vocab"), False)
-            said = head(stddev=c.hidden_size**-0.5, name="lm_head")(x, *targets)
+            output = head(stddev=c.hidden_size**-0.5, name="lm_head")(x, *targets)
         elif targets:
-            said = score(x, words.embedding.T, *targets)
+            output = score(x, words.embedding.T, *targets)
         else:
-            said = read_off(x, words.embedding)
-        return said if targets else said * scale
+            output = read_off(x, words.embedding)
+        return output if targets else output * scale

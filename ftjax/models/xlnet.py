@@ -40,10 +40,10 @@ HF_PREFIX = "transformer"
 POOLED = {"pooler": "sequence_summary.summary", "classifier": "logits_proj"}
 by_head = partial(Part, raw=True, shape=("hidden_size", "num_attention_heads", "head_dim"))
 ATTENTION = {
-    "query": by_head("q", turned=True),
-    "key": by_head("k", turned=True),
-    "value": by_head("v", turned=True),
-    "position_key": by_head("r", turned=True),
+    "query": by_head("q", transposed=True),
+    "key": by_head("k", transposed=True),
+    "value": by_head("v", transposed=True),
+    "position_key": by_head("r", transposed=True),
     "output": by_head("o"),
     "content_bias": Part("r_w_bias", raw=True),
     "position_bias": Part("r_r_bias", raw=True),
@@ -108,10 +108,10 @@ def from_hf(hf: Mapping[str, Any], options: Options) -> Config:
     activation = hf.get("summary_activation", "tanh")
     if activation not in ACTIVATIONS:
         raise UserError(f"xlnet: summary_activation={activation!r} is not implemented")
-    dropout, pooled = hf.get("dropout", 0.1), {"activation": activation}
+    dropout, pooler = hf.get("dropout", 0.1), {"activation": activation}
     heads = {
-        "classification": Head("XLNetForSequenceClassification", POOLED, **pooled),
-        "choice": Head("XLNetForMultipleChoice", POOLED, **pooled),
+        "classification": Head("XLNetForSequenceClassification", POOLED, **pooler),
+        "choice": Head("XLNetForMultipleChoice", POOLED, **pooler),
         "tokens": Head("XLNetForTokenClassification", {"classifier": "classifier"}),
         "span": Head("XLNetForQuestionAnsweringSimple", {"classifier": "qa_outputs"}),
         "causal_lm": Head("XLNetLMHeadModel", {"logits": "lm_loss"}, vocabulary="lm_loss"),
@@ -171,10 +171,10 @@ class Embeddings(nn.Module):
     def __call__(self, input_ids: Array) -> tuple[Array, Array]:
         """Embedded tokens (batch, length, features), and the table of words."""
         c = self.config
-        make = partial(Embedding, features=c.hidden_size, stddev=c.initializer_range)
-        word = make(c.vocab_size, name="word")
+        embedding = partial(Embedding, features=c.hidden_size, stddev=c.initializer_range)
+        word = embedding(c.vocab_size, name="word")
         # Only pre-training's second stream reads it; it is kept so that folders stay whole.
-        make(1, axes=(None, "embed"), name="mask").first(1)
+        embedding(1, axes=(None, "embed"), name="mask").first(1)
         x = word(input_ids).astype(c.options.dtype)
         return Dropout(c.dropout, name="dropout")(x), word.embedding
 
@@ -192,7 +192,7 @@ class Attention(nn.Module):
         view: View,
         starts: Array | None,
         distances: Array,
-        differ: Array | None,
+        types_differ: Array | None,
     ) -> Array:
         """See `ftjax.models.encoder.Attention`; here every position is a query.
 
@@ -202,7 +202,7 @@ class Attention(nn.Module):
             view: which keys a query sees.
             starts: None.
             distances: (2 length, features), what stands for each distance.
-            differ: (batch, 1, length, length), whether token types do.
+            types_differ: (batch, 1, length, length), whether token types do.
         """
         c = self.config
         heads = (c.num_attention_heads, c.head_dim)
@@ -228,15 +228,14 @@ class Attention(nn.Module):
             name="segments",
         )
         segment_key, by_segment = segments.first(2).reshape(2, *heads), biased("segment_bias")
-        if differ is not None:
+        if types_differ is not None:
             same, other = jnp.einsum("bqhd,shd->sbhq", by_segment, segment_key)[..., None]
-            score = score + jnp.where(differ, other, same)
+            score = score + jnp.where(types_differ, other, same)
         core = AttentionCore(c.attention_dropout, c.options.attention, name="core")
         bias = score * heads[1] ** -0.5
         query = biased("content_bias")
-        context = core(query, key, value, view.mask, bias, view.pattern).reshape(x.shape)
-        out = c.dense(c.hidden_size, ("heads", "embed"), "output")(context)
-        return Dropout(c.dropout, name="dropout")(out)
+        context = core(query, key, value, view.mask, bias, view.pattern)
+        return c.project_context(context)
 
 
 class Model(encoder.Model):
@@ -256,26 +255,26 @@ class Model(encoder.Model):
         if view.mask is not None:  # a token sees itself, whatever the masks say
             pattern = view.pattern.replace(masked=True)
             view = View(view.mask | jnp.eye(length, dtype=bool), pattern=pattern)
-        kinds, differ = inputs.token_type_ids, None
+        kinds, types_differ = inputs.token_type_ids, None
         if kinds is not None:
-            differ = (kinds[:, :, None] != kinds[:, None])[:, None]
+            types_differ = (kinds[:, :, None] != kinds[:, None])[:, None]
         distances = sinusoids(length, c.hidden_size, c.clamp_len).astype(x.dtype)
         distances = Dropout(c.dropout, name="distance_dropout")(distances)
         stack = Stack(
-            lambda make, name, last: make(c, attention=Attention, name=name),
+            lambda cls, name, last: cls(c, attention=Attention, name=name),
             Layer,
             c.options.segments,
             c.options.remat,
             name="encoder",
         )
-        x = stack(x, view, None, distances, differ)
+        x = stack(x, view, None, distances, types_differ)
         return Dropout(c.dropout, name="final_dropout")(x), table
 
     def pool(self, x: Array, inputs: Inputs) -> Array:
         if self.pooling == "mean":
             return mean_pool(x, inputs.attention_mask, inputs.segment_ids, inputs.starts)
-        seen = (inputs.attention_mask, inputs.segment_ids, inputs.starts)
-        return at_starts(x, last_tokens(x.shape[:2], *seen))
+        masks = (inputs.attention_mask, inputs.segment_ids, inputs.starts)
+        return at_starts(x, last_tokens(x.shape[:2], *masks))
 
     def each_token(self, x: Array, table: Array, starts: Array | None) -> Array:
         stddev = self.config.initializer_range

@@ -12,10 +12,10 @@ from jax.experimental import multihost_utils
 from ftjax.errors import UserError, require
 
 T = TypeVar("T")
-SHORT = 1024  # bytes: what is told is filled up to this, or a power of two times it
+SHORT = 1024  # bytes: what is sent is filled up to this, or a power of two times it
 
 
-def told(value: T) -> T:
+def broadcast(value: T) -> T:
     """The first process's value, of what JSON has, in all, which call this together."""
     if jax.process_count() == 1:
         return value
@@ -48,7 +48,7 @@ def first(decide: Callable[[], T]) -> T:
             value = decide()
         except Exception as error:  # raised below, once all know
             problem = error
-    value, refusal = told((value, None if problem is None else str(problem)))
+    value, refusal = broadcast((value, None if problem is None else str(problem)))
     if problem is not None:
         raise problem
     if refusal is not None:
@@ -63,9 +63,9 @@ def raise_together(problem: Exception | None, what: str) -> None:
         problem: of this process.
         what: there is to say where it is not this process's, nor the first one's.
     """
-    said = told(None if problem is None else str(problem))
+    message = broadcast(None if problem is None else str(problem))
     if worst(problem is not None):
-        raise problem or UserError(said or what)
+        raise problem or UserError(message or what)
 
 
 def worst(severity: int) -> int:

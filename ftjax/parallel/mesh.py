@@ -66,14 +66,14 @@ def make_mesh(
     split = {"devices": devices, "allow_split_physical_axes": True}
     if slices > 1:
         within, between = (sizes[0] // slices, *sizes[1:]), (slices, *(1,) * (len(AXES) - 1))
-        laid = mesh_utils.create_hybrid_device_mesh(within, between, **split)
+        grid = mesh_utils.create_hybrid_device_mesh(within, between, **split)
     else:
-        laid = mesh_utils.create_device_mesh(sizes, **split)
-    return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        grid = mesh_utils.create_device_mesh(sizes, **split)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def mesh_like(
-    trained: Mapping[str, int], given: Mapping[str, int], devices: Sequence[jax.Device]
+    trained_sizes: Mapping[str, int], overrides: Mapping[str, int], devices: Sequence[jax.Device]
 ) -> dict[str, int]:
     """Sizes of a mesh of `devices` for what was trained on a mesh of others.
 
@@ -81,23 +81,23 @@ def mesh_like(
     divided still divides; that of -1, or else the data axis, has what is left.
 
     Args:
-        trained: axis → size, as `make_mesh` takes them.
-        given: sizes that are asked for.
+        trained_sizes: axis → size, as `make_mesh` takes them.
+        overrides: sizes that are asked for.
         devices: that are there.
     """
     slices = _slices(devices)
-    unsized = [axis for axis in AXES if given.get(axis, trained[axis]) == -1]
-    rest = next((axis for axis in unsized if axis in given), [*unsized, "data"][0])
-    sizes, left = {**given}, len(devices) // slices
-    left //= math.prod(size for size in given.values() if size > 0)
+    unsized = [axis for axis in AXES if overrides.get(axis, trained_sizes[axis]) == -1]
+    rest = next((axis for axis in unsized if axis in overrides), [*unsized, "data"][0])
+    sizes, left = {**overrides}, len(devices) // slices
+    left //= math.prod(size for size in overrides.values() if size > 0)
     for axis in reversed(AXES):  # the last ones are where most is sent
         if axis not in sizes and axis != rest:
-            copies = axis == "data" and rest in given  # who asks for all on one wants no copies
-            sizes[axis] = 1 if copies else math.gcd(trained[axis], left)
+            copies = axis == "data" and rest in overrides  # who asks for all on one wants no copies
+            sizes[axis] = 1 if copies else math.gcd(trained_sizes[axis], left)
             left //= sizes[axis]
-    if rest not in given:
+    if rest not in overrides:
         sizes[rest] = max(left, 1)
-    if slices > 1 and "data" not in given:
+    if slices > 1 and "data" not in overrides:
         sizes["data"] *= slices
     return sizes
 

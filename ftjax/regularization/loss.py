@@ -84,12 +84,12 @@ def _refuse(config: ConfigDict, task: Any, tuned: Tuned, divergence: Any) -> Non
     """Raises UserError for a regularizer that means nothing here."""
     settings, name = config.regularization, f"task.name={config.task.name}"
     if settings.rdrop:
-        said = f"regularization.rdrop: {name} has no divergence of two outputs"
-        require(divergence is not None, said)
+        problem = f"regularization.rdrop: {name} has no divergence of two outputs"
+        require(divergence is not None, problem)
     if settings.mixup:
         key = f"regularization.mixup={settings.mixup}"
         require(task.problem_type is not None, f"{key} mixes answers of texts, not those of {name}")
-        said = f"{key} mixes rows of one text each; set data.batching=bucket"
-        require(config.data.batching != "pack", said)
-        said = f"{key}: an encoder-decoder's classifier reads the text twice, once unmixed"
-        require(not tuned.base.two_sided, said)
+        problem = f"{key} mixes rows of one text each; set data.batching=bucket"
+        require(config.data.batching != "pack", problem)
+        problem = f"{key}: an encoder-decoder's classifier reads the text twice, once unmixed"
+        require(not tuned.base.two_sided, problem)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ftjax.config.unread import unread
+from ftjax.config.unused_keys import unused_keys
 from ftjax.html import percent
-from ftjax.setup.doubts import of_data
+from ftjax.setup.diagnostics import of_data
 from ftjax.setup.model import Run
 from ftjax.setup.splits import Data
 from ftjax.tasks.base import spoken
@@ -41,7 +41,7 @@ def announced(run: Run, data: Data, total: int, lengths: Sequence[int], step: in
         f"lengths {', '.join(map(str, lengths))}"
     )
     yield from rate_notes(config, run.tuned)
-    for warning in unread(config):
+    for warning in unused_keys(config):
         yield f"warning: {warning}"
     if config.train.early_stopping and "validation" not in data.splits:
         yield "warning: train.early_stopping is by validation, and there is no such split"
@@ -99,8 +99,8 @@ def stopped_at(number: int, step: int) -> str:
 def validated(metric: str, scores: Mapping[str, Any], step: int) -> str:
     """What is said of a validation."""
     numbers = {spoken(name, scores): scores[name] for name in (metric, "loss")}
-    told = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-    return f"step {step}: validation {told}"
+    listed = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+    return f"step {step}: validation {listed}"
 
 
 def best_of(metric: str, best: Best) -> str:

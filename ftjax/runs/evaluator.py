@@ -5,12 +5,12 @@ from typing import Any
 
 from ftjax.data.planning import Layout
 from ftjax.evaluation.forward import Forward
-from ftjax.evaluation.written import generator_of, written_scores
+from ftjax.evaluation.written_answers import generator_of, written_scores
 from ftjax.generation.text import Generator
 from ftjax.parallel import agreement
 from ftjax.paths import Flat
 from ftjax.runs.announce import validated
-from ftjax.runs.ending import Answered
+from ftjax.runs.held_out import HeldOut
 from ftjax.setup.model import Run, best_metric
 from ftjax.setup.splits import Data
 from ftjax.training.progress import Best, Progress
@@ -74,15 +74,15 @@ class Evaluator:
             self.generator = self.generator or generator_of(self.run, params)
             split = self.data.raw["validation"]
             scores |= written_scores(self.run, params, split, self.generator)
-        scores = agreement.told(scores)
+        scores = agreement.broadcast(scores)
         best.judge(scores, self.metric, self.run.task.better[self.metric], step)
         return scores
 
-    def answered(self, params: Flat, name: str) -> Answered:
+    def held_out(self, params: Flat, name: str) -> HeldOut:
         """A held-out split with what the best parameters say of it; nothing is written yet."""
         outputs, data = self._outputs(params, name), self.data
         scores = self._scores(name, outputs) if name == "test" else self.progress.best.metrics
-        return Answered(name, data.raw[name], data.splits[name], outputs, scores, {})
+        return HeldOut(name, data.raw[name], data.splits[name], outputs, scores, {})
 
     def _scores(self, name: str, outputs: Any) -> dict[str, Any]:
         data = self.data

@@ -45,10 +45,10 @@ def write_predictions(
         names: of labels.
         texts: what was written, by index of the row, where the task writes.
     """
-    said = task.predictions(outputs, examples, split, names)
+    predictions = task.predictions(outputs, examples, split, names)
     for number, text in texts.items():
-        said[number] |= text.said()
-    rows = judged(task.schema.answers, said, examples, split)
+        predictions[number] |= text.row()
+    rows = judged(task.schema.answers, predictions, examples, split)
     write_text(predictions_file(workdir, name), "".join(map(to_line, rows)))
 
 
@@ -69,53 +69,56 @@ def write_drawn(workdir: Path, data: Data) -> None:
 
 
 def judged(
-    answers: Sequence[str], said: Sequence[Mapping[str, Any]], examples: Examples, split: Split
+    answers: Sequence[str],
+    predictions: Sequence[Mapping[str, Any]],
+    examples: Examples,
+    split: Split,
 ) -> Iterator[dict[str, Any]]:
     """Rows with what was expected, what was said, whether that is right and how sure it was.
 
     Args:
         answers: fields that say what is expected.
-        said: a prediction a row of the split.
+        predictions: a prediction a row of the split.
         examples: of it.
         split: the rows; "row" is their number in the file they are of.
     """
-    targets = examples.arrays.get("labels") if len(examples) == len(said) else None
-    for number, (row, answer) in enumerate(zip(split.rows, said, strict=True)):
+    targets = examples.arrays.get("labels") if len(examples) == len(predictions) else None
+    for number, (row, prediction) in enumerate(zip(split.rows, predictions, strict=True)):
         expected = {name: row.pop(name) for name in answers if name in row}
-        answer = {name: value for name, value in answer.items() if name not in DROPPED}
+        prediction = {name: value for name, value in prediction.items() if name not in DROPPED}
         target = None if targets is None else targets[number]
-        verdict = {"right": right(expected, answer, target), "certainty": certainty(answer)}
+        verdict = {"right": right(expected, prediction, target), "certainty": certainty(prediction)}
         verdict = {name: value for name, value in verdict.items() if value is not None}
         number = {"row": row.pop("row")}
-        yield {**number, **row, "expected": expected, "predicted": answer, **verdict}
+        yield {**number, **row, "expected": expected, "predicted": prediction, **verdict}
 
 
-def right(expected: Mapping[str, Any], said: Mapping[str, Any], target: Any) -> bool | None:
+def right(expected: Mapping[str, Any], prediction: Mapping[str, Any], target: Any) -> bool | None:
     """Whether a prediction is what was expected; None where that is no question of yes or no."""
-    if "preferred" in said:
-        return said["preferred"] == "chosen"
-    if "choice" in said:
-        return None if target is None else bool(said["choice"] == target)
+    if "preferred" in prediction:
+        return prediction["preferred"] == "chosen"
+    if "choice" in prediction:
+        return None if target is None else bool(prediction["choice"] == target)
     if "answers" in expected:
-        pair = (said["answer"], expected["answers"]["text"])
+        pair = (prediction["answer"], expected["answers"]["text"])
         return any(squad.exact(*pair, language) for language in squad.LANGUAGES)
-    pairs = [(key, key) for key in ("label", "tags") if key in said and key in expected]
+    pairs = [(key, key) for key in ("label", "tags") if key in prediction and key in expected]
     if pairs:
-        return all(said[a] == expected[b] for a, b in pairs)
-    if "labels" in said and "label" in expected:
-        return set(said["labels"]) == set(expected["label"])
+        return all(prediction[a] == expected[b] for a, b in pairs)
+    if "labels" in prediction and "label" in expected:
+        return set(prediction["labels"]) == set(expected["label"])
     return None
 
 
-def certainty(said: Mapping[str, Any]) -> float | None:
+def certainty(prediction: Mapping[str, Any]) -> float | None:
     """How sure a prediction is: the probability of what it says, of its least sure part."""
-    if "probability" in said:
-        return said["probability"]
-    chances = said.get("probabilities", said.get("above"))
-    if not chances or "tags" in said:
+    if "probability" in prediction:
+        return prediction["probability"]
+    chances = prediction.get("probabilities", prediction.get("above"))
+    if not chances or "tags" in prediction:
         return None
-    if "choice" in said:
-        return chances[said["choice"]]
-    if said.get("label") in chances and "probabilities" in said:
-        return chances[said["label"]]
+    if "choice" in prediction:
+        return chances[prediction["choice"]]
+    if prediction.get("label") in chances and "probabilities" in prediction:
+        return chances[prediction["label"]]
     return round(min(float(np.maximum(p, 1 - p)) for p in chances.values()), 6)

@@ -18,7 +18,7 @@ SPLITS = ("validation", "test")
 PARTS = ("row", "expected", "predicted")  # that every row of predictions has
 WRONG = 40  # rows that are shown, the surest first
 MATRIX = 25  # labels of a confusion matrix; of more, the most frequent confusions are shown
-TOLD = ("label", "labels", "value", "tags", "answer", "preferred", "written")
+LABELS = ("label", "labels", "value", "tags", "answer", "preferred", "written")
 SPACED = ("tokens", "tags")  # fields whose items are words
 LINKS = (
     ("data_report.html", "what became of the data"),
@@ -130,7 +130,7 @@ def _confusion(split: str, scores: Mapping[str, Any], labels: Sequence[str]) -> 
             for j in range(len(labels))
             if i != j and counts[i][j]
         ]
-        rows = [(true, said, count) for count, true, said in heapq.nlargest(WRONG, pairs)]
+        rows = [(true, predicted, count) for count, true, predicted in heapq.nlargest(WRONG, pairs)]
         return title + table(["true label", "was called", "rows"], rows, "narrow")
     heads = [tag("th", "true label"), *(tag("th", text(name), "number") for name in labels)]
     lines = [line(heads)]
@@ -178,7 +178,7 @@ def _examples(split: str, rows: Sequence[Mapping[str, Any]]) -> str:
             tag("td", text(row["row"]), "number"),
             tag("td", _fields(inputs), "said"),
             tag("td", _fields(row["expected"])),
-            tag("td", _fields(_told(row["predicted"]))),
+            tag("td", _fields(_labels_of(row["predicted"]))),
             tag("td", "" if sure is None else f"{sure:.1%}", "number"),
         ]
         lines.append(line(cells))
@@ -197,9 +197,9 @@ def _badness(row: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _told(said: Mapping[str, Any]) -> dict[str, Any]:
+def _labels_of(prediction: Mapping[str, Any]) -> dict[str, Any]:
     """What a prediction says, without the numbers that it is said by."""
-    return {name: value for name, value in said.items() if name in TOLD}
+    return {name: value for name, value in prediction.items() if name in LABELS}
 
 
 def _fields(values: Mapping[str, Any]) -> str:

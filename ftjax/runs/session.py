@@ -15,7 +15,7 @@ from ftjax.data.loading import Loader
 from ftjax.data.streaming import StreamLoader
 from ftjax.errors import Stopped
 from ftjax.evaluation.forward import Forward
-from ftjax.evaluation.written import is_written
+from ftjax.evaluation.written_answers import is_written
 from ftjax.files import write_text
 from ftjax.forecast.chips import peak_flops
 from ftjax.forecast.least_work import Least
@@ -24,11 +24,11 @@ from ftjax.paths import Flat
 from ftjax.regularization.l2_sp import starts
 from ftjax.runs.ahead_of_steps import Computed, compute
 from ftjax.runs.announce import announced, best_of, extended, stopped_at
-from ftjax.runs.ending import HELD_OUT, end, write_texts
 from ftjax.runs.evaluator import Evaluator
+from ftjax.runs.held_out import HELD_OUT, diagnose, write_texts
 from ftjax.runs.result import set_result_aside, write_result
 from ftjax.runs.saver import Saver, read_checkpoint
-from ftjax.setup.doubts import of_data
+from ftjax.setup.diagnostics import of_data
 from ftjax.setup.model import Run, with_bias
 from ftjax.setup.splits import Data
 from ftjax.training.feed import Feed
@@ -225,13 +225,13 @@ def _finish(session: Session, state: State, evaluate: Evaluator) -> dict[str, An
     for note in notes:
         records.say(note)
     records.keep()
-    answered = [evaluate.answered(params, name) for name in HELD_OUT if name in data.splits]
+    held_out = [evaluate.held_out(params, name) for name in HELD_OUT if name in data.splits]
     result = partial(
         write_result,
         session.workdir,
         run,
         progress,
-        answered[-1].scores if "test" in data.splits else None,
+        held_out[-1].scores if "test" in data.splits else None,
         steps=step,
         epochs=session.feed.epochs(step),
         cached_frozen=session.computed.is_cached,
@@ -239,10 +239,10 @@ def _finish(session: Session, state: State, evaluate: Evaluator) -> dict[str, An
         **({} if data.stream is None else data.stream.counts),
         **run.tuned.method.report(run.tuned.base, params),
     )
-    if answered and is_written(run):
+    if held_out and is_written(run):
         result(**{PENDING: ["what is written"]})  # is on disk, whatever comes of that
-        write_texts(run, params, answered[-1], evaluate.generator)
-    doubts = end(session.workdir, run.task, data.names, evaluate.metric, answered)
+        write_texts(run, params, held_out[-1], evaluate.generator)
+    doubts = diagnose(session.workdir, run.task, data.names, evaluate.metric, held_out)
     for doubt in doubts:
         records.say(f"warning: {doubt}")
     return result(warnings=[*of_data(data.names, data.report), *doubts])

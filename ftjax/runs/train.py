@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from ftjax import tasks
 from ftjax.config import check
-from ftjax.data.given import write_given
-from ftjax.evaluation import asked_models
-from ftjax.evaluation.written import check_written, is_written
+from ftjax.data.in_memory import write_splits
+from ftjax.evaluation import preparation_models
+from ftjax.evaluation.written_answers import check_written, is_written
 from ftjax.formats.folder import locate
 from ftjax.parallel.agreement import first
 from ftjax.remote import located
@@ -66,7 +66,7 @@ def train(
     if config.method.name == "prompting":
         return Result(choose_template(config, workdir), workdir)
     require_same_config(config)
-    make_model(config, asked_models)
+    make_model(config, preparation_models)
     task = tasks.create(config.task)
     metric = best_metric(config, task)
     with Lock(workdir) as lock:
@@ -74,7 +74,7 @@ def train(
         first(partial(check_workdir, workdir, config, extend))
         begin(config, workdir)
         folder = locate(config.model.path)
-        data = read_data(config, task, folder, asked_models)
+        data = read_data(config, task, folder, preparation_models)
         if "validation" in data.raw:
             require_measured(metric, task, data.raw["validation"], data.names)
         first(partial(open_workdir, workdir, config, extend))
@@ -100,5 +100,5 @@ def _data_path(workdir: Path, data: Any) -> str:
     """Where the rows of a program are: in the work folder, so that the run can be gone on with."""
     if isinstance(data, str | os.PathLike):
         return os.fspath(data)
-    first(partial(write_given, workdir / ROWS, data))
+    first(partial(write_splits, workdir / ROWS, data))
     return str(workdir / ROWS)

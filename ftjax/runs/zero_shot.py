@@ -15,17 +15,17 @@ from ml_collections import ConfigDict
 from ftjax import methods, tasks
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require
-from ftjax.evaluation import asked_models
+from ftjax.evaluation import preparation_models
 from ftjax.evaluation.label_scores import POOL, Scored, Scorer, announce
 from ftjax.evaluation.prompts import draw, rows_of
 from ftjax.files import write_text
 from ftjax.formats.folder import fingerprint, locate
 from ftjax.methods.prompting import HEADS
-from ftjax.parallel.agreement import first, require_same, told
-from ftjax.runs.ending import Answered, end
+from ftjax.parallel.agreement import broadcast, first, require_same
+from ftjax.runs.held_out import HeldOut
 from ftjax.runs.result import write_result
 from ftjax.runs.start import begin
-from ftjax.setup.doubts import of_data
+from ftjax.setup.diagnostics import of_data
 from ftjax.setup.model import best_metric, place_model, require_measured
 from ftjax.setup.splits import read_labelled
 from ftjax.training.progress import Progress
@@ -62,14 +62,14 @@ class Judge:
         splits: by name.
         names: of the labels.
         report: of the data, to which what became of the prompts is added.
-        answered: what was said, by split and template.
+        held_out: what was said, by split and template.
     """
 
     task: Any
     splits: Mapping[str, Split]
     names: tuple[str, ...]
     report: list[dict[str, Any]]
-    answered: dict[tuple[str, str], Answered] = field(default_factory=dict)
+    held_out: dict[tuple[str, str], HeldOut] = field(default_factory=dict)
 
     def __call__(self, name: str, template: str, scored: Scored) -> dict[str, Any]:
         """Metrics of a split."""
@@ -77,16 +77,16 @@ class Judge:
         counts = {"rows_in": rows, "rows_out": rows, "fewer_shots": scored.fewer, "cut": cut}
         self.report.append({"step": "prompt", "split": name, "template": template, **counts})
         announce(name, template, scored)
-        metrics = told(self.task.score(scored.logits, scored.examples, split, self.names))
+        metrics = broadcast(self.task.score(scored.logits, scored.examples, split, self.names))
         said = (split, scored.examples, scored.logits, metrics)
-        self.answered[name, template] = Answered(name, *said, {})
+        self.held_out[name, template] = HeldOut(name, *said, {})
         return metrics
 
 
 def _result(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     task, method = tasks.create(config.task), methods.create(config.method)
     metric = best_metric(config, task)
-    splits, names, report = read_labelled(config, task, asked_models)
+    splits, names, report = read_labelled(config, task, preparation_models)
     if "validation" in splits:
         require_measured(metric, task, splits["validation"], names)
     pairs = "text_pair" in splits["train"].rows.column_names
@@ -107,17 +107,17 @@ def _result(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     first(partial(write_text, workdir / POOL, shown))
 
     judge = Judge(task, splits, names, report)
-    progress, tried, template, test = Progress(), {}, templates[0], None
+    progress, by_template, template, test = Progress(), {}, templates[0], None
     if "validation" in splits:
-        tried = _try(scorer, judge, templates, metric, progress)
+        by_template = _try(scorer, judge, templates, metric, progress)
         template = templates[progress.best.step]
     progress.best.step = 0  # nothing was trained
     if "test" in splits:
         test = judge("test", template, scorer(splits["test"], [template])[0])
     progress.compile_seconds = scorer.compile_seconds
     first(partial(write_data_report, workdir, report))
-    held = [answers for (_, name), answers in judge.answered.items() if name == template]
-    doubts = [*of_data(names, report), *end(workdir, task, names, metric, held)]
+    held = [answers for (_, name), answers in judge.held_out.items() if name == template]
+    doubts = [*of_data(names, report), *diagnose(workdir, task, names, metric, held)]
     for doubt in doubts if jax.process_index() == 0 else ():
         print(f"warning: {doubt}")
     fixed = pool if method.demonstrations != "nearest" else []
@@ -130,7 +130,7 @@ def _result(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         epochs=0,
         kind=kind,
         template=template,
-        templates=tried,
+        templates=by_template,
         demonstrations=fixed or f"{method.shots} nearest of {len(pool)}" if pool else [],
         calibrated=method.calibrate,
         base=base,
@@ -147,14 +147,14 @@ def _try(
         UserError: none is a number.
     """
     start, compiled = time.perf_counter(), scorer.compile_seconds
-    results, tried = scorer(judge.splits["validation"], templates), {}
+    results, by_template = scorer(judge.splits["validation"], templates), {}
     for number, (template, scored) in enumerate(zip(templates, results, strict=True)):
         metrics = judge("validation", template, scored)
         progress.best.judge(metrics, metric, judge.task.better[metric], number)
         progress.totals.tokens += int(scored.examples.sizes.sum())
         progress.totals.examples += len(scored.logits)
-        tried[template] = metrics[metric]
+        by_template[template] = metrics[metric]
     require(progress.best.score is not None, f"no template's validation {metric} is a number")
     compiled = scorer.compile_seconds - compiled
     progress.totals.seconds = time.perf_counter() - start - compiled
-    return tried
+    return by_template

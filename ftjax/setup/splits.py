@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ftjax.data.encode import Examples, encoder
-from ftjax.data.preparation.again import prepare_once
+from ftjax.data.preparation.cached import prepare_once
 from ftjax.data.preparation.pipeline import Report, steps_of
 from ftjax.data.preparation.step import Models
 from ftjax.data.sources import Split, is_stream, load, open_parts
@@ -17,7 +17,7 @@ from ftjax.data.streaming import Windows
 from ftjax.errors import UserError, require
 from ftjax.formats.folder import load_tokenizer
 from ftjax.parallel.agreement import require_same
-from ftjax.setup.doubts import unknown_tokens
+from ftjax.setup.diagnostics import unknown_tokens
 from ftjax.setup.examples import encode_split, with_targets
 from ftjax.setup.labels import finished_outputs
 from ftjax.tasks.base import Task

@@ -25,12 +25,12 @@ class Array(NamedTuple):
     """What an array of batches is, besides those that every batch has.
 
     Attributes:
-        each: "example" or "token".
+        per: "example" or "token".
         dtype: numpy's name.
         more: sizes of further axes; of two labels, where it is one a label.
     """
 
-    each: str
+    per: str
     dtype: str
     more: tuple[int, ...] = ()
 
@@ -113,12 +113,12 @@ class Task:
         """What tells its tokens from others' of the same rows: what `encoded_by` names, where that
         is said of this `encode`, not of one that it replaces."""
         kinds = type(self).__mro__
-        own, said = (
+        encoder, options = (
             next(number for number, kind in enumerate(kinds) if name in vars(kind))
             for name in ("encode", "encoded_by")
         )
-        names = self.encoded_by if said <= own else None
-        kind = f"{kinds[own].__module__}.{kinds[own].__qualname__}"
+        names = self.encoded_by if options <= encoder else None
+        kind = f"{kinds[encoder].__module__}.{kinds[encoder].__qualname__}"
         return f"{kind} {self if names is None else [(n, getattr(self, n)) for n in names]}"
 
     def targets(self, examples: Examples, split: Split, names: Sequence[str]) -> Examples:
@@ -244,14 +244,14 @@ def were_cut(tokenized: Any) -> list[bool]:
 
 
 def label_names(
-    train: Split, labels: Iterable[str], given: Sequence[str], outputs: Sequence[str] = ()
+    train: Split, labels: Iterable[str], task_labels: Sequence[str], outputs: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """Names of labels: a finished head's, or those given, or the split's, integers in order.
 
     Args:
         train: the split.
         labels: all that it has.
-        given: by the configuration.
+        task_labels: by the configuration.
         outputs: of a finished head.
 
     Raises:
@@ -260,14 +260,15 @@ def label_names(
     """
     used = set(labels)
     if outputs:
-        return named_outputs(train, used, given, outputs)
-    names = tuple(str(name) for name in (given or train.label_names))
+        return named_outputs(train, used, task_labels, outputs)
+    names = tuple(str(name) for name in (task_labels or train.label_names))
     if not names:
         names = in_order(used)
         if names and names[0] == "0" and all(map(is_integer, names)):
             gap = next((i for i, name in enumerate(names) if name != str(i)), None)
             names = names if gap is None else (*names[:gap], str(gap))
-    for name in names if given or not train.label_names else ():  # those of a source are known
+    # Those of a source are known.
+    for name in names if task_labels or not train.label_names else ():
         if name not in used:
             raise UserError(
                 f"{train.file}: label {name!r} has no example in the training split; "
@@ -279,7 +280,7 @@ def label_names(
 
 
 def named_outputs(
-    train: Split, labels: Collection[str], given: Sequence[str], outputs: Sequence[str]
+    train: Split, labels: Collection[str], task_labels: Sequence[str], outputs: Sequence[str]
 ) -> tuple[str, ...]:
     """A finished head's labels in the order of its outputs, as the split spells them.
 
@@ -296,18 +297,19 @@ def named_outputs(
         name if name in labels else spelled.get(whole_label(name).casefold(), name)
         for name in outputs
     )
-    if unnamed and len(given) == len(outputs):
-        names = tuple(map(str, given))
+    if unnamed and len(task_labels) == len(outputs):
+        names = tuple(map(str, task_labels))
     elif unnamed and set(labels) <= set(numbers):
         names = numbers
-    same = not given or [str(name).casefold() for name in given] == [n.casefold() for n in names]
+    listed = [str(name).casefold() for name in task_labels]
+    same = not listed or listed == [name.casefold() for name in names]
     if set(labels) <= set(names) and same:
         return names
-    option = f" (task.labels: {', '.join(map(str, given))})" if given else ""
-    told = "name them in order in task.labels, or " * unnamed
+    option = f" (task.labels: {', '.join(map(str, task_labels))})" if task_labels else ""
+    remedy = "name them in order in task.labels, or " * unnamed
     raise UserError(
         f"{train.file} has the labels {', '.join(in_order(labels))}{option}, and the head of "
-        f"model.path {', '.join(outputs)}: {told}rename those of the rows (data.prepare: "
+        f"model.path {', '.join(outputs)}: {remedy}rename those of the rows (data.prepare: "
         "clean_labels, mapping), or set model.new_head=True to start a new head"
     )
 

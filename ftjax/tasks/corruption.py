@@ -149,9 +149,9 @@ def corrupt_spans(
 
     read = ids.values.copy()
     read[starts] = marks
-    told = is_noise + begins.astype(np.int64)  # how often a token stands in what is written
-    written = np.repeat(ids.values, told)
-    written[(np.cumsum(told) - told)[starts]] = marks
+    repeats = is_noise + begins.astype(np.int64)  # how often a token stands in what is written
+    written = np.repeat(ids.values, repeats)
+    written[(np.cumsum(repeats) - repeats)[starts]] = marks
     noise = np.bincount(example, spans.noise, len(ids)).astype(np.int64)
     return (
         _ended(read[~is_noise | begins], ids.lengths - noise + spans.counts, end),
@@ -195,7 +195,7 @@ def infill(
     for number in range(len(ids)):
         row = ids[number]
         at = np.flatnonzero(inner[ids.offsets[number] : ids.offsets[number + 1]])
-        left, gone, inserted = round(rate * len(at)), np.zeros(len(row), bool), []
+        left, is_replaced, inserted = round(rate * len(at)), np.zeros(len(row), bool), []
         masks = np.zeros(len(row), bool)
         while left > 0 and len(at):
             span = min(int(random.poisson(mean_span)), left)
@@ -205,15 +205,15 @@ def infill(
                 left -= 1
                 continue
             covered = at[start : start + span]
-            covered = covered[~gone[covered]]
+            covered = covered[~is_replaced[covered]]
             if not len(covered):
                 left -= 1
                 continue
-            gone[covered] = True
+            is_replaced[covered] = True
             masks[covered[0]] = True
             left -= len(covered)
         out = np.where(masks, mask, row)
-        keep = ~gone | masks
+        keep = ~is_replaced | masks
         room = len(row) - int(keep.sum())
         positions = np.concatenate([np.flatnonzero(keep), np.array(inserted[:room], int)])
         values = np.concatenate([out[keep], np.full(len(positions) - int(keep.sum()), mask)])

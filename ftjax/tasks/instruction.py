@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ftjax.data import chats
+from ftjax.data.chat_tokens import encode_chats
 from ftjax.data.chats import Message, whole
 from ftjax.data.encode import Columns
 from ftjax.data.fields import Field, Row, Schema, text
-from ftjax.data.learned import encoded
 from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.options import Count, Positive, Regex
@@ -107,7 +107,9 @@ class Instruction(CausalLM, Written):
         """
         examples: dict[str, list] = {"input_ids": [], "learned": [], "row": [], "cut": []}
         rows = ({n: x[i] for n, x in columns.items()} for i in range(_count(columns)))
-        for example in encoded(tokenizer, enumerate(rows), row_chat, self.template, self.turns):
+        for example in encode_chats(
+            tokenizer, enumerate(rows), row_chat, self.template, self.turns
+        ):
             if example.learned.any() and not example.learned[1:max_length].any():
                 continue
             examples["input_ids"].append(example.ids[:max_length])

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.data import chats
+from ftjax.data.chat_tokens import Chat, encode_chats
 from ftjax.data.chats import Message
 from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Row, Schema, shown
-from ftjax.data.learned import Chat, encoded
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
 from ftjax.options import Above0
@@ -49,11 +49,12 @@ def _chat(pair: tuple[Row, str]) -> Chat:
 
 def check(row: Row) -> None:
     for answer in ANSWERS:
-        said = conversation(row, answer)
-        if said[-1]["role"] != "assistant":
+        messages = conversation(row, answer)
+        if messages[-1]["role"] != "assistant":
             raise ValueError(f"{answer} must end with a turn of the assistant")
-        if len(said) < 2:
-            raise ValueError(f"there is no prompt before {answer}: {shown(said[0].get('content'))}")
+        if len(messages) < 2:
+            content = shown(messages[0].get("content"))
+            raise ValueError(f"there is no prompt before {answer}: {content}")
     first, second = (conversation(row, answer)[:-1] for answer in ANSWERS)
     if first != second:
         raise ValueError("chosen and rejected answer different turns: only their last may differ")
@@ -113,7 +114,7 @@ class Preference(Task):
         numbered = [(i, (row, answer)) for i, row in enumerate(rows) for answer in ANSWERS]
         every = [
             (chat.ids, chat.learned)
-            for chat in encoded(tokenizer, numbered, _chat, self.template, "last")
+            for chat in encode_chats(tokenizer, numbered, _chat, self.template, "last")
         ]
         for pairs in zip(every[::2], every[1::2], strict=True):
             parts = fitted_pair([learned for _, learned in pairs], max_length)

@@ -66,8 +66,8 @@ def check_tags(tags: Sequence[str], scheme: str) -> None:
         if name == "IOE1":
             _neighbours(tags[::-1], "E")
     except ValueError as error:
-        told = f" (read as {name}; task.scheme names others)" if scheme == "auto" else ""
-        raise ValueError(f"{error}{told}") from None
+        note = f" (read as {name}; task.scheme names others)" if scheme == "auto" else ""
+        raise ValueError(f"{error}{note}") from None
 
 
 def _check_each(tags: Sequence[str], name: str) -> None:

@@ -92,17 +92,17 @@ class Seq2Seq(Written, Rebuilding):
         more = {"translation": ("bleu", "chrf"), "summary": ROUGE, "exact": ()}[self.metrics]
         return (*super().measured_written, *more) if self.generate else ()
 
-    def asked(self, tokenizer: Any) -> dict[str, Any]:
+    def generation_settings(self, tokenizer: Any) -> dict[str, Any]:
         """What is written starts with its language where targets do, or after it where they end
         with it, as `ftjax.models.bart` has it."""
-        asked = super().asked(tokenizer)
+        settings = super().generation_settings(tokenizer)
         if not self.languages:
-            return asked
+            return settings
         self._set_languages(tokenizer)
         language = tokenizer.convert_tokens_to_ids(self.languages[1])
         first = tokenizer(text_target="")["input_ids"][0] == language
         marks = {"forced_first": language} if first else {"start": language, "forced_first": None}
-        return {**asked, **marks}
+        return {**settings, **marks}
 
     def _set_languages(self, tokenizer: Any) -> None:
         if not self.languages:

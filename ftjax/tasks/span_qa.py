@@ -195,8 +195,8 @@ class SpanQA(Task):
             "f1": float(f1.mean()),
         }
         if self.impossible:
-            has = np.array([bool(texts) for texts in references])
-            for name, among in (("answerable", has), ("unanswerable", ~has)):
+            is_answerable = np.array([bool(texts) for texts in references])
+            for name, among in (("answerable", is_answerable), ("unanswerable", ~is_answerable)):
                 if among.any():
                     scores[f"exact_match_{name}"] = float(exact[among].mean())
                     scores[f"f1_{name}"] = float(f1[among].mean())

@@ -53,7 +53,7 @@ class Written:
         """Metrics that `written` gives, where rows are written for."""
         return ("exact_match",) if self.generate else ()
 
-    def asked(self, tokenizer: Any) -> dict[str, Any]:
+    def generation_settings(self, tokenizer: Any) -> dict[str, Any]:
         """Settings of generation; the tokenizer is made ready for prompts."""
         return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
 
@@ -66,7 +66,7 @@ def ready(task: Any, tokenizer: Any) -> dict[str, Any]:
     """Settings of generation as a task has them; the tokenizer then writes chats as in training."""
     if template := getattr(task, "template", ""):
         tokenizer.chat_template = chosen(tokenizer, template, None)
-    return task.asked(tokenizer) if isinstance(task, Written) else {}
+    return task.generation_settings(tokenizer) if isinstance(task, Written) else {}
 
 
 def merged(

@@ -65,17 +65,17 @@ def listening(signals: tuple[int, ...], note: Callable[[int], None]) -> Iterator
 
     Elsewhere than in the main thread signals are the caller's, and nothing is done.
     """
-    heard, told = socket.socketpair()
-    told.setblocking(False)
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
     try:
-        old_descriptor = signal.set_wakeup_fd(told.fileno())
+        old_descriptor = signal.set_wakeup_fd(writer.fileno())
     except ValueError:  # not in the main thread
         yield
         return
     old = {number: signal.signal(number, lambda *_: None) for number in signals}
 
     def listen() -> None:
-        while number := heard.recv(1):
+        while number := reader.recv(1):
             if number[0] in signals:
                 note(number[0])
 
@@ -87,6 +87,6 @@ def listening(signals: tuple[int, ...], note: Callable[[int], None]) -> Iterator
         for number, handler in old.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(old_descriptor)
-        told.close()
+        writer.close()
         listener.join()
-        heard.close()
+        reader.close()

@@ -65,17 +65,17 @@ class StepPrograms:
             state: before it.
             number: its own.
         """
-        recipe, held, coming = self._recipe, abstract(state), {}
+        recipe, held, shapes = self._recipe, abstract(state), {}
         phase_at, last = recipe.tuned.at_step, min(number + FAR, recipe.total)
         for at, (planned, _, local) in self._loader.ahead(number, recipe.total - number):
-            coming[at] = batch_shapes(self.mesh, local, len(planned.places))
-        self._begin(phase, held, [batch for at, batch in coming.items() if phase_at(at) is phase])
+            shapes[at] = batch_shapes(self.mesh, local, len(planned.places))
+        self._begin(phase, held, [batch for at, batch in shapes.items() if phase_at(at) is phase])
         after = next((at for at in range(number, last) if phase_at(at) is not phase), None)
         needed = {id(phase)} | (set() if after is None else {id(phase_at(after))})
         self._programs.forget(lambda key: key[1] not in needed)
         if after is not None:
             held = recipe.state_shapes(held.params, self.mesh, after + 1)
-            self._begin(phase_at(after), held, coming.values())
+            self._begin(phase_at(after), held, shapes.values())
 
     def _begin(self, phase: Tuned, state: State, batches: Iterable[Shapes]) -> None:
         step = self._recipe.step(phase)

@@ -16,8 +16,8 @@ import jax
 
 from ftjax.errors import UserError
 from ftjax.files import write_text
-from ftjax.parallel.agreement import first, told
-from ftjax.remote import create, is_remote, said
+from ftjax.parallel.agreement import broadcast, first
+from ftjax.remote import create, is_remote, text_of
 
 NAME = "lock.json"
 BEAT = 10.0  # seconds between two signs of life
@@ -134,7 +134,7 @@ class Lock:
         Raises:
             UserError: this process gave no sign of life for so long that another took its place.
         """
-        if told(jax.process_index() == 0 and self._lost()):
+        if broadcast(jax.process_index() == 0 and self._lost()):
             raise UserError(
                 f"--workdir {self._workdir} was taken over while this process was suspended or cut "
                 f"off for more than {self._stale:g} s, or its {NAME} was removed; what it did "
@@ -146,7 +146,7 @@ class Lock:
         self._workdir.mkdir(parents=True, exist_ok=True)
         try:
             while not create(self._path, self._me.text()):
-                if (text := said(self._path)) is not None:
+                if (text := text_of(self._path)) is not None:
                     self._require_dead(text)
                     self._remove(text)
         except BaseException:
@@ -178,7 +178,7 @@ class Lock:
         end = time.monotonic() + self._stale
         while time.monotonic() < end:
             time.sleep(self._beat / 10)
-            now = said(self._path)
+            now = text_of(self._path)
             if now is None:
                 return
             if now != text:  # also where it is of another version, and says what is not read here
@@ -194,19 +194,19 @@ class Lock:
         """Removes a dead holder's lock: of several that would, one does, and no lock but that."""
         guard = self._path.with_name(f"{NAME}.{hashlib.sha256(text.encode()).hexdigest()[:16]}")
         if create(guard, self._me.text()):
-            if said(self._path) == text:
+            if text_of(self._path) == text:
                 self._path.unlink(missing_ok=True)
             guard.unlink(missing_ok=True)
             return
         end = time.monotonic() + self._stale
-        while said(guard) is not None:
+        while text_of(guard) is not None:
             if time.monotonic() > end:  # who began it has died over it
                 guard.unlink(missing_ok=True)
             time.sleep(self._beat / 10)
 
     def _held(self) -> bool:
         """Whether this process holds the folder."""
-        holder = Holder.read(said(self._path) or "")
+        holder = Holder.read(text_of(self._path) or "")
         return holder is not None and holder.token == self._me.token
 
     def _lost(self) -> bool:

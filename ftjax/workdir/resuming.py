@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ftjax.errors import UserError
-from ftjax.parallel.agreement import told, worst
+from ftjax.parallel.agreement import broadcast, worst
 from ftjax.paths import Flat
 from ftjax.training.memory import free
 from ftjax.training.progress import Best, Progress
@@ -36,7 +36,7 @@ def newest(checkpoints: Checkpoints, read: Callable[[int], Read]) -> tuple[Read 
             than damage, as for want of memory.
     """
     damaged: dict[int, str] = {}
-    for step in reversed(told(checkpoints.steps())):
+    for step in reversed(broadcast(checkpoints.steps())):
         value, reason = _together(checkpoints, step, read, lambda value: summed(value[0]))
         if not reason:
             return value, _set_aside(checkpoints, damaged)
@@ -83,7 +83,7 @@ def best(
     leaves, reason = read(best_step)
     if not reason:
         return leaves, []
-    steps = told(checkpoints.steps())
+    steps = broadcast(checkpoints.steps())
     for step in (step for step in steps if step != best_step):
         leaves, damage = read(step)
         if damage:

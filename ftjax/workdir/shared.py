@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from ftjax.config import flat_keys
 from ftjax.errors import UserError
 from ftjax.parallel.agreement import first, raise_together, require_same
-from ftjax.remote import said
+from ftjax.remote import text_of
 from ftjax.workdir.folder import unplaced
 from ftjax.workdir.lock import NAME, Holder
 
@@ -39,7 +39,7 @@ def require_shared_folder(workdir: Path, wait: float = WAIT) -> None:
 
 
 def _token(workdir: Path) -> str | None:
-    holder = Holder.read(said(workdir / NAME) or "")
+    holder = Holder.read(text_of(workdir / NAME) or "")
     return holder and holder.token
 
 

@@ -15,7 +15,7 @@ from ftjax.config import (
     override,
     parse_override,
 )
-from ftjax.config.unread import unread
+from ftjax.config.unused_keys import unused_keys
 from ftjax.data import preparation
 from ftjax.errors import UserError
 from ftjax.options import Option, options
@@ -161,14 +161,14 @@ def test_no_number_is_beyond_what_devices_count_with():
 
 def test_keys_that_another_leaves_unread_are_said():
     config = default_config()
-    assert list(unread(config)) == []
+    assert list(unused_keys(config)) == []
     config.optimizer.momentum, config.data.window = 0.9, 64
-    assert [line.partition(" ")[0] for line in unread(config)] == [
+    assert [line.partition(" ")[0] for line in unused_keys(config)] == [
         "optimizer.momentum=0.9",
         "data.window=64",
     ]
     config.optimizer.name, config.data.streaming = "sgd", True
-    assert list(unread(config)) == []
+    assert list(unused_keys(config)) == []
 
 
 @pytest.mark.parametrize(

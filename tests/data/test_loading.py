@@ -9,7 +9,7 @@ import pytest
 from ftjax.data import loading
 from ftjax.data.encode import Examples, Ragged
 from ftjax.data.loading import Loader
-from ftjax.data.once import Once
+from ftjax.data.memo import Memo
 from ftjax.data.planning import EMPTY, bucket_layout, packed_layout
 
 
@@ -146,9 +146,9 @@ def test_what_fails_is_tried_again():
             raise ValueError(f"try {len(tries)}")
         return -number
 
-    once = Once(compute, 2)
+    memo = Memo(compute, 2)
     for number in (1, 2):
         with pytest.raises(ValueError, match=f"try {number}"):
-            once(5)
-    assert once(5) == -5 and once(6) == -6 and once(7) == -7 and tries == [5, 5, 5, 6, 7]
-    assert once(5) == -5 and tries[-1] == 5  # two are kept
+            memo(5)
+    assert memo(5) == -5 and memo(6) == -6 and memo(7) == -7 and tries == [5, 5, 5, 6, 7]
+    assert memo(5) == -5 and tries[-1] == 5  # two are kept

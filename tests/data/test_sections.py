@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ftjax.data.opened import BEGIN
+from ftjax.data.lazy_split import BEGIN
 from ftjax.data.readers import lines
 from ftjax.data.sources import load, open_parts
 from ftjax.data.stream_source import START, Cursor, Position, Source

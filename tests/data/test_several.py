@@ -23,7 +23,7 @@ from ftjax.tasks.multiple_choice import MultipleChoice
 from ftjax.tasks.seq2seq import Seq2Seq
 from ftjax.tasks.span_qa import SpanQA
 from tests.conftest import WORDS, data_settings, write_jsonl
-from tests.tasks.made import examples_of, split_of, write_words
+from tests.tasks.small_models import examples_of, split_of, write_words
 
 ROWS, WINDOW, BATCH = 24, 8, 4
 BLOCKS, WINDOWS = CausalLM(block=8), SpanQA(stride=4)

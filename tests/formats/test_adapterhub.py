@@ -29,7 +29,7 @@ from tests.formats.adapterhub_cases import (
     renamed,
     stored,
 )
-from tests.models.made import difference, quick
+from tests.models.random_models import difference, quick
 
 FAMILIES = ("bert", "roberta", "gpt2", "llama", "t5")
 METHODS = ("houlsby", "pfeiffer", "parallel", "scaled_parallel", "lora", "ia3")

@@ -20,7 +20,7 @@ from tests.formats.test_round_trips import (
     scored,
     texts,
 )
-from tests.models.made import build, config_of, kind_of, natural, parameters, quick
+from tests.models.random_models import build, config_of, kind_of, natural, parameters, quick
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
 LABELS = {"labels": NAMES}

@@ -21,7 +21,7 @@ from ftjax.formats.folder import Weights, locate, read_config
 from ftjax.formats.hf import mapping
 from ftjax.formats.sentence_transformers.modules import pooling_of
 from tests.conftest import HEAD, build, make_batch, perturbed
-from tests.models.made import quick
+from tests.models.random_models import quick
 from tests.models.reference import Reference
 from tests.models.test_bert import torch_inputs
 

@@ -19,7 +19,7 @@ from ftjax.errors import UserError
 from ftjax.formats.peft import folder as peft
 from ftjax.setup.model import place_model
 from tests.methods.peft_cases import ROWS, adapted, base_of, their_logits, written
-from tests.models.made import build, parameters, quick
+from tests.models.random_models import build, parameters, quick
 
 GOLDEN = Path(__file__).parent / "golden" / "peft"
 CASES = [(name, family) for name, row in ROWS.items() for family in row.families]

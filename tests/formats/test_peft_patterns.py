@@ -18,7 +18,7 @@ from ftjax.paths import expand
 from tests.formats.bounds import bounded
 from tests.formats.test_peft_saved import ENDLESS
 from tests.methods.peft_cases import base_of, stepper, their_logits, their_loss
-from tests.models.made import quick
+from tests.models.random_models import quick
 
 LORA = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
 LORA["dora, rank_stabilized"] = {"use_dora": True, "use_rslora": True}

@@ -21,7 +21,7 @@ from ftjax.formats.hf.vocabulary import with_words
 from ftjax.formats.peft import folder as files
 from tests.formats.bounds import bounded
 from tests.models.cases import BART
-from tests.models.made import quick
+from tests.models.random_models import quick
 
 IDS = np.random.default_rng(0).integers(4, 60, (3, 7))
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}

@@ -16,7 +16,7 @@ from ftjax.tasks.masked_lm import MaskedLM
 from ftjax.tasks.seq2seq import Seq2Seq
 from tests.formats.published import PIECES, TEXTS, hashable, trained, write
 from tests.models.cases import CASES
-from tests.tasks.made import split_of
+from tests.tasks.small_models import split_of
 
 # Whose letters are in lower case or without accents, other than SentencePiece has them.
 OTHERS = ("albert", "xlnet")

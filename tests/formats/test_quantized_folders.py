@@ -17,7 +17,7 @@ from ftjax.errors import UserError
 from ftjax.formats.folder import open_weights, read_config, stored_dtype
 from ftjax.formats.hf.dequantize import STATE
 from tests.models.cases import CASES
-from tests.models.made import quick
+from tests.models.random_models import quick
 
 
 def make(folder, case="llama", dtype=torch.bfloat16):
@@ -98,15 +98,15 @@ def packed(codes, bits, order=None):
 
 def grouped(matrix, bits, size, groups):
     """Codes (in, out), zeros and scales (groups, out) of a matrix (out, in), and what they say."""
-    turned = matrix.float().T
+    transposed = matrix.float().T
     count = int(groups.max()) + 1
     scales, zeros = torch.empty(count, len(matrix)), torch.empty(count, len(matrix))
     for group in range(count):
-        rows = turned[groups == group]
+        rows = transposed[groups == group]
         low, high = rows.amin(0).clamp(max=0), rows.amax(0).clamp(min=0)
         scales[group] = ((high - low) / (2**bits - 1)).half().float()
         zeros[group] = torch.round(-low / scales[group]).clamp(1, 2**bits - 1)
-    codes = torch.round(turned / scales[groups] + zeros[groups]).clamp(0, 2**bits - 1)
+    codes = torch.round(transposed / scales[groups] + zeros[groups]).clamp(0, 2**bits - 1)
     return codes, zeros, scales, (scales[groups] * (codes - zeros[groups])).T
 
 

@@ -16,7 +16,7 @@ from ftjax.formats.hf import mapping
 from ftjax.formats.hf.vocabulary import Resized, sized, with_words
 from tests.conftest import ftjax, here, write_jsonl, write_tiny
 from tests.models.cases import CASES
-from tests.models.made import natural
+from tests.models.random_models import natural
 from tests.models.reference import Reference
 
 MORE = 3

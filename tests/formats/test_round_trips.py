@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from ftjax import tasks
 from ftjax.config import default_config
-from ftjax.evaluation import asked_models
+from ftjax.evaluation import preparation_models
 from ftjax.evaluation.predictor import Predictor
 from ftjax.formats.adapter import read_method
 from ftjax.formats.export import write_export
@@ -114,7 +114,7 @@ def configured(task, data, folder, method=None, **options):
 
 def scored(config, folder, move=False):
     """A run's model, with what the method and the head have moved, and its scores."""
-    data = read_data(config, tasks.create(config.task), folder, asked_models)
+    data = read_data(config, tasks.create(config.task), folder, preparation_models)
     run = place_model(config, data.names)
     if move:
         run = replace(run, trainable=perturbed(run.trainable, run.tuned))
@@ -189,9 +189,9 @@ def test_what_transformers_cannot_read_is_said(sentences, tmp_path):
     assert "SentenceTransformer(" in page and "library_name: sentence-transformers" in page
     config = transformers.AutoConfig.from_pretrained(out)
     assert config.id2label == dict(enumerate(sorted(NAMES)))
-    rows = predictor.outputs(read_data(run.config, run.task, sentences, asked_models).raw["train"])[
-        0
-    ]
+    rows = predictor.outputs(
+        read_data(run.config, run.task, sentences, preparation_models).raw["train"]
+    )[0]
     theirs = SentenceTransformer(str(out), device="cpu").encode([row["text"] for row in CLASSES])
     np.testing.assert_allclose(rows, theirs, atol=1e-4)
 
@@ -202,7 +202,7 @@ def test_embeddings_with_dense_layers_equal_sentence_transformers(sentences, tmp
     assert not run.absent
     predictor = Predictor(run, (), 0, sentences)
     outputs, _ = predictor.outputs(
-        read_data(run.config, run.task, sentences, asked_models).raw["train"]
+        read_data(run.config, run.task, sentences, preparation_models).raw["train"]
     )
     theirs = SentenceTransformer(str(sentences), device="cpu").encode(texts())
     assert theirs.shape[1] == 24

@@ -25,7 +25,7 @@ from ftjax.formats.folder import fingerprint, open_weights, read_config
 from ftjax.formats.hf.weights import Weights
 from ftjax.formats.pickled import open_tensors, read_tensors
 from tests.models.cases import CASES
-from tests.models.made import natural
+from tests.models.random_models import natural
 from tests.models.reference import Reference
 
 

@@ -11,7 +11,7 @@ from ftjax.formats.folder import read_config
 from ftjax.generation import beam, decode
 from ftjax.generation.settings import Settings, from_hf
 from tests.models.cases import CASES
-from tests.models.made import by_layers
+from tests.models.random_models import by_layers
 from tests.models.reference import Reference
 
 TOKENS = 14

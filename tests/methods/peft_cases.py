@@ -19,7 +19,7 @@ from ftjax.build import build_tuned
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import expand
 from tests.models.cases import PLAIN, SIZES, SPECIAL, T5
-from tests.models.made import quick
+from tests.models.random_models import quick
 
 torch.set_num_threads(1)
 FAMILIES = {  # name → configuration, class, our head, peft's task

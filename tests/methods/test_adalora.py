@@ -22,8 +22,8 @@ from ftjax.paths import expand
 from ftjax.runs.train import train
 from ftjax.training.optimizers import make_optimizer
 from tests.methods.peft_cases import base_of, their_logits
-from tests.models import made
-from tests.models.made import quick
+from tests.models import random_models
+from tests.models.random_models import quick
 
 STEPS, RATE = 20, 0.1
 HYPER = {"rank": 6, "target_rank": 3, "alpha": 6.0, "begin": 3, "end": 5, "interval": 2}
@@ -217,8 +217,8 @@ def test_what_is_pruned_is_zero_at_any_rate():
     hyper = {"rank": 4, "target_rank": 1, "begin": 0, "end": 1}
     parts = [{"name": "layerwise_lr_decay", "decay": 0.5}, {"name": "adalora", **hyper}]
     method = methods.create({"name": "combination", "parts": parts})
-    model = build_tuned(made.config_of("llama"), method, {}, {"head": "causal_lm"})
-    params, frozen = model.partition.split(made.parameters(model))
+    model = build_tuned(random_models.config_of("llama"), method, {}, {"head": "causal_lm"})
+    params, frozen = model.partition.split(random_models.parameters(model))
     rates = model.rates()
     assert rates["decoder/layer_0/attention/query/lora_e"] == 0.125
     labels = {path: model.partition.labels[path] for path in params}

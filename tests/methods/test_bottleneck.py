@@ -10,7 +10,7 @@ from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.paths import expand
 from tests.conftest import CONFIG, build, make_batch, perturbed
-from tests.models.made import config_of, quick
+from tests.models.random_models import config_of, quick
 
 
 class NumpyBert:

@@ -15,7 +15,7 @@ from ftjax.errors import UserError
 from ftjax.methods.combination import Combination
 from ftjax.testing import BASES, HEAD, build, make_batch
 from tests.methods.bases import folder
-from tests.models.made import quick
+from tests.models.random_models import quick
 
 PARTS = ({"name": "lora", "rank": 2, "targets": ["query"]}, {"name": "bitfit"})
 

@@ -16,7 +16,7 @@ from ftjax.partition import FROZEN
 from ftjax.testing import build, make_batch
 from ftjax.training.optimizers import make_optimizer
 from tests.methods.bases import folder
-from tests.models.made import quick
+from tests.models.random_models import quick
 
 RATE, ALPHA, RANK = 0.1, 6.0, 4
 SMALL = {"ia3": {"feedforward": "none"}, "oft": {"block": 8}, "adalora": {"target_rank": 2}}

@@ -12,7 +12,7 @@ import pytest
 
 from ftjax import methods, pretrained
 from tests.conftest import build, make_batch, perturbed
-from tests.models.made import quick
+from tests.models.random_models import quick
 
 PAGE = Path(__file__).parents[2] / "docs/adding/method.md"
 

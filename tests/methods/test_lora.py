@@ -20,8 +20,8 @@ from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import expand
 from tests.conftest import build, make_batch, perturbed
 from tests.methods.peft_cases import base_of, their_logits
-from tests.models import made
-from tests.models.made import quick
+from tests.models import random_models
+from tests.models.random_models import quick
 from tests.models.test_bert import reference_classifier, torch_inputs
 
 
@@ -114,9 +114,9 @@ def test_a_table_of_words_is_adapted(name, tmp_path):
     params, _ = pretrained.load(base.folder, model, mesh, jax.random.key(0))
     assert not np.any(params["embeddings/word/lora_a"])
     assert abs(np.std(params["embeddings/word/lora_b"]) - 1) < 0.1
-    apply = made.quick(lambda params: model.apply(params, base.batch))
+    apply = random_models.quick(lambda params: model.apply(params, base.batch))
     plain = base.under({"name": "full"})
-    run = made.quick(lambda params: plain.apply(params, base.batch))
+    run = random_models.quick(lambda params: plain.apply(params, base.batch))
     np.testing.assert_array_equal(apply(params), run({path: params[path] for path in plain.shapes}))
     moved = base.moved(model)
     found = apply(moved)
@@ -135,7 +135,7 @@ def test_a_tied_head_reads_the_unadapted_table(tmp_path):
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
     with torch.no_grad():
         wanted = their_logits(theirs, base.batch).numpy()
-    found = made.quick(model.apply)(params, base.batch)
+    found = random_models.quick(model.apply)(params, base.batch)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="reads words off by their embeddings"):
         model.merged(params)
@@ -165,7 +165,7 @@ def test_all_linear_leaves_experts_out(tmp_path):
     theirs = peft.PeftModel.from_pretrained(base.copy(), tmp_path, is_trainable=True).eval()
     with torch.no_grad():
         wanted = their_logits(theirs, base.batch).numpy()
-    found = made.quick(model.apply)(params, base.batch)
+    found = random_models.quick(model.apply)(params, base.batch)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
     count = sum(p.numel() for p in theirs.parameters() if p.requires_grad)
     assert count == model.partition.counts(model.shapes)[0]
@@ -176,7 +176,10 @@ def test_all_linear_leaves_experts_out(tmp_path):
 @pytest.mark.parametrize("segments", ["unrolled", "scan"])
 @pytest.mark.parametrize("targets", [("q_proj", "up"), r".*ffn/up", "decoder.*"])
 def test_experts_are_no_targets(targets, segments):
-    config, method = made.config_of("mixtral"), methods.create({"name": "lora", "targets": targets})
+    config, method = (
+        random_models.config_of("mixtral"),
+        methods.create({"name": "lora", "targets": targets}),
+    )
     with pytest.raises(UserError, match=r"method\.targets=.*'decoder/.*/ffn/\w+'.* each expert"):
         build_tuned(config, method, {"segments": segments}, {"head": "causal_lm"})
 

@@ -13,7 +13,7 @@ from ftjax.formats.peft import folder as files
 from ftjax.training.optimizers import make_optimizer
 from tests.methods import bases
 from tests.methods.peft_cases import Base, base_of, stepper, their_logits, their_loss
-from tests.models.made import quick
+from tests.models.random_models import quick
 
 RATE, STEPS = 0.01, 20
 

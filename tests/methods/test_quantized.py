@@ -23,8 +23,8 @@ from ftjax.training.optimizers import make_optimizer
 from ftjax.training.step import init_state, lower_step, make_step
 from tests.covering import product
 from tests.methods import bases
-from tests.models import made
-from tests.models.made import quick
+from tests.models import random_models
+from tests.models.random_models import quick
 
 
 def kernel(*shape: int, seed: int = 0) -> np.ndarray:
@@ -265,13 +265,13 @@ def test_what_trains_is_not_quantized():
 
 
 def test_experts_are_quantized():
-    config = {**made.config_of("mixtral"), "hidden_size": 64, "head_dim": 16}
+    config = {**random_models.config_of("mixtral"), "hidden_size": 64, "head_dim": 16}
     head = {"head": "causal_lm"}
     plain = build_tuned(config, methods.create({"name": "full"}), {}, head)
     method = methods.create({"name": "qlora", "over": {"name": "lora"}})
     model = build_tuned(config, method, {}, head)
     path = next(path for path in model.base.shapes if path.endswith("ffn/up/kernel"))
-    params = made.parameters(plain)
+    params = random_models.parameters(plain)
     added = {p: np.zeros(x.shape, np.float32) for p, x in model.shapes.items() if p not in params}
     held = {
         p: x for p, x in params.items() if p.removesuffix("/kernel") in method.kernels(model.base)
@@ -283,7 +283,7 @@ def test_experts_are_quantized():
     assert router in params and router not in quantized  # it decides where tokens go
     small = jnp.asarray(params[router])
     assert method.stored(model.base, router, small) is small
-    batch = made.inputs("mixtral")
+    batch = random_models.inputs("mixtral")
     found = quick(lambda p: model.apply(p, batch))({**params, **added, **quantized})
     wanted = quick(lambda p: plain.apply(p, batch))(dequantized({**params, **quantized}))
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)

@@ -13,7 +13,7 @@ from ftjax.generation.decode import next_logits, read_prompt
 from ftjax.methods.example_tokens import ranks
 from ftjax.methods.reft import orthonormal
 from ftjax.testing import BASES, build
-from tests.models.made import parameters, quick
+from tests.models.random_models import parameters, quick
 
 FULL = {"name": "reft", "rank": 2, "first": 2, "last": 1, "init": "kaiming"}
 

@@ -15,8 +15,8 @@ from ftjax.errors import UserError
 from ftjax.formats.peft import folder as files
 from tests.methods.peft_cases import STEPS, Base, base_of, stepper, their_logits, their_loss
 from tests.models.cases import BART, T5
-from tests.models.made import build as made
-from tests.models.made import config_of, difference, parameters, quick, unstacked
+from tests.models.random_models import build as made
+from tests.models.random_models import config_of, difference, parameters, quick, unstacked
 from tests.models.test_packing import examples, packed
 
 K, RATE = 4, 0.02

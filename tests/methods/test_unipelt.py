@@ -8,7 +8,7 @@ from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.generation.decode import next_logits, read_prompt
 from ftjax.testing import BASES, build, make_batch
-from tests.models.made import config_of, parameters, quick
+from tests.models.random_models import config_of, parameters, quick
 
 PREFIX = {"name": "prefix_tuning", "length": 3, "shift": False}
 PARTS = (PREFIX, {"name": "pfeiffer"}, {"name": "lora", "rank": 2})

@@ -15,7 +15,7 @@ from ftjax.errors import UserError
 from ftjax.formats.folder import locate
 from tests.conftest import CONFIG, HEAD, build, make_batch, write_tiny
 from tests.covering import covering, product
-from tests.models.made import quick
+from tests.models.random_models import quick
 
 FULL = {"name": "full"}
 

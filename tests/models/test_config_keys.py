@@ -21,8 +21,8 @@ from ftjax.models import FAMILIES, configure
 from ftjax.models.config_keys import FIXED, INERT
 from ftjax.models.layers import Options
 from tests.models.cases import CASES, LLAMA3
-from tests.models.made import natural
 from tests.models.other_keys import FAMILY, NESTED, OLDER, VALUES, base_of, other, others, table_of
+from tests.models.random_models import natural
 from tests.models.reference import LABELS, Reference, difference
 from tests.models.test_parity import applied, build, said
 

@@ -17,7 +17,7 @@ from ftjax.models.attention import _say_once
 from ftjax.models.masks import Pattern
 from ftjax.parallel.mesh import logical_axes, make_mesh
 from tests.covering import covering, product
-from tests.models import made
+from tests.models import random_models
 
 PREFIX = {"name": "prefix_tuning", "length": 3}
 SCAN = {"segments": "scan", "remat": "full"}
@@ -27,36 +27,36 @@ WINDOW = f"{CAUSAL} local_window_size"
 
 def everything(case):
     """Odd rows without padding."""
-    batch = made.inputs(case, length=11)
+    batch = random_models.inputs(case, length=11)
     return {"input_ids": batch["input_ids"]}
 
 
 CASES = {  # case, settings and method, batch, what is told for layers and stacks
-    "rows of an encoder": ("bert", {}, made.inputs, {LENGTHS}),
-    "packed rows": ("bert", SCAN, made.packed, {MASK}),
-    "windows to both sides": ("modernbert", {}, made.inputs, {LENGTHS, MASK}),
-    "the same, scanned": ("modernbert", SCAN, made.inputs, {LENGTHS, MASK}),
-    "content and distance": ("deberta-v3", {}, made.inputs, {LENGTHS}),
-    "permutations": ("xlnet", {}, made.inputs, {MASK}),
-    "shared layers": ("albert", SCAN, made.inputs, {LENGTHS}),
-    "rows of a decoder": ("llama", SCAN, made.inputs, {CAUSAL}),
-    "packed rows of a decoder": ("llama", {}, made.packed, {MASK}),
-    "windows": ("mistral", SCAN, made.inputs, {WINDOW}),
-    "windows of some layers": ("gpt_neo", SCAN, made.inputs, {WINDOW, CAUSAL}),
-    "both stacks, biased": ("t5", {}, made.inputs, {LENGTHS, CAUSAL}),
-    "both stacks": ("bart", SCAN, made.inputs, {LENGTHS, CAUSAL}),
-    "prefix of an encoder": ("bert", {"method": PREFIX}, made.inputs, {LENGTHS}),
-    "prefix of a decoder": ("llama", {"method": PREFIX} | SCAN, made.inputs, {CAUSAL}),
+    "rows of an encoder": ("bert", {}, random_models.inputs, {LENGTHS}),
+    "packed rows": ("bert", SCAN, random_models.packed, {MASK}),
+    "windows to both sides": ("modernbert", {}, random_models.inputs, {LENGTHS, MASK}),
+    "the same, scanned": ("modernbert", SCAN, random_models.inputs, {LENGTHS, MASK}),
+    "content and distance": ("deberta-v3", {}, random_models.inputs, {LENGTHS}),
+    "permutations": ("xlnet", {}, random_models.inputs, {MASK}),
+    "shared layers": ("albert", SCAN, random_models.inputs, {LENGTHS}),
+    "rows of a decoder": ("llama", SCAN, random_models.inputs, {CAUSAL}),
+    "packed rows of a decoder": ("llama", {}, random_models.packed, {MASK}),
+    "windows": ("mistral", SCAN, random_models.inputs, {WINDOW}),
+    "windows of some layers": ("gpt_neo", SCAN, random_models.inputs, {WINDOW, CAUSAL}),
+    "both stacks, biased": ("t5", {}, random_models.inputs, {LENGTHS, CAUSAL}),
+    "both stacks": ("bart", SCAN, random_models.inputs, {LENGTHS, CAUSAL}),
+    "prefix of an encoder": ("bert", {"method": PREFIX}, random_models.inputs, {LENGTHS}),
+    "prefix of a decoder": ("llama", {"method": PREFIX} | SCAN, random_models.inputs, {CAUSAL}),
     "prefix and bias": (
         "t5",
         {"method": PREFIX | {"places": ("encoder", "decoder", "cross")}},
-        made.inputs,
+        random_models.inputs,
         {LENGTHS, CAUSAL},
     ),
-    "prefix and window": ("mistral", {"method": PREFIX}, made.inputs, {MASK}),
-    "odd rows": ("modernbert", {}, partial(made.inputs, length=11), {LENGTHS, MASK}),
-    "odd rows of a decoder": ("mistral", {}, partial(made.inputs, length=11), {WINDOW}),
-    "odd stacks, biased": ("t5", {}, partial(made.inputs, length=11), {LENGTHS, CAUSAL}),
+    "prefix and window": ("mistral", {"method": PREFIX}, random_models.inputs, {MASK}),
+    "odd rows": ("modernbert", {}, partial(random_models.inputs, length=11), {LENGTHS, MASK}),
+    "odd rows of a decoder": ("mistral", {}, partial(random_models.inputs, length=11), {WINDOW}),
+    "odd stacks, biased": ("t5", {}, partial(random_models.inputs, length=11), {LENGTHS, CAUSAL}),
     "nothing hidden": ("bert", {}, everything, {LENGTHS}),
 }
 
@@ -84,23 +84,25 @@ def told(monkeypatch):
 def test_structure_says_what_masks_say(name, told):
     case, settings, batch, wanted_told = CASES[name]
     batch = batch(case)
-    model = made.build(case, None, platform="gpu", attention="cudnn", **settings)
-    plain, params = made.build(case, None, **settings), made.parameters(model)
-    hidden, wanted = (made.hidden(each, params, batch) for each in (model, plain))
+    model = random_models.build(case, None, platform="gpu", attention="cudnn", **settings)
+    plain, params = random_models.build(case, None, **settings), random_models.parameters(model)
+    hidden, wanted = (random_models.hidden(each, params, batch) for each in (model, plain))
     assert told == wanted_told
-    assert made.difference(hidden, wanted) < 5e-6
+    assert random_models.difference(hidden, wanted) < 5e-6
 
 
 def test_decoders_that_see_both_sides(told):
     """As encoders: of whole rows their lengths, of windows the mask."""
     kinds = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
-    config = {**made.config_of("gemma3"), **kinds, "use_bidirectional_attention": True}
+    config = {**random_models.config_of("gemma3"), **kinds, "use_bidirectional_attention": True}
     settings, full = {"attention": "cudnn"} | SCAN, methods.create({"name": "full"})
     model = build_tuned(config, full, settings, {"head": None}, "gpu")
     plain = build_tuned(config, full, {}, {"head": None})
-    batch = made.inputs("gemma3")
-    hidden, wanted = (made.hidden(each, made.parameters(each), batch) for each in (model, plain))
-    assert made.difference(hidden, wanted) < 5e-6
+    batch = random_models.inputs("gemma3")
+    hidden, wanted = (
+        random_models.hidden(each, random_models.parameters(each), batch) for each in (model, plain)
+    )
+    assert random_models.difference(hidden, wanted) < 5e-6
     assert told == {LENGTHS, MASK}
     with pytest.raises(UserError, match="splash is for decoders that see one side"):
         build_tuned(config, full, {"attention": "splash"}, {"head": None}, "tpu")
@@ -108,14 +110,14 @@ def test_decoders_that_see_both_sides(told):
 
 
 def test_over_a_mesh_it_equals_one_device(told):
-    batch = made.inputs("t5", rows=4)
-    model = made.build("t5", None, platform="gpu", attention="cudnn")
-    params = made.parameters(model)
-    wanted, expected = made.graded(made.build("t5", None), params, batch)
+    batch = random_models.inputs("t5", rows=4)
+    model = random_models.build("t5", None, platform="gpu", attention="cudnn")
+    params = random_models.parameters(model)
+    wanted, expected = random_models.graded(random_models.build("t5", None), params, batch)
     with logical_axes(make_mesh(2, 2, 2)):
-        hidden, grads = made.graded(model, params, batch)
-    assert made.difference(hidden, wanted) < 1e-4
-    assert made.furthest(grads, expected) < 1e-3
+        hidden, grads = random_models.graded(model, params, batch)
+    assert random_models.difference(hidden, wanted) < 1e-4
+    assert random_models.furthest(grads, expected) < 1e-3
 
 
 @pytest.fixture
@@ -148,9 +150,9 @@ def kernels(program: str) -> set[str]:
     return found
 
 
-build = partial(made.build, platform="gpu", dtype="bfloat16")
-ROWS = partial(made.inputs, length=12)
-ODD, PACKED = partial(made.inputs, length=11), partial(made.packed, length=11)
+build = partial(random_models.build, platform="gpu", dtype="bfloat16")
+ROWS = partial(random_models.inputs, length=12)
+ODD, PACKED = partial(random_models.inputs, length=11), partial(random_models.packed, length=11)
 TAKEN = {  # head, settings and method, batch, the kernels' masks
     "encoder": ("bert", "masked_lm", {}, ROWS, {"PADDING"}),
     "classifier": ("bert", "classification", {"remat": "full"}, ROWS, {"PADDING"}),
@@ -236,7 +238,7 @@ def test_without_cudnn_it_is_said(caplog):
 @pytest.mark.parametrize("attention", ["cudnn", "gpu"])
 def test_off_a_gpu_it_is_refused(attention):
     with pytest.raises(UserError, match=f"{attention} runs on GPUs, and this is a CPU: use"):
-        made.build("bert", None, attention=attention)
+        random_models.build("bert", None, attention=attention)
 
 
 def test_one_query_is_xlas(installed):

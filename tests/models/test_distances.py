@@ -10,7 +10,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from ftjax.models import configure, deberta, t5
 from ftjax.models.layers import Options
-from tests.models.made import build, config_of, inputs, parameters, quick
+from tests.models.random_models import build, config_of, inputs, parameters, quick
 
 FARTHEST = 1023
 

@@ -9,8 +9,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from ftjax.models import configure
 from ftjax.models.layers import Dropout, Options
 from tests.models.cases import CASES
-from tests.models.made import heads_of
 from tests.models.other_keys import DROPOUTS, base_of, table_of
+from tests.models.random_models import heads_of
 from tests.models.test_parity import build
 
 # Only what stands before a classifier; "pooler_dropout" stands before the layer before it.

@@ -10,7 +10,7 @@ from ftjax.errors import UserError
 from ftjax.parallel.mesh import logical_axes, make_mesh
 from tests.covering import covering, product
 from tests.forecast.abstract import LLAMA
-from tests.models import made
+from tests.models import random_models
 
 METHODS = {
     "full": {},
@@ -40,7 +40,7 @@ def found(model, mesh=None):
         logits = model.apply(params, {"input_ids": ids})
         return (logits**2).sum(), logits
 
-    return made.quick(jax.grad(loss, has_aux=True))(params)
+    return random_models.quick(jax.grad(loss, has_aux=True))(params)
 
 
 CASES = [(method, shape) for method in METHODS for shape in (None, (1, 4, 1), (1, 2, 2))]
@@ -58,7 +58,7 @@ def test_parts_equal_the_whole(method, shape):
     np.testing.assert_allclose(outputs, logits, rtol=1e-5, atol=1e-5 * np.abs(logits).max())
     largest = max(np.abs(grad).max() for grad in grads.values())
     for path, grad in grads.items():
-        assert made.difference(parted[path], grad, largest) < 1e-4, path
+        assert random_models.difference(parted[path], grad, largest) < 1e-4, path
 
 
 def test_what_is_computed_at_a_time_is_a_part():

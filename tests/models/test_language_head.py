@@ -16,7 +16,7 @@ from ftjax.parallel.mesh import logical_axes, make_mesh
 from tests.covering import covering, product
 from tests.forecast.abstract import LLAMA
 from tests.methods.bases import ALIKE
-from tests.models import made
+from tests.models import random_models
 
 LENGTH = 11
 
@@ -28,7 +28,7 @@ def several_chunks(monkeypatch):
 
 def make_batch(case, smoothing=0.0):
     random = np.random.default_rng(0)
-    batch = made.inputs(case, rows=4, length=LENGTH)
+    batch = random_models.inputs(case, rows=4, length=LENGTH)
     batch["targets"] = random.integers(0, 64, (4, LENGTH)).astype(np.int32)
     batch["target_weights"] = random.integers(0, 3, (4, LENGTH)).astype(np.float32)
     return batch | ({"target_smoothing": smoothing} if smoothing else {})
@@ -36,7 +36,7 @@ def make_batch(case, smoothing=0.0):
 
 def with_gradients(loss, params):
     """Gradients, and what the loss gives beside itself."""
-    return made.quick(jax.grad(loss, has_aux=True))(params)
+    return random_models.quick(jax.grad(loss, has_aux=True))(params)
 
 
 def found(model, batch):
@@ -69,14 +69,14 @@ def wanted(model, batch):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("case", ["llama", "gemma2"])  # with a head; tied and capped
 def test_equals_the_loss_of_logits(case, smoothing):
-    model, batch = made.build(case, "causal_lm"), make_batch(case, smoothing)
-    params = made.parameters(model)
+    model, batch = random_models.build(case, "causal_lm"), make_batch(case, smoothing)
+    params = random_models.parameters(model)
     grads, scores = with_gradients(found(model, batch), params)
     expected, values = with_gradients(wanted(model, batch), params)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), tuple(scores), values)
     largest = max(np.abs(grad).max() for grad in expected.values())
     for path, grad in expected.items():
-        assert made.difference(grads[path], grad, largest) < 1e-4, path
+        assert random_models.difference(grads[path], grad, largest) < 1e-4, path
 
 
 # Selections compute what the model does; the first needs a pattern, the second biases; the last
@@ -98,7 +98,7 @@ def test_under_every_method(method, layout):
     made_of = methods.create({"name": method, **small.get(method, {})})
     model = build_tuned(LLAMA, made_of, {}, {"head": "causal_lm"})
     random = np.random.default_rng(0)
-    params = made.parameters(model)
+    params = random_models.parameters(model)
     rows = np.sort(random.integers(1, 3, (4, LENGTH)))
     batch = {"segment_ids": rows} if packed else {"attention_mask": (rows < 2).astype(np.int32)}
     batch["input_ids"] = random.integers(0, 256, (4, LENGTH)).astype(np.int32)
@@ -109,7 +109,7 @@ def test_under_every_method(method, layout):
     batch["target_weights"] = random.integers(0, 3, (4, LENGTH)).astype(np.float32)
     batch["target_smoothing"] = 0.1
     try:
-        values = made.quick(wanted(model, batch))(params)[1]
+        values = random_models.quick(wanted(model, batch))(params)[1]
     except UserError as error:
         assert packed and "packed" in str(error)
         return
@@ -124,14 +124,14 @@ MESHES = [
 
 @pytest.mark.parametrize(("shape", "smoothing"), product(MESHES, covering(MESHES)))
 def test_over_a_mesh_it_equals_one_device(shape, smoothing):
-    model, batch = made.build("llama", "causal_lm"), make_batch("llama", smoothing)
-    params = made.parameters(model)
+    model, batch = random_models.build("llama", "causal_lm"), make_batch("llama", smoothing)
+    params = random_models.parameters(model)
     expected, values = with_gradients(wanted(model, batch), params)
     with logical_axes(make_mesh(*shape, jax.devices()[:4])):
         grads, scores = with_gradients(found(model, batch), params)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), tuple(scores), values)
     for path, grad in expected.items():
-        assert made.difference(grads[path], grad, 1.0) < 1e-4, path
+        assert random_models.difference(grads[path], grad, 1.0) < 1e-4, path
 
 
 def test_logits_exist_in_chunks_only():

@@ -12,7 +12,7 @@ from ftjax import methods
 from ftjax.build import build_tuned
 from ftjax.models.stack import POLICIES, matching_segments
 from tests.models.cases import CASES
-from tests.models.made import (
+from tests.models.random_models import (
     build,
     by_layers,
     config_of,

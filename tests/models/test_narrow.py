@@ -19,23 +19,25 @@ from tests.models.cases import CASES
 SIZE, OUT = 48, 96
 
 
-def made(count, turned=False):
+def made(count, transposed=False):
     random = np.random.default_rng(0)
     x, kernel = random.normal(size=(count, 1, SIZE)), random.normal(size=(SIZE, OUT))
-    return jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel.T if turned else kernel, jnp.bfloat16)
+    return jnp.asarray(x, jnp.bfloat16), jnp.asarray(
+        kernel.T if transposed else kernel, jnp.bfloat16
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
 @pytest.mark.parametrize("function", [rows, read_off])
 def test_sums_are_float32s_and_nothing_is_copied(function, count):
-    turned = function is read_off
-    x, kernel = made(count, turned)
+    transposed = function is read_off
+    x, kernel = made(count, transposed)
     wide = np.asarray(kernel, np.float64)
-    wanted = np.asarray(x, np.float64) @ (wide.T if turned else wide)
+    wanted = np.asarray(x, np.float64) @ (wide.T if transposed else wide)
     program = jax.jit(function).lower(x, kernel).compile()
     found = np.asarray(program(x, kernel), np.float64)
     assert found.shape == (count, 1, OUT)
-    np.testing.assert_allclose(found, wanted, rtol=0 if turned else 2**-8, atol=1e-5)
+    np.testing.assert_allclose(found, wanted, rtol=0 if transposed else 2**-8, atol=1e-5)
     copies = rf"f32\[({SIZE},{OUT}|{OUT},{SIZE})\]"
     assert not re.findall(copies, program.as_text())
 
@@ -43,14 +45,14 @@ def test_sums_are_float32s_and_nothing_is_copied(function, count):
 @pytest.mark.parametrize("count", [1, 3, FEW + 1])
 @pytest.mark.parametrize("function", [rows, read_off])
 def test_gradients_are_those_of_the_product(function, count):
-    turned = function is read_off
-    x, kernel = made(count, turned)
-    dtype = jnp.float32 if turned else jnp.bfloat16
+    transposed = function is read_off
+    x, kernel = made(count, transposed)
+    dtype = jnp.float32 if transposed else jnp.bfloat16
     slopes = jnp.asarray(np.random.default_rng(1).normal(size=(count, 1, OUT)), dtype)
     dx, dkernel = jax.jit(lambda *given: jax.vjp(function, *given)[1](slopes))(x, kernel)
     wide, back = (np.asarray(y, np.float64) for y in (kernel, slopes))
     outer = np.asarray(x, np.float64)[:, 0].T @ back[:, 0]
-    wanted = (back @ wide, outer.T) if turned else (back @ wide.T, outer)
+    wanted = (back @ wide, outer.T) if transposed else (back @ wide.T, outer)
     for ours, expected in zip((dx, dkernel), wanted, strict=True):
         scale = np.abs(expected).max()
         np.testing.assert_allclose(np.asarray(ours, np.float64), expected, atol=2**-7 * scale)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.models.cases import CASES
-from tests.models.made import (
+from tests.models.random_models import (
     LABELS,
     build,
     by_layers,

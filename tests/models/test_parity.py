@@ -17,7 +17,7 @@ from ftjax.formats.hf import mapping
 from ftjax.models import FAMILIES
 from tests.covering import covering, product
 from tests.models.cases import CASES
-from tests.models.made import kind_of, natural
+from tests.models.random_models import kind_of, natural
 from tests.models.reference import LABELS, SHARD, Reference, difference, real, registered
 from tests.parity import FILE, VERIFIED
 

@@ -6,7 +6,7 @@ from ftjax import methods
 from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.models import FAMILIES
-from tests.models.made import config_of
+from tests.models.random_models import config_of
 
 YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 2.0}
 AXIAL = [[["global", "axial"], 1], [["local"], 1]]

@@ -10,7 +10,7 @@ from ftjax.formats.hf import mapping
 from ftjax.parallel.mesh import RULES, logical_axes, make_mesh, param_shardings, place_rows
 from tests.covering import covering, product
 from tests.models.cases import CASES
-from tests.models.made import (
+from tests.models.random_models import (
     build,
     by_layers,
     config_of,

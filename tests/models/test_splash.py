@@ -9,7 +9,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from ftjax.errors import UserError
 from ftjax.parallel.mesh import logical_axes, make_mesh
 from tests.covering import product
-from tests.models import made
+from tests.models import random_models
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,9 @@ CASES = {
 
 
 def make_batch(kind):
-    return (made.inputs if kind == "padded" else made.packed)("llama", length=LENGTH)
+    return (random_models.inputs if kind == "padded" else random_models.packed)(
+        "llama", length=LENGTH
+    )
 
 
 FEW = [(name,) for name in CASES if name != "windows of some layers"]  # in loops they are, too
@@ -40,32 +42,37 @@ FEW = [(name,) for name in CASES if name != "windows of some layers"]  # in loop
 @pytest.mark.parametrize("name", product([(name,) for name in CASES], FEW))
 def test_equals_plain_attention(name):
     case, settings, kind = CASES[name]
-    model = made.build(case, None, platform="tpu", attention="splash", **settings)
-    params, batch = made.parameters(model), make_batch(kind)
-    hidden, grads = made.graded(model, params, batch)
-    wanted, expected = made.graded(made.build(case, None, **settings), params, batch)
-    assert made.difference(hidden, wanted) < 1e-4
-    assert made.furthest(grads, expected) < 1e-3
+    model = random_models.build(case, None, platform="tpu", attention="splash", **settings)
+    params, batch = random_models.parameters(model), make_batch(kind)
+    hidden, grads = random_models.graded(model, params, batch)
+    wanted, expected = random_models.graded(
+        random_models.build(case, None, **settings), params, batch
+    )
+    assert random_models.difference(hidden, wanted) < 1e-4
+    assert random_models.furthest(grads, expected) < 1e-3
 
 
 def test_over_a_mesh_it_equals_one_device():
-    plain, batch = made.build("llama", None), make_batch("packed")
-    model = made.build("llama", None, platform="tpu", attention="splash")
-    params = made.parameters(model)
-    wanted, _ = made.graded(plain, params, batch)
+    plain, batch = random_models.build("llama", None), make_batch("packed")
+    model = random_models.build("llama", None, platform="tpu", attention="splash")
+    params = random_models.parameters(model)
+    wanted, _ = random_models.graded(plain, params, batch)
     with logical_axes(make_mesh(1, 2, 2, jax.devices()[:4])):
-        hidden, _ = made.graded(model, params, batch)
-    assert made.difference(hidden, wanted) < 1e-4
+        hidden, _ = random_models.graded(model, params, batch)
+    assert random_models.difference(hidden, wanted) < 1e-4
 
 
 def test_prefixes_are_seen_from_everywhere():
     method, batch = {"name": "prefix_tuning", "length": 3}, make_batch("padded")
-    model = made.build("llama", None, platform="tpu", method=method, attention="splash")
-    plain, params = made.build("llama", None, method=method), made.parameters(model)
-    hidden, grads = made.graded(model, params, batch)
-    wanted, expected = made.graded(plain, params, batch)
-    assert made.difference(hidden, wanted) < 1e-4
-    assert made.furthest(grads, expected) < 1e-3
+    model = random_models.build("llama", None, platform="tpu", method=method, attention="splash")
+    plain, params = (
+        random_models.build("llama", None, method=method),
+        random_models.parameters(model),
+    )
+    hidden, grads = random_models.graded(model, params, batch)
+    wanted, expected = random_models.graded(plain, params, batch)
+    assert random_models.difference(hidden, wanted) < 1e-4
+    assert random_models.furthest(grads, expected) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -80,5 +87,7 @@ def test_prefixes_are_seen_from_everywhere():
 )
 def test_refusals(case, method, kind, platform, message):
     with pytest.raises(UserError, match=message):
-        model = made.build(case, None, platform=platform, method=method, attention="splash")
+        model = random_models.build(
+            case, None, platform=platform, method=method, attention="splash"
+        )
         jax.eval_shape(model.apply, dict(model.shapes), make_batch(kind))

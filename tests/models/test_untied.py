@@ -16,29 +16,29 @@ from ftjax.errors import UserError
 from ftjax.formats.folder import read_config
 from ftjax.models import configure
 from ftjax.models.layers import Options
-from tests.models import made
+from tests.models import random_models
 
 
 def untied(case: str, head: str, method: str = "full") -> tuned.Tuned:
-    config = {**made.config_of(case), "tie_word_embeddings": False}
+    config = {**random_models.config_of(case), "tie_word_embeddings": False}
     return build_tuned(config, methods.create({"name": method}), {}, {"head": head})
 
 
 @pytest.mark.parametrize("case", ["bart", "gpt2"])
 def test_the_loss_is_that_of_the_logits(case):
-    model, batch = untied(case, made.natural(case)), made.inputs(case)
-    params = made.parameters(model)
+    model, batch = untied(case, random_models.natural(case)), random_models.inputs(case)
+    params = random_models.parameters(model)
     targets = np.random.default_rng(1).integers(0, 64, batch["input_ids"].shape).astype(np.int32)
     weights = np.ones(targets.shape, np.float32)
     if case == "bart":
-        batch = {**batch, "decoder_input_ids": made.inputs(case)["input_ids"]}
+        batch = {**batch, "decoder_input_ids": random_models.inputs(case)["input_ids"]}
     given = {**batch, "targets": targets, "target_weights": weights}
     if case == "bart":  # of which the decoder reads the targets, shifted
         start = np.full((len(targets), 1), model.config.start, np.int32)
         batch["decoder_input_ids"] = np.concatenate([start, targets[:, :-1]], 1)
         given.pop("decoder_input_ids")
-    found = made.quick(model.apply)(params, given).loss
-    logits = made.quick(model.apply)(params, batch)
+    found = random_models.quick(model.apply)(params, given).loss
+    logits = random_models.quick(model.apply)(params, batch)
     wanted = optax.softmax_cross_entropy_with_integer_labels(logits, targets).sum()
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
@@ -46,7 +46,7 @@ def test_the_loss_is_that_of_the_logits(case):
 def test_the_head_trains_with_the_model_and_words_may_be_adapted_alone():
     model = untied("bert", "masked_lm")
     assert model.partition.is_trainable("mlm/kernel")
-    params = made.parameters(model)
+    params = random_models.parameters(model)
     merged = model.merged({**params, "embeddings/word/embedding": params["mlm/kernel"].T})
     assert "mlm/kernel" in merged
 
@@ -54,9 +54,9 @@ def test_the_head_trains_with_the_model_and_words_may_be_adapted_alone():
 @pytest.mark.parametrize("case", ["gemma", "distilbert"])
 def test_a_head_that_is_said_to_be_tied_and_differs_is_refused(case, one_device, tmp_path):
     name = "AutoModelForCausalLM" if case == "gemma" else "AutoModelForMaskedLM"
-    config = transformers.AutoConfig.for_model(**made.config_of(case))
+    config = transformers.AutoConfig.for_model(**random_models.config_of(case))
     getattr(transformers, name).from_config(config).save_pretrained(tmp_path)
-    head, file = made.natural(case), tmp_path / "model.safetensors"
+    head, file = random_models.natural(case), tmp_path / "model.safetensors"
     model = build_tuned(read_config(tmp_path), methods.create({"name": "full"}), {}, {"head": head})
     tensors = load_file(file)
     table = next(tensor for path, tensor in tensors.items() if path.endswith(WORDS[case]))
@@ -70,7 +70,7 @@ def test_a_head_that_is_said_to_be_tied_and_differs_is_refused(case, one_device,
 
 def test_a_bias_that_is_said_to_be_tied_and_differs_is_refused(one_device, tmp_path):
     """transformers would add the one beside the table."""
-    config = transformers.AutoConfig.for_model(**made.config_of("bert"))
+    config = transformers.AutoConfig.for_model(**random_models.config_of("bert"))
     transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
     model = build_tuned(
         read_config(tmp_path), methods.create({"name": "full"}), {}, {"head": "masked_lm"}
@@ -90,7 +90,10 @@ def test_a_bias_that_is_said_to_be_tied_and_differs_is_refused(one_device, tmp_p
 @pytest.mark.parametrize("case", ["t5-v1.1", "mt5", "gpt2"])
 def test_an_absent_table_of_untied_words_is_said_with_what_reads_it(case, one_device, tmp_path):
     """transformers reads T5's words off the other table, without the scale of tied ones."""
-    config, head = {**made.config_of(case), "tie_word_embeddings": False}, made.natural(case)
+    config, head = (
+        {**random_models.config_of(case), "tie_word_embeddings": False},
+        random_models.natural(case),
+    )
     config.pop("scale_decoder_outputs", None)
     name = configure(config, Options()).heads[head].architecture
     theirs = getattr(transformers, name)(transformers.AutoConfig.for_model(**config)).eval()
@@ -118,7 +121,7 @@ def test_an_absent_table_of_untied_words_is_said_with_what_reads_it(case, one_de
     ids = np.arange(4, 12).reshape(2, 4)
     with torch.no_grad():
         wanted = again(input_ids=torch.tensor(ids), decoder_input_ids=torch.tensor(ids)).logits
-    found = made.quick(model.apply)(params, {"input_ids": ids, "decoder_input_ids": ids})
+    found = random_models.quick(model.apply)(params, {"input_ids": ids, "decoder_input_ids": ids})
     np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5 * np.abs(wanted.numpy()).max())
     assert not absent
 
@@ -127,16 +130,16 @@ WORDS = {"gemma": "embed_tokens.weight", "distilbert": "word_embeddings.weight"}
 
 
 def test_a_model_that_sees_both_sides_does_not_generate():
-    config = {**made.config_of("gemma3"), "use_bidirectional_attention": True}
+    config = {**random_models.config_of("gemma3"), "use_bidirectional_attention": True}
     model = build_tuned(config, methods.create({"name": "full"}), {}, {"head": "causal_lm"})
     with pytest.raises(UserError, match="both sides"):
-        model.apply_cached(made.parameters(model), None, made.inputs("gemma3"))
+        model.apply_cached(random_models.parameters(model), None, random_models.inputs("gemma3"))
 
 
 @pytest.mark.parametrize("window", [0, 1, 7])
 def test_a_window_of_both_sides_is_of_one_token_at_least(window):
     """As transformers saves it: of nothing besides the token itself it is 0."""
-    config = {**made.config_of("gemma3"), "use_bidirectional_attention": True}
+    config = {**random_models.config_of("gemma3"), "use_bidirectional_attention": True}
     config["sliding_window"] = window
     wanted = transformers.Gemma3TextConfig(**config).sliding_window
     assert wanted in configure(config, Options()).windows

@@ -9,7 +9,7 @@ from ftjax.runs.start import begin
 
 def main(arguments: Sequence[str]) -> int:
     """Runs it."""
-    asked, rest = cli.parser().parse_known_args(arguments)
+    options, rest = cli.parser().parse_known_args(arguments)
     cli.start_jax()
-    begin(check(load_config(asked.config, rest)), asked.workdir)
+    begin(check(load_config(options.config, rest)), options.workdir)
     return 0

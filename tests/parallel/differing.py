@@ -9,7 +9,7 @@ import numpy as np
 from ftjax.commands import entry as cli
 from ftjax.config import default_config
 from ftjax.errors import UserError
-from ftjax.parallel.agreement import first, raise_together, require_same, told
+from ftjax.parallel.agreement import broadcast, first, raise_together, require_same
 from ftjax.workdir.lock import Lock
 from ftjax.workdir.shared import require_same_config, require_shared_folder
 
@@ -48,6 +48,6 @@ def main(arguments: Sequence[str]) -> int:
     refused(lambda: raise_together(None if number else UserError("the first's"), "another's"))
     refused(lambda: require_same("texts", [np.array(["a", f"{1}"], object), "\ud800"]))
     refused(lambda: require_same("numbers", [np.array([number])]))
-    refused(lambda: told(f"{number}"))
+    refused(lambda: broadcast(f"{number}"))
     (folder / f"said_{number}").write_text("\n".join(said), encoding="utf-8")
     return 0

@@ -12,7 +12,7 @@ from ftjax.regularization.mixup import shares
 from ftjax.regularization.words import key_of
 from ftjax.testing import build as build_base
 from tests.conftest import build, make_batch
-from tests.models.made import quick
+from tests.models.random_models import quick
 from tests.models.test_bert import reference_classifier
 from tests.regularization.settings import config_of, loss_of
 

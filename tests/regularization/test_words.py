@@ -10,7 +10,7 @@ from transformers.integrations.neftune import neftune_post_forward_hook
 from ftjax.regularization.words import cutoff, noise
 from ftjax.testing import build as build_base
 from ftjax.testing import make_batch
-from tests.models.made import build, inputs, kind_of, natural, parameters, quick
+from tests.models.random_models import build, inputs, kind_of, natural, parameters, quick
 
 ALPHA, SIZE = 5.0, 300
 

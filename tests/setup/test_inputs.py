@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from ftjax import tasks
 from ftjax.config import check, load_config
 from ftjax.errors import UserError
-from ftjax.evaluation import asked_models
+from ftjax.evaluation import preparation_models
 from ftjax.formats import digests
 from ftjax.formats.folder import fingerprint
 from ftjax.setup.inputs import inputs_of, require_same_inputs
@@ -44,7 +44,7 @@ def write(file, rows):
 def inputs(config_file, laid, *more):
     paths = [f"--config.model.path={laid / 'model'}", f"--config.data.path={laid / 'data'}"]
     config = check(load_config(f"{config_file}:lora", [*paths, *more]))
-    data = read_data(config, tasks.create(config.task), laid / "model", asked_models)
+    data = read_data(config, tasks.create(config.task), laid / "model", preparation_models)
     return inputs_of(config, data, laid / "model")
 
 

@@ -8,7 +8,7 @@ import transformers
 from ftjax import tasks
 from ftjax.config import default_config
 from ftjax.errors import UserError
-from ftjax.evaluation import asked_models
+from ftjax.evaluation import preparation_models
 from ftjax.evaluation.predictor import Predictor
 from ftjax.setup.model import place_model
 from ftjax.setup.splits import read_data
@@ -61,7 +61,7 @@ def read(task, folder, rows, tmp_path, **changes):
     for key, value in changes.items():
         section, name = key.split("_", 1)
         config[section][name] = value
-    data = read_data(config, tasks.create(config.task), folder, asked_models)
+    data = read_data(config, tasks.create(config.task), folder, preparation_models)
     return config, data
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from ftjax.config import default_config
 from ftjax.errors import UserError
-from ftjax.evaluation import asked_models
+from ftjax.evaluation import preparation_models
 from ftjax.setup.new_model import make_model
 from tests.conftest import ftjax, here, make_rows, write_jsonl
 
@@ -61,7 +61,7 @@ def test_transformers_reads_the_folder(case, tmp_path):
     new = {"model_type": model_type, "tokenizer": kind, **sizes}
     (tmp_path / ".model.partial").mkdir()  # of one that was killed
     (tmp_path / ".model.partial" / "model.safetensors").write_text("cut")
-    make_model(asked(folder, task, **new), asked_models)
+    make_model(asked(folder, task, **new), preparation_models)
     assert {path.name for path in tmp_path.iterdir()} == {"model", f"{task}.jsonl"}
     auto = getattr(transformers, architecture)
     model, info = auto.from_pretrained(folder, output_loading_info=True)
@@ -90,12 +90,12 @@ def test_a_seed_gives_a_model(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         config = asked(tmp_path / name, "causal_lm", **new)
         config.seed = seed
-        make_model(config, asked_models)
+        make_model(config, preparation_models)
     a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
     assert all(np.array_equal(a[key], b[key]) for key in a) and a.keys() == b.keys()
     assert not np.array_equal(a["transformer.wte.weight"], c["transformer.wte.weight"])
     before = (tmp_path / "a" / "model.safetensors").stat().st_mtime_ns
-    make_model(asked(tmp_path / "a", "causal_lm", **new), asked_models)  # it is there already
+    make_model(asked(tmp_path / "a", "causal_lm", **new), preparation_models)  # it is there already
     assert (tmp_path / "a" / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -109,7 +109,7 @@ def test_a_seed_gives_a_model(tmp_path):
 )
 def test_what_cannot_be_made_is_named(new, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        make_model(asked(tmp_path / "model", "causal_lm", **new), asked_models)
+        make_model(asked(tmp_path / "model", "causal_lm", **new), preparation_models)
     assert not (tmp_path / "model").exists()
 
 

@@ -12,7 +12,7 @@ from ftjax.errors import UserError
 from ftjax.tasks.base import HIGHER, LOWER
 from ftjax.training.progress import Best, gain
 from tests.conftest import ftjax, here, write_jsonl
-from tests.tasks.made import examples_of, split_of
+from tests.tasks.small_models import examples_of, split_of
 from tests.tasks.test_span_qa import rows_of
 
 LABELS = np.array([0, 1, 2, 1, 0, 2])

@@ -9,7 +9,14 @@ from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
 from ftjax.tasks.causal_lm import CausalLM
 from tests.conftest import WORDS
-from tests.tasks.made import Made, batches, examples_of, tensors, write_trained, write_words
+from tests.tasks.small_models import (
+    SmallModel,
+    batches,
+    examples_of,
+    tensors,
+    write_trained,
+    write_words,
+)
 
 TASK = CausalLM()
 
@@ -24,7 +31,7 @@ def rows_of(count, seed=0):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = write_words(tmp_path_factory.mktemp("lm"), eos="[SEP]")
-    return Made.of(TASK, "llama", "causal_lm", folder), folder
+    return SmallModel.of(TASK, "llama", "causal_lm", folder), folder
 
 
 @pytest.mark.parametrize("block", [2, 8, 13])

@@ -14,7 +14,7 @@ from ftjax.generation.prompts import PromptEncoder
 from ftjax.tasks.instruction import Instruction
 from ftjax.tasks.preference import Preference
 from tests.conftest import WORDS, data_settings, write_jsonl
-from tests.tasks.made import write_trained
+from tests.tasks.small_models import write_trained
 
 SIGNS = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tools>", "<call>"]
 CHATML = (

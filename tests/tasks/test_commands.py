@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import WORDS, ftjax, here, write_jsonl
 from tests.models.reference import Reference
-from tests.tasks.made import write_words
+from tests.tasks.small_models import write_words
 
 
 def rows_of(task, count, seed):
@@ -124,7 +124,7 @@ def get_config():
     )
     if writes:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("ftjax.runs.ending.written_scores", interrupted)
+            patch.setattr("ftjax.runs.held_out.written_scores", interrupted)
             here("train", "--config", file, "--workdir", work)  # on all devices
         kept = json.loads((work / "result.json").read_text())
         assert kept["pending"] and kept["metrics"]["test"]["loss"]

@@ -16,7 +16,7 @@ from ftjax.parallel.mesh import make_mesh
 from ftjax.tasks.contrastive import Contrastive
 from tests.compiler import OPTIONS
 from tests.conftest import WORDS, build
-from tests.tasks.made import Made, batches, examples_of, split_of
+from tests.tasks.small_models import SmallModel, batches, examples_of, split_of
 
 TASK = Contrastive(pooling="mean")
 
@@ -36,7 +36,7 @@ def made(shallow):
     params, absent = pretrained.load(shallow, model, mesh, jax.random.key(0))
     assert not absent
     theirs = transformers.BertModel.from_pretrained(shallow).eval()
-    return Made(TASK, model, params, theirs), load_tokenizer(shallow), shallow
+    return SmallModel(TASK, model, params, theirs), load_tokenizer(shallow), shallow
 
 
 def means(model, tokenizer, texts):

@@ -8,7 +8,7 @@ import pytest
 from ftjax import tasks
 from ftjax.formats.folder import load_tokenizer
 from ftjax.tasks.texts import Texts
-from tests.tasks.made import split_of, write_words
+from tests.tasks.small_models import split_of, write_words
 
 CHAT = [{"role": "user", "content": "good"}, {"role": "assistant", "content": "bad film"}]
 TEXT = {"text": "a good film. it was fine", "label": "yes"}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ftjax.config import default_config
-from ftjax.data import learned as texts
+from ftjax.data import chat_tokens as texts
 from ftjax.data.encode import encode
 from ftjax.data.templates import PLAIN
 from ftjax.errors import UserError
@@ -16,7 +16,14 @@ from ftjax.runs.announce import announced
 from ftjax.setup.splits import Data
 from ftjax.tasks.instruction import Instruction
 from tests.conftest import WORDS
-from tests.tasks.made import Made, batches, examples_of, split_of, write_trained, write_words
+from tests.tasks.small_models import (
+    SmallModel,
+    batches,
+    examples_of,
+    split_of,
+    write_trained,
+    write_words,
+)
 
 # As the models' own, with {% generation %} around what the assistant says, to its end.
 START = "{% generation %}"
@@ -68,7 +75,7 @@ TASK = Instruction()
 
 
 def encoded(tokenizer, chat, template, which="all"):
-    examples = texts.encoded(tokenizer, [(0, chat)], lambda chat: chat, template, which)
+    examples = texts.encode_chats(tokenizer, [(0, chat)], lambda chat: chat, template, which)
     return [(each.ids, each.learned) for each in examples]
 
 
@@ -277,7 +284,7 @@ def test_conversations_of_another_form_are_named():
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = write_words(tmp_path_factory.mktemp("instruction"), eos="[SEP]")
-    return Made.of(Instruction(template="plain"), "llama", "causal_lm", folder), folder
+    return SmallModel.of(Instruction(template="plain"), "llama", "causal_lm", folder), folder
 
 
 def test_loss_equals_torch_packed_and_padded(made):

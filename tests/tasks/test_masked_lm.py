@@ -14,8 +14,8 @@ from ftjax.tasks.corruption import mask_tokens
 from ftjax.tasks.masked_lm import MaskedLM
 from tests.compiler import OPTIONS
 from tests.conftest import WORDS
-from tests.tasks.made import (
-    Made,
+from tests.tasks.small_models import (
+    SmallModel,
     batches,
     equals,
     examples_of,
@@ -107,7 +107,7 @@ def test_words_are_the_tokenizers(tmp_path):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = write_words(tmp_path_factory.mktemp("masked"))
-    return Made.of(TASK, "bert", "masked_lm", folder), folder
+    return SmallModel.of(TASK, "bert", "masked_lm", folder), folder
 
 
 def test_masks_of_epochs(made):
@@ -203,7 +203,7 @@ def test_gradients_equal_transformers(made):
 def test_prompts_before_masked_texts(made, packed):
     """Masked positions are found behind virtual tokens: as of the same batch with a row each."""
     folder = made[1]
-    prompted = Made.of(TASK, "bert", "masked_lm", folder, name="prompt_tuning", length=3)
+    prompted = SmallModel.of(TASK, "bert", "masked_lm", folder, name="prompt_tuning", length=3)
     _, _, examples = examples_of(TASK, rows_of(6, seed=4), folder)
     vary = TASK.variation(load_tokenizer(folder))
     (batch,) = batches(examples, 6, packed, vary)

@@ -16,8 +16,8 @@ from ftjax.errors import UserError
 from ftjax.tasks.multiple_choice import MultipleChoice, number_of, numbers_of
 from ftjax.tasks.multiple_choice import choices as read
 from tests.conftest import WORDS, data_settings
-from tests.tasks.made import (
-    Made,
+from tests.tasks.small_models import (
+    SmallModel,
     batches,
     equals,
     examples_of,
@@ -47,7 +47,7 @@ def rows_of(count, choices=(3,), seed=0):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = write_words(tmp_path_factory.mktemp("choices"))
-    return Made.of(TASK, "bert", "choice", folder), folder
+    return SmallModel.of(TASK, "bert", "choice", folder), folder
 
 
 def test_logits_loss_and_gradients_equal_transformers(made):

@@ -11,7 +11,7 @@ from ftjax.formats.folder import load_tokenizer
 from ftjax.tasks.next_sentence import NextSentence, exchanged, halves
 from tests.compiler import OPTIONS
 from tests.conftest import WORDS
-from tests.tasks.made import Made, batches, equals, examples_of, tensors, write_words
+from tests.tasks.small_models import SmallModel, batches, equals, examples_of, tensors, write_words
 
 TASK = NextSentence()
 
@@ -39,7 +39,7 @@ def test_halves_by_hand():
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = write_words(tmp_path_factory.mktemp("pairs"))
-    return Made.of(TASK, "bert", "pretraining", folder, labels=2), folder
+    return SmallModel.of(TASK, "bert", "pretraining", folder, labels=2), folder
 
 
 def test_second_halves_are_exchanged(made):
@@ -122,7 +122,7 @@ def test_gradients_equal_transformers(made):
 def test_prompts_before_pairs(made):
     """Virtual tokens in front: outputs at masked positions are those of all positions there."""
     folder = made[1]
-    prompted = Made.of(TASK, "bert", "pretraining", folder, 2, name="prompt_tuning", length=3)
+    prompted = SmallModel.of(TASK, "bert", "pretraining", folder, 2, name="prompt_tuning", length=3)
     _, _, examples = examples_of(TASK, rows_of(4, seed=4), folder)
     vary = TASK.variation(load_tokenizer(folder))
     apply = jax.jit(prompted.tuned.apply, compiler_options=OPTIONS)

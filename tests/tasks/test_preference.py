@@ -15,7 +15,15 @@ from ftjax.models import language_head
 from ftjax.tasks.preference import Preference
 from tests.compiler import OPTIONS
 from tests.conftest import WORDS
-from tests.tasks.made import Made, batches, equals, examples_of, layout, split_of, write_words
+from tests.tasks.small_models import (
+    SmallModel,
+    batches,
+    equals,
+    examples_of,
+    layout,
+    split_of,
+    write_words,
+)
 
 TASK = Preference(template="plain", beta=0.3)
 
@@ -32,7 +40,7 @@ def rows_of(count, seed=0):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = write_words(tmp_path_factory.mktemp("preference"), eos="[SEP]")
-    return Made.of(TASK, "llama", "causal_lm", folder), folder
+    return SmallModel.of(TASK, "llama", "causal_lm", folder), folder
 
 
 def torch_sums(model, examples, mean=False):
@@ -189,7 +197,11 @@ def test_losses_and_gradients_equal_the_formulas(made, kind, smoothing):
 def test_the_first_loss_is_log_2(made, method):
     """The reference is the model before training, without what the method adds."""
     folder = made[1]
-    own = made[0] if method == "full" else Made.of(TASK, "llama", "causal_lm", folder, name="lora")
+    own = (
+        made[0]
+        if method == "full"
+        else SmallModel.of(TASK, "llama", "causal_lm", folder, name="lora")
+    )
     _, _, examples = examples_of(TASK, rows_of(5, seed=2), folder)
     examples = referred(own, examples)
     with torch.no_grad():
@@ -211,7 +223,7 @@ def test_the_first_loss_is_log_2(made, method):
 
     for _ in range(3):
         trainable = step(trainable, several[0])
-    moved = Made(TASK, own.tuned, {**trainable, **frozen}, own.theirs)
+    moved = SmallModel(TASK, own.tuned, {**trainable, **frozen}, own.theirs)
     assert moved.sums(several[:1]) < np.log(2) - 1e-3
     again = referred(moved, examples)
     if method == "lora":  # what is trained does not move the reference

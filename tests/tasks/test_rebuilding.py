@@ -11,7 +11,14 @@ from ftjax.tasks.corruption import corrupt_spans, corrupted_lengths, infill, noi
 from ftjax.tasks.denoising import Denoising
 from ftjax.tasks.span_corruption import SpanCorruption
 from tests.conftest import WORDS
-from tests.tasks.made import Made, batches, examples_of, varied, write_trained, write_words
+from tests.tasks.small_models import (
+    SmallModel,
+    batches,
+    examples_of,
+    varied,
+    write_trained,
+    write_words,
+)
 
 SENTINELS = list(range(999, 899, -1))  # descending, as T5's
 END = 1
@@ -175,7 +182,7 @@ def test_sentences_of_texts(tmp_path):
 def test_epochs_differ_and_evaluation_does_not(tmp_path, task):
     kind = "t5" if isinstance(task, SpanCorruption) else "bart"
     folder = write_words(tmp_path, eos="[SEP]")
-    made = Made.of(task, kind, "seq2seq_lm", folder)
+    made = SmallModel.of(task, kind, "seq2seq_lm", folder)
     random = np.random.default_rng(0)
     rows = [{"text": " ".join(random.choice(WORDS, 12)) + ". good film."} for _ in range(5)]
     split, names, examples = examples_of(task, rows, folder, 24)

@@ -11,7 +11,7 @@ from ftjax.formats.folder import load_tokenizer
 from ftjax.parallel.mesh import make_mesh
 from ftjax.tasks.relation import Relation, shown_entities
 from tests.conftest import CONFIG, WORDS, build
-from tests.tasks.made import Made, batches, examples_of
+from tests.tasks.small_models import SmallModel, batches, examples_of
 
 TASK = Relation()
 
@@ -69,7 +69,7 @@ def model(shallow):
     params, absent = pretrained.load(shallow, made, mesh, jax.random.key(0))
     assert set(absent) == {"classifier/kernel", "classifier/bias"}
     assert params["classifier/kernel"].shape == (3 * CONFIG["hidden_size"], 3)
-    return Made(TASK, made, params, None)
+    return SmallModel(TASK, made, params, None)
 
 
 def test_pooled_entities_equal_numpy(model, shallow):

@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 
 from ftjax.tasks.token_classification import TokenClassification
 from tests.conftest import WORDS
-from tests.tasks.made import examples_of
+from tests.tasks.small_models import examples_of
 from tests.tasks.test_token_classification import said
 
 LETTERS = {  # first, inside, last, alone

@@ -20,8 +20,8 @@ from ftjax.tasks.seq2seq import Seq2Seq
 from tests.compiler import OPTIONS
 from tests.conftest import WORDS
 from tests.covering import covering, product
-from tests.tasks.made import (
-    Made,
+from tests.tasks.small_models import (
+    SmallModel,
     batches,
     equals,
     examples_of,
@@ -64,7 +64,7 @@ CASES = [(case,) for case in ("t5", "t5-v1.1", "bart", "mbart", "marian")]
 
 @pytest.mark.parametrize("case", product(CASES, [("t5",), ("bart",), ("mbart",)]))
 def test_loss_and_gradients_equal_transformers(case, tmp_path):
-    made = Made.of(TASK, case, "seq2seq_lm", tmp_path)
+    made = SmallModel.of(TASK, case, "seq2seq_lm", tmp_path)
     batch = made_batch(case, made.theirs.config)
     labels = np.where(batch["target_weights"] > 0, batch["targets"], -100)
     out = made.theirs(**tensors(batch, "input_ids", "attention_mask"), labels=torch.tensor(labels))
@@ -83,7 +83,7 @@ def test_loss_and_gradients_equal_transformers(case, tmp_path):
 
 @pytest.mark.parametrize("case", product([("t5",), ("bart",)], [("t5",)]))
 def test_label_smoothing_equals_transformers(case, tmp_path):
-    made = Made.of(Seq2Seq(max_target=16, label_smoothing=0.1), case, "seq2seq_lm", tmp_path)
+    made = SmallModel.of(Seq2Seq(max_target=16, label_smoothing=0.1), case, "seq2seq_lm", tmp_path)
     batch = made_batch(case, made.theirs.config)
     labels = torch.tensor(np.where(batch["target_weights"] > 0, batch["targets"], -100))
     out = made.theirs(**tensors(batch, "input_ids", "attention_mask"), labels=labels)
@@ -108,7 +108,7 @@ LEARN = [(case, name) for case in ("t5", "bart") for name in METHODS]
 @pytest.mark.parametrize(("case", "name"), product(LEARN, covering(LEARN)))
 def test_methods_learn(case, name, tmp_path):
     """A few steps of Adam on one batch."""
-    made = Made.of(TASK, case, "seq2seq_lm", tmp_path, name=name, **METHODS[name])
+    made = SmallModel.of(TASK, case, "seq2seq_lm", tmp_path, name=name, **METHODS[name])
     batch = made_batch(case, made.theirs.config)
     trainable, frozen = made.tuned.partition.split(made.params)
     optimizer = optax.adam(0.02)
@@ -138,7 +138,7 @@ def test_methods_learn(case, name, tmp_path):
 
 def test_scores_have_the_loss_of_training(tmp_path):
     folder = write_words(tmp_path, eos="[SEP]")
-    made = Made.of(TASK, "t5", "seq2seq_lm", folder)
+    made = SmallModel.of(TASK, "t5", "seq2seq_lm", folder)
     split, names, examples = examples_of(TASK, rows_of(13), folder)
     scores = TASK.score(made.outputs(examples), examples, split, names)
     np.testing.assert_allclose(scores["loss"], made.sums(batches(examples, 4)), rtol=1e-5)

@@ -13,8 +13,8 @@ from ftjax.formats.folder import load_tokenizer
 from ftjax.tasks import squad
 from ftjax.tasks.span_qa import SpanQA
 from tests.conftest import WORDS
-from tests.tasks.made import (
-    Made,
+from tests.tasks.small_models import (
+    SmallModel,
     batches,
     equals,
     examples_of,
@@ -46,7 +46,7 @@ def rows_of(count, longest=40, seed=0, empty=0.0):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = write_words(tmp_path_factory.mktemp("spans"))
-    return Made.of(TASK, "bert", "span", folder, labels=2), folder
+    return SmallModel.of(TASK, "bert", "span", folder, labels=2), folder
 
 
 def test_windows_equal_transformers(made):

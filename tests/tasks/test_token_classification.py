@@ -13,8 +13,8 @@ from ftjax.tasks.schemes import check_tags
 from ftjax.tasks.spans import first_tokens
 from ftjax.tasks.token_classification import INTENT, TokenClassification
 from tests.conftest import WORDS
-from tests.tasks.made import (
-    Made,
+from tests.tasks.small_models import (
+    SmallModel,
     batches,
     equals,
     examples_of,
@@ -161,7 +161,7 @@ def test_words_that_are_cut_off_count_as_outside(tiny):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = write_words(tmp_path_factory.mktemp("tags"))
-    return Made.of(TASK, "bert", "tokens", folder), folder
+    return SmallModel.of(TASK, "bert", "tokens", folder), folder
 
 
 def three(rows):

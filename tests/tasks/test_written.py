@@ -12,7 +12,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from ftjax.config import default_config
 from ftjax.errors import UserError
-from ftjax.evaluation.written import check_written, write, written_scores
+from ftjax.evaluation.written_answers import check_written, write, written_scores
 from ftjax.formats.folder import load_tokenizer
 from ftjax.setup.model import place_model
 from ftjax.tasks.seq2seq import Seq2Seq
@@ -20,7 +20,7 @@ from ftjax.tasks.written import exact_match, summary_scores, translation_scores
 from tests.conftest import WORDS
 from tests.models.cases import BART, CASES
 from tests.models.reference import Reference
-from tests.tasks.made import (
+from tests.tasks.small_models import (
     examples_of,
     split_of,
     write_words,
@@ -140,7 +140,7 @@ def test_what_is_written_equals_transformers(run, monkeypatch):
         assert sure.tokens == len(chances)
         np.testing.assert_allclose(sure.log_probability, chances.sum().item(), rtol=1e-4)
         mean = chances.mean().exp().item()
-        assert sure.said()["probability"] == pytest.approx(mean, rel=1e-3)
+        assert sure.row()["probability"] == pytest.approx(mean, rel=1e-3)
         how = {"num_beams": 2, "output_scores": True, "return_dict_in_generate": True}
         out = model.generate(**inputs, max_new_tokens=10, do_sample=False, **how)
         mean = of_beams.log_probability / of_beams.tokens  # with a penalty of 1

@@ -24,7 +24,7 @@ from ftjax.training.optimizers import make_optimizer, schedule, warmup_steps
 from ftjax.training.step import State, gradients, init_state, make_step
 from tests.conftest import HEAD, build, cross_entropy, make_batch
 from tests.covering import covering, product
-from tests.models.made import quick
+from tests.models.random_models import quick
 
 SETTINGS = {"weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "momentum": 0.0}
 

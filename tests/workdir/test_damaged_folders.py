@@ -14,7 +14,7 @@ import pytest
 from ftjax import tasks
 from ftjax.config import check, load_config
 from ftjax.errors import UserError
-from ftjax.evaluation import asked_models
+from ftjax.evaluation import preparation_models
 from ftjax.setup.earlier_runs import best_params
 from ftjax.setup.inputs import require_same_inputs
 from ftjax.setup.model import place_model
@@ -132,7 +132,7 @@ def test_checkpoints(trained):
     config, workdir = trained
     base, chance = Path(config.model.path), random.Random(0)
     wanted, step = best_params(workdir, base)
-    data = read_data(config, tasks.create(config.task), base, asked_models)
+    data = read_data(config, tasks.create(config.task), base, preparation_models)
     run = place_model(config, data.names)
     recipe = Recipe(config, run.task.fitted(data.splits["train"], data.names), run.tuned, 4)
     like = recipe.state_shapes(run.trainable, run.mesh, step)

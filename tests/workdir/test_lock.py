@@ -17,7 +17,7 @@ from functools import partial
 import pytest
 
 from ftjax.errors import UserError
-from ftjax.evaluation import asked_models
+from ftjax.evaluation import preparation_models
 from ftjax.files import write_text
 from ftjax.setup.new_model import make_model
 from ftjax.workdir.lock import NAME, Holder, Lock, started
@@ -220,6 +220,6 @@ def test_several_runs_make_one_model_at_once(tmp_path):
     new = {"model_type": model_type, "tokenizer": kind, **sizes}
     config = asked(tmp_path / "model", task, **new)
     with ThreadPoolExecutor(3) as threads:
-        list(threads.map(partial(make_model, models=asked_models), [config] * 3))
+        list(threads.map(partial(make_model, models=preparation_models), [config] * 3))
     assert {path.name for path in tmp_path.iterdir()} == {"model", f"{task}.jsonl"}
     assert (tmp_path / "model" / "model.safetensors").exists()

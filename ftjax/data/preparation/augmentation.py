@@ -200,10 +200,10 @@ def swap(text: Text, random: Random, count: int) -> None:
 
 def delete(text: Text, random: Random, share: float) -> None:
     """Leaves out each word with a probability, but one at least stays."""
-    gone = random.random(len(text.words)) < share
-    if gone.all() and len(gone):
-        gone[random.integers(len(gone))] = False
-    for place in np.flatnonzero(gone)[::-1]:
+    is_deleted = random.random(len(text.words)) < share
+    if is_deleted.all() and len(is_deleted):
+        is_deleted[random.integers(len(is_deleted))] = False
+    for place in np.flatnonzero(is_deleted)[::-1]:
         text.remove(place)
 
 

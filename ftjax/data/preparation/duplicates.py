@@ -16,7 +16,7 @@ from ftjax.data.preparation.step import (
     Splits,
     Verdict,
     judged,
-    said,
+    row_text,
     texts,
 )
 from ftjax.data.preparation.words import shingles
@@ -75,7 +75,7 @@ class _Unique:
         """The verdict on a row that is like one that is kept."""
         where = "a row of the split" if here == there else f"a {there} row"
         other = ", of another label" if row.get("label") != first.get("label") else ""
-        detail = f"row {first['row']}{more}{other}: {said(first, self.columns)[: WIDTH // 2]}"
+        detail = f"row {first['row']}{more}{other}: {row_text(first, self.columns)[: WIDTH // 2]}"
         return Verdict(None, (f"{what} of {where}",), detail)
 
 

@@ -164,8 +164,8 @@ class FilterClassifier(TextStep):
         outcomes = {}
         for name in filter(self.takes, splits):
             rows = splits[name].rows.to_list()
-            said = ["\n".join(texts(row, self.columns).values()) for row in rows]
-            columns = {"text": said, "row": [row["row"] for row in rows]}
+            joined = ["\n".join(texts(row, self.columns).values()) for row in rows]
+            columns = {"text": joined, "row": [row["row"] for row in rows]}
             dataset = datasets.Dataset.from_dict(columns)
             split = Split(splits[name].file, dataset, texts=("text",))
             predictions = models.classify(self.workdir, split)

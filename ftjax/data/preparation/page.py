@@ -152,10 +152,11 @@ def _plot(name: str, lengths: Mapping[str, Any]) -> str:
         for i, edge in enumerate(edges)
         if i % every == 0
     )
-    told = f"median {lengths['median']:,}, 95% up to {lengths['p95']:,}, at most {lengths['max']:,}"
+    median, p95, largest = (lengths[name] for name in ("median", "p95", "max"))
+    spread = f"median {median:,}, 95% up to {p95:,}, at most {largest:,}"
     axis = '<line y1="112.5" y2="112.5" x2="320" stroke="#cbd2d9"/>'
     return (
-        f'<b>{text(name)}</b> <span class="quiet">{told}</span>'
+        f'<b>{text(name)}</b> <span class="quiet">{spread}</span>'
         f'<svg viewBox="0 0 320 130" role="img">{"".join(bars)}{axis}{ticks}</svg>'
     )
 

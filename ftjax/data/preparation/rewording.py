@@ -60,16 +60,16 @@ class BackTranslation(Augmentation):
 
     def _reworded(self, texts: list[str], models: Models | None) -> list[str]:
         """Each text there and back; as it was where a translation is empty."""
-        said = list(texts)
+        translations = list(texts)
         for turn, way in enumerate(("there", "back")):
             prompt = getattr(self, f"prompt_{way}")
-            nonempty = [i for i, text in enumerate(said) if text.strip()]
-            prompts = [prompt.replace("{text}", said[i]) for i in nonempty]
+            nonempty = [i for i, text in enumerate(translations) if text.strip()]
+            prompts = [prompt.replace("{text}", translations[i]) for i in nonempty]
             translated = models.generate(getattr(self, way), prompts, self._settings(turn))
-            said = [""] * len(texts)
+            translations = [""] * len(texts)
             for i, text in zip(nonempty, translated, strict=True):
-                said[i] = text.strip()
-        return [new or old for new, old in zip(said, texts, strict=True)]
+                translations[i] = text.strip()
+        return [new or old for new, old in zip(translations, texts, strict=True)]
 
     def _settings(self, turn: int) -> Mapping[str, float]:
         names = ("temperature", "num_beams", "max_new_tokens", "batch_size")

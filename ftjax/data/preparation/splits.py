@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ftjax.data.opened import GROUP
+from ftjax.data.lazy_split import GROUP
 from ftjax.data.preparation.step import Splits
 from ftjax.data.sources import Split
 from ftjax.errors import UserError, require

@@ -52,9 +52,9 @@ def _is_message(value: Any) -> bool:
 
 def texts(row: Row, columns: Sequence[str]) -> dict[str, str]:
     """What a row says, by column; raises UserError where it has none of them."""
-    said = {name: spoken(row[name]) or "" for name in columns if name in row}
-    require(bool(said), f"rows have no text (columns: {', '.join(row)})")
-    return said
+    present = {name: spoken(row[name]) or "" for name in columns if name in row}
+    require(bool(present), f"rows have no text (columns: {', '.join(row)})")
+    return present
 
 
 def looking(step: Any, columns: Sequence[str], texts: Sequence[str], answers: Sequence[str]) -> Any:
@@ -159,9 +159,8 @@ def judged(split: Split, rows: Sequence[Row], verdicts: Iterable[Verdict]) -> Ou
         if verdict.row is None:
             if len(dropped) < SHOWN:
                 reason = ": ".join(filter(None, (", ".join(verdict.reasons), verdict.detail)))
-                dropped.append(
-                    {"row": row["row"], "text": _short(said(row, split.texts)), "reason": reason}
-                )
+                text = _short(row_text(row, split.texts))
+                dropped.append({"row": row["row"], "text": text, "reason": reason})
             continue
         if verdict.row is not row:
             changed += 1
@@ -199,7 +198,7 @@ def grown(
     return Outcome(replace(split, rows=dataset), counts | {"changes": changes})
 
 
-def said(row: Row, columns: Sequence[str]) -> str:
+def row_text(row: Row, columns: Sequence[str]) -> str:
     """What a row says, in a line."""
     return " | ".join(texts(row, columns).values())
 

@@ -309,8 +309,10 @@ def _read_prefix(config: Mapping[str, Any], model_type: str, *_: Any) -> dict[st
 
 def _reft(tuned: Tuned, model_type: str) -> dict[str, Any]:
     method = tuned.method
-    said = method.kind != "direft"
-    require(said, "AdapterHub's folders cannot say method.kind=direft: they are read as noreft")
+    is_written = method.kind != "direft"
+    require(
+        is_written, "AdapterHub's folders cannot say method.kind=direft: they are read as noreft"
+    )
     config = {theirs: getattr(method, ours) for theirs, ours in FIELDS.items()}
     config |= {"layers": list(method.layers) or "all", "orthogonality": method.kind == "loreft"}
     return REFT | config

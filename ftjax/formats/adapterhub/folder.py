@@ -192,8 +192,8 @@ def read_method(folder: Path) -> dict[str, Any]:
         settings = settings_of(read["config"], read.get("model_type", ""), tensors)
         for part in (settings, *settings.get("parts", ())):
             large = max(part.get("length", 0), part.get("projection", 0))
-            said = f"a prefix of {large} features or tokens, and no tensor is as large"
-            require(large <= largest_axis(tensors), said)
+            problem = f"a prefix of {large} features or tokens, and no tensor is as large"
+            require(large <= largest_axis(tensors), problem)
         return settings
 
 

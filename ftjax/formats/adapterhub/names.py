@@ -50,21 +50,21 @@ FAMILIES = {
 }
 # Our leaf → theirs, and its `Piece.form`: of a projection, and of a place for bottleneck adapters.
 PROJECTION = {
-    "lora_a": ("lora_A", "turned"),
-    "lora_b": ("lora_B", "turned"),
+    "lora_a": ("lora_A", "transposed"),
+    "lora_b": ("lora_B", "transposed"),
     "lora_m": ("m.weight", "column"),
     "ia3_out": ("lora_B", "column"),
-    "gate_lora_kernel": ("gate.weight", "turned"),
+    "gate_lora_kernel": ("gate.weight", "transposed"),
     "gate_lora_bias": ("gate.bias", "plain"),
 }
 BLOCK = {
     f"adapter/{ours}": (f"adapters.{{}}.adapter_{theirs}", form)
     for ours, theirs, form in (
-        ("down_kernel", "down.0.weight", "turned"),
+        ("down_kernel", "down.0.weight", "transposed"),
         ("down_bias", "down.0.bias", "plain"),
         ("down_left", "down.0.W_left", "plain"),
         ("down_right", "down.0.W_right", "plain"),
-        ("up_kernel", "up.weight", "turned"),
+        ("up_kernel", "up.weight", "transposed"),
         ("up_bias", "up.bias", "plain"),
         ("up_left", "up.W_left", "plain"),
         ("up_right", "up.W_right", "plain"),
@@ -72,31 +72,31 @@ BLOCK = {
 }
 BLOCK |= {
     "adapter_scale": ("adapters.{}.scaling", "plain"),
-    "gate_adapter_kernel": ("adapters.{}.gate.weight", "turned"),
+    "gate_adapter_kernel": ("adapters.{}.gate.weight", "transposed"),
     "gate_adapter_bias": ("adapters.{}.gate.bias", "plain"),
-    "fusion/query_kernel": ("adapter_fusion_layer.{}.query.weight", "turned"),
+    "fusion/query_kernel": ("adapter_fusion_layer.{}.query.weight", "transposed"),
     "fusion/query_bias": ("adapter_fusion_layer.{}.query.bias", "plain"),
-    "fusion/key_kernel": ("adapter_fusion_layer.{}.key.weight", "turned"),
+    "fusion/key_kernel": ("adapter_fusion_layer.{}.key.weight", "transposed"),
     "fusion/key_bias": ("adapter_fusion_layer.{}.key.bias", "plain"),
-    "fusion/value_kernel": ("adapter_fusion_layer.{}.value.weight", "turned"),
+    "fusion/value_kernel": ("adapter_fusion_layer.{}.value.weight", "transposed"),
 }
 OF_BASE = "/lora_n0"  # which DoRA computes of the base's weights
 # The same of prefixes: of the model, after the place, and of an attention core, after key or value.
 PREFIX = {
     "_embedding": ("wte.weight", "plain"),
-    "_kernel": ("control_trans.0.weight", "turned"),
+    "_kernel": ("control_trans.0.weight", "transposed"),
     "_bias": ("control_trans.0.bias", "plain"),
 }
 CORE = {
     "": ("control_trans", "flat"),
-    "_kernel": ("control_trans.2.weight", "turned"),
+    "_kernel": ("control_trans.2.weight", "transposed"),
     "_bias": ("control_trans.2.bias", "plain"),
 }
-GATE = {"kernel": ("weight", "turned"), "bias": ("bias", "plain")}  # of an attention's prefix
+GATE = {"kernel": ("weight", "transposed"), "bias": ("bias", "plain")}  # of an attention's prefix
 REFT = {
-    "kernel": ("learned_source.weight", "turned"),
+    "kernel": ("learned_source.weight", "transposed"),
     "bias": ("learned_source.bias", "plain"),
-    "rotation": ("projection.weight", "turned"),
+    "rotation": ("projection.weight", "transposed"),
 }
 LOCATIONS = {"encoder": "encoder_prefix", "decoder": "self_prefix", "cross": "cross_prefix"}
 
@@ -107,7 +107,7 @@ class Piece:
 
     Attributes:
         tensor: its name, without the model's prefix.
-        form: "plain"; "turned", as kernels, which are stored (out, in); "column", of a vector;
+        form: "plain"; "transposed", as kernels, which are stored (out, in); "column", of a vector;
             "flat", where all rows are turned back once they are together, and stored as one axis.
         index: of these rows among those of the parameters that share the tensor.
         factor: of theirs to ours.

@@ -67,7 +67,7 @@ class Architecture:
         layers: what their layers are called.
         permuted: modules whose rows are reordered, and the key that counts their heads.
         offset: what was added to norms.
-        turned: kernels of layers are stored (in, out) by Hugging Face.
+        transposed: kernels of layers are stored (in, out) by Hugging Face.
         ignored: modules that are copies of others.
     """
 
@@ -79,7 +79,7 @@ class Architecture:
     layers: str = "model.layers"
     permuted: Mapping[str, str] = field(default_factory=dict)
     offset: float = 0.0
-    turned: bool = False
+    transposed: bool = False
     ignored: tuple[str, ...] = ("rope_freqs",)
 
 
@@ -162,7 +162,7 @@ class Weights(Mapping[str, np.ndarray]):
             return pairs.swapaxes(1, 2).reshape(array.shape)
         if module.endswith("norm") and name.endswith("weight"):
             return array - kind.offset
-        return array.T if kind.turned and module in kind.layer else array
+        return array.T if kind.transposed and module in kind.layer else array
 
     def __contains__(self, name: object) -> bool:  # which is not to dequantize
         return name in self._stored
@@ -362,6 +362,6 @@ ARCHITECTURES = {
         outer=GPT2_OUTER,
         layer=GPT2,
         layers="transformer.h",
-        turned=True,
+        transposed=True,
     ),
 }

@@ -73,7 +73,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Said:
+class Fields:
     """Keys after `tokenizer.ggml.`, with examples."""
 
     model: str = "gpt2"
@@ -103,33 +103,33 @@ def build(path: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     file = read(path)
-    said = {
+    fields = {
         name.removeprefix("tokenizer.ggml."): value
         for name, value in file.metadata.items()
         if name.startswith("tokenizer.ggml.")
     }
-    check(path, said, Said, "tokenizer.ggml.")
-    tokens, types = file.tokens(), said.get("token_type", [])
+    check(path, fields, Fields, "tokenizer.ggml.")
+    tokens, types = file.tokens(), fields.get("token_type", [])
     longest = max(map(len, tokens), default=0)
     require(longest <= LONGEST, f"{path} has a token of {longest} characters")
     numbers = {name: file.token_id(name) for name in TOKENS}
     if max(number or 0 for number in numbers.values()) >= len(tokens):
         raise UserError(f"{path} lacks its tokenizer's tokens")
     special = {f"{name}_token": tokens[n] for name, n in numbers.items() if n is not None}
-    tokenizer_of, starts = _maker(path, said, file.architecture)
+    tokenizer_of, starts = _maker(path, fields, file.architecture)
     template = file.metadata.get("tokenizer.chat_template")
     require(isinstance(template, str | None), f"{path}: tokenizer.chat_template is no text")
     most = file.get("context_length", Size)
     with reading(path, "has a tokenizer that cannot be read"):
-        tokenizer = tokenizer_of(said, special.get("unk_token"))
+        tokenizer = tokenizer_of(fields, special.get("unk_token"))
         kinds = dict(zip(tokens, types, strict=False))
         control = {token for token in tokens if kinds.get(token) == CONTROL} | {*special.values()}
         whole = [token for token in tokens if kinds.get(token) == USER_DEFINED]
         own = [token for token in tokens if token in control]
         tokenizer.add_tokens([AddedToken(token, normalized=False) for token in whole])
         tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in own])
-        start = "bos_token" in special and said.get("add_bos_token", starts)
-        end = "eos_token" in special and said.get("add_eos_token", False)
+        start = "bos_token" in special and fields.get("add_bos_token", starts)
+        end = "eos_token" in special and fields.get("add_eos_token", False)
         if start or end:
             ends = [special["bos_token"]] * start, [special["eos_token"]] * end
             tokenizer.post_processor = _template(*ends, tokenizer)
@@ -158,9 +158,9 @@ def end_tokens(path: Path) -> list[int]:
     return list(dict.fromkeys(ends))
 
 
-def _maker(path: Path, said: Mapping[str, Any], architecture: str) -> tuple[Any, bool]:
+def _maker(path: Path, fields: Mapping[str, Any], architecture: str) -> tuple[Any, bool]:
     """What makes the tokenizer, and whether texts start with a token, if the file does not say."""
-    model, kind = said.get("model"), said.get("pre")
+    model, kind = fields.get("model"), fields.get("pre")
     if model == "gpt2" and kind in KINDS:
         return _byte_level, KINDS[kind].starts
     # Phi 3's strips spaces after some tokens, of which the file says nothing.
@@ -173,14 +173,14 @@ def _maker(path: Path, said: Mapping[str, Any], architecture: str) -> tuple[Any,
     )
 
 
-def _byte_level(said: Mapping[str, Any], unknown: str | None) -> Any:
+def _byte_level(fields: Mapping[str, Any], unknown: str | None) -> Any:
     """Pairs of bytes (Radford et al. 2019); no text is unknown to it."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers
     from tokenizers import pre_tokenizers as pre
 
-    kind = KINDS[said["pre"]]
-    vocabulary = {token: number for number, token in enumerate(said["tokens"])}
-    merges = [tuple(merge.split(" ")) for merge in said["merges"]]
+    kind = KINDS[fields["pre"]]
+    vocabulary = {token: number for number, token in enumerate(fields["tokens"])}
+    merges = [tuple(merge.split(" ")) for merge in fields["merges"]]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=kind.whole))
     if kind.compose:
         tokenizer.normalizer = normalizers.NFC()
@@ -192,13 +192,13 @@ def _byte_level(said: Mapping[str, Any], unknown: str | None) -> Any:
     return tokenizer
 
 
-def _sentencepiece(said: Mapping[str, Any], unknown: str | None) -> Any:
+def _sentencepiece(fields: Mapping[str, Any], unknown: str | None) -> Any:
     """Pairs of characters, the best-scored first; what has no token falls back to bytes."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    prefix = said.get("add_space_prefix", True)
-    vocabulary = {token: number for number, token in enumerate(said["tokens"])}
-    scores = dict(zip(said["tokens"], said["scores"], strict=True))
+    prefix = fields.get("add_space_prefix", True)
+    vocabulary = {token: number for number, token in enumerate(fields["tokens"])}
+    scores = dict(zip(fields["tokens"], fields["scores"], strict=True))
     merges = sorted(_pairs(vocabulary), key=lambda pair: -scores[pair[0] + pair[1]])
     model = models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(model)

@@ -64,9 +64,9 @@ def quantization(folder: Path) -> dict[str, Any]:
     }
     if not known.get(str(kind), False):
         details = {k: settings[k] for k in ("bits", "format", "fmt", "version") if k in settings}
-        said = "".join(f", {key} {value}" for key, value in details.items())
+        listed = "".join(f", {key} {value}" for key, value in details.items())
         raise UserError(
-            f"{config}: the model is quantized by {kind}{said}, which is not read; bitsandbytes, "
+            f"{config}: the model is quantized by {kind}{listed}, which is not read; bitsandbytes, "
             "GPTQ of 2, 4 and 8 bits and AWQ of 4 bits (gemm) are. Save it dequantized, with the "
             "library that wrote it"
         )
@@ -137,7 +137,7 @@ def plain_weights(folder: Path) -> dict[str, Any]:
     files = ", ".join(map(str, weight_files(folder)))
     config = read_json(folder / "config.json")
     # What GPT-2's kernels are turned to before bitsandbytes has them.
-    turned = config.get("model_type") == "gpt2"
+    transposed = config.get("model_type") == "gpt2"
     open_parts = {"bitsandbytes": _bitsandbytes, "gptq": _gptq, "awq": _awq}
     opened = open_parts[settings["quant_method"]]
     ends = {"bitsandbytes": ".weight"}.get(settings["quant_method"], ".qweight")
@@ -151,7 +151,7 @@ def plain_weights(folder: Path) -> dict[str, Any]:
         matrix = f"{files}, quantized as {folder / 'config.json'} says: the matrix {module!r}"
         parts = {n.removeprefix(f"{module}."): stored[n] for n in _own(stored, module)}
         try:
-            plain = opened(matrix, parts, settings, np.dtype(usual), turned)
+            plain = opened(matrix, parts, settings, np.dtype(usual), transposed)
         except KeyError as error:
             raise UserError(f"{matrix} lacks its {error}") from None
         except DAMAGED as error:
@@ -172,15 +172,15 @@ def _own(stored: Mapping[str, Any], module: str) -> list[str]:
 
 
 def _bitsandbytes(
-    name: str, parts: Parts, settings: Mapping[str, Any], dtype: np.dtype, turned: bool
+    name: str, parts: Parts, settings: Mapping[str, Any], dtype: np.dtype, transposed: bool
 ) -> Dequantized | None:
     """A matrix of 4 or 8 bits; None for one that is plain."""
     if "SCB" in parts:
         order = int(np.asarray(parts.get("weight_format", 0)))
         require(order == 0, "its rows are in a GPU's order; save it with a newer bitsandbytes")
         shape = parts["weight"].shape
-        compute = partial(_eight_bits, parts, turned)
-        return Dequantized(name, shape[::-1] if turned else shape, dtype, compute)
+        compute = partial(_eight_bits, parts, transposed)
+        return Dequantized(name, shape[::-1] if transposed else shape, dtype, compute)
     states = [part for part in parts if STATE in part]
     if not states:
         return None
@@ -192,21 +192,21 @@ def _bitsandbytes(
         -size // state["blocksize"]
     )
     require(len(shape) == 2 and whole, f"it has not as many numbers as the shape {shape}")
-    compute = partial(_four_bits, parts, state, turned)
+    compute = partial(_four_bits, parts, state, transposed)
     # Rounded as the library does, to the type that the matrix had.
     dtype = np.dtype(TYPES.get(state["dtype"], dtype))
-    return Dequantized(name, shape[::-1] if turned else shape, dtype, compute)
+    return Dequantized(name, shape[::-1] if transposed else shape, dtype, compute)
 
 
-def _eight_bits(parts: Mapping[str, Any], turned: bool) -> np.ndarray:
+def _eight_bits(parts: Mapping[str, Any], transposed: bool) -> np.ndarray:
     """code · scale / 127, with a scale an output (Dettmers et al. 2022, LLM.int8)."""
     scales = np.asarray(parts["SCB"], np.float32)
     require(scales.shape == parts["weight"].shape[:1], f"SCB has shape {scales.shape}")
     matrix = np.asarray(parts["weight"]).astype(np.float32) * scales[:, None] / 127
-    return matrix.T if turned else matrix
+    return matrix.T if transposed else matrix
 
 
-def _four_bits(parts: Mapping[str, Any], state: Mapping[str, Any], turned: bool) -> np.ndarray:
+def _four_bits(parts: Mapping[str, Any], state: Mapping[str, Any], transposed: bool) -> np.ndarray:
     """code[nibble] · absmax, a block of rows end to end (Dettmers et al. 2023, §3)."""
     packed = np.asarray(parts["weight"]).reshape(-1)
     codes = np.asarray(parts["weight.quant_map"], np.float32)
@@ -220,23 +220,23 @@ def _four_bits(parts: Mapping[str, Any], state: Mapping[str, Any], turned: bool)
     values = codes[np.stack([packed >> 4, packed & 15], 1).reshape(-1)[:size]]
     scales = np.repeat(absmax.astype(np.float32), state["blocksize"])[:size]
     matrix = (values * scales).reshape(state["shape"])
-    return matrix.T if turned else matrix
+    return matrix.T if transposed else matrix
 
 
 def _gptq(
-    name: str, parts: Parts, settings: Mapping[str, Any], dtype: np.dtype, turned: bool
+    name: str, parts: Parts, settings: Mapping[str, Any], dtype: np.dtype, transposed: bool
 ) -> Dequantized:
     bits = settings.get("bits", 4)
     size, out = parts["qweight"].shape
     shape = (out, size * PACKED // bits)
     for part in ("qzeros", "scales"):
         parts[part]  # absent: said now
-    compute = partial(_grouped_rows, parts, settings, bits, turned)
-    return Dequantized(name, shape[::-1] if turned else shape, dtype, compute)
+    compute = partial(_grouped_rows, parts, settings, bits, transposed)
+    return Dequantized(name, shape[::-1] if transposed else shape, dtype, compute)
 
 
 def _grouped_rows(
-    parts: Mapping[str, Any], settings: Mapping[str, Any], bits: int, turned: bool
+    parts: Mapping[str, Any], settings: Mapping[str, Any], bits: int, transposed: bool
 ) -> np.ndarray:
     """scale · (code − zero), of groups of inputs (Frantar et al. 2022, as AutoGPTQ packs it).
 
@@ -256,11 +256,11 @@ def _grouped_rows(
     wide = scales.shape[1:] == zeros.shape[1:] == codes.shape[1:]
     require(wide, f"scales have shape {scales.shape}, and zeros {zeros.shape}")
     matrix = scales[group] * (codes - zeros[group]).astype(np.float32)
-    return matrix if turned else matrix.T
+    return matrix if transposed else matrix.T
 
 
 def _awq(
-    name: str, parts: Parts, settings: Mapping[str, Any], dtype: np.dtype, turned: bool
+    name: str, parts: Parts, settings: Mapping[str, Any], dtype: np.dtype, transposed: bool
 ) -> Dequantized:
     size, words = parts["qweight"].shape
     for part in ("qzeros", "scales"):

@@ -55,7 +55,7 @@ class Stored:
             before = sum(part.sizes[: part.index])
             start, stop, _ = index[-1].indices(part.sizes[part.index])
             index = (*index[:-1], slice(before + start, before + stop))
-        turn = self.leaf == "kernel" and not part.turned
+        turn = self.leaf == "kernel" and not part.transposed
         index = index[::-1] if turn else index
         if part.shape:
             rows = tensor[index[0]]
@@ -228,13 +228,13 @@ def written(
         axes = [_axes(path, names) for path, _ in paths]
         inner = [shapes[path].shape[n:] for (path, _), n in zip(paths, axes, strict=True)]
         shape = (*inner[0][:-1], sum(size[-1] for size in inner)) if inner[0] else ()
-        turned = paths[0][0].endswith("/kernel") and not part.turned
-        shape = part.shape or (shape[::-1] if turned else shape)
+        transposed = paths[0][0].endswith("/kernel") and not part.transposed
+        shape = part.shape or (shape[::-1] if transposed else shape)
 
         def make() -> np.ndarray:
             arrays = [np.asarray(read(path, number)) for path, number in paths]
             array = np.concatenate(arrays, -1) if len(arrays) > 1 else arrays[0]
-            return np.ascontiguousarray(array.T if turned else array).reshape(shape)
+            return np.ascontiguousarray(array.T if transposed else array).reshape(shape)
 
         return Written(shape, make)
 

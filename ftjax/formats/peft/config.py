@@ -92,8 +92,8 @@ def method_of(file: Path, config: Mapping[str, Any]) -> str:
                 return name
             differs = next(key for key in same if not same[key])
     if differs:
-        said = f"{differs}={config.get(differs)!r}"
-        raise UserError(f"{file}: {said} is not implemented for {kind}: {MERGE}")
+        setting = f"{differs}={config.get(differs)!r}"
+        raise UserError(f"{file}: {setting} is not implemented for {kind}: {MERGE}")
     known = sorted({kind for form in FORMS.values() for kind in (form.kind, *form.also)})
     raise UserError(f"{file}: peft_type={kind!r} is not known{nearest(str(kind), known)}")
 
@@ -112,10 +112,10 @@ def written(tuned: Tuned, form: Form) -> dict[str, Any]:
     method, classes = tuned.method, prefixed(tuned)
     trained = classes and not tuned.base.of_words
     chosen: dict[str, set[str]] = {}
-    turned = False
+    transposed = False
     for piece in _pieces(tuned, form):
         chosen.setdefault(piece.leaf.selected, set()).add(piece.part.name)
-        turned |= piece.part.turned
+        transposed |= piece.part.transposed
     head = {_part(part).name for part in tuned.names.head.values()}
     config = {
         "peft_type": form.kind,
@@ -137,7 +137,7 @@ def written(tuned: Tuned, form: Form) -> dict[str, Any]:
     if form.table:
         del config["target_modules"]
         config |= tables.sizes_of(tuned)
-    if turned and form.kind in TURNING:
+    if transposed and form.kind in TURNING:
         config["fan_in_fan_out"] = True
     if form.patterned:
         config |= _patterns(tuned, form)

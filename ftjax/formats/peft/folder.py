@@ -144,8 +144,8 @@ def read(folder: Path) -> dict[str, Any]:
     settings = {ours: config[theirs] for ours, theirs in form.fields.items() if theirs in config}
     if form.table:
         theirs, most = form.fields["length"], largest_axis(tensors)
-        said = f"{folder / CONFIG}: {theirs}={config.get(theirs)}, and no tensor is as large"
-        require(settings.get("length", 0) <= most, said)
+        problem = f"{folder / CONFIG}: {theirs}={config.get(theirs)}, and no tensor is as large"
+        require(settings.get("length", 0) <= most, problem)
         return {"name": name, **settings}
     selected: dict[str, tuple[str, ...]] = {}
     for key, tensor in tensors.items():

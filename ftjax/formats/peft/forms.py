@@ -13,7 +13,7 @@ class Leaf:
 
     Attributes:
         suffix: of its key, after the module's name.
-        turned: stored transposed.
+        transposed: stored transposed.
         shape: as stored, where a vector is stored as a matrix.
         fused: what is done where several of our projections are one of theirs, as in GPT-2:
             "split", theirs is ours one after the other; "copy", all have the same; "rank" and
@@ -25,7 +25,7 @@ class Leaf:
     """
 
     suffix: str
-    turned: bool = False
+    transposed: bool = False
     shape: tuple[int, ...] = ()
     fused: str = "copy"
     fill: float | None = 0.0
@@ -33,7 +33,7 @@ class Leaf:
 
     def store(self, array: np.ndarray) -> np.ndarray:
         """A layer's parameter as PEFT has it."""
-        array = array.T if self.turned else array
+        array = array.T if self.transposed else array
         return np.ascontiguousarray(array.reshape(self.shape or array.shape))
 
     def fits(self, key: str, shape: tuple[int, ...]) -> bool:
@@ -43,7 +43,7 @@ class Leaf:
 
     def restore(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """The inverse of `store`."""
-        return (array.T if self.turned else array).reshape(shape)
+        return (array.T if self.transposed else array).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class Form:
 
 WORDS = "words:"  # before the names of leaves of the table of words, where they differ
 LORA_LEAVES = {
-    f"{WORDS}lora_a": Leaf("lora_embedding_A", turned=True),
-    f"{WORDS}lora_b": Leaf("lora_embedding_B", turned=True),
-    "lora_a": Leaf("lora_A.weight", turned=True, fused="rank"),
-    "lora_b": Leaf("lora_B.weight", turned=True, fused="diagonal"),
+    f"{WORDS}lora_a": Leaf("lora_embedding_A", transposed=True),
+    f"{WORDS}lora_b": Leaf("lora_embedding_B", transposed=True),
+    "lora_a": Leaf("lora_A.weight", transposed=True, fused="rank"),
+    "lora_b": Leaf("lora_B.weight", transposed=True, fused="diagonal"),
 }
 LORA_FIELDS = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 
@@ -91,8 +91,8 @@ def _lora(**constants: Any) -> Form:
 
 
 VERA_LEAVES = {
-    "vera_a": Leaf("vera_A", turned=True),
-    "vera_b": Leaf("vera_B", turned=True),
+    "vera_a": Leaf("vera_A", transposed=True),
+    "vera_b": Leaf("vera_B", transposed=True),
     "lambda_b": Leaf("vera_lambda_b", fused="refused"),
     "lambda_d": Leaf("vera_lambda_d"),
 }
@@ -104,7 +104,7 @@ VERA_FIELDS = {
 }
 PRODUCT_FIELDS = {"rank": "r", "alpha": "alpha"}
 LOHA_LEAVES = {
-    f"hada_w{i}_{side}": Leaf(f"hada_w{i}_{side}", turned=True, fused=fused)
+    f"hada_w{i}_{side}": Leaf(f"hada_w{i}_{side}", transposed=True, fused=fused)
     for i in (1, 2)
     for side, fused in (("a", "split"), ("b", "copy"))
 }
@@ -147,7 +147,7 @@ FORMS: Mapping[str, Form] = {
         free=("dropout", "d_initial", "seed"),
     ),
     "loha": Form("LOHA", LOHA_LEAVES, PRODUCT_FIELDS),
-    "lokr": Form("LOKR", {name: Leaf(name, turned=True) for name in LOKR_NAMES}, LOKR_FIELDS),
+    "lokr": Form("LOKR", {name: Leaf(name, transposed=True) for name in LOKR_NAMES}, LOKR_FIELDS),
     "oft": Form(
         "OFT",
         {"oft_r": Leaf("oft_R.weight")},
@@ -166,8 +166,8 @@ FORMS: Mapping[str, Form] = {
     "adalora": Form(
         "ADALORA",
         {
-            "lora_a": Leaf("lora_A", turned=True),
-            "lora_b": Leaf("lora_B", turned=True),
+            "lora_a": Leaf("lora_A", transposed=True),
+            "lora_b": Leaf("lora_B", transposed=True),
             "lora_e": Leaf("lora_E", shape=(-1, 1)),
         },
         {**LORA_FIELDS, "rank": "init_r", "target_rank": "target_r"},

@@ -9,7 +9,7 @@ from ftjax.data import fields
 from ftjax.tasks.multiple_choice import MultipleChoice
 from ftjax.tasks.token_classification import TokenClassification
 from tests.data.preparation.rows import applied, texts_of
-from tests.tasks.made import split_of
+from tests.tasks.small_models import split_of
 
 
 def reference_set(text, words, characters):

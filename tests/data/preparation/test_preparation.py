@@ -18,7 +18,7 @@ from ftjax.config import (
 )
 from ftjax.config.saved import from_json, to_json
 from ftjax.data.preparation import STEPS, find, steps
-from ftjax.data.preparation.again import prepare_once
+from ftjax.data.preparation.cached import prepare_once
 from ftjax.data.preparation.pipeline import prepare, steps_of
 from ftjax.data.sources import open_parts
 from ftjax.data.stream_source import START, Cursor, Source
@@ -221,7 +221,7 @@ def test_what_was_prepared_is_not_prepared_again(tmp_path, monkeypatch):
     steps_of_run = ("drop_duplicates", {"step": "filter_words", "file": str(words)}, "undersample")
     asked = settings(*steps_of_run, splits={"train": 0.0, "validation": 0.2, "test": 0.0})
     first, report = prepare_once({"train": split(rows)}, asked, None)
-    again = "ftjax.data.preparation.again.prepare"
+    again = "ftjax.data.preparation.cached.prepare"
     with monkeypatch.context() as patch:
         patch.setattr(again, lambda *arguments: 1 / 0)
         found, said = prepare_once({"train": split(rows)}, asked, None)

@@ -17,7 +17,7 @@ Chat = tuple[Sequence[Message], Any]  # whole turns, and tools
 Part = tuple[int, int]  # of a text: where it begins and ends
 
 
-class Encoded(NamedTuple):
+class EncodedChat(NamedTuple):
     """An example of a chat.
 
     Attributes:
@@ -31,13 +31,13 @@ class Encoded(NamedTuple):
     learned: np.ndarray
 
 
-def encoded(
+def encode_chats(
     tokenizer: Any,
     things: Iterable[tuple[int, Any]],
     chat_of: Callable[[Any], Chat],
     template: str,
     which: str = "all",
-) -> list[Encoded]:
+) -> list[EncodedChat]:
     """The examples of chats; their texts are tokenized together.
 
     A token that begins before what is learned, as with a space, and goes on in it is learned.
@@ -55,7 +55,7 @@ def encoded(
     rows, texts, parts = [], [], []
     for row, thing in things:
         with of_row(row):
-            for text, where in written(tokenizer, chat_of(thing), template, which):
+            for text, where in chat_texts(tokenizer, chat_of(thing), template, which):
                 rows.append(row)
                 texts.append(text)
                 parts.append(where)
@@ -70,7 +70,7 @@ def encoded(
         verbose=False,
     )
     examples = zip(rows, tokenized["input_ids"], tokenized["offset_mapping"], parts, strict=True)
-    return [Encoded(row, ids, _marks(offsets, where)) for row, ids, offsets, where in examples]
+    return [EncodedChat(row, ids, _marks(offsets, where)) for row, ids, offsets, where in examples]
 
 
 def _marks(offsets: Sequence[Part], parts: Sequence[Part]) -> np.ndarray:
@@ -144,7 +144,7 @@ class Script:
         return after, [(start, len(after.rstrip()))]
 
 
-def written(
+def chat_texts(
     tokenizer: Any, chat: Chat, template: str, which: str
 ) -> Iterator[tuple[str, list[Part]]]:
     """Texts of a chat, and where in each that is which is learned.

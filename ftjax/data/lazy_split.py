@@ -37,7 +37,7 @@ BEGIN = Mark()
 
 
 @dataclass(frozen=True)
-class Opened:
+class LazySplit:
     """A split that has not been read.
 
     Attributes:
@@ -56,14 +56,14 @@ class Opened:
     label_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     group: str = ""
-    others: tuple["Opened", ...] = ()
+    others: tuple["LazySplit", ...] = ()
 
     @property
-    def files(self) -> tuple["Opened", ...]:
+    def files(self) -> tuple["LazySplit", ...]:
         """It and the others, each by itself."""
         return (replace(self, others=()), *self.others)
 
-    def grouped(self, group: str) -> "Opened":
+    def grouped(self, group: str) -> "LazySplit":
         """With `data.group`."""
         others = tuple(replace(other, group=group) for other in self.others)
         return replace(self, group=group, others=others)

@@ -10,7 +10,7 @@ import transformers
 from ftjax.config import check, default_config, load_config
 from ftjax.data.preparation.words import WORD
 from ftjax.errors import UserError
-from ftjax.evaluation import asked_models
+from ftjax.evaluation import preparation_models
 from ftjax.formats.folder import load_tokenizer
 from ftjax.runs.train import train
 from ftjax.setup.splits import read_splits
@@ -53,25 +53,25 @@ def test_back_translation_equals_transformers(folders, monkeypatch):
         "max_new_tokens": 6,
         "batch_size": 3,
     }
-    found, counts = applied(entry, asked_models, train=TEXTS, test=TEXTS)
+    found, counts = applied(entry, preparation_models, train=TEXTS, test=TEXTS)
     abroad = translated(folders["there"], [f"the story : {text}" for text in TEXTS], 6)
     wanted = translated(folders["back"], [text or "x" for text in abroad], 6)
     wanted = [new for new, old in zip(wanted, abroad, strict=True) if new and old]
     assert texts_of(found["train"]) == TEXTS + wanted and texts_of(found["test"]) == TEXTS
     assert counts["train"]["added"] == len(wanted) > 3
-    monkeypatch.setattr(asked_models, "open_model", None)  # what was said is kept
-    assert texts_of(applied(entry, asked_models, train=TEXTS)[0]["train"]) == TEXTS + wanted
+    monkeypatch.setattr(preparation_models, "open_model", None)  # what was said is kept
+    assert texts_of(applied(entry, preparation_models, train=TEXTS)[0]["train"]) == TEXTS + wanted
     with pytest.raises(TypeError):
-        applied({**entry, "max_new_tokens": 7}, asked_models, train=TEXTS)
+        applied({**entry, "max_new_tokens": 7}, preparation_models, train=TEXTS)
     with pytest.raises(UserError, match="copies=2 would be alike"):
-        applied({**entry, "copies": 2}, asked_models, train=TEXTS)
+        applied({**entry, "copies": 2}, preparation_models, train=TEXTS)
 
 
 def test_words_at_masks_equal_transformers(folders):
     folder = folders["masked"]
     model, tokenizer = transformers.BertForMaskedLM.from_pretrained(folder), load_tokenizer(folder)
     texts = [["the ", " was ", "."], ["", " film"], ["a very good movie and a ", ""]]
-    found = asked_models.fill(str(folder), texts, 4)
+    found = preparation_models.fill(str(folder), texts, 4)
     assert [len(gaps) for gaps in found] == [2, 1, 1]
     words = [i for w, i in tokenizer.get_vocab().items() if WORD.fullmatch(w)]
     for parts, gaps in zip(texts, found, strict=True):
@@ -87,9 +87,9 @@ def test_words_at_masks_equal_transformers(folders):
 def test_masked_substitution_puts_likely_words(folders):
     entry = {"step": "masked_substitution", "model": str(folders["masked"]), "alpha": 0.3,
              "copies": 3, "top_k": 5}  # fmt: skip
-    found, counts = applied(entry, asked_models, train=TEXTS, validation=TEXTS)
-    again, _ = applied(entry, asked_models, train=TEXTS)
-    other, _ = applied({**entry, "seed": 1}, asked_models, train=TEXTS)
+    found, counts = applied(entry, preparation_models, train=TEXTS, validation=TEXTS)
+    again, _ = applied(entry, preparation_models, train=TEXTS)
+    other, _ = applied({**entry, "seed": 1}, preparation_models, train=TEXTS)
     assert texts_of(found["train"]) == texts_of(again["train"]) != texts_of(other["train"])
     assert texts_of(found["validation"]) == TEXTS and counts["train"]["added"] == 21
     asked, put = [], []
@@ -100,11 +100,11 @@ def test_masked_substitution_puts_likely_words(folders):
         holes = " ".join("\0" if i in places else word for i, word in enumerate(old))
         asked.append(holes.split("\0"))
         put.append([(old[i], new[i]) for i in places])
-    for words, gaps in zip(put, asked_models.fill(entry["model"], asked, 6), strict=True):
+    for words, gaps in zip(put, preparation_models.fill(entry["model"], asked, 6), strict=True):
         for (old, new), gap in zip(words, gaps, strict=True):
             assert new in [word for word in gap if word != old][:5]
     with pytest.raises(UserError, match="masked_lm"):
-        applied({**entry, "model": str(folders["there"])}, asked_models, train=TEXTS)
+        applied({**entry, "model": str(folders["there"])}, preparation_models, train=TEXTS)
 
 
 def test_a_classifier_filters_as_it_predicts(config_file, corpus, tmp_path):
@@ -121,11 +121,11 @@ def test_a_classifier_filters_as_it_predicts(config_file, corpus, tmp_path):
              "threshold": threshold, "splits": ["train"]}  # fmt: skip
     asked = default_config()
     asked.data.update({"path": str(corpus), "prepare": (entry,)})
-    splits, report = read_splits(asked, Classification(), asked_models)
+    splits, report = read_splits(asked, Classification(), preparation_models)
     wanted = [row["text"] for row, p in zip(rows, chances, strict=True) if p < threshold]
     assert splits["train"].column("text") == wanted and 0 < len(wanted) < len(rows)
     (row,) = (row for row in report if row["step"] == "filter_classifier")
     assert row["reasons"] == {"label negative": len(rows) - len(wanted)}
     with pytest.raises(UserError, match=r"filter_classifier: .*has no config\.json"):
         asked.data.prepare = ({**entry, "workdir": str(tmp_path)},)
-        read_splits(asked, Classification(), asked_models)
+        read_splits(asked, Classification(), preparation_models)

@@ -19,7 +19,7 @@ from ftjax.data.encode import Examples, encode
 from ftjax.data.loading import Loader, Vary
 from ftjax.data.planning import bucket_layout, packed_layout, paired_layout
 from ftjax.data.readers.rows import Reader
-from ftjax.data.sources import Opened, Split, read_split
+from ftjax.data.sources import LazySplit, Split, read_split
 from ftjax.evaluation.forward import Forward
 from ftjax.formats.folder import read_config
 from ftjax.formats.hf import mapping
@@ -32,7 +32,7 @@ from tests.models.reference import Reference
 def split_of(task: Any, rows: Iterable[dict], schema: Any = None) -> Split:
     """Rows, checked as those of a file."""
     columns = {name: name for name in task.schema.fields}
-    opened = Opened("rows.jsonl", Reader(lambda: enumerate(rows, 1)), columns)
+    opened = LazySplit("rows.jsonl", Reader(lambda: enumerate(rows, 1)), columns)
     return read_split([opened], schema or task.schema, skip=False)
 
 
@@ -72,7 +72,7 @@ def layout(examples: Examples, size: int, packed: bool) -> Any:
 
 
 @dataclass(frozen=True)
-class Made:
+class SmallModel:
     """A task on a small random model of transformers, and that model."""
 
     task: Any
@@ -83,7 +83,7 @@ class Made:
     @classmethod
     def of(
         cls, task: Any, case: str, head: str, folder: Path, labels: int = 3, **method: Any
-    ) -> "Made":
+    ) -> "SmallModel":
         """The model in `folder`, where a tokenizer may be already."""
         reference = Reference.make(case, head, folder)
         asked = {"head": head, "labels": labels}
@@ -125,7 +125,7 @@ class Made:
         forward = Forward(make_mesh(devices=jax.devices()[:1]), size, apply, vary)
         return forward(self.params, {}, examples, layout(shown, size, packed))
 
-    def with_task(self, task: Any) -> "Made":
+    def with_task(self, task: Any) -> "SmallModel":
         return replace(self, task=task)
 
 

@@ -43,10 +43,10 @@ def prepare_once(
 
 
 def _load(key: str, before: Splits) -> tuple[Splits, Report] | None:
-    said = cache.read(KIND, f"{key}.json")
-    if said is None:
+    content = cache.read(KIND, f"{key}.json")
+    if content is None:
         return None
-    saved, splits = json.loads(bytes(said)), {}
+    saved, splits = json.loads(bytes(content)), {}
     for name, names in saved["splits"].items():
         data = cache.read(KIND, f"{key}-{name}.arrow")
         if data is None:

@@ -105,9 +105,9 @@ def of_result(
                 "counts"
             )
     counts = np.array(scores.get("confusion") or np.zeros((0, 0)), np.int64)
-    said = counts.sum(0)
-    if np.count_nonzero(counts.sum(-1)) > 1 and np.count_nonzero(said) == 1:
+    predicted = counts.sum(0)
+    if np.count_nonzero(counts.sum(-1)) > 1 and np.count_nonzero(predicted) == 1:
         yield (
-            f"the model says {names[int(said.argmax())]!r} of all {said.sum():,} {split} rows, "
-            f"which have {np.count_nonzero(counts.sum(-1))} labels"
+            f"the model says {names[int(predicted.argmax())]!r} of all {predicted.sum():,} {split} "
+            f"rows, which have {np.count_nonzero(counts.sum(-1))} labels"
         )

@@ -9,11 +9,11 @@ import jax
 
 from ftjax.data.encode import Examples
 from ftjax.data.sources import Split
-from ftjax.evaluation.written import written_scores
+from ftjax.evaluation.written_answers import written_scores
 from ftjax.generation.text import Generator, Text
 from ftjax.paths import Flat
 from ftjax.runs.predictions import write_predictions
-from ftjax.setup.doubts import baseline, of_result, of_training
+from ftjax.setup.diagnostics import baseline, of_result, of_training
 from ftjax.setup.model import Run
 from ftjax.tasks.base import Task
 from ftjax.workdir.records import read_metrics
@@ -22,7 +22,7 @@ HELD_OUT = ("validation", "test")
 
 
 @dataclass(frozen=True)
-class Answered:
+class HeldOut:
     """A held-out split with what the best model says of it.
 
     Attributes:
@@ -43,15 +43,15 @@ class Answered:
 
 
 def write_texts(
-    run: Run, params: Flat, answered: Answered, generator: Generator | None = None
+    run: Run, params: Flat, held_out: HeldOut, generator: Generator | None = None
 ) -> None:
     """Writes for the rows of a split, and adds the scores of that."""
-    scores = written_scores(run, params, answered.split, generator, answered.texts)
-    answered.scores.update(scores)
+    scores = written_scores(run, params, held_out.split, generator, held_out.texts)
+    held_out.scores.update(scores)
 
 
-def end(
-    workdir: Path, task: Task, names: Sequence[str], metric: str, answered: Sequence[Answered]
+def diagnose(
+    workdir: Path, task: Task, names: Sequence[str], metric: str, held_outs: Sequence[HeldOut]
 ) -> list[str]:
     """Writes predictions, adds to scores those of a constant answer, and says what to doubt.
 
@@ -60,10 +60,10 @@ def end(
         task: of the run.
         names: of labels.
         metric: that chose the best step.
-        answered: the held-out splits.
+        held_outs: the held-out splits.
     """
     doubts = []
-    for held in answered:
+    for held in held_outs:
         if constant := baseline(task, held.examples, held.split, names):
             held.scores["baseline"] = constant
         doubts += of_result(held.name, held.scores, metric, task.better[metric], names)

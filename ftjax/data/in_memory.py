@@ -7,7 +7,7 @@ from typing import Any
 
 import datasets
 
-from ftjax.data.opened import Opened
+from ftjax.data.lazy_split import LazySplit
 from ftjax.data.readers.rows import Options, Reader
 from ftjax.data.sources import open_file
 from ftjax.errors import UserError
@@ -17,7 +17,7 @@ from ftjax.remote import located
 NAME = "the given rows"  # in messages, where a file would be named
 
 
-def open_given(rows: Any, settings: Options) -> Opened:
+def open_rows(rows: Any, settings: Options) -> LazySplit:
     """Rows that have not been checked.
 
     Args:
@@ -31,7 +31,7 @@ def open_given(rows: Any, settings: Options) -> Opened:
         return open_file(located(os.fspath(rows)), settings)
     mappings = as_rows(rows)
     reader = Reader(lambda: iter(enumerate(mappings, 1)))
-    return Opened(NAME, reader, dict(settings["columns"]))
+    return LazySplit(NAME, reader, dict(settings["columns"]))
 
 
 def as_rows(rows: Any) -> list[Mapping[str, Any]]:
@@ -58,7 +58,7 @@ def as_rows(rows: Any) -> list[Mapping[str, Any]]:
     return [{str(name): plain(value) for name, value in row.items()} for row in listed]
 
 
-def write_given(folder: Path, splits: Mapping[str, Any]) -> None:
+def write_splits(folder: Path, splits: Mapping[str, Any]) -> None:
     """Writes rows to train on and to hold out as a folder with a file a split.
 
     Args:

@@ -35,7 +35,7 @@ READ: dict[str, tuple[str, Callable[[ConfigDict], object]]] = {  # key → what 
 }
 
 
-def unread(config: ConfigDict) -> Iterator[str]:
+def unused_keys(config: ConfigDict) -> Iterator[str]:
     """A line on each key that is not at its default and is not read."""
     known, flat = known_options(config), flat_keys(config)
     for key, (owner, reads) in READ.items():

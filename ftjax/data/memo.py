@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Once(Generic[T]):
+class Memo(Generic[T]):
     """A function of a number, whose last values are kept.
 
     Who asks for a value that is being computed waits for it; for others nobody waits.

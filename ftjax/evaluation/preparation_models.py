@@ -27,7 +27,7 @@ from ftjax.evaluation.predictor import open_predictor, open_writer
 from ftjax.formats.folder import identity, load_tokenizer, locate
 from ftjax.generation.batches import in_batches
 from ftjax.generation.load import make_generator, open_model
-from ftjax.parallel.agreement import require_same, told
+from ftjax.parallel.agreement import broadcast, require_same
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import Flat
 from ftjax.remote import located
@@ -50,9 +50,10 @@ def classify(workdir: str, split: Split) -> list[dict[str, float]]:
         answers = predictor.run.task.predictions(outputs, examples, prepared, predictor.names)
         if not isinstance(answers[0].get("probabilities"), Mapping):
             raise UserError(f"workdir: {workdir} is of a task without probabilities of labels")
-        said = iter(row["probabilities"] for row in answers)
+        probabilities = iter(row["probabilities"] for row in answers)
         none = dict.fromkeys(answers[0]["probabilities"], 0.0)  # of a text of which nothing is left
-        return [none if place in dropped else next(said) for place in range(len(split.rows))]
+        rows = range(len(split.rows))
+        return [none if row in dropped else next(probabilities) for row in rows]
 
     return _cached(["classify", _run_identity(workdir), split.column("text")], ask)
 
@@ -176,8 +177,8 @@ def _cached(request: list[Any], ask: Callable[[], Any]) -> Any:
     require_same(f"what data.prepare has a model {request[0]}", [key])
     name = f"{key}.json"
     entry = cache.read("prepared", name)
-    said = told("" if entry is None else str(entry, "utf-8"))
-    if not said:
-        said = told(json.dumps(ask()))
-        cache.write("prepared", name, lambda file: file.write(said.encode()))
-    return json.loads(said)
+    text = broadcast("" if entry is None else str(entry, "utf-8"))
+    if not text:
+        text = broadcast(json.dumps(ask()))
+        cache.write("prepared", name, lambda file: file.write(text.encode()))
+    return json.loads(text)

@@ -14,14 +14,14 @@ from ftjax import tasks
 from ftjax.config import default_config
 from ftjax.data.encode import Examples, ragged
 from ftjax.errors import UserError
-from ftjax.evaluation import asked_models
+from ftjax.evaluation import preparation_models
 from ftjax.evaluation.predictor import Predictor
 from ftjax.files import to_line, write_json
 from ftjax.formats.folder import locate
 from ftjax.html import curves, percent
 from ftjax.runs.predictions import certainty, right
 from ftjax.runs.report import write_report
-from ftjax.setup.doubts import baseline, of_data, of_result, of_training, unknown_tokens
+from ftjax.setup.diagnostics import baseline, of_data, of_result, of_training, unknown_tokens
 from ftjax.setup.model import place_model
 from ftjax.setup.splits import read_data
 from ftjax.workdir.folder import read_workdir
@@ -160,7 +160,9 @@ def test_a_work_folder_is_an_adapter(useless):
     work, _ = useless
     config = read_workdir(work)
     config.model.adapter = str(work)
-    data = read_data(config, tasks.create(config.task), locate(config.model.path), asked_models)
+    data = read_data(
+        config, tasks.create(config.task), locate(config.model.path), preparation_models
+    )
     run = place_model(config, data.names)
     assert not run.absent
     outputs, examples = Predictor(run, data.names, 0, work).outputs(data.raw["test"])
