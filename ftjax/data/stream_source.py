@@ -117,7 +117,7 @@ class Source:
                         dropped = {**dropped, by: dropped.get(by, 0) + 1}
                 number, begin = 0, BEGIN
             left = f" that data.prepare leaves ({dropped})" if dropped else ""
-            require(good > 0, f"{self.opened.file} has no rows{left}")
+            require(good > 0, f"{self.split.file} has no rows{left}")
             passes, done, good = passes + 1, 0, 0
 
     def _files(self, passes: int) -> Sequence[LazySplit]:
