@@ -22,7 +22,7 @@ from ftjax.files import write_text
 from ftjax.formats.folder import fingerprint, locate
 from ftjax.methods.prompting import HEADS
 from ftjax.parallel.agreement import broadcast, first, require_same
-from ftjax.runs.held_out import HeldOut
+from ftjax.runs.held_out import HeldOut, diagnose
 from ftjax.runs.result import write_result
 from ftjax.runs.start import begin
 from ftjax.setup.diagnostics import of_data
