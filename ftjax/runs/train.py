@@ -58,6 +58,7 @@ def train(
             trains in, or a loss that is not finite.
     """
     require_config(config)
+    require(workdir != "", "workdir is empty: name a folder for the run")
     config, workdir = config.copy_and_resolve_references(), located(workdir)
     require(not workdir.is_file(), f"--workdir {workdir} is a file, not a folder")
     is_path = isinstance(data, str | os.PathLike)
