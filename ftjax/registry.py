@@ -195,6 +195,8 @@ def _imported(where: str, name: str) -> Any:
         UserError: there is no such module, it fails, or has nothing of that name.
     """
     module, _, attribute = name.partition(":")
+    if not module or module.startswith("."):
+        raise NotFound(f"{where} is neither MODULE:CLASS nor MODULE")
     try:
         entry = importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -179,6 +179,8 @@ def test_names_are_of_the_class_itself(installed):
         ("own_plain:Plain", "decorate Plain with @dataclass"),
         ("own_plain:Lacking", "its option 'size' has no default"),
         ("own_plain:Nameless", "an annotation of its fails: NameError: .*'Nothing'"),
+        (":Scale", "is neither MODULE:CLASS nor MODULE"),
+        ("..", "is neither MODULE:CLASS nor MODULE"),
         ("own_leaving:Scale", "own_leaving fails: SystemExit: 3"),
         ("scales", "is not known .did you mean 'scale'"),
     ],
