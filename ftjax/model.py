@@ -1,7 +1,7 @@
 """Models at hand, of work folders and of pretrained folders: what a notebook works with."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from ftjax.generation.prompts import Messages
 from ftjax.loss import Loss
 from ftjax.partition import Partition
 from ftjax.paths import Flat
-from ftjax.remote import is_remote, located
+from ftjax.remote import is_remote, located, path_text
 from ftjax.setup.labels import finished_outputs
 from ftjax.setup.model import place_model
 from ftjax.tasks.base import Task
@@ -149,15 +149,24 @@ class Model:
         texts = alone if generator.settings.num_return_sequences == 1 else texts
         return texts[0] if isinstance(prompts, str) else texts
 
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
+    def embed(self, texts: Sequence[str] | str) -> np.ndarray:
         """A vector a text, float32 (texts, features).
+
+        Args:
+            texts: a list of them, or one, whose vector is given alone.
 
         Of sentence encoders the embeddings, of length 1; of others what their head reads.
 
         Raises:
-            UserError: the head reads a vector of every token.
+            UserError: the head reads a vector of every token, or there is no text.
         """
-        run = self.predictor.run
+        if isinstance(texts, str):
+            return self.embed([texts])[0]
+        require(isinstance(texts, Iterable), f"texts must be a list, not {type(texts).__name__}")
+        run, texts = self.predictor.run, list(texts)
+        require(len(texts) > 0, "there is no text to embed")
+        for number, text in enumerate(texts, 1):
+            require(isinstance(text, str), f"text {number} is a {type(text).__name__}")
         head = run.tuned.model.head
         require(head in ("embedding", "classification"), "load it with task='contrastive' to embed")
         apply = partial(run.tuned.apply, features_only=head == "classification")
@@ -169,7 +178,7 @@ class Model:
             return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-9)
 
         tokenizer, longest = load_tokenizer(run.folder), run.config.data.max_length
-        ids = tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
+        ids = tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
         layout = bucket_layout(np.array(list(map(len, ids))), BUCKETS)
         forward = Forward(run.mesh, run.config.train.eval_batch_size, vectors)
         return forward(run.trainable, run.frozen, Examples(ragged(ids)), layout)
@@ -199,7 +208,7 @@ def load(
     Raises:
         UserError: there is no such model, or a key is wrong.
     """
-    folder = located(os.fspath(source))
+    folder, names = located(source), _different(labels)
     if (is_remote(folder) or folder.is_dir()) and (folder / "checkpoints").exists():
         wrong = [
             name
@@ -209,7 +218,7 @@ def load(
         require(not wrong, f"{wrong} are of pretrained models, and {source} is a work folder")
         return Model(open_predictor(folder, configuration.read_config(folder, in_dots(keys)), step))
     require(step is None, f"step={step}: {source} is no work folder")
-    return Model(_pretrained(os.fspath(source), adapter, task, tuple(labels), in_dots(keys)))
+    return Model(_pretrained(os.fspath(source), adapter, task, names, in_dots(keys)))
 
 
 def _pretrained(
@@ -221,7 +230,7 @@ def _pretrained(
 ) -> Predictor:
     """A pretrained model for a task, under "full" unless a method is named."""
     folder = locate(source)
-    changes = {"model.adapter": os.fspath(adapter or ""), **keys}
+    changes = {"model.adapter": path_text(adapter or ""), **keys}
     config = configured(model=source, task=task or _task_of(folder), **changes)
     if "data.max_length" not in keys:
         positions = read_config(folder).get("max_position_embeddings") or config.data.max_length
@@ -231,6 +240,14 @@ def _pretrained(
     if not names and type(of_task).label_names is not Task.label_names:
         raise UserError(f"{source} has no head for {config.task.name}: name its labels=(...)")
     return Predictor(place_model(config, names), names, 0, None)
+
+
+def _different(labels: Iterable[str]) -> tuple[str, ...]:
+    """Names of labels; raises UserError for a text, which is a sequence too, or one name twice."""
+    is_list = isinstance(labels, Iterable) and not isinstance(labels, str)
+    names = tuple(map(str, labels)) if is_list else ()
+    require(is_list and len({*names}) == len(names), f"{labels=} must be a list of different names")
+    return names
 
 
 def _task_of(folder: Path) -> str:

@@ -33,6 +33,7 @@ Share = Annotated[float, "[0, 1)"]  # as of what a dropout takes away
 # Of models that others describe; far above any, and small enough to be counted up to.
 Size = Annotated[int, "[1, 1000000000]"]
 Layers = Annotated[int, "[1, 10000]"]
+LONGEST = 200  # characters of a value in a message
 WORDS = {"[0, inf)": "must not be negative", "[1, inf)": "must be positive"}
 WORDS |= {"(0, inf)": "must be positive"}
 NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
@@ -72,20 +73,21 @@ class Option:
 
         Args:
             key: what messages call the option.
-            value: numbers may be whole where they need not, sequences of any type or "a,b", None
-                the choice "none".
+            value: numbers may be of numpy, whole where they need not, or 1e3 where they are,
+                sequences of any type or "a,b", None the choice "none".
 
         Raises:
             UserError: another type, or a value that it may not be.
         """
+        if hasattr(value, "tolist"):  # of numpy, as one of np.logspace(-5, -3, 5)
+            value = value.tolist()
         try:
             return _read(self.kind, value)
         except TypeError as error:
-            raise UserError(
-                f"{key}={value!r} has the wrong type: {error} expected, as in {self.default!r}"
-            ) from None
+            what = f"{error} expected, as in {self.default!r}"
+            raise UserError(f"{key}={shown(value)} has the wrong type: {what}") from None
         except ValueError as error:
-            raise UserError(f"{key}={value!r} {error}") from None
+            raise UserError(f"{key}={shown(value)} {error}") from None
 
     @property
     def allowed(self) -> str:
@@ -160,7 +162,6 @@ def _read(kind: Any, value: Any) -> Any:
     if kind is Any or (kind is type(None) and value is None):
         return value
     if kind is str:
-        value = "none" if value is None else value
         return str(value) if isinstance(value, str | int | float) else _wrong(kind)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is float:
@@ -171,8 +172,14 @@ def _read(kind: Any, value: Any) -> Any:
         except OverflowError:
             raise ValueError("must be finite") from None
     if kind is int:
-        return value if number and isinstance(value, int) else _wrong(kind)
+        return int(value) if number and value == value // 1 else _wrong(kind)
     return value if isinstance(value, origin or kind) else _wrong(origin or kind)
+
+
+def shown(value: Any) -> str:
+    """A value as messages have it, which is not longer than a line or two."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _require_encoding(name: str) -> None:
@@ -184,7 +191,7 @@ def _require_encoding(name: str) -> None:
 
 
 def _wrong(kind: Any) -> Any:
-    raise TypeError(kind.__name__)
+    raise TypeError(NAMES.get(kind, kind.__name__))
 
 
 def _read_any(kinds: tuple, value: Any) -> Any:
@@ -194,7 +201,7 @@ def _read_any(kinds: tuple, value: Any) -> Any:
         return _read(kinds[0], value)
     listed = isinstance(value, str) and "," in value
     for kind in sorted(kinds, key=lambda kind: get_origin(kind) is not tuple) if listed else kinds:
-        if kind is str and not isinstance(value, str | None):
+        if kind is str and not isinstance(value, str):
             continue  # another of the types may hold it as it is
         with suppress(TypeError, ValueError):
             return _read(kind, value)

@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 import inspect
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -69,12 +69,13 @@ class Registry:
             module, *attribute, _ = self.table[name]
             entry = importlib.import_module(f"{self.package}.{module}")
             return getattr(entry, attribute[0]) if attribute else entry
-        entry = _imported(where, name if _is_dotted(name) else self._entry_points()[name].value)
+        entry = _imported(where, name if _is_dotted(name) else self._entry_points()[name][0].value)
         self._check(where, entry)
         return entry
 
     def require(self, name: Any) -> None:
-        """Raises ValueError for a name that is not built in, dotted or an entry point's."""
+        """Raises ValueError for a name that is not built in, dotted or the entry point of one
+        package."""
         if not isinstance(name, str):
             raise ValueError("is no name")
         if name in self.table or _is_dotted(name):
@@ -82,11 +83,19 @@ class Registry:
         own = self._entry_points()
         if name not in own:
             raise ValueError(f"is not known{nearest(name, [*self.table, *own])}")
+        if len(own[name]) > 1:
+            raise ValueError(self._refusal(name, map(_package, own[name])))
 
     def entries(self) -> dict[str, str]:
         """Name → what it is, also of other packages'; of one that cannot be used, why."""
         texts = {name: entry[-1] for name, entry in self.table.items()}
-        for name in self._entry_points():
+        for name, points in self._entry_points().items():
+            if name in self.table:
+                why = self._refusal(name, ["ftjax", *map(_package, points)])
+                texts |= {
+                    point.value: f"cannot be used as {name!r}, which {why}" for point in points
+                }
+                continue
             try:
                 texts[name] = self.text(name)
             except UserError as error:
@@ -130,19 +139,18 @@ class Registry:
                 return name
         return f"{cls.__module__}:{cls.__qualname__}"
 
-    def _entry_points(self) -> dict[str, EntryPoint]:
-        """Of other packages, by name; raises UserError for a name that two have."""
-        packages, points = dict.fromkeys(self.table, "ftjax"), {}
+    def _entry_points(self) -> dict[str, list[EntryPoint]]:
+        """Of other packages, by name, which is one package's unless it cannot be used."""
+        points: dict[str, dict[str, EntryPoint]] = {}
         for point in _installed(self.group, tuple(sys.path)):
-            package = point.dist.name if point.dist else point.module
-            if packages.setdefault(point.name, package) != package:
-                raise UserError(
-                    f"{package}: its entry point {point.name!r} of {self.group} is named as one of "
-                    f"{packages[point.name]}: rename it in the package's pyproject.toml and "
-                    "install it again, or uninstall it"
-                )
-            points[point.name] = point
-        return points
+            points.setdefault(point.name, {}).setdefault(_package(point), point)
+        return {name: [*of_name.values()] for name, of_name in points.items()}
+
+    def _refusal(self, name: str, packages: Iterable[str]) -> str:
+        return (
+            f"is an entry point of {self.group} in each of {', '.join(packages)}: rename {name!r} "
+            "in the pyproject.toml of one and install it again, uninstall one, or name MODULE:CLASS"
+        )
 
     def _check(self, where: str, entry: Any) -> None:
         """Raises UserError for what is not of the kind that the registry holds."""
@@ -157,9 +165,17 @@ class Registry:
             return  # a family's module
         if "__dataclass_fields__" not in vars(entry):
             raise UserError(f"{where}: decorate {entry.__name__} with @dataclass(frozen=True)")
-        for name, option in options(entry).items():
+        try:
+            known = options(entry)
+        except Exception as error:  # annotations are evaluated, and may name what is not there
+            raise UserError(f"{where}: an annotation of its fails: {summary(error)}") from error
+        for name, option in known.items():
             if option.default is dataclasses.MISSING:
                 raise UserError(f"{where}: its option {name!r} has no default")
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.module
 
 
 def _is_dotted(name: str) -> bool:
@@ -179,13 +195,15 @@ def _imported(where: str, name: str) -> Any:
         UserError: there is no such module, it fails, or has nothing of that name.
     """
     module, _, attribute = name.partition(":")
+    if not module or module.startswith("."):
+        raise NotFound(f"{where} is neither MODULE:CLASS nor MODULE")
     try:
         entry = importlib.import_module(module)
     except ModuleNotFoundError as error:
         lacks = f"no module {error.name!r} is installed"
         mend = "install its package here, or put its folder on PYTHONPATH"
         raise NotFound(f"{where}: {lacks}; {mend}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         how = f'python -c "import {module}" shows where'
         raise NotFound(f"{where}: {module} fails: {summary(error)}; {how}") from error
     for part in filter(None, attribute.split(".")):

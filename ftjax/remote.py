@@ -27,14 +27,25 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FTJAX_CACHE") or Path.home() / ".cache" / "ftjax")
 
 
-def located(text: str | Path) -> Path:
+def path_text(place: str | os.PathLike[str]) -> str:
+    """A path as a text.
+
+    Raises:
+        UserError: it is no path, but None or a number.
+    """
+    text = os.fspath(place) if isinstance(place, str | os.PathLike) else None
+    require(isinstance(text, str) and "\0" not in text, f"{place!r} is no path")
+    return text
+
+
+def located(place: str | os.PathLike[str]) -> Path:
     """A path of this machine, or one of an object store, which has the same methods.
 
     Raises:
         UserError: an unknown scheme, or one whose package is not installed; or no path.
     """
-    require("\0" not in str(text), f"{str(text)!r} is no path")
-    scheme, colon, _ = str(text).partition("://")
+    text = path_text(place)
+    scheme, colon, _ = text.partition("://")
     if not colon:
         return Path(text).expanduser()
     if scheme not in DRIVERS:
@@ -43,7 +54,7 @@ def located(text: str | Path) -> Path:
         __import__(DRIVERS[scheme])
     except ImportError as error:
         raise UserError(f"{text} needs a package: pip install {DRIVERS[scheme]}") from error
-    return epath.Path(str(text))
+    return epath.Path(text)
 
 
 @contextmanager

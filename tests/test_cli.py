@@ -144,7 +144,7 @@ def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
         (["--config.task.name=regression"], "give --task regression, or on a page default_config"),
         (["--config.model.path="], "model.path is empty"),
         (["--config.method.name=lora", "--config.method.rnk=2"], "did you mean 'method.rank'"),
-        (["--config.train.epochs=many"], "train.epochs='many' has the wrong type: int"),
+        (["--config.train.epochs=many"], "train.epochs='many' has the wrong type: a whole"),
         (["--config.train.epochs=1.5"], "wrong type"),
         (["--config.model.remat=none", "--config.data.path=nowhere"], "nowhere"),
         (["--config.optimizer.learning_rate=fast"], "must be auto or a number above 0"),

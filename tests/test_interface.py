@@ -100,8 +100,8 @@ def test_a_run_goes_on_without_its_rows(config, trained, capsys):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([{"text": "x"}], "must be a mapping with train"),
-        ({"train": [{"text": "x"}], "dev": []}, "must be a mapping with train"),
+        ([{"text": "x"}], "must be a mapping, as"),
+        ({"train": [{"text": "x"}], "dev": []}, "must be a mapping, as"),
         ({"train": ["x"]}, "row 1 is a str, not a mapping"),
         ({"train": 3}, "rows must be a list of mappings"),
     ],
@@ -162,6 +162,14 @@ def test_sentences_become_vectors(trained):
     one, two, three = model.embed(["a good film", "a great movie", "tax law of 1987"])
     assert np.linalg.norm(one) == pytest.approx(1, abs=1e-5) and one @ two > one @ three + 0.3
     assert ftjax.load(trained.workdir).embed(["good film"]).shape == (1, 32)
+
+
+def test_one_text_has_one_vector_and_what_is_no_text_none(trained):
+    model = ftjax.load(trained.workdir)
+    np.testing.assert_array_equal(model.embed("good film"), model.embed(["good film"])[0])
+    for texts in ([], 5, ["good", None]):
+        with pytest.raises(ftjax.UserError, match="text"):
+            model.embed(texts)
 
 
 def test_texts_are_written(tmp_path):
@@ -252,12 +260,85 @@ def test_examples_in_docstrings():
 
 def test_a_study_of_a_configuration(config, tmp_path):
     keys = {"train.steps": 1, "data.prepare": ()}
-    study = ftjax.compare(config, ["head", "bitfit"], tmp_path / "study", jobs=2, **keys)
+    keys["optimizer.learning_rate"] = np.float64(1e-3)
+    study = ftjax.compare(config, "head, bitfit,head", tmp_path / "study", jobs=2, **keys)
     table = study.to_pandas()
     assert list(table["method"]) == ["head", "bitfit"] and table["score"].between(0, 1).all()
     latex, html = study.to_latex(), study._repr_html_()
     assert latex.count("\\\\\n") == 3 and "bitfit" in latex and "bitfit" in html
     assert "bitfit" in repr(study) and (tmp_path / "study" / "report.html").exists()
+
+
+def test_rows_of_a_call_that_failed_are_no_run_s(config, trained, tmp_path):
+    """They can be mended in the same folder, as in a notebook; once trained they stay."""
+    bad = [*ROWS["train"], {"text": "good", "label": None}]
+    with pytest.raises(ftjax.UserError, match="row 25: field 'label' is null"):
+        ftjax.train(config, tmp_path / "run", {**ROWS, "train": bad, "test": bad})
+    rows = {name: ROWS[name] for name in ("train", "validation")}
+    validation = ftjax.train(config, tmp_path / "run", rows).metrics["validation"]
+    assert validation == trained.metrics["validation"]
+    for other in ({**rows, "train": bad}, ROWS):
+        with pytest.raises(ftjax.UserError, match="rows.*: use another work folder"):
+            ftjax.train(config, tmp_path / "run", other)
+
+
+def test_columns_of_one_name_are_refused(trained):
+    frame = pandas.DataFrame([["good", "bad"]], columns=["text", "text"])
+    for rows in (frame, [{1: "good", "1": "bad"}]):
+        with pytest.raises(ftjax.UserError, match="two columns .*: rename one"):
+            ftjax.predict(trained.workdir, rows)
+
+
+NO_PATH = {
+    "train": lambda config, place, it: ftjax.train(config, it, ROWS),
+    "evaluate": lambda config, place, it: ftjax.evaluate(it),
+    "predict": lambda config, place, it: ftjax.predict(it, ROWS["test"]),
+    "output": lambda config, place, it: ftjax.predict(place, ROWS["test"], it or 5),
+    "export": lambda config, place, it: ftjax.export(it, "hf", place),
+    "exported": lambda config, place, it: ftjax.export(place, "hf", it),
+    "load": lambda config, place, it: ftjax.load(it),
+    "adapter": lambda config, place, it: ftjax.load("minilm", adapter=it or 5),
+    "compare": lambda config, place, it: ftjax.compare(config, ["lora"], it),
+}
+
+
+@pytest.mark.parametrize("call", NO_PATH)
+@pytest.mark.parametrize("place", [None, 5, b"run", "a\0b"])
+def test_what_is_no_path_is_said(call, place, config, trained):
+    with pytest.raises(ftjax.UserError, match="is no path"):
+        NO_PATH[call](config, trained.workdir, place)
+
+
+def adapter_of(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c, w, t: ftjax.train("sst2", t), "config must be what ftjax.config.*not 'sst2'"),
+        (lambda c, w, t: ftjax.compile(None, "v5e:2x2"), "config must be"),
+        (lambda c, w, t: ftjax.explain("seed", "sst2"), "config must be"),
+        (lambda c, w, t: ftjax.explain(5), "5 is no key"),
+        (lambda c, w, t: ftjax.train(c, w / "config.json", ROWS), "is a file, not a folder"),
+        (lambda c, w, t: ftjax.train(c, t / "run", ROWS["train"]), 'as {"train": rows}'),
+        (lambda c, w, t: ftjax.predict(w, t), "is a folder: name a file"),
+        (lambda c, w, t: ftjax.evaluate(w, ["test"]), "the data has train, validation, test"),
+        (lambda c, w, t: ftjax.export(w, "hff", t / "x"), "'hf'"),
+        (lambda c, w, t: ftjax.export(w, "hf", t / "x", shard_bytes="5GB"), "shard_bytes='5GB'"),
+        (lambda c, w, t: ftjax.export(w, "hf", t / "x", shard_bytes=0), "shard_bytes=0"),
+        (lambda c, w, t: ftjax.load("minilm", task="classification", labels="ab"), "list of diff"),
+        (lambda c, w, t: ftjax.load("minilm", task="classification", labels=["a", "a"]), "list of"),
+        (lambda c, w, t: ftjax.load(adapter_of(t)), "is an adapter: name its base model"),
+        (lambda c, w, t: ftjax.compare(c, ["lora"]), "workdir is empty"),
+        (lambda c, w, t: ftjax.compare(c, 5, t), "methods=5 must be a list"),
+        (lambda c, w, t: ftjax.compare(c, "lora", t, seeds="3"), "--seeds '3' must be a whole"),
+    ],
+)
+def test_arguments_of_other_types_are_said(call, message, config, trained, tmp_path):
+    with pytest.raises(ftjax.UserError, match=message):
+        call(config, trained.workdir, tmp_path)
 
 
 def test_a_configuration_from_python():

@@ -178,15 +178,21 @@ def test_names_are_of_the_class_itself(installed):
         ("own_broken:Scale", "own_broken fails: ZeroDivisionError"),
         ("own_plain:Plain", "decorate Plain with @dataclass"),
         ("own_plain:Lacking", "its option 'size' has no default"),
+        ("own_plain:Nameless", "an annotation of its fails: NameError: .*'Nothing'"),
+        (":Scale", "is neither MODULE:CLASS nor MODULE"),
+        ("..", "is neither MODULE:CLASS nor MODULE"),
+        ("own_leaving:Scale", "own_leaving fails: SystemExit: 3"),
         ("scales", "is not known .did you mean 'scale'"),
     ],
 )
 def test_what_is_no_method_is_said(name, message, installed, tmp_path, monkeypatch):
     (tmp_path / "own_broken.py").write_text("1 / 0\n")
+    (tmp_path / "own_leaving.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "own_plain.py").write_text(
         "from dataclasses import dataclass\nfrom ftjax.methods.method import Method\n"
         "class Plain(Method):\n    size: int = 3\n"
         "@dataclass(frozen=True)\nclass Lacking(Method):\n    size: int\n"
+        "@dataclass(frozen=True)\nclass Nameless(Method):\n    size: 'Nothing' = 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=f"^method.name='{name}'.*{message}"):
@@ -200,9 +206,14 @@ def test_an_entry_point_with_a_name_that_another_has(name, installed, tmp_path, 
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: rival\nVersion: 1.0\n")
     (folder / "entry_points.txt").write_text(f"[ftjax.methods]\n{name} = rival:Method\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=f"{name}.* of ftjax.methods is named as one of .*rename"):
-        methods.REGISTRY.entries()
+    said = methods.REGISTRY.entries()["rival:Method" if name == "lora" else "scale"]
+    assert said.startswith("cannot be used") and f"rename '{name}'" in said and "rival" in said
     assert methods.find("lora").__module__ == "ftjax.methods.lora"
+    if name == "scale":
+        with pytest.raises(UserError, match="^method.name='scale' is an entry point.*rival"):
+            methods.find("scale")
+    with pytest.raises(UserError, match="^method.name='scales' is not known"):  # of no package
+        methods.find("scales")
 
 
 def test_built_in_names_are_found_without_looking_for_packages(monkeypatch):

@@ -103,6 +103,8 @@ def _numbers(metrics: Mapping[str, Any]) -> str:
 def _workdir(text: str) -> Path:
     from ftjax.remote import located
 
+    if not text:
+        raise ArgumentTypeError("is empty: name a folder")
     try:
         return located(text)
     except UserError as error:

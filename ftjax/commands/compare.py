@@ -20,10 +20,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     from ftjax.comparison.study import compare
 
-    names = filter(None, map(str.strip, arguments.methods.split(",")))
     study = compare(
         arguments.config or "",
-        [*dict.fromkeys(names)],
+        arguments.methods,
         arguments.workdir,
         seeds=arguments.seeds,
         jobs=arguments.jobs,

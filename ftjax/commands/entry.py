@@ -1,6 +1,7 @@
 """The `ftjax` command: its parser, the start of JAX, and how errors end it."""
 
 import os
+import select
 import signal
 import sys
 from argparse import ArgumentParser
@@ -9,15 +10,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from difflib import get_close_matches
 from glob import glob
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from ftjax import __version__
 from ftjax.changes import every_key, refused, spoken
 from ftjax.commands import COMMANDS
 from ftjax.commands.explain import print_explanations
 from ftjax.errors import Stopped, UserError, summary
 from ftjax.process import of_ftjax
 
+LEFT = 128 + signal.SIGPIPE
 BARS = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")
 TPUS, GOOGLE = ("/dev/accel*", "/dev/vfio/[0-9]*"), "0x1ae0"  # where TPUs are; PCI's vendor
 
@@ -27,6 +31,7 @@ def parser() -> ArgumentParser:
     main = ArgumentParser(
         prog="ftjax", description="Fine-tune language models in JAX and compare the methods."
     )
+    main.add_argument("--version", action="version", version=f"ftjax {__version__}")
     added = main.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         text = command.help
@@ -39,10 +44,31 @@ def console() -> int:
     """The `ftjax` command, whose process this is: prepares it, and runs what its arguments say."""
     for name, value in _surroundings().items():
         os.environ.setdefault(name, value)
-    if sys.path[0] in ("", os.getcwd()):  # files there must not stand in for installed packages
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        return _failed(UserError("the current folder is there no more: change to another"), 2)
+    if sys.path[0] in ("", here):  # files there must not stand in for installed packages
         sys.path.append(sys.path.pop(0))
+    if isinstance(sys.stdout, TextIOWrapper):  # which may have no letters but English ones
+        sys.stdout.reconfigure(errors="backslashreplace")
     _huge_pages(sys.argv[1:])
-    return main(sys.argv[1:])
+    try:
+        code = main(sys.argv[1:])
+    except SystemExit as end:  # of --help, and of arguments that are missing
+        code = end.code
+    return _printed(code)
+
+
+def _printed(code: int) -> int:
+    """The exit code, once all that was printed is where it goes, or another where it cannot."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the end flushes again
+        return LEFT if isinstance(error, BrokenPipeError) else _failed(error, 2)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
 
     Returns:
         Its exit code: 0; 2 for bad input; 143 where SIGTERM stopped a run, which has saved, 130
-        where Ctrl-C did.
+        where Ctrl-C did, 141 where what it prints is read no more, as by `head`.
     """
     with _no_late_reads():
         return _run(argv)
@@ -80,6 +106,9 @@ def _run(argv: Sequence[str]) -> int:
     except Exception as error:
         from ftjax.remote import of_store
 
+        if isinstance(error, BrokenPipeError) and _is_left():
+            _leave(error, LEFT)
+            return LEFT
         if isinstance(error, OSError) and (error.filename or error.errno):
             return _failed(error, 2)  # a disk that is full, a folder that cannot be written
         if of_store(error):
@@ -87,6 +116,13 @@ def _run(argv: Sequence[str]) -> int:
             return _failed(UserError(what), 2)
         _leave(error, 1, printed=False)
         raise
+
+
+def _is_left() -> bool:
+    """Whether what this process prints is read no more."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def _surroundings() -> dict[str, str]:
@@ -164,6 +200,8 @@ def _explained(command: str, error: UserError) -> UserError:
     subject = COMMANDS[command]
     listed = ArgumentParser(add_help=False)
     subject.arguments(listed)
+    if not subject.keys:  # one that takes none, and has said all
+        return error
     strange = refused(str(error), subject.keys, [*listed._option_string_actions])
     if not strange:
         return error

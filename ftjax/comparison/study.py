@@ -1,7 +1,7 @@
 """Trains by several methods, each in a process of its own, and gathers the results."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ftjax.config.load import loaded
 from ftjax.config.yaml import to_yaml
 from ftjax.errors import Stopped, UserError, require
 from ftjax.files import write_json, write_text
-from ftjax.remote import located
+from ftjax.remote import located, path_text
 from ftjax.training.progress import gain
 from ftjax.training.signals import STOPS, listening
 from ftjax.workdir.folder import finished
@@ -164,7 +164,7 @@ class Study:
 
 def compare(
     config: ConfigDict | str | os.PathLike[str],
-    methods: Sequence[str] = (),
+    methods: Sequence[str] | str = (),
     workdir: str | os.PathLike[str] = "",
     *,
     seeds: int = 1,
@@ -186,7 +186,7 @@ def compare(
 
     Args:
         config: a configuration, a page's file or its name; empty for the default of `task`.
-        methods: names; empty for the page's `METHODS`.
+        methods: names, or a text of them with commas between; empty for the page's `METHODS`.
         workdir: runs are in `METHOD/seed_N`, or in `METHOD/RATE/seed_N`; folds in `fold_N` of it.
         seeds: runs a method.
         jobs: runs at once, each with its share of the cores (not on accelerators).
@@ -199,14 +199,20 @@ def compare(
             goes on.
         UserError: bad input, or a run that failed.
     """
-    workdir = located(os.fspath(workdir))
+    require(workdir != "", "workdir is empty: name a folder for the study")
+    workdir = located(workdir)
+    for name, count in (("seeds", seeds), ("folds", folds), ("jobs", jobs)):
+        require(isinstance(count, int), f"--{name} {count!r} must be a whole number")
     if isinstance(config, ConfigDict):
         write_text(workdir / PAGE, to_yaml(config))
         config = workdir / PAGE
-    config = os.fspath(config)
+    config = path_text(config)
     keys = in_dots(keys)
     module = load_module(config) if config else None
     methods, grid = methods or getattr(module, "METHODS", ()), getattr(module, "GRID", {})
+    require(isinstance(methods, Iterable), f"methods={methods!r} must be a list of names")
+    listed = methods.split(",") if isinstance(methods, str) else map(str, methods)
+    methods = [*dict.fromkeys(filter(None, map(str.strip, listed)))]
     for name, count in {"--seeds": seeds, "--jobs": jobs}.items():
         require(count > 0, f"{name} {count} must be positive")
     if not methods:

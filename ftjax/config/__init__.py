@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ftjax.config.checks import check, check_stream
+from ftjax.config.checks import check, check_stream, require_config
 from ftjax.config.keys import (
     default_config,
     flat_keys,
@@ -38,6 +38,7 @@ __all__ = [
     "override",
     "pages",
     "parse_override",
+    "require_config",
     "use_method",
     "use_optimizer",
 ]

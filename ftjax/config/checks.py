@@ -7,8 +7,15 @@ from ml_collections import ConfigDict
 
 from ftjax.config.keys import flat_keys, known_options, read, set_key, unknown, use_optimizer
 from ftjax.data.preparation import steps
-from ftjax.errors import UserError
+from ftjax.errors import UserError, require
 from ftjax.methods.rates import OPTIMIZERS
+from ftjax.options import shown
+
+
+def require_config(config: Any) -> None:
+    """Raises UserError for what is no configuration, as the name of a page."""
+    what = f"not {shown(config)}"
+    require(isinstance(config, ConfigDict), f"config must be what ftjax.config(...) gives, {what}")
 
 
 def check(config: ConfigDict) -> ConfigDict:
@@ -17,6 +24,7 @@ def check(config: ConfigDict) -> ConfigDict:
     Raises:
         UserError: a key is missing or unknown, or a value out of range.
     """
+    require_config(config)
     known = known_options(config)
     use_optimizer(config, config.optimizer.name)  # a page may have set the name alone
     flat = flat_keys(config)

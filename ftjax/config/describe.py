@@ -5,8 +5,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ftjax.config.checks import require_config
 from ftjax.config.keys import NEW, default_config, flat_keys, known_options
-from ftjax.errors import UserError, nearest
+from ftjax.errors import UserError, nearest, require
 from ftjax.options import Option
 
 
@@ -37,7 +38,9 @@ def explain(key: str, config: ConfigDict | None = None) -> str:
     Raises:
         UserError: no such key; the nearest is named.
     """
+    require(isinstance(key, str), f"{key!r} is no key: a text, as 'train.epochs'")
     config = default_config() if config is None else config
+    require_config(config)
     known, values = known_options(config) | {"model.new": NEW}, flat_keys(config)
     values["model.new"] = config.model.new
     keys = [name for name in known if not key or name == key or name.startswith(f"{key}.")]

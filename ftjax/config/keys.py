@@ -5,6 +5,7 @@ The `method` section holds the named method's hyperparameters, the `task` sectio
 the `optimizer` section those of an optimizer that is not built in besides its own.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from types import UnionType
 from typing import Annotated, Any, Union, get_origin
@@ -163,10 +164,12 @@ def in_sections(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, An
     flat = []
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if key in NESTED and isinstance(value, Mapping | None):
+        if key in NESTED and isinstance(value, Mapping | ConfigDict | None):
             flat += in_sections(value or {}, f"{key}.")
-        else:
-            flat.append((key, value))
+        elif isinstance(value, os.PathLike):
+            flat.append((key, os.fspath(value)))
+        else:  # a number of numpy as Python's
+            flat.append((key, value.tolist() if hasattr(value, "tolist") else value))
     return flat
 
 
@@ -181,7 +184,7 @@ def override(config: ConfigDict, key: str, value: Any) -> None:
     Raises:
         UserError: the key is unknown (the nearest are named) or the value of another type.
     """
-    if key == "model.new" and isinstance(value or {}, Mapping):
+    if key == "model.new" and isinstance(value, Mapping | None):
         with config.unlocked():
             config.model.new = ConfigDict(dict(value or {}))
         return

@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 
 from ftjax import tasks
 from ftjax.config.checks import check
-from ftjax.config.keys import NAMED, default_config, in_sections, override
+from ftjax.config.keys import NAMED, NESTED, default_config, in_sections, override
 from ftjax.config.yaml import read_yaml
-from ftjax.errors import UserError, nearest
+from ftjax.errors import UserError, nearest, require
+from ftjax.options import shown
 
 Changes = list[tuple[str, Any]]  # dotted keys and values, in their order
 NAMES = ("method.name", "method.over.name", "optimizer.name")  # with which other keys come
@@ -29,10 +30,10 @@ ROOM = Path(__file__).parents[1]
 def config(
     page: str | os.PathLike[str] | None = None,
     *,
-    method: str | None = None,
-    model: str | os.PathLike[str] | None = None,
-    data: str | os.PathLike[str] | None = None,
-    task: str | None = None,
+    method: str | Mapping[str, Any] | None = None,
+    model: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    data: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    task: str | Mapping[str, Any] | None = None,
     **keys: Any,
 ) -> ConfigDict:
     """A checked configuration: `config("sst2", method="lora", **{"data.path": "reviews"})`.
@@ -40,25 +41,32 @@ def config(
     Args:
         page: the name of a page (`ftjax list pages`), a page's file (.py or .yaml), each also with
             ":ARG", or the name of a task that no page has; None for the defaults of `task`.
-        method: `method.name`.
-        model: `model.path`.
-        data: `data.path`.
-        task: whose defaults they are without a page; by itself "classification".
+        method: `method.name`, or a mapping of the section's keys, as `{"name": "lora", "rank": 4}`.
+        model: `model.path`, or a mapping.
+        data: `data.path`, or a mapping.
+        task: whose defaults they are without a page, or a mapping with its name; by itself
+            "classification".
         **keys: by dotted names, or mappings of a section's keys.
 
     Raises:
         UserError: as the command line would have it: a page, a key or a value is wrong.
     """
-    if page is not None and task is not None:
+    mapped = task if isinstance(task, Mapping) else None
+    if page is not None and task is not None and mapped is None:
         raise UserError(f"a page has a task of its own: leave out {page!r} or task={task!r}")
-    short = {"model.path": model, "data.path": data, "method.name": method}
-    changes = [(key, value) for key, value in short.items() if value is not None]
-    changes = [
-        (key, os.fspath(value) if isinstance(value, os.PathLike) else value)
-        for key, value in [*changes, *in_sections(keys)]
-    ]
+    if not isinstance(page, str | os.PathLike | None):
+        raise UserError(f"page={shown(page)} must be a page's name or file")
+    short = {"model": (model, "path"), "data": (data, "path"), "method": (method, "name")}
+    short |= {"task": (mapped, "name")}
+    sections = {
+        name: value if isinstance(value, Mapping) else {key: value}
+        for name, (value, key) in short.items()
+        if value is not None
+    }
+    changes = in_sections(sections) + in_sections(keys)
+    named = dict(changes).get("task.name") if mapped is not None else task
     spec = "" if page is None else os.fspath(page)
-    return check(loaded(spec, changes, task or "classification"))
+    return check(loaded(spec, changes, named or "classification"))
 
 
 def load_config(spec: str, overrides: Iterable[str] = (), task: str = "") -> ConfigDict:
@@ -85,7 +93,7 @@ def parse_override(item: str) -> tuple[str, Any]:
             return key, read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-    return key, {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    return key, {"true": True, "false": False}.get(text.lower(), text)
 
 
 def loaded(
@@ -194,11 +202,13 @@ def _of_yaml(file: Path, method: str, before: tuple[Path, ...]) -> ConfigDict:
     if file.absolute() in before:
         raise UserError("it begins from itself")
     tree = dict(read_yaml(file))
-    page, keys = str(tree.pop("page", "")), in_sections(tree)
+    page, keys = tree.pop("page", None), in_sections(tree)
     own, task = dict(keys).get("method.name"), dict(keys).get("task.name", "classification")
     if method and own is not None and method != own:
         keys = [(key, value) for key, value in keys if not key.startswith("method.")]
     try:
+        require(isinstance(page, str | None), f"page={page!r} must be a page's name or file")
+        _require_nested(tree)
         begin = [("method.name", method or own)] if method or own else []
         if page:
             begun = loaded(_beside(file, page), begin, before=(*before, file.absolute()))
@@ -207,6 +217,15 @@ def _of_yaml(file: Path, method: str, before: tuple[Path, ...]) -> ConfigDict:
         return changed(begun, keys)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
+
+
+def _require_nested(tree: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises UserError for keys in dots, which the same page may have in their sections too."""
+    for name, value in tree.items():
+        section, dot, rest = str(name).partition(".")
+        require(not dot, f"{prefix}{name}: write it in its section, as {section}: {{{rest}: ...}}")
+        if f"{prefix}{name}" in NESTED and isinstance(value, Mapping):
+            _require_nested(value, f"{prefix}{name}.")
 
 
 def _beside(file: Path, page: str) -> str:
@@ -233,7 +252,7 @@ def errors_of_page(file: Path) -> Iterator[None]:
         yield
     except (UserError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         own = file.absolute()
         lines = [line for name, line in _lines(error) if Path(name).absolute() == own]
         place = f"{file}, line {lines[-1]}" if lines else file

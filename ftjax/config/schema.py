@@ -4,6 +4,7 @@ What keys mean and may be is said in one place, the options' classes; this is ma
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import starmap
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -20,11 +21,15 @@ TYPES: dict[Any, Schema] = {
     bool: {"type": "boolean"},
     int: {"type": "integer", "minimum": -MOST, "maximum": MOST},
     float: {"type": "number"},
-    str: {"type": ["string", "number"]},  # as of a label 5, which is read as "5"
+    str: {"type": ["string", "number", "boolean"]},  # as of a label 5, which is read as "5"
     type(None): {"type": "null"},
     Any: {},
 }
-SAID: dict[str, Schema] = {"regex": {"format": "regex"}, "encoding": {"minLength": 1}}
+SECTION: Schema = {"type": ["object", "null"]}  # one may be named, and nothing said of it
+SAID: dict[str, Schema] = {
+    "regex": {"format": "regex"},
+    "encoding": {"type": "string", "minLength": 1},
+}
 PAGE = "the name or file of a page to begin from, as sst2:lora; what is said here changes it"
 
 
@@ -35,29 +40,30 @@ def schema() -> Schema:
         parent, _, last = name.partition(".")
         sections[parent]["properties"][last] = sections.pop(name)
     model, data, optimizer = (sections[name] for name in ("model", "data", "optimizer"))
-    model["properties"]["new"] = described(NEW)
+    model["properties"]["new"] = described(NEW) | SECTION
     data["properties"]["prepare"] = {
         **described(options(SECTIONS["data"])["prepare"]),
         "anyOf": [{"type": "array", "items": {"$ref": "#/$defs/step"}}, {"$ref": "#/$defs/step"}],
     }
-    data["properties"]["columns"] = {"type": "object"}
+    fields = sorted({name for _, cls in _classes(tasks.REGISTRY) for name in cls.schema.fields})
+    data["properties"]["columns"] = _section({name: _column(name) for name in fields})
     _open_to_own(optimizer, optimizers.REGISTRY)
     properties = {
-        "page": {"type": "string", "description": PAGE},
+        "page": {"type": ["string", "null"], "description": PAGE},
         "seed": described(Option(Seed, 0, "of all that is drawn")),
         **sections,
         "method": {"$ref": "#/$defs/method"},
         "task": {"$ref": "#/$defs/task"},
     }
     steps = _chosen("step", preparation.REGISTRY, Option(str, "", "of the step"))
-    steps["required"] = ["step"]
+    steps |= {"type": "object", "required": ["step"]}
     return {
         "$schema": DRAFT,
         "title": "An experiment of ftjax",
         "type": "object",
         "properties": properties,
         "additionalProperties": False,
-        "allOf": [_columns(name, cls) for name, cls in _classes(tasks.REGISTRY)],
+        "allOf": [*starmap(_columns, _classes(tasks.REGISTRY)), _without_page()],
         "$defs": {
             "method": _chosen("name", methods.REGISTRY, NAMED["method"]),
             "task": _chosen("name", tasks.REGISTRY, NAMED["task"]),
@@ -75,7 +81,7 @@ def described(option: Option) -> Schema:
 
 def _section(known: Mapping[str, Option], **more: Schema) -> Schema:
     properties = {name: described(option) for name, option in known.items()} | more
-    return {"type": "object", "properties": properties, "additionalProperties": False}
+    return {**SECTION, "properties": properties, "additionalProperties": False}
 
 
 def _chosen(key: str, registry: Registry, name: Option) -> Schema:
@@ -94,7 +100,7 @@ def _chosen(key: str, registry: Registry, name: Option) -> Schema:
     every = sorted({key, *(name for cls in classes.values() for name in options(cls))})
     unnamed = {"not": {"required": [key]}}
     cases.append({"if": unnamed, "then": {"propertyNames": {"enum": every}}})
-    return {"type": "object", "properties": {key: named}, "allOf": cases}
+    return {**SECTION, "properties": {key: named}, "allOf": cases}
 
 
 def _open_to_own(section: Schema, registry: Registry) -> None:
@@ -106,10 +112,33 @@ def _open_to_own(section: Schema, registry: Registry) -> None:
 
 def _columns(task: str, cls: type) -> Schema:
     """What `data.columns` maps, of a task."""
-    what = "what the files call the field"
-    known = {name: Option(str, name, what) for name in cls.schema.fields}
-    then = {"properties": {"data": {"properties": {"columns": _section(known)}}}}
-    return {"if": {"properties": {"task": _is("name", task)}, "required": ["task"]}, "then": then}
+    properties = {"task": {**_is("name", task), "type": "object"}}
+    return {"if": {"properties": properties, "required": ["task"]}, "then": _mapped(cls)}
+
+
+def _mapped(cls: type) -> Schema:
+    """A page whose `data.columns` is of a task."""
+    columns = _section({name: _column(name) for name in cls.schema.fields})
+    return {"properties": {"data": {"properties": {"columns": columns}}}}
+
+
+def _column(name: str) -> Option:
+    return Option(str, name, "what the files call the field")
+
+
+def _without_page() -> Schema:
+    """A method and a task that have no name are the defaults, where no page says another."""
+    task, unnamed = tasks.find(NAMED["task"].default), {"not": {"required": ["name"]}}
+    sections = {"method": methods.find(NAMED["method"].default), "task": task}
+    default = {
+        name: {"if": unnamed, "then": _section(options(cls), name=True)}
+        for name, cls in sections.items()
+    }
+    no_task = {"properties": {"task": {"anyOf": [{"type": "null"}, unnamed]}}}
+    return {
+        "if": {"properties": {"page": {"type": "null"}}},
+        "then": {"properties": default, "if": no_task, "then": _mapped(task)},
+    }
 
 
 def _is(key: str, value: str) -> Schema:
@@ -139,7 +168,8 @@ def _of_kind(kind: Any) -> Schema:
     if origin is Literal:
         return {"enum": [*inner, *([None] if "none" in inner else [])]}
     if origin in (Union, UnionType):
-        return {"anyOf": [_of_kind(part) for part in inner]}
+        own = {str: {"type": "string"}}  # what is no text another of the types may hold
+        return {"anyOf": [own.get(part) or _of_kind(part) for part in inner]}
     if origin is tuple and inner[-1] is not ...:
         items = [_of_kind(part) for part in inner]
         size = len(items)

@@ -16,9 +16,16 @@ PLAIN = {  # tag → texts without quotes that are not strings, and what they be
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     "int": (r"[-+]?[0-9]+", list("-+0123456789")),
     "float": (
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?",
         list("-+0123456789."),
     ),
+    "merge": (r"<<", ["<"]),
+}
+MERGE = "tag:yaml.org,2002:merge"
+MENDS = {  # what yaml says → what to do about it
+    r"'\t'": "indent and separate by spaces, not tabs",
+    "unhashable": "a key is a text",
+    "escape": "write it in single quotes, in which a backslash is one",
 }
 
 
@@ -27,11 +34,13 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         """Raises ConstructorError for a key that is said twice, of which one would be lost."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                mark = node.value[index][0].start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is said twice", mark)
+        said = []
+        for key in [key for key, _ in node.value if key.tag != MERGE]:
+            name = self.construct_object(key, deep=True)
+            if name in said:
+                what = f"{name!r} is said twice"
+                raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
+            said.append(name)
         return super().construct_mapping(node, deep)
 
 
@@ -47,6 +56,9 @@ for _tag, (_form, _first) in PLAIN.items():
         _pattern = re.compile(f"^(?:{_form})$")
         _each.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _first)
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+# At once, with all that is within: what is within itself is refused, with its line.
+_Loader.add_constructor("tag:yaml.org,2002:map", lambda its, x: its.construct_mapping(x, True))
+_Loader.add_constructor("tag:yaml.org,2002:seq", lambda its, x: its.construct_sequence(x, True))
 _Dumper.add_representer(
     tuple, lambda dumper, x: dumper.represent_sequence("tag:yaml.org,2002:seq", x, flow_style=True)
 )
@@ -72,9 +84,12 @@ def read_yaml(file: Path) -> Mapping[str, Any]:
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        mark, problem = error.problem_mark or error.context_mark, error.problem or error.context
         place = f"{file}, line {mark.line + 1}" if mark else file
-        raise UserError(f"{place}: {error.problem or error.context}") from error
+        mend = "".join(f": {mend}" for sign, mend in MENDS.items() if sign in problem)
+        raise UserError(f"{place}: {problem}{mend}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 ({error.reason}): save it as UTF-8") from error
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         raise UserError(f"{file} is no YAML: {error}") from error
     if tree is None:

@@ -143,6 +143,7 @@ def _is_corpus(source: str, path: Path) -> bool:
 def open_file(file: Path, settings: Options) -> LazySplit:
     """One file, in the form that its suffix and its content say, or else `data.source`."""
     require(file.exists(), f"{file} does not exist")
+    require(not file.is_dir(), f"{file} is a folder: name a file in it")
     split = folders.open_file(file, settings)
     tell([split])
     return split

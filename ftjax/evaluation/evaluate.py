@@ -53,7 +53,7 @@ def evaluate(
     Raises:
         UserError: it is no such folder, or the data has no such split.
     """
-    workdir, changes = located(os.fspath(workdir)), in_dots(keys)
+    workdir, changes = located(workdir), in_dots(keys)
     if isinstance(rows, str | os.PathLike):
         rows, changes = None, {**changes, "data.path": os.fspath(rows)}
     config = read_config(workdir, changes, ROWS)
@@ -119,7 +119,7 @@ def _split_rows(config: ConfigDict, split: str, changes: Mapping[str, Any]) -> S
         config.data.group = ""  # no splits are drawn from it
         return _rewritten(load(config.data, task.schema)["train"], config, split)
     splits, _ = read_splits(config, task, preparation_models, held_out=split != "train")
-    if split not in splits:
+    if not isinstance(split, str) or split not in splits:
         raise UserError(
             f"--split {split}: the data has {', '.join(splits)}; another file is scored by "
             "data.path=FILE"

@@ -22,7 +22,7 @@ from ftjax.errors import UserError
 from ftjax.evaluation.predictor import Predictor, open_predictor
 from ftjax.evaluation.tables import check_form, write_rows
 from ftjax.parallel.agreement import first
-from ftjax.remote import located
+from ftjax.remote import located, path_text
 from ftjax.tasks.written import Written
 from ftjax.workdir.configuration import read_config
 from ftjax.workdir.folder import require_other
@@ -116,16 +116,16 @@ def predict(
     Raises:
         UserError: it is no such folder, or no row can be predicted.
     """
-    workdir = located(os.fspath(workdir))
+    workdir = located(workdir)
     if output is not None:
-        check_form(Path(output))
+        check_form(output := Path(path_text(output)))
         if isinstance(rows, str | os.PathLike):
-            require_other(Path(output), workdir, Path(rows))
+            require_other(output, workdir, Path(rows))
     config = read_config(workdir, in_dots(keys), ROWS)
     inputs = _inputs(open_rows(rows, config.data), config)
     predictions = _predicted(inputs, lambda: open_predictor(workdir, config, step))
     if output is not None:
-        first(partial(write_rows, Path(output), predictions.rows))
+        first(partial(write_rows, output, predictions.rows))
     return predictions
 
 

@@ -10,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ftjax.bars import elapsed
+from ftjax.config import require_config
 from ftjax.errors import UserError
 from ftjax.forecast.chips import Chip, topology_devices
 from ftjax.forecast.hlo import summarize
@@ -40,6 +41,7 @@ def forecast(
     Raises:
         UserError: an unknown topology, or a mesh or batch that does not fit it.
     """
+    require_config(config)
     chip, devices = topology_devices(topology, slices)
     mesh = make_mesh(**{axis: config.mesh[axis] for axis in AXES}, devices=devices)
     rows = config.train.batch_size // config.train.accumulation

@@ -256,6 +256,9 @@ def write_export(
     exported = Exported(
         source, options.pop("base", str(source)), tuned, params, names, problem, **options
     )
+    writers = {"hf": export_hf, "peft": export_peft, "adapterhub": _export_adapterhub}
+    if kind not in writers:
+        raise UserError(f"--format {kind} is not known{nearest(str(kind), writers)}")
     if exported.dtype not in (None, *FLOATS):
         raise UserError(f"--dtype {exported.dtype} is not known{nearest(exported.dtype, FLOATS)}")
     if kind != "hf" and exported.dtype:
@@ -276,7 +279,6 @@ def write_export(
         raise UserError(f"--output {output} must be a folder of this machine")
     output = output.resolve()
     first(partial(_require_empty, output))
-    writers = {"hf": export_hf, "peft": export_peft, "adapterhub": _export_adapterhub}
     return whole(output, partial(writers[kind], exported=exported))
 
 

@@ -82,7 +82,10 @@ def locate(path: str) -> Path:
         raise UserError("model.path is empty: a folder, a .gguf file, a nickname or a hub id")
     folder = copied(located(path))
     if folder.is_dir() and not (folder / "config.json").exists():
-        raise UserError(f"model.path={path!r} is a folder without a config.json, so of no model")
+        what = "is a folder without a config.json, so of no model"
+        if (folder / "adapter_config.json").is_file():
+            what = "is an adapter: name its base model, and this as model.adapter"
+        raise UserError(f"model.path={path!r} {what}")
     if folder.is_dir() or (folder.is_file() and gguf.is_gguf(folder)):
         return folder
     outside = path.count("/") > 1 or path.startswith((".", "/", "~")) or gguf.is_gguf(folder)

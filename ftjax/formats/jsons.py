@@ -77,7 +77,16 @@ def check(
             # Which a command line's text may pass for
             example = f"str expected, as in {option.default!r}"
             raise UserError(f"{key}={value!r} has the wrong type: {example}")
-        option.read(key, value)
+        if option.kind is str and value is None:
+            continue
+        held = option.read(key, value)
+        pairs = zip(_items(held), _items(value), strict=False)
+        if any(isinstance(a, int) and isinstance(b, float) for a, b in pairs):
+            raise UserError(f"{key}={value!r} has the wrong type: a whole number expected")
+
+
+def _items(value: Any) -> list[Any]:
+    return [*value] if isinstance(value, list | tuple) else [value]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from ftjax.config import in_dots
+from ftjax.errors import require
 from ftjax.evaluation.predictor import open_predictor
 from ftjax.formats.export import write_export
 from ftjax.formats.folder import hub_name
 from ftjax.formats.hf.shards import SHARD_BYTES
-from ftjax.remote import located
+from ftjax.remote import located, path_text
 from ftjax.workdir.configuration import read_config
 
 
@@ -40,7 +41,9 @@ def export(
     Raises:
         UserError: it is no such folder, or the format does not hold such a model.
     """
-    workdir, output = located(os.fspath(workdir)), Path(output)
+    workdir, output = located(workdir), Path(path_text(output))
+    whole = isinstance(shard_bytes, int) and shard_bytes > 0
+    require(whole, f"shard_bytes={shard_bytes!r} must be a number of bytes above 0")
     predictor = open_predictor(workdir, read_config(workdir, in_dots(keys)), step)
     run = predictor.run
     note = write_export(

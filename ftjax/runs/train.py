@@ -1,6 +1,7 @@
 """A configuration trained in a work folder, from reading it to its result."""
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ftjax import tasks
-from ftjax.config import check
-from ftjax.data.in_memory import write_splits
+from ftjax.config import check, require_config
+from ftjax.data.in_memory import as_texts, require_given, write_given
+from ftjax.errors import require
 from ftjax.evaluation import preparation_models
 from ftjax.evaluation.written_answers import check_written, is_written
 from ftjax.formats.folder import locate
 from ftjax.parallel.agreement import first
-from ftjax.remote import located
+from ftjax.remote import located, path_text
 from ftjax.runs.predictions import write_drawn
 from ftjax.runs.session import train_session
 from ftjax.runs.start import begin
@@ -23,7 +25,7 @@ from ftjax.setup.inputs import inputs_of, require_same_inputs
 from ftjax.setup.model import best_metric, place_model, require_measured
 from ftjax.setup.new_model import make_model
 from ftjax.setup.splits import read_data
-from ftjax.workdir.folder import ROWS, check_workdir, finished, open_workdir, write_labels
+from ftjax.workdir.folder import ROWS, begun, check_workdir, finished, open_workdir, write_labels
 from ftjax.workdir.lock import Lock
 from ftjax.workdir.records import write_data_report
 from ftjax.workdir.result import Result
@@ -55,15 +57,23 @@ def train(
         UserError: bad input, a work folder of another configuration or that another process
             trains in, or a loss that is not finite.
     """
-    config, workdir = config.copy_and_resolve_references(), located(os.fspath(workdir))
+    require_config(config)
+    require(workdir != "", "workdir is empty: name a folder for the run")
+    config, workdir = config.copy_and_resolve_references(), located(workdir)
+    require(not workdir.is_file(), f"--workdir {workdir} is a file, not a folder")
+    is_path = isinstance(data, str | os.PathLike)
+    rows = None if data is None or is_path else as_texts(data)
     if data is not None:
-        config.data.path = _data_path(workdir, data)
+        config.data.path = path_text(data) if is_path else str(workdir / ROWS)
     check(config)
+    if rows is not None and begun(workdir):
+        first(partial(require_given, workdir / ROWS, rows))
     result = first(partial(finished, workdir, config, extend))
     if result is not None:
         print(f"{workdir} is finished already")
         return Result(result, workdir)
     if config.method.name == "prompting":
+        first(partial(_keep, rows, workdir))
         return Result(choose_template(config, workdir), workdir)
     require_same_config(config)
     make_model(config, preparation_models)
@@ -72,6 +82,7 @@ def train(
     with Lock(workdir) as lock:
         require_shared_folder(workdir)
         first(partial(check_workdir, workdir, config, extend))
+        first(partial(_keep, rows, workdir))
         begin(config, workdir)
         folder = locate(config.model.path)
         data = read_data(config, task, folder, preparation_models)
@@ -96,9 +107,8 @@ def train(
                 data.stream.close()
 
 
-def _data_path(workdir: Path, data: Any) -> str:
-    """Where the rows of a program are: in the work folder, so that the run can be gone on with."""
-    if isinstance(data, str | os.PathLike):
-        return os.fspath(data)
-    first(partial(write_splits, workdir / ROWS, data))
-    return str(workdir / ROWS)
+def _keep(rows: Mapping[str, str] | None, workdir: Path) -> None:
+    """Keeps the rows of a program in the work folder, so that the run can be gone on with; where
+    nothing was trained, in place of those of a call that failed."""
+    if rows is not None:
+        (require_given if begun(workdir) else write_given)(workdir / ROWS, rows)

@@ -22,6 +22,7 @@ from ftjax.remote import create, is_remote, text_of
 NAME = "lock.json"
 BEAT = 10.0  # seconds between two signs of life
 STALE = 60.0  # seconds without one after which a holder elsewhere counts as dead
+_HELD: set[str] = set()  # tokens of this process, which may have been interrupted while it let go
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class Lock:
         return self
 
     def __exit__(self, *error: object) -> None:
+        _HELD.discard(self._me.token)
         if jax.process_index() != 0:
             return
         self._ended.set()
@@ -144,15 +146,17 @@ class Lock:
     def _take(self) -> None:
         self._made = not is_remote(self._workdir) and not self._workdir.exists()
         self._workdir.mkdir(parents=True, exist_ok=True)
+        _HELD.add(self._me.token)
         try:
             while not create(self._path, self._me.text()):
                 if (text := text_of(self._path)) is not None:
                     self._require_dead(text)
                     self._remove(text)
+            self._thread.start()
         except BaseException:
+            _HELD.discard(self._me.token)
             self._clear()
             raise
-        self._thread.start()
 
     def _clear(self) -> None:
         """Removes the folder where it was made here and nothing came of it."""
@@ -168,6 +172,9 @@ class Lock:
         """
         holder = Holder.read(text)
         if holder and holder.machine == self._me.machine:
+            mine = (holder.pid, holder.started) == (self._me.pid, self._me.started)
+            if mine and holder.token not in _HELD:
+                return
             now = started(holder.pid)
             if now and now == holder.started:
                 raise self._refusal(holder)

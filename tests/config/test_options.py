@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import numpy as np
 import pytest
 
 from ftjax import methods, tasks
@@ -100,10 +101,26 @@ def test_bad_options_of_steps_are_refused_by_name(name):
         (Literal["none", "full"], None, "none"),
         (str, 7, "7"),
         (float, 1, 1.0),
+        (int, 1e3, 1000),
+        (int, np.int64(3), 3),
+        (float, np.float32(0.5), 0.5),
+        (bool, np.True_, True),
+        (tuple[float, ...], np.array([1, 2]), (1.0, 2.0)),
     ],
 )
 def test_values_as_command_lines_and_files_have_them(kind, given, held):
-    assert Option(kind, None, "").read("key", given) == held
+    read = Option(kind, None, "").read("key", given)
+    assert read == held and type(read) is type(held)
+
+
+def test_what_is_nothing_is_no_text_and_long_values_are_cut():
+    for kind in (str, tuple[str, ...], str | tuple[str, ...]):
+        with pytest.raises(UserError, match="^key=None"):
+            Option(kind, "", "").read("key", None)
+    assert parse_override("--config.data.group=none") == ("data.group", "none")
+    with pytest.raises(UserError) as error:
+        override(default_config(), "seed", ["x"] * 10_000)
+    assert len(str(error.value)) < 400
 
 
 def test_every_key_says_what_it_means():

@@ -2,6 +2,7 @@
 
 import inspect
 
+import numpy as np
 import pytest
 
 import ftjax.config
@@ -58,6 +59,37 @@ def test_pages_are_files_names_or_tasks(tmp_path):
 def test_what_is_wrong_is_said_as_on_the_command_line(page, given, message):
     with pytest.raises(UserError, match=message):
         ftjax.config(page, **given)
+
+
+def test_sections_are_mappings_of_any_kind(tmp_path):
+    given = ftjax.config(
+        task={"name": "regression"},
+        method={"name": "lora", "rank": np.int64(4)},
+        model={"path": tmp_path, "dtype": "bfloat16"},
+        data={"path": "rows.csv", "columns": {"text": "文本"}},
+        train=ftjax.config(**{"train.steps": 7}).train,
+        optimizer={"learning_rate": np.float32(0.5)},
+    )
+    keys = {"method.rank": 4, "model.dtype": "bfloat16", "data.columns.text": "文本"}
+    keys |= {"train.steps": 7, "optimizer.learning_rate": 0.5}
+    named = {"task": "regression", "method": "lora", "model": str(tmp_path), "data": "rows.csv"}
+    assert given == ftjax.config(**named, **keys) and type(given.method.rank) is int
+    assert ftjax.config("sst2", task={"pooling": "mean"}).task.pooling == "mean"
+
+
+@pytest.mark.parametrize("page", [5, {"a": 1}, default_config(), ["sst2"]])
+def test_what_is_no_page(page):
+    with pytest.raises(UserError, match=r"^page=(?s:.*) must be a page's name or file"):
+        ftjax.config(page)
+    for task in (5, ["regression"]):
+        with pytest.raises(UserError, match=r"^task.name="):
+            ftjax.config(task=task)
+
+
+def test_a_page_that_leaves_the_process_is_an_error_of_its_own(tmp_path):
+    (tmp_path / "page.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(UserError, match="page.py, line 2: SystemExit: 3"):
+        ftjax.config(tmp_path / "page.py")
 
 
 def test_the_module_can_be_called_and_says_how():

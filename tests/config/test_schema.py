@@ -1,14 +1,18 @@
 """The schema says of pages in YAML what reading them does."""
 
 import json
+from copy import deepcopy
 from functools import cache
+from random import Random
 
 import pytest
+import yaml
 from jsonschema import Draft202012Validator
 
-from ftjax.config import check, default_config, known_options, load_config
+from ftjax.config import check, default_config, flat_keys, known_options, load_config
 from ftjax.config.schema import schema
-from ftjax.config.yaml import read_yaml, to_yaml
+from ftjax.config.yaml import _Dumper, read_yaml, to_yaml
+from ftjax.errors import UserError
 from tests.config.test_options import SECTIONS, bad_values
 from tests.config.test_yaml import SPECS
 
@@ -76,6 +80,91 @@ def test_what_options_refuse_it_does(method, task):
 )
 def test_what_is_no_key_is_refused(tree):
     assert refused(tree)
+
+
+# Of messages about what a schema of each key by itself does not say.
+TOGETHER = (
+    "must be two steps",
+    "must be whole",
+    "does not divide",
+    "is more than",
+    "leaves no rows",
+)
+TOGETHER += ("regular expression", "are both 0", "must be a multiple", "must be positive: a stream")
+TOGETHER += ("is a step of", "two averages", "is not for optimizer", "no splits are drawn")
+VALUES = [
+    None,
+    True,
+    0,
+    -1,
+    1.0,
+    1.5,
+    "",
+    "none",
+    "auto",
+    "true",
+    "1,2",
+    [],
+    [1],
+    ["a"],
+    [None],
+    {},
+]
+VALUES += [{"a": 1}, [["a", 1]], 2**31, "lora"]
+
+
+@pytest.mark.parametrize("spec", ["sst2:qlora", "squad:mam", "retrieval", "sst2:prompting"])
+def test_of_pages_with_any_value_at_any_key_it_says_what_reading_does(spec, tmp_path):
+    """Types, choices and keys of one kind; what keys are together, and names of one's own, apart."""
+    random, file = Random(spec), tmp_path / "page.yaml"
+    file.write_text(to_yaml(check(load_config(spec))), encoding="utf-8")
+    page, seen = read_yaml(file), set()
+    keys = [key for key in flat_keys(page) if not key.startswith("model.new")]
+    keys += [key.rpartition(".")[0] for key in keys if "." in key]
+    for key in random.sample(sorted({*keys} - {"task", "method"}), 40):
+        tree = node = deepcopy(dict(page))
+        *parents, last = key.split(".")
+        for name in parents:
+            node = node[name]
+        node[last + random.choice(["", "", "", "s"])] = value = random.choice(VALUES)
+        file.write_text(yaml.dump(tree, Dumper=_Dumper), encoding="utf-8")
+        try:
+            taken = check(load_config(str(file))) is not None
+        except UserError as error:
+            taken = any(said in str(error) for said in TOGETHER)
+        assert refused(tree) != taken, (key, value)
+        seen.add(taken)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("text", "taken"),
+    [
+        ("model:\nmethod:\ndata: {columns: , splits: }", True),
+        ("page:\nmodel: {new: }", True),
+        ("train: {epochs: 1e3}\ndata: {group: true}", True),
+        ("train: {epochs: 1.5}", False),
+        ("optimizer: {learning_rate: .inf}", False),
+        ("data: {columns: {txt: a}}", False),
+        ("task: {labels: [a]}\ndata: {columns: {context: a}}", False),
+        ("method: {rank: 4}", False),
+        ("task: {scheme: BIO}", False),
+        ("page: squad\ndata: {columns: {context: a}}", True),
+        ("train.epochs: 3", False),
+        ("model: {segments: 1.5}", False),
+        ("data: {encoding: 5}", False),
+        ("data: {path: }", False),
+    ],
+)
+def test_it_and_reading_agree(text, taken, tmp_path):
+    file = tmp_path / "page.yaml"
+    file.write_text(text, encoding="utf-8")
+    assert refused(read_yaml(file)) != taken
+    if taken:
+        check(load_config(str(file)))
+    else:
+        with pytest.raises(UserError):
+            check(load_config(str(file)))
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,44 @@ def test_a_page_of_yaml_may_begin_from_another(tmp_path):
     assert read(tmp_path, "page: first.yaml:ia3\n").method.name == "ia3"
 
 
+def test_anchors_merges_and_sections_without_keys(tmp_path):
+    text = """
+data:
+  splits: &few {train: 200, validation: 0.1}
+  columns:
+train: &short {epochs: 1, batch_size: 8}
+model:
+page:
+optimizer: {learning_rate: 1E-3, warmup: 1e1}
+"""
+    config = read(tmp_path, text)
+    assert (config.data.splits.train, config.train.batch_size) == (200, 8)
+    assert (config.optimizer.learning_rate, config.optimizer.warmup) == (1e-3, 10)
+    merged = "model: {new: {a: &base {x: 1, y: 2}, b: {<<: *base, y: 3}}}"
+    assert read(tmp_path, merged).model.new.b.to_dict() == {"x": 1, "y": 3}
+
+
+def test_ends_of_lines_marks_and_documents(tmp_path):
+    for text in ("\ufeffseed: 7\n", "seed: 7\r\ntrain:\r\n  epochs: 1\r\n", "---\nseed: 7\n...\n"):
+        assert read(tmp_path, text).seed == 7
+    assert read(tmp_path, "") == read(tmp_path, "# nothing\n") == default_config()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("train:\n\tepochs: 3", "line 2: .*by spaces, not tabs"),
+        ('data: {path: "C:\\data"}', "line 1: .*in single quotes"),
+        ("train.epochs: 3\ntrain: {epochs: 4}", "train.epochs: write it in its section, as train"),
+        ("data: {splits.test: 3}", "data.splits.test: write it in its section, as splits"),
+        ("model: {new: &a {b: *a}}", "line 1: found unconstructable recursive node"),
+        ("optimizer: {learning_rate: .inf}", "learning_rate='.inf' must be auto or a number"),
+        ("data: {stratify: yes}", "data.stratify='yes' has the wrong type: True or False expected"),
+        ("data: {path: }", "data.path=None has the wrong type: a text expected"),
+        ("task: {labels: }", "task.labels=None has the wrong type"),
+        ("page: 5", "page=5 must be a page's name or file"),
+        ("seed: 1\n---\nseed: 2", "line 2: but found another document"),
+        ("? [a]\n: 1", "line 1: found unhashable key: a key is a text"),
         ("train: {epoch: 3}", "unknown config key 'train.epoch' .did you mean"),
         ("trian: {epochs: 3}", "unknown config key 'trian'"),
         ("train: {epochs: many}", "train.epochs='many' has the wrong type"),
@@ -85,3 +120,10 @@ def test_a_page_of_yaml_may_begin_from_another(tmp_path):
 def test_what_is_wrong_names_the_file_and_the_key_or_line(text, message, tmp_path):
     with pytest.raises(UserError, match=f"page.yaml.*?({message})"):
         read(tmp_path, text)
+
+
+def test_a_page_that_is_not_utf_8(tmp_path):
+    file = tmp_path / "page.yaml"
+    file.write_bytes("data: {path: café}".encode("latin-1"))
+    with pytest.raises(UserError, match="page.yaml is not UTF-8 .*save it as UTF-8"):
+        load_config(str(file))

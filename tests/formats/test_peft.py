@@ -111,7 +111,7 @@ def test_an_adapter_of_other_settings_is_refused(lora, change, message):
         ({"use_qalora": True}, "use_qalora=True is not implemented: merge it into its base"),
         ({"init_lora_weights": "corda"}, "changes the base's weights"),
         ({"peft_type": "XLORA"}, "peft_type='XLORA'"),
-        ({"r": "two"}, r"r=.two. has the wrong type: int expected"),
+        ({"r": "two"}, r"r=.two. has the wrong type: a whole number expected"),
     ],
 )
 def test_a_configuration_that_is_not_implemented_is_refused(lora, change, message, tmp_path):

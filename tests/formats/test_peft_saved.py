@@ -257,8 +257,8 @@ ENDLESS = r"(\w|\.|[a-z])*(XY|YX)"  # there are three ways to take each letter
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lora_alpha": "8"}, "lora_alpha='8' has the wrong type: float"),
-        ({"r": None}, "r=None has the wrong type: int"),
+        ({"lora_alpha": "8"}, "lora_alpha='8' has the wrong type: a number"),
+        ({"r": None}, "r=None has the wrong type: a whole number"),
         ({"lora_alpha": float("nan")}, "lora_alpha=nan must be finite"),
         ({"rank_pattern": ["q_proj"]}, "rank_pattern=.* must be of modules and numbers"),
         ({"alpha_pattern": {"q_proj": "2"}}, "alpha_pattern=.* must be of modules and numbers"),

@@ -223,3 +223,25 @@ def test_several_runs_make_one_model_at_once(tmp_path):
         list(threads.map(partial(make_model, models=preparation_models), [config] * 3))
     assert {path.name for path in tmp_path.iterdir()} == {"model", f"{task}.jsonl"}
     assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("moment", ["start", "join"])
+def test_a_process_that_was_interrupted_as_it_took_or_left_a_folder_can_train_there(
+    moment, tmp_path, monkeypatch
+):
+    """As a notebook, in which Ctrl-C ends a cell and not the process."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    lock = Lock(tmp_path / "run", **SOON)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(lock._thread, moment, interrupted)
+        with lock:
+            pass
+    assert (tmp_path / "run" / NAME).exists()
+    with Lock(tmp_path / "run") as held:
+        held.check()
+        with pytest.raises(UserError, match="is being trained in by"), Lock(tmp_path / "run"):
+            pass
+    assert not (tmp_path / "run").exists() or not [*(tmp_path / "run").iterdir()]
