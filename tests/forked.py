@@ -180,7 +180,7 @@ def import_all() -> None:
     import sklearn.metrics  # noqa: F401
     import tensorboardX  # noqa: F401
     import transformers  # noqa: F401
-    from transformers import PreTrainedTokenizerFast  # noqa: F401
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
 
     import ftjax.evaluation.predictor
     import ftjax.runs.train  # noqa: F401  # noqa: F401
