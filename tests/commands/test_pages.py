@@ -32,13 +32,13 @@ def said(capsys, *arguments, expect=0):
     return out.err if expect else out.out
 
 
-def test_training_without_a_page(tiny, corpus, tmp_path, capsys):
-    command = ["train", "--task", "classification", "--model", tiny, "--data", corpus]
+def test_training_without_a_page(shallow, corpus, tmp_path, capsys):
+    command = ["train", "--task", "classification", "--model", shallow, "--data", corpus]
     command += ["--method", "lora", "--config.train.steps=2", "--config.method.rank=2"]
     here(*command, "--workdir", tmp_path / "work", "--config.data.max_length=32")
     config = json.loads((tmp_path / "work/config.json").read_text())
     expected = default_config("lora")
-    expected.model.path, expected.data.path, expected.train.steps = str(tiny), str(corpus), 2
+    expected.model.path, expected.data.path, expected.train.steps = str(shallow), str(corpus), 2
     expected.method.rank, expected.data.max_length = 2, 32
     assert config == json.loads(json.dumps(expected.to_dict()))
     result = json.loads((tmp_path / "work/result.json").read_text())

@@ -12,16 +12,16 @@ from tests.conftest import make_rows, write_jsonl
 def test_each_row_is_validated_on_once(config_file, tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", make_rows(45, 0))
     changes = {"data.path": str(tmp_path / "rows.jsonl"), "train.steps": 1, "data.prepare": ()}
-    study = compare(config_file, ["head"], tmp_path / "study", jobs=2, folds=2, **changes)
+    study = compare(config_file, ["head"], tmp_path / "study", folds=2, **changes)
     (row,) = study.rows
-    found = []
+    scores = []
     for fold in range(2):
         folder = tmp_path / "study" / "head" / "seed_0" / f"fold_{fold}"
         result = json.loads((folder / "result.json").read_text())
         assert result["fold"] == fold
-        found.append(result["metrics"]["validation"])
-    assert [each["examples"] for each in found] == [22, 23]
-    assert row.split == "validation" and row.score == sum(x["accuracy"] for x in found) / 2
+        scores.append(result["metrics"]["validation"])
+    assert [each["examples"] for each in scores] == [22, 23]
+    assert row.split == "validation" and row.score == sum(x["accuracy"] for x in scores) / 2
     assert "45 validation examples" in (tmp_path / "study" / "report.md").read_text()
 
 
