@@ -13,6 +13,7 @@ from ftjax.runs.train import train
 from ftjax.tasks.classification import Classification
 from ftjax.workdir.records import read_rows
 from tests.conftest import make_rows, write_jsonl
+from tests.tasks.small_models import split_of
 
 NAMES = ("a", "b", "c")
 
@@ -139,3 +140,13 @@ def test_predictions_are_probabilities():
     (row,) = Classification().predictions(logits, None, None, NAMES)
     chances = {"a": 0.25, "b": 0.75, "c": 0.0}
     assert row == {"label": "b", "probability": 0.75, "probabilities": chances}
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_a_top_k_of_all_labels_is_not_measured(count):
+    """It is 1, whatever the model says."""
+    names = tuple("abcdef"[:count])
+    split = split_of(Classification(), [{"text": "x", "label": name} for name in names])
+    every = {f"top_{k}" for k in range(1, 10)} & {*Classification().better}
+    measured = {name for name in Classification().measured(split, names) if "top_" in name}
+    assert measured == {name for name in every if int(name[4:]) < count}

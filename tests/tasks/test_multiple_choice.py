@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from ftjax.data.loading import Loader
 from ftjax.data.preparation.profile import label_counts
@@ -48,6 +49,18 @@ def rows_of(count, choices=(3,), seed=0):
 def made(tmp_path_factory):
     folder = write_words(tmp_path_factory.mktemp("choices"))
     return SmallModel.of(TASK, "bert", "choice", folder), folder
+
+
+def test_long_texts_are_cut_as_transformers_cuts(made):
+    folder = made[1]
+    rows = [{"text": "film " * 9 + "bad", "choices": ["good", "a dull plot"], "label": 0}]
+    _, _, examples = examples_of(TASK, rows, folder, 10)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = [rows[0]["text"]] * 2
+    cut = tokenizer(texts, rows[0]["choices"], truncation=True, max_length=10)["input_ids"]
+    (batch,) = batches(examples, 1)
+    choices = zip(batch["input_ids"][0], batch["attention_mask"][0], strict=True)
+    assert [ids[mask > 0].tolist() for ids, mask in choices] == cut and examples.truncated == 1
 
 
 def test_logits_loss_and_gradients_equal_transformers(made):
