@@ -53,7 +53,7 @@ class Mixture:
         """The rows of a window, of each source that has some there."""
         for cursor, rows in zip(self._cursors, self._taken(number), strict=True):
             if rows:
-                yield Split(cursor.source.opened.file, datasets.Dataset.from_list(rows))
+                yield Split(cursor.source.split.file, datasets.Dataset.from_list(rows))
 
     def counts(self, number: int) -> dict[str, Any]:
         """Rows of first passes that were bad, and that steps dropped, before a window."""

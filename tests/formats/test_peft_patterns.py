@@ -216,7 +216,7 @@ def test_another_pattern_is_refused(change, message, tmp_path, tmp_path_factory)
             r"method\.rank=40 exceeds the smaller side",
         ),
         ({"rank_pattern": {"query": 0}}, r"method\.rank_pattern=.* must be positive"),
-        ({"rank_pattern": {"query": 2.5}}, r"rank_pattern=.*int expected"),
+        ({"rank_pattern": {"query": 2.5}}, r"rank_pattern=.*whole number expected"),
         ({"alpha_pattern": {"(query": 2.0}}, r"alpha_pattern=.* is not a regular expression"),
         ({"alpha_pattern": (("layer.0.*query", 2.0),)}, r"scanned segment.*model\.segments"),
         ({"rank_pattern": {ENDLESS: 2}}, r"takes more than 1 s at '.*query': repeat nothing"),

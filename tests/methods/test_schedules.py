@@ -12,7 +12,7 @@ from ftjax.testing import build
 from ftjax.training.optimizers import make_optimizer
 from ftjax.training.step import carried_moments, init_moments
 from tests.conftest import ftjax
-from tests.runs.test_resume import OVERRIDES, final, start, stop_at
+from tests.runs.test_resume import OVERRIDES, STEPS, final, start, stop_at
 
 ADAM = {"name": "adamw", "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
 
@@ -105,7 +105,7 @@ def test_what_trains_already_keeps_its_moments(one_device):
 
 def test_a_killed_run_goes_on_to_the_bit(config_file, tiny, tmp_path):
     """Across changes of what trains; the result is that of the run that was not killed."""
-    overrides = ["--config.method.name=lisa", "--config.method.every=15", "--config.data.buckets=1"]
+    overrides = ["--config.method.name=lisa", "--config.method.every=10", "--config.data.buckets=1"]
     overrides.append(f"--config.model.path={tiny}")  # whose layers are more than it draws
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     ftjax("train", "--config", config_file, "--workdir", whole, *OVERRIDES, *overrides)
@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on_to_the_bit(config_file, tiny, tmp_path):
     assert not (killed / "result.json").exists()
     ftjax("train", "--config", config_file, "--workdir", killed, *OVERRIDES, *overrides)
     (step, state), (other_step, other) = final(whole), final(killed)
-    assert step == other_step == 40 and set(state) == set(other)
+    assert step == other_step == STEPS and set(state) == set(other)
     for path, leaf in state.items():
         np.testing.assert_array_equal(other[path], leaf, err_msg=path)
     results = [json.loads((run / "result.json").read_text()) for run in (whole, killed)]

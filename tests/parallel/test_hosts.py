@@ -100,7 +100,7 @@ def logged(running, workdir, step):
         time.sleep(0.01)
 
 
-STEPS = 20
+STEPS = 40
 LONG = [
     f"--config.train.steps={STEPS}",
     f"--config.train.eval_every={STEPS // 2}",
