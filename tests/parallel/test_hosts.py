@@ -128,7 +128,7 @@ def test_signals_stop_all_at_one_step(config_file, tmp_path, count, stops):
     """
 
     def run(workdir, calls=None):
-        return start(f"{config_file}:lora", workdir, count, count, LONG, calls)
+        return start(config_file, workdir, count, count, LONG, calls)
 
     whole, workdir, last = tmp_path / "whole", tmp_path / "stopped", 0
     ended(run(whole))

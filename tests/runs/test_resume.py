@@ -107,7 +107,7 @@ def test_killed_many_times(config_file, tmp_path, request):
         write_jsonl(paths[-1] / "validation.jsonl", make_rows(20, 10 + number))
     with (paths[1] / "train.jsonl").open("a") as file:
         file.write('{"text": "cut\n')
-    parts = [{"path": str(path), "weight": 3 - 2 * i} for i, path in enumerate(paths)]
+    parts = [{"path": str(path), "weight": 2 - i} for i, path in enumerate(paths)]
     stream = (
         f"--config.data.mixture={parts!r}",
         "--config.data.prepare=()",
