@@ -1,6 +1,7 @@
 """Changes the code in small ways, one at a time, and counts the changes that tests notice.
 
     python scripts/mutants.py [--count 300] [--seed 0] [--jobs 2] [--only PART] [--output FILE]
+    python scripts/mutants.py --again FILE    # those that survived in an earlier output
 
 An operator, a comparison or a constant is changed in the files of `TARGETS`, and their tests run
 until one fails, those first that run the changed line. A change that no test notices is printed
@@ -21,11 +22,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -312,6 +313,11 @@ def covering(files: Iterable[str], jobs: int) -> dict[tuple[str, int], list[str]
     return tests
 
 
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a change is known by, while its file stays as it is."""
+    return tuple(row[name] for name in ("file", "start", "before", "after"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=300, help="changes that are tried")
@@ -319,11 +325,16 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="files whose path has this part")
     parser.add_argument("--output", type=Path, help="a .jsonl of what became of each")
+    parser.add_argument("--again", type=Path, help="an output whose survivors are tried again")
     options = parser.parse_args()
     every = [each for file in TARGETS if options.only in file for each in mutants(file)]
     for each in every:  # a change that is no Python would be noticed by anything
         ast.parse(each.applied((ROOT / "ftjax" / each.file).read_text()))
     chosen = random.Random(options.seed).sample(every, min(options.count, len(every)))
+    if options.again:
+        rows = map(json.loads, options.again.read_text().splitlines())
+        survived = {_key(row) for row in rows if row["outcome"] == "survived"}
+        chosen = [each for each in every if _key(asdict(each)) in survived]
     print(f"{len(chosen)} of {len(every)} changes", flush=True)
     sys.path.insert(0, str(ROOT))
     os.chdir(ROOT)
