@@ -314,8 +314,8 @@ def covering(files: Iterable[str], jobs: int) -> dict[tuple[str, int], list[str]
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a change is known by, while its file stays as it is."""
-    return tuple(row[name] for name in ("file", "start", "before", "after"))
+    """What a change is known by, while its line stays where it is."""
+    return tuple(row[name] for name in ("file", "line", "before", "after"))
 
 
 def main() -> None:
