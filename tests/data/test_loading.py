@@ -235,7 +235,9 @@ def test_a_place_of_a_full_row_without_an_example_starts_inside_the_row():
 @pytest.mark.parametrize("packed", [False, True])
 def test_tokens_of_a_batch_are_found_in_the_examples(packed):
     data = examples()
-    for planned, batch in Loader(data, 16, layout(data, packed), 0):
+    loader = Loader(data, 16, layout(data, packed), 0)
+    for step, (planned, batch) in enumerate(loader):  # the epoch that begins at step 0
+        np.testing.assert_array_equal(planned.places, loader.at(step).planned.places)
         index, inside = token_index(data, planned)
         np.testing.assert_array_equal(inside, batch["input_ids"] > 0)
         np.testing.assert_array_equal(data.ids.values[index[inside]], batch["input_ids"][inside])

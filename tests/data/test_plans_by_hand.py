@@ -223,6 +223,14 @@ def test_rows_are_at_most_twice_as_long_as_the_longest_example():
     assert packed_layout(trial.lengths, 4).lengths == (20,)
 
 
+def test_of_batches_packed_together_one_in_twenty_may_need_more_rows_than_usual():
+    lengths = np.array([20] + [10] * 79)
+    # Two batches of two in two rows of 20, but for those with the long one, which take three.
+    assert packed_layout(lengths, 2, 1, 1, together=2) == Layout((20,), (), (1,), 4, 2)
+    # Alone, all fit: a row of 32 (32 * 1.08) costs less than two of 20 (40 * 1.05).
+    assert packed_layout(lengths, 2, 1, 1) == Layout((32,), (), (1,), 7)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("multiple", [1, 2])
 def test_two_lengths_where_few_batches_hold_a_long_example_and_it_saves_enough(count, multiple):
