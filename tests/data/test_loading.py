@@ -225,10 +225,10 @@ def test_a_single_token_has_its_place():
 
 def test_a_place_of_a_full_row_without_an_example_starts_inside_the_row():
     data = Examples(ragged([[1, 2], [3]]))
-    batch = make_batch(data, Planned(np.array([[0, 1, EMPTY], [1, EMPTY, EMPTY]]), 3))
-    assert batch["input_ids"].tolist() == [[1, 2, 3], [3, 0, 0]]
-    assert batch["segment_ids"].tolist() == [[1, 1, 2], [1, 0, 0]]
-    assert batch["position_ids"].tolist() == [[0, 1, 0], [0, 0, 0]]
+    batch = make_batch(data, Planned(np.array([[0, 1, EMPTY], [1, EMPTY, EMPTY], [1, 1, 1]]), 3))
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [3, 0, 0], [3, 3, 3]]
+    assert batch["segment_ids"].tolist() == [[1, 1, 2], [1, 0, 0], [1, 2, 3]]
+    assert batch["position_ids"].tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 0]]
     assert batch["starts"][0, :2].tolist() == [0, 2] and (batch["starts"] < 3).all()
 
 

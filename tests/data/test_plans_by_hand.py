@@ -93,6 +93,8 @@ def test_buckets_are_divisible_by_the_multiple_and_take_examples_of_no_tokens():
     assert bucket_layout(np.array([0, 0]), 2, multiple=1).lengths == (1,)
     assert bucket_layout(np.array([1, 8, 9]), 2).lengths == (8, 16)  # by 8 unless told
     assert bucket_layout(np.array([1, 8, 9]), 1).lengths == (16,)
+    # 1 + 8 + 8 tokens are fewer than 5 + 5 + 8.
+    assert bucket_layout(np.array([1, 5, 8]), 2, multiple=1).lengths == (1, 8)
 
 
 def share_of(values, share):
