@@ -135,6 +135,15 @@ def test_an_epoch_is_planned_once_whoever_asks_and_the_next_ahead(monkeypatch):
     while planned != [0, 1] and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(list(iterator)) == steps - 1 and planned == [0, 1]
+    planned.clear()
+    far = Loader(data, 8, layout(data, False), 0)  # more batches an epoch than are read ahead
+    iterator = far.iterate(50 * far.steps_per_epoch)
+    next(iterator)
+    deadline = time.monotonic() + 10
+    while len(planned) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert planned == [0, 1]
 
 
 def test_what_fails_is_tried_again():
@@ -325,5 +334,7 @@ def test_shapes_of_varied_examples_are_known_without_their_tokens():
     silent = Vary(noisy, lambda each: (each.lengths + 1, None))
     np.testing.assert_array_equal(silent.shaped(data).lengths, data.lengths + 1)
     assert silent.shaped(data).decoder is None
+    late = Loader(data, 16, Layout((64,), (8,)), 0, vary=Vary(noisy, lengths_of))
+    assert late.epoch(0).examples is data  # each batch is made as it comes
     both = Vary(noisy, lambda each: (each.lengths, None)).shaped(made)
     assert both.decoder is made.decoder  # what is written stays

@@ -269,6 +269,11 @@ def test_long_rows_have_the_least_padding(together, multiple):
         assert (layout.places, layout.together) == (trial.places(length), together)
 
 
+def test_rows_are_no_longer_than_asked_for_where_a_token_more_would_take_all():
+    layout = packed_layout(np.array([69, 69, 68] * 4), 3, longest_row=205)
+    assert layout == Layout((138,), (), (2,), 5)  # not a row of 206
+
+
 def test_rows_have_room_for_an_example_that_is_to_come():
     lengths = np.full(32, 5)
     for longest_row in (0, 20, 40):
