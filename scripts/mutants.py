@@ -49,6 +49,7 @@ TASKS = {  # file of a task's metrics → its tests
     "written": ["test_written", "test_seq2seq"],
 }
 METHODS = ["methods/test_counts.py", "methods/test_invariants.py"]
+PLANS = ["data/test_epochs_by_hand.py", "data/test_plans_by_hand.py", "data/test_planning.py"]
 TARGETS: dict[str, list[str]] = {  # file → tests of its room, the quickest first
     "partition.py": ["test_partition.py", "methods/test_disjoint.py"],
     "training/step.py": ["training/test_step.py", "training/test_averages.py"],
@@ -56,8 +57,8 @@ TARGETS: dict[str, list[str]] = {  # file → tests of its room, the quickest fi
     "optimizers/rules.py": ["training/test_step.py"],
     "optimizers/base.py": ["training/test_step.py"],
     "training/averages.py": ["training/test_averages.py", "training/test_step.py"],
-    "data/planning.py": ["data/test_planning.py", "data/test_loading.py"],
-    "data/loading.py": ["data/test_loading.py", "data/test_planning.py"],
+    "data/planning.py": [*PLANS, "data/test_loading.py"],
+    "data/loading.py": ["data/test_loading.py", *PLANS],
     "methods/lora.py": ["methods/test_lora.py", *METHODS],
     "methods/additive.py": ["methods/test_lora.py", "methods/test_lora_variants.py", *METHODS],
     "methods/low_rank.py": ["methods/test_lora.py", "methods/test_lora_variants.py", *METHODS],

@@ -107,12 +107,12 @@ def paired_layout(
     goes where both fit.
     """
     bucket, longest = np.searchsorted(layout.lengths, read), []
-    for number in range(len(layout.lengths)):
+    for number in range(len(layout.lengths) - 1):
         among = written[bucket <= number]
         most = np.quantile(among, SHARE) if len(among) else 1
-        longest.append(max(_round_up(int(most), multiple), longest[-1] if longest else 0))
-    longest[-1] = _round_up(int(written.max(initial=1)), multiple)
-    return replace(layout, written=tuple(longest))
+        longest.append(_round_up(int(most), multiple))
+    longest.append(_round_up(int(written.max(initial=1)), multiple))
+    return replace(layout, written=tuple(np.maximum.accumulate(longest).tolist()))
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,9 @@ class _Sample:
 
     def rows(self, length: int, places: int) -> int:
         """How many rows a batch usually takes."""
-        fitting = [g for g, most in zip(self.groups, self.longest, strict=True) if most <= length]
         usual, needed = self.multiple if self.together == 1 else 1, []
-        for group in fitting[: self.tried]:
+        for number in np.flatnonzero(self.longest <= length)[: self.tried]:
+            group = self.groups[number]
             packed = pack(self.lengths[np.concatenate(group)], length, places)
             needed.append(_round_up(-(-len(packed) // len(group)), usual))
         return int(np.quantile(needed, self.covered))
@@ -190,15 +190,15 @@ def packed_layout(
     """The shapes of packed rows that take `batch_size` examples at least cost.
 
     One length, from the longest example's to twice that; or two, if `count` allows, where few
-    batches hold an example that the shorter does not take and that saves enough. Rows are counted
-    by packing the first batches of an epoch.
+    batches hold an example that the shorter does not take and that saves 3%. Lengths are divisible
+    by 4. Rows are counted by packing the first batches of an epoch.
 
     Where batches are packed together, which examples each has depends on the lengths: so these do
     not depend on `multiple`, and a run can go on on another mesh.
 
-    Where `longest_row` is given, one length of at most that many tokens, with the least padding:
-    for long rows whose attention costs no more, as that of kernels that skip other examples.
-    Rows have room for `longest_example`, which `lengths` may lack.
+    Where `longest_row` is given, one length of at most that many tokens and at least half of them,
+    with the least padding: for long rows whose attention costs no more, as by kernels that skip
+    other examples. Rows have room for `longest_example`, which `lengths` may lack.
     """
     groups = _together(lengths, batch_size, together, np.random.default_rng(0))
     # Few candidates and few examples, also where both are large.
@@ -221,7 +221,8 @@ def packed_layout(
         return sample.layout((only,), (rows,))
     full = min(range(top, 2 * top, step), key=sample.cost)
     chosen, least, longest = (full,), 0.97 * sample.cost(full), sample.longest
-    for short in range(_round_up(int(np.median(longest)), 4), top if count > 1 else 0, step):
+    shorter = range(_round_up(int(np.median(longest)), 4), top, step) if count > 1 else ()
+    for short in shorter:
         share = (longest <= short).mean()
         mixed = share * sample.cost(short) + (1 - share) * sample.cost(full)
         if mixed < least:
@@ -231,16 +232,15 @@ def packed_layout(
 
 
 def pack(lengths: Sequence[int], capacity: int, places: int) -> list[list[int]]:
-    """Best-fit decreasing: each example, longest first, into the fullest row that has room.
+    """Rows' examples by best-fit decreasing: each, longest first, into the fullest row with room.
 
-    Returns:
-        The examples of each row.
+    A full row has no room for an example of no tokens, either. Of equals, the first is taken.
     """
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens free, row), sorted
     for example in np.argsort(-np.asarray(lengths), kind="stable").tolist():
         size = int(lengths[example])
-        at = bisect_left(room, (size, -1))
+        at = bisect_left(room, (size,))
         if at < len(room):
             free, row = room.pop(at)
             rows[row].append(example)
@@ -262,10 +262,10 @@ def spread(lengths: np.ndarray, count: int, random: np.random.Generator) -> list
     order = order[np.argsort(-lengths[order], kind="stable")]
     strata = np.pad(order, (0, -len(order) % count), constant_values=EMPTY).reshape(-1, count)
     parts, tokens = np.empty_like(strata), np.zeros(count, np.int64)
-    for stratum, part in zip(strata, parts, strict=True):
+    for number, stratum in enumerate(strata):
         shuffled = random.permutation(count)
-        part[shuffled[np.argsort(tokens[shuffled], kind="stable")]] = stratum
-        tokens += np.where(part == EMPTY, 0, lengths[part])
+        parts[number, shuffled[np.argsort(tokens[shuffled], kind="stable")]] = stratum
+        tokens += lengths[parts[number]]  # of the last, which may be `EMPTY`, nobody reads it
     return [part[part != EMPTY] for part in parts.T]
 
 
@@ -379,9 +379,9 @@ def _plan_packed(
             length = next(n for n in layout.lengths if n >= lengths[every].max())
             rows = [every[row] for row in pack(lengths[every], length, layout.places)]
             if len(rows) < len(batches):  # then some would have none
-                packed = [pack(lengths[batch], length, layout.places) for batch in batches]
-                pairs = zip(batches, packed, strict=True)
-                groups += [(length, [batch[row] for row in rows]) for batch, rows in pairs]
+                for batch in batches:
+                    alone = pack(lengths[batch], length, layout.places)
+                    groups.append((length, [batch[row] for row in alone]))
                 continue
             order = random.permutation(len(rows)) if joint else np.arange(len(rows))
             parts = np.array_split(order, len(batches))
