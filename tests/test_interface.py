@@ -175,7 +175,9 @@ def test_one_text_has_one_vector_and_what_is_no_text_none(trained):
 def test_texts_are_written(tmp_path):
     text = ftjax.generate("smollm2", "The capital of France is", max_new_tokens=2)
     assert text == " Paris."
-    folder = write_model(tmp_path / "small", "llama", "causal_lm", architectures=["LlamaForCausalLM"])
+    folder = write_model(
+        tmp_path / "small", "llama", "causal_lm", architectures=["LlamaForCausalLM"]
+    )
     written = ftjax.load(folder).generate(["good film", "a"], max_new_tokens=3)
     assert written == [ftjax.generate(folder, x, max_new_tokens=3) for x in ("good film", "a")]
     with pytest.raises(ftjax.UserError, match="does not generate"):
