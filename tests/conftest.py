@@ -7,6 +7,7 @@ from tests.compiler import FLAGS
 os.environ.setdefault("XLA_FLAGS", f"{FLAGS} --xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import ctypes
 import gc
 import json
 import re
@@ -78,12 +79,24 @@ CONFIG = {
     "pad_token_id": 0,
 }
 HEAD = {"head": "classification", "labels": 2, "pooling": "cls"}
+HELD, PAGE = 2.5e9, os.sysconf("SC_PAGE_SIZE")  # bytes that a worker may hold between modules
 
 
 def pytest_sessionstart() -> None:
     """Garbage is looked for rarely: libraries that stay are much to look through each time."""
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _memory():
+    """Programs of past modules are let go of, before those of several workers fill the memory."""
+    yield
+    status = Path("/proc/self/statm")  # of Linux
+    if status.exists() and int(status.read_text().split()[1]) * PAGE > HELD:
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(autouse=True, scope="session")
