@@ -123,9 +123,9 @@ def test_the_loss_of_packed_rows_is_that_of_rows(smoothing):
     }
     flat = {name: value.ravel() for name, value in batch.items()}
     task = Classification(class_weights=(1.0, 2.0, 3.0), focal_gamma=2.0, label_smoothing=smoothing)
-    for train in (False, True):
-        packed = task.loss(lambda _: logits, batch, train)
-        rows = task.loss(lambda _: logits.reshape(-1, 3), flat, train)
+    for is_train in (False, True):
+        packed = task.loss(lambda _: logits, batch, is_train)
+        rows = task.loss(lambda _: logits.reshape(-1, 3), flat, is_train)
         np.testing.assert_allclose(packed.total, rows.total, rtol=1e-5)
         np.testing.assert_allclose(packed.weight, rows.weight, rtol=1e-6)
 
@@ -214,3 +214,15 @@ def test_a_top_k_of_all_labels_is_not_measured(count):
     every = {f"top_{k}" for k in range(1, 10)} & {*Classification().better}
     measured = {name for name in Classification().measured(split, names) if "top_" in name}
     assert measured == {name for name in every if int(name[4:]) < count}
+
+
+@pytest.mark.parametrize("labels", ["aaa", "aab", "abc", "abcd"])
+def test_measured_is_what_is_scored(labels):
+    """Rankings only where some rows have a label and others lack it."""
+    names = tuple("abcd")
+    split = split_of(Classification(), [{"text": "x", "label": label} for label in labels])
+    examples = labelled(np.array([names.index(label) for label in labels]))
+    scores = Classification().score(np.eye(4)[: len(labels)], examples, split, names)
+    numbers = {name for name, value in scores.items() if isinstance(value, float)}
+    assert numbers == set(Classification().measured(split, names))
+    assert ("auroc" in numbers) == (len(set(labels)) > 1)

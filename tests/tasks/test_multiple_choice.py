@@ -9,12 +9,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from ftjax.config import default_config
 from ftjax.data.encode import Examples, ragged
 from ftjax.data.loading import Loader
 from ftjax.data.preparation.profile import label_counts
 from ftjax.data.preparation.splits import draw, strata
 from ftjax.data.sources import load
 from ftjax.errors import UserError
+from ftjax.setup.model import place_model
 from ftjax.tasks.multiple_choice import MultipleChoice, number_of, numbers_of
 from ftjax.tasks.multiple_choice import choices as read
 from tests.conftest import WORDS, data_settings
@@ -200,6 +202,14 @@ def test_the_constant_answer_is_the_most_frequent_place():
     assert found.shape == (4, 3) and np.isfinite(found).all()
     chances = np.exp(found) / np.exp(found).sum(1, keepdims=True)
     np.testing.assert_allclose(chances, [[1 / 4, 0, 3 / 4]] * 4, atol=1e-6)
+
+
+def test_rows_are_not_packed(made):
+    """Each has a text a choice, of which one part of a row is none."""
+    config = default_config("full", "multiple_choice")
+    config.model.path, config.data.batching, config.data.max_length = str(made[1]), "pack", 32
+    with pytest.raises(UserError, match="data.batching=pack is not for task.name=multiple_choice"):
+        place_model(config, ())
 
 
 def test_predicted_choices_have_six_places():

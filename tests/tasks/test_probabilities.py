@@ -13,7 +13,7 @@ from ftjax.tasks.probabilities import calibration_error, of_rankings, ranked
 NAMES = tuple("abcdefg")
 
 
-@pytest.mark.parametrize("labels", [2, 4, 7])
+@pytest.mark.parametrize("labels", [2, 3, 4, 5, 7])
 def test_one_label_equals_scikit_learn(labels):
     random = np.random.default_rng(labels)
     targets = random.integers(0, labels, 200)
