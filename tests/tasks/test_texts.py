@@ -113,6 +113,9 @@ def test_ordered_labels_by_hand():
     names = ("0", "1", "2", "3")
     scores = Ordinal().score(logits, examples, None, names)
     assert scores["accuracy"] == 3 / 4 and scores["mean_absolute_error"] == 1 / 4
+    above = np.array([1, 3, 0, 3])[:, None] > np.arange(3)
+    wanted = np.log1p(np.exp(np.where(above, -logits, logits))).mean()
+    np.testing.assert_allclose(scores["loss"], wanted, rtol=1e-5)
     # 1 − Σ (i − j)² observed / Σ (i − j)² expected by chance, both over 4 rows
     expected = sum((i - j) ** 2 for i in (1, 3, 0, 3) for j in (1, 2, 0, 3)) / 4
     np.testing.assert_allclose(scores["kappa"], 1 - 1 / expected)
