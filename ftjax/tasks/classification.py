@@ -122,7 +122,7 @@ class Classification(Texts):
         """
         from sklearn import metrics as sk
 
-        guess, numbers = logits.argmax(-1), np.arange(len(names))
+        guess, numbers = logits.argmax(1), np.arange(len(names))
         scores = sk.precision_recall_fscore_support(
             targets, guess, labels=numbers, zero_division=0.0
         )
@@ -173,7 +173,7 @@ class Classification(Texts):
                     name: round(float(p), 6) for name, p in zip(names, row, strict=True)
                 },
             }
-            for row in softmax(logits, -1)
+            for row in softmax(logits, 1)
         ]
 
 

@@ -78,7 +78,7 @@ class Contrastive(Task):
         rows, group, length = batch["input_ids"].shape
         flat = {name: batch[name].reshape(-1, length) for name in ("input_ids", "attention_mask")}
         embeddings = apply(flat)
-        squares = jnp.sum(embeddings**2, -1, keepdims=True)  # 0 where there is no example
+        squares = jnp.sum(embeddings**2, 1, keepdims=True)  # 0 where there is no example
         embeddings = embeddings * jax.lax.rsqrt(jnp.maximum(squares, 1e-18))
         return embeddings.reshape(rows, group, -1)
 
@@ -127,7 +127,7 @@ class Contrastive(Task):
             "reciprocal_rank": float((1 / rank).mean()),
         }
         if "_label" in examples.arrays:
-            cosines = (first * second).sum(-1)
+            cosines = (first * second).sum(1)
             metrics["spearman"] = correlation("spearman", cosines, examples.arrays["_label"])
         measured = self.measured(split, names)
         return {k: v for k, v in metrics.items() if k in measured} | {"examples": len(first)}
@@ -144,7 +144,7 @@ class Contrastive(Task):
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> list[dict[str, Any]]:
         """One {"embedding", "cosine"} a row: of its first text, with its second."""
-        cosines = (outputs[:, 0] * outputs[:, 1]).sum(-1)
+        cosines = (outputs[:, 0] * outputs[:, 1]).sum(1)
         return [
             {"embedding": [round(float(x), 6) for x in row], "cosine": round(float(cosine), 6)}
             for row, cosine in zip(outputs[:, 0], cosines, strict=True)

@@ -81,9 +81,10 @@ class Multilabel(Texts):
         targets = examples.arrays["labels"]
         batch = {"labels": jnp.asarray(targets), "weights": jnp.ones(len(targets))}
         loss = self.loss(lambda _: jnp.asarray(logits), batch, train=False)
-        truth, guess = targets > 0.5, self._chosen(logits)
+        probabilities = _sigmoid(logits)
+        truth, guess = targets > 0.5, probabilities > self.threshold
         f1_scores = sk.f1_score(truth, guess, average=None, zero_division=0.0)
-        there, probabilities = (truth | guess).any(0), _sigmoid(logits)
+        there = (truth | guess).any(0)
         return {
             "loss": float(loss.total / loss.weight),
             "f1_micro": float(sk.f1_score(truth, guess, average="micro", zero_division=0.0)),
@@ -116,16 +117,13 @@ class Multilabel(Texts):
         """One {"labels", "probabilities"} a row."""
         return [
             {
-                "labels": [name for name, chosen in zip(names, decisions, strict=True) if chosen],
+                "labels": [names[i] for i in np.flatnonzero(chances > self.threshold)],
                 "probabilities": {
                     name: round(float(p), 6) for name, p in zip(names, chances, strict=True)
                 },
             }
-            for decisions, chances in zip(self._chosen(logits), _sigmoid(logits), strict=True)
+            for chances in _sigmoid(logits)
         ]
-
-    def _chosen(self, logits: np.ndarray) -> np.ndarray:
-        return _sigmoid(logits) > self.threshold
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

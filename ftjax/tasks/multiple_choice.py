@@ -141,12 +141,12 @@ class MultipleChoice(Task):
     ) -> dict[str, Any]:
         """Mean loss, which is the log loss, accuracy and calibration error."""
         labels = examples.arrays["labels"]
-        chances = log_softmax(outputs, -1)
-        right = outputs.argmax(-1) == labels
+        chances = log_softmax(outputs, 1)
+        right = outputs.argmax(1) == labels
         return {
             "loss": float(-np.take_along_axis(chances, labels[:, None], 1).mean()),
             "accuracy": float(right.mean()),
-            "calibration_error": calibration_error(right, np.exp(chances.max(-1))),
+            "calibration_error": calibration_error(right, np.exp(chances.max(1))),
             "examples": len(labels),
         }
 
@@ -160,7 +160,7 @@ class MultipleChoice(Task):
     ) -> list[dict[str, Any]]:
         """One {"choice", "answer", "probability", "probabilities"} a row; choices are counted from
         0."""
-        rows = zip(outputs.argmax(-1), softmax(outputs, -1), split.column("choices"), strict=True)
+        rows = zip(outputs.argmax(1), softmax(outputs, 1), split.column("choices"), strict=True)
         return [
             {
                 "choice": int(best),

@@ -67,7 +67,7 @@ class Ordinal(Texts):
         """Accuracy, error in steps, and Cohen's kappa with squared weights, by scikit-learn."""
         from sklearn import metrics as sk
 
-        targets, guess = examples.arrays["labels"], (logits > 0).sum(-1)
+        targets, guess = examples.arrays["labels"], (logits > 0).sum(1)
         batch = {"labels": jnp.asarray(targets), "weights": jnp.ones(len(targets))}
         loss = self.loss(lambda _: jnp.asarray(logits), batch, train=False)
         numbers = np.arange(len(names))

@@ -20,16 +20,16 @@ def of_one_label(targets: np.ndarray, logits: np.ndarray) -> dict[str, float]:
         targets: (rows,) numbers of labels.
         logits: (rows, labels).
     """
-    logits, numbers = logits.astype(np.float64), np.arange(logits.shape[-1])
-    chances = log_softmax(logits, -1)  # which tell apart what rounds to a probability of 1 or 0
+    logits, numbers = logits.astype(np.float64), np.arange(logits.shape[1])
+    chances = log_softmax(logits, 1)  # which tell apart what rounds to a probability of 1 or 0
     own = np.take_along_axis(logits, targets[:, None], 1)
     before = (logits > own) | ((logits == own) & (numbers < targets[:, None]))
-    right, unknown = logits.argmax(-1) == targets, np.isnan(chances).any()
-    share = {f"top_{k}": before.sum(-1) < k for k in TOP if k < len(numbers)}
+    right, unknown = logits.argmax(1) == targets, np.isnan(chances).any()
+    share = {f"top_{k}": before.sum(1) < k for k in TOP if k < len(numbers)}
     return {
         "log_loss": float(np.abs(np.take_along_axis(chances, targets[:, None], 1)).mean()),
         **of_rankings(targets[:, None] == numbers, chances),
-        "calibration_error": calibration_error(right, np.exp(chances.max(-1))),
+        "calibration_error": calibration_error(right, np.exp(chances.max(1))),
         **{name: float("nan" if unknown else hits.mean()) for name, hits in share.items()},
     }
 

@@ -75,7 +75,7 @@ class Relation(Classification):
         a direction that is wrong is an error (Hendrickx et al. 2010, the official figure); of
         relations that rows have or are given. Names end with the direction: Cause-Effect(e1,e2).
         """
-        guess = logits.argmax(-1)
+        guess = logits.argmax(1)
         kinds = np.array([re.sub(r"\(e\d,e\d\)$", "", name) for name in names])
         scores = []
         for kind in dict.fromkeys(kinds[kinds != self.negative]):

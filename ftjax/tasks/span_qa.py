@@ -121,9 +121,11 @@ class SpanQA(Task):
         rows = tokenized["overflow_to_sample_mapping"]
         begin, end = [], []
         for number, offsets in enumerate(tokenized["offset_mapping"]):
-            inside = [part == 1 for part in tokenized.sequence_ids(number)]
-            begin.append([a if own else -1 for (a, _), own in zip(offsets, inside, strict=True)])
-            end.append([b if own else -1 for (_, b), own in zip(offsets, inside, strict=True)])
+            inside = np.array([part == 1 for part in tokenized.sequence_ids(number)])
+            spans = np.reshape(offsets, (len(offsets), 2))
+            starts, ends = np.where(inside[:, None], spans, -1).T.tolist()
+            begin.append(starts)
+            end.append(ends)
         encoded = {
             name: tokenized[name] for name in ("input_ids", "token_type_ids") if name in tokenized
         }
@@ -137,21 +139,20 @@ class SpanQA(Task):
             UserError: a row has no answer, and `task.impossible` is false.
         """
         answers = split.column("answers")
-        if not self.impossible:
-            for answer, row in zip(answers, split.column("row"), strict=True):
-                if not answer["text"]:
-                    raise UserError(
-                        f"{split.file}: row {row} has no answer; set task.impossible=true where "
-                        "questions need not have one"
-                    )
-        spans = np.array([_characters(answer) for answer in answers])[examples.row_numbers]
-        begin, end = examples.tokens["_begin"], examples.tokens["_end"]
+        lacking = [not answer["text"] for answer in answers]
+        if any(lacking) and not self.impossible:
+            raise UserError(
+                f"{split.file}: row {split.column('row')[lacking.index(True)]} has no answer; "
+                "set task.impossible=true where questions need not have one"
+            )
+        rows, begin, end = examples.row_numbers, examples.tokens["_begin"], examples.tokens["_end"]
         bounds = np.zeros((2, len(examples)), np.int32)
         for number, (first, last) in enumerate(pairwise(examples.ids.offsets)):
-            start, stop = spans[number]
-            own = np.flatnonzero(begin[first:last] >= 0)
-            if start < 0 or not len(own):
+            answer, own = answers[rows[number]], np.flatnonzero(begin[first:last] >= 0)
+            if not answer["text"] or not len(own):
                 continue
+            start = answer["answer_start"][0]
+            stop = start + len(answer["text"][0])
             a, b = begin[first:last][own], end[first:last][own]
             if a[0] <= start and stop <= b[-1]:
                 bounds[0, number] = own[np.argmax(b > start)]
@@ -261,19 +262,11 @@ class SpanQA(Task):
 
     def _loss(self, logits: np.ndarray, examples: Examples) -> float:
         total, offsets = 0.0, examples.ids.offsets
-        pairs = zip(examples.arrays["starts_at"], examples.arrays["ends_at"], strict=True)
+        pairs = np.stack([examples.arrays[name] for name in ("starts_at", "ends_at")], 1)
         for number, (start, end) in enumerate(pairs):
             chances = log_softmax(logits[offsets[number] : offsets[number + 1]], 0)
             total -= float(chances[start, 0] + chances[end, 1]) / 2
         return total / len(examples)
-
-
-def _characters(answer: dict[str, list]) -> tuple[int, int]:
-    """Where the first answer starts, and where it has ended; -1 for none."""
-    if not answer["text"]:
-        return -1, -1
-    start = answer["answer_start"][0]
-    return start, start + len(answer["text"][0])
 
 
 def _best_spans(logits: np.ndarray, own: np.ndarray, longest: int) -> list[tuple[int, int, float]]:
@@ -287,5 +280,5 @@ def _best_spans(logits: np.ndarray, own: np.ndarray, longest: int) -> list[tuple
     inside = (length >= 1) & (length <= longest) & own[starts][:, None] & own[ends]
     sums = np.where(inside, sums, 2 * NONE)
     order = np.argsort(-sums, axis=None, kind="stable")[: min(CANDIDATES, inside.sum())]
-    best = zip(*np.unravel_index(order, sums.shape), strict=True)
+    best = np.transpose(np.unravel_index(order, sums.shape))
     return [(int(starts[i]), int(ends[j]), float(sums[i, j])) for i, j in best]

@@ -179,8 +179,8 @@ class TokenClassification(Task):
             **means,
         }
         if "labels" in examples.arrays:
-            intents = self._intents(outputs, examples, tags).argmax(-1)
-            right = intents == examples.arrays["labels"].argmax(-1)
+            intents = self._intents(outputs, examples, tags).argmax(1)
+            right = intents == examples.arrays["labels"].argmax(1)
             exact = [a == b for a, b in zip(truth, guess, strict=True)]
             metrics["intent_accuracy"] = float(right.mean())
             metrics["exact"] = float((right & exact).mean())
@@ -245,8 +245,8 @@ class TokenClassification(Task):
         tags: Sequence[str],
     ) -> tuple[list[list[str]], list[list[float | None]]]:
         """The tag found for each word of each row, and its probability."""
-        chances = softmax(outputs["tokens"][:, : len(tags)], -1)
-        best, most = chances.argmax(-1), chances.max(-1)
+        chances = softmax(outputs["tokens"][:, : len(tags)], 1)
+        best, most = chances.argmax(1), chances.max(1)
         offsets, word = examples.ids.offsets, examples.tokens["_word"]
         outside = "O" if "O" in tags else ""
         sizes = [len(words) for words in split.column("tokens")]
@@ -262,18 +262,18 @@ class TokenClassification(Task):
     ) -> np.ndarray:
         """Probabilities of each row's labels."""
         sums = np.add.reduceat(outputs["tokens"][:, len(tags) :], examples.ids.offsets[:-1])
-        return softmax(sums / examples.ids.lengths[:, None], -1)
+        return softmax(sums / examples.ids.lengths[:, None], 1)
 
     def _loss(self, logits: np.ndarray, examples: Examples, count: int) -> float:
         """The mean that `loss` has, of the first `count` outputs and the rest."""
         tagged, starts = examples.tokens["tagged"], examples.ids.offsets[:-1]
-        chances = log_softmax(logits[:, :count], -1)
+        chances = log_softmax(logits[:, :count], 1)
         losses = -tagged * np.take_along_axis(chances, examples.tokens["tags"][:, None], 1)[:, 0]
         if "labels" not in examples.arrays:
             return float(losses.sum() / max(tagged.sum(), 1))
         tags = np.add.reduceat(losses, starts) / np.maximum(np.add.reduceat(tagged, starts), 1)
         means = np.add.reduceat(logits[:, count:], starts) / examples.ids.lengths[:, None]
-        intents = -(log_softmax(means, -1) * examples.arrays["labels"]).sum(-1)
+        intents = -(log_softmax(means, 1) * examples.arrays["labels"]).sum(1)
         return float((tags + intents).mean())
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,14 @@ def equals(found: dict[str, np.ndarray], model: torch.nn.Module, limit: float = 
     for name, grad in wanted.items():
         error = np.abs(found[name] - grad).max() / max(np.abs(grad).max(), 1e-2 * largest)
         assert error < limit, (name, error)
+
+
+def most_places(value: Any) -> int:
+    """Of the numbers within what is predicted, the most digits that one has after its point."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return max(map(most_places, inner), default=0)
+    return -Decimal(repr(value)).as_tuple().exponent if isinstance(value, float) else 0
 
 
 def tensors(batch: dict, *names: str) -> dict[str, torch.Tensor]:

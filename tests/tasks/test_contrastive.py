@@ -10,13 +10,22 @@ import transformers
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from ftjax import pretrained
+from ftjax.config import default_config
 from ftjax.data.encode import Examples, ragged
+from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
 from ftjax.parallel.mesh import make_mesh
+from ftjax.setup.model import place_model
 from ftjax.tasks.contrastive import Contrastive
 from tests.compiler import OPTIONS
 from tests.conftest import WORDS, build
-from tests.tasks.small_models import SmallModel, batches, examples_of, split_of
+from tests.tasks.small_models import (
+    SmallModel,
+    batches,
+    examples_of,
+    most_places,
+    split_of,
+)
 
 TASK = Contrastive(pooling="mean")
 
@@ -128,6 +137,39 @@ def test_ranks_by_hand():
     assert TASK.score(outputs, labelled, split, ())["spearman"] == pytest.approx(1.0)
     found = TASK.predictions(outputs, examples, None, ())
     assert [row["cosine"] for row in found] == [1.0, 0.96, -0.8]
+
+
+@pytest.mark.parametrize("scale", [1.0, 2000.0])
+def test_losses_of_any_scale_are_numbers(scale):
+    """Also where e to the power of it is none in single or double precision."""
+    random, split = np.random.default_rng(1), split_of(TASK, rows_of(5))
+    outputs = random.normal(size=(5, 2, 3)).astype(np.float32)
+    outputs /= np.linalg.norm(outputs, axis=-1, keepdims=True)
+    task = Contrastive(pooling="mean", scale=scale)
+    found = task.score(outputs, Examples(ragged([[1]] * 10), group=2), split, ())
+    cosines = torch.tensor(scale * outputs[:, 0] @ outputs[:, 1].T)
+    wanted = torch.nn.functional.cross_entropy(cosines, torch.arange(5)).item()
+    np.testing.assert_allclose(found["loss"], wanted, rtol=1e-4)
+
+
+def test_predictions_have_six_places_and_need_no_label():
+    outputs = np.random.default_rng(2).normal(size=(3, 2, 5)).astype(np.float32)
+    found = TASK.predictions(outputs, None, None, ())
+    assert most_places(found) == 6 and most_places([row["cosine"] for row in found]) == 6
+    for row, (first, second) in zip(found, outputs.astype(float), strict=True):
+        np.testing.assert_allclose(row["embedding"], first, atol=5e-7)
+        np.testing.assert_allclose(row["cosine"], first @ second, atol=5e-6)
+    rows = [{**row, "label": 0.5} for row in rows_of(2)]
+    predicted = split_of(TASK, rows, TASK.schema.to_predict())
+    assert predicted.rows.column_names == ["text", "text_pair", "row"]
+
+
+def test_rows_are_not_packed(shallow):
+    """Each has two texts, of which one part of a row is none."""
+    config = default_config("full", "contrastive")
+    config.model.path, config.data.batching, config.data.max_length = str(shallow), "pack", 32
+    with pytest.raises(UserError, match="data.batching=pack is not for task.name=contrastive"):
+        place_model(config, ())
 
 
 def test_many_texts_are_ranked_in_parts():

@@ -9,11 +9,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from ftjax.config import default_config
+from ftjax.data.encode import Examples, ragged
 from ftjax.data.loading import Loader
 from ftjax.data.preparation.profile import label_counts
 from ftjax.data.preparation.splits import draw, strata
 from ftjax.data.sources import load
 from ftjax.errors import UserError
+from ftjax.setup.model import place_model
 from ftjax.tasks.multiple_choice import MultipleChoice, number_of, numbers_of
 from ftjax.tasks.multiple_choice import choices as read
 from tests.conftest import WORDS, data_settings
@@ -23,6 +26,7 @@ from tests.tasks.small_models import (
     equals,
     examples_of,
     layout,
+    most_places,
     split_of,
     tensors,
     write_words,
@@ -179,6 +183,42 @@ def test_integers_are_numbers_before_texts(made, tmp_path):
     assert number_of(1905, read(["1904", "1905"])) == 1
     with pytest.raises(ValueError, match="label '²' is none of the 3 choices"):
         number_of("²", read(["a", "b", "c"]))
+
+
+def test_choices_are_read_as_texts():
+    """What is cleaned, and looked for among other rows, is all that the model reads."""
+    assert TASK.schema.texts == ("text", "choices")
+    row = {"text": "it was", "choices": ["good", "bad"]}
+    assert len(split_of(TASK, [row], TASK.schema.to_predict()).rows) == 1
+    with pytest.raises(UserError, match="label"):
+        split_of(TASK, [row])
+
+
+def test_the_constant_answer_is_the_most_frequent_place():
+    """By the shares of places: one that is never right gets next to no chance."""
+    labels = np.array([2, 0, 2, 2])
+    examples = Examples(ragged([[1]] * 8), arrays={"labels": labels}, group=2)
+    found = TASK.constant(examples, ())
+    assert found.shape == (4, 3) and np.isfinite(found).all()
+    chances = np.exp(found) / np.exp(found).sum(1, keepdims=True)
+    np.testing.assert_allclose(chances, [[1 / 4, 0, 3 / 4]] * 4, atol=1e-6)
+
+
+def test_rows_are_not_packed(made):
+    """Each has a text a choice, of which one part of a row is none."""
+    config = default_config("full", "multiple_choice")
+    config.model.path, config.data.batching, config.data.max_length = str(made[1]), "pack", 32
+    with pytest.raises(UserError, match="data.batching=pack is not for task.name=multiple_choice"):
+        place_model(config, ())
+
+
+def test_predicted_choices_have_six_places():
+    row = {"text": "it was", "choices": ["good", "bad"]}
+    split = split_of(TASK, [row], TASK.schema.to_predict())
+    logits = np.log([[1.0, 2.0, 1e-30]])  # the row has no third choice
+    (said,) = found = TASK.predictions(logits, None, split, ())
+    assert said["choice"] == 1 and said["answer"] == "bad" and most_places(found) == 6
+    assert said["probability"] == 0.666667 and said["probabilities"] == [0.333333, 0.666667]
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from sklearn import metrics as sk
 from ftjax.data.encode import Examples, ragged
 from ftjax.tasks.classification import Classification
 from ftjax.tasks.multilabel import Multilabel
-from ftjax.tasks.probabilities import calibration_error
+from ftjax.tasks.probabilities import calibration_error, of_rankings, ranked
 
 NAMES = tuple("abcdefg")
 
 
-@pytest.mark.parametrize("labels", [2, 4, 7])
+@pytest.mark.parametrize("labels", [2, 3, 4, 5, 7])
 def test_one_label_equals_scikit_learn(labels):
     random = np.random.default_rng(labels)
     targets = random.integers(0, labels, 200)
@@ -105,6 +105,19 @@ def test_equal_scores_and_sure_ones():
 def test_one_label_alone_is_said_without_a_word():
     found = Classification().metrics(np.array([[1.0, 0.0]]), np.array([0]), NAMES[:2])
     assert found["accuracy"] == 1.0 and found["matthews"] == 0.0
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_a_label_is_ranked_where_some_rows_have_it(count):
+    """A ROC curve needs a row that has the label and one that lacks it, and no more."""
+    truth, scores = np.arange(5) < count, np.array([0.3, 0.1, 0.9, 0.3, 0.2])
+    found = of_rankings(truth[:, None], scores[:, None])
+    assert ranked({"a": count}, 5) == bool(found) == (count not in (0, 5))
+    assert ranked({"none": 0, "all": 5, "a": count}, 5) == bool(found)
+    if found:
+        np.testing.assert_allclose(found["auroc"], sk.roc_auc_score(truth, scores))
+        wanted = sk.average_precision_score(truth, scores)
+        np.testing.assert_allclose(found["average_precision"], wanted)
 
 
 def test_outputs_that_are_no_numbers():

@@ -62,6 +62,20 @@ def test_losses_equal_torch():
     np.testing.assert_allclose(found.total, weighted(wanted, order), rtol=1e-5)
 
 
+@pytest.mark.parametrize("task", [Regression(), Multilabel(), Ordinal()])
+def test_losses_of_packed_rows_are_those_of_rows(task):
+    random, shape = np.random.default_rng(2), (2, 5)
+    more = () if task == Regression() else (3,)
+    labels = random.integers(0, 2, (*shape, *(more if task == Multilabel() else ())))
+    batch = {"labels": labels.astype(np.float32), "weights": random.random(shape)}
+    logits = random.normal(size=(*shape, 3 if more else 1)).astype(np.float32)
+    flat = {name: value.reshape(10, *value.shape[2:]) for name, value in batch.items()}
+    packed = task.loss(lambda _: logits, batch, True)
+    rows = task.loss(lambda _: logits.reshape(10, -1), flat, True)
+    np.testing.assert_allclose(packed.total, rows.total, rtol=1e-5)
+    np.testing.assert_allclose(packed.weight, rows.weight, rtol=1e-6)
+
+
 def test_regression_by_hand():
     found = np.array([[1.0], [2.0], [4.0], [3.0]])
     examples = of(np.array([1.0, 3.0, 4.0, 2.0], np.float32))
@@ -70,6 +84,15 @@ def test_regression_by_hand():
     np.testing.assert_allclose([scores["pearson"], scores["spearman"]], 0.8)  # 1 − 6·2 / (4·15)
     constant = Regression().score(np.ones((4, 1)), examples, None, ("value",))
     assert constant["pearson"] == constant["spearman"] == 0.0
+    one = Regression().score(found, of(np.ones(4, np.float32)), None, ("value",))
+    assert one["pearson"] == one["spearman"] == 0.0 and one["mean_absolute_error"] == 6 / 4
+    unknown = Regression().score(found * [[1], [1], [np.nan], [1]], examples, None, ("value",))
+    assert np.isnan(unknown["pearson"]) and np.isnan(unknown["spearman"])
+    binary = np.array([[0.0], [1.0], [1.0], [0.0]])  # no more apart than by 1
+    scores = Regression().score(binary, of(np.array([0, 1, 0, 0], np.float32)), None, ("value",))
+    np.testing.assert_allclose(scores["pearson"], 1 / 3**0.5)  # φ = 2 / √(2 · 2 · 3 · 1)
+    said = Regression().predictions(np.array([[2 / 3], [-1.0]]), None, None, ("value",))
+    assert [row["value"] for row in said] == [0.666667, -1.0]
 
 
 def test_label_sets_by_hand():
@@ -90,6 +113,9 @@ def test_ordered_labels_by_hand():
     names = ("0", "1", "2", "3")
     scores = Ordinal().score(logits, examples, None, names)
     assert scores["accuracy"] == 3 / 4 and scores["mean_absolute_error"] == 1 / 4
+    above = np.array([1, 3, 0, 3])[:, None] > np.arange(3)
+    wanted = np.log1p(np.exp(np.where(above, -logits, logits))).mean()
+    np.testing.assert_allclose(scores["loss"], wanted, rtol=1e-5)
     # 1 − Σ (i − j)² observed / Σ (i − j)² expected by chance, both over 4 rows
     expected = sum((i - j) ** 2 for i in (1, 3, 0, 3) for j in (1, 2, 0, 3)) / 4
     np.testing.assert_allclose(scores["kappa"], 1 - 1 / expected)

@@ -104,6 +104,16 @@ def test_exact_match_by_hand():
     assert exact_match([*texts, "#### 7"], [*wanted, ["about seven"]], pattern) == 2 / 4
 
 
+def test_texts_that_are_not_as_many_as_references_are_no_scores():
+    for measure in (exact_match, summary_scores):
+        for texts, wanted in ((["a", "b"], [["a"]]), (["a"], [["a"], ["b"]])):
+            with pytest.raises(ValueError, match="argument"):
+                measure(texts, wanted)
+    assert exact_match(["a"], [["a"]]) == summary_scores(["a"], [["a"]])["rouge1"] == 1.0
+    assert exact_match([], []) == summary_scores([], [])["rougeL"] == 0.0
+    assert exact_match(["a"], [[]]) == 0.0  # nothing is wanted of any
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("written")
