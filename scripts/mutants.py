@@ -52,9 +52,9 @@ METHODS = ["methods/test_counts.py", "methods/test_invariants.py"]
 TARGETS: dict[str, list[str]] = {  # file → tests of its room, the quickest first
     "partition.py": ["test_partition.py", "methods/test_disjoint.py"],
     "training/step.py": ["training/test_step.py", "training/test_averages.py"],
-    "training/optimizers.py": ["training/test_step.py", "training/test_rate.py"],
-    "optimizers/rules.py": ["training/test_step.py"],
-    "optimizers/base.py": ["training/test_step.py"],
+    "training/optimizers.py": ["training/test_optimizers.py", "training/test_step.py"],
+    "optimizers/rules.py": ["training/test_optimizers.py"],
+    "optimizers/base.py": ["training/test_optimizers.py"],
     "training/averages.py": ["training/test_averages.py", "training/test_step.py"],
     "data/planning.py": ["data/test_planning.py", "data/test_loading.py"],
     "data/loading.py": ["data/test_loading.py", "data/test_planning.py"],
