@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Loss(NamedTuple):
@@ -10,3 +11,8 @@ class Loss(NamedTuple):
 
     total: jax.Array
     weight: jax.Array
+
+    @property
+    def divisor(self) -> jax.Array:
+        """The weight; where it is 0, what a sum of 0 can be divided by."""
+        return jnp.maximum(self.weight, jnp.finfo(jnp.float32).tiny)

@@ -53,9 +53,9 @@ PLANS = ["data/test_epochs_by_hand.py", "data/test_plans_by_hand.py", "data/test
 TARGETS: dict[str, list[str]] = {  # file → tests of its room, the quickest first
     "partition.py": ["test_partition.py", "methods/test_disjoint.py"],
     "training/step.py": ["training/test_step.py", "training/test_averages.py"],
-    "training/optimizers.py": ["training/test_step.py", "training/test_rate.py"],
-    "optimizers/rules.py": ["training/test_step.py"],
-    "optimizers/base.py": ["training/test_step.py"],
+    "training/optimizers.py": ["training/test_optimizers.py", "training/test_step.py"],
+    "optimizers/rules.py": ["training/test_optimizers.py"],
+    "optimizers/base.py": ["training/test_optimizers.py"],
     "training/averages.py": ["training/test_averages.py", "training/test_step.py"],
     "data/planning.py": [*PLANS, "data/test_loading.py"],
     "data/loading.py": ["data/test_loading.py", *PLANS],

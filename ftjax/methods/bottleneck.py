@@ -51,12 +51,12 @@ class Pfeiffer(Bottleneck):
     def placed(self, base: Base, adapter: Make) -> Interceptor:
         if base.pre_norm:
             return self._after_layers(base, adapter)
-        inside: list[bool] = []  # the norm is called once more below, then without the adapter
+        inside: list[nn.Module] = []  # the norm is called once more below, then without the adapter
 
         def adapted(module: nn.Module, call: Callable, y: jax.Array) -> jax.Array:
             if inside:
                 return call(y)
-            inside.append(True)
+            inside.append(module)
             x = module(y)
             inside.pop()
             return call(y + adapter(module, x))

@@ -51,9 +51,9 @@ class LowRank(Additive):
         selected = base.match(self.targets or base.default_targets, self.embeddings)
         for key in ("rank_pattern", "alpha_pattern"):
             for pattern, _ in getattr(self, key):
-                known = any(base.value_at(module, ((pattern, 1),)) for module in selected)
+                known = any(base.value_at(module, ((pattern, True),)) for module in selected)
                 names = {name for module in selected for name in base.names_of(expand(module)[0])}
-                hint = nearest(pattern, {name.rsplit(".", 1)[-1] for name in names})
+                hint = nearest(pattern, {name.rpartition(".")[2] for name in names})
                 require(known, f"method.{key}: {pattern!r} matches none of method.targets{hint}")
         return selected
 

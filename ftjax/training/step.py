@@ -113,8 +113,8 @@ def state_shapes(
         for path, leaf in trainable.items()
     }
     moments = abstract_moments(active.split(shapes)[0] if active else shapes, optimizer, mesh)
-    key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=whole)
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    key = jax.eval_shape(jax.random.key, step).update(sharding=whole)
     return State(step, shapes, moments, key, dict(shapes) if averaged else None)
 
 
@@ -178,7 +178,7 @@ def gradients(
         wide = partial(jnp.zeros_like, dtype=jnp.float32)  # sums of many parts
         zero = jax.tree.map(wide, params), Loss(jnp.zeros(()), jnp.zeros(()))
         (grads, loss), _ = jax.lax.scan(add, zero, (jnp.arange(parts), dealt))
-    inverse = 1.0 / jnp.maximum(loss.weight, 1e-9)
+    inverse = 1.0 / loss.divisor
     return loss, {p: (grad * inverse).astype(params[p].dtype) for p, grad in grads.items()}
 
 
@@ -223,7 +223,7 @@ def make_step(
         grads = clip(grads, norm, clip_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, params, frozen=frozen)
         metrics = {
-            "loss": loss.total / jnp.maximum(loss.weight, 1e-9),
+            "loss": loss.total / loss.divisor,
             "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
             "grad_norm": norm,
         }

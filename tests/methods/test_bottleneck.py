@@ -3,18 +3,21 @@
 import jax
 import numpy as np
 import pytest
+import torch
 from scipy.special import erf
 
 from ftjax import methods, pretrained
 from ftjax.build import build_tuned
 from ftjax.errors import UserError
+from ftjax.methods.adapter import ACTIVATIONS
 from ftjax.paths import expand
 from tests.conftest import CONFIG, build, make_batch, perturbed
+from tests.models import random_models
 from tests.models.random_models import config_of, quick
 
 
 class NumpyBert:
-    """A post-norm BERT encoder in float64, with the adapters of two placements."""
+    """A post-norm BERT encoder in float64, with the adapters of a placement."""
 
     def __init__(self, params, placement):
         self.p = {path: np.asarray(leaf, np.float64) for path, leaf in params.items()}
@@ -54,6 +57,10 @@ class NumpyBert:
         h = self.dense(up * 0.5 * (1 + erf(up / np.sqrt(2))), f"{name}/ffn/down")
         if self.placement == "houlsby":
             h = h + self.adapter(h, f"{name}/ffn")
+        if self.placement == "parallel":
+            h = h + 4.0 * self.adapter(x, f"{name}/ffn")  # He et al. 2022, table 1
+        if self.placement == "scaled_parallel":
+            h = h + self.p[f"{name}/ffn/adapter_scale"] * self.adapter(x, f"{name}/ffn")
         z = h + x
         if self.placement == "pfeiffer":
             z = self.adapter(self.norm(z, f"{name}/ffn_norm"), f"{name}/ffn_norm") + z
@@ -70,7 +77,7 @@ class NumpyBert:
         return x
 
 
-@pytest.mark.parametrize("name", ["houlsby", "pfeiffer"])
+@pytest.mark.parametrize("name", ["houlsby", "pfeiffer", "parallel", "scaled_parallel"])
 def test_hidden_states_equal_the_formula(name, tiny, one_device):
     whole = build(tiny, {"name": name, "reduction": 4, "init": "normal"})
     params, _ = pretrained.load(tiny, whole, one_device, jax.random.key(0))
@@ -82,6 +89,78 @@ def test_hidden_states_equal_the_formula(name, tiny, one_device):
     real = batch["attention_mask"] > 0
     wanted = NumpyBert(params, name)(batch)
     np.testing.assert_allclose(ours[real], wanted[real], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"), [("houlsby", 1), ("pfeiffer", 1), ("parallel", 4), ("scaled_parallel", 1)]
+)
+def test_a_constant_is_added_after_feed_forward(name, scale):
+    """Where norms stand before sub-layers: as the last projection's bias is, times the scale."""
+    model, plain = (
+        random_models.build("gpt2", None, method=method)
+        for method in ({"name": name, "reduction": 4}, {"name": "full"})
+    )
+    params, shapes = random_models.parameters(plain), plain.shapes
+    moved, adapted = dict(params), dict(params)
+    for path in model.shapes.keys() - shapes.keys():
+        constant = 0.5 if path.endswith("up_bias") else scale if path.endswith("_scale") else 0
+        adapted[path] = np.full(model.shapes[path].shape, constant, np.float32)
+        if path.endswith("up_bias"):
+            layer = "/".join(path.split("/")[:2])
+            last = "attention/output" if "/attention/" in path else "ffn/down"
+            moved[f"{layer}/{last}/bias"] = params[f"{layer}/{last}/bias"] + scale * 0.5
+    ids = {"input_ids": np.arange(10).reshape(2, 5), "attention_mask": np.ones((2, 5), int)}
+    found, wanted = quick(model.apply)(adapted, ids), quick(plain.apply)(moved, ids)
+    assert np.abs(quick(plain.apply)(params, ids) - wanted).max() > 1e-2
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["houlsby", "pfeiffer", "parallel", "scaled_parallel"])
+def test_first_values(name, tiny, one_device):
+    """At the base model, or all of N(0, 0.02); AdapterHub's parallel ones are of U(±1/√d)."""
+    for init in ("zero", "normal"):
+        model = build(tiny, {"name": name, "reduction": 2, "init": init})
+        params, _ = pretrained.load(tiny, model, one_device, jax.random.key(0))
+        of = {
+            leaf: np.concatenate([np.ravel(x) for p, x in params.items() if p.endswith(leaf)])
+            for leaf in ("down_kernel", "up_kernel", "down_bias", "up_bias")
+        }
+        assert not np.any(of["down_bias"]) and not np.any(of["up_bias"])
+        assert np.std(of["up_kernel"]) == pytest.approx(0.02 if init == "normal" else 0, rel=0.1)
+        if init == "zero" and "parallel" in name:
+            bound = 1 / np.sqrt(CONFIG["hidden_size"])
+            assert 0.98 * bound < np.abs(of["down_kernel"]).max() <= bound
+            assert np.std(of["down_kernel"]) == pytest.approx(bound / np.sqrt(3), rel=0.1)
+        else:
+            assert np.std(of["down_kernel"]) == pytest.approx(0.02, rel=0.1)
+        scales = [float(x[0]) for p, x in params.items() if p.endswith("adapter_scale")]
+        assert scales == [1.0] * (4 if name == "scaled_parallel" else 0)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_torchs(name):
+    x = np.linspace(-4, 4, 33, dtype=np.float32)
+    theirs = {"swish": "silu"}.get(name, name)
+    wanted = getattr(torch.nn.functional, theirs)(torch.tensor(x)).numpy()
+    np.testing.assert_allclose(ACTIVATIONS[name](x), wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pfeiffer", "parallel"])
+def test_what_is_as_wide_as_the_model_is_spread_as_it_is(name, tiny):
+    """The narrow side is on every device whole."""
+    model = build(tiny, {"name": name, "reduction": 4})
+    wide, narrow = CONFIG["hidden_size"], CONFIG["hidden_size"] // 4
+    added = model.shapes.keys() - model.base.shapes.keys()
+    assert len(added) == 4 * CONFIG["num_hidden_layers"]
+    for path in added:
+        sizes = [{"embed": wide, "rank": narrow}[axis] for axis in model.axes[path]]
+        assert tuple(sizes) == model.shapes[path].shape, path
+
+
+def test_adapters_are_dropped_from_the_first_layer_unasked(tiny):
+    model = build(tiny, {"name": "adapter_drop"})
+    added = {path.split("/")[1] for path in model.shapes if "adapter" in path}
+    assert added == {"layer_1", "layer_2", "layer_3"}
 
 
 @pytest.mark.parametrize("segments", ["unrolled", "scan"])

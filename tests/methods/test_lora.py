@@ -16,6 +16,7 @@ from ftjax.config.saved import from_json, to_json
 from ftjax.errors import UserError
 from ftjax.formats.folder import read_config
 from ftjax.formats.peft import folder as files
+from ftjax.methods.lora import Lora
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import expand
 from tests.conftest import build, make_batch, perturbed
@@ -92,6 +93,64 @@ def test_initialization_is_the_reference_distribution(tiny, one_device):
             assert not np.any(leaf)
 
 
+def test_defaults_are_pefts():
+    ours, theirs = Lora(), peft.LoraConfig()
+    wanted = (theirs.r, theirs.lora_alpha, theirs.lora_dropout)
+    assert (ours.rank, ours.alpha, ours.dropout) == wanted
+
+
+def test_gaussian_is_pefts(tiny, one_device):
+    """A of a standard deviation of 1/r, whatever goes into it; B zero."""
+    settings = {"name": "lora", "rank": 4, "init": "gaussian", "targets": "all-linear"}
+    params, _ = pretrained.load(tiny, build(tiny, settings), one_device, jax.random.key(0))
+    found = {kind: [x for p, x in params.items() if p.endswith(kind)] for kind in ("_a", "_b")}
+    base = torch.nn.Sequential(torch.nn.Linear(512, 64))
+    config = peft.LoraConfig(r=4, target_modules=["0"], init_lora_weights="gaussian")
+    wanted = peft.get_peft_model(base, config).state_dict()[
+        "base_model.model.0.lora_A.default.weight"
+    ]
+    drawn = np.concatenate([np.ravel(leaf) for leaf in found["_a"]])
+    np.testing.assert_allclose([np.std(drawn), wanted.std()], 1 / 4, rtol=0.1)
+    assert len(found["_b"]) == len(found["_a"]) > 0 and not any(map(np.any, found["_b"]))
+
+
+def test_a_rank_may_be_as_large_as_a_projection(tiny):
+    """By its larger side; one more is refused."""
+    settings = {"name": "lora", "targets": ("up",)}  # (32, 64)
+    assert (
+        build(tiny, {**settings, "rank": 64}).shapes["encoder/layer_0/ffn/up/lora_a"].shape[1] == 64
+    )
+    with pytest.raises(UserError, match=r"method\.rank=65 exceeds both sides"):
+        build(tiny, {**settings, "rank": 65})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "rank", "alpha"),
+    [({"rank_pattern": {"query": 3}}, 3, 8.0), ({"alpha_pattern": {"query": 0.0}}, 5, 0.0)],
+)
+def test_a_pattern_of_ranks_or_of_alphas_is_enough(tiny, pattern, rank, alpha):
+    """An alpha of 0, too, is one that is given."""
+    model = build(tiny, {"name": "lora", "rank": 5, **pattern})
+    for module in model.method.matched(model.base):
+        method, given = model.method.of(model.base, module), module.endswith("query")
+        assert (method.rank, method.alpha) == ((rank, alpha) if given else (5, 8.0))
+        assert model.shapes[f"{module}/lora_a"].shape[1] == method.rank
+
+
+def test_a_pattern_of_no_module_names_the_nearest(tiny):
+    """By the last parts of names, our own and Hugging Face's."""
+    with pytest.raises(UserError, match=r"'qurey' matches none .*did you mean 'query'\?"):
+        build(tiny, {"name": "lora", "rank_pattern": {"qurey": 3}})
+
+
+def test_lora_may_follow_what_changes_the_same_weights(tiny):
+    """It adds to them whatever they are, where DoRA would have to know their norm."""
+    parts = [{"name": name, "targets": ("query",)} for name in ("ia3", "lora")]
+    parts[0]["feedforward"] = "none"
+    model = build(tiny, {"name": "combination", "parts": parts})
+    assert model.partition.groups == ("0_ia3", "1_lora", "head")
+
+
 def test_dropout_is_of_the_updates_input_alone(tiny, one_device):
     quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     method = methods.create({"name": "lora", "dropout": 0.5, "init": "random"})
@@ -148,7 +207,7 @@ def test_words_that_two_sides_share_have_no_form_in_peft(tmp_path):
         files.to_peft(model, base.moved(model))
 
 
-@pytest.mark.parametrize("name", ["lora_fa", "pissa", "adalora"])
+@pytest.mark.parametrize("name", ["lora_fa", "pissa", "adalora", "loha", "lokr"])
 def test_methods_of_projections_alone_refuse_words(tiny, name):
     with pytest.raises(
         UserError, match=r"method\.targets: 'word_embeddings' matches no projection"

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ftjax.config import check, default_config
 from ftjax.errors import UserError
+from ftjax.partition import FROZEN, Partition
 from ftjax.training.averages import equal, moving
+from ftjax.training.step import init_state, state_shapes
 
 
 @pytest.mark.parametrize(("first", "every"), [(1, 1), (4, 3), (7, 2)])
@@ -50,3 +53,24 @@ def test_bad_settings_are_named(changes, message):
     config.train.update(changes)
     with pytest.raises(UserError, match=message):
         check(config)
+
+
+@pytest.mark.parametrize("settings", [{}, {"averaged": True}])
+def test_a_state_is_as_its_shapes_say(settings, one_device):
+    """It keeps an average where one is asked for, and moments of what trains at first."""
+    whole = NamedSharding(one_device, PartitionSpec())
+    params = jax.device_put({"a/kernel": jnp.ones((2, 3)), "a/bias": jnp.zeros(3)}, whole)
+    settings["active"] = Partition({"a/kernel": "all", "a/bias": FROZEN})
+    state = init_state(params, optax.adam(0.1), 0, one_device, **settings)
+    shapes = state_shapes(params, optax.adam(0.1), one_device, **settings)
+    assert set(state.opt_state[0].mu) == {"a/kernel"}
+    found, said = (
+        jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), each)
+        for each in (state, shapes)
+    )
+    assert found == said
+    if "averaged" in settings:
+        assert state.best_params is state.average
+        jax.tree.map(np.testing.assert_array_equal, state.average, params)
+    else:
+        assert state.average is None and state.best_params is state.params

@@ -1,4 +1,4 @@
-"""The step: what it costs, what accumulation changes, what the optimizers do."""
+"""The step: what it costs, what accumulation changes, what it skips."""
 
 import json
 from pathlib import Path
@@ -8,26 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
-import transformers
 
 from ftjax import methods, pretrained
 from ftjax.build import build_tuned
 from ftjax.config import default_config
-from ftjax.errors import UserError
 from ftjax.forecast.lowering import abstract_recipe, compiled
 from ftjax.loss import Loss
-from ftjax.optimizers import OPTIMIZERS
 from ftjax.parallel.mesh import make_mesh
 from ftjax.training.averages import moving
-from ftjax.training.optimizers import make_optimizer, schedule, warmup_steps
-from ftjax.training.step import State, gradients, init_state, make_step
+from ftjax.training.step import (
+    carried_moments,
+    gradients,
+    init_moments,
+    init_state,
+    lower_step,
+    make_step,
+)
 from tests.conftest import HEAD, build, cross_entropy, make_batch
-from tests.covering import covering, product
 from tests.models.random_models import quick
-
-SETTINGS = {"weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "momentum": 0.0}
-
 
 LAYERS = 4
 
@@ -95,37 +93,50 @@ def test_a_step_that_is_not_finite_changes_nothing(quiet, one_device):
     )
 
 
-RATED = [(name, parts) for name in OPTIMIZERS for parts in (1, 2)]
-
-
-@pytest.mark.parametrize(("name", "parts"), product(RATED, covering(RATED)))
-def test_the_rate_logged_is_the_one_used_after_skipped_steps(name, parts):
-    """Each step moves by its logged rate times what a rate of 1 would; the schedule ends at 0."""
-    params = {"a/kernel": jnp.full((2, 3), 0.3), "a/bias": jnp.full(3, 0.3)}
+@pytest.mark.parametrize(
+    ("total", "gradient"), [(np.inf, 1.0), (0.0, np.inf)], ids=["the loss", "its gradient"]
+)
+def test_what_alone_is_not_finite_skips_a_step(total, gradient, one_device):
+    """a + ∞, of gradient 1, and √a at 0, of gradient ∞."""
 
     def loss_fn(params, batch, key):
-        away = sum(jnp.square(leaf - 1).sum() for leaf in params.values())
-        return Loss(away * batch["scale"].sum(), jnp.ones(()))
+        a = params["a"]
+        return Loss(jnp.sqrt(a) if total == 0 else a + batch["away"].sum(), jnp.ones(()))
 
-    steps, skipped = 8, (0, 3, 4)
-    rate, labels = schedule("linear", 0.1, 2, steps), dict.fromkeys(params, "all")
-    settings = {**SETTINGS, "name": name, "momentum": 0.9}
-    optimizer = make_optimizer(settings, labels, rate)
-    unit = jax.jit(make_optimizer(settings, labels, optax.constant_schedule(1.0)).update)
-    step = jax.jit(make_step(loss_fn, optimizer, rate, clip_norm=0.0, accumulation=parts))
-    state = State(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key(0))
-    for number in range(steps):
-        batch = {"scale": jnp.full(2, jnp.nan if number in skipped else 0.5)}
-        before = state
-        state, metrics = step(state, {}, batch)
-        whole = {"scale": jnp.full(2, 0.5)}
-        _, grads = gradients(loss_fn, before.params, {}, whole, jax.random.key(0), parts)
-        wanted, _ = unit(grads, before.opt_state, before.params, frozen={})
-        used = 0.0 if number in skipped else float(metrics["learning_rate"])
-        for path, leaf in wanted.items():
-            moved = state.params[path] - before.params[path]
-            np.testing.assert_allclose(moved, used * leaf, rtol=1e-4, atol=1e-7)
-    assert float(metrics["learning_rate"]) == pytest.approx(0.1 / 6)  # a step more would be at 0
+    optimizer = optax.with_extra_args_support(optax.sgd(0.1))
+    step = make_step(loss_fn, optimizer, lambda _: 0.1, clip_norm=0.0, accumulation=1)
+    state = init_state({"a": jnp.zeros(())}, optimizer, 0, one_device)
+    after, metrics = step(state, {}, {"away": jnp.full(2, np.inf)})
+    assert (metrics["loss"], metrics["grad_norm"]) == (total, gradient)
+    assert int(after.step) == 1 and float(after.params["a"]) == 0
+
+
+def test_a_step_is_given_its_state_and_nothing_else(one_device):
+    """Whose memory it may take; the frozen leaves and the batch are for the steps after it, too."""
+    optimizer = optax.with_extra_args_support(optax.adam(0.1))
+
+    def loss_fn(params, batch, key):
+        return Loss((params["a"] * batch["x"] + params["b"]).sum(), batch["x"].sum())
+
+    step = make_step(loss_fn, optimizer, lambda _: 0.1, clip_norm=1.0, accumulation=1)
+    state = init_state({"a": jnp.zeros(())}, optimizer, 0, one_device)
+    batch = {"x": jnp.ones(2)}
+    lowered = lower_step(step, state, {"b": jnp.zeros(())}, batch, one_device)
+    donated = [{leaf.donated for leaf in jax.tree.leaves(each)} for each in lowered.args_info[0]]
+    assert donated == [{True}, {False}, {False}]
+
+
+def test_moments_of_what_trained_before_go_on(one_device):
+    """Those of what trains anew start, and the learning rate is that of the run's step."""
+    optimizer = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(lambda _: 0.1))
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    before = {"a": params["a"]}
+    _, old = optimizer.update({"a": jnp.full(3, 5.0)}, init_moments(before, optimizer, one_device))
+    adam, rate = carried_moments(old, params, optimizer, one_device, 7)
+    assert (int(adam.count), int(rate.count)) == (1, 7)
+    np.testing.assert_allclose(adam.mu["a"], np.full(3, 0.1 * 5), rtol=1e-6)
+    np.testing.assert_allclose(adam.nu["a"], np.full(3, 0.001 * 25), rtol=1e-6)
+    np.testing.assert_array_equal([adam.mu["b"], adam.nu["b"]], np.zeros((2, 2)))
 
 
 def of_parts(loss_fn, params, batch, key, parts):
@@ -154,6 +165,41 @@ def test_microbatches_equal_one_batch(quiet):
             np.testing.assert_allclose(parted[path], grad, rtol=1e-5, atol=rounding, err_msg=said)
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_each_part_has_every_nth_row_and_its_own_key(parts):
+    """So that it stays spread over devices, and its dropout is no other part's."""
+    key, rows = jax.random.key(0), np.arange(12.0)
+
+    def loss_fn(params, batch, key):
+        drawn = jax.random.uniform(key, batch["x"].shape)
+        return Loss(params["a"] * (batch["x"] * drawn).sum(), jnp.ones(()) * len(drawn))
+
+    loss, grads = gradients(loss_fn, {"a": jnp.ones(())}, {}, {"x": jnp.asarray(rows)}, key, parts)
+    keys = [jax.random.fold_in(key, part) for part in range(parts)] if parts > 1 else [key]
+    drawn = [jax.random.uniform(each, (12 // parts,)) for each in keys]
+    wanted = sum(float(rows[part::parts] @ numbers) for part, numbers in enumerate(drawn))
+    assert float(loss.weight) == 12
+    np.testing.assert_allclose([loss.total, grads["a"] * 12], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-12, 0.0])
+def test_a_mean_is_the_same_in_any_unit_of_weights(unit, one_device):
+    """Of (a − x)² at a = 1 with weights 1 and 3; 0 where all rows are padding."""
+
+    def loss_fn(params, batch, key):
+        away = jnp.square(params["a"] - batch["x"])
+        return Loss((away * batch["weights"]).sum(), batch["weights"].sum())
+
+    optimizer = optax.with_extra_args_support(optax.sgd(0.1))
+    step = make_step(loss_fn, optimizer, lambda _: 0.1, clip_norm=0.0, accumulation=1)
+    state = init_state({"a": jnp.ones(())}, optimizer, 0, one_device)
+    batch = {"x": jnp.asarray([3.0, 2.0]), "weights": unit * jnp.asarray([1.0, 3.0])}
+    after, metrics = step(state, {}, batch)
+    loss, gradient = (7 / 4, -5 / 2) if unit else (0, 0)  # (4 + 3 · 1) / 4, −2 (2 + 3 · 1) / 4
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(after.params["a"], 1 - 0.1 * gradient, rtol=1e-5)
+
+
 def test_rows_of_weight_0_change_nothing(quiet):
     params, loss_fn = quiet
     batch = make_batch(8)
@@ -163,126 +209,6 @@ def test_rows_of_weight_0_change_nothing(quiet):
     _, found = of_parts(loss_fn, params, batch, key, 1)
     for path, grad in wanted.items():
         np.testing.assert_allclose(found[path], grad, rtol=1e-5, atol=1e-6, err_msg=path)
-
-
-def run_ours(name, steps=6, clip=0.0, **settings):
-    """Steps on a fixed quadratic of two leaves, one of which is not decayed."""
-    target = {"a/kernel": jnp.linspace(-1, 1, 6).reshape(2, 3), "a/bias": jnp.ones(3)}
-    params = {path: jnp.zeros_like(leaf) + 0.3 for path, leaf in target.items()}
-
-    def loss_fn(params, batch, key):
-        total = sum(((params[p] - target[p]) ** 2).sum() for p in target)
-        return Loss(total, jnp.ones(()))
-
-    rate = schedule("linear", 0.1, 2, steps)
-    labels = dict.fromkeys(params, "all")
-    optimizer = make_optimizer({**SETTINGS, **settings, "name": name}, labels, rate)
-    step = make_step(loss_fn, optimizer, rate, clip_norm=clip, accumulation=1)
-    state = State(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key(0))
-    rates = []
-    for _ in range(steps):
-        state, metrics = step(state, {}, {})
-        rates.append(float(metrics["learning_rate"]))
-    return {path: np.asarray(leaf) for path, leaf in state.params.items()}, target, rates
-
-
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("adamw", {"weight_decay": 0.1}),
-        ("adamw", {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-3}),
-        ("sgd", {"momentum": 0.9}),
-        ("sgd", {"weight_decay": 0.1}),
-    ],
-)
-@pytest.mark.parametrize("clip", [0.0, 0.5])
-def test_optimizer_equals_torch(name, settings, clip):
-    found, target, rates = run_ours(name, clip=clip, **settings)
-    leaves = {p: torch.full(t.shape, 0.3, requires_grad=True) for p, t in target.items()}
-    decay = settings.get("weight_decay", 0.0)
-    groups = [
-        {"params": [leaves["a/kernel"]], "weight_decay": decay},
-        {"params": [leaves["a/bias"]], "weight_decay": 0.0},
-    ]
-    if name == "adamw":
-        betas = (settings.get("beta1", 0.9), settings.get("beta2", 0.999))
-        optimizer = torch.optim.AdamW(groups, betas=betas, eps=settings.get("epsilon", 1e-8))
-    else:
-        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=settings.get("momentum", 0.0))
-    linear = transformers.get_linear_schedule_with_warmup(optimizer, 2, 6)
-    for group, base in zip(optimizer.param_groups, [0.1, 0.1], strict=True):
-        group["initial_lr"] = base
-    linear.base_lrs = [0.1, 0.1]
-    for rate in rates:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
-        sum(
-            ((leaves[p] - torch.tensor(np.asarray(t))) ** 2).sum() for p, t in target.items()
-        ).backward()
-        if clip:
-            torch.nn.utils.clip_grad_norm_(leaves.values(), clip)
-        optimizer.step()
-    for path, leaf in leaves.items():
-        np.testing.assert_allclose(found[path], leaf.detach().numpy(), atol=1e-5, err_msg=path)
-
-
-def test_lion_equals_its_formula():
-    found, target, rates = run_ours("lion", weight_decay=0.1)
-    for path, decay in (("a/kernel", 0.1), ("a/bias", 0.0)):
-        x, m = np.full(target[path].shape, 0.3), 0.0
-        for rate in rates:  # Chen et al. 2023, algorithm 2, β = 0.9, 0.99
-            grad = 2 * (x - np.asarray(target[path]))
-            x = x - rate * (np.sign(0.9 * m + 0.1 * grad) + decay * x)
-            m = 0.99 * m + 0.01 * grad
-        np.testing.assert_allclose(found[path], x, rtol=1e-5, err_msg=path)
-
-
-def test_adafactor_factors_its_second_moments(shallow, one_device):
-    model = build(shallow, {"name": "full"}, {}, HEAD)
-    big = {"a/kernel": jnp.ones((256, 512)), "a/bias": jnp.ones(512)}
-    optimizer = make_optimizer(
-        {**SETTINGS, "name": "adafactor"}, dict.fromkeys(big, "g"), lambda s: 1e-3
-    )
-    state = optimizer.init(big)
-    assert sum(x.size for x in jax.tree.leaves(state)) < 256 * 512 / 10
-    assert model.partition.groups == ("backbone",)
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_descends(name):
-    found, target, _ = run_ours(name, steps=30)
-    for path, leaf in target.items():
-        assert np.abs(found[path] - leaf).mean() < np.abs(0.3 - leaf).mean()
-
-
-@pytest.mark.parametrize("warmup", [0, 7, 0.13])
-@pytest.mark.parametrize("name", ["linear", "cosine", "constant", "inverse_sqrt"])
-def test_schedule_equals_transformers(name, warmup):
-    steps = 50
-    rise = warmup_steps(warmup, steps)
-    assert rise == (7 if warmup else 0)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
-    theirs = {
-        "linear": lambda: transformers.get_linear_schedule_with_warmup(optimizer, rise, steps),
-        "cosine": lambda: transformers.get_cosine_schedule_with_warmup(optimizer, rise, steps),
-        "constant": lambda: transformers.get_constant_schedule_with_warmup(optimizer, rise),
-        "inverse_sqrt": lambda: transformers.get_inverse_sqrt_schedule(
-            optimizer, rise, timescale=max(rise, 1)
-        ),
-    }[name]()
-    ours = schedule(name, 0.3, warmup, steps)
-    for step in range(steps):
-        np.testing.assert_allclose(ours(step), theirs.get_last_lr()[0], rtol=1e-4, atol=1e-8)
-        optimizer.step()
-        theirs.step()
-
-
-def test_unknown_names_suggest():
-    with pytest.raises(UserError, match="adamw"):
-        make_optimizer({**SETTINGS, "name": "adamv"}, {"a": "g"}, lambda s: 1.0)
-    with pytest.raises(UserError, match="cosine"):
-        schedule("cosin", 1.0, 0, 10)
 
 
 def test_optimizer_state_is_sharded_as_its_parameters():
