@@ -114,7 +114,7 @@ def state_shapes(
     }
     moments = abstract_moments(active.split(shapes)[0] if active else shapes, optimizer, mesh)
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    key = jax.eval_shape(jax.random.key, step).update(sharding=whole)
+    key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=whole)
     return State(step, shapes, moments, key, dict(shapes) if averaged else None)
 
 

@@ -95,7 +95,10 @@ def test_hidden_states_equal_the_formula(name, tiny, one_device):
     ("name", "scale"), [("houlsby", 1), ("pfeiffer", 1), ("parallel", 4), ("scaled_parallel", 1)]
 )
 def test_a_constant_is_added_after_feed_forward(name, scale):
-    """Where norms stand before sub-layers: as the last projection's bias is, times the scale."""
+    """Where norms stand before sub-layers: as the last projection's bias is, times the scale.
+
+    Not the same in each dimension, which the last norm would take away.
+    """
     model, plain = (
         random_models.build("gpt2", None, method=method)
         for method in ({"name": name, "reduction": 4}, {"name": "full"})
@@ -103,12 +106,13 @@ def test_a_constant_is_added_after_feed_forward(name, scale):
     params, shapes = random_models.parameters(plain), plain.shapes
     moved, adapted = dict(params), dict(params)
     for path in model.shapes.keys() - shapes.keys():
-        constant = 0.5 if path.endswith("up_bias") else scale if path.endswith("_scale") else 0
-        adapted[path] = np.full(model.shapes[path].shape, constant, np.float32)
+        shape = model.shapes[path].shape
+        adapted[path] = np.full(shape, scale if path.endswith("_scale") else 0, np.float32)
         if path.endswith("up_bias"):
+            adapted[path] = np.linspace(-0.5, 0.5, *shape, dtype=np.float32)
             layer = "/".join(path.split("/")[:2])
             last = "attention/output" if "/attention/" in path else "ffn/down"
-            moved[f"{layer}/{last}/bias"] = params[f"{layer}/{last}/bias"] + scale * 0.5
+            moved[f"{layer}/{last}/bias"] = params[f"{layer}/{last}/bias"] + scale * adapted[path]
     ids = {"input_ids": np.arange(10).reshape(2, 5), "attention_mask": np.ones((2, 5), int)}
     found, wanted = quick(model.apply)(adapted, ids), quick(plain.apply)(moved, ids)
     assert np.abs(quick(plain.apply)(params, ids) - wanted).max() > 1e-2

@@ -165,6 +165,8 @@ def lose_one(config_file, workdir, count):
     """Kills one of the processes, not the first: the others stop, and say why."""
     running, killed = start(config_file, workdir, count), count // 2
     logged(running, workdir, 5)
+    while not (workdir / "checkpoints" / "4").exists():  # it is written while steps go on
+        time.sleep(0.01)
     os.kill(running[killed].pid, signal.SIGKILL)
     lost = time.time()
     outputs = [process.communicate(timeout=300)[0] for process in running]
