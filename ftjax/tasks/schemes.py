@@ -90,7 +90,7 @@ def _check_each(tags: Sequence[str], name: str) -> None:
 def _neighbours(tags: Sequence[str], prefix: str) -> None:
     """Raises ValueError for a tag with a prefix that does not follow one of its type."""
     for before, tag in zip(["O", *tags], tags, strict=False):
-        if tag[0] == prefix and (before == "O" or before[2:] != tag[2:]):
+        if tag[0] == prefix and before[2:] != tag[2:]:
             raise ValueError(f"tag {tag!r} is not between two entities of a type")
 
 

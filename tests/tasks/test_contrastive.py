@@ -87,21 +87,23 @@ def test_loss_and_gradient_equal_sentence_transformers(made, names):
     np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4 * np.abs(wanted.numpy()).max())
 
 
+@pytest.mark.parametrize("empty", [0, 2])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_symmetric_loss_and_scale(symmetric):
-    random = np.random.default_rng(0)
-    embedded = random.normal(size=(5, 2, 8)).astype(np.float32)
+def test_symmetric_loss_and_scale(symmetric, empty):
+    """Rows without an example are no negatives, in either direction."""
+    random, rows = np.random.default_rng(0), 5 + empty
+    embedded = random.normal(size=(rows, 2, 8)).astype(np.float32)
     batch = {
-        "input_ids": np.zeros((5, 2, 3), int),
-        "attention_mask": np.ones((5, 2, 3), int),
-        "weights": np.ones(5, np.float32),
+        "input_ids": np.zeros((rows, 2, 3), int),
+        "attention_mask": np.ones((rows, 2, 3), int),
+        "weights": (np.arange(rows) < 5).astype(np.float32),
     }
     task = Contrastive(pooling="mean", scale=5.0, symmetric=symmetric)
-    found = task.loss(lambda _: embedded.reshape(10, 8), batch, True)
+    found = task.loss(lambda _: embedded.reshape(2 * rows, 8), batch, True)
     ways = ("query_to_doc", "doc_to_query") if symmetric else ("query_to_doc",)
     kind = {"directions": ways, "partition_mode": "per_direction"}
     theirs = MultipleNegativesRankingLoss(None, scale=5.0, **kind)
-    parts = [torch.tensor(embedded[:, i]) for i in range(2)]
+    parts = [torch.tensor(embedded[:5, i]) for i in range(2)]
     wanted = theirs.compute_loss_from_embeddings(parts, None).item()
     np.testing.assert_allclose(found.total / found.weight, wanted, rtol=1e-4)
 
