@@ -165,7 +165,9 @@ def _code(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _raises(node: ast.AST) -> bool:
-    """Whether a call is of `require`, which raises an error."""
+    """Whether a node does nothing but raise errors: `require`, or `strict=True` of `zip`."""
+    if isinstance(node, ast.keyword):
+        return node.arg == "strict"
     return (
         isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require"
     )

@@ -100,6 +100,8 @@ def test_exact_match_by_hand():
     texts = ["so 3 #### 1,200", "#### 5 no, #### 6", "7", "#### 8"]
     wanted = [["#### 1200"], ["#### 6"], ["#### 7"], ["well #### 9"]]
     assert exact_match(texts, wanted, pattern) == 2 / 4
+    # without a group, all that the pattern is of
+    assert exact_match(["it is 7 or 8", "9"], [["so 8"], ["8"]], r"\d+") == 1 / 2
     # a reference that says nothing to be compared is none
     assert exact_match([*texts, "#### 7"], [*wanted, ["about seven"]], pattern) == 2 / 4
 
