@@ -115,10 +115,10 @@ class Script:
                 "task.template to another"
             )
 
-    def generated(self, number: int, said: Mapping[int, Rendered]) -> tuple[str, list[Part]]:
+    def generated(self, number: int, prefixes: Mapping[int, Rendered]) -> tuple[str, list[Part]]:
         """The chat up to a turn, and what the template marks of that."""
-        after = said[number + 1]
-        before = len(said[number].generated) if number else 0
+        after = prefixes[number + 1]
+        before = len(prefixes[number].generated) if number else 0
         if not (parts := after.generated[before:]):
             raise ValueError(
                 f"turn {number + 1} of the assistant is not within {{% generation %}} in the chat "
@@ -133,8 +133,8 @@ class Script:
         if not after.startswith(before):
             pairs = zip(before, after, strict=False)
             start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-            told = self.preceding(number)
-            if start <= told or not THINKS.search(before, told):
+            earliest = self.preceding(number)
+            if start <= earliest or not THINKS.search(before, earliest):
                 raise ValueError(
                     f"turn {number + 1} is not written by the chat template as it asks for it: set "
                     "task.template to another"
@@ -163,17 +163,17 @@ def chat_texts(
         turns = turns[: learned[0] + 1]
     script = Script(tokenizer, turns, tools, template)
     before = [number for number in learned if number and marked]
-    said = script.up_to([*before, *(number + 1 for number in learned), len(turns)], False)
+    prefixes = script.up_to([*before, *(number + 1 for number in learned), len(turns)], False)
     if marked:
-        answers = [script.generated(number, said) for number in learned]
+        answers = [script.generated(number, prefixes) for number in learned]
     else:
-        asked = script.up_to(learned, True)
-        answers = [script.answered(n, asked[n].text, said[n + 1].text) for n in learned]
-    every = said[len(turns)].text
+        prompts = script.up_to(learned, True)
+        answers = [script.answered(n, prompts[n].text, prefixes[n + 1].text) for n in learned]
+    whole = prefixes[len(turns)].text
     for number, turn in enumerate(turns):
         if turn["role"] in ("system", "user"):
-            script.require_said(number, every)
-    if all(every.startswith(after.rstrip()) for after, _ in answers):
-        yield every, [part for _, parts in answers for part in parts]
+            script.require_said(number, whole)
+    if all(whole.startswith(after.rstrip()) for after, _ in answers):
+        yield whole, [part for _, parts in answers for part in parts]
     else:
         yield from answers

@@ -10,7 +10,7 @@ import datasets
 from ftjax.data.lazy_split import LazySplit
 from ftjax.data.readers.rows import Options, Reader
 from ftjax.data.sources import open_file
-from ftjax.errors import UserError, require
+from ftjax.errors import UserError
 from ftjax.files import plain, to_line, write_text
 from ftjax.remote import located
 
@@ -68,8 +68,9 @@ def as_rows(rows: Any) -> list[Mapping[str, Any]]:
 def _require_different(whose: str, columns: Iterable[Any]) -> None:
     """Raises UserError for columns of one name, of which all but one would be lost."""
     names = list(map(str, columns))
-    twice = next((name for name in names if names.count(name) > 1), None)
-    require(twice is None, f"{whose} two columns {twice!r}: rename one, or drop it")
+    if len({*names}) < len(names):  # each row is asked: which it is, is looked for where one is
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{whose} two columns {twice!r}: rename one, or drop it")
 
 
 def as_texts(splits: Mapping[str, Any]) -> dict[str, str]:
@@ -87,7 +88,7 @@ def as_texts(splits: Mapping[str, Any]) -> dict[str, str]:
     return {name: "".join(map(to_line, as_rows(rows))) for name, rows in splits.items()}
 
 
-def require_given(folder: Path, texts: Mapping[str, str]) -> None:
+def require_same_rows(folder: Path, texts: Mapping[str, str]) -> None:
     """Raises UserError where a folder does not hold these rows.
 
     Args:
@@ -102,7 +103,7 @@ def require_given(folder: Path, texts: Mapping[str, str]) -> None:
             raise UserError(f"{file} {holds}: use another work folder")
 
 
-def write_given(folder: Path, texts: Mapping[str, str]) -> None:
+def write_splits(folder: Path, texts: Mapping[str, str]) -> None:
     """Makes a folder hold these rows, and no others.
 
     Args:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from ftjax import tasks
 from ftjax.config import check, require_config
-from ftjax.data.in_memory import as_texts, require_given, write_given
+from ftjax.data.in_memory import as_texts, require_same_rows, write_splits
 from ftjax.errors import require
 from ftjax.evaluation import preparation_models
 from ftjax.evaluation.written_answers import check_written, is_written
@@ -67,7 +67,7 @@ def train(
         config.data.path = path_text(data) if is_path else str(workdir / ROWS)
     check(config)
     if rows is not None and begun(workdir):
-        first(partial(require_given, workdir / ROWS, rows))
+        first(partial(require_same_rows, workdir / ROWS, rows))
     result = first(partial(finished, workdir, config, extend))
     if result is not None:
         print(f"{workdir} is finished already")
@@ -111,4 +111,4 @@ def _keep(rows: Mapping[str, str] | None, workdir: Path) -> None:
     """Keeps the rows of a program in the work folder, so that the run can be gone on with; where
     nothing was trained, in place of those of a call that failed."""
     if rows is not None:
-        (require_given if begun(workdir) else write_given)(workdir / ROWS, rows)
+        (require_same_rows if begun(workdir) else write_splits)(workdir / ROWS, rows)
