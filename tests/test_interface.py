@@ -22,6 +22,7 @@ import pytest
 import ftjax
 from ftjax.config import load_config
 from ftjax.errors import Stopped
+from ftjax.workdir.records import read_rows
 from tests.conftest import make_rows, write_jsonl
 from tests.generation.conftest import write_model
 
@@ -214,12 +215,12 @@ def test_ctrl_c_saves_and_the_run_goes_on(config, tmp_path):
     workdir = tmp_path / "run"
 
     def interrupt():
-        while not (workdir / "metrics.jsonl").exists():
+        while not read_rows(workdir / "metrics.jsonl"):  # it is there before the first step
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    threading.Thread(target=interrupt).start()
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(Stopped):
         ftjax.train(more, workdir, ROWS)
     assert signal.getsignal(signal.SIGINT) is before
