@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -53,7 +54,7 @@ def build_tuned(
     config = replace(config, options=replace(config.options, segments=segments))
     model = family.Model(config, **head)
     names = names_of(family, kind, config, model.head, getattr(model, "dense", ()))
-    boxed = _abstract(model, None)
+    boxed = _of_base(model)
     base = _base_of(model, family, names, {path: leaf.value for path, leaf in boxed.items()})
     interceptor = method.interceptor(base)
     if parts > 1:
@@ -135,6 +136,12 @@ def _check_parts(parts: int, method: Method, interceptor: Any) -> None:
             f"model.parts={parts} must be 1 with method.name={name_of(method)}, which changes "
             "projections of feed-forward blocks, so that these cannot be computed in parts"
         )
+
+
+@lru_cache(maxsize=32)
+def _of_base(model: nn.Module) -> Flat:
+    """As `_abstract`, without a method: the same for each of those that are compared."""
+    return _abstract(model, None)
 
 
 def _abstract(model: nn.Module, interceptor: Any) -> Flat:

@@ -12,9 +12,10 @@ import optax
 
 from ftjax.base_model import Base
 from ftjax.errors import require
+from ftjax.leaf import leaf
 from ftjax.methods.allocation import Schedule, allocated, is_e
 from ftjax.methods.initializers import NORMAL, STANDARD_NORMAL, ZEROS
-from ftjax.methods.interception import dropped, leaf
+from ftjax.methods.interception import dropped
 from ftjax.methods.lora import Lora
 from ftjax.methods.low_rank import pair, product
 from ftjax.methods.method import Transform

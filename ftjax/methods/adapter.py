@@ -16,8 +16,9 @@ import jax.numpy as jnp
 
 from ftjax.base_model import Base
 from ftjax.errors import require
+from ftjax.leaf import leaf
 from ftjax.methods.initializers import NORMAL, ZEROS, Init
-from ftjax.methods.interception import Interceptor, leaf
+from ftjax.methods.interception import Interceptor
 from ftjax.methods.layers import around, in_layers, numbers_in
 from ftjax.methods.method import FREEZE_REST, Method, head_rule
 from ftjax.options import Positive

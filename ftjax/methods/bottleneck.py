@@ -12,9 +12,10 @@ import flax.linen as nn
 import jax
 
 from ftjax.base_model import Base
+from ftjax.leaf import leaf
 from ftjax.methods.adapter import ACTIVATIONS, Bottleneck, Make
 from ftjax.methods.initializers import SCALED_UNIFORM, Init
-from ftjax.methods.interception import Interceptor, at, leaf, nested
+from ftjax.methods.interception import Interceptor, at, nested
 from ftjax.methods.layers import layer_modules
 from ftjax.methods.relay import Relay
 from ftjax.options import Positive

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from ftjax.base_model import Base
 from ftjax.errors import require
+from ftjax.leaf import leaf
 from ftjax.methods.adapter import ACTIVATIONS, Adapter, Bottleneck
 from ftjax.methods.bottleneck import Houlsby, Pfeiffer
 from ftjax.methods.initializers import ZEROS, Init
-from ftjax.methods.interception import ROOT, Interceptor, leaf, nested
+from ftjax.methods.interception import ROOT, Interceptor, nested
 from ftjax.methods.method import FREEZE_REST, head_rule
 from ftjax.methods.relay import Relay
 from ftjax.options import NotNegative, Positive

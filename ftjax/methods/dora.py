@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftjax.leaf import existing_leaf, leaf
 from ftjax.methods.initializers import ONES
-from ftjax.methods.interception import Interceptor, at, dropped, existing_leaf, leaf, nested
+from ftjax.methods.interception import Interceptor, at, dropped, nested
 from ftjax.methods.lora import Lora
 from ftjax.methods.low_rank import product
 from ftjax.methods.relay import Relay

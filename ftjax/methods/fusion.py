@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from ftjax.base_model import Base
 from ftjax.errors import require
+from ftjax.leaf import leaf
 from ftjax.methods.adapter import Adapter
 from ftjax.methods.bottleneck import Pfeiffer
 from ftjax.methods.initializers import NORMAL, ZEROS
-from ftjax.methods.interception import Interceptor, leaf
+from ftjax.methods.interception import Interceptor
 from ftjax.methods.method import FREEZE_REST, head_rule
 from ftjax.options import NotNegative
 from ftjax.partition import FROZEN, Rules

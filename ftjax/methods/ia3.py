@@ -9,9 +9,10 @@ import jax
 
 from ftjax.base_model import Base
 from ftjax.errors import require
+from ftjax.leaf import leaf
 from ftjax.methods.additive import Additive, Shape
 from ftjax.methods.initializers import ONES
-from ftjax.methods.interception import Interceptor, at, leaf, nested
+from ftjax.methods.interception import Interceptor, at, nested
 
 NONE = ("none", ("none",))
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from ftjax.dropout import dropout
 
@@ -56,26 +55,6 @@ def nested(*interceptors: Interceptor | None) -> Interceptor | None:
     """One interceptor from several, the first innermost; None adds nothing."""
     wraps = [wrap for interceptor in interceptors if interceptor for wrap in interceptor.wraps]
     return Interceptor(tuple(wraps)) if wraps else None
-
-
-def leaf(
-    module: nn.Module,
-    name: str,
-    init: Callable[..., jax.Array],
-    shape: tuple[int, ...],
-    axes: tuple[str | None, ...],
-) -> jax.Array:
-    """A float32 parameter that a method adds to a module.
-
-    Args:
-        axes: logical axes, one a dimension; "rank" and None are on every device whole.
-    """
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
-
-
-def existing_leaf(module: nn.Module, name: str) -> jax.Array:
-    """A parameter that the module was given before."""
-    return nn.unbox(module.get_variable("params", name))
 
 
 def dropped(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:

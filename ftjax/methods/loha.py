@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 import jax
 
+from ftjax.leaf import leaf
 from ftjax.methods.initializers import SCALED_UNIFORM, ZEROS, Init
-from ftjax.methods.interception import leaf
 from ftjax.methods.low_rank import LowRank, product
 from ftjax.parallel.product import matmul
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import require
+from ftjax.leaf import leaf
 from ftjax.methods.initializers import SCALED_UNIFORM, ZEROS, Init
-from ftjax.methods.interception import leaf
 from ftjax.methods.low_rank import LowRank
 
 

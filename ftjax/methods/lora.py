@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.base_model import Base
+from ftjax.leaf import existing_leaf
 from ftjax.methods.initializers import STANDARD_NORMAL, ZEROS, uniform_in_rows
-from ftjax.methods.interception import Interceptor, at, dropped, existing_leaf, nested
+from ftjax.methods.interception import Interceptor, at, dropped, nested
 from ftjax.methods.low_rank import LowRank, pair, product
 from ftjax.options import Share
 

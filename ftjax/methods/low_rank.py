@@ -9,9 +9,9 @@ import jax
 
 from ftjax.base_model import Base
 from ftjax.errors import UserError, nearest, require
+from ftjax.leaf import leaf
 from ftjax.methods.additive import Additive, Shape
 from ftjax.methods.initializers import Init
-from ftjax.methods.interception import leaf
 from ftjax.options import Positive, Regex
 from ftjax.parallel.product import matmul
 from ftjax.paths import expand

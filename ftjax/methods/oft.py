@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.errors import require
+from ftjax.leaf import leaf
 from ftjax.methods.additive import Additive, Shape
 from ftjax.methods.initializers import NORMAL, ZEROS
-from ftjax.methods.interception import leaf
 
 
 @dataclass(frozen=True)

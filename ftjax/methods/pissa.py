@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError
+from ftjax.leaf import leaf
 from ftjax.methods.additive import Shape
 from ftjax.methods.initializers import ZEROS
-from ftjax.methods.interception import dropped, leaf
+from ftjax.methods.interception import dropped
 from ftjax.methods.lora import Lora
 from ftjax.methods.low_rank import each_matrix, product
 from ftjax.paths import Flat

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from ftjax.base_model import Base
 from ftjax.errors import require
+from ftjax.leaf import leaf
 from ftjax.methods.initializers import STANDARD_NORMAL
-from ftjax.methods.interception import ROOT, Interceptor, at, leaf, nested
+from ftjax.methods.interception import ROOT, Interceptor, at, nested
 from ftjax.methods.method import FREEZE_REST, Method, head_rule
 from ftjax.methods.prompt_encoders import Get, linear, lstm
 from ftjax.methods.relay import Relay

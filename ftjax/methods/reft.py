@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from ftjax.base_model import Base
 from ftjax.errors import require
+from ftjax.leaf import leaf
 from ftjax.methods.example_tokens import ENDS, at_firsts, ends_of, side_of
 from ftjax.methods.initializers import ZEROS, uniform
-from ftjax.methods.interception import ROOT, Interceptor, at, dropped, leaf, nested
+from ftjax.methods.interception import ROOT, Interceptor, at, dropped, nested
 from ftjax.methods.layers import around, in_layers, layer_modules, numbers_in
 from ftjax.methods.method import FREEZE_REST, Method, head_rule
 from ftjax.methods.relay import Relay

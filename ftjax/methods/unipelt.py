@@ -10,12 +10,13 @@ import jax
 from ftjax import methods
 from ftjax.base_model import Base
 from ftjax.errors import require
+from ftjax.leaf import leaf
 from ftjax.methods.adapter import Bottleneck
 from ftjax.methods.bottleneck import Houlsby, Parallel, Pfeiffer
 from ftjax.methods.combination import Combination, Part
 from ftjax.methods.example_tokens import segments_of, side_of
 from ftjax.methods.initializers import NORMAL, ZEROS
-from ftjax.methods.interception import ROOT, Interceptor, at, leaf, nested
+from ftjax.methods.interception import ROOT, Interceptor, at, nested
 from ftjax.methods.lora import Lora
 from ftjax.methods.method import Method, Transform
 from ftjax.methods.prefix import PrefixTuning

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from ftjax.base_model import Base
 from ftjax.errors import require
+from ftjax.leaf import leaf
 from ftjax.methods.additive import Additive, Shape
 from ftjax.methods.initializers import ZEROS, Init
-from ftjax.methods.interception import ROOT, Interceptor, at, dropped, leaf, nested
+from ftjax.methods.interception import ROOT, Interceptor, at, dropped, nested
 from ftjax.methods.relay import Relay
 from ftjax.options import Positive, Seed, Share
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from ftjax.leaf import leaf
 from ftjax.models.grouped_matmul import grouped_matmul
 from ftjax.models.layers import ACTIVATIONS, Dense, Dropout
 from ftjax.parallel.collectives import gather
@@ -139,5 +140,5 @@ class ExpertDense(nn.Module):
     @nn.compact
     def weight(self, size: int) -> Array:
         """The kernel (experts, in, out) that `__call__` uses; methods intercept it."""
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
-        return self.param("kernel", init, (self.experts, size, self.features), jnp.float32)
+        init, shape = nn.initializers.normal(self.stddev), (self.experts, size, self.features)
+        return leaf(self, "kernel", init, shape, self.axes)

@@ -6,8 +6,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from ftjax.leaf import leaf
 from ftjax.models.layers import ACTIVATIONS, Dense, Dropout, LayerNorm
 from ftjax.names import Part
 
@@ -96,14 +96,12 @@ class MaskedLM(nn.Module):
     def __call__(self, x: Array, table: Array) -> Array:
         x = Dense(table.shape[1], ("embed", None), stddev=self.stddev, name="dense")(x)
         x = LayerNorm(self.epsilon, name="norm")(ACTIVATIONS[self.activation](x))
-        init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
-        bias = self.param("bias", init, table.shape[:1], jnp.float32)
+        bias = leaf(self, "bias", nn.initializers.zeros, table.shape[:1], ("vocab",))
         return x @ self.kernel(table).astype(x.dtype) + bias
 
     def kernel(self, table: Array) -> Array:
         """The projection to the vocabulary (features, words)."""
         if self.tied:
             return table.T
-        normal = nn.initializers.normal(self.stddev)
-        init = nn.with_logical_partitioning(normal, ("embed", "vocab"))
-        return self.param("kernel", init, table.shape[::-1], jnp.float32)
+        init = nn.initializers.normal(self.stddev)
+        return leaf(self, "kernel", init, table.shape[::-1], ("embed", "vocab"))

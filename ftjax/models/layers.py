@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.dropout import dropout
+from ftjax.leaf import leaf
 from ftjax.parallel.product import FEW, matmul
 
 Array = jax.Array
@@ -75,15 +76,14 @@ class Dense(nn.Module):
         kernel = self.weight(x.shape[-1])
         y = self.product(x.astype(self.dtype), kernel)
         if self.use_bias:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
-            bias = self.param("bias", init, (self.features,), jnp.float32)
+            bias = leaf(self, "bias", nn.initializers.zeros, (self.features,), self.axes[1:])
             y = y + bias.astype(self.dtype)
         return y
 
     def weight(self, size: int) -> Array:
         """The kernel (in, out) that `__call__` uses; methods intercept it."""
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
-        return self.param("kernel", init, (size, self.features), jnp.float32)
+        init = nn.initializers.normal(self.stddev)
+        return leaf(self, "kernel", init, (size, self.features), self.axes)
 
     def product(self, x: Array, kernel: Array) -> Array:
         """x W; methods intercept it."""
@@ -107,8 +107,7 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         def param(name: str, init: Callable) -> Array:
-            init = nn.with_logical_partitioning(init, (None,))
-            return self.param(name, init, x.shape[-1:], jnp.float32).astype(jnp.float32)
+            return leaf(self, name, init, x.shape[-1:], (None,)).astype(jnp.float32)
 
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(-1, keepdims=True)
@@ -132,9 +131,8 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        start = nn.initializers.zeros if self.offset else nn.initializers.ones
-        init = nn.with_logical_partitioning(start, (None,))
-        scale = self.param("scale", init, x.shape[-1:], jnp.float32).astype(jnp.float32)
+        init = nn.initializers.zeros if self.offset else nn.initializers.ones
+        scale = leaf(self, "scale", init, x.shape[-1:], (None,)).astype(jnp.float32)
         wide = x.astype(jnp.float32)
         normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
         if self.offset:
@@ -152,8 +150,8 @@ class Embedding(nn.Module):
     stddev: float = 0.02
 
     def setup(self) -> None:
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
-        self.embedding = self.param("embedding", init, (self.size, self.features), jnp.float32)
+        init = nn.initializers.normal(self.stddev)
+        self.embedding = leaf(self, "embedding", init, (self.size, self.features), self.axes)
 
     def __call__(self, ids: Array) -> Array:
         table = self.embedding
@@ -181,8 +179,7 @@ class Bias(nn.Module):
 
     @nn.compact
     def __call__(self) -> Array:
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
-        return self.param("bias", init, self.shape, jnp.float32)
+        return leaf(self, "bias", nn.initializers.normal(self.stddev), self.shape, self.axes)
 
 
 class Dropout(nn.Module):

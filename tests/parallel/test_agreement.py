@@ -29,7 +29,7 @@ def test_what_a_model_said_before_is_the_first_host_s(config_file, tmp_path, mon
     alone = ["train", "--config", config_file, *STEPS]
     judge = tmp_path / "judge"
     learnt = ["--config.train.steps=20", "--config.train.eval_every=20"]
-    learnt += ["--config.optimizer.learning_rate=3e-3"]
+    learnt += ["--config.optimizer.learning_rate=3e-3", "--config.data.buckets=2"]
     ftjax(*alone, "--workdir", judge, *learnt, devices=2)
     step = {"step": "filter_classifier", "workdir": str(judge), "labels": ["positive"]}
     prepare = [f"--config.data.prepare={[step]!r}"]
