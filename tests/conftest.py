@@ -12,7 +12,11 @@ import gc
 import json
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,6 +31,7 @@ from ftjax.formats.folder import read_config
 from ftjax.formats.hf import mapping
 from ftjax.loss import Loss
 from ftjax.parallel.mesh import make_mesh
+from tests.forked import Forked
 from tests.worker import worker
 
 pytest_plugins = ["tests.parity", "tests.covering"]
@@ -223,10 +228,32 @@ def ftjax(
     return subprocess.CompletedProcess(arguments, *said)
 
 
-def here(*arguments) -> None:
+@pytest.fixture
+def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study's runs are forked from a process that has imported everything, of one device."""
+
+    def start(command: list[str], stdout: Any, stderr: Any, env: dict[str, str]) -> Forked:
+        assert command[1:4] == ["-P", "-m", "ftjax"]
+        return Forked(command[4:], environment() | {"FTJAX_CACHE": env["FTJAX_CACHE"]})
+
+    names = SimpleNamespace(Popen=start, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr("ftjax.comparison.processes.subprocess", names)
+
+
+@contextmanager
+def seeing(devices: int) -> Iterator[None]:
+    """Where this process has the first so many of its devices."""
+    first = jax.devices()[:devices]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: first)
+        yield
+
+
+def here(*arguments, devices: int = 1) -> None:
     """Runs a command in this process, without its start-up: quicker where that is not tested."""
     options, rest = cli.parser().parse_known_args([*map(str, arguments)])
-    cli.COMMANDS[options.command].run(options, rest)
+    with seeing(devices):
+        cli.COMMANDS[options.command].run(options, rest)
 
 
 def environment(devices: int = 1) -> dict[str, str]:

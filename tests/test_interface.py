@@ -23,11 +23,17 @@ import ftjax
 from ftjax.config import load_config
 from ftjax.errors import Stopped
 from ftjax.workdir.records import read_rows
-from tests.conftest import make_rows, write_jsonl
+from tests.conftest import make_rows, seeing, write_jsonl
 from tests.generation.conftest import write_model
 
 ROWS = {"train": make_rows(24, 0), "validation": make_rows(8, 1), "test": make_rows(8, 2)}
 STEPS = ("--config.train.steps=3", "--config.train.eval_every=3", "--config.data.prepare=()")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_device():
+    with seeing(1):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +158,7 @@ def test_a_model_is_pure_functions_of_its_parameters(trained):
         loss = model.loss({**frozen, **trainable}, batch)
         return loss.total / loss.weight
 
-    gradients = jax.grad(mean)(trainable)
+    gradients = jax.jit(jax.grad(mean))(trainable)
     assert gradients.keys() == trainable.keys() and model.labels
     merged = model.merged()
     assert not any("lora" in path for path in merged) and merged.keys() < model.params.keys()
@@ -174,8 +180,6 @@ def test_one_text_has_one_vector_and_what_is_no_text_none(trained):
 
 
 def test_texts_are_written(tmp_path):
-    text = ftjax.generate("smollm2", "The capital of France is", max_new_tokens=2)
-    assert text == " Paris."
     folder = write_model(
         tmp_path / "small", "llama", "causal_lm", architectures=["LlamaForCausalLM"]
     )
@@ -211,7 +215,7 @@ def test_an_export_is_read_again(trained, tmp_path):
 def test_ctrl_c_saves_and_the_run_goes_on(config, tmp_path):
     """As a notebook's stop button does it: in this process, which goes on too."""
     more = config.copy_and_resolve_references()
-    more.train.steps, more.train.eval_every = 400, 400
+    more.train.steps, more.train.eval_every = 200, 200
     workdir = tmp_path / "run"
 
     def interrupt():
@@ -225,8 +229,8 @@ def test_ctrl_c_saves_and_the_run_goes_on(config, tmp_path):
         ftjax.train(more, workdir, ROWS)
     assert signal.getsignal(signal.SIGINT) is before
     steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
-    assert 0 < max(steps) < 400
-    assert ftjax.train(more, workdir, ROWS)["steps"] == 400
+    assert 0 < max(steps) < 200
+    assert ftjax.train(more, workdir, ROWS)["steps"] == 200
 
 
 def test_the_process_is_left_as_it_was(config, tmp_path):
@@ -261,7 +265,7 @@ def test_examples_in_docstrings():
     assert not sum(each.failed for each in results)
 
 
-def test_a_study_of_a_configuration(config, tmp_path):
+def test_a_study_of_a_configuration(config, tmp_path, forked_runs):
     keys = {"train.steps": 1, "data.prepare": ()}
     keys["optimizer.learning_rate"] = np.float64(1e-3)
     study = ftjax.compare(config, "head, bitfit,head", tmp_path / "study", jobs=2, **keys)

@@ -9,7 +9,7 @@ from ftjax.errors import UserError
 from tests.conftest import make_rows, write_jsonl
 
 
-def test_each_row_is_validated_on_once(config_file, tmp_path):
+def test_each_row_is_validated_on_once(config_file, tmp_path, forked_runs):
     write_jsonl(tmp_path / "rows.jsonl", make_rows(45, 0))
     changes = {"data.path": str(tmp_path / "rows.jsonl"), "train.steps": 1, "data.prepare": ()}
     study = compare(config_file, ["head"], tmp_path / "study", folds=2, **changes)

@@ -129,7 +129,8 @@ def test_two_processes_write_what_one_writes(config_file, tiny, tmp_path):
     shutil.copytree(tiny, base)
     work, options = tmp_path / "work", ["--config.mesh.data=2", "--config.mesh.fsdp=4"]
     options += ["--config.train.steps=2", "--config.data.buckets=1", f"--config.model.path={base}"]
-    here("train", "--config", f"{config_file}:lora", "--workdir", work, *options)
+    train = ["train", "--config", f"{config_file}:lora", "--workdir", work, *options]
+    here(*train, devices=8)
     here("export", "--workdir", work, "--format", "peft", "--output", tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "org/tiny"

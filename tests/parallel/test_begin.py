@@ -12,7 +12,8 @@ SHARDED = ["--config.mesh.data=1", "--config.mesh.fsdp=2"]
 def test_the_first_writes_it_for_all_or_all_say_why_not(config_file, tmp_path):
     """The tensors, of which each has a half, are as one process writes them."""
     earlier = ["--config.method.name=lora", *SHARDED, "--config.mesh.data=-1"]
-    here("train", "--config", config_file, "--workdir", tmp_path / "earlier", *SHORT, *earlier)
+    named = ["--config", config_file, "--workdir"]
+    here("train", *named, tmp_path / "earlier", *SHORT, *earlier, devices=2)
     overrides = [*SHORT, *SHARDED, f"--config.model.from_run={tmp_path / 'earlier'}"]
     command = ["train", "--config", config_file, "--workdir", tmp_path / "two", *overrides]
     for said in ended(start(command, 2, 2, {0: "tests.parallel.full:main"}), {2}):

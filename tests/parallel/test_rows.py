@@ -67,8 +67,8 @@ def get_config():
         train = ["train", "--config", config, "--workdir", work]
         greedy = ["evaluate", "--workdir", work, "--config.task.num_beams=1"]
         if name == "one":
-            here(*train)
-            here(*greedy)
+            here(*train, devices=8)
+            here(*greedy, devices=8)
         else:
             ended(start(train, 2, **run))
             first, second = ended(start(greedy, 2, **run))

@@ -14,7 +14,7 @@ from ftjax.build import build_tuned
 from ftjax.config import default_config
 from ftjax.forecast.lowering import abstract_recipe, compiled
 from ftjax.loss import Loss
-from ftjax.parallel.mesh import make_mesh
+from ftjax.parallel.mesh import make_mesh, param_shardings
 from ftjax.training.averages import moving
 from ftjax.training.step import (
     carried_moments,
@@ -68,7 +68,7 @@ def test_the_average_by_hand(quiet, one_device):
     batch = {name: jnp.asarray(x) for name, x in make_batch(8).items()}
     optimizer = optax.with_extra_args_support(optax.sgd(0.1))
     kept = {"clip_norm": 0.0, "accumulation": 1, "average": moving(0.5)}
-    step = make_step(loss_fn, optimizer, lambda _: 0.1, **kept)
+    step = quick(make_step(loss_fn, optimizer, lambda _: 0.1, **kept))
     state = init_state(params, optimizer, 0, one_device, averaged=True)
     wanted = dict.fromkeys(params, 0.0)
     for weight in (1, 2, 4):
@@ -82,7 +82,7 @@ def test_a_step_that_is_not_finite_changes_nothing(quiet, one_device):
     params, loss_fn = quiet
     batch = {name: jnp.asarray(x) for name, x in make_batch(8).items()}
     optimizer = optax.with_extra_args_support(optax.adam(0.1))
-    step = make_step(loss_fn, optimizer, lambda _: 0.1, clip_norm=1.0, accumulation=1)
+    step = quick(make_step(loss_fn, optimizer, lambda _: 0.1, clip_norm=1.0, accumulation=1))
     state = init_state(params, optimizer, 0, one_device)
     after, metrics = step(state, {}, batch | {"weights": jnp.full(8, jnp.inf)})
     assert not np.isfinite(metrics["grad_norm"]) and int(after.step) == 1
@@ -212,14 +212,9 @@ def test_rows_of_weight_0_change_nothing(quiet):
 
 
 def test_optimizer_state_is_sharded_as_its_parameters():
-    from ftjax.parallel.mesh import make_mesh
-
     mesh = make_mesh(1, 4, 2)
-    model = build_tuned(
-        {"model_type": "bert", "num_hidden_layers": 1}, methods.create({"name": "full"}), {}, HEAD
-    )
-    from ftjax.parallel.mesh import param_shardings
-
+    small = {"model_type": "bert", "num_hidden_layers": 1, "vocab_size": 1024}
+    model = build_tuned(small, methods.create({"name": "full"}), {}, HEAD)
     shardings = param_shardings(model.shapes, model.axes, mesh)
     params = model.init(jax.random.key(0), list(model.shapes), shardings)
     state = init_state(params, optax.adamw(1e-3), 0, mesh)

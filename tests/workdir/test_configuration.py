@@ -63,8 +63,9 @@ def test_scores_and_labels_are_those_of_the_devices_that_trained(trained, corpus
     wanted = json.loads((trained / "result.json").read_text())["metrics"]["test"]
     asked = ["predict", "--workdir", trained, "--input", corpus / "test.jsonl", "--output"]
     ftjax(*asked, tmp_path / "one.jsonl")
-    here(*asked, tmp_path / "eight.jsonl")
-    here(*asked, tmp_path / "spread.jsonl", "--config.mesh.fsdp=4", "--config.mesh.data=2")
+    here(*asked, tmp_path / "eight.jsonl", devices=8)
+    spread = ("--config.mesh.fsdp=4", "--config.mesh.data=2")
+    here(*asked, tmp_path / "spread.jsonl", *spread, devices=8)
     here(*asked, tmp_path / "bfloat16.jsonl", "--config.model.dtype=bfloat16")
     one = probabilities(tmp_path / "one.jsonl")
     for name in ("eight", "spread"):
@@ -88,7 +89,7 @@ def test_scores_are_said_where_they_cannot_be_written(trained, capsys):
 def test_an_export_is_the_same_from_any_devices(trained, tmp_path):
     asked = ["export", "--workdir", trained, "--format", "hf", "--output"]
     ftjax(*asked, tmp_path / "one")
-    here(*asked, tmp_path / "eight", "--config.mesh.tensor=2")
+    here(*asked, tmp_path / "eight", "--config.mesh.tensor=2", devices=8)
     one, eight = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "eight"))
     assert one.keys() == eight.keys()
     for name, array in one.items():
@@ -125,7 +126,7 @@ def get_config():
         ("--config.mesh.data=8", "--config.mesh.fsdp=1"),
         ("--dtype", "bfloat16", "--config.model.attention=xla"),
     ):
-        here(*asked, *more)
+        here(*asked, *more, devices=8)
         assert capsys.readouterr().out == wanted
     with pytest.raises(UserError, match="give --workdir"):
         here("generate", "--model", model, "--prompt", "the", "--config.mesh.fsdp=2")

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 
 from ftjax.base_model import Base
-from ftjax.methods.interception import Interceptor, at, leaf
+from ftjax.leaf import leaf
+from ftjax.methods.interception import Interceptor, at
 from ftjax.methods.method import FREEZE_REST, Method, head_rule
 from ftjax.partition import Rules
 
