@@ -249,6 +249,13 @@ def seeing(devices: int) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def first_device() -> Iterator[None]:
+    """A module's runs are of one device, for which programs are compiled more quickly."""
+    with seeing(1):
+        yield
+
+
 def here(*arguments, devices: int = 1) -> None:
     """Runs a command in this process, without its start-up: quicker where that is not tested."""
     options, rest = cli.parser().parse_known_args([*map(str, arguments)])

@@ -23,17 +23,12 @@ import ftjax
 from ftjax.config import load_config
 from ftjax.errors import Stopped
 from ftjax.workdir.records import read_rows
-from tests.conftest import make_rows, seeing, write_jsonl
+from tests.conftest import make_rows, write_jsonl
 from tests.generation.conftest import write_model
 
+pytestmark = pytest.mark.usefixtures("first_device")
 ROWS = {"train": make_rows(24, 0), "validation": make_rows(8, 1), "test": make_rows(8, 2)}
 STEPS = ("--config.train.steps=3", "--config.train.eval_every=3", "--config.data.prepare=()")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_device():
-    with seeing(1):
-        yield
 
 
 @pytest.fixture(scope="module")

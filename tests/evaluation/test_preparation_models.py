@@ -19,6 +19,8 @@ from tests.conftest import here, make_rows
 from tests.data.preparation.rows import applied, texts_of
 from tests.generation.conftest import write_model
 
+pytestmark = pytest.mark.usefixtures("first_device")
+
 TEXTS = [row["text"] for row in make_rows(7, 5)]
 
 

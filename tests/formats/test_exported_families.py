@@ -22,6 +22,8 @@ from tests.formats.test_round_trips import (
 )
 from tests.models.random_models import build, config_of, kind_of, natural, parameters, quick
 
+pytestmark = pytest.mark.usefixtures("first_device")
+
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
 LABELS = {"labels": NAMES}
 TAGS = [{k: v for k, v in row.items() if k != "label"} for row in TAGGED]

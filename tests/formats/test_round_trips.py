@@ -20,6 +20,8 @@ from ftjax.setup.splits import read_data
 from tests.conftest import CONFIG, WORDS, perturbed, write_jsonl, write_tiny
 from tests.covering import covering
 
+pytestmark = pytest.mark.usefixtures("first_device")
+
 HUB, FORMATS = "adapterhub", ("hf", "peft", "adapterhub")
 NAMES = ("neutral", "angry", "joyful")  # not in the order that rows would give
 

@@ -4,6 +4,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from ftjax.commands.entry import main
 from ftjax.config import default_config
@@ -17,6 +18,8 @@ from ftjax.training.step import State
 from ftjax.workdir.checkpoints import Checkpoints
 from ftjax.workdir.folder import open_workdir, write_labels
 from tests.conftest import perturbed
+
+pytestmark = pytest.mark.usefixtures("first_device")
 
 
 def finished(config, work):

@@ -12,6 +12,9 @@ from ftjax.testing.bases import BASES, plain_model, plain_params
 ALIKE = {"head", "top_k", "layer_norm", "regex", "gradual_unfreezing", "layerwise_lr_decay", "lisa"}
 ALIKE |= {"bitfit", "galore", "adapter_drop", "scaled_parallel", "compacter_pp", "mam"}
 ALIKE |= {"rslora", "lora_plus", "lora_fa", "olora"}
+# And those that change projections or blocks within layers, token by token, as LoRA and Houlsby's
+# adapters do: whatever is around layers sees no difference.
+WITHIN = {"loha", "lokr", "oft", "pissa", "vera", "adalora", "compacter", "parallel", "pfeiffer"}
 
 
 @cache

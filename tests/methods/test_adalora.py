@@ -25,6 +25,8 @@ from tests.methods.peft_cases import base_of, their_logits
 from tests.models import random_models
 from tests.models.random_models import quick
 
+pytestmark = pytest.mark.usefixtures("first_device")
+
 STEPS, RATE = 20, 0.1
 HYPER = {"rank": 6, "target_rank": 3, "alpha": 6.0, "begin": 3, "end": 5, "interval": 2}
 THEIRS = {"tinit": 3, "tfinal": 5, "deltaT": 2, "total_step": STEPS, "orth_reg_weight": 0.5}

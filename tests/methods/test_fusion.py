@@ -11,6 +11,8 @@ from ftjax.setup.earlier_runs import best_params
 from ftjax.setup.model import place_model
 from tests.conftest import ftjax
 
+pytestmark = pytest.mark.usefixtures("first_device")
+
 SETTINGS = ["--config.method.reduction=8", "--config.train.steps=3", "--config.data.buckets=1"]
 
 

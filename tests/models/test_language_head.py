@@ -15,7 +15,7 @@ from ftjax.models import language_head
 from ftjax.parallel.mesh import logical_axes, make_mesh
 from tests.covering import covering, product
 from tests.forecast.abstract import LLAMA
-from tests.methods.bases import ALIKE
+from tests.methods.bases import ALIKE, WITHIN
 from tests.models import random_models
 
 LENGTH = 11
@@ -88,7 +88,7 @@ TRAINS = [m for m in methods.METHODS if methods.find(m).trains and m not in OTHE
 CASES = [(method, layout) for method in TRAINS for layout in ("padded", "packed")]
 
 
-FEW = covering([case for case in CASES if case[0] not in ALIKE])
+FEW = covering([case for case in CASES if case[0] not in ALIKE | WITHIN])
 
 
 @pytest.mark.parametrize(("method", "layout"), product(CASES, FEW))

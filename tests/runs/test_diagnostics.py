@@ -29,6 +29,8 @@ from ftjax.workdir.records import read_metrics
 from ftjax.workdir.result import read_result
 from tests.conftest import ftjax, here, make_rows, write_jsonl
 
+pytestmark = pytest.mark.usefixtures("first_device")
+
 NAMES = ("a", "b", "c")
 LABELS = np.array([0, 2, 2, 1, 2, 0], np.int32)
 

@@ -14,6 +14,8 @@ from ftjax.setup.model import place_model
 from ftjax.setup.splits import read_data
 from tests.conftest import CONFIG, WORDS, write_jsonl, write_tokenizer
 
+pytestmark = pytest.mark.usefixtures("first_device")
+
 NAMES = ("neutral", "Angry", "joyful")
 TAGS = ("I-per", "O", "B-per")
 

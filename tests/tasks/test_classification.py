@@ -16,6 +16,8 @@ from ftjax.workdir.records import read_rows
 from tests.conftest import make_rows, write_jsonl
 from tests.tasks.small_models import most_places, split_of
 
+pytestmark = pytest.mark.usefixtures("first_device")
+
 NAMES = ("a", "b", "c")
 
 

@@ -27,6 +27,8 @@ from tests.tasks.small_models import (
     split_of,
 )
 
+pytestmark = pytest.mark.usefixtures("first_device")
+
 TASK = Contrastive(pooling="mean")
 
 

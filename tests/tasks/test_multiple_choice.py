@@ -32,6 +32,8 @@ from tests.tasks.small_models import (
     write_words,
 )
 
+pytestmark = pytest.mark.usefixtures("first_device")
+
 TASK = MultipleChoice()
 
 

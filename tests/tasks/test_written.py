@@ -27,6 +27,8 @@ from tests.tasks.small_models import (
 )
 from tests.tasks.test_seq2seq import TASK, rows_of
 
+pytestmark = pytest.mark.usefixtures("first_device")
+
 TEXTS = ["the cat sat on a mat", "", "Ein Haus, ein Baum.", "a dog"]
 WANTED = ["the cat sat on the mat", "nothing here", "Ein Haus und ein Baum.", "a dog"]
 

@@ -97,6 +97,7 @@ def test_outputs_leave_the_devices_as_they_come(devices, monkeypatch, packed):
     assert len(there) > 2 * RUNNING and max(there) <= each * (RUNNING + 1)
 
 
+@pytest.mark.usefixtures("first_device")
 def test_the_wait_for_a_plan_is_counted(config_file, tmp_path, monkeypatch):
     """As waiting for data, among the seconds of the run: also before the first step."""
     plan = loading.plan_epoch
@@ -110,6 +111,7 @@ def test_the_wait_for_a_plan_is_counted(config_file, tmp_path, monkeypatch):
     assert 0.5 <= progress["waited"] <= progress["seconds"]
 
 
+@pytest.mark.usefixtures("first_device")
 def test_what_trains_next_is_compiled_while_what_is_before_trains(
     config_file, tiny, tmp_path, monkeypatch
 ):

@@ -26,7 +26,10 @@ from ftjax.workdir.records import read_metrics
 from ftjax.workdir.restore import Saved, summed
 from tests.conftest import ftjax
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("first_device"),
+]
 SETTINGS = ["train.steps=4", "train.eval_every=2", "train.log_every=1"]
 LINES = (
     b"",
