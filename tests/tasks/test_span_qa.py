@@ -188,6 +188,9 @@ def test_metrics_equal_the_script():
         ("iPhone 7", "IPHONE 7", 1, 1),
         ("用iPhone 7拍", "iphone 8", 0, 2 * 1 / (4 + 2)),
         ("乙", "甲", 0, 0),
+        ("甲乙" * 150, "甲乙" * 150 + "丙", 0, 2 * 300 / (300 + 301)),  # also of long answers
+        ("，", "。", 1, 1),  # of punctuation alone nothing is left
+        ("", "甲", 0, 0),
     ],
 )
 def test_chinese_answers_by_hand(found, wanted, exact, f1):
@@ -249,6 +252,18 @@ def test_targets_by_hand(tiny):
     assert examples.arrays["starts_at"].tolist() == [5] and examples.arrays["ends_at"].tolist() == [
         6
     ]
+
+
+def test_targets_within_what_has_no_spaces(tiny):
+    """[CLS] is it [SEP] it was 40 - 50 - 60 [SEP]: what ends or begins at a bound is outside."""
+    row = {"question": "is it", "context": "it was 40-50-60"}
+    for answer, at, tokens in (("50", 10, (8, 8)), ("-50-", 9, (7, 9)), ("it", 0, (4, 4))):
+        row["answers"] = {"text": [answer], "answer_start": [at]}
+        _, _, examples = examples_of(TASK, [row], tiny)
+        assert (examples.arrays["starts_at"][0], examples.arrays["ends_at"][0]) == tokens
+    begin, end = (examples.tokens[name].tolist() for name in ("_begin", "_end"))
+    assert begin == [-1, -1, -1, -1, 0, 3, 7, 9, 10, 12, 13, -1]
+    assert end == [-1, -1, -1, -1, 2, 6, 9, 10, 12, 13, 15, -1]
 
 
 def test_long_answers(tiny):
