@@ -144,8 +144,8 @@ class TokenClassification(Task):
         count = logits.shape[-1] - batch["labels"].shape[-1]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits[..., :count], batch["tags"])
         own = of_places(batch)
-        words = jnp.maximum(own @ tagged[..., None], 1)[..., 0]
-        tags = (own @ (losses * tagged)[..., None])[..., 0] / words
+        words = jnp.maximum(jnp.einsum("rpt,rt->rp", own, tagged), 1)
+        tags = jnp.einsum("rpt,rt->rp", own, losses * tagged) / words
         intents = (own @ logits[..., count:]) / jnp.maximum(own.sum(-1, keepdims=True), 1)
         losses = optax.softmax_cross_entropy(intents, batch["labels"].reshape(intents.shape))
         weights = batch["weights"].reshape(losses.shape)
