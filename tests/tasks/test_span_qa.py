@@ -190,7 +190,7 @@ def test_metrics_equal_the_script():
         ("iPhone 7", "IPHONE 7", 1, 1),
         ("用iPhone 7拍", "iphone 8", 0, 2 * 1 / (4 + 2)),
         ("乙", "甲", 0, 0),
-        ("甲乙" * 150, "甲乙" * 150 + "丙", 0, 2 * 300 / (300 + 301)),  # also of long answers
+        ("甲乙" * 150, "丙" + "甲乙" * 150, 0, 2 * 300 / (300 + 301)),  # also of long answers
         ("，", "。", 1, 1),  # of punctuation alone nothing is left
         ("", "甲", 0, 0),
     ],
