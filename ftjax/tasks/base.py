@@ -19,6 +19,8 @@ from ftjax.options import conform
 Batch = Mapping[str, jax.Array]
 HIGHER, LOWER = "higher", "lower"  # which way a metric is better
 Apply = Callable[..., Any]  # the model: batch → outputs
+NONE = -1e9  # an output of what is no answer; finite, so that differences stay defined
+LEAST = 1e-6  # in place of a count or a share of 0, which has no logarithm
 
 
 class Array(NamedTuple):

@@ -16,7 +16,7 @@ from ftjax.data.sources import Split
 from ftjax.errors import UserError
 from ftjax.loss import Loss
 from ftjax.options import NotNegative, Share
-from ftjax.tasks.base import Batch, directions, label_names, one_number
+from ftjax.tasks.base import LEAST, Batch, directions, label_names, one_number
 from ftjax.tasks.probabilities import TOP, of_one_label, ranked
 from ftjax.tasks.texts import Texts
 
@@ -89,7 +89,7 @@ class Classification(Texts):
         if not train:
             losses = optax.softmax_cross_entropy(logits, targets)
             return Loss(jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"]))
-        weights, label_weights = batch["weights"], jnp.ones(logits.shape[-1])
+        weights, label_weights = batch["weights"], 1.0
         if not isinstance(self.class_weights, str):  # names stand for ones until they are fitted
             label_weights = jnp.array(self.class_weights)
             weights = weights * label_weights[batch["labels"]]
@@ -105,11 +105,9 @@ class Classification(Texts):
     def score(
         self, logits: np.ndarray, examples: Examples, split: Split, names: Sequence[str]
     ) -> dict[str, Any]:
-        """The metrics, and the mean loss without smoothing."""
-        labels = examples.arrays["labels"]
-        batch = {"labels": jnp.asarray(labels), "weights": jnp.ones(len(labels))}
-        loss = self.loss(lambda _: jnp.asarray(logits), batch, train=False)
-        return {"loss": float(loss.total / loss.weight), **self.metrics(logits, labels, names)}
+        """The metrics, and the mean loss without smoothing: the log loss."""
+        metrics = self.metrics(logits, examples.arrays["labels"], names)
+        return {"loss": metrics["log_loss"], **metrics}
 
     def metrics(
         self, logits: np.ndarray, targets: np.ndarray, names: Sequence[str]
@@ -152,7 +150,7 @@ class Classification(Texts):
     def constant(self, examples: Examples, names: Sequence[str]) -> np.ndarray:
         """The shares of labels, as probabilities: the most frequent one is said."""
         counts = np.bincount(examples.arrays["labels"], minlength=len(names))
-        return np.tile(np.log(np.maximum(counts, 1e-6)), (len(examples), 1))
+        return np.tile(np.log(np.maximum(counts, LEAST)), (len(examples), 1))
 
     def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
         labels = Counter(split.column("label"))

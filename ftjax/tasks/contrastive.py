@@ -16,7 +16,7 @@ from ftjax.data.sources import Split
 from ftjax.formats.sentence_transformers.modules import pooled
 from ftjax.loss import Loss
 from ftjax.options import Above0
-from ftjax.tasks.base import Apply, Batch, Task, cut_texts, directions
+from ftjax.tasks.base import NONE, Apply, Batch, Task, cut_texts, directions
 from ftjax.tasks.regression import correlation
 
 
@@ -87,11 +87,11 @@ class Contrastive(Task):
         embedded, weights = self.outputs(apply, batch), batch["weights"]
         first, others = embedded[:, 0], embedded[:, 1:].swapaxes(0, 1)  # (texts - 1, rows, d)
         sims = self.scale * jnp.einsum("id,tjd->itj", first, others)
-        sims = jnp.where(weights > 0, sims, -1e9)
+        sims = jnp.where(weights > 0, sims, NONE)
         rows = jnp.arange(len(first))
         losses = optax.softmax_cross_entropy_with_integer_labels(sims.reshape(len(first), -1), rows)
         if self.symmetric:
-            back = jnp.where(weights > 0, sims[:, 0].T, -1e9)
+            back = jnp.where(weights > 0, sims[:, 0].T, NONE)
             losses = (losses + optax.softmax_cross_entropy_with_integer_labels(back, rows)) / 2
         return Loss(jnp.sum(losses * weights), jnp.sum(weights))
 

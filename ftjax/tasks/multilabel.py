@@ -17,7 +17,7 @@ from ftjax.data.fields import label_names as read_names
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
 from ftjax.options import Inside
-from ftjax.tasks.base import Array, Batch, directions, label_names, numbers
+from ftjax.tasks.base import LEAST, Array, Batch, directions, label_names, numbers
 from ftjax.tasks.probabilities import calibration_error, of_rankings, ranked
 from ftjax.tasks.texts import Texts, texts_and
 
@@ -65,7 +65,7 @@ class Multilabel(Texts):
 
     def loss(self, apply: Callable[[Batch], jax.Array], batch: Batch, train: bool) -> Loss:
         """Σ of weighted means over labels, and Σ weights."""
-        losses = optax.sigmoid_binary_cross_entropy(apply(batch), batch["labels"]).mean(-1)
+        losses = _losses(apply(batch), batch["labels"])
         return Loss(jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"]))
 
     def score(
@@ -79,14 +79,12 @@ class Multilabel(Texts):
         from sklearn import metrics as sk
 
         targets = examples.arrays["labels"]
-        batch = {"labels": jnp.asarray(targets), "weights": jnp.ones(len(targets))}
-        loss = self.loss(lambda _: jnp.asarray(logits), batch, train=False)
         probabilities = _sigmoid(logits)
-        truth, guess = targets > 0.5, probabilities > self.threshold
+        truth, guess = targets.astype(bool), probabilities > self.threshold
         f1_scores = sk.f1_score(truth, guess, average=None, zero_division=0.0)
         there = (truth | guess).any(0)
         return {
-            "loss": float(loss.total / loss.weight),
+            "loss": float(_losses(jnp.asarray(logits), targets).mean()),
             "f1_micro": float(sk.f1_score(truth, guess, average="micro", zero_division=0.0)),
             "f1_macro": float(f1_scores[there].mean()) if there.any() else 0.0,
             "accuracy": float(sk.accuracy_score(truth, guess)),
@@ -103,7 +101,7 @@ class Multilabel(Texts):
 
     def constant(self, examples: Examples, names: Sequence[str]) -> np.ndarray:
         """The share of rows that have each label, as its probability."""
-        share = np.clip(examples.arrays["labels"].mean(0), 1e-6, 1 - 1e-6)
+        share = np.clip(examples.arrays["labels"].mean(0), LEAST, 1 - LEAST)
         return np.tile(np.log(share / (1 - share)), (len(examples), 1))
 
     def measured(self, split: Split, names: Sequence[str]) -> Collection[str]:
@@ -124,6 +122,11 @@ class Multilabel(Texts):
             }
             for chances in _sigmoid(logits)
         ]
+
+
+def _losses(logits: jax.Array, labels: jax.Array | np.ndarray) -> jax.Array:
+    """Each row's mean over labels of binary cross-entropy."""
+    return optax.sigmoid_binary_cross_entropy(logits, labels).mean(-1)
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

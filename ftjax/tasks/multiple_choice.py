@@ -17,11 +17,10 @@ from ftjax.data.encode import Columns, Examples
 from ftjax.data.fields import Field, Row, Schema, name_or_number, text, texts
 from ftjax.data.sources import Split
 from ftjax.loss import Loss
-from ftjax.tasks.base import Apply, Array, Batch, Task, directions, were_cut
+from ftjax.tasks.base import LEAST, NONE, Apply, Array, Batch, Task, directions, were_cut
 from ftjax.tasks.probabilities import calibration_error
 
 DIGITS = re.compile("[0-9]{1,9}")
-NONE = -1e9  # what is said of a choice that a row does not have
 
 
 def choices(value: Any) -> list[dict[str, str]]:
@@ -61,10 +60,10 @@ def number_of(label: str | int, choices: Sequence[Mapping[str, str]]) -> int:
         return texts.index(name)
     if DIGITS.fullmatch(name) and int(name) < count:
         return int(name)
-    letter = ord(name) - ord("A") if len(name) == 1 and name.isalpha() else -1
-    if not 0 <= letter < count:
-        raise ValueError(f"label {label!r} is none of the {count} choices")
-    return letter
+    letters = [chr(ord("A") + number) for number in range(count)]
+    if name.isalpha() and name in letters:
+        return letters.index(name)
+    raise ValueError(f"label {label!r} is none of the {count} choices")
 
 
 def numbers_of(
@@ -153,7 +152,7 @@ class MultipleChoice(Task):
     def constant(self, examples: Examples, names: Sequence[str]) -> np.ndarray:
         """The shares of places that are right: the most frequent one is said."""
         labels = examples.arrays["labels"]
-        return np.tile(np.log(np.maximum(np.bincount(labels), 1e-6)), (len(labels), 1))
+        return np.tile(np.log(np.maximum(np.bincount(labels), LEAST)), (len(labels), 1))
 
     def predictions(
         self, outputs: np.ndarray, examples: Examples, split: Split, names: Sequence[str]

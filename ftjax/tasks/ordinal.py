@@ -56,9 +56,7 @@ class Ordinal(Texts):
 
     def loss(self, apply: Callable[[Batch], jax.Array], batch: Batch, train: bool) -> Loss:
         """Σ of weighted means over steps of binary cross-entropy, and Σ weights."""
-        logits = apply(batch)
-        above = batch["labels"][..., None] > jnp.arange(logits.shape[-1])
-        losses = optax.sigmoid_binary_cross_entropy(logits, above.astype(jnp.float32)).mean(-1)
+        losses = _losses(apply(batch), batch["labels"])
         return Loss(jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"]))
 
     def score(
@@ -68,14 +66,12 @@ class Ordinal(Texts):
         from sklearn import metrics as sk
 
         targets, guess = examples.arrays["labels"], (logits > 0).sum(1)
-        batch = {"labels": jnp.asarray(targets), "weights": jnp.ones(len(targets))}
-        loss = self.loss(lambda _: jnp.asarray(logits), batch, train=False)
         numbers = np.arange(len(names))
         kappa = 1.0  # where all are of one label, and it would be 0 / 0
         if len(np.union1d(targets, guess)) > 1:
             kappa = sk.cohen_kappa_score(targets, guess, labels=numbers, weights="quadratic")
         return {
-            "loss": float(loss.total / loss.weight),
+            "loss": float(_losses(jnp.asarray(logits), targets).mean()),
             "accuracy": float(sk.accuracy_score(targets, guess)),
             "mean_absolute_error": float(np.abs(targets - guess).mean()),
             "kappa": float(kappa),
@@ -97,14 +93,20 @@ class Ordinal(Texts):
         above = 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))
         return [
             {
-                "label": names[int((row > 0.5).sum())],
-                "probability": _of_step(row, int((row > 0.5).sum())),
+                "label": names[number],
+                "probability": _of_step(row, number),
                 "above": {
                     name: round(float(p), 6) for name, p in zip(names[:-1], row, strict=True)
                 },
             }
-            for row in above
+            for row, number in zip(above, (above > 0.5).sum(1), strict=True)
         ]
+
+
+def _losses(logits: jax.Array, labels: jax.Array | np.ndarray) -> jax.Array:
+    """Each row's mean over steps of binary cross-entropy."""
+    above = labels[..., None] > jnp.arange(logits.shape[-1])
+    return optax.sigmoid_binary_cross_entropy(logits, above.astype(jnp.float32)).mean(-1)
 
 
 def _of_step(above: np.ndarray, number: int) -> float:

@@ -93,13 +93,15 @@ def shown_entities(marked: str, markers: str) -> tuple[str, dict[int, tuple[int,
     """A text with its entities shown by `markers`, and where they are: 1 or 2 → (start, end)."""
     out, spans, start = "", {}, 0
     for piece in re.split(r"\s*(</?e[12]>)\s*", marked):
-        tag = TAG.fullmatch(piece)
-        if tag and tag.group(1):
-            spans[int(tag.group(2)[1])] = (start, len(out))
+        tag, end = TAG.fullmatch(piece), len(out)
         if tag:
             piece = {"signs": SIGNS[tag.group(2)], "tags": piece, "none": ""}[markers]
         out += f" {piece}" if out and piece else piece
-        if tag and not tag.group(1):
+        if not tag:
+            continue
+        if tag.group(1):
+            spans[int(tag.group(2)[1])] = (start, end)
+        else:
             start = len(out) + bool(out)
     return out, spans
 

@@ -20,10 +20,9 @@ from ftjax.errors import UserError
 from ftjax.loss import Loss
 from ftjax.options import Natural, Positive
 from ftjax.tasks import squad
-from ftjax.tasks.base import Apply, Array, Batch, Task, directions
+from ftjax.tasks.base import NONE, Apply, Array, Batch, Task, directions
 
 CANDIDATES = 20  # starts, and ends, that are tried of each window
-NONE = -1e9
 METRICS = ("exact_match", "f1")
 
 
@@ -146,7 +145,7 @@ class SpanQA(Task):
                 "set task.impossible=true where questions need not have one"
             )
         rows, begin, end = examples.row_numbers, examples.tokens["_begin"], examples.tokens["_end"]
-        bounds = np.zeros((2, len(examples)), np.int32)
+        starts, ends = np.zeros((2, len(examples)), np.int32)
         for number, (first, last) in enumerate(pairwise(examples.ids.offsets)):
             answer, own = answers[rows[number]], np.flatnonzero(begin[first:last] >= 0)
             if not answer["text"] or not len(own):
@@ -155,9 +154,9 @@ class SpanQA(Task):
             stop = start + len(answer["text"][0])
             a, b = begin[first:last][own], end[first:last][own]
             if a[0] <= start and stop <= b[-1]:
-                bounds[0, number] = own[np.argmax(b > start)]
-                bounds[1, number] = own[len(a) - 1 - np.argmax((a < stop)[::-1])]
-        return replace(examples, arrays={"starts_at": bounds[0], "ends_at": bounds[1]})
+                starts[number] = own[np.argmax(b > start)]
+                ends[number] = own[len(a) - 1 - np.argmax((a < stop)[::-1])]
+        return replace(examples, arrays={"starts_at": starts, "ends_at": ends})
 
     def loss(self, apply: Apply, batch: Batch, train: bool) -> Loss:
         """Σ of the means of both cross-entropies, and how many windows."""
@@ -278,7 +277,7 @@ def _best_spans(logits: np.ndarray, own: np.ndarray, longest: int) -> list[tuple
     sums = masked[starts, 0][:, None] + masked[ends, 1]
     length = ends - starts[:, None] + 1
     inside = (length >= 1) & (length <= longest) & own[starts][:, None] & own[ends]
-    sums = np.where(inside, sums, 2 * NONE)
+    sums = np.where(inside, sums, -np.inf)
     order = np.argsort(-sums, axis=None, kind="stable")[: min(CANDIDATES, inside.sum())]
     best = np.transpose(np.unravel_index(order, sums.shape))
     return [(int(starts[i]), int(ends[j]), float(sums[i, j])) for i, j in best]

@@ -24,8 +24,8 @@ def first_tokens(
     for i, row in enumerate(words):
         seen = set(encoded["_word"][i])
         reached = max(seen) if encoded["cut"][i] else len(row)
-        if lost := set(range(1, reached + 1)) - seen:
-            mended = [unknown if n in lost else word for n, word in enumerate(row, 1)]
+        mended = [word if n in seen or n > reached else unknown for n, word in enumerate(row, 1)]
+        if mended != list(row):
             again = _first_tokens([mended], tokenizer, max_length)
             for name in encoded:
                 encoded[name][i] = again[name][0]

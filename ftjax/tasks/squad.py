@@ -47,21 +47,19 @@ def _normal_zh(text: str) -> str:
 
 def _f1_en(answer: str, reference: str) -> float:
     a, b = _normal_en(answer).split(), _normal_en(reference).split()
-    if not a or not b:
-        return float(a == b)
     return _harmonic(sum((Counter(a) & Counter(b)).values()), len(a), len(b))
 
 
 def _f1_zh(answer: str, reference: str) -> float:
     a, b = _pieces(answer), _pieces(reference)
-    if not a or not b:
-        return float(a == b)
     match = SequenceMatcher(None, a, b, autojunk=False).find_longest_match()
     return _harmonic(match.size, len(a), len(b))
 
 
 def _harmonic(shared: int, first: int, second: int) -> float:
-    return 2 * shared / (first + second)
+    """F1 of what two answers share, by their sizes; two empty ones are the same."""
+    total = first + second
+    return 2 * shared / total if total else 1.0
 
 
 def _pieces(text: str) -> list[str]:

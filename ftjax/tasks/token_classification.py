@@ -119,12 +119,12 @@ class TokenClassification(Task):
         """Words with a tag that training does not have count in metrics, not in the loss."""
         tags, intents = parted(names)
         number = {tag: i for i, tag in enumerate(tags)}
-        numbers = [[number.get(tag, -1) for tag in row] for row in split.column("tags")]
+        numbers = [[number.get(tag, len(tags)) for tag in row] for row in split.column("tags")]
         word, sizes = examples.tokens["_word"], examples.ids.lengths
         ends = np.cumsum([0, *map(len, numbers)])
         at = np.repeat(ends[:-1], sizes) + word - 1  # of the row's words among all words
         all_tags = np.concatenate([np.array(row, np.int32) for row in numbers])
-        known = (word > 0) & (all_tags[at] >= 0)
+        known = (word > 0) & (all_tags[at] < len(tags))
         tokens = {"tags": np.where(known, all_tags[at], 0), "tagged": known.astype(np.int32)}
         arrays = {}
         if intents and "label" in split.rows.column_names:
@@ -144,8 +144,8 @@ class TokenClassification(Task):
         count = logits.shape[-1] - batch["labels"].shape[-1]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits[..., :count], batch["tags"])
         own = of_places(batch)
-        words = jnp.maximum(own @ tagged[..., None], 1)[..., 0]
-        tags = (own @ (losses * tagged)[..., None])[..., 0] / words
+        words = jnp.maximum(jnp.einsum("rpt,rt->rp", own, tagged), 1)
+        tags = jnp.einsum("rpt,rt->rp", own, losses * tagged) / words
         intents = (own @ logits[..., count:]) / jnp.maximum(own.sum(-1, keepdims=True), 1)
         losses = optax.softmax_cross_entropy(intents, batch["labels"].reshape(intents.shape))
         weights = batch["weights"].reshape(losses.shape)
@@ -284,7 +284,7 @@ def parted(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _by_type(tag: str) -> tuple[bool, str, str]:
-    return tag != "O", tag[2:], tag[:1]
+    return tag != "O", tag[2:], tag
 
 
 def check_together(file: str, tags: Collection[str], scheme: str) -> None:

@@ -127,7 +127,7 @@ def translation_scores(
     """
     from sacrebleu.metrics import BLEU, CHRF
 
-    most = max(map(len, references), default=0)
+    most = max(map(len, references))
     streams = [
         [of_text[i] if i < len(of_text) else None for of_text in references] for i in range(most)
     ]

@@ -117,6 +117,7 @@ def test_marks_that_tokenizers_drop_are_of_the_answer(tiny):
         ("film\u0301\u0302 too", 0, "film\u0301\u0302"),
         ("too film\u0301\u0302", 1, "film\u0301\u0302"),
         ("too film\u0301 too", 0, "too"),
+        ("film\u0301, too", 0, "film\u0301"),
     ):
         split, examples = split_to_predict(
             SpanQA(stride=4), [{"question": "is it", "context": context}], tiny

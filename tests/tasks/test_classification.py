@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from sklearn.dummy import DummyClassifier
+from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
 
 from ftjax.config import check, load_config, override
@@ -182,6 +184,21 @@ def test_metrics_by_hand():
     np.testing.assert_allclose(found["f1"], (3 / 4 + 1 / 2) / 2)  # as scikit-learn: without c
     # Matthews of the two classes that are there: (3·1 − 1·1) / √(4·2·4·2)
     np.testing.assert_allclose(found["matthews"], 2 / 8)
+
+
+def test_scores_have_the_plain_loss():
+    """Whatever training makes of it: smoothing, class weights, γ."""
+    random = np.random.default_rng(6)
+    logits, labels = random.normal(size=(20, 3)), random.integers(0, 3, 20)
+    chances, weights = softmax(logits, 1), random.random(20)
+    wanted = log_loss(labels, chances)
+    weighted = log_loss(labels, chances, sample_weight=weights)
+    for options in ({}, {"label_smoothing": 0.1, "class_weights": (1, 2, 3), "focal_gamma": 2.0}):
+        task = Classification(**options)
+        found = task.score(logits, labelled(labels), None, NAMES)
+        np.testing.assert_allclose([found["loss"], found["log_loss"]], wanted)
+        loss = task.loss(lambda _: logits, {"labels": labels, "weights": weights}, False)
+        np.testing.assert_allclose(loss.total / loss.weight, weighted, rtol=1e-5)
 
 
 def test_predictions_are_probabilities():

@@ -89,23 +89,25 @@ def test_loss_and_gradient_equal_sentence_transformers(made, names):
     np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4 * np.abs(wanted.numpy()).max())
 
 
+@pytest.mark.parametrize("texts", [2, 3])
 @pytest.mark.parametrize("empty", [0, 2])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_symmetric_loss_and_scale(symmetric, empty):
-    """Rows without an example are no negatives, in either direction."""
+def test_symmetric_loss_and_scale(symmetric, empty, texts):
+    """Rows without an example are no negatives, in either direction; texts that do not belong
+    are so in one."""
     random, rows = np.random.default_rng(0), 5 + empty
-    embedded = random.normal(size=(rows, 2, 8)).astype(np.float32)
+    embedded = random.normal(size=(rows, texts, 8)).astype(np.float32)
     batch = {
-        "input_ids": np.zeros((rows, 2, 3), int),
-        "attention_mask": np.ones((rows, 2, 3), int),
+        "input_ids": np.zeros((rows, texts, 3), int),
+        "attention_mask": np.ones((rows, texts, 3), int),
         "weights": (np.arange(rows) < 5).astype(np.float32),
     }
     task = Contrastive(pooling="mean", scale=5.0, symmetric=symmetric)
-    found = task.loss(lambda _: embedded.reshape(2 * rows, 8), batch, True)
+    found = task.loss(lambda _: embedded.reshape(-1, 8), batch, True)
     ways = ("query_to_doc", "doc_to_query") if symmetric else ("query_to_doc",)
     kind = {"directions": ways, "partition_mode": "per_direction"}
     theirs = MultipleNegativesRankingLoss(None, scale=5.0, **kind)
-    parts = [torch.tensor(embedded[:5, i]) for i in range(2)]
+    parts = [torch.tensor(embedded[:5, i]) for i in range(texts)]
     wanted = theirs.compute_loss_from_embeddings(parts, None).item()
     np.testing.assert_allclose(found.total / found.weight, wanted, rtol=1e-4)
 
@@ -136,6 +138,9 @@ def test_ranks_by_hand():
     cosines = torch.tensor(first @ second.T) * 20
     wanted = torch.nn.functional.cross_entropy(cosines, torch.arange(3)).item()
     np.testing.assert_allclose(scores["loss"], wanted, rtol=1e-5)
+    # squares of distances of the first: 0.8, 2, 0.4, each of two pairs
+    apart = np.log(np.exp([-2 * 0.8, -2 * 2, -2 * 0.4]).mean())
+    np.testing.assert_allclose(scores["uniformity"], apart, rtol=1e-5)
     labelled = Examples(ragged([[1]] * 6), arrays={"_label": np.array([3.0, 2, 1])}, group=2)
     split = split_of(TASK, [{**row, "label": 1} for row in rows_of(3)])
     assert TASK.score(outputs, labelled, split, ())["spearman"] == pytest.approx(1.0)
@@ -166,6 +171,27 @@ def test_predictions_have_six_places_and_need_no_label():
     rows = [{**row, "label": 0.5} for row in rows_of(2)]
     predicted = split_of(TASK, rows, TASK.schema.to_predict())
     assert predicted.rows.column_names == ["text", "text_pair", "row"]
+
+
+@pytest.mark.parametrize("size", [1e6, 1.0, 1.1e-9])
+def test_embeddings_have_length_1(size):
+    """Down to outputs of a billionth; what is 0, as where there is no example, stays so."""
+    batch = dict.fromkeys(("input_ids", "attention_mask"), np.zeros((1, 2, 3), int))
+    outputs = np.array([[0.6, -0.8], [0.0, 0.0]], np.float32) * np.float32(size)
+    found = TASK.outputs(lambda _: outputs, batch)
+    np.testing.assert_allclose(found, [[[0.6, -0.8], [0.0, 0.0]]], rtol=1e-5)
+
+
+def test_one_row_alone_has_no_other_texts():
+    split, outputs = split_of(TASK, rows_of(1)), np.array([[[1.0, 0], [0, 1]]], np.float32)
+    scores = TASK.score(outputs, Examples(ragged([[1]] * 2), group=2), split, ())
+    assert scores == {
+        "loss": 0.0,
+        "uniformity": 0.0,
+        "accuracy": 1.0,
+        "reciprocal_rank": 1.0,
+        "examples": 1,
+    }
 
 
 def test_rows_are_not_packed(shallow):

@@ -55,6 +55,28 @@ def test_rows_to_predict_need_no_label():
         assert len(split_of(task, [{"text": "good"}], task.schema.to_predict()).rows) == 1
 
 
+def test_errors_of_numbers_by_hand():
+    """Errors of 3, −1 and 2: (9 + 1 + 4) / 3 and (3 + 1 + 2) / 3."""
+    labels = of(np.array([1.0, 1.0, 0.5], np.float32))
+    scores = Regression().score(np.array([[4.0], [0.0], [2.5]]), labels, None, ("value",))
+    np.testing.assert_allclose([scores["loss"], scores["mean_squared_error"]], 14 / 3)
+    assert scores["mean_absolute_error"] == 2.0 and scores["examples"] == 3
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "names"),
+    [
+        (Multilabel(), np.array([[1, 0], [1, 1]], np.float32), NAMES[:2]),
+        (Ordinal(), np.array([1, 2]), NAMES),
+    ],
+)
+def test_scores_have_the_loss_by_hand(task, labels, names):
+    """−ln of what is right is given: 0.8, 0.9; 0.5, 0.3."""
+    chances = np.array([[0.8, 0.1], [0.5, 0.3]])
+    found = task.score(np.log(chances / (1 - chances)), of(labels), None, names)
+    np.testing.assert_allclose(found["loss"], -np.log([0.8, 0.9, 0.5, 0.3]).mean(), rtol=1e-6)
+
+
 def test_label_sets_at_their_edges():
     """A label is given above the threshold, not at it; where there is none F1 is 0."""
     even = np.zeros((2, 3))

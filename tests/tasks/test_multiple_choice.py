@@ -166,7 +166,7 @@ def test_labels_as_numbers_letters_and_texts():
 def test_integers_are_numbers_before_texts(made, tmp_path):
     """Also those that a csv file can only have as text, where some are no text of a choice."""
     row = {"text": "it was", "choices": ["3", "2", "1", "0"]}
-    for label, wanted in ((1, 1), (1.0, 1), ("1", 2)):
+    for label, wanted in ((0, 0), (1, 1), (1.0, 1), ("1", 2), ("0", 3)):
         _, _, examples = examples_of(TASK, [{**row, "label": label}], made[1])
         assert examples.arrays["labels"].tolist() == [wanted]
     others = {"text": "it was", "choices": ["good", "bad", "2", "poor"], "label": "0"}

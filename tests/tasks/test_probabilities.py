@@ -26,15 +26,18 @@ def test_one_label_equals_scikit_learn(labels):
         found["average_precision"], sk.average_precision_score(np.eye(labels)[targets], chances)
     )
     np.testing.assert_allclose(found["log_loss"], sk.log_loss(targets, chances))
+    right = logits.argmax(1) == targets
+    error = calibration_error(right, chances.max(1))
+    np.testing.assert_allclose(found["calibration_error"], error)
     assert {name for name in found if "top" in name} == {f"top_{k}" for k in (3, 5) if k < labels}
     for k in (k for k in (3, 5) if k < labels):
         np.testing.assert_allclose(found[f"top_{k}"], sk.top_k_accuracy_score(targets, logits, k=k))
 
 
 def test_calibration_error_by_its_formula():
-    random = np.random.default_rng(0)
-    sure = np.append(random.uniform(0.2, 1, 500), [1.0, 0.0])
-    right = random.random(502) < sure**2
+    """Of neighbouring bins one says too little, the next too much, which would make up for it."""
+    sure = np.append(np.random.default_rng(0).uniform(0, 1, 500), [1.0, 0.0])
+    right = np.append((sure[:500] * 15).astype(int) % 2 == 0, [False, True])
     total = 0.0
     for i in range(15):
         inside = (sure >= i / 15) & ((sure < (i + 1) / 15) | (i == 14))

@@ -11,7 +11,7 @@ from ftjax.formats.folder import load_tokenizer
 from ftjax.parallel.mesh import make_mesh
 from ftjax.tasks.relation import Relation, shown_entities
 from tests.conftest import CONFIG, WORDS, build
-from tests.tasks.small_models import SmallModel, batches, examples_of
+from tests.tasks.small_models import SmallModel, batches, examples_of, split_of
 
 TASK = Relation()
 
@@ -117,6 +117,27 @@ def test_f1_of_relations_by_hand():
     found = TASK.metrics(np.eye(5)[guess], np.array(truth), names)
     np.testing.assert_allclose(found["f1_relations"], wanted)
     assert found["accuracy"] == 4 / 8
+
+
+def test_f1_of_no_relations_is_0():
+    """Where none is there, and none is found."""
+    found = TASK.metrics(np.eye(2)[[0, 0]], np.array([0, 0]), ("Other", "a(e1,e2)"))
+    assert found["f1_relations"] == 0.0 and found["accuracy"] == 1.0
+    assert found["averages"]["f1_relations"] == "macro"
+
+
+def test_heads_pool_entities_or_what_is_asked():
+    names = ("Other", "a(e1,e2)", "a(e2,e1)")
+    wanted = {"head": "classification", "labels": 3}
+    assert TASK.head(names, None) == {**wanted, "pooling": "entities"}
+    assert Relation(pooling="mean").head(names, None) == {**wanted, "pooling": "mean"}
+
+
+def test_rows_to_predict_need_no_label():
+    row = {"text": "<e1>it</e1> was <e2>film</e2>"}
+    assert len(split_of(TASK, [row], TASK.schema.to_predict()).rows) == 1
+    with pytest.raises(UserError, match="label"):
+        split_of(TASK, [row])
 
 
 def official(truth, guess, names, negative):

@@ -17,6 +17,7 @@ ROWS = [
     {"tokens": ["bad"], "tags": ["O"], "label": "tell"},
     {"tokens": ["so", "dull"], "tags": ["O", "B-place"], "label": "tell"},
 ]
+OFTEN = ["B-per", "O", "B-per"]  # more than O; not than O and the special tokens
 PLAIN = [{name: row[name] for name in ("tokens", "tags")} for row in ROWS]
 
 
@@ -125,7 +126,7 @@ def test_tags_that_training_does_not_have(tiny):
         np.testing.assert_allclose(scores["loss"], chance, rtol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [ROWS, PLAIN])
+@pytest.mark.parametrize("rows", [ROWS, PLAIN, [{"tokens": list("abc"), "tags": OFTEN}]])
 def test_constant_answers_are_scikit_learn_s(tiny, rows):
     split, names, examples = examples_of(TASK, rows, tiny)
     found = TASK.constant(examples, names)
@@ -191,6 +192,19 @@ def test_probabilities_of_words_entities_and_rows(tiny):
     for part in ("probabilities", "probability", "entities"):
         assert most_places([row[part] for row in found]) == 6, part
     assert [row["label"] for row in found] == ["ask", "ask", "tell"]
+
+
+def test_a_mean_over_three_words_has_six_places(tiny):
+    """ln 1, ln 2 and ln 6 against 0: 1/2, 2/3 and 6/7, of which the mean is 85/126."""
+    row = {"tokens": ["good", "film", "it"], "tags": ["B-per", "I-per", "I-per"]}
+    task = TokenClassification(labels=("B-per", "I-per", "O"))
+    split, names, examples = examples_of(task, [row], tiny)
+    logits = np.full((5, 3), -np.inf)
+    logits[:, 2] = 0.0
+    logits[[1, 2, 3], [0, 1, 1]] = np.log([1.0, 2.0, 6.0])
+    (found,) = task.predictions({"tokens": logits}, examples, split, names)
+    assert found["probabilities"] == [0.5, 0.666667, 0.857143]
+    assert [each["probability"] for each in found["entities"]] == [0.674603]
 
 
 def test_rows_to_predict_need_neither_tags_nor_labels():

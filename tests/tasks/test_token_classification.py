@@ -9,7 +9,7 @@ from seqeval.scheme import IOBES
 from ftjax.data.loading import token_index
 from ftjax.errors import UserError
 from ftjax.formats.folder import load_tokenizer
-from ftjax.tasks.schemes import check_tags
+from ftjax.tasks.schemes import check_tags, scheme_of
 from ftjax.tasks.spans import first_tokens
 from ftjax.tasks.token_classification import INTENT, TokenClassification
 from tests.conftest import WORDS
@@ -230,6 +230,27 @@ def test_intents_by_hand(tiny):
     np.testing.assert_allclose(found.total / found.weight, np.mean(losses), rtol=1e-5)
     predicted = TASK.predictions({"tokens": logits}, examples, split, names)
     assert [row["label"] == r["label"] for row, r in zip(predicted, rows, strict=True)] == right
+
+
+@pytest.mark.parametrize(
+    ("tags", "scheme"),
+    [
+        ("", "IOB2"),
+        ("O", "IOB2"),
+        ("O B", "IOB2"),
+        ("O B-a I-a", "IOB2"),
+        ("O I-a E-a", "IOE2"),
+        ("O E-a", "IOE2"),
+        ("O B-a E-a", "BIOES"),
+        ("S-a", "BIOES"),
+        ("L-a B-a", "BILOU"),
+        ("U-a", "BILOU"),
+        ("NN IN SYM LS EX -LRB-", "none"),  # of the Penn Treebank
+        ("O NOUN INTJ", "none"),
+    ],
+)
+def test_schemes_by_prefixes(tags, scheme):
+    assert scheme_of(set(tags.split())) == scheme
 
 
 @pytest.mark.parametrize(

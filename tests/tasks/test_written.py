@@ -16,7 +16,7 @@ from ftjax.evaluation.written_answers import check_written, write, written_score
 from ftjax.formats.folder import load_tokenizer
 from ftjax.setup.model import place_model
 from ftjax.tasks.seq2seq import Seq2Seq
-from ftjax.tasks.written import exact_match, summary_scores, translation_scores
+from ftjax.tasks.written import exact_match, merged, summary_scores, translation_scores
 from tests.conftest import WORDS
 from tests.models.cases import BART, CASES
 from tests.models.reference import Reference
@@ -106,6 +106,18 @@ def test_exact_match_by_hand():
     assert exact_match(["it is 7 or 8", "9"], [["so 8"], ["8"]], r"\d+") == 1 / 2
     # a reference that says nothing to be compared is none
     assert exact_match([*texts, "#### 7"], [*wanted, ["about seven"]], pattern) == 2 / 4
+
+
+def test_rows_that_ask_the_same_are_one():
+    """Chats, too, in whichever order their fields are written."""
+    chat = {"role": "user", "content": "hi"}
+    prompts = ["a", [chat], "b", [dict(reversed(chat.items()))], "a", "a"]
+    found = merged(prompts, [["1"], ["2"], [], ["3", "2"], ["4", "1"], ["5"]])
+    assert found == (
+        ["a", [chat], "b"],
+        [["1", "4", "5"], ["2", "3"], []],
+        [[0, 4, 5], [1, 3], [2]],
+    )
 
 
 def test_texts_that_are_not_as_many_as_references_are_no_scores():
