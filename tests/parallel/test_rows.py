@@ -40,7 +40,7 @@ def test_each_host_of_a_slice_has_the_rows_of_its_chips(topology, monkeypatch):
 
 def test_two_processes_in_turn_along_the_mesh_train_and_write_as_one(tmp_path):
     """Each has every second row and every second part of the parameters; found by SLURM's names."""
-    model = write_model(tmp_path / "model", "t5", "seq2seq_lm")
+    model = write_model(tmp_path / "model", "t5", "seq2seq_lm", num_layers=2, num_decoder_layers=1)
     rows = [{"source": row["text"], "target": row["label"]} for row in make_rows(32, 0)]
     write_jsonl(tmp_path / "data" / "train.jsonl", rows[:22])
     write_jsonl(tmp_path / "data" / "test.jsonl", rows[22:])
