@@ -27,7 +27,7 @@ def leaf(
     Raises:
         ScopeParamShapeError: the module is given another shape.
     """
-    if not module.has_variable("params", name):
+    if module.is_initializing() or not module.has_variable("params", name):
         return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
     value = existing_leaf(module, name)
     if value.shape != shape:
