@@ -106,7 +106,8 @@ def upload(folder, target):
 def test_a_killed_run_in_a_bucket_equals_a_local_one(
     bucket, shallow, corpus, config_file, tmp_path
 ):
-    local = tmp_path / "local"
+    local, full = tmp_path / "local", str(config_file)
+    config_file = f"{full}:lora"  # each array saved is a request or more
     ftjax("train", "--config", config_file, "--workdir", local, *OVERRIDES)
     upload(shallow, bucket / "tiny")
     upload(corpus, bucket / "corpus")
@@ -134,7 +135,7 @@ def test_a_killed_run_in_a_bucket_equals_a_local_one(
     written = []
     for earlier, later in ((local, tmp_path), (workdir, bucket)):
         for _ in range(2):  # once more over what a run left that never came to train
-            config = load_config(str(config_file), [f"--config.model.from_run={earlier}"])
+            config = load_config(full, [f"--config.model.from_run={earlier}"])
             begin(config, later / "next")
         assert config.model.path == str(later / "next" / "start")
         written.append({f.name: f.read_bytes() for f in (later / "next" / "start").iterdir()})

@@ -21,7 +21,7 @@ from ftjax.training.step import init_state
 from tests.conftest import ftjax
 from tests.covering import product
 from tests.forecast.abstract import LENGTH, ROWS, config_of, write_config
-from tests.methods.bases import ALIKE, WITHIN
+from tests.methods.bases import ALIKE
 
 GIB, LAYERS = 2**30, 3
 SMALL = {
@@ -41,8 +41,8 @@ def llama(tmp_path_factory):
 
 
 TRAINED = [(name,) for name in methods.METHODS if methods.find(name).trains]
-OWN = {"galore", "lisa", "adalora", "gradual_unfreezing", "combination"}  # of their own state
-FEW = [each for each in TRAINED if each[0] in OWN or each[0] not in ALIKE | WITHIN]
+OWN = {"galore", "lisa", "gradual_unfreezing"}  # of their own state
+FEW = [each for each in TRAINED if each[0] in OWN or each[0] not in ALIKE]
 
 
 @pytest.mark.parametrize("method", product(TRAINED, FEW))

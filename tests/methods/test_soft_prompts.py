@@ -1,6 +1,7 @@
 """Soft prompts: their encoders equal `peft`'s, packed rows, starts from words, what is refused."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from ftjax import methods, tuned
 from ftjax.build import build_tuned
 from ftjax.errors import UserError
 from ftjax.formats.peft import folder as files
+from tests.covering import covering, product
 from tests.methods.peft_cases import STEPS, Base, base_of, stepper, their_logits, their_loss
 from tests.models.cases import BART, T5
 from tests.models.random_models import build as made
@@ -166,9 +168,12 @@ def test_prompts_from_the_vocabulary_are_some_of_its_words():
     assert len(set(distance.argmin(1))) > 3
 
 
-@pytest.mark.parametrize("name", ["prompt_tuning", "prefix_tuning"])
-@pytest.mark.parametrize("case", ["bert", "gemma2"])
-@pytest.mark.parametrize("head", [None, "classification"])
+NAMES = ("prompt_tuning", "prefix_tuning")
+PACKED = [*itertools.product(NAMES, ("bert", "gemma2"), (None, "classification"))]
+ACROSS = covering(PACKED, [(NAMES[0], "bert", None), (NAMES[1], "gemma2", "classification")])
+
+
+@pytest.mark.parametrize(("name", "case", "head"), product(PACKED, ACROSS))
 def test_packed_examples_equal_each_alone(case, name, head):
     if (case, head) == ("gemma2", None):
         head = "causal_lm"

@@ -6,6 +6,7 @@ import transformers
 from flax import linen as nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from ftjax.build import _of_base
 from ftjax.models import configure
 from ftjax.models.layers import Dropout, Options
 from tests.models.cases import CASES
@@ -61,6 +62,7 @@ def of_ours(config: dict, head: str) -> tuple[list[float], set[float]]:
                 heads[module.name] = module.rate
         return call(*args, **kwargs)
 
+    _of_base.cache_clear()
     with nn.intercept_methods(see):  # the model is traced where its parameters' shapes are found
         build(config, head)
     return [heads[name] for name in OURS if heads.get(name)], every - {0.0}

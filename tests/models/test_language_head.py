@@ -66,8 +66,11 @@ def wanted(model, batch):
     return loss
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("case", ["llama", "gemma2"])  # with a head; tied and capped
+# With a head; tied and capped.
+SMOOTHED = [(case, smoothing) for case in ("llama", "gemma2") for smoothing in (0.0, 0.1)]
+
+
+@pytest.mark.parametrize(("case", "smoothing"), product(SMOOTHED, covering(SMOOTHED)))
 def test_equals_the_loss_of_logits(case, smoothing):
     model, batch = random_models.build(case, "causal_lm"), make_batch(case, smoothing)
     params = random_models.parameters(model)

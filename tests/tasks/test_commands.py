@@ -125,7 +125,7 @@ def get_config():
     if writes:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr("ftjax.runs.held_out.written_scores", interrupted)
-            here("train", "--config", file, "--workdir", work, devices=8)
+            here("train", "--config", file, "--workdir", work, devices=2)
         kept = json.loads((work / "result.json").read_text())
         assert kept["pending"] and kept["metrics"]["test"]["loss"]
     ftjax("train", "--config", file, "--workdir", work)
