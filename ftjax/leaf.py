@@ -17,8 +17,8 @@ def leaf(
 ) -> jax.Array:
     """A float32 parameter of a module.
 
-    One that the module is given has its shape compared; `nn.Module.param` would trace `init` each
-    time for that, which is a tenth of tracing a model.
+    One that the module is given has its shape compared; `nn.Module.param` would trace `init` for
+    that, each time that a model is traced.
 
     Args:
         init: of a key, the shape and the dtype, where the module is given none.
