@@ -25,6 +25,7 @@ from ftjax.setup.inputs import inputs_of, require_same_inputs
 from ftjax.setup.model import best_metric, place_model, require_measured
 from ftjax.setup.new_model import make_model
 from ftjax.setup.splits import read_data
+from ftjax.training.signals import hearing
 from ftjax.workdir.folder import ROWS, begun, check_workdir, finished, open_workdir, write_labels
 from ftjax.workdir.lock import Lock
 from ftjax.workdir.records import write_data_report
@@ -79,7 +80,7 @@ def train(
     make_model(config, preparation_models)
     task = tasks.create(config.task)
     metric = best_metric(config, task)
-    with Lock(workdir) as lock:
+    with hearing(), Lock(workdir) as lock:
         require_shared_folder(workdir)
         first(partial(check_workdir, workdir, config, extend))
         first(partial(_keep, rows, workdir))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread
+from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
@@ -59,11 +60,45 @@ def stop_signal(step: int) -> Iterator[Callable[[int], int]]:
         yield agreed if multihost else received
 
 
+class Interrupt:
+    """A handler of Ctrl-C as Python's, which remembers that it came.
+
+    Python drops what is raised while it collects garbage, where JAX has a callback.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def hearing() -> Iterator[None]:
+    """Where a Ctrl-C that Python drops is raised once training begins, which would go on."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # the caller has its own
+        yield
+        return
+    try:
+        signal.signal(signal.SIGINT, Interrupt())
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextmanager
 def listening(signals: tuple[int, ...], note: Callable[[int], None]) -> Iterator[None]:
     """Calls `note` at each signal, from a thread: the main one may be waiting in a program.
 
     Elsewhere than in the main thread signals are the caller's, and nothing is done.
+
+    Raises:
+        KeyboardInterrupt: one came before, and was dropped.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -82,6 +117,8 @@ def listening(signals: tuple[int, ...], note: Callable[[int], None]) -> Iterator
     listener = Thread(target=listen, daemon=True)
     listener.start()
     try:
+        if getattr(old.get(signal.SIGINT), "came", False):
+            raise KeyboardInterrupt
         yield
     finally:
         for number, handler in old.items():

@@ -1,9 +1,16 @@
-"""A second Ctrl-C leaves at once, also while a program runs that cannot be interrupted."""
+"""A second Ctrl-C leaves at once, also while a program runs that cannot be interrupted; a first is
+heard also where Python drops it."""
 
+import gc
+import os
 import signal
 import subprocess
 import sys
 
+import pytest
+
+from ftjax.config import load_config
+from ftjax.runs import train
 from tests.conftest import environment
 
 WAITS = """
@@ -33,3 +40,28 @@ def test_the_second_interrupt_ends_what_waits_for_a_program():
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.usefixtures("first_device")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_one_that_comes_while_garbage_is_collected_ends_the_run(config_file, tmp_path, monkeypatch):
+    """Before training: Python drops what a callback of the collection raises, as of JAX's."""
+    config = load_config(f"{config_file}:head", ["--config.train.steps=2"])
+    before, begin = signal.getsignal(signal.SIGINT), train.begin
+
+    def send(phase, _):
+        if phase == "stop":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def begun(*given):
+        gc.callbacks.append(send)
+        gc.collect()
+        gc.callbacks.remove(send)
+        return begin(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "begin", begun)
+        train.train(config, tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not [*(tmp_path / "run").glob("checkpoints/[0-9]*")]
+    assert train.train(config, tmp_path / "run")["steps"] == 2
