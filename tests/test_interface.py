@@ -175,6 +175,8 @@ def test_one_text_has_one_vector_and_what_is_no_text_none(trained):
 
 
 def test_texts_are_written(tmp_path):
+    text = ftjax.generate("smollm2", "The capital of France is", max_new_tokens=2)
+    assert text == " Paris."
     folder = write_model(
         tmp_path / "small", "llama", "causal_lm", architectures=["LlamaForCausalLM"]
     )

@@ -6,7 +6,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from types import FrameType
 
 import jax
@@ -77,18 +77,16 @@ class Interrupt:
 @contextmanager
 def hearing() -> Iterator[None]:
     """Where a Ctrl-C that Python drops is raised once training begins, which would go on."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # the caller has its own
-        yield
-        return
-    try:
+    plain = signal.getsignal(signal.SIGINT)
+    # Elsewhere than in the main thread signals are the caller's, as a handler of its own is.
+    hears = plain is signal.default_int_handler and current_thread() is main_thread()
+    if hears:
         signal.signal(signal.SIGINT, Interrupt())
-    except ValueError:  # not in the main thread
-        yield
-        return
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if hears:
+            signal.signal(signal.SIGINT, plain)
 
 
 @contextmanager

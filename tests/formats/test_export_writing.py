@@ -128,7 +128,7 @@ def test_two_processes_write_what_one_writes(config_file, tiny, tmp_path):
     base = tmp_path / "models--org--tiny" / "snapshots" / "0123abc"  # as in the hub's cache
     shutil.copytree(tiny, base)
     work, options = tmp_path / "work", ["--config.mesh.data=2", "--config.mesh.fsdp=4"]
-    options += ["--config.train.steps=2", "--config.data.buckets=1", f"--config.model.path={base}"]
+    options += ["--config.train.steps=2", f"--config.model.path={base}"]
     train = ["train", "--config", f"{config_file}:lora", "--workdir", work, *options]
     here(*train, devices=8)
     here("export", "--workdir", work, "--format", "peft", "--output", tmp_path / "adapter")

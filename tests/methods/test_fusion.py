@@ -13,7 +13,7 @@ from tests.conftest import ftjax
 
 pytestmark = pytest.mark.usefixtures("first_device")
 
-SETTINGS = ["--config.method.reduction=8", "--config.train.steps=3", "--config.data.buckets=1"]
+SETTINGS = ["--config.method.reduction=8", "--config.train.steps=3"]
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from tests.forked import Forked
 STEPS = 24
 OVERRIDES = [
     "--config.data.batching=pack",
+    "--config.data.buckets=2",  # programs of two lengths
     f"--config.train.steps={STEPS}",
     "--config.train.eval_every=8",
     "--config.train.checkpoint_every=3",

@@ -102,7 +102,7 @@ def test_the_wait_for_a_plan_is_counted(config_file, tmp_path, monkeypatch):
     """As waiting for data, among the seconds of the run: also before the first step."""
     plan = loading.plan_epoch
     monkeypatch.setattr(loading, "plan_epoch", lambda *given: time.sleep(0.5) or plan(*given))
-    overrides = ["--config.train.steps=1", "--config.data.buckets=1"]
+    overrides = ["--config.train.steps=1"]
     config = check(load_config(f"{config_file}:lora", overrides))
     train(config, tmp_path / "run")
     saved = Saved(tmp_path / "run" / "checkpoints")
@@ -124,7 +124,7 @@ def test_what_trains_next_is_compiled_while_what_is_before_trains(
 
     monkeypatch.setattr(StepPrograms, "begin", noted)
     overrides = ["--config.train.steps=6", "--config.train.batch_size=64"]
-    overrides += ["--config.method.every=2", "--config.data.buckets=1"]
+    overrides.append("--config.method.every=2")
     overrides.append(f"--config.model.path={tiny}")  # whose layers are more than are drawn
     train(check(load_config(f"{config_file}:lisa", overrides)), tmp_path / "run")
     assert phases == [2, 2, 1]  # of three draws
