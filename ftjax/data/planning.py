@@ -125,6 +125,7 @@ class _Sample:
         together: see `Layout`.
         multiple: see `Layout`.
         tried: groups that are packed to rows of a length.
+        inserted: tokens that a row grows by for each example that it can hold.
     """
 
     lengths: np.ndarray
@@ -132,6 +133,7 @@ class _Sample:
     together: int
     multiple: int
     tried: int
+    inserted: int
 
     @cached_property
     def longest(self) -> np.ndarray:
@@ -143,8 +145,12 @@ class _Sample:
         return COVERED if self.together > 1 else 1
 
     def places(self, length: int) -> int:
-        """Twice the mean, so that a row of short examples does not make all rows wide."""
-        return int(np.ceil(2 * length / self.lengths.mean()))
+        """Twice the mean, so that a row of short examples does not make all rows wide; or fewer,
+        where each that is free costs virtual tokens."""
+        most = int(np.ceil(2 * length / self.lengths.mean()))
+        if not self.inserted:
+            return most
+        return min(range(1, most + 1), key=lambda count: self.cost_of(length, count))
 
     def rows(self, length: int, places: int) -> int:
         """How many rows a batch usually takes."""
@@ -156,8 +162,12 @@ class _Sample:
         return int(np.quantile(needed, self.covered))
 
     def cost(self, length: int) -> float:
+        return self.cost_of(length, self.places(length))
+
+    def cost_of(self, length: int, places: int) -> float:
         # Attention's share grows with the length; 1 / 400 is that of a small model on a CPU.
-        return self.rows(length, self.places(length)) * length * (1 + length / 400)
+        grown = length + places * self.inserted
+        return self.rows(length, places) * grown * (1 + grown / 400)
 
     def held(self, length: int) -> tuple[float, int]:
         """Tokens that a batch's rows hold, in the mean, and how many rows it usually has."""
@@ -167,7 +177,8 @@ class _Sample:
             count = len(pack(examples, length, self.places(length)))
             sizes += [len(part) for part in np.array_split(range(count), len(group))]
         usual = int(np.quantile(sizes, self.covered))
-        return length * float(np.maximum(sizes, usual).mean()), usual
+        grown = length + self.places(length) * self.inserted
+        return grown * float(np.maximum(sizes, usual).mean()), usual
 
     def layout(self, chosen: tuple[int, ...], rows: Sequence[int]) -> Layout:
         """Of rows of the chosen lengths, so many of each."""
@@ -186,6 +197,7 @@ def packed_layout(
     together: int = 1,
     longest_row: int = 0,
     longest_example: int = 0,
+    inserted: int = 0,
 ) -> Layout:
     """The shapes of packed rows that take `batch_size` examples at least cost.
 
@@ -198,12 +210,13 @@ def packed_layout(
 
     Where `longest_row` is given, one length of at most that many tokens and at least half of them,
     with the least padding: for long rows whose attention costs no more, as by kernels that skip
-    other examples. Rows have room for `longest_example`, which `lengths` may lack.
+    other examples. Rows have room for `longest_example`, which `lengths` may lack, and grow by
+    `inserted` virtual tokens for each example that they can hold.
     """
     groups = _together(lengths, batch_size, together, np.random.default_rng(0))
     # Few candidates and few examples, also where both are large.
     tried = min(64, max(4, 2048 // (batch_size * together)))
-    sample = _Sample(lengths, groups, together, multiple, tried)
+    sample = _Sample(lengths, groups, together, multiple, tried, inserted)
     top = _round_up(max(int(lengths.max()), longest_example), 4)
     step = 4 if together > 1 else _round_up(top // 32, 4)
     if longest_row:

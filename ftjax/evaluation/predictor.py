@@ -71,7 +71,9 @@ class Predictor:
         if self.workdir is not None:
             place = (examples, batch_size, batch_ways(run.mesh), vary)
             layout = kept_layout(self.workdir, *place)
-        layout = layout or choose_layout(config, run.mesh, [examples], batch_size, vary)
+        if layout is None:
+            more = {"inserted": run.tuned.method.inserted}
+            layout = choose_layout(config, run.mesh, [examples], batch_size, vary, **more)
         if self.untrained is not None:
             forward = Forward(run.mesh, batch_size, run.reference)
             examples = refer(forward, self.untrained, run.frozen, examples, layout)

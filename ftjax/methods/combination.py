@@ -133,6 +133,10 @@ class Combination(Method):
     def columns(self) -> int:
         return sum(part.columns for part in self.parts)
 
+    @property
+    def inserted(self) -> int:
+        return sum(part.inserted for part in self.parts)
+
     def cuts(self, layers: int) -> tuple[int, ...]:
         return tuple(sorted({cut for part in self.parts for cut in part.cuts(layers)}))
 

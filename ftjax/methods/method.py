@@ -50,6 +50,11 @@ class Method:
         """How many positions the method takes before a row's tokens."""
         return 0
 
+    @property
+    def inserted(self) -> int:
+        """How many virtual tokens every example grows by, each in a packed row too."""
+        return 0
+
     def rules(self, base: Base) -> Rules:
         """(pattern, group) pairs over all parameters, the method's included; first match wins."""
         raise NotImplementedError

@@ -46,6 +46,10 @@ class SoftPrompt(Method):
     def columns(self) -> int:
         return self.length
 
+    @property
+    def inserted(self) -> int:
+        return self.length
+
     def rules(self, base: Base) -> Rules:
         return ((r"prompt_.*", "prompt"), head_rule(base), FREEZE_REST)
 

@@ -75,7 +75,8 @@ def _layout(run: Run, data: Data, vary: Vary | None) -> Layout:
     longest, rows = config.data.max_length, config.train.batch_size
     most = None if data.stream is None else (longest, task.longest_written(longest))
     parts = [data.first, *(data.splits[name] for name in data.splits if name != "train")]
-    return choose_layout(config, run.mesh, parts, rows, vary, most, task.by_token)
+    inserted = run.tuned.method.inserted
+    return choose_layout(config, run.mesh, parts, rows, vary, most, task.by_token, inserted)
 
 
 def _reference(run: Run, data: Data) -> Forward:

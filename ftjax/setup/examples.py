@@ -54,6 +54,7 @@ def choose_layout(
     vary: Vary | None = None,
     longest: tuple[int, int] | None = None,
     by_token: bool = False,
+    inserted: int = 0,
 ) -> Layout:
     """The shapes of batches for examples like these, by `data.batching`.
 
@@ -66,6 +67,7 @@ def choose_layout(
         longest: tokens that an example, and what it writes, may have, where there will be more of
             them; None: all are here.
         by_token: whether packed batches may have more or fewer examples.
+        inserted: virtual tokens that each example grows by.
     """
     settings, first = config.data, [parts[0].lengths]
     if vary is not None:  # lengths before and after, since those of another epoch may differ
@@ -77,7 +79,7 @@ def choose_layout(
         multiple = batch_ways(mesh) * config.train.accumulation
         together = TOGETHER if by_token else 1
         size = (batch_size, multiple, settings.buckets, together, settings.pack_length)
-        return packed_layout(np.concatenate(first), *size, int(lengths.max()))
+        return packed_layout(np.concatenate(first), *size, int(lengths.max()), inserted)
     buckets = settings.buckets
     if settings.batching == "pad":
         lengths, buckets = np.array([settings.max_length]), 1
