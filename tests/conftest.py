@@ -11,6 +11,7 @@ import ctypes
 import gc
 import json
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -254,6 +255,14 @@ def first_device() -> Iterator[None]:
     """A module's runs are of one device, for which programs are compiled more quickly."""
     with seeing(1):
         yield
+
+
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Python's own handler of Ctrl-C, also where the tests run in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def here(*arguments, devices: int = 1) -> None:

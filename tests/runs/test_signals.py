@@ -42,7 +42,7 @@ def test_the_second_interrupt_ends_what_waits_for_a_program():
     assert "Traceback" not in process.stderr.read()
 
 
-@pytest.mark.usefixtures("first_device")
+@pytest.mark.usefixtures("first_device", "heard")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_one_that_comes_while_garbage_is_collected_ends_the_run(config_file, tmp_path, monkeypatch):
     """Before training: Python drops what a callback of the collection raises, as of JAX's."""
