@@ -121,9 +121,12 @@ def dot(x: Array, y: Array, transposed: bool = False) -> Array:
 
 def dot_of_columns(x: Array, y: Array, platform: str) -> Array:
     """xᵀ y, as `dot`, for a platform that products are narrow for, or none."""
-    if platform == "cpu":
-        return dot(_laid_out_transposed(x), y)
-    return _dot(x, y, x.ndim - 2, y.ndim - 2)
+    if platform != "cpu":
+        return _dot(x, y, x.ndim - 2, y.ndim - 2)
+    rows, columns, others = x.shape[-2], x.shape[-1], y.shape[-1]
+    if (rows + 2 * columns) * others < rows * columns:  # as (yᵀ x)ᵀ less is moved
+        return _laid_out_transposed(dot(_laid_out_transposed(y), x))
+    return dot(_laid_out_transposed(x), y)
 
 
 def laid_out(x: Array) -> Array:

@@ -34,6 +34,7 @@ def rounded(x: np.ndarray) -> np.ndarray:
         ((37, 40), (40, 24), False),
         ((3, 32, 40), (3, 24, 40), True),
         ((2, 3, 21, 16), (2, 3, 16, 17), False),
+        ((250, 300), (300, 17), False),
     ],
 )
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
