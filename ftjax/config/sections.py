@@ -23,7 +23,8 @@ class Model:
         trainable_dtype: of the leaves that train, and of their moments.
         remat: what is computed again in the backward pass, in less memory.
         segments: "auto", "unrolled", "scan", or lengths of segments of layers, as "4,2".
-        attention: the program of attention; "gpu" is cudnn or xla, "splash" for decoders on TPUs.
+        attention: the program of attention; "gpu" is triton for packed rows, cudnn or xla, "splash"
+            for decoders on TPUs.
         parts: of feed-forward blocks, computed in turn in less memory.
         adapter: a PEFT or AdapterHub folder of the method, or a run's work folder, to start from.
         resize_vocabulary: adds rows to the table where the tokenizer has more words than it.
@@ -39,7 +40,7 @@ class Model:
     trainable_dtype: Dtype = "float32"
     remat: Literal["none", "full", "dots", "dots_no_batch"] = "none"
     segments: str | tuple[Positive, ...] = "auto"
-    attention: Literal["auto", "xla", "cudnn", "gpu", "splash"] = "auto"
+    attention: Literal["auto", "xla", "cudnn", "triton", "gpu", "splash"] = "auto"
     parts: Positive = 1
     adapter: str = ""
     resize_vocabulary: bool = False

@@ -17,7 +17,7 @@ from ftjax.forecast.hlo import summarize
 from ftjax.forecast.least_work import Least
 from ftjax.forecast.lowering import abstract_recipe, abstract_state, compiled, live
 from ftjax.forecast.roofline import seconds
-from ftjax.models import cudnn, splash
+from ftjax.models import cudnn, splash, triton
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
 
 SAFE = 0.9  # of a chip's memory, to be advised to use
@@ -151,7 +151,7 @@ def _figures(
     kernels = sum(
         times * module.kernel_flops(*kernel)
         for kernel, times in work.kernels.items()
-        for module in (splash, cudnn)
+        for module in (splash, cudnn, triton)
     )
     times = seconds(chip, work.flops + kernels, work.moved, work.sent, work.across)
     estimated = work.cycles / chip.clock + kernels / chip.flops

@@ -23,6 +23,7 @@ ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+)\[([\d,]*)\](\{[^{}]*\})?")
 SUMMED = re.compile(  # of a product, and of one that cuBLAS does
     r'lhs_contracting_dims=\{([\d,]*)\}|"lhs_contracting_dimensions": ?\[([\d",]*)\]'
 )
+SEEN = ("causal", "both_sides")  # scopes of Triton's attention
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
 LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 
@@ -118,13 +119,17 @@ def summarize(text: str, host: int | None = None) -> Summary:
 def kernel_name(line: Instruction) -> str:
     """What a custom kernel is called by who counts its work; empty for all else.
 
-    Of cuDNN's attention the mask is in it, and the window where there is one.
+    Of attention what is seen is in it: of cuDNN's the mask, and the window where there is one.
     """
     target = re.search(r'custom_call_target="([^"]*)"', line.text)
     if line.opcode != "custom-call" or target is None:
         return ""
     if target[1] == "tpu_custom_call":
         return re.sub(r"[.\d]+$", "", line.name)
+    if target[1].endswith("triton"):
+        scopes = re.search(r'op_name="([^"]*)/pallas_call', line.text)
+        path = scopes[1].split("/") if scopes else [""]
+        return " ".join([path[-1], *(name for name in path if name in SEEN)])
     if not target[1].startswith("__cudnn$fmha"):
         return ""
     settings = r'"mask_type": ?"(\w+)"', r'"sliding_window_length": ?"?([1-9]\d*)'

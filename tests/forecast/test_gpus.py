@@ -9,6 +9,7 @@ from ftjax.errors import UserError
 from ftjax.forecast.chips import peak_flops, topology_devices
 from ftjax.forecast.gpus import GPUS
 from ftjax.forecast.groups import first_group, over_hosts
+from ftjax.models import triton
 from ftjax.models.cudnn import kernel_flops
 from tests.conftest import ftjax
 from tests.forecast.abstract import write_config
@@ -77,7 +78,7 @@ def test_what_the_network_brings():
     assert over_hosts(ring, "collective-permute", 4) == 2 / 8
 
 
-def test_work_of_cudnns_attention_by_hand():
+def test_work_of_attention_by_hand():
     """Two rows of six queries and heads of 8: each product of each pair that is seen is 16."""
     shape = ("bf16", (2, 6, 4, 8))
     forward, backward = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
@@ -87,6 +88,9 @@ def test_work_of_cudnns_attention_by_hand():
     assert kernel_flops(f"{backward} CAUSAL", [shape, shape]) == 5 * rows * 21 * 16
     assert kernel_flops(f"{forward} CAUSAL 2", [shape, shape]) == 2 * rows * 11 * 16
     assert kernel_flops("splash_mha_fwd", [shape, shape]) == 0
+    assert triton.kernel_flops("mha_forward causal", [shape, shape]) == 2 * rows * 21 * 16
+    assert triton.kernel_flops("mha_backward both_sides", [shape, shape]) == 7 * rows * 36 * 16
+    assert triton.kernel_flops("mha_preprocess_backward causal", [shape, shape]) == 0
 
 
 @needs_plugin
