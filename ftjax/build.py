@@ -21,6 +21,7 @@ from ftjax.models.attention import ATTENTION, PLATFORMS, runs_on
 from ftjax.models.layers import Options
 from ftjax.models.stack import DEEP, POLICIES, parameters_of, resolve_segments
 from ftjax.names import Names, names_of
+from ftjax.parallel.narrow import narrowed_for
 from ftjax.paths import Flat
 from ftjax.tuned import SAMPLE, Tuned, initialized, partition_of, positions_of
 
@@ -37,8 +38,8 @@ def build_tuned(
     Args:
         hf_config: config.json's mapping.
         method: the method.
-        settings: `model.dtype`, `model.remat`, `model.segments`, `model.attention`,
-            `model.parts`.
+        settings: `model.dtype`, `model.products`, `model.remat`, `model.segments`,
+            `model.attention`, `model.parts`.
         head: the task's arguments to the family's `Model` (head, labels, pooling).
         platform: that it is to run on, "cpu", "gpu" or "tpu".
 
@@ -92,8 +93,10 @@ def _configured(
         UserError: an option is not known, or does not go with the model or the platform.
     """
     model_type = hf_config["model_type"]
+    dtype = settings.get("dtype", "float32")
     options = Options(
-        dtype=jnp.dtype(settings.get("dtype", "float32")),
+        dtype=jnp.dtype(dtype),
+        narrow=narrowed_for(settings.get("products", "float32"), dtype, platform),
         remat=_known("remat", settings.get("remat", "none"), POLICIES),
         attention=_known("attention", settings.get("attention", "auto"), ("auto", *ATTENTION)),
     )

@@ -18,6 +18,7 @@ from ftjax.methods.interception import nested
 from ftjax.methods.method import Method
 from ftjax.methods.virtual_tokens import changed_words
 from ftjax.names import Names
+from ftjax.parallel.narrow import NARROW
 from ftjax.partition import FROZEN, Partition
 from ftjax.paths import Flat, expand, flatten, unflatten
 
@@ -98,7 +99,7 @@ class Tuned:
         interceptor = (self.method.interceptor if adapted else self.method.disabled)(self.base)
         if words is not None:
             interceptor = nested(interceptor, changed_words(self.base, inputs, words))
-        with intercepted(interceptor):
+        with intercepted(interceptor), NARROW(self.config.options.narrow):
             return self.model.apply(variables, **inputs, rngs=rngs)
 
     def apply_cached(
@@ -113,7 +114,8 @@ class Tuned:
         """
         variables = {"params": unflatten(params)} | ({"cache": cache} if cache else {})
         inputs = {name: batch[name] for name in INPUTS if name in batch}
-        with intercepted(self.method.interceptor(self.base)):
+        interceptor = self.method.interceptor(self.base)
+        with intercepted(interceptor), NARROW(self.config.options.narrow):
             logits, mutated = self.model.apply(variables, **inputs, mutable=["cache"])
         return logits, mutated["cache"]
 

@@ -1,13 +1,15 @@
 """Speed and accuracy beside the Hugging Face Trainer, in one run on one machine.
 
-    python scripts/benchmark.py speed    --data FOLDER [--steps 100] [--rounds 3]
+    python scripts/benchmark.py speed    --data FOLDER [--size base] [--steps 100] [--rounds 3]
     python scripts/benchmark.py accuracy --data FOLDER [--seeds 3] [--epochs 3]
     python scripts/benchmark.py start    --data FOLDER
 
 FOLDER holds train.jsonl and validation.jsonl with `text` and `label` (SST-2). Both sides run
 MiniLM with CLS pooling, batch 32, at most 128 tokens, AdamW, a linear schedule with 6% warm-up
-and the same learning rates; each run is a process of its own, and finished runs are kept in
---workdir, so that the same command goes on where it stopped. Needs the `test` extras.
+and the same learning rates; with `--size base` a model of BERT-base's size with random weights, on
+rows of 128 tokens each. The Trainer is measured at all of `PEERS`, each run a process of its own
+with huge pages, as ours; finished runs are kept in --workdir, so that the same command goes on
+where it stopped. Needs the `test` extras.
 """
 
 import argparse
@@ -20,8 +22,30 @@ import tempfile
 import time
 from pathlib import Path
 
-RATES = {"full": 5e-5, "lora": 1e-3, "head": 1e-2}
+RATES = {
+    "full": 5e-5,
+    "lora": 1e-3,
+    "houlsby": 1e-3,
+    "bitfit": 1e-3,
+    "prompt_tuning": 1e-2,
+    "head": 1e-2,
+}
 ROOT = Path(__file__).parent.parent
+HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # which `ftjax` asks for by itself
+PEERS = [  # dtype, sampling, torch.compile
+    ("float32", "random", 0),
+    ("bfloat16", "random", 0),
+    ("float32", "group_by_length", 0),
+    ("bfloat16", "group_by_length", 0),
+    ("float32", "group_by_length", 1),
+    ("bfloat16", "group_by_length", 1),
+]
+BASE = {  # of BERT-base, and MiniLM's words
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
 
 
 def run(command: list[str], log: Path, **environment: str) -> None:
@@ -33,14 +57,50 @@ def run(command: list[str], log: Path, **environment: str) -> None:
         )
 
 
+def model_folder(arguments: argparse.Namespace) -> Path:
+    """The folder of the model that both sides train; one of random weights is made there."""
+    from ftjax.formats.folder import locate
+
+    minilm = locate("minilm")
+    if arguments.size == "minilm":
+        return minilm
+    folder = arguments.workdir / "bert-base"
+    if not (folder / "config.json").exists():
+        from transformers import AutoTokenizer, BertConfig, BertModel
+
+        AutoTokenizer.from_pretrained(minilm).save_pretrained(folder)
+        BertModel(BertConfig(**BASE)).save_pretrained(folder)
+    return folder
+
+
+def data_folder(arguments: argparse.Namespace) -> Path:
+    """The folder of rows; for the larger model, of rows that fill 128 tokens."""
+    if arguments.size == "minilm":
+        return arguments.data
+    folder = arguments.workdir / "long"
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "validation"):
+        lines = (arguments.data / f"{split}.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        texts = [" ".join(row["text"] for row in rows[i : i + 16]) for i in range(len(rows) - 16)]
+        text = [
+            json.dumps({"text": text, "label": row["label"]})
+            for text, row in zip(texts, rows, strict=False)
+            if len(text.split()) > 128
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(text) + "\n")
+    return folder
+
+
 def ours(arguments: argparse.Namespace, method: str, seed: int, **changes: object) -> dict:
     """result.json of an ftjax run."""
     label = "_".join(f"{k.split('.')[-1]}={v}" for k, v in sorted(changes.items()))
-    folder = arguments.workdir / "ftjax" / f"{method}_{seed}_{label or 'plain'}"
+    folder = arguments.workdir / arguments.size / "ftjax" / f"{method}_{seed}_{label or 'plain'}"
     result = folder / "result.json"
     if not result.exists():
         settings = {
-            "data.path": arguments.data,
+            "data.path": data_folder(arguments),
+            "model.path": model_folder(arguments),
             "task.pooling": "cls",
             "optimizer.learning_rate": RATES[method],
             "data.prepare": "()",
@@ -57,159 +117,82 @@ def ours(arguments: argparse.Namespace, method: str, seed: int, **changes: objec
 def peer(arguments: argparse.Namespace, method: str, seed: int, **options: object) -> dict:
     """What the Trainer reports in a process of its own."""
     label = "_".join(f"{key}={value}" for key, value in sorted(options.items()))
-    result = arguments.workdir / "trainer" / f"{method}_{seed}_{label}.json"
+    result = arguments.workdir / arguments.size / "trainer" / f"{method}_{seed}_{label}.json"
     if not result.exists():
-        command = [sys.executable, __file__, "peer", "--data", str(arguments.data)]
-        command += ["--method", method, "--seed", str(seed), "--output", str(result)]
+        command = [sys.executable, str(ROOT / "scripts" / "benchmark_trainer.py")]
+        command += ["--data", str(data_folder(arguments)), "--model", str(model_folder(arguments))]
+        command += ["--method", method, "--rate", str(RATES[method]), "--seed", str(seed)]
         command += [f"--{key}={value}" for key, value in options.items()]
-        run(command, result.with_suffix(".log"), CUDA_VISIBLE_DEVICES="")
+        command += ["--output", str(result)]
+        run(command, result.with_suffix(".log"), CUDA_VISIBLE_DEVICES="", **HUGE)
     return json.loads(result.read_text())
 
 
-def train_peer(arguments: argparse.Namespace) -> None:
-    """Trains with the Trainer (and PEFT) and writes tokens/s and validation accuracy."""
-    import numpy as np
-    import torch
-    from transformers import (
-        AutoTokenizer,
-        BertForSequenceClassification,
-        DataCollatorWithPadding,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
-
-    from ftjax.formats.folder import locate
-
-    folder = locate("minilm")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-
-    def rows(split: str) -> list[dict]:
-        lines = (arguments.data / f"{split}.jsonl").read_text().splitlines()
-        found = []
-        for row in map(json.loads, lines):
-            encoded = tokenizer(row["text"], truncation=True, max_length=128)
-            found.append({**encoded, "labels": int(row["label"])})
-        return found
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    torch.manual_seed(arguments.seed)
-    model = BertForSequenceClassification.from_pretrained(folder, num_labels=2)
-    if arguments.method == "lora":
-        from peft import LoraConfig, get_peft_model
-
-        targets = ["query", "value"]
-        config = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=8, target_modules=targets)
-        model = get_peft_model(model, config)
-    elif arguments.method == "head":
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad = "pooler" in name or "classifier" in name
-
-    class Collator(DataCollatorWithPadding):
-        tokens = 0
-
-        def __call__(self, features: list) -> dict:
-            batch = super().__call__(features)
-            Collator.tokens += int(batch["attention_mask"].sum())
-            return batch
-
-    class Clock(TrainerCallback):
-        def on_train_begin(self, *_: object, **__: object) -> None:
-            self.start = time.perf_counter()
-
-        def on_train_end(self, *_: object, **__: object) -> None:
-            self.seconds, self.tokens = time.perf_counter() - self.start, Collator.tokens
-
-    train, clock = rows("train"), Clock()
-    steps = arguments.steps if arguments.steps > 0 else arguments.epochs * -(-len(train) // 32)
-    with tempfile.TemporaryDirectory() as output:
-        trainer = Trainer(
-            model=model,
-            args=TrainingArguments(
-                output_dir=output,
-                per_device_train_batch_size=32,
-                per_device_eval_batch_size=64,
-                max_steps=steps,
-                learning_rate=RATES[arguments.method],
-                lr_scheduler_type="linear",
-                warmup_steps=int(-(-0.06 * steps // 1)),
-                weight_decay=0.0,
-                # Whole runs, for accuracy, take less time with batches of like lengths.
-                train_sampling_strategy="random" if arguments.steps > 0 else "group_by_length",
-                use_cpu=True,
-                bf16=arguments.dtype == "bfloat16",
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-                seed=arguments.seed,
-            ),
-            train_dataset=train,
-            data_collator=Collator(tokenizer),
-            callbacks=[clock],
-            compute_metrics=lambda p: {
-                "accuracy": float((np.argmax(p.predictions, -1) == p.label_ids).mean())
-            },
-        )
-        trainer.train()
-        result = {"tokens_per_second": clock.tokens / clock.seconds, "seconds": clock.seconds}
-        if arguments.steps <= 0:
-            result["accuracy"] = trainer.evaluate(rows("validation"))["eval_accuracy"]
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result))
-
-
-def peak_gflops() -> float:
-    """Of a float32 matrix product here: the best of several."""
+def peak_gflops() -> dict[str, float]:
+    """The best of several matrix products, of float32 and of bfloat16 summed in float32."""
     import jax
     import jax.numpy as jnp
 
-    a = jnp.ones((2048, 2048))
-    product, best = jax.jit(lambda a: a @ a), float("inf")
-    product(a).block_until_ready()
-    for _ in range(20):
-        start = time.perf_counter()
+    peaks = {}
+    for dtype in ("float32", "bfloat16"):
+        a = jnp.ones((2048, 2048), dtype)
+        product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+        best = float("inf")
         product(a).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * 2048**3 / best / 1e9
+        for _ in range(20):
+            start = time.perf_counter()
+            product(a).block_until_ready()
+            best = min(best, time.perf_counter() - start)
+        peaks[dtype] = 2 * 2048**3 / best / 1e9
+    return peaks
 
 
 def speed(arguments: argparse.Namespace) -> None:
     """Real tokens/s of the training phase, without compilation, ours and the Trainer's.
 
-    Sides take turns, so that a machine that slows down slows both; medians over rounds.
+    The first round is of all of the Trainer's settings, the others of its best two; sides take
+    turns, so that a machine that slows down slows both; medians over rounds.
     """
     steps = arguments.steps
-    print("| method | ftjax | Trainer float32 | ratio | Trainer bfloat16 | ratio |")
-    print("|---|---:|---:|---:|---:|---:|")
+    names = [f"{dtype}, {sampling}{', compiled' * c}" for dtype, sampling, c in PEERS]
+    print(f"| method | ftjax | {' | '.join(names)} | ratio to the best |")
+    print("|---|---:|" + "---:|" * len(PEERS) + "---:|")
     runs = {}
-    for method in RATES:
+    for method in arguments.methods or RATES:
         # The head's run is a whole one: its backbone runs once, for all epochs.
         changes = {} if method == "head" else {"train.steps": steps, "train.eval_every": steps}
-        rates: dict[str, list[float]] = {"ftjax": [], "float32": [], "bfloat16": []}
+        mine: list[float] = []
+        theirs: dict[tuple, list[float]] = {setting: [] for setting in PEERS}
+        settings = list(PEERS)
         for turn in range(arguments.rounds):
             runs[method] = ours(arguments, method, turn, **changes)
-            rates["ftjax"].append(runs[method]["tokens_per_second"])
-            for dtype in ("float32", "bfloat16"):
-                found = peer(arguments, method, turn, steps=steps, dtype=dtype)
-                rates[dtype].append(found["tokens_per_second"])
-        mine, plain, half = (statistics.median(values) for values in rates.values())
-        print(
-            f"| {method} | {mine:,.0f} | {plain:,.0f} | {mine / plain:.2f} "
-            f"| {half:,.0f} | {mine / half:.2f} |",
-            flush=True,
+            mine.append(runs[method]["tokens_per_second"])
+            for dtype, sampling, compiled in settings:
+                options = {"dtype": dtype, "sampling": sampling, "compile": compiled}
+                rate = peer(arguments, method, turn, steps=steps, **options)["tokens_per_second"]
+                theirs[dtype, sampling, compiled].append(rate)
+            settings = sorted(settings, key=lambda setting: -theirs[setting][0])[:2]
+        rates = [statistics.median(theirs[setting]) for setting in PEERS]
+        ratio = statistics.median(mine) / max(rates)
+        cells = [f"{rate:,.0f}" for rate in (statistics.median(mine), *rates)]
+        print(f"| {method} | {' | '.join(cells)} | {ratio:.2f} |", flush=True)
+    peaks = peak_gflops()
+    print("\npeak matrix product, GFLOP/s: " + ", ".join(f"{d} {x:.0f}" for d, x in peaks.items()))
+    width, layers = (384, 6) if arguments.size == "minilm" else (768, 12)
+    # Of the last layer, where [CLS] is pooled, keys and values alone are computed for every token.
+    weights = (layers - 1 + 1 / 6) * 12 * width**2
+    for method, result in runs.items():
+        line = (
+            f"{method}: compilation of all lengths {result['compile_seconds']:.1f} s, "
+            f"peak memory {result['peak_memory_bytes'] / 2**20:,.0f} MiB"
         )
-    peak = peak_gflops()
-    # MiniLM's projections; of the last layer, where [CLS] is pooled, keys and values alone are
-    # computed for every token.
-    weights = (5 + 1 / 6) * 12 * 384**2
-    useful = 6 * weights * runs["full"]["tokens_per_second"] / 1e9
-    print(f"\npeak float32 matrix product: {peak:.0f} GFLOP/s")
-    print(f"full: {useful:.0f} GFLOP/s in products on real tokens, {useful / peak:.0%} of peak")
-    for method, found in runs.items():
-        print(
-            f"{method}: compilation of all lengths {found['compile_seconds']:.1f} s, "
-            f"peak memory {found['peak_memory_bytes'] / 2**20:,.0f} MiB"
-        )
+        if method in ("full", "lora"):  # of which frozen kernels have no gradient
+            times = 6 if method == "full" else 4
+            useful = times * weights * result["tokens_per_second"] / 1e9
+            line += f", {useful:.0f} GFLOP/s in products on real tokens: " + ", ".join(
+                f"{useful / peak:.0%} of {dtype}'s peak" for dtype, peak in peaks.items()
+            )
+        print(line)
 
 
 def accuracy(arguments: argparse.Namespace) -> None:
@@ -235,8 +218,10 @@ def accuracy(arguments: argparse.Namespace) -> None:
     line("head", "ftjax", [last("head", s) for s in seeds])
     for method in ("lora", "full"):
         line(method, "ftjax", [last(method, s) for s in seeds])
-        found = [peer(arguments, method, s, epochs=epochs, dtype="float32") for s in seeds]
-        line(method, "Trainer", [result["accuracy"] for result in found])
+        for dtype in ("float32", "bfloat16"):
+            options = {"dtype": dtype, "sampling": "group_by_length"}
+            results = [peer(arguments, method, s, epochs=epochs, **options) for s in seeds]
+            line(method, f"Trainer {dtype}", [result["accuracy"] for result in results])
 
 
 def start(arguments: argparse.Namespace) -> None:
@@ -269,23 +254,17 @@ def start(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("speed", "accuracy", "start", "peer"))
+    parser.add_argument("what", choices=("speed", "accuracy", "start"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark"))
-    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--size", choices=("minilm", "base"), default="minilm")
+    parser.add_argument("--methods", nargs="*", choices=tuple(RATES))
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--method", choices=tuple(RATES))
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    if arguments.steps is None:
-        arguments.steps = 0 if arguments.what == "peer" else 100
-    {"speed": speed, "accuracy": accuracy, "start": start, "peer": train_peer}[arguments.what](
-        arguments
-    )
+    {"speed": speed, "accuracy": accuracy, "start": start}[arguments.what](arguments)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ class Model:
     Attributes:
         path: a folder, a .gguf file, a hub id, "minilm" or "smollm2".
         dtype: of what is computed.
+        products: what is multiplied of float32 activations, with sums in float32; auto: bfloat16 on
+            CPUs that have units for it (ftjax/parallel/narrow.py).
         trainable_dtype: of the leaves that train, and of their moments.
         remat: what is computed again in the backward pass, in less memory.
         segments: "auto", "unrolled", "scan", or lengths of segments of layers, as "4,2".
@@ -37,6 +39,7 @@ class Model:
 
     path: str = "minilm"
     dtype: Dtype = "float32"
+    products: Literal["auto", "float32", "bfloat16"] = "auto"
     trainable_dtype: Dtype = "float32"
     remat: Literal["none", "full", "dots", "dots_no_batch"] = "none"
     segments: str | tuple[Positive, ...] = "auto"

@@ -13,6 +13,7 @@ from ftjax.errors import UserError
 from ftjax.models import cudnn, splash, triton
 from ftjax.models.layers import Dropout
 from ftjax.models.masks import Pattern
+from ftjax.parallel.narrow import is_narrow, narrow_matmul
 
 Array = jax.Array
 LOGGER = getLogger(__name__)
@@ -50,12 +51,20 @@ def _xla_attention(inputs: Inputs) -> Array:
     # Matrices of (queries, d), (d, keys) and (keys, d): for one query they are read as they lie.
     query = (query * inputs.scale).reshape(batch, length, groups, -1, size).transpose(0, 2, 3, 1, 4)
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-    scores = query.reshape(batch, groups, -1, size) @ key.swapaxes(2, 3)
+    query = query.reshape(batch, groups, -1, size)
+    scores = _product(query, key, transposed=True)
     scores = scores.reshape(batch, heads, length, -1)
     weights = _weights(scores, inputs)
-    context = weights.reshape(batch, groups, -1, value.shape[2]) @ value
+    context = _product(weights.reshape(batch, groups, -1, value.shape[2]), value)
     context = context.reshape(batch, heads, length, -1)
     return context.swapaxes(1, 2)
+
+
+def _product(x: Array, y: Array, transposed: bool = False) -> Array:
+    """x y, or x yᵀ, of matrices in the last two dimensions."""
+    if is_narrow(*x.shape[-2:], y.shape[-2 if transposed else -1]):
+        return narrow_matmul(x, y, transposed)
+    return x @ (y.swapaxes(-2, -1) if transposed else y)
 
 
 def _weights(scores: Array, inputs: Inputs) -> Array:

@@ -8,8 +8,10 @@ import flax.linen as nn
 import jax
 
 from ftjax.leaf import leaf
+from ftjax.models.language_head import read_off
 from ftjax.models.layers import ACTIVATIONS, Dense, Dropout, LayerNorm
 from ftjax.names import Part
+from ftjax.parallel.product import rows
 
 Array = jax.Array
 
@@ -97,11 +99,7 @@ class MaskedLM(nn.Module):
         x = Dense(table.shape[1], ("embed", None), stddev=self.stddev, name="dense")(x)
         x = LayerNorm(self.epsilon, name="norm")(ACTIVATIONS[self.activation](x))
         bias = leaf(self, "bias", nn.initializers.zeros, table.shape[:1], ("vocab",))
-        return x @ self.kernel(table).astype(x.dtype) + bias
-
-    def kernel(self, table: Array) -> Array:
-        """The projection to the vocabulary (features, words)."""
         if self.tied:
-            return table.T
+            return read_off(x, table) + bias
         init = nn.initializers.normal(self.stddev)
-        return leaf(self, "kernel", init, table.shape[::-1], ("embed", "vocab"))
+        return rows(x, leaf(self, "kernel", init, table.shape[::-1], ("embed", "vocab"))) + bias

@@ -11,6 +11,14 @@ from jax.sharding import PartitionSpec
 from ftjax.models.layers import Dense
 from ftjax.parallel.collectives import scatter_sum
 from ftjax.parallel.mesh import RULES, fitting
+from ftjax.parallel.narrow import (
+    NARROW,
+    dot,
+    dot_of_columns,
+    is_narrow,
+    laid_out,
+    narrow_matmul,
+)
 from ftjax.parallel.product import matmul
 
 Array = jax.Array
@@ -59,6 +67,9 @@ def read_off(x: Array, table: Array) -> Array:
     """
     x = match_dtype(x, table)
     flat = x.reshape(-1, x.shape[-1])
+    if is_narrow(*flat.shape, len(table)):
+        y = narrow_matmul(flat, table, transposed=True, dtype=jnp.float32)
+        return y.reshape(*x.shape[:-1], -1)
     if len(flat) == 1 and x.dtype == jnp.bfloat16:  # as it would for one row
         return read_off(jnp.concatenate([x, x]), table)[:1]
     y = jnp.einsum("re,ve->rv", flat, table.astype(x.dtype), preferred_element_type=jnp.float32)
@@ -103,8 +114,19 @@ def score(
     """
     if weights is None:
         return _log_probabilities(x, kernel, targets, softcap)
-    loss, tokens = _score(x, kernel, targets, weights.astype(jnp.float32), (smoothing, softcap))
+    narrow = NARROW.value if is_narrow(targets.size, *kernel.shape) else ""
+    settings = (smoothing, softcap, narrow)
+    loss, tokens = _score(x, kernel, targets, weights.astype(jnp.float32), settings)
     return Scores(loss, weights.sum(dtype=jnp.float32), tokens)
+
+
+def logits_of(x: Array, kernel: Array) -> Array:
+    """x W in float32, of (batch, length, features)."""
+    if is_narrow(x.shape[0] * x.shape[1], *kernel.shape):
+        flat = x.reshape(-1, x.shape[-1])
+        z = narrow_matmul(flat, laid_out(kernel), dtype=jnp.float32)
+        return z.reshape(*x.shape[:2], -1)
+    return jnp.einsum("ble,ev->blv", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
 def _log_probabilities(x: Array, kernel: Array, targets: Array, softcap: float | None) -> Array:
@@ -116,8 +138,7 @@ def _log_probabilities(x: Array, kernel: Array, targets: Array, softcap: float |
     @jax.checkpoint
     def of_chunk(part: tuple[Array, Array]) -> Array:
         x, targets = part
-        z = jnp.einsum("ble,ev->blv", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-        z = capped(z, softcap)
+        z = capped(logits_of(x, kernel), softcap)
         target_logits = jnp.take_along_axis(z, targets[..., None], -1)[..., 0]
         return target_logits - jax.nn.logsumexp(z, -1)
 
@@ -160,7 +181,7 @@ def _chunks(x, kernel, targets, weights, settings, of_x: bool, of_kernel: bool):
     """(Σ loss, what it is of each token), and the gradients asked for by x and by the kernel."""
     mesh, size = jax.sharding.get_abstract_mesh(), kernel.shape[1]
     run = partial(_local, size=size, settings=settings, of_x=of_x, of_kernel=of_kernel)
-    kernel = kernel.astype(x.dtype)
+    kernel = laid_out(kernel.astype(jnp.bfloat16)) if settings[2] else kernel.astype(x.dtype)
     if mesh.empty:
         return run(x, kernel, targets, weights, single=True)
     ways = mesh.shape["fsdp"] * mesh.shape["tensor"]
@@ -184,7 +205,7 @@ def _local(x, kernel, targets, weights, *, size, settings, of_x, of_kernel, sing
     Args:
         x, targets, weights: of this device's rows.
         kernel: (features, columns), this device's; those past `size` in all are padding.
-        settings: smoothing and softcap.
+        settings: smoothing, softcap, and the platform that products are narrow for.
         single: there are no other devices.
         token_axes: mesh axes over which tokens are spread, besides fsdp.
     """
@@ -196,7 +217,7 @@ def _local(x, kernel, targets, weights, *, size, settings, of_x, of_kernel, sing
         return collective(function, y, "fsdp", "tensor")
 
     gather = partial(collective, partial(jax.lax.all_gather, axis=0, tiled=True))
-    smoothing, softcap = settings
+    smoothing, softcap, narrow = settings
     part = 0 if single else jax.lax.axis_index(("fsdp", "tensor"))
     columns = part * kernel.shape[1] + jnp.arange(kernel.shape[1])
     real = columns < size
@@ -208,7 +229,8 @@ def _local(x, kernel, targets, weights, *, size, settings, of_x, of_kernel, sing
     def body(carry, parts):
         loss, dkernel = carry
         x, targets, weights = (gather(y, "fsdp") for y in parts)
-        z = jnp.einsum("ble,ev->blv", x, kernel, preferred_element_type=jnp.float32)
+        dtype, flat = x.dtype, x.reshape(-1, x.shape[-1]).astype(kernel.dtype)
+        z = dot(flat, kernel).reshape(*targets.shape, -1)
         slope = 1.0
         if softcap:
             z = jnp.tanh(z / softcap)
@@ -231,12 +253,13 @@ def _local(x, kernel, targets, weights, *, size, settings, of_x, of_kernel, sing
         first = 0 if single else jax.lax.axis_index("fsdp") * batch
         tokens = jax.lax.dynamic_slice_in_dim(tokens, first, batch)
         dz = (shifted / total[..., None] - is_target) * slope * weights[..., None]
-        dz, dx = dz.astype(x.dtype), None
+        dz, dx = dz.reshape(len(flat), -1).astype(kernel.dtype), None
         if of_x:
-            dx = collective(jax.lax.psum, jnp.einsum("blv,ev->ble", dz, kernel), "tensor")
+            dx = dot(dz, kernel, transposed=True).reshape(x.shape).astype(dtype)
+            dx = collective(jax.lax.psum, dx, "tensor")
             dx = dx if single else scatter_sum(dx, "fsdp", 0)
         if of_kernel:
-            dkernel += jnp.einsum("ble,blv->ev", x, dz, preferred_element_type=jnp.float32)
+            dkernel += dot_of_columns(flat, dz, narrow)
         return (loss, dkernel), (tokens, dx)
 
     start = (0.0, jnp.zeros(kernel.shape, jnp.float32) if of_kernel else None)

@@ -47,6 +47,8 @@ class Options:
         attention: a key of `ATTENTION`.
         parts: how many parts of its features a feed-forward block is computed in, of decoders
             with gated ones.
+        narrow: the platform that products are computed in bfloat16 for, see
+            `ftjax.parallel.narrow`; empty: in the operands' dtype.
     """
 
     dtype: Any = jnp.float32
@@ -54,6 +56,7 @@ class Options:
     segments: tuple[int, ...] | None = None
     attention: str = "xla"
     parts: int = 1
+    narrow: str = ""
 
 
 class Dense(nn.Module):

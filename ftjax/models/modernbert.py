@@ -17,6 +17,7 @@ from ftjax.models.config_keys import keys
 from ftjax.models.decoder import DEFAULT_TARGETS, Attention, checked
 from ftjax.models.feed_forward import FeedForward
 from ftjax.models.heads import Head, with_dropouts
+from ftjax.models.language_head import read_off
 from ftjax.models.layers import (
     ACTIVATIONS,
     Bias,
@@ -284,7 +285,7 @@ class Model(encoder.Model):
         if not c.tied:
             dense = partial(Dense, stddev=c.residual_range, name="logits")
             return dense(len(table), ("embed", "vocab"), biased)(x)
-        logits = x @ table.T.astype(x.dtype)
+        logits = read_off(x, table)
         if biased:
             logits = logits + Bias(table.shape[:1], ("vocab",), name="logits")()
         return logits

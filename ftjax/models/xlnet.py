@@ -19,6 +19,7 @@ from ftjax.models.config import inside
 from ftjax.models.config_keys import keys
 from ftjax.models.encoder import DEFAULT_TARGETS, Inputs, Layer, checked
 from ftjax.models.heads import Head, with_dropouts
+from ftjax.models.language_head import read_off
 from ftjax.models.layers import (
     ACTIVATIONS,
     Bias,
@@ -281,6 +282,6 @@ class Model(encoder.Model):
         if self.head == "causal_lm" and not self.config.tied:
             return Dense(table.shape[0], ("embed", "vocab"), stddev=stddev, name="logits")(x)
         if self.head == "causal_lm":
-            return x @ table.T.astype(x.dtype) + Bias(table.shape[:1], ("vocab",), name="logits")()
+            return read_off(x, table) + Bias(table.shape[:1], ("vocab",), name="logits")()
         count = 2 if self.head == "span" else self.labels
         return Dense(count, ("embed", None), stddev=stddev, name="classifier")(x)

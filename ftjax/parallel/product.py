@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from ftjax.parallel.collectives import gather
 from ftjax.parallel.mesh import RULES, place, ways_of
+from ftjax.parallel.narrow import is_narrow, narrow_matmul
 
 Array = jax.Array
 LARGE = 2**26  # bytes of a kernel that is not kept gathered from a layer's forward pass on
@@ -44,6 +45,7 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None], dtype: Any = Non
     apart = gathered or mesh.shape["sequence"] > 1
     if not (apart and _divides(mesh, specs[0], x) and _divides(mesh, specs[1], kernel)):
         return rows(x, kernel, dtype)
+    of_x, of_kernel = ([name for axes in spec for name in _names(axes)] for spec in specs)
     others = tuple(name for axes in leading for name in _names(axes) if name != "fsdp")
     multiply = jax.shard_map(
         partial(
@@ -51,6 +53,7 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None], dtype: Any = Non
             dimension=gathered[0] if gathered else None,
             summed=into,
             others=others,
+            columns=tuple(name for name in of_kernel if name not in of_x),
             dtype=dtype,
         ),
         in_specs=specs,
@@ -133,7 +136,9 @@ def rows(x: Array, kernel: Array, dtype: Any = None) -> Array:
     """x W of one matrix, not a batch of them: XLA transposes batched operands of the kernel's
     gradient. In x's dtype, or as `matmul` says."""
     flat = x.reshape(-1, x.shape[-1])
-    if dtype is not None:
+    if is_narrow(*flat.shape, kernel.shape[1]):
+        y = narrow_matmul(flat, kernel, dtype=dtype)
+    elif dtype is not None:
         y = _summed(flat, kernel).astype(dtype)
     elif x.dtype == kernel.dtype == jnp.bfloat16 and len(flat) <= FEW:
         y = _few(flat, kernel)
@@ -176,9 +181,11 @@ def _local(
     dimension: int | None,
     summed: str | None,
     others: tuple[str, ...],
+    columns: tuple[str, ...],
     dtype: Any,
 ) -> Array:
     # Said here, so that the gradient is summed over other axes once it is scattered over fsdp.
     kernel = jax.lax.pcast(kernel, others, to="varying") if others else kernel
+    x = jax.lax.pcast(x, columns, to="varying") if columns else x
     y = rows(x, kernel if dimension is None else gather(kernel, "fsdp", dimension), dtype)
     return jax.lax.psum(y, summed) if summed else y
