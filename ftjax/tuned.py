@@ -18,6 +18,7 @@ from ftjax.methods.interception import nested
 from ftjax.methods.method import Method
 from ftjax.methods.virtual_tokens import changed_words
 from ftjax.names import Names
+from ftjax.parallel.float8 import FLOAT8
 from ftjax.parallel.narrow import NARROW
 from ftjax.partition import FROZEN, Partition
 from ftjax.paths import Flat, expand, flatten, unflatten
@@ -99,7 +100,8 @@ class Tuned:
         interceptor = (self.method.interceptor if adapted else self.method.disabled)(self.base)
         if words is not None:
             interceptor = nested(interceptor, changed_words(self.base, inputs, words))
-        with intercepted(interceptor), NARROW(self.config.options.narrow):
+        options = self.config.options
+        with intercepted(interceptor), NARROW(options.narrow), FLOAT8(options.float8):
             return self.model.apply(variables, **inputs, rngs=rngs)
 
     def apply_cached(
@@ -115,7 +117,8 @@ class Tuned:
         variables = {"params": unflatten(params)} | ({"cache": cache} if cache else {})
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         interceptor = self.method.interceptor(self.base)
-        with intercepted(interceptor), NARROW(self.config.options.narrow):
+        options = self.config.options
+        with intercepted(interceptor), NARROW(options.narrow), FLOAT8(options.float8):
             logits, mutated = self.model.apply(variables, **inputs, mutable=["cache"])
         return logits, mutated["cache"]
 

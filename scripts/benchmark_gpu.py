@@ -267,10 +267,15 @@ def run(arguments: argparse.Namespace, side: str, name: str, method: str, limit:
     command += ["--figures", str(file), *(["--toy"] if arguments.toy else [])]
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     offline = {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+    one_card = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
     with (arguments.workdir / f"{slug}.log").open("w") as log:
         try:
             subprocess.run(
-                command, stdout=log, stderr=log, env={**os.environ, **offline}, timeout=limit
+                command,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **offline, **one_card},
+                timeout=limit,
             )
         except subprocess.TimeoutExpired:
             return {"failed": f"more than the {limit:.0f} s that were left"}

@@ -201,7 +201,7 @@ def main() -> None:
         "",
         "**No step was run, on no GPU.** GiB are arguments, outputs less aliases, and temporaries",
         "of one device; peak is the compiler's own figure. Both are estimates: no kernel was tuned",
-        "on a GPU, and neither cuDNN's workspace nor NCCL's buffers nor CUDA's context are in them.",
+        "on a GPU, and cuDNN's workspace, NCCL's buffers and CUDA's context are not in them.",
         "TFLOP are a device's in a step, of products and of attention kernels, counted in the",
         "compiled program (XLA has no cost analysis for GPUs that are not there); what the method",
         "needs computes nothing twice, and no gradient of frozen weights. Collectives are counted",

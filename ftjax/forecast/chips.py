@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from ftjax.errors import UserError, nearest
+from ftjax.errors import UserError
 
 AHEAD = {  # what libtpu asks of a machine with TPUs is told it, lest it wait for them
     "TPU_SKIP_MDS_QUERY": "1",
@@ -89,25 +89,14 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def topology_devices(name: str, slices: int = 1) -> tuple[Chip, list[jax.Device]]:
-    """The chip of a topology such as "v5e:8x8" or "h100:8", and devices to compile for, unreal.
-
-    Args:
-        name: of the topology.
-        slices: how many pods of TPUs, or hosts of GPUs.
+    """The chip of a topology such as "v5e:8x8", and devices to compile for, without any TPU.
 
     Raises:
-        UserError: the compiler is not installed, or knows no such topology.
+        UserError: libtpu is not installed, or knows no such topology.
     """
     from jax.experimental import topologies
 
-    from ftjax.forecast.gpus import GPUS, gpu_devices
-
     kind = name.partition(":")[0]
-    if kind in GPUS:
-        return gpu_devices(name, slices)
-    if kind not in CHIPS:
-        known = (*CHIPS, *GPUS)
-        raise UserError(f"--topology {name}: {kind!r} is not a chip{nearest(kind, known)}")
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     sizes = name.partition(":")[2].split("x")
     if len(sizes) == 2 and any(size.isdigit() and int(size) > SIDE for size in sizes):

@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 from ftjax.bars import elapsed
 from ftjax.config import require_config
 from ftjax.errors import UserError
-from ftjax.forecast.chips import Chip, topology_devices
+from ftjax.forecast.chips import Chip
 from ftjax.forecast.hlo import summarize
 from ftjax.forecast.least_work import Least
 from ftjax.forecast.lowering import abstract_recipe, abstract_state, compiled, live
 from ftjax.forecast.roofline import seconds
+from ftjax.forecast.topologies import devices_of
 from ftjax.models import cudnn, splash, triton
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
 
@@ -43,7 +44,7 @@ def forecast(
         UserError: an unknown topology, or a mesh or batch that does not fit it.
     """
     require_config(config)
-    chip, devices = topology_devices(topology, slices)
+    chip, devices = devices_of(topology, slices)
     mesh = make_mesh(**{axis: config.mesh[axis] for axis in AXES}, devices=devices)
     rows = config.train.batch_size // config.train.accumulation
     if rows % batch_ways(mesh):

@@ -19,7 +19,7 @@ COLLECTIVES = (
     "all-to-all",
     "collective-permute",
 )
-ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+)\[([\d,]*)\](\{[^{}]*\})?")
+ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^{}]*\})?")
 SUMMED = re.compile(  # of a product, and of one that cuBLAS does
     r'lhs_contracting_dims=\{([\d,]*)\}|"lhs_contracting_dimensions": ?\[([\d",]*)\]'
 )
@@ -140,7 +140,8 @@ def kernel_name(line: Instruction) -> str:
 def nbytes(shape: tuple[str, tuple[int, ...]]) -> float:
     """Bytes of an array."""
     dtype, dimensions = shape
-    size = SIZES.get(dtype) or int(re.sub(r"\D", "", dtype) or 0) / 8
+    bits = re.search(r"\d+", dtype)  # the first number: f8e4m3fn has more
+    size = SIZES.get(dtype) or int(bits[0] if bits else 0) / 8
     return size * math.prod(dimensions)
 
 

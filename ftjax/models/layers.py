@@ -49,6 +49,7 @@ class Options:
             with gated ones.
         narrow: the platform that products are computed in bfloat16 for, see
             `ftjax.parallel.narrow`; empty: in the operands' dtype.
+        float8: whether projections are products of 8-bit floats, see `ftjax.parallel.float8`.
     """
 
     dtype: Any = jnp.float32
@@ -57,6 +58,7 @@ class Options:
     attention: str = "xla"
     parts: int = 1
     narrow: str = ""
+    float8: bool = False
 
 
 class Dense(nn.Module):

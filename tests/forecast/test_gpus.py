@@ -6,9 +6,10 @@ import json
 import pytest
 
 from ftjax.errors import UserError
-from ftjax.forecast.chips import peak_flops, topology_devices
+from ftjax.forecast.chips import peak_flops
 from ftjax.forecast.gpus import GPUS
 from ftjax.forecast.groups import first_group, over_hosts
+from ftjax.forecast.topologies import devices_of
 from ftjax.models import triton
 from ftjax.models.cudnn import kernel_flops
 from tests.conftest import ftjax
@@ -24,12 +25,12 @@ needs_plugin = pytest.mark.skipif(
 @pytest.mark.parametrize("name", ["h100", "h100:0", "h100:9", "h100:2x4", "h100:08"])
 def test_hosts_have_up_to_eight(name):
     with pytest.raises(UserError, match=f"--topology {name}: a host has 1 to 8 GPUs.*--hosts"):
-        topology_devices(name)
+        devices_of(name)
 
 
 def test_unknown_kinds_are_met_with_the_nearest():
     with pytest.raises(UserError, match="'h10' is not a chip .*h100"):
-        topology_devices("h10:8")
+        devices_of("h10:8")
 
 
 def test_rates_are_those_of_the_table_of_devices():
