@@ -58,8 +58,8 @@ def _by_kernel(x: Array, codes: Array, absmax: Array, interpret: bool) -> Array:
             inputs, halves = pl.ds(block * BLOCK, HALF), pl.ds(block * HALF, HALF)
             others = pl.ds(block * BLOCK + HALF, HALF)
             high, low = _decoded(codes_ref[halves, :], absmax_ref[block, :][None], x.dtype)
-            y += pl.dot(x_ref[:, inputs], high)
-            return y + pl.dot(x_ref[:, others], low)
+            y += plgpu.dot(x_ref[:, inputs], high)
+            return y + plgpu.dot(x_ref[:, others], low)
 
         start = jnp.zeros((rows, columns), jnp.float32)
         y_ref[...] = jax.lax.fori_loop(0, size // BLOCK, add, start).astype(x.dtype)
@@ -91,7 +91,7 @@ def _by_transposed(y: Array, codes: Array, absmax: Array, interpret: bool) -> Ar
             outputs = pl.ds(part * columns, columns)
             weights = _decoded(codes_ref[:, outputs], absmax_ref[:, outputs], y.dtype)
             return tuple(
-                half + pl.dot(y_ref[:, outputs], weight, trans_b=True)
+                half + plgpu.dot(y_ref[:, outputs], weight, trans_b=True)
                 for half, weight in zip(halves, weights, strict=True)
             )
 

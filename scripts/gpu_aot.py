@@ -27,6 +27,11 @@ METHODS = {  # name in the table → method, overrides
     "lora q, v": ("lora", ("method.rank=16", "method.alpha=16.0")),
     "lora all-linear": ("lora", ALL_LINEAR),
     "qlora all-linear": ("qlora", ("method.over.rank=16", "method.over.alpha=16.0")),
+    "lora all-linear, rank 8": (
+        "lora",
+        ("method.rank=8", "method.alpha=16.0", "method.targets=all-linear", "model.parts=1"),
+    ),
+    "qlora all-linear, rank 8": ("qlora", ("method.over.rank=8", "method.over.alpha=16.0")),
     "qlora all-linear, rank 32": ("qlora", ("method.over.rank=32", "method.over.alpha=32.0")),
 }
 XLA, DOTS = ("model.attention=xla",), ("model.remat=dots",)
@@ -69,6 +74,7 @@ def _seventy(method: str, topology: str, *overrides: str) -> Case:
 # README.md of pytorch/torchtune at 0031bfb (October 2024): batch 2, rows packed to 2,048 tokens,
 # compiled, recomputed layers.
 TORCHTUNE = "torchtune {} GiB on {}"
+EIGHT, LORA = "llama-3.1-8b", "lora all-linear, rank 8"
 # unsloth.ai/docs/basics/unsloth-benchmarks and unsloth.ai/blog/llama3-3 (December 2024): one row,
 # rank 32, all linear; the longest row that fits so much memory.
 UNSLOTH = "Unsloth {} GB, transformers + FA2 {}"
@@ -88,6 +94,15 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         _eight("full", "h100:8 x 2"),
         _eight("full", "h100:8 x 2", "mesh.data=2"),
     ),
+    "llama-3.1-8b on packed rows: segments in Triton's kernels, or a mask in cuDNN's": tuple(
+        Case("llama-3.1-8b", "lora q, v", "h100:8", rows, length, ("data.batching=pack", attention))
+        for rows, length in ((64, 4096), (8, 32768))
+        for attention in ("model.attention=triton", "model.attention=cudnn")
+    ),
+    "llama-3.1-8b with projections in 8-bit floats": (
+        _eight("full", "h100:8", "model.products=float8"),
+        _eight("lora q, v", "h100:8", "model.products=float8"),
+    ),
     "llama-3.1-70b, 16 rows of 4,096 tokens over eight": (
         _seventy("qlora all-linear", "h200:8"),
         _seventy("qlora all-linear", "h100:8"),
@@ -98,12 +113,12 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
     "Beside torchtune: 2 rows of 2,048 tokens a GPU, packed": tuple(
         Case(model, method, topology, 2 * gpus, 2048, ("data.batching=pack",), peer)
         for model, method, topology, gpus, peer in (
-            ("llama-3.1-8b", "full, bfloat16 weights", "a100:1", 1,
+            (EIGHT, "full, bfloat16 weights", "a100:1", 1,
              TORCHTUNE.format(37.4, "an A6000 (AdamW in 8 bits, paged)")),
-            ("llama-3.1-8b", "lora all-linear", "a100:1", 1, TORCHTUNE.format(30.3, "an A6000")),
-            ("llama-3.1-8b", "lora all-linear", "a100:1", 1, TORCHTUNE.format(16.2, "a 4090")),
-            ("llama-3.1-8b", "qlora all-linear", "a100:1", 1, TORCHTUNE.format(7.4, "a 4090")),
-            ("llama-3.1-70b", "lora all-linear", "a100:8", 8, TORCHTUNE.format(27.6, "eight A100")),
+            (EIGHT, LORA, "a100:1", 1, TORCHTUNE.format(30.3, "an A6000")),
+            (EIGHT, LORA, "a100:1", 1, TORCHTUNE.format(16.2, "a 4090")),
+            (EIGHT, f"q{LORA}", "a100:1", 1, TORCHTUNE.format(7.4, "a 4090")),
+            ("llama-3.1-70b", LORA, "a100:8", 8, TORCHTUNE.format(27.6, "eight A100")),
         )
     ),
     "Beside Unsloth: one long row on one GPU": (
@@ -144,7 +159,8 @@ def compiled(workdir: Path, case: Case) -> dict[str, Any]:
 
 def row(case: Case, forecast: dict[str, Any], beside: bool) -> str:
     """A row of a table; `beside`: with what a peer publishes."""
-    name = ", ".join((case.method, *(o.split(".")[1] for o in case.overrides if o in SHOWN)))
+    shown = (o.split(".")[1] for o in case.overrides if o.startswith(SHOWN))
+    name = ", ".join((case.method, *shown))
     first = name if case.model in ("", "llama-3.1-8b") else f"{case.model}: {name}"
     cells = [first, case.topology, f"{case.batch} x {case.length:,}"]
     if "memory" not in forecast:
@@ -167,7 +183,7 @@ def row(case: Case, forecast: dict[str, Any], beside: bool) -> str:
     return f"| {' | '.join([*cells, case.peer] if beside else cells)} |"
 
 
-SHOWN = ("model.attention=xla", "model.remat=dots", "mesh.data=2")
+SHOWN = ("model.attention", "model.remat", "model.products", "mesh.data")
 
 
 def section(workdir: Path, title: str, cases: tuple[Case, ...]) -> Iterator[str]:
@@ -207,7 +223,8 @@ def main() -> None:
         "needs computes nothing twice, and no gradient of frozen weights. Collectives are counted",
         "by what they give a device in a step. Bounds are by published rates, each kind of work by",
         "itself. An H100 has 79.1 GiB, an H200 141.0, an A100 79.3, a v5p 95. Attention is",
-        "cuDNN's, a TPU's the splash kernel.",
+        "cuDNN's, of packed rows Triton's, a TPU's the splash kernel. Work in 8-bit floats counts",
+        "as such in bfloat16 does, which an H100 takes twice as long for.",
         "",
         "Published figures are what a process held on another card, of other software, with the",
         "optimizer named: torchtune's of the README of pytorch/torchtune at commit 0031bfb",
