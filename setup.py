@@ -10,6 +10,11 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ftjax/__init__.py").read_text()).group(1)
 
 TPU = ["jax[tpu]>=0.10"]
+GPU_AOT = [  # compilers for GPUs that are not there, and what says which cuDNN it would be
+    "jax[cuda12-local]>=0.10",
+    "nvidia-cuda-nvcc-cu12>=12.6.85",
+    "nvidia-cudnn-cu12>=9.8,<10",
+]
 REMOTE = ["gcsfs>=2026.1"]
 TFDS = ["tensorflow-datasets>=4.9.9", "array-record>=0.8"]
 EXCEL = ["openpyxl>=3.1"]
@@ -98,6 +103,7 @@ setup(
         "test": TEST,
         "tpu": TPU,
         "gpu": ["jax[cuda12]>=0.10"],
+        "gpu-aot": GPU_AOT,
         "gcs": REMOTE,
         "tfds": TFDS,
         "excel": EXCEL,

@@ -97,6 +97,8 @@ def _configured(
     options = Options(
         dtype=jnp.dtype(dtype),
         narrow=narrowed_for(settings.get("products", "float32"), dtype, platform),
+        float8=settings.get("products") == "float8",
+        platform=platform,
         remat=_known("remat", settings.get("remat", "none"), POLICIES),
         attention=_known("attention", settings.get("attention", "auto"), ("auto", *ATTENTION)),
     )

@@ -1,8 +1,8 @@
 """A model under a method: the one place where the two meet."""
 
 import re
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,9 @@ from ftjax.methods.interception import nested
 from ftjax.methods.method import Method
 from ftjax.methods.virtual_tokens import changed_words
 from ftjax.names import Names
+from ftjax.parallel.float8 import FLOAT8
 from ftjax.parallel.narrow import NARROW
+from ftjax.parallel.platform import PLATFORM
 from ftjax.partition import FROZEN, Partition
 from ftjax.paths import Flat, expand, flatten, unflatten
 
@@ -99,7 +101,7 @@ class Tuned:
         interceptor = (self.method.interceptor if adapted else self.method.disabled)(self.base)
         if words is not None:
             interceptor = nested(interceptor, changed_words(self.base, inputs, words))
-        with intercepted(interceptor), NARROW(self.config.options.narrow):
+        with intercepted(interceptor), _computed(self.config.options):
             return self.model.apply(variables, **inputs, rngs=rngs)
 
     def apply_cached(
@@ -115,7 +117,7 @@ class Tuned:
         variables = {"params": unflatten(params)} | ({"cache": cache} if cache else {})
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         interceptor = self.method.interceptor(self.base)
-        with intercepted(interceptor), NARROW(self.config.options.narrow):
+        with intercepted(interceptor), _computed(self.config.options):
             logits, mutated = self.model.apply(variables, **inputs, mutable=["cache"])
         return logits, mutated["cache"]
 
@@ -222,6 +224,13 @@ class Tuned:
 
 def intercepted(interceptor: Any) -> Any:
     return nn.intercept_methods(interceptor) if interceptor else nullcontext()
+
+
+@contextmanager
+def _computed(options: Any) -> Iterator[None]:
+    """Where a model is traced as its options say."""
+    with NARROW(options.narrow), FLOAT8(options.float8), PLATFORM(options.platform):
+        yield
 
 
 def positions_of(config: Any) -> int | None:

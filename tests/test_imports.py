@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ROOMS = """
-errors process options patterns paths partition loss dropout leaf quantization
+errors process options patterns paths partition loss dropout leaf quantization quantized_product_gpu
 remote cache files html bars registry names base_model
 parallel
 optimizers

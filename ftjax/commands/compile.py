@@ -1,4 +1,4 @@
-"""`ftjax compile`: what a run takes on TPUs that are not there."""
+"""`ftjax compile`: what a run takes on TPUs or GPUs that are not there."""
 
 import math
 import os
@@ -15,8 +15,9 @@ NOTHING_FITS = ("", "nothing that was tried fits: more chips, or a method that t
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_page(parser)
-    parser.add_argument("--topology", required=True, help="such as v5e:8x8")
-    parser.add_argument("--slices", type=int, default=1, help="pods beside each other (default 1)")
+    parser.add_argument("--topology", required=True, help="such as v5e:8x8 or h100:8")
+    beside = "pods of TPUs, or hosts of GPUs, beside each other (default 1)"
+    parser.add_argument("--slices", "--hosts", type=int, default=1, help=beside)
     quick = "memory alone, sooner: compiled with less effort, which says nothing of time"
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--price", type=float, help="of a chip-hour, in any currency, for the cost")
@@ -50,5 +51,5 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
         print(f"forecast: {arguments.output}")
 
 
-HELP = "compile for TPUs that are not there, and say what a step takes"
+HELP = "compile for TPUs or GPUs that are not there, and say what a step takes"
 COMMAND = Command(HELP, add_arguments, run, ALL)

@@ -41,7 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", default=[], help="a text that ends a text")
     parser.add_argument("--batch-size", type=int, default=8, help="of --input (default 8)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of computation")
-    kernels = "auto (default, by what it runs on), xla, cudnn, gpu or splash"
+    kernels = "auto (default, by what it runs on), xla, cudnn, triton, gpu or splash"
     parser.add_argument("--attention", help=kernels)
     parser.add_argument("--tensor", type=int, help="devices that share each layer")
     for name, (kind, text) in CHOICES.items():

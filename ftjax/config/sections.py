@@ -21,11 +21,13 @@ class Model:
         path: a folder, a .gguf file, a hub id, "minilm" or "smollm2".
         dtype: of what is computed.
         products: what is multiplied of float32 activations, with sums in float32; auto: bfloat16 on
-            CPUs that have units for it (ftjax/parallel/narrow.py).
+            CPUs that have units for it (ftjax/parallel/narrow.py); float8: projections in 8 bits,
+            for GPUs from the H100 on (ftjax/parallel/float8.py).
         trainable_dtype: of the leaves that train, and of their moments.
         remat: what is computed again in the backward pass, in less memory.
         segments: "auto", "unrolled", "scan", or lengths of segments of layers, as "4,2".
-        attention: the program of attention; "gpu" is cudnn or xla, "splash" for decoders on TPUs.
+        attention: the program of attention; "gpu" is triton for packed rows, cudnn or xla, "splash"
+            for decoders on TPUs.
         parts: of feed-forward blocks, computed in turn in less memory.
         adapter: a PEFT or AdapterHub folder of the method, or a run's work folder, to start from.
         resize_vocabulary: adds rows to the table where the tokenizer has more words than it.
@@ -38,11 +40,11 @@ class Model:
 
     path: str = "minilm"
     dtype: Dtype = "float32"
-    products: Literal["auto", "float32", "bfloat16"] = "auto"
+    products: Literal["auto", "float32", "bfloat16", "float8"] = "auto"
     trainable_dtype: Dtype = "float32"
     remat: Literal["none", "full", "dots", "dots_no_batch"] = "none"
     segments: str | tuple[Positive, ...] = "auto"
-    attention: Literal["auto", "xla", "cudnn", "gpu", "splash"] = "auto"
+    attention: Literal["auto", "xla", "cudnn", "triton", "gpu", "splash"] = "auto"
     parts: Positive = 1
     adapter: str = ""
     resize_vocabulary: bool = False

@@ -12,15 +12,17 @@ from ml_collections import ConfigDict
 from ftjax.bars import elapsed
 from ftjax.config import require_config
 from ftjax.errors import UserError
-from ftjax.forecast.chips import Chip, topology_devices
+from ftjax.forecast.chips import Chip
 from ftjax.forecast.hlo import summarize
 from ftjax.forecast.least_work import Least
 from ftjax.forecast.lowering import abstract_recipe, abstract_state, compiled, live
 from ftjax.forecast.roofline import seconds
-from ftjax.models.splash import kernel_flops
+from ftjax.forecast.topologies import devices_of
+from ftjax.models import cudnn, splash, triton
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
 
 SAFE = 0.9  # of a chip's memory, to be advised to use
+COMPILERS = {"tpu": "libtpu", "gpu": "jax-cuda12-plugin"}
 
 
 def forecast(
@@ -33,8 +35,8 @@ def forecast(
 
     Args:
         config: of a run.
-        topology: such as "v5e:8x8".
-        slices: pods beside each other.
+        topology: such as "v5e:8x8" or "h100:8".
+        slices: pods of TPUs, or hosts of GPUs, beside each other.
         quick: with less of the compiler's effort: memory is nearly the same, and nothing is said of
             time, which is another program's.
 
@@ -42,7 +44,7 @@ def forecast(
         UserError: an unknown topology, or a mesh or batch that does not fit it.
     """
     require_config(config)
-    chip, devices = topology_devices(topology, slices)
+    chip, devices = devices_of(topology, slices)
     mesh = make_mesh(**{axis: config.mesh[axis] for axis in AXES}, devices=devices)
     rows = config.train.batch_size // config.train.accumulation
     if rows % batch_ways(mesh):
@@ -50,10 +52,10 @@ def forecast(
             f"train.batch_size={config.train.batch_size} (a microbatch of {rows} rows) does not "
             f"divide over the {batch_ways(mesh)} parts of the mesh that rows are spread over"
         )
-    recipe = abstract_recipe(config, "tpu")
+    recipe = abstract_recipe(config, chip.platform)
     trainable, total = recipe.tuned.partition.counts(recipe.tuned.shapes)
     figures = {
-        "versions": {name: version(name) for name in ("jax", "libtpu")},
+        "versions": {name: version(name) for name in ("jax", COMPILERS[chip.platform])},
         "topology": topology,
         "slices": slices,
         "chips": len(devices),
@@ -65,6 +67,7 @@ def forecast(
         "parameters": total,
         "trainable": trainable,
         "chip_memory": chip.memory,
+        "platform": chip.platform,
     }
     try:
         with jax_effort(quick), elapsed(f"compiling for {len(devices)} chips of {topology}"):
@@ -75,7 +78,9 @@ def forecast(
         return {**figures, "fits": False, "reason": str(error).strip().splitlines()[0][:300]}
     state, frozen = abstract_state(recipe, mesh)
     last = recipe.state_shapes(state.params, mesh, recipe.total)  # of which more may train
-    read = _figures(program, chip, {"start": live(state, frozen), "resume": live(last, frozen)})
+    held = {"start": live(state, frozen), "resume": live(last, frozen)}
+    host = len(devices) // slices if chip.platform == "gpu" else None
+    read = _figures(program, chip, held, host)
     figures |= {"compile_seconds": round(seconds, 1), **read}
     if figures["fits"] and (more := room_for(figures, config)):
         figures["room"] = more
@@ -125,7 +130,9 @@ def room_for(figures: Mapping[str, Any], config: ConfigDict) -> str:
     return f"train.batch_size={rows * min(2 ** int(math.log2(times)), 64)} fits about, in one step"
 
 
-def _figures(program: jax.stages.Compiled, chip: Chip, held: dict[str, int]) -> dict[str, Any]:
+def _figures(
+    program: jax.stages.Compiled, chip: Chip, held: dict[str, int], host: int | None
+) -> dict[str, Any]:
     """Figures of a step's program.
 
     Args:
@@ -133,16 +140,22 @@ def _figures(program: jax.stages.Compiled, chip: Chip, held: dict[str, int]) -> 
         chip: that it is for.
         held: bytes that a chip holds before a step, of a new run and of one near its end that goes
             on.
+        host: GPUs of each; None for TPUs.
     """
-    sizes, work = program.memory_analysis(), summarize(program.as_text())
+    sizes, work = program.memory_analysis(), summarize(program.as_text(), host)
     memory = {
         "arguments": sizes.argument_size_in_bytes,
         "outputs": sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
         "temporaries": sizes.temp_size_in_bytes,
     }
     memory |= {"sum": sum(memory.values()), "peak": sizes.peak_memory_in_bytes, **held}
-    kernels = sum(times * kernel_flops(*kernel) for kernel, times in work.kernels.items())
+    kernels = sum(
+        times * module.kernel_flops(*kernel)
+        for kernel, times in work.kernels.items()
+        for module in (splash, cudnn, triton)
+    )
     times = seconds(chip, work.flops + kernels, work.moved, work.sent, work.across)
+    estimated = work.cycles / chip.clock + kernels / chip.flops
     return {
         "fits": max(memory["sum"], *held.values()) <= chip.memory,
         "memory": memory,
@@ -152,7 +165,7 @@ def _figures(program: jax.stages.Compiled, chip: Chip, held: dict[str, int]) -> 
             "runs": dict(work.counts),
             "between_slices": work.across,
         },
-        "seconds": {**times, "compiler": work.cycles / chip.clock + kernels / chip.flops},
+        "seconds": {**times, "compiler": estimated} if work.cycles else times,
     }
 
 

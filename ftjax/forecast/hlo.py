@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from ftjax.forecast.groups import first_group, integers, over_hosts
+
 SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "f32": 4, "f64": 8}
 COLLECTIVES = (
     "all-gather",
@@ -17,8 +19,11 @@ COLLECTIVES = (
     "all-to-all",
     "collective-permute",
 )
-ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+)\[([\d,]*)\](\{[^{}]*\})?")
-ALONE = re.compile(r"replica_groups=(\{\{\d+\}(,\{\d+\})*\}|\[\d+,1\]<=)")  # nothing is sent
+ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^{}]*\})?")
+SUMMED = re.compile(  # of a product, and of one that cuBLAS does
+    r'lhs_contracting_dims=\{([\d,]*)\}|"lhs_contracting_dimensions": ?\[([\d",]*)\]'
+)
+SEEN = ("causal", "both_sides")  # scopes of Triton's attention
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
 LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 
@@ -57,7 +62,7 @@ class Summary:
         flops: of products of matrices and convolutions.
         sent: bytes of the results of collectives, by kind.
         counts: how often each kind runs.
-        across: bytes received from other slices, over the network between hosts.
+        across: bytes received from other slices of TPUs, or other hosts of GPUs, over the network.
         kernels: how often each custom kernel runs: (name, shapes that it reads) → times.
         moved: bytes read from and written to the main memory.
         cycles: the compiler's own estimate of what is not a kernel.
@@ -72,8 +77,13 @@ class Summary:
     cycles: float = 0.0
 
 
-def summarize(text: str) -> Summary:
-    """Counts a program's work; `text` is that of the optimized module."""
+def summarize(text: str, host: int | None = None) -> Summary:
+    """Counts a program's work.
+
+    Args:
+        text: that of the optimized module.
+        host: GPUs of each; None for no hosts.
+    """
     computations, entry = parse(text)
     summary, later = Summary(), _later(computations)
     for body, times, fused in _runs(computations, entry, 1):
@@ -84,28 +94,54 @@ def summarize(text: str) -> Summary:
                 summary.moved += times * _moved(line, lines, computations)
                 cycles = re.search(r'"estimated_cycles":"(\d+)"', line.text)
                 summary.cycles += times * int(cycles[1]) if cycles else 0
-            kind = line.opcode.removesuffix("-start")
-            if line.opcode in ("dot", "convolution"):
+            kind, kernel = line.opcode.removesuffix("-start"), kernel_name(line)
+            if line.opcode in ("dot", "convolution") or "__cublas$" in line.text:
                 summary.flops += times * _product_flops(line, shapes)
-            elif kind in COLLECTIVES and not ALONE.search(line.text) and body not in later:
-                started = line.opcode != kind  # gives what it reads, too
-                arrays = line.shapes[len(line.shapes) // 2 :] if started else line.shapes
+            elif kind in COLLECTIVES and len(first_group(line.text)) != 1 and body not in later:
+                arrays = line.shapes
+                if line.opcode != kind and kind != "all-reduce":  # gives what it reads, too
+                    arrays = arrays[len(line.operands) : 2 * len(line.operands)]
                 if body.startswith("all-reduce-scatter"):  # how TPUs write it: a slice of the sum
                     kind, arrays = "reduce-scatter", computations[body][-1].shapes
                 summary.sent[kind] += times * sum(map(nbytes, arrays))
                 summary.counts[kind] += times
+                if host:
+                    received = over_hosts(line.text, kind, host)
+                    summary.across += times * received * sum(map(nbytes, arrays))
             elif line.opcode == "recv" and "is_host_transfer=true" in line.text:
                 summary.across += times * nbytes(line.shapes[0])
-            elif line.opcode == "custom-call" and '"tpu_custom_call"' in line.text:
+            elif kernel:
                 read = tuple(shape for name in line.operands for shape in shapes[name])
-                summary.kernels[re.sub(r"[.\d]+$", "", line.name), read] += times
+                summary.kernels[kernel, read] += times
     return summary
+
+
+def kernel_name(line: Instruction) -> str:
+    """What a custom kernel is called by who counts its work; empty for all else.
+
+    Of attention what is seen is in it: of cuDNN's the mask, and the window where there is one.
+    """
+    target = re.search(r'custom_call_target="([^"]*)"', line.text)
+    if line.opcode != "custom-call" or target is None:
+        return ""
+    if target[1] == "tpu_custom_call":
+        return re.sub(r"[.\d]+$", "", line.name)
+    if target[1].endswith("triton"):
+        scopes = re.search(r'op_name="([^"]*)/pallas_call', line.text)
+        path = scopes[1].split("/") if scopes else [""]
+        return " ".join([path[-1], *(name for name in path if name in SEEN)])
+    if not target[1].startswith("__cudnn$fmha"):
+        return ""
+    settings = r'"mask_type": ?"(\w+)"', r'"sliding_window_length": ?"?([1-9]\d*)'
+    found = [re.search(pattern, line.text) for pattern in settings]
+    return " ".join([target[1], *(match[1] for match in found if match)])
 
 
 def nbytes(shape: tuple[str, tuple[int, ...]]) -> float:
     """Bytes of an array."""
     dtype, dimensions = shape
-    size = SIZES.get(dtype) or int(re.sub(r"\D", "", dtype) or 0) / 8
+    bits = re.search(r"\d+", dtype)  # the first number: f8e4m3fn has more
+    size = SIZES.get(dtype) or int(bits[0] if bits else 0) / 8
     return size * math.prod(dimensions)
 
 
@@ -120,7 +156,7 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
         elif current is not None and (line := LINE.match(raw)):
             name, shape, opcode, rest = line.groups()
             arrays = ARRAY.findall(shape)
-            shapes = tuple((dtype, _numbers(sizes)) for dtype, sizes, _ in arrays)
+            shapes = tuple((dtype, integers(sizes)) for dtype, sizes, _ in arrays)
             near = tuple("S(1)" in layout for _, _, layout in arrays)
             read = rest.split(")")[0]
             operands = re.findall(r"%([\w.\-]+)", read) or read.split(", ")
@@ -140,10 +176,6 @@ def _later(computations: Mapping[str, list[Instruction]]) -> set[str]:
         for body, caller in bodies.items()
         if body.startswith("async_collective_fusion") or caller.startswith("async-collective-done")
     }
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(",") if n)
 
 
 def _runs(
@@ -215,9 +247,10 @@ def _product_flops(line: Instruction, shapes: Mapping[str, tuple]) -> float:
     """2 · outputs · what is summed for each."""
     (_, out), *_ = line.shapes
     left, right = (shapes[name][0][1] for name in line.operands[:2])
-    if line.opcode == "dot":
-        summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.text)
-        return 2.0 * math.prod(out) * math.prod(left[i] for i in _numbers(summed[1]))
+    if line.opcode != "convolution":
+        summed = SUMMED.search(line.text)
+        axes = integers((summed[1] or summed[2]).replace('"', ""))
+        return 2.0 * math.prod(out) * math.prod(left[axis] for axis in axes)
     lhs, rhs, output = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.text).groups()
     flops = 2.0 * out[output.index("b")] * out[output.index("f")] * right[rhs.index("i")]
     window = re.search(r"window=\{([^}]*)\}", line.text)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ftjax.forecast.chips import SLICES, Chip
+from ftjax.forecast.chips import Chip
 
 # Of what a collective gives, how much a chip receives and sends on at most.
 PASSED = {"all-reduce": 2.0}
@@ -18,12 +18,12 @@ def seconds(
         flops: of one chip.
         moved: bytes to and from its memory.
         sent: bytes that collectives within a slice give it, by kind.
-        across: bytes that collectives between slices give it.
+        across: bytes that collectives between slices, or hosts of GPUs, give it.
     """
     interconnect = sum(PASSED.get(kind, 1.0) * count for kind, count in sent.items())
     return {
         "compute": flops / chip.flops,
         "memory": moved / chip.bandwidth,
         "interconnect": interconnect / chip.links,
-        "network": across / SLICES,
+        "network": across / chip.network,
     }

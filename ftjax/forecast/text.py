@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftjax.forecast.chips import GIB
+from ftjax.forecast.gpus import UNKNOWN
 
 NAMES = {"compiler": "the compiler's own estimate"}  # of what times are told by
 
@@ -17,8 +18,10 @@ def lines(figures: Mapping[str, Any], price: float | None = None) -> list[str]:
     """
     mesh = " x ".join(f"{axis} {size}" for axis, size in figures["mesh"].items() if size > 1)
     rows, length = figures["batch"]
+    gpus = figures["platform"] == "gpu"
+    parts = "hosts" if gpus else "slices"
     where = figures["topology"] + (
-        f" x {figures['slices']} slices" if figures["slices"] > 1 else ""
+        f" x {figures['slices']} {parts}" if figures["slices"] > 1 else ""
     )
     text = [
         f"{figures['model']}, {figures['method']}: {figures['trainable']:,} of "
@@ -36,6 +39,7 @@ def lines(figures: Mapping[str, Any], price: float | None = None) -> list[str]:
         f"{memory['outputs'] / GIB:.2f}, temporaries {memory['temporaries'] / GIB:.2f}; "
         f"peak {memory['peak'] / GIB:.2f}; at start {memory['start'] / GIB:.2f}, at resume "
         f"{memory['resume'] / GIB:.2f})",
+        *([UNKNOWN] if gpus else []),
         f"work: {flops['dense'] / 1e12:.1f} TFLOP of products, {flops['kernels'] / 1e12:.1f} of "
         f"attention kernels{_least(figures)}",
         "sent: "
@@ -43,7 +47,7 @@ def lines(figures: Mapping[str, Any], price: float | None = None) -> list[str]:
             f"{kind} {count / 1e9:.3f} GB in {figures['collectives']['runs'][kind]:,}"
             for kind, count in sorted(figures["collectives"]["bytes"].items())
         )
-        + (f"; between slices {across / 1e9:.3f} GB" if across else ""),
+        + (f"; between {parts} {across / 1e9:.3f} GB" if across else ""),
         *_times(figures, price),
         *([f"memory is left: {figures['room']}"] if "room" in figures else []),
         f"compiled in {figures['compile_seconds']:.1f} s",

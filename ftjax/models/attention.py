@@ -1,8 +1,8 @@
 """Attention as one function with interchangeable back ends."""
 
-import logging
 from collections.abc import Callable
 from functools import cache
+from logging import INFO, WARNING, getLogger
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError
-from ftjax.models import cudnn, splash
+from ftjax.models import cudnn, splash, triton
 from ftjax.models.layers import Dropout
 from ftjax.models.masks import Pattern
 from ftjax.parallel.narrow import is_narrow, narrow_matmul
 
 Array = jax.Array
+LOGGER = getLogger(__name__)
 
 
 class Inputs(NamedTuple):
@@ -96,8 +97,28 @@ def _cudnn_attention(inputs: Inputs) -> Array:
     return cudnn.attend(*inputs[:7])
 
 
+def _triton_refusal(inputs: Inputs) -> str | None:
+    return triton.refusal(inputs.query, inputs.key, inputs.softcap, inputs.bias, inputs.pattern)
+
+
+def _triton_attention(inputs: Inputs) -> Array:
+    reason = _triton_refusal(inputs)
+    if reason:
+        raise UserError(f"model.attention=triton: {reason}; use attention=gpu or xla")
+    return triton.attend(*inputs[:3], inputs.scale, inputs.pattern)
+
+
 def _gpu_attention(inputs: Inputs) -> Array:
-    """cuDNN's where it is there and takes what is asked, else XLA's; what is missing is said."""
+    """Of packed rows Triton's, of others cuDNN's where it is there and takes what is asked.
+
+    Else XLA's; what was chosen and why is said.
+    """
+    if inputs.pattern.packed:
+        reason = _triton_refusal(inputs)
+        if reason is None:
+            _tell_once("attention of packed rows by Triton: cuDNN would take a mask of each row")
+            return _triton_attention(inputs)
+        _tell_once(f"attention of packed rows with a mask, not by Triton: {reason}", WARNING)
     reason = _cudnn_refusal(inputs)
     if reason:
         _say_once(reason)
@@ -111,16 +132,22 @@ def _splash_attention(inputs: Inputs) -> Array:
 
 @cache
 def _say_once(reason: str) -> None:
-    logging.getLogger(__name__).warning("attention without cuDNN, by XLA: %s", reason)
+    LOGGER.warning("attention without cuDNN, by XLA: %s", reason)
+
+
+@cache
+def _tell_once(choice: str, level: int = INFO) -> None:
+    LOGGER.log(level, choice)
 
 
 ATTENTION = {
     "xla": _xla_attention,
     "cudnn": _cudnn_attention,
+    "triton": _triton_attention,
     "gpu": _gpu_attention,
     "splash": _splash_attention,
 }
-PLATFORMS = {"cudnn": "gpu", "gpu": "gpu", "splash": "tpu"}  # of those that need one
+PLATFORMS = {"cudnn": "gpu", "triton": "gpu", "gpu": "gpu", "splash": "tpu"}  # that need one
 
 
 def runs_on(backend: str, platform: str) -> bool:

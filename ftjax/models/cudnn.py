@@ -9,6 +9,7 @@ What cuDNN does not take is known before it is called: by JAX's own checks, on s
 `nn.remat` and `nn.scan` those of the backward pass would come too late to choose anything else.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -116,6 +117,25 @@ def structure(pattern: Pattern, keys: int) -> dict[str, Any] | None:
         return {}
     lengths = (pattern.segments > 0).sum(1, dtype=jnp.int32)
     return {"key_value_seq_lengths": pattern.prefix + jnp.maximum(lengths, 1)}
+
+
+def kernel_flops(name: str, inputs: Sequence[tuple[str, tuple[int, ...]]]) -> float:
+    """FLOPs of one run of a kernel of cuDNN's attention.
+
+    Args:
+        name: its own, its mask and its window, as `ftjax.forecast.hlo` has them.
+        inputs: dtype and shape of what it reads: query (batch, queries, heads, d) and key first.
+    """
+    kernel, *mask = name.split()
+    if not kernel.startswith("__cudnn$fmha"):
+        return 0.0
+    (batch, queries, heads, size), (_, keys, *_) = (shape for _, shape in inputs[:2])
+    pairs = float(queries * keys)
+    if mask[:1] == ["CAUSAL"]:
+        window = min(int(mask[1]), queries) if len(mask) > 1 else queries
+        pairs = queries * window - window * (window - 1) / 2  # the first see less than a window
+    products = 5 if kernel.endswith("Backward") else 2  # scores are computed again
+    return 2.0 * products * batch * heads * pairs * size
 
 
 def _spec(shape: tuple[int, ...]) -> PartitionSpec:

@@ -19,10 +19,13 @@ from ftjax.parallel.narrow import (
     laid_out,
     narrow_matmul,
 )
+from ftjax.parallel.platform import PLATFORM
 from ftjax.parallel.product import matmul
 
 Array = jax.Array
 CHUNK = 2**25  # logits that exist at a time on a device
+# Tokens at a time that a GPU takes as long to multiply as to read the kernel and its gradient.
+TOKENS = {"gpu": 1024}
 
 
 class Scores(NamedTuple):
@@ -115,9 +118,19 @@ def score(
     if weights is None:
         return _log_probabilities(x, kernel, targets, softcap)
     narrow = NARROW.value if is_narrow(targets.size, *kernel.shape) else ""
-    settings = (smoothing, softcap, narrow)
+    settings = (smoothing, softcap, narrow, TOKENS.get(PLATFORM.value, 0))
     loss, tokens = _score(x, kernel, targets, weights.astype(jnp.float32), settings)
     return Scores(loss, weights.sum(dtype=jnp.float32), tokens)
+
+
+def positions_at_once(rows: int, columns: int, tokens: int) -> int:
+    """How many positions of all rows have their logits at a time.
+
+    Args:
+        rows, columns: of logits on a device.
+        tokens: no fewer than these.
+    """
+    return max(1, CHUNK // (rows * columns), -(-tokens // rows))
 
 
 def logits_of(x: Array, kernel: Array) -> Array:
@@ -132,7 +145,8 @@ def logits_of(x: Array, kernel: Array) -> Array:
 def _log_probabilities(x: Array, kernel: Array, targets: Array, softcap: float | None) -> Array:
     """In chunks of positions, whose logits are not kept."""
     rows, length, _ = x.shape
-    count = -(-length // max(1, CHUNK // (rows * kernel.shape[1])))
+    tokens = TOKENS.get(PLATFORM.value, 0)
+    count = -(-length // positions_at_once(rows, kernel.shape[1], tokens))
     chunk = -(-length // count)
 
     @jax.checkpoint
@@ -205,7 +219,8 @@ def _local(x, kernel, targets, weights, *, size, settings, of_x, of_kernel, sing
     Args:
         x, targets, weights: of this device's rows.
         kernel: (features, columns), this device's; those past `size` in all are padding.
-        settings: smoothing, softcap, and the platform that products are narrow for.
+        settings: smoothing, softcap, the platform that products are narrow for, and the
+            least number of tokens at a time.
         single: there are no other devices.
         token_axes: mesh axes over which tokens are spread, besides fsdp.
     """
@@ -217,13 +232,13 @@ def _local(x, kernel, targets, weights, *, size, settings, of_x, of_kernel, sing
         return collective(function, y, "fsdp", "tensor")
 
     gather = partial(collective, partial(jax.lax.all_gather, axis=0, tiled=True))
-    smoothing, softcap, narrow = settings
+    smoothing, softcap, narrow, least = settings
     part = 0 if single else jax.lax.axis_index(("fsdp", "tensor"))
     columns = part * kernel.shape[1] + jnp.arange(kernel.shape[1])
     real = columns < size
     batch, length, _ = x.shape
     rows = batch * (1 if single else jax.lax.axis_size("fsdp"))
-    count = -(-length // max(1, CHUNK // (rows * kernel.shape[1])))
+    count = -(-length // positions_at_once(rows, kernel.shape[1], least))
     chunk = -(-length // count)  # nearly no padding
 
     def body(carry, parts):

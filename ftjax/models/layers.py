@@ -49,6 +49,8 @@ class Options:
             with gated ones.
         narrow: the platform that products are computed in bfloat16 for, see
             `ftjax.parallel.narrow`; empty: in the operands' dtype.
+        platform: that the model runs on.
+        float8: whether projections are products of 8-bit floats, see `ftjax.parallel.float8`.
     """
 
     dtype: Any = jnp.float32
@@ -57,6 +59,8 @@ class Options:
     attention: str = "xla"
     parts: int = 1
     narrow: str = ""
+    float8: bool = False
+    platform: str = ""
 
 
 class Dense(nn.Module):

@@ -32,8 +32,11 @@ def rings(mesh: Mesh) -> Iterator[None]:
 def factors(mesh: Mesh, axis: str) -> tuple[int, ...]:
     """Sizes of the torus' dimensions that an axis runs through, the slowest first.
 
-    All in one where devices have no coordinates, or are not in the order of any such sizes.
+    All in one where devices have no coordinates, or are not in the order of any such sizes; and on
+    GPUs, whose library knows hosts itself: in parts, whole sums would go over the network.
     """
+    if mesh.devices.flat[0].platform == "gpu":
+        return (mesh.shape[axis],)
     number = mesh.axis_names.index(axis)
     devices = np.moveaxis(mesh.devices, number, 0).reshape(mesh.shape[axis], -1)[:, 0]
     where = [(getattr(d, "slice_index", 0), *getattr(d, "coords", (d.id,))) for d in devices]

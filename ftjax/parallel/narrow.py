@@ -46,7 +46,7 @@ def narrowed_for(products: str, dtype: str, platform: str) -> str:
         dtype: of activations.
         platform: that the model runs on.
     """
-    if products == "float32":
+    if products in ("float32", "float8"):
         return ""
     is_faster = platform == "cpu" and has_units()
     is_chosen = products == "bfloat16" and dtype == "float32"

@@ -11,6 +11,7 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from ftjax.parallel.collectives import gather
+from ftjax.parallel.float8 import float8_matmul, is_float8
 from ftjax.parallel.mesh import RULES, place, ways_of
 from ftjax.parallel.narrow import is_narrow, narrow_matmul
 
@@ -136,7 +137,9 @@ def rows(x: Array, kernel: Array, dtype: Any = None) -> Array:
     """x W of one matrix, not a batch of them: XLA transposes batched operands of the kernel's
     gradient. In x's dtype, or as `matmul` says."""
     flat = x.reshape(-1, x.shape[-1])
-    if is_narrow(*flat.shape, kernel.shape[1]):
+    if dtype is None and is_float8(*flat.shape, kernel.shape[1]):
+        y = float8_matmul(flat, kernel)
+    elif is_narrow(*flat.shape, kernel.shape[1]):
         y = narrow_matmul(flat, kernel, dtype=dtype)
     elif dtype is not None:
         y = _summed(flat, kernel).astype(dtype)

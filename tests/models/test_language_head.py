@@ -148,3 +148,17 @@ def test_logits_exist_in_chunks_only():
     text = str(jax.make_jaxpr(jax.grad(loss))(x))
     assert "f32[4,3,64]" in text  # a chunk of three positions
     assert f"f32[4,{LENGTH},64]" not in text and "f32[8,64] = add" not in text
+
+
+@pytest.mark.parametrize(("platform", "chunks"), [("cpu", 4), ("gpu", 2)])
+def test_chunks_are_as_large_as_a_platform_needs(platform, chunks, monkeypatch):
+    """Of eleven positions of four rows three at a time, or six, which are 24 tokens."""
+    monkeypatch.setattr(language_head, "TOKENS", {"gpu": 23})
+    model = random_models.build("llama", "causal_lm", platform=platform, attention="xla")
+    batch = make_batch("llama")
+
+    def loss(params):
+        return model.apply(params, batch).loss
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(random_models.parameters(model)))
+    assert f"length={chunks}" in text and f"length={6 - chunks}" not in text

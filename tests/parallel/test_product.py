@@ -20,10 +20,10 @@ RINGS = ["one ring", "large kernels", "two rings", "two rings, small arrays too"
 CASES = [(axes, rings) for rings in RINGS for axes in PAIRS]
 
 
-def torus(order):
+def torus(order, platform="tpu"):
     devices = np.empty(len(order), object)
     for i, place in enumerate(order):
-        devices[i] = SimpleNamespace(id=i, coords=place, slice_index=0)
+        devices[i] = SimpleNamespace(id=i, coords=place, slice_index=0, platform=platform)
     return SimpleNamespace(axis_names=("x",), devices=devices, shape={"x": len(order)})
 
 
@@ -36,6 +36,8 @@ def test_the_torus_is_found_in_the_order_of_devices():
     assert factors(torus([(i, 0, 0) for i in range(6)]), "x") == (6,)
     snake = [(i, j if i % 2 == 0 else 3 - j, 0) for i in range(2) for j in range(4)]
     assert factors(torus(snake), "x") == (8,)
+    hosts = [(0, host, gpu) for host in range(2) for gpu in range(4)]  # NCCL's own rings know them
+    assert factors(torus(hosts, "gpu"), "x") == (8,)
 
 
 @pytest.fixture(params=RINGS)
