@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from ftjax import quantized_product_tpu
 from ftjax.bars import elapsed
 from ftjax.config import require_config
 from ftjax.errors import UserError
@@ -17,7 +18,7 @@ from ftjax.forecast.hlo import summarize
 from ftjax.forecast.least_work import Least
 from ftjax.forecast.lowering import abstract_recipe, abstract_state, compiled, live
 from ftjax.forecast.roofline import seconds
-from ftjax.models.splash import kernel_flops
+from ftjax.models import splash
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
 
 SAFE = 0.9  # of a chip's memory, to be advised to use
@@ -141,18 +142,25 @@ def _figures(program: jax.stages.Compiled, chip: Chip, held: dict[str, int]) -> 
         "temporaries": sizes.temp_size_in_bytes,
     }
     memory |= {"sum": sum(memory.values()), "peak": sizes.peak_memory_in_bytes, **held}
-    kernels = sum(times * kernel_flops(*kernel) for kernel, times in work.kernels.items())
-    times = seconds(chip, work.flops + kernels, work.moved, work.sent, work.across)
+    kernels = sum(times * splash.kernel_flops(*kernel) for kernel, times in work.kernels.items())
+    decoded = sum(
+        times * quantized_product_tpu.kernel_flops(*kernel)
+        for kernel, times in work.kernels.items()
+    )
+    times = seconds(chip, work.flops + decoded + kernels, work.moved, work.sent, work.across)
     return {
         "fits": max(memory["sum"], *held.values()) <= chip.memory,
         "memory": memory,
-        "flops": {"dense": work.flops, "kernels": kernels},
+        "flops": {"dense": work.flops + decoded, "kernels": kernels},
         "collectives": {
             "bytes": dict(work.sent),
             "runs": dict(work.counts),
             "between_slices": work.across,
         },
-        "seconds": {**times, "compiler": work.cycles / chip.clock + kernels / chip.flops},
+        "seconds": {
+            **times,
+            "compiler": work.cycles / chip.clock + (decoded + kernels) / chip.flops,
+        },
     }
 
 

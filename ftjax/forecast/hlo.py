@@ -19,6 +19,7 @@ COLLECTIVES = (
 )
 ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+)\[([\d,]*)\](\{[^{}]*\})?")
 ALONE = re.compile(r"replica_groups=(\{\{\d+\}(,\{\d+\})*\}|\[\d+,1\]<=)")  # nothing is sent
+UNKNOWN = 2**62  # cycles that the compiler estimates where it has no estimate, or more
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
 LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 
@@ -83,7 +84,8 @@ def summarize(text: str) -> Summary:
             if not fused:
                 summary.moved += times * _moved(line, lines, computations)
                 cycles = re.search(r'"estimated_cycles":"(\d+)"', line.text)
-                summary.cycles += times * int(cycles[1]) if cycles else 0
+                known = cycles and int(cycles[1]) < UNKNOWN
+                summary.cycles += times * int(cycles[1]) if known else 0
             kind = line.opcode.removesuffix("-start")
             if line.opcode in ("dot", "convolution"):
                 summary.flops += times * _product_flops(line, shapes)
