@@ -15,6 +15,7 @@ COLLECTIVES = (
     "all-reduce",
     "reduce-scatter",
     "all-to-all",
+    "ragged-all-to-all",
     "collective-permute",
 )
 ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+)\[([\d,]*)\](\{[^{}]*\})?")
@@ -94,7 +95,10 @@ def summarize(text: str) -> Summary:
                 arrays = line.shapes[len(line.shapes) // 2 :] if started else line.shapes
                 if body.startswith("all-reduce-scatter"):  # how TPUs write it: a slice of the sum
                     kind, arrays = "reduce-scatter", computations[body][-1].shapes
-                summary.sent[kind] += times * sum(map(nbytes, arrays))
+                size = sum(map(nbytes, arrays))
+                if kind == "ragged-all-to-all":  # of its buffers one has room for what may come
+                    size = min(size, sum(map(nbytes, shapes[line.operands[0]])))
+                summary.sent[kind] += times * size
                 summary.counts[kind] += times
             elif line.opcode == "recv" and "is_host_transfer=true" in line.text:
                 summary.across += times * nbytes(line.shapes[0])

@@ -78,7 +78,8 @@ def test_positions_are_exchanged_for_heads(name, monkeypatch):
     case, axes, copies = SEQUENCES[name]
     if copies is None:
         monkeypatch.setattr(splash, "copies_of", lambda *_: None)
-    plain, batch = random_models.build(case, None), random_models.packed("llama", length=512)
+    length = splash.LANES * axes["sequence"]
+    plain, batch = random_models.build(case, None), random_models.packed("llama", length=length)
     model = random_models.build(case, None, platform="tpu", attention="splash")
     params = random_models.parameters(model)
     wanted, expected = random_models.graded(plain, params, batch)
