@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,58 @@ DYNAMIC = dynamic_map()
 
 
 class Quantized:
-    """A kernel (..., in, out) in few bits: a pytree whose leaves keep the leading axes."""
+    """A kernel (..., in, out) in few bits: a pytree whose leaves keep the leading axes.
+
+    Attributes:
+        block: inputs of an output that only have a meaning together.
+    """
+
+    block: ClassVar[int] = BLOCK
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(..., in, out)."""
+        raise NotImplementedError
+
+    def dequantized(self) -> jax.Array:
+        """(..., in, out) in float32."""
+        raise NotImplementedError
+
+    def once(self) -> "Quantized":
+        """The same with scales that are not quantized themselves; each leaf is of inputs or outputs
+        alone, so that it can lie on a mesh as the kernel does."""
+        return self
+
+    def part(self, start: int | jax.Array, size: int, axis: int) -> "Quantized":
+        """Of a matrix, `size` inputs (axis 0) or outputs (axis 1) from `start`, as of `once`."""
+        raise NotImplementedError
+
+
+@struct.dataclass
+class Blocks(Quantized):
+    """NF4 with a plain scale a block: W ≈ NF4[code] · absmax.
+
+    Attributes:
+        codes: (in / 2, out), as those of `Nf4`.
+        absmax: (in / 64, out), float32.
+    """
+
+    codes: jax.Array
+    absmax: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows, out = self.codes.shape
+        return 2 * rows, out
+
+    def part(self, start: int | jax.Array, size: int, axis: int) -> "Blocks":
+        return jax.tree.map(lambda leaf: _sliced(leaf, start, size, axis, self.shape), self)
+
+    def dequantized(self) -> jax.Array:
+        blocks, out = self.absmax.shape
+        codes = self.codes.reshape(blocks, BLOCK // 2, out)
+        codes = jnp.concatenate([codes >> 4, codes & 15], 1)
+        return (looked_up(NF4, codes, chosen) * self.absmax[:, None]).reshape(-1, out)
 
 
 @struct.dataclass
@@ -95,16 +146,32 @@ class Nf4(Quantized):
         scales = scales.reshape(out, -1).T
         return cls((high << 4 | low).reshape(-1, out), scales, largest, mean)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *leading, rows, out = self.codes.shape
+        return (*leading, 2 * rows, out)
+
     def dequantized(self) -> jax.Array:
-        """(..., in, out) in float32."""
         if self.mean.ndim:
             return jax.vmap(Nf4.dequantized)(self)
+        return self.once().dequantized()
+
+    def once(self) -> Blocks:
         blocks, out = self.scales.shape
         largest = jnp.repeat(self.groups, GROUP)[: blocks * out].reshape(out, blocks).T
-        absmax = looked_up(DYNAMIC, self.scales, among) * largest + self.mean
-        codes = self.codes.reshape(blocks, BLOCK // 2, out)
-        codes = jnp.concatenate([codes >> 4, codes & 15], 1)
-        return (looked_up(NF4, codes, chosen) * absmax[:, None]).reshape(-1, out)
+        return Blocks(self.codes, self._absmax(self.scales, largest))
+
+    def part(self, start: int | jax.Array, size: int, axis: int) -> Blocks:
+        codes, scales = (
+            _sliced(x, start, size, axis, self.shape) for x in (self.codes, self.scales)
+        )
+        blocks, numbers = len(self.scales), [jnp.arange(n) for n in scales.shape]
+        numbers[axis] += start // (1, BLOCK)[axis == 0]
+        largest = self.groups[(numbers[1] * blocks + numbers[0][:, None]) // GROUP]
+        return Blocks(codes, self._absmax(scales, largest))
+
+    def _absmax(self, scales: jax.Array, largest: jax.Array) -> jax.Array:
+        return looked_up(DYNAMIC, scales, among) * largest + self.mean
 
 
 @struct.dataclass
@@ -119,6 +186,8 @@ class Int8(Quantized):
     codes: jax.Array
     scales: jax.Array
 
+    block: ClassVar[int] = 1
+
     @classmethod
     def of(cls, kernel: jax.Array) -> "Int8":
         """Quantizes a matrix, or one matrix at a time."""
@@ -128,9 +197,18 @@ class Int8(Quantized):
         scales = jnp.abs(wide).max(0) / 127
         return cls(jnp.round(wide / _divisor(scales)).astype(jnp.int8), scales)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.codes.shape
+
     def dequantized(self) -> jax.Array:
-        """(..., in, out) in float32."""
         return self.codes.astype(jnp.float32) * self.scales[..., None, :]
+
+    def part(self, start: int | jax.Array, size: int, axis: int) -> "Int8":
+        codes = jax.lax.dynamic_slice_in_dim(self.codes, start, size, axis)
+        if axis == 0:
+            return Int8(codes, self.scales)
+        return Int8(codes, jax.lax.dynamic_slice_in_dim(self.scales, start, size))
 
 
 FORMATS = {"nf4": Nf4, "int8": Int8}
@@ -156,7 +234,7 @@ def looked_up(table: np.ndarray, codes: jax.Array, without: Callable) -> jax.Arr
 
 def chosen(table: np.ndarray, codes: jax.Array) -> jax.Array:
     """table[codes] by a tree of selections, a bit of the code a level."""
-    values = list(map(jnp.float32, table))
+    values = list(map(np.float32, table))  # no arrays, which a kernel's body could not hold
     for bit in range(len(table).bit_length() - 1):
         is_set = (codes >> bit & 1).astype(bool)
         values = [jnp.where(is_set, *pair[::-1]) for pair in zip(*[iter(values)] * 2, strict=True)]
@@ -167,6 +245,14 @@ def among(table: np.ndarray, codes: jax.Array) -> jax.Array:
     """table[codes] as the sum of what a code is and zeros, for a table too long for `chosen`."""
     is_code = codes[..., None] == jnp.arange(len(table), dtype=codes.dtype)
     return jnp.where(is_code, table, 0).sum(-1)
+
+
+def _sliced(
+    leaf: jax.Array, start: int | jax.Array, size: int, axis: int, shape: tuple[int, ...]
+) -> jax.Array:
+    """Of a leaf (in / n, out) of a kernel of a shape, what belongs to inputs or outputs of it."""
+    per = shape[axis] // leaf.shape[axis]
+    return jax.lax.dynamic_slice_in_dim(leaf, start // per, size // per, axis)
 
 
 def _divisor(scale: jax.Array) -> jax.Array:

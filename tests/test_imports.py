@@ -9,6 +9,7 @@ ROOMS = """
 errors process options patterns paths partition loss dropout leaf quantization quantized_product_gpu
 remote cache files html bars registry names base_model
 parallel
+quantized_product_tpu quantized_product
 optimizers
 methods
 tuned

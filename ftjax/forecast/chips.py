@@ -106,6 +106,8 @@ def topology_devices(name: str, slices: int = 1) -> tuple[Chip, list[jax.Device]
         )
     if len(sizes) == 3 and all(size.isdigit() and int(size) % 4 == 0 for size in sizes):
         options["wrap"] = (True,) * 3  # whole cubes are closed to rings by optical switches
+    if set(sizes) == {"1"}:  # one chip, which libtpu else takes for a part of a host's four
+        options["chips_per_host_bounds"] = (1, 1, 1)
     if kind == "v4":
         options["chip_config_name"] = "megacore"
     try:

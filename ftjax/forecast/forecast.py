@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from ftjax import quantized_product_tpu
 from ftjax.bars import elapsed
 from ftjax.config import require_config
 from ftjax.errors import UserError
@@ -154,12 +155,17 @@ def _figures(
         for kernel, times in work.kernels.items()
         for module in (splash, cudnn, triton)
     )
-    times = seconds(chip, work.flops + kernels, work.moved, work.sent, work.across)
-    estimated = work.cycles / chip.clock + kernels / chip.flops
+    decoded = sum(
+        times * quantized_product_tpu.kernel_flops(*kernel)
+        for kernel, times in work.kernels.items()
+    )
+    products = work.flops + decoded
+    times = seconds(chip, products + kernels, work.moved, work.sent, work.across)
+    estimated = work.cycles / chip.clock + (decoded + kernels) / chip.flops
     return {
         "fits": max(memory["sum"], *held.values()) <= chip.memory,
         "memory": memory,
-        "flops": {"dense": work.flops, "kernels": kernels},
+        "flops": {"dense": products, "kernels": kernels},
         "collectives": {
             "bytes": dict(work.sent),
             "runs": dict(work.counts),

@@ -17,6 +17,7 @@ COLLECTIVES = (
     "all-reduce",
     "reduce-scatter",
     "all-to-all",
+    "ragged-all-to-all",
     "collective-permute",
 )
 ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^{}]*\})?")
@@ -24,6 +25,7 @@ SUMMED = re.compile(  # of a product, and of one that cuBLAS does
     r'lhs_contracting_dims=\{([\d,]*)\}|"lhs_contracting_dimensions": ?\[([\d",]*)\]'
 )
 SEEN = ("causal", "both_sides")  # scopes of Triton's attention
+UNKNOWN = 2**62  # cycles that the compiler estimates where it has no estimate, or more
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
 LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 
@@ -93,7 +95,8 @@ def summarize(text: str, host: int | None = None) -> Summary:
             if not fused:
                 summary.moved += times * _moved(line, lines, computations)
                 cycles = re.search(r'"estimated_cycles":"(\d+)"', line.text)
-                summary.cycles += times * int(cycles[1]) if cycles else 0
+                known = cycles and int(cycles[1]) < UNKNOWN
+                summary.cycles += times * int(cycles[1]) if known else 0
             kind, kernel = line.opcode.removesuffix("-start"), kernel_name(line)
             if line.opcode in ("dot", "convolution") or "__cublas$" in line.text:
                 summary.flops += times * _product_flops(line, shapes)
@@ -103,7 +106,10 @@ def summarize(text: str, host: int | None = None) -> Summary:
                     arrays = arrays[len(line.operands) : 2 * len(line.operands)]
                 if body.startswith("all-reduce-scatter"):  # how TPUs write it: a slice of the sum
                     kind, arrays = "reduce-scatter", computations[body][-1].shapes
-                summary.sent[kind] += times * sum(map(nbytes, arrays))
+                size = sum(map(nbytes, arrays))
+                if kind == "ragged-all-to-all":  # of its buffers one has room for what may come
+                    size = min(size, sum(map(nbytes, shapes[line.operands[0]])))
+                summary.sent[kind] += times * size
                 summary.counts[kind] += times
                 if host:
                     received = over_hosts(line.text, kind, host)

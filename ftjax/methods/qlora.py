@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from jax.sharding import NamedSharding
 
-from ftjax import methods
+from ftjax import methods, quantized_product
 from ftjax.base_model import Base
 from ftjax.errors import require
 from ftjax.methods.interception import Interceptor, at, nested
@@ -86,12 +86,15 @@ class QLora(Method):
         def product(module: nn.Module, call: Callable, x: jax.Array, kernel: Any, *rest: Any):
             if module.is_initializing():
                 return call(x, kernel, *rest)
+            kernel = module.get_variable("params", "kernel")
+            if len(kernel.shape) == 2:
+                return quantized_product.matmul(x, kernel, module.axes)
 
             @jax.checkpoint  # the backward pass dequantizes again: no kernel is kept for it
             def recomputed(x: jax.Array, kernel: Quantized) -> jax.Array:
                 return call(x, kernel.dequantized(), *rest)
 
-            return recomputed(x, module.get_variable("params", "kernel"))
+            return recomputed(x, kernel)
 
         kernels = self.kernels(base)
         return nested(at(kernels, weight, "weight"), at(kernels, product, "product"))

@@ -14,6 +14,7 @@ from ftjax.models.grouped_matmul import grouped_matmul
 from ftjax.models.layers import ACTIVATIONS, Dense, Dropout
 from ftjax.parallel.collectives import gather
 from ftjax.parallel.mesh import RULES, fitting
+from ftjax.parallel.ragged import send_rows
 
 Array = jax.Array
 IN, OUT = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")  # axes of the kernels
@@ -24,8 +25,8 @@ class Experts(nn.Module):
 
     Shazeer et al. (2017); weights are softmax over all experts, normalized over the chosen, as
     Mixtral's. No token is dropped: tokens are sorted by expert and multiplied in ragged groups.
-    Over a mesh every device does so with its own tokens; over the axis expert, with those of all
-    for its own experts.
+    Over a mesh every device does so with its own tokens; over the axis expert, with the tokens that
+    chose its own experts, which are sent to it and back.
 
     Attributes:
         config: of a decoder, with experts.
@@ -46,7 +47,8 @@ class Experts(nn.Module):
         mesh, spec = jax.sharding.get_abstract_mesh(), (RULES["batch"], RULES["length"], None)
         rows = PartitionSpec(None) if mesh.empty else fitting(mesh.shape, spec, x.shape)
         if rows[0] is None or mesh.size == 1:
-            out = _mix(x, weights, expert_ids, act, up, gate, down, c.experts)
+            feed = partial(_feed, act=act, up=up, gate=gate, down=down)
+            out = _mix(x, weights, expert_ids, feed, c.experts)
         else:
             wide, narrow = (PartitionSpec(*(RULES[axis] for axis in axes)) for axes in (IN, OUT))
             size = x.shape[-1]
@@ -65,29 +67,31 @@ class Experts(nn.Module):
 Product = Callable[[Array, Array], Array]  # (rows sorted by expert, rows of each) → products
 
 
-def _mix(
-    x: Array,
-    weights: Array,
-    expert_ids: Array,
+def _feed(
+    rows: Array,
+    sizes: Array,
     act: Callable[[Array], Array],
     up: Product,
     gate: Product,
     down: Product,
-    experts: int,
 ) -> Array:
+    """What experts give of rows sorted by expert; zero past the last that has one."""
+    out = down(act(gate(rows, sizes)) * up(rows, sizes), sizes)
+    return jnp.where((jnp.arange(len(rows)) < sizes.sum())[:, None], out, 0)
+
+
+def _mix(x: Array, weights: Array, expert_ids: Array, feed: Product, experts: int) -> Array:
     """Σ weight · expert(token) over a token's experts: (batch, length, d) in and out.
 
     Args:
-        weights, expert_ids: (batch, length, active); numbers from `experts` on are of none that is
-            here.
+        weights, expert_ids: (batch, length, active).
+        feed: what experts give of rows.
+        experts: how many there are.
     """
     active = expert_ids.shape[-1]
     ids = expert_ids.reshape(-1)
     order = jnp.argsort(ids, stable=True)
-    sizes = jnp.bincount(ids, length=experts + 1)[:experts]
-    rows = x.reshape(-1, x.shape[-1])[order // active]
-    out = down(act(gate(rows, sizes)) * up(rows, sizes), sizes)
-    out = jnp.where((jnp.arange(len(rows)) < sizes.sum())[:, None], out, 0)
+    out = feed(x.reshape(-1, x.shape[-1])[order // active], jnp.bincount(ids, length=experts))
     out = jnp.zeros_like(out).at[order].set(out).reshape(*expert_ids.shape, -1)
     return (out * weights[..., None].astype(out.dtype)).sum(-2)
 
@@ -103,18 +107,46 @@ def _local(
     """What one device computes of it, for its tokens of all experts."""
     kernels = tuple(jax.lax.pcast(kernel, token_axes, to="varying") for kernel in kernels)
     up, gate, down = (
-        gather(kernel, "fsdp", dimension)
+        partial(_product, gather(kernel, "fsdp", dimension))
         for kernel, dimension in zip(kernels, (1, 1, 2), strict=True)
     )
-    x, weights, expert_ids = (
-        jax.lax.all_gather(y, "expert", axis=0, tiled=True) for y in (x, weights, expert_ids)
+    x, expert_ids = (jax.lax.pcast(y, "tensor", to="varying") for y in (x, expert_ids))
+    feed, devices = (
+        partial(_feed, act=act, up=up, gate=gate, down=down),
+        jax.lax.axis_size("expert"),
     )
-    local_ids = expert_ids - jax.lax.axis_index("expert") * len(up)
-    local_ids = jnp.where((local_ids >= 0) & (local_ids < len(up)), local_ids, len(up))
-    x, local_ids = (jax.lax.pcast(y, "tensor", to="varying") for y in (x, local_ids))
-    products = (partial(_product, kernel) for kernel in (up, gate, down))
-    out = jax.lax.psum(_mix(x, weights, local_ids, act, *products, len(up)), "tensor")
-    return jax.lax.psum_scatter(out, "expert", scatter_dimension=0, tiled=True)
+    experts = devices * len(kernels[0])
+    if devices > 1:
+        tokens, choices = x.size // x.shape[-1], min(expert_ids.shape[-1], len(kernels[0]))
+        feed = partial(_at_owners, feed=feed, room=devices * tokens * choices)
+    return jax.lax.psum(_mix(x, weights, expert_ids, feed, experts), "tensor")
+
+
+def _at_owners(rows: Array, sizes: Array, feed: Product, room: int) -> Array:
+    """What experts give of rows sorted by expert, each row where its expert is.
+
+    No row is dropped, whatever experts are chosen: there is room for all.
+
+    Args:
+        rows: (rows, d) of this device.
+        sizes: (experts,) rows of each.
+        feed: what this device's experts give of rows.
+        room: rows that can come to a device.
+    """
+    devices, me = jax.lax.axis_size("expert"), jax.lax.axis_index("expert")
+    counts = jax.lax.all_gather(sizes, "expert").reshape(devices, devices, -1)
+    sent, own = counts.sum(-1), counts[:, me]  # by sender and owner; by sender and own expert
+    came = send_rows(rows, sent, room, "expert")
+    if own.shape[1] == 1:
+        out = feed(came, own.sum(0))
+    else:
+        ends = jnp.cumsum(own.reshape(-1))
+        piece = jnp.searchsorted(ends, jnp.arange(room), side="right", method="compare_all")
+        ids = jnp.where(piece < own.size, piece % own.shape[1], own.shape[1])
+        order = jnp.argsort(ids, stable=True)
+        out = feed(came[order], own.sum(0))
+        out = jnp.zeros_like(out).at[order].set(out)
+    return send_rows(out, sent.T, len(rows), "expert")
 
 
 def _product(kernel: Array, x: Array, sizes: Array) -> Array:

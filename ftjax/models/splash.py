@@ -22,6 +22,9 @@ def attend(
 ) -> Array:
     """softmax(scale · q kᵀ, masked) v, over the mesh: rows by batch, heads by tensor.
 
+    Over the axis sequence positions are exchanged for heads, where there are enough; else each
+    device has its queries and gathers all keys.
+
     Args:
         query: (batch, length, heads, d).
         key, value: (batch, prefix + length, heads or a divisor of it, d).
@@ -41,29 +44,49 @@ def attend(
     mesh = jax.sharding.get_abstract_mesh()
     parts = 1 if mesh.empty else mesh.shape["sequence"]
     parts = parts if query.shape[2] % (parts * LANES) == 0 else 1
+    copies = None if pattern.prefix or parts == 1 else copies_of(key.shape[1], query.shape[1], mesh)
+    exchanged = copies is not None
     heads, keys = query.shape[1], key.shape[2]
+    shards = (1 if mesh.empty else mesh.shape["tensor"]), parts
+    shards = (math.prod(shards), 1) if exchanged else shards
     kernels = [
-        _kernel(window, heads, query.shape[2], keys, pattern, softcap, mesh, parts)
+        _kernel(window, heads, query.shape[2], keys, pattern, softcap, shards)
         for window in pattern.windows
     ]
     run = _local
     if not mesh.empty:
         batch, length_axis = RULES["batch"], RULES["length"] if parts > 1 else None
-        query_spec, key_spec = (
-            PartitionSpec(batch, "tensor", length_axis),
-            PartitionSpec(batch, "tensor"),
-        )
-        ids = (PartitionSpec(batch, length_axis), PartitionSpec(batch)) if segment_ids else None
-        sharding = NamedSharding(mesh, PartitionSpec("tensor", length_axis))
+        query_spec = PartitionSpec(batch, "tensor", length_axis)
+        key_spec = query_spec if exchanged else PartitionSpec(batch, "tensor")
+        query_ids = PartitionSpec(batch, None if exchanged else length_axis)
+        ids = (query_ids, PartitionSpec(batch)) if segment_ids else None
+        mask_spec = (("tensor", length_axis), None) if exchanged else ("tensor", length_axis)
+        sharding = NamedSharding(mesh, PartitionSpec(*mask_spec))
         specs = [kernel.manual_sharding_spec(sharding) for kernel in kernels]
         run = jax.shard_map(
-            run,
+            partial(_exchanged, copies=copies) if exchanged else run,
             in_specs=(specs, query_spec, key_spec, key_spec, PartitionSpec(), ids),
             out_specs=query_spec,
             check_vma=False,
         )
     context = run(kernels, query, key, value, jnp.asarray(pattern.kind), segment_ids)
     return context[:, :, :length].swapaxes(1, 2)
+
+
+def copies_of(key_heads: int, heads: int, mesh: AbstractMesh) -> int | None:
+    """How many devices share a head of keys where heads are spread over the axis sequence.
+
+    Args:
+        key_heads: of keys and values.
+        heads: of queries.
+        mesh: whose axis tensor divides both.
+
+    Returns:
+        None where heads cannot be spread: keys are gathered instead.
+    """
+    parts, tensor = mesh.shape["sequence"], mesh.shape["tensor"]
+    copies = math.lcm(key_heads // tensor, parts) // (key_heads // tensor)
+    return copies if heads % (key_heads * copies) == 0 else None
 
 
 def kernel_flops(name: str, inputs: Sequence[tuple[str, tuple[int, ...]]]) -> float:
@@ -108,13 +131,12 @@ def _kernel(
     keys: int,
     pattern: Pattern,
     softcap: float | None,
-    mesh: AbstractMesh,
-    parts: int,
+    shards: tuple[int, int],
 ) -> Any:
-    """The kernel of a kind of layer, for heads over the tensor axis and queries in `parts`."""
+    """The kernel of a kind of layer, for heads and queries in so many shards."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    sizes = queries // parts, keys
+    sizes = queries // shards[1], keys
     q, k = (next(n for n in (BLOCK, 2 * LANES, LANES) if size % n == 0) for size in sizes)
     blocks = splash.BlockSizes(
         block_q=q,
@@ -133,8 +155,8 @@ def _kernel(
     return splash.make_splash_mha(
         splash.MultiHeadMask([mask] * heads),
         block_sizes=blocks,
-        head_shards=1 if mesh.empty else mesh.shape["tensor"],
-        q_seq_shards=parts,
+        head_shards=shards[0],
+        q_seq_shards=shards[1],
         attn_logits_soft_cap=softcap,
     )
 
@@ -157,3 +179,28 @@ def _local(
         return run(kernels[0], query, key, value, segment_ids)
     branches = [partial(run, kernel) for kernel in kernels]
     return jax.lax.switch(kind, branches, query, key, value, segment_ids)
+
+
+def _exchanged(
+    kernels: Sequence[Any],
+    query: Array,
+    key: Array,
+    value: Array,
+    kind: Array,
+    segment_ids: tuple[Array, Array] | None,
+    copies: int,
+) -> Array:
+    """`_local` of all positions and some heads, exchanged for some positions of all heads and back.
+
+    By two all-to-alls over the axis sequence (Jacobs et al. 2023, §3): each device sends what it
+    has once, where gathered keys would come to it from all others, and of causal attention all
+    devices compute equally much.
+    """
+
+    def exchange(x: Array) -> Array:
+        return jax.lax.all_to_all(x, "sequence", split_axis=1, concat_axis=2, tiled=True)
+
+    key, value = (jnp.repeat(x, copies, axis=1) for x in (key, value))
+    query, key, value = (exchange(x) for x in (query, key, value))
+    context = _local(kernels, query, key, value, kind, segment_ids)
+    return jax.lax.all_to_all(context, "sequence", split_axis=2, concat_axis=1, tiled=True)

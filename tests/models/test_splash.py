@@ -1,5 +1,6 @@
 """The splash kernel, interpreted, against plain attention."""
 
+import math
 from functools import partial
 
 import jax
@@ -7,6 +8,7 @@ import pytest
 from jax.experimental.pallas.ops.tpu import splash_attention
 
 from ftjax.errors import UserError
+from ftjax.models import splash
 from ftjax.parallel.mesh import logical_axes, make_mesh
 from tests.covering import product
 from tests.models import random_models
@@ -60,6 +62,41 @@ def test_over_a_mesh_it_equals_one_device():
     with logical_axes(make_mesh(1, 2, 2, jax.devices()[:4])):
         hidden, _ = random_models.graded(model, params, batch)
     assert random_models.difference(hidden, wanted) < 1e-4
+
+
+SEQUENCES = {  # of heads of keys each device has one, or shares one; or keys are gathered
+    "llama, 2": ("llama", {"sequence": 2}, 1),
+    "llama, 4": ("llama", {"sequence": 4}, 2),
+    "mistral, 2 and tensor": ("mistral", {"sequence": 2, "tensor": 2}, 2),
+    "llama, gathered": ("llama", {"sequence": 2}, None),
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_positions_are_exchanged_for_heads(name, monkeypatch):
+    """Outputs and gradients of packed rows are those of one device."""
+    case, axes, copies = SEQUENCES[name]
+    if copies is None:
+        monkeypatch.setattr(splash, "copies_of", lambda *_: None)
+    length = splash.LANES * axes["sequence"]
+    plain, batch = random_models.build(case, None), random_models.packed("llama", length=length)
+    model = random_models.build(case, None, platform="tpu", attention="splash")
+    params = random_models.parameters(model)
+    wanted, expected = random_models.graded(plain, params, batch)
+    with logical_axes(make_mesh(1, devices=jax.devices()[: math.prod(axes.values())], **axes)):
+        assert splash.copies_of(2, 4, jax.sharding.get_abstract_mesh()) == copies
+        hidden, grads = random_models.graded(model, params, batch)
+    assert random_models.difference(hidden, wanted) < 1e-4
+    assert random_models.furthest(grads, expected) < 1e-3
+
+
+def test_heads_that_are_too_few_are_not_spread():
+    with logical_axes(make_mesh(1, sequence=8)):
+        mesh = jax.sharding.get_abstract_mesh()
+        assert splash.copies_of(2, 4, mesh) is None  # four heads over eight devices
+        assert splash.copies_of(2, 12, mesh) is None  # twelve
+        assert splash.copies_of(8, 32, mesh) == 1
+        assert splash.copies_of(4, 32, mesh) == 2
 
 
 def test_prefixes_are_seen_from_everywhere():
