@@ -17,6 +17,7 @@ from ftjax.forecast.hlo import summarize
 from ftjax.forecast.least_work import Least
 from ftjax.forecast.lowering import abstract_recipe, abstract_state, compiled, live
 from ftjax.forecast.roofline import seconds
+from ftjax.forecast.timeline import Machine, timeline
 from ftjax.models.splash import kernel_flops
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
 
@@ -77,6 +78,8 @@ def forecast(
     last = recipe.state_shapes(state.params, mesh, recipe.total)  # of which more may train
     read = _figures(program, chip, {"start": live(state, frozen), "resume": live(last, frozen)})
     figures |= {"compile_seconds": round(seconds, 1), **read}
+    if not quick:
+        figures["predicted"] = predicted(program.as_text(), Machine.of(topology, chip, mesh))
     if figures["fits"] and (more := room_for(figures, config)):
         figures["room"] = more
     if quick:
@@ -86,6 +89,22 @@ def forecast(
     step = max(read["seconds"].values())
     bound = sum(least.values()) / chip.flops / step
     return figures | {"least_flops": least, "mfu_bound": bound, **speed(figures, step)}
+
+
+def predicted(text: str, machine: Machine) -> dict[str, float]:
+    """What the time model says of a program, see `ftjax.forecast.timeline`.
+
+    Returns:
+        seconds of a step; of them waiting for collectives, and in attention kernels; the share of
+        collectives' bytes that are under way while anything is computed.
+    """
+    times = timeline(text, machine)
+    return {
+        "seconds": times.seconds,
+        "waiting": times.waiting,
+        "kernels": times.kernels,
+        "overlapped": times.overlapped / times.sent if times.sent else 1.0,
+    }
 
 
 def speed(figures: Mapping[str, Any], step: float) -> dict[str, float]:

@@ -19,7 +19,10 @@ COLLECTIVES = (
 )
 ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+)\[([\d,]*)\](\{[^{}]*\})?")
 ALONE = re.compile(r"replica_groups=(\{\{\d+\}(,\{\d+\})*\}|\[\d+,1\]<=)")  # nothing is sent
+NEAR, HOST = 1, 5  # memories: on the chip itself, of the machine that chips are in
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
+FUSED = re.compile(r"use_fused_bwd_kernel\W+true")  # as splash attention says of its gradients
+BROKEN = re.compile(r"\n(?=\"|\}\})")  # within an attribute of a kernel
 LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 
 
@@ -30,7 +33,7 @@ class Instruction:
     Attributes:
         name: its own.
         shapes: (dtype, dimensions) of each array it gives.
-        near: of each array, whether it lies in a memory on the chip itself.
+        spaces: of each array, the memory that it lies in: 0 the main memory, `NEAR`, `HOST`.
         opcode: what it does.
         operands: names of what it reads.
         text: the line from its operands on.
@@ -38,7 +41,7 @@ class Instruction:
 
     name: str
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
-    near: tuple[bool, ...]
+    spaces: tuple[int, ...]
     opcode: str
     operands: tuple[str, ...]
     text: str
@@ -81,12 +84,12 @@ def summarize(text: str) -> Summary:
         shapes = {line.name: line.shapes for line in computations[body]}
         for line in computations[body]:
             if not fused:
-                summary.moved += times * _moved(line, lines, computations)
+                summary.moved += times * moved_bytes(line, lines, computations)
                 cycles = re.search(r'"estimated_cycles":"(\d+)"', line.text)
                 summary.cycles += times * int(cycles[1]) if cycles else 0
             kind = line.opcode.removesuffix("-start")
             if line.opcode in ("dot", "convolution"):
-                summary.flops += times * _product_flops(line, shapes)
+                summary.flops += times * product_flops(line, shapes)
             elif kind in COLLECTIVES and not ALONE.search(line.text) and body not in later:
                 started = line.opcode != kind  # gives what it reads, too
                 arrays = line.shapes[len(line.shapes) // 2 :] if started else line.shapes
@@ -98,7 +101,8 @@ def summarize(text: str) -> Summary:
                 summary.across += times * nbytes(line.shapes[0])
             elif line.opcode == "custom-call" and '"tpu_custom_call"' in line.text:
                 read = tuple(shape for name in line.operands for shape in shapes[name])
-                summary.kernels[re.sub(r"[.\d]+$", "", line.name), read] += times
+                name = re.sub(r"[.\d]+$", "", line.name)
+                summary.kernels[name + ("_fused" if FUSED.search(line.text) else ""), read] += times
     return summary
 
 
@@ -113,7 +117,7 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     """The computations of a module by name, and the name of the first to run."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
-    for raw in text.splitlines():
+    for raw in BROKEN.sub(" ", text).splitlines():
         if head := HEAD.match(raw):
             current = computations.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
@@ -121,11 +125,17 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
             name, shape, opcode, rest = line.groups()
             arrays = ARRAY.findall(shape)
             shapes = tuple((dtype, _numbers(sizes)) for dtype, sizes, _ in arrays)
-            near = tuple("S(1)" in layout for _, _, layout in arrays)
+            spaces = tuple(_space(layout) for _, _, layout in arrays)
             read = rest.split(")")[0]
             operands = re.findall(r"%([\w.\-]+)", read) or read.split(", ")
-            current.append(Instruction(name, shapes, near, opcode, tuple(operands), rest))
+            current.append(Instruction(name, shapes, spaces, opcode, tuple(operands), rest))
     return computations, entry
+
+
+def _space(layout: str) -> int:
+    """The number of an array's memory, as "S(1)" in its layout."""
+    space = re.search(r"S\((\d+)\)", layout)
+    return int(space[1]) if space else 0
 
 
 def _later(computations: Mapping[str, list[Instruction]]) -> set[str]:
@@ -153,7 +163,7 @@ def _runs(
     yield name, times, fused
     for line in computations[name]:
         if line.opcode == "while":
-            trips = _trips(computations[line.called("condition")], line)
+            trips = trips_of(computations[line.called("condition")], line)
             yield from _runs(computations, line.called("body"), times * trips)
         elif line.opcode in ("fusion", "call", "async-start"):
             called = line.called("calls") or line.called("to_apply")
@@ -166,7 +176,7 @@ def _runs(
 FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional"}
 
 
-def _moved(
+def moved_bytes(
     line: Instruction,
     lines: Mapping[str, Instruction],
     computations: Mapping[str, list[Instruction]],
@@ -177,7 +187,7 @@ def _moved(
     """
     if line.opcode in FREE or line.opcode.endswith("-done"):
         return 0.0
-    total = sum(nbytes(s) for s, near in zip(line.shapes, line.near, strict=True) if not near)
+    total = sum(nbytes(s) for s, m in zip(line.shapes, line.spaces, strict=True) if m != NEAR)
     inside = computations[line.called("calls")] if line.opcode == "fusion" else []
     numbers = {part.name: part.operands[0] for part in inside if part.opcode == "parameter"}
     users: dict[str, list[Instruction]] = {}
@@ -185,10 +195,10 @@ def _moved(
         for name in part.operands:
             users.setdefault(numbers.get(name, ""), []).append(part)
     for number, name in enumerate(line.operands):
-        for shape, near in zip(*_arrays(lines.get(name)), strict=True):
+        for shape, space in zip(*_arrays(lines.get(name)), strict=True):
             uses = users.get(str(number), [])
             slices = [part for part in uses if part.opcode in ("dynamic-slice", "gather")]
-            if near:
+            if space == NEAR:
                 continue
             if uses and len(slices) == len(uses):
                 total += sum(nbytes(part.shapes[0]) for part in slices)
@@ -199,11 +209,11 @@ def _moved(
     return max(total, 0.0)
 
 
-def _arrays(line: Instruction | None) -> tuple[tuple, tuple[bool, ...]]:
-    return (line.shapes, line.near) if line else ((), ())
+def _arrays(line: Instruction | None) -> tuple[tuple, tuple[int, ...]]:
+    return (line.shapes, line.spaces) if line else ((), ())
 
 
-def _trips(condition: list[Instruction], loop: Instruction) -> int:
+def trips_of(condition: list[Instruction], loop: Instruction) -> int:
     """How often a loop runs: as it says, or by what its counter is compared with."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
         return int(known[1])
@@ -211,7 +221,7 @@ def _trips(condition: list[Instruction], loop: Instruction) -> int:
     return max((int(limit[1]) for limit in limits if limit), default=1)
 
 
-def _product_flops(line: Instruction, shapes: Mapping[str, tuple]) -> float:
+def product_flops(line: Instruction, shapes: Mapping[str, tuple]) -> float:
     """2 · outputs · what is summed for each."""
     (_, out), *_ = line.shapes
     left, right = (shapes[name][0][1] for name in line.operands[:2])

@@ -110,7 +110,7 @@ def compiled(
     batch = abstract_batch(config, recipe.task)
     step = recipe.step(recipe.tuned.at_step(0))
     with logical_axes(mesh):
-        lowered = lower_step(step, state, frozen, batch, mesh)
+        lowered = lower_step(step, state, frozen, batch, mesh, config.train.compiler)
         start = time.perf_counter()
         program = lowered.compile(compiler_options=dict(options or {}))
     return program, time.perf_counter() - start

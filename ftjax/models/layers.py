@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from ftjax.dropout import dropout
 from ftjax.leaf import leaf
+from ftjax.models.splash import Blocks
 from ftjax.parallel.product import FEW, matmul
 
 Array = jax.Array
@@ -42,18 +43,23 @@ class Options:
 
     Attributes:
         dtype: compute dtype; softmax, norms and heads stay in float32.
-        remat: a key of `ftjax.models.stack.POLICIES`.
+        remat: a key of `ftjax.models.stack.POLICIES`, or one for each layer.
         segments: lengths of the runs of layers; a run longer than one layer is scanned.
         attention: a key of `ATTENTION`.
+        blocks: of the attention kernel for TPUs.
         parts: how many parts of its features a feed-forward block is computed in, of decoders
             with gated ones.
+        gather_head: over a mesh, every device scores its own tokens by the vocabulary's whole
+            kernel; else the tokens of all by its part of the kernel.
     """
 
     dtype: Any = jnp.float32
-    remat: str = "none"
+    remat: str | tuple[str, ...] = "none"
     segments: tuple[int, ...] | None = None
     attention: str = "xla"
+    blocks: Blocks = Blocks()
     parts: int = 1
+    gather_head: bool = False
 
 
 class Dense(nn.Module):

@@ -16,7 +16,7 @@ from ftjax.parallel.mesh import RULES, place, ways_of
 Array = jax.Array
 LARGE = 2**26  # bytes of a kernel that is not kept gathered from a layer's forward pass on
 FEW = 64  # rows, of which a product takes as long as reading the kernel
-NAME = "product"  # of what it gives, for `jax.checkpoint`
+PRODUCT, WIDE = "product", "wide product"  # of what is given, for `jax.checkpoint`
 
 
 def matmul(x: Array, kernel: Array, axes: Sequence[str | None], dtype: Any = None) -> Array:
@@ -35,7 +35,7 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None], dtype: Any = Non
     kernel = rounded(kernel) if (kernel.dtype, x.dtype) == (jnp.float32, jnp.bfloat16) else kernel
     kernel = kernel.astype(x.dtype)
     if mesh.empty or mesh.shape["fsdp"] * mesh.shape["sequence"] == 1 or x.ndim == 1:
-        return rows(x, kernel, dtype)
+        return named(rows(x, kernel, dtype), axes)
     placed = place(axes, kernel.shape, mesh.shape)
     into, out = (_without_fsdp(axis) for axis in placed)
     leading = (RULES["batch"], RULES["length"], *(None,) * x.ndim)[: x.ndim - 1]
@@ -43,7 +43,7 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None], dtype: Any = Non
     gathered = [i for i, axis in enumerate(placed) if "fsdp" in _names(axis)]
     apart = gathered or mesh.shape["sequence"] > 1
     if not (apart and _divides(mesh, specs[0], x) and _divides(mesh, specs[1], kernel)):
-        return rows(x, kernel, dtype)
+        return named(rows(x, kernel, dtype), axes)
     others = tuple(name for axes in leading for name in _names(axes) if name != "fsdp")
     multiply = jax.shard_map(
         partial(
@@ -58,7 +58,16 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None], dtype: Any = Non
     )
     x, kernel = in_turn(x, kernel)
     again = kernel.nbytes > LARGE  # without which the compiler keeps what is gathered
-    return checkpoint_name(jax.checkpoint(multiply, prevent_cse=again)(x, kernel), NAME)
+    y = jax.checkpoint(multiply, prevent_cse=again)(x, kernel)
+    return named(y, axes)
+
+
+def named(y: Array, axes: Sequence[str | None]) -> Array:
+    """A product with its name, by which a policy keeps it for the backward pass.
+
+    One with few features in between has none: it is as soon computed as read.
+    """
+    return y if axes[0] == "rank" else checkpoint_name(y, WIDE if axes[1] == "mlp" else PRODUCT)
 
 
 @jax.custom_vjp
