@@ -21,7 +21,6 @@ ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+)\[([\d,]*)\](\{[^{}]*\})?")
 ALONE = re.compile(r"replica_groups=(\{\{\d+\}(,\{\d+\})*\}|\[\d+,1\]<=)")  # nothing is sent
 NEAR, HOST = 1, 5  # memories: on the chip itself, of the machine that chips are in
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
-FUSED = re.compile(r"use_fused_bwd_kernel\W+true")  # as splash attention says of its gradients
 BROKEN = re.compile(r"\n(?=\"|\}\})")  # within an attribute of a kernel
 LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 
@@ -101,9 +100,18 @@ def summarize(text: str) -> Summary:
                 summary.across += times * nbytes(line.shapes[0])
             elif line.opcode == "custom-call" and '"tpu_custom_call"' in line.text:
                 read = tuple(shape for name in line.operands for shape in shapes[name])
-                name = re.sub(r"[.\d]+$", "", line.name)
-                summary.kernels[name + ("_fused" if FUSED.search(line.text) else ""), read] += times
+                summary.kernels[kernel_name(line, read), read] += times
     return summary
+
+
+def kernel_name(line: Instruction, read: tuple) -> str:
+    """A kernel's name without its number, and "_fused" where it gives all gradients of attention.
+
+    That one gives a sum of gradients of queries for each block of keys.
+    """
+    name, queries = re.sub(r"[.\d]+$", "", line.name), {shape for _, shape in read}
+    fused = "_dkv_" in name and any(shape[1:] in queries for _, shape in line.shapes if shape[1:])
+    return name + ("_fused" if fused else "")
 
 
 def nbytes(shape: tuple[str, tuple[int, ...]]) -> float:
