@@ -211,8 +211,8 @@ class _Schedule:
     ) -> None:
         chip = self.machine.chip
         if line.opcode == "custom-call":
-            read = [s for name in line.operands if name in lines for s in lines[name].shapes]
-            seconds = splash_seconds(chip, line.name, read, line.text)
+            read = tuple(s for name in line.operands if name in lines for s in lines[name].shapes)
+            seconds = splash_seconds(chip, line, read)
             total.kernels += seconds
         elif cycles := CYCLES.search(line.text):
             seconds = int(cycles[1]) / chip.clock

@@ -142,7 +142,7 @@ class AttentionCore(nn.Module):
     backend: str = "xla"
     scale: float | None = None
     softcap: float | None = None
-    blocks: splash.Blocks = splash.Blocks()
+    blocks: splash.Blocks = splash.BLOCKS
 
     @nn.compact
     def __call__(

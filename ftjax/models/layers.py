@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ftjax.dropout import dropout
 from ftjax.leaf import leaf
-from ftjax.models.splash import Blocks
+from ftjax.models.splash import BLOCKS, Blocks
 from ftjax.parallel.product import FEW, matmul
 
 Array = jax.Array
@@ -57,7 +57,7 @@ class Options:
     remat: str | tuple[str, ...] = "none"
     segments: tuple[int, ...] | None = None
     attention: str = "xla"
-    blocks: Blocks = Blocks()
+    blocks: Blocks = BLOCKS
     parts: int = 1
     gather_head: bool = False
 

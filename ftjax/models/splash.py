@@ -33,6 +33,9 @@ class Blocks:
     fused: bool = False
 
 
+BLOCKS = Blocks()
+
+
 def attend(
     query: Array,
     key: Array,
@@ -40,7 +43,7 @@ def attend(
     pattern: Pattern,
     scale: float,
     softcap: float | None,
-    blocks: Blocks = Blocks(),
+    blocks: Blocks = BLOCKS,
 ) -> Array:
     """softmax(scale · q kᵀ, masked) v, over the mesh: rows by batch, heads by tensor.
 
