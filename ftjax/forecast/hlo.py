@@ -109,8 +109,9 @@ def kernel_name(line: Instruction, read: tuple) -> str:
 
     That one gives a sum of gradients of queries for each block of keys.
     """
-    name, queries = re.sub(r"[.\d]+$", "", line.name), {shape for _, shape in read}
-    fused = "_dkv_" in name and any(shape[1:] in queries for _, shape in line.shapes if shape[1:])
+    name = re.sub(r"[.\d]+$", "", line.name)
+    queries = {shape for _, shape in read if len(shape) > 2}
+    fused = "_dkv_" in name and any(shape[1:] in queries for _, shape in line.shapes)
     return name + ("_fused" if fused else "")
 
 

@@ -38,17 +38,17 @@ class FeedForward(nn.Module):
         narrow = partial(c.dense, c.hidden_size, ("mlp", "embed"))
         mesh = jax.sharding.get_abstract_mesh()
         # Over the axis tensor sums would be sent round once a part.
+        kept = c.options.remat in WIDE_KEPT
         is_divided = c.options.parts > 1 and not self.is_initializing()
         if is_divided and (mesh.empty or mesh.shape["tensor"] == 1):
             up, gate = (wide(name, Kernel)(x.shape[-1]) for name in ("up", "gate"))
             down = narrow("down", Kernel)(self.width)
-            again = c.options.remat not in WIDE_KEPT
-            x = in_parts(x.astype(c.options.dtype), up, gate, down, act, c.options.parts, again)
+            x = in_parts(x.astype(c.options.dtype), up, gate, down, act, c.options.parts, kept)
         else:
             y = wide("up")(x)
             if c.gated:
                 x, y = in_turn(x, y)
-                y = gated(act, wide("gate")(x), y)
+                y = gated(act, wide("gate")(x), y, kept)
             else:
                 y = act(y)
             y = Dropout(c.activation_dropout, name=self.inner)(y)
@@ -63,21 +63,22 @@ def in_parts(
     down: Array,
     act: Callable[[Array], Array],
     parts: int,
-    again: bool,
+    kept: bool,
 ) -> Array:
     """down(act(gate(x)) · up(x)) as a sum over parts of the wide features.
 
     Of what is wide, and of the kernels gathered, only one part exists at a time, in the backward
-    pass too, where it is computed `again` unless it is kept. (Of layers computed anew it is not
-    computed twice: the sum is not among what their gradients need.)
+    pass too, where it is computed anew unless the features are `kept`. (Of layers computed anew it
+    is not computed twice: the sum is not among what their gradients need.)
     """
 
     def part(x: Array, up: Array, gate: Array, down: Array) -> Array:
         wide = matmul(x, up, ("embed", "mlp"))
         x, wide = in_turn(x, wide)
-        return matmul(gated(act, matmul(x, gate, ("embed", "mlp")), wide), down, ("mlp", "embed"))
+        wide = gated(act, matmul(x, gate, ("embed", "mlp")), wide, kept)
+        return matmul(wide, down, ("mlp", "embed"))
 
-    part = jax.checkpoint(part) if again else part
+    part = part if kept else jax.checkpoint(part)
     edges, out = [i * up.shape[1] // parts for i in range(parts + 1)], jnp.zeros_like(x)
     for a, b in pairwise(edges):
         x, out = in_turn(x, out)

@@ -14,7 +14,8 @@ from ftjax.parallel.mesh import RULES, fitting
 from ftjax.parallel.product import matmul
 
 Array = jax.Array
-CHUNK = 2**25  # logits that exist at a time on a device
+CHUNK = 2**25  # logits that exist at a time on a device, by its part of the kernel
+WHOLE = 2**26  # and by all of it, which is read once a chunk
 
 
 class Scores(NamedTuple):
@@ -234,7 +235,8 @@ def _local(
     real = columns < size
     batch, length, _ = x.shape
     rows = batch * (1 if alone else jax.lax.axis_size("fsdp"))
-    count = -(-length // max(1, CHUNK // (rows * kernel.shape[1])))
+    most = WHOLE if gathered else CHUNK
+    count = -(-length // max(1, most // (rows * kernel.shape[1])))
     chunk = -(-length // count)  # nearly no padding
 
     def body(carry, parts):

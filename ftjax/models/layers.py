@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from ftjax.dropout import dropout
 from ftjax.leaf import leaf
@@ -19,6 +20,7 @@ from ftjax.models.splash import BLOCKS, Blocks
 from ftjax.parallel.product import FEW, matmul
 
 Array = jax.Array
+STATISTIC = "statistic"  # of a norm, a number a token, for `jax.checkpoint`
 
 
 def gelu(x: Array) -> Array:
@@ -140,7 +142,8 @@ class RMSNorm(nn.Module):
         init = nn.initializers.zeros if self.offset else nn.initializers.ones
         scale = leaf(self, "scale", init, x.shape[-1:], (None,)).astype(jnp.float32)
         wide = x.astype(jnp.float32)
-        normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
+        inverse = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
+        normal = wide * checkpoint_name(inverse, STATISTIC)
         if self.offset:
             return (normal * (1 + scale)).astype(x.dtype)
         return normal.astype(x.dtype) * scale.astype(x.dtype)

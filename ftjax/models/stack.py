@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError, nearest
+from ftjax.models.layers import STATISTIC
 from ftjax.models.splash import CONTEXT
 from ftjax.parallel.product import PRODUCT, WIDE
 
@@ -36,10 +37,12 @@ def _offloaded(*names: str) -> Callable:
 POLICIES = {  # what the forward pass keeps for the backward pass, from most memory to least
     "none": None,  # everything, without nn.remat
     "dots": _products(jax.checkpoint_policies.dots_saveable),
-    "dots_context": ANY(PRODUCT, WIDE, CONTEXT),  # products, and what attention's kernel gives
+    "dots_context": ANY(
+        PRODUCT, WIDE, CONTEXT, STATISTIC
+    ),  # products, and what attention's kernel gives
     "dots_no_batch": _products(jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
-    "narrow_context": ANY(PRODUCT, CONTEXT),  # the same without the wide features
-    "context": ANY(CONTEXT),
+    "narrow_context": ANY(PRODUCT, CONTEXT, STATISTIC),  # the same without the wide features
+    "context": ANY(CONTEXT, STATISTIC),
     "offload": _offloaded(PRODUCT, CONTEXT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }

@@ -106,9 +106,17 @@ def _joined(_: None, grads: tuple[Any, Any]) -> tuple[Any, Any]:
 in_turn.defvjp(_apart, _joined, symbolic_zeros=True)
 
 
+def gated(act: Callable[[Array], Array], gate: Array, x: Array, kept: bool = False) -> Array:
+    """act(gate) · x.
+
+    Backward, one gradient after the other, so that they take no new memory: unless both inputs are
+    `kept` for it, where there is memory, and less is written if the compiler chooses.
+    """
+    return act(gate) * x if kept else _in_turn_gated(act, gate, x)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def gated(act: Callable[[Array], Array], gate: Array, x: Array) -> Array:
-    """act(gate) · x. Backward, one gradient after the other, so that they take no new memory."""
+def _in_turn_gated(act: Callable[[Array], Array], gate: Array, x: Array) -> Array:
     return act(gate) * x
 
 
@@ -123,7 +131,7 @@ def _ungated(act: Callable[[Array], Array], residuals: Any, grad: Array) -> tupl
     return tuple(jax.lax.optimization_barrier((dgate, grad * act(gate))))
 
 
-gated.defvjp(_gated, _ungated)
+_in_turn_gated.defvjp(_gated, _ungated)
 
 
 def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
