@@ -32,6 +32,8 @@ class Model:
         attention_block: of splash: side of the blocks of scores, at most.
         attention_fused: of splash: all gradients in one kernel, those of queries summed in `dtype`.
         parts: of feed-forward blocks, computed in turn in less memory.
+        layout: auto takes mesh, remat, parts and the like from what `ftjax compile --fastest` found
+            for the same model, method and TPUs, where that is known.
         gather_head: over a mesh of more tokens than words, sends the vocabulary's kernel to the
             tokens, not the tokens to parts of it.
         adapter: a PEFT or AdapterHub folder of the method, or a run's work folder, to start from.
@@ -53,6 +55,7 @@ class Model:
     attention_fused: bool = False
     parts: Positive = 1
     gather_head: bool = False
+    layout: Literal["own", "auto"] = "own"
     adapter: str = ""
     resize_vocabulary: bool = False
     from_run: str = ""

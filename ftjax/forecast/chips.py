@@ -1,5 +1,6 @@
 """Chips, their published figures, and meshes of chips that are not there."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,13 +65,16 @@ SIDE = 16  # chips along a side of a slice of two dimensions
 SLICES = 25e9 / 8  # bytes a second of one chip's share of the network between slices
 
 
+TPUS = {  # how a device calls itself → its chip
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU7x": "tpu7x",
+}
 KINDS = {  # how a device calls itself → FLOPs a second in bfloat16, without sparsity
-    "TPU v4": CHIPS["v4"].flops,
-    "TPU v5 lite": CHIPS["v5e"].flops,
-    "TPU v5": CHIPS["v5p"].flops,
-    "TPU v5p": CHIPS["v5p"].flops,
-    "TPU v6 lite": CHIPS["v6e"].flops,
-    "TPU7x": CHIPS["tpu7x"].flops,
+    **{kind: CHIPS[chip].flops for kind, chip in TPUS.items()},
     "A100": 312e12,
     "H100": 989e12,
     "H200": 989e12,
@@ -95,6 +99,12 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in lacking:
             del os.environ[name]
+
+
+def chips_of(topology: str) -> int:
+    """Chips of a slice such as "v5e:8x8"."""
+    sizes = topology.partition(":")[2].split("x")
+    return math.prod(int(size) for size in sizes if size.isdigit())
 
 
 def closed(topology: str) -> tuple[bool, ...]:

@@ -23,11 +23,10 @@ from ftjax import cache
 from ftjax.config.keys import flat_keys
 from ftjax.config.load import changed
 from ftjax.errors import UserError
-from ftjax.forecast.chips import topology_devices
+from ftjax.forecast.chips import chips_of, topology_devices
 from ftjax.forecast.forecast import forecast
-from ftjax.forecast.kept import ORDER, kept_bytes
+from ftjax.forecast.kept import ORDER, device_tokens, kept_bytes
 from ftjax.forecast.lowering import abstract_recipe
-from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
 from ftjax.tuned import Tuned
 
 Changes = dict[str, Any]
@@ -86,7 +85,8 @@ class Search:
     ) -> None:
         self._config, self._topology, self._slices, self._say = config, topology, slices, say
         self._end = time.monotonic() + 60 * minutes
-        self.chip, self._devices = topology_devices(topology, slices)
+        chip, _ = topology_devices(topology, slices)
+        self._memory = FILLED * chip.memory
         self.trials: list[Trial] = []
 
     def run(self) -> Trial:
@@ -125,7 +125,7 @@ class Search:
         for policy in ORDER:
             trial_changes = start | {"model.remat": policy}
             need = kept_bytes(model, policy, tokens)
-            if need > FILLED * self.chip.memory and policy != ORDER[-1]:
+            if need > self._memory and policy != ORDER[-1]:
                 continue
             trial = self.trial(trial_changes)
             if trial.fits:
@@ -219,12 +219,9 @@ class Search:
 
     def _model(self, changes: Changes) -> tuple[Tuned, float]:
         """The model, and tokens of one device at a time."""
-        config = self._applied(changes)
-        mesh = make_mesh(**{axis: config.mesh[axis] for axis in AXES}, devices=self._devices)
-        recipe = abstract_recipe(config, "tpu")
-        tokens = config.train.batch_size * config.data.max_length * recipe.task.group
-        ways = batch_ways(mesh) * mesh.shape["sequence"] * config.train.accumulation
-        return recipe.tuned, tokens / ways
+        config, recipe = self._applied(changes), abstract_recipe(self._applied(changes), "tpu")
+        chips = self._slices * chips_of(self._topology)
+        return recipe.tuned, device_tokens(config, chips) * recipe.task.group
 
     def _name(self, changes: Changes) -> str:
         """Of a trial in the cache: by all that its program depends on."""

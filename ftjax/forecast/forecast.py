@@ -1,7 +1,7 @@
 """What a program compiled ahead of time says of a run: memory, work, traffic, time."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -135,8 +135,8 @@ def room_for(figures: Mapping[str, Any], config: ConfigDict) -> str:
     if times < 2:
         return ""
     parts, rows = config.train.accumulation, config.train.batch_size
-    if config.model.remat != "none":
-        return "model.remat=dots or none computes less twice, in more memory: try them"
+    if config.model.remat not in ("none", "dots", "dots_context"):
+        return "model.remat=dots_context computes less twice, in more memory; --fastest tries it"
     if parts > 1:
         return f"train.accumulation={max(int(parts / times), 1)} does the same in larger parts"
     if config.mesh.fsdp != 1 and config.mesh.data == 1:
@@ -184,48 +184,3 @@ def jax_effort(quick: bool) -> Iterator[None]:
         yield
     finally:
         jax.config.update("jax_optimization_level", before)
-
-
-def mended(
-    config: ConfigDict,
-    topology: str,
-    slices: int,
-    say: Callable[[str], None],
-    quick: bool = False,
-) -> tuple[str, dict[str, Any]] | None:
-    """What to set for a configuration that does not fit, found by trying; None where nothing does.
-
-    Returns:
-        Overrides for the command line, and the forecast under them.
-    """
-    changes: dict[str, Any] = {}
-    for more in _mends(config):
-        attempt = changes | more
-        candidate = config.copy_and_resolve_references()
-        for key, value in attempt.items():
-            section, name = key.split(".")
-            candidate[section][name] = value
-        words = " ".join(f"--config.{key}={value}" for key, value in attempt.items())
-        say(f"trying {words}")
-        try:
-            figures = forecast(candidate, topology, slices, quick)
-        except UserError:  # the batch does not divide so, or the model has no such parts
-            continue
-        changes = attempt
-        if figures["fits"]:
-            return words, figures
-    return None
-
-
-def _mends(config: ConfigDict) -> Iterator[dict[str, Any]]:
-    """From what costs least: spreading parameters, computing again, smaller microbatches."""
-    if config.mesh.fsdp != -1 and config.mesh.data != 1:
-        yield {"mesh.data": 1, "mesh.fsdp": -1}
-    if config.model.remat != "full":
-        yield {"model.remat": "full"}
-    if config.model.parts == 1:
-        yield {"model.parts": 4}
-    parts = config.train.accumulation
-    while parts * 2 <= min(config.train.batch_size, 64):
-        parts *= 2
-        yield {"train.accumulation": parts}

@@ -1,6 +1,11 @@
 """Bytes that layers keep for the backward pass under a policy, before anything is compiled."""
 
+import math
+
+from ml_collections import ConfigDict
+
 from ftjax.models.stack import POLICIES
+from ftjax.parallel.mesh import AXES, RULES
 from ftjax.tuned import Tuned
 
 # Of each policy: what of layers' products it keeps, and whether what attention's kernel gives.
@@ -38,3 +43,13 @@ def kept_bytes(model: Tuned, policy: str, tokens: float, itemsize: int = 2) -> f
         widths += layers * leaf.shape[-1] * (context and "/query/" in path)
         widths += layers * leaf.shape[-2] * ("/query/" in path)  # the layer's input
     return widths * tokens * itemsize
+
+
+def device_tokens(config: ConfigDict, chips: int) -> float:
+    """Positions of a batch that a device has at a time."""
+    sizes = {axis: config.mesh[axis] for axis in AXES}
+    known = math.prod(size for size in sizes.values() if size > 0)
+    sizes = {axis: chips // known if size == -1 else size for axis, size in sizes.items()}
+    ways = math.prod(sizes[axis] for axis in (*RULES["batch"], RULES["length"]))
+    tokens = config.train.batch_size * config.data.max_length / config.train.accumulation
+    return tokens / ways
