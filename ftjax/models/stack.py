@@ -46,7 +46,7 @@ POLICIES = {  # what the forward pass keeps for the backward pass, from most mem
     "offload": _offloaded(PRODUCT, CONTEXT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-WIDE_KEPT = ("none", "dots", "dots_context", "dots_no_batch")  # of them, which keep wide products
+WIDE_KEPT = ("dots", "dots_context", "dots_no_batch")  # which keep products of wide features
 
 
 class Stack(nn.Module):

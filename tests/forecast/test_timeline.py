@@ -38,7 +38,9 @@ def module(*lines):
 
 
 GATHERED = f"bf16[{SIDE},{SIDE}]{{1,0}}"
-START = f"%s = (bf16[64,{SIDE}]{{1,0}}, {GATHERED}) all-gather-start(%p), replica_groups=[1,64]<=[64]"
+START = (
+    f"%s = (bf16[64,{SIDE}]{{1,0}}, {GATHERED}) all-gather-start(%p), replica_groups=[1,64]<=[64]"
+)
 DONE = f"%d = {GATHERED} all-gather-done(%s)"
 BYTES = 2 * SIDE * SIDE
 # Over the open 8 by 8 mesh a corner has two links, one in each dimension.
