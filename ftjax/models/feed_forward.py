@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ftjax.models.config import Config
 from ftjax.models.layers import ACTIVATIONS, Dropout, Kernel
-from ftjax.models.stack import WIDE_KEPT
+from ftjax.models.stack import keeps_wide
 from ftjax.parallel.product import gated, in_turn, matmul
 
 Array = jax.Array
@@ -38,7 +38,7 @@ class FeedForward(nn.Module):
         narrow = partial(c.dense, c.hidden_size, ("mlp", "embed"))
         mesh = jax.sharding.get_abstract_mesh()
         # Over the axis tensor sums would be sent round once a part.
-        kept = c.options.remat in WIDE_KEPT
+        kept = keeps_wide(c.options.remat)
         is_divided = c.options.parts > 1 and not self.is_initializing()
         if is_divided and (mesh.empty or mesh.shape["tensor"] == 1):
             up, gate = (wide(name, Kernel)(x.shape[-1]) for name in ("up", "gate"))

@@ -46,7 +46,12 @@ POLICIES = {  # what the forward pass keeps for the backward pass, from most mem
     "offload": _offloaded(PRODUCT, CONTEXT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-WIDE_KEPT = ("dots", "dots_context", "dots_no_batch")  # which keep products of wide features
+WIDE_KEPT = {"dots", "dots_context", "dots_no_batch"}  # which keep products of wide features
+
+
+def keeps_wide(remat: str | tuple[str, ...]) -> bool:
+    """Whether products of wide features are kept in all layers."""
+    return {remat} <= WIDE_KEPT if isinstance(remat, str) else {*remat} <= WIDE_KEPT
 
 
 class Stack(nn.Module):
