@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -26,7 +27,7 @@ from ftjax.errors import UserError
 from ftjax.forecast.chips import chips_of, topology_devices
 from ftjax.forecast.forecast import forecast
 from ftjax.forecast.kept import ORDER, device_tokens, kept_bytes
-from ftjax.forecast.lowering import abstract_recipe
+from ftjax.forecast.lowering import abstract_recipe, architecture
 from ftjax.tuned import Tuned
 
 Changes = dict[str, Any]
@@ -61,8 +62,8 @@ class Trial:
         if not self.figures.get("memory"):
             return f"{words}: {self.figures.get('reason', 'does not fit')}"
         size = max(self.figures["memory"]["sum"], self.figures["memory"]["resume"]) / 2**30
-        took = f"{1e3 * self.figures['predicted']['seconds']:,.1f} ms" if self.fits else "no"
-        return f"{words}: {took}, {size:.2f} GiB"
+        took = f"{1e3 * self.figures['predicted']['seconds']:,.1f} ms"
+        return f"{words}: {took if self.fits else 'does not fit'}, {size:.2f} GiB"
 
 
 class Search:
@@ -119,9 +120,13 @@ class Search:
         start: Changes = {}
         if self._config.mesh.data != 1 or self._config.mesh.fsdp != -1:
             start |= {"mesh.data": self._slices, "mesh.fsdp": -1}
-        start |= {"model.attention_block": 1024} | _start(self._applied(start))
+        start |= _start(self._applied(start))
+        try:
+            model, tokens = self._model(start)
+        except UserError:  # the model has no parts, or the method changes what is in them
+            del start["model.parts"]
+            model, tokens = self._model(start)
         best = Trial(start, {})
-        model, tokens = self._model(start)
         for policy in ORDER:
             trial_changes = start | {"model.remat": policy}
             need = kept_bytes(model, policy, tokens)
@@ -149,8 +154,9 @@ class Search:
                 return Trial(changes, {})
             try:
                 figures = forecast(self._applied(changes), self._topology, self._slices)
-            except UserError as error:  # the mesh, the batch or the method does not divide so
-                figures = {"fits": False, "reason": str(error)}
+            except (UserError, jax.errors.JaxRuntimeError) as error:  # it does not divide so, or
+                # the compiler has no such option
+                figures = {"fits": False, "reason": str(error).strip().splitlines()[0]}
             cache.write("forecasts", name, lambda file: file.write(json.dumps(figures).encode()))
         trial = Trial(changes, figures)
         self.trials.append(trial)
@@ -240,12 +246,14 @@ def fastest(config: ConfigDict, topology: str, slices: int = 1, **settings: Any)
 
 def _start(config: ConfigDict) -> Changes:
     """What is better by what is sent alone, before anything is compiled."""
-    changes: Changes = {"model.segments": "scan", "train.accumulation": 1}
-    if config.method.name in ("lora", "full"):
-        changes["model.parts"] = 2
-    if config.data.max_length * config.train.batch_size > 2**18 - 1:
-        changes["model.gather_head"] = True
-    return changes
+    words = architecture(config.model.path).get("vocab_size", math.inf)
+    return {
+        "model.segments": "scan",
+        "model.parts": 2,
+        "model.attention_block": 1024,
+        "model.gather_head": config.data.max_length * config.train.batch_size > words,
+        "train.accumulation": 1,
+    }
 
 
 def _stacked(model: Tuned) -> list[str]:

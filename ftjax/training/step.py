@@ -255,6 +255,20 @@ def compiler_options(options: Sequence[str]) -> dict[str, str]:
     return dict(option.split("=", 1) for option in options)
 
 
+def compile_step(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """A lowered step's program.
+
+    Raises:
+        UserError: the compiler does not know an option of `train.compiler`.
+    """
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" in str(error) or "While setting option" in str(error):
+            raise UserError(f"train.compiler: {error}") from error
+        raise
+
+
 def lower_step(
     step: Callable,
     state: State,
