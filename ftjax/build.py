@@ -39,7 +39,8 @@ def build_tuned(
         hf_config: config.json's mapping.
         method: the method.
         settings: the section `model`, of which this reads `dtype`, `remat`, `segments`,
-            `attention`, `attention_block`, `attention_fused`, `parts` and `gather_head`.
+            `attention`, `attention_block`, `attention_fused`, `parts`, `gather_head` and
+            `whole`.
         head: the task's arguments to the family's `Model` (head, labels, pooling).
         platform: that it is to run on, "cpu", "gpu" or "tpu".
 
@@ -99,6 +100,7 @@ def _configured(
         attention=_known("attention", settings.get("attention", "auto"), ("auto", *ATTENTION)),
         blocks=Blocks(settings.get("attention_block", 512), settings.get("attention_fused", False)),
         gather_head=settings.get("gather_head", False),
+        whole=tuple(settings.get("whole", ())),
     )
     if not runs_on(options.attention, platform):
         raise UserError(

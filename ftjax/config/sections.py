@@ -36,6 +36,8 @@ class Model:
             for the same model, method and TPUs, where that is known.
         gather_head: over a mesh of more tokens than words, sends the vocabulary's kernel to the
             tokens, not the tokens to parts of it.
+        whole: projections whose kernels every device of the axis fsdp holds whole: nothing of them
+            is sent, in more memory.
         adapter: a PEFT or AdapterHub folder of the method, or a run's work folder, to start from.
         resize_vocabulary: adds rows to the table where the tokenizer has more words than it.
         from_run: a work folder over `model.path` whose model, merged, is begun with.
@@ -55,6 +57,7 @@ class Model:
     attention_fused: bool = False
     parts: Positive = 1
     gather_head: bool = False
+    whole: tuple[Literal["query", "key", "value", "output", "up", "gate", "down"], ...] = ()
     layout: Literal["own", "auto"] = "own"
     adapter: str = ""
     resize_vocabulary: bool = False

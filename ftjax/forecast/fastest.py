@@ -9,7 +9,6 @@ cannot fit by `kept_bytes` is not compiled; what was compiled before is read fro
 import hashlib
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from ftjax.tuned import Tuned
 
 Changes = dict[str, Any]
 FILLED = 0.97  # of a chip's memory, that a layout may take
-WHOLE = (".*/lora_.*", ".*/(key|value)/kernel", ".*/(query|output)/kernel")  # the smallest first
+WHOLE = (("key", "value"), ("query", "output"))  # projections that may be, the smallest first
 COMPILER = ("xla_tpu_scoped_vmem_limit_kib=65536",)  # options of XLA that are tried
 
 
@@ -188,13 +187,15 @@ class Search:
     def _gathered(self, best: Trial) -> Iterator[Changes]:
         """Kernels that lie whole on every chip, from the smallest on, as far as memory goes."""
         config, (model, _) = self._applied(best.changes), self._model(best.changes)
-        whole, need = tuple(config.mesh.replicate), 0.0
-        for pattern in () if config.method.name == "full" else WHOLE:
-            paths = [path for path in model.shapes if re.fullmatch(pattern, path)]
+        whole, need = tuple(config.model.whole), 0.0
+        for names in () if config.method.name == "full" else WHOLE:
+            paths = [
+                path for path in model.shapes if path.split("/")[-2:-1] in [[n] for n in names]
+            ]
             need += sum(model.shapes[p].size * jnp.dtype(model.dtype(p)).itemsize for p in paths)
-            whole = (*whole, pattern)
+            whole = (*whole, *names)
             if best.fits and paths and need < _room(best.figures):
-                yield {"mesh.replicate": whole}
+                yield {"model.whole": whole}
 
     def _attention(self, best: Trial) -> Iterator[Changes]:
         yield {"model.attention_fused": True}

@@ -15,7 +15,7 @@ from ftjax.parallel.product import matmul
 
 Array = jax.Array
 CHUNK = 2**25  # logits that exist at a time on a device, by its part of the kernel
-WHOLE = 2**26  # and by all of it, which is read once a chunk
+WHOLE = 2**27  # and by all of it, which is read once a chunk
 
 
 class Scores(NamedTuple):

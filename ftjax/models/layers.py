@@ -53,6 +53,7 @@ class Options:
             with gated ones.
         gather_head: over a mesh, every device scores its own tokens by the vocabulary's whole
             kernel; else the tokens of all by its part of the kernel.
+        whole: names of projections that every device of the axis fsdp holds whole.
     """
 
     dtype: Any = jnp.float32
@@ -62,6 +63,7 @@ class Options:
     blocks: Blocks = BLOCKS
     parts: int = 1
     gather_head: bool = False
+    whole: tuple[str, ...] = ()
 
 
 class Dense(nn.Module):

@@ -25,6 +25,7 @@ FREE = (
     "model.attention",
     "model.gather_head",
     "model.layout",
+    "model.whole",
     "train.compiler",
     "train.log_every",
     "train.keep",

@@ -50,7 +50,7 @@ class Machine:
         policies = (settings.remat,) if isinstance(settings.remat, str) else settings.remat
         size = MEMORY.get(policies[0], 2) + 0.1 * (len(policies) - 1)
         seconds = {"none": 7, "dots_context": 8, "narrow_context": 9}.get(policies[0], 10)
-        seconds -= 0.3 * (settings.parts == 4) + 0.2 * bool(config.mesh.replicate)
+        seconds -= 0.3 * (settings.parts == 4) + 0.2 * bool(settings.whole)
         seconds += settings.attention_fused - 0.1 * (len(policies) - 1)
         memory = {name: size * GIB for name in ("sum", "resume", "start")}
         return {
@@ -76,7 +76,7 @@ def test_the_fastest_of_what_fits_is_found_and_kept(llama, machine):
     config, said = config_of(llama, "lora", model_segments="scan"), []
     found = fastest.fastest(config, "v5e:2x2", say=said.append)
     assert found.changes["model.remat"] == "dots_context"  # the first that fits
-    assert found.changes["model.parts"] == 4 and found.changes["mesh.replicate"]
+    assert found.changes["model.parts"] == 4 and found.changes["model.whole"]
     assert "model.attention_fused" not in found.changes
     assert found.seconds == pytest.approx(8 - 0.3 - 0.2) and len(said) == len(machine.asked)
     assert any("heads do not divide" in line for line in said)
