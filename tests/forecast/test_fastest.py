@@ -1,10 +1,13 @@
 """The search for a layout, over a machine of which all is made up; and layouts that are known."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from ftjax.commands import compile as compile_command
+from ftjax.config.load import load_config
 from ftjax.errors import UserError
 from ftjax.forecast import fastest, layouts, mend
 from ftjax.forecast.chips import CHIPS
@@ -139,3 +142,34 @@ def test_the_table_is_of_keys_that_there_are(llama):
         config = config_of(llama, row["for"]["method"])
         layouts.changed(config, list(layouts._settings(row).items()))
         assert row["tokens_per_chip"] > 0 and row["seconds"] > 0
+
+
+ASKED = {"topology": "v5e:2x2", "slices": 1, "quick": False, "price": None, "output": None}
+ASKED |= {"fastest": True, "minutes": 10.0, "page": None}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"quick": True}, "--fastest is of times, of which --quick says nothing"),
+        ({"minutes": 0.0}, "--minutes 0.0 must be positive"),
+        ({"fastest": False, "page": Path("page.py")}, "--page is of what --fastest finds"),
+        ({"page": Path("page.yaml")}, "--page page.yaml: a page of Python ends in .py"),
+    ],
+)
+def test_what_a_search_is_not_asked(llama, monkeypatch, asked, said):
+    monkeypatch.setattr(compile_command, "load_page", lambda *_: config_of(llama, "lora"))
+    with pytest.raises(UserError, match=said):
+        compile_command.run(SimpleNamespace(**ASKED | asked), [])
+
+
+def test_the_page_gives_the_layout(llama, machine, monkeypatch, tmp_path, capsys):
+    """And the search's figures are those of the forecast."""
+    config, page = config_of(llama, "lora", model_segments="scan"), tmp_path / "page.py"
+    monkeypatch.setattr(compile_command, "load_page", lambda *_: config)
+    arguments = SimpleNamespace(**ASKED | {"page": page})
+    figures = compile_command._fastest(config, arguments)
+    written = load_config(str(page), [])
+    assert (written.model.remat, written.model.parts) == ("dots_context", 4)
+    assert written.model.whole == ("key", "value") and written.model.path == config.model.path
+    assert f"{1e3 * figures['predicted']['seconds']:,.1f} ms" in capsys.readouterr().out
