@@ -52,11 +52,12 @@ def with_known_layout(
 
 
 def describe(config: ConfigDict, chip: str, count: int) -> dict[str, Any]:
-    """What a layout is for: sizes of the model, method, and machine."""
+    """What a layout is for: sizes of the model and its dtypes, method, and machine."""
     sizes = architecture(config.model.path)
     targets = config.method.get("targets", "") if config.method.name != "full" else ""
     return {
         "sizes": [sizes.get(name) for name in SIZES],
+        "dtypes": [config.model.dtype, config.model.trainable_dtype],
         "method": config.method.name,
         "targets": targets if isinstance(targets, str) else list(targets),
         "chip": chip,
