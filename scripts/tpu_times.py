@@ -77,7 +77,24 @@ class Published:
 
 
 LLAMA = "llama-3.1-8b", "v5e:8x8", 64, 4096
-BESIDE: tuple[Beside, ...] = ()
+SOME, EVERY = ("model.whole=key,value",), ("model.parts=1",)
+BESIDE = (  # of the peer: GiB a chip, ms, GB gathered, share overlapped
+    Beside(
+        "lora q, v",
+        Case(*LLAMA, "lora", (*KEPT, *PARTS, *GATHERED, *SOME)),
+        {
+            "full": (3.53, 1602.6, 27.89, 0.93),
+            "save_dot_except_mlpwi": (6.01, 1514.5, 27.89, 0.76),
+            "save_dot_with_context_except_mlp": (7.03, 1476.7, 27.89, 0.76),
+            "minimal_with_context": (13.98, 1334.7, 27.89, 0.76),
+        },
+    ),
+    Beside(
+        "lora all-linear",
+        Case(*LLAMA, "lora", (*KEPT, *EVERY, *GATHERED, *SOME, "method.targets=all-linear")),
+        {"minimal_with_context": (14.25, 1550.2, 27.89, 0.92)},
+    ),
+)
 PUBLISHED: tuple[Published, ...] = ()
 
 
