@@ -66,7 +66,11 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["ftjax", "ftjax.*"]),
     cmdclass={"build_py": Build},
-    package_data={"ftjax": ["py.typed"], "ftjax.models": ["verified.json"]},
+    package_data={
+        "ftjax": ["py.typed"],
+        "ftjax.forecast": ["layouts.json"],
+        "ftjax.models": ["verified.json"],
+    },
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",

@@ -19,6 +19,7 @@ from ftjax.models import configure, kind_of
 from ftjax.models import family as family_of
 from ftjax.models.attention import ATTENTION, PLATFORMS, runs_on
 from ftjax.models.layers import Options
+from ftjax.models.splash import Blocks
 from ftjax.models.stack import DEEP, POLICIES, parameters_of, resolve_segments
 from ftjax.names import Names, names_of
 from ftjax.parallel.narrow import narrowed_for
@@ -38,8 +39,9 @@ def build_tuned(
     Args:
         hf_config: config.json's mapping.
         method: the method.
-        settings: `model.dtype`, `model.products`, `model.remat`, `model.segments`,
-            `model.attention`, `model.parts`.
+        settings: the section `model`, of which this reads `dtype`, `products`, `remat`,
+            `segments`, `attention`, `attention_block`, `attention_fused`, `parts`, `gather_head`
+            and `whole`.
         head: the task's arguments to the family's `Model` (head, labels, pooling).
         platform: that it is to run on, "cpu", "gpu" or "tpu".
 
@@ -99,8 +101,11 @@ def _configured(
         narrow=narrowed_for(settings.get("products", "float32"), dtype, platform),
         float8=settings.get("products") == "float8",
         platform=platform,
-        remat=_known("remat", settings.get("remat", "none"), POLICIES),
+        remat=_remat(settings, kind),
         attention=_known("attention", settings.get("attention", "auto"), ("auto", *ATTENTION)),
+        blocks=Blocks(settings.get("attention_block", 512), settings.get("attention_fused", False)),
+        gather_head=settings.get("gather_head", False),
+        whole=tuple(settings.get("whole", ())),
     )
     if not runs_on(options.attention, platform):
         raise UserError(
@@ -179,6 +184,21 @@ def segments_of(config: Any, settings: Mapping[str, Any], method: Method) -> tup
     cuts = [cut if cut <= layers else cut - layers for cut in method.cuts(layers + more)]
     size = parameters_of(config) if max(layers, more) <= DEEP else math.inf
     return resolve_segments(settings.get("segments", "auto"), layers, size, cuts)
+
+
+def _remat(settings: Mapping[str, Any], kind: str) -> str | tuple[str, ...]:
+    """A policy, or where each segment has its own, one for each layer."""
+    policies, lengths = settings.get("remat", "none"), settings.get("segments")
+    if isinstance(policies, str) or len(policies) == 1:
+        policy = policies if isinstance(policies, str) else policies[0]
+        return _known("remat", policy, POLICIES)
+    if isinstance(lengths, str) or len(lengths or ()) != len(policies) or kind != "decoder":
+        raise UserError(
+            f"model.remat={','.join(policies)} is of decoders whose model.segments are as many "
+            "lengths, as 24,8; else give one policy"
+        )
+    of_segments = zip(policies, lengths, strict=True)
+    return tuple(_known("remat", p, POLICIES) for p, length in of_segments for _ in range(length))
 
 
 def _known(key: str, value: str, known: Collection[str]) -> str:

@@ -23,12 +23,13 @@ from ftjax.errors import require
 from ftjax.remote import cache_folder
 
 # Folders of files that are checked, and that the limit is for
-KEPT = ("tokens", "splits", "prepared", "digests")
+KEPT = ("tokens", "splits", "prepared", "digests", "forecasts")
 FOLDERS = {
     "tokens": "texts as token ids",
     "splits": "rows as data.prepare leaves them",
     "prepared": "what models that data.prepare asks have said",
     "digests": "what large files of models add up to",
+    "forecasts": "layouts compiled ahead of time",
     "copies": "folders of object stores",
     "xla": "compiled programs",
 }

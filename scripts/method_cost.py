@@ -27,7 +27,7 @@ OUTPUT = Path(__file__).parents[1] / "experiments" / "METHOD_COST.md"
 ROWS, LENGTH = 8, 128
 MODELS = ("bert-base", "llama-3.2-1b")
 # Small programs are what is measured, not their speed.
-QUICK = {"xla_backend_optimization_level": 0}
+QUICK = ("xla_backend_optimization_level=0",)
 COLUMNS = ("method", "trainable", "optimizer", "FLOPs", "temporaries", "base", "on disk")
 
 

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "experiments" / "TPU_AOT.md"
 SCALING = ROOT / "experiments" / "TPU_SCALING.md"
 GIB = 2**30
+TIMES = "# Predicted step times"
 RANK = ("method.rank=16", "method.alpha=16.0")
 METHODS = {  # name in the table → method, overrides
     "full": ("full", ()),
@@ -259,6 +260,8 @@ def main() -> None:
         "",
         *tables,
     ]
+    times = OUTPUT.read_text(encoding="utf-8").partition(TIMES)[1:]  # of scripts/tpu_times.py
+    lines.append("".join(times))
     for file, text in ((OUTPUT, lines), (SCALING, weak_scaling(options.workdir))):
         file.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
 

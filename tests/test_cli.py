@@ -155,7 +155,7 @@ def test_compare_trains_reports_and_goes_on(config_file, tmp_path):
         (["--config.method.name=lora", "--config.method.targets=qury"], "did you mean 'query'"),
         (["--config.method.name=top_k", "--config.method.k=9"], "the model has 2 layers"),
         (["--config.model.segments=3,3"], "sum to 2 layers"),
-        (["--config.model.remat=ful"], "must be one of none, full, dots"),
+        (["--config.model.remat=ful"], "must be one of none, dots, dots_context"),
         (["--config.model.path=./nothing"], "neither a folder nor a .gguf file"),
         (["--config.model.path=/etc"], "is a folder without a config.json, so of no model"),
         (["--config.model.path=minlm"], "a nickname (did you mean 'minilm'"),

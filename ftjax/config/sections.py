@@ -10,6 +10,10 @@ from ftjax.options import Above0, Encoding, Natural, NotNegative, Positive, Rege
 Decay = Annotated[float, "[0, 1)"]
 Dtype = Literal["float32", "bfloat16"]
 Size = Annotated[int, "[-1, inf)"]
+Policy = Literal[
+    *("none", "dots", "dots_context", "dots_no_batch", "narrow_context"),
+    *("context", "offload", "full"),
+]
 Rows = Annotated[int, "[1, 1000000]"]  # of a batch, which is in memory
 
 
@@ -24,11 +28,20 @@ class Model:
             CPUs that have units for it (ftjax/parallel/narrow.py); float8: projections in 8 bits,
             for GPUs from the H100 on (ftjax/parallel/float8.py).
         trainable_dtype: of the leaves that train, and of their moments.
-        remat: what is computed again in the backward pass, in less memory.
+        remat: what is computed again in the backward pass, in less memory: from nothing to all;
+            for decoders also one for each of `model.segments`, where those are lengths.
         segments: "auto", "unrolled", "scan", or lengths of segments of layers, as "4,2".
         attention: the program of attention; "gpu" is triton for packed rows, cudnn or xla, "splash"
             for decoders on TPUs.
+        attention_block: of splash: side of the blocks of scores, at most.
+        attention_fused: of splash: all gradients in one kernel, those of queries summed in `dtype`.
         parts: of feed-forward blocks, computed in turn in less memory.
+        layout: auto takes mesh, remat, parts and the like from what `ftjax compile --fastest` found
+            for the same model, method and TPUs, where that is known.
+        gather_head: over a mesh of more tokens than words, sends the vocabulary's kernel to the
+            tokens, not the tokens to parts of it.
+        whole: projections whose kernels every device of the axis fsdp holds whole: nothing of them
+            is sent, in more memory.
         adapter: a PEFT or AdapterHub folder of the method, or a run's work folder, to start from.
         resize_vocabulary: adds rows to the table where the tokenizer has more words than it.
         from_run: a work folder over `model.path` whose model, merged, is begun with.
@@ -42,10 +55,15 @@ class Model:
     dtype: Dtype = "float32"
     products: Literal["auto", "float32", "bfloat16", "float8"] = "auto"
     trainable_dtype: Dtype = "float32"
-    remat: Literal["none", "full", "dots", "dots_no_batch"] = "none"
+    remat: Policy | tuple[Policy, ...] = "none"
     segments: str | tuple[Positive, ...] = "auto"
     attention: Literal["auto", "xla", "cudnn", "triton", "gpu", "splash"] = "auto"
+    attention_block: Annotated[int, "[128, inf)"] = 512
+    attention_fused: bool = False
     parts: Positive = 1
+    gather_head: bool = False
+    whole: tuple[Literal["query", "key", "value", "output", "up", "gate", "down"], ...] = ()
+    layout: Literal["own", "auto"] = "own"
     adapter: str = ""
     resize_vocabulary: bool = False
     from_run: str = ""
@@ -226,6 +244,7 @@ class Train:
         profile_steps: first and last that are traced into profile/.
         dump_programs: text and cost of compiled steps, into programs/.
         cache_frozen: where only the head trains, runs the backbone once.
+        compiler: options of XLA for the step, as "xla_tpu_scoped_vmem_limit_kib=65536".
     """
 
     epochs: Natural = 3
@@ -246,6 +265,7 @@ class Train:
     profile_steps: tuple[Positive, ...] = ()
     dump_programs: bool = False
     cache_frozen: bool = True
+    compiler: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

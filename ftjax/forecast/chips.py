@@ -1,5 +1,6 @@
 """Chips, their published figures, and meshes of chips that are not there."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,11 @@ class Chip:
         links: bytes a second to all neighbours together, one way.
         clock: cycles a second, by which the compiler's own estimates are turned to time: the
             peak over what the multipliers do in a cycle.
+        link: bytes a second of one link to a neighbour, one way, as measured in "How to Scale Your
+            Model" (Austin et al. 2025, part 2).
+        array: rows and columns of a matrix unit.
+        cores: that a program is spread over without saying so.
+        host: bytes a second to the machine's memory and back.
         network: bytes a second of its share of what joins slices, or hosts of GPUs.
         platform: "tpu" or "gpu".
     """
@@ -38,6 +44,10 @@ class Chip:
     flops: float
     links: float
     clock: float
+    link: float = 0.0
+    array: int = 128
+    cores: int = 1
+    host: float = 16e9
     network: float = 25e9 / 8
     platform: str = "tpu"
 
@@ -46,22 +56,28 @@ GIB = 2**30
 # As on https://cloud.google.com/tpu/docs; links are half of the published interconnect, which
 # counts both ways.
 CHIPS = {
-    "v4": Chip(32 * GIB, 1.228e12, 275e12, 150e9, 1.05e9),
-    "v5e": Chip(16 * GIB, 0.819e12, 197e12, 100e9, 1.5e9),
-    "v5p": Chip(95 * GIB, 2.765e12, 459e12, 300e9, 1.75e9),
-    "v6e": Chip(32 * GIB, 1.64e12, 918e12, 224e9, 1.75e9),
-    "tpu7x": Chip(96 * GIB, 3.69e12, 1153.5e12, 300e9, 2.2e9),  # half: a chip is two devices
+    "v4": Chip(32 * GIB, 1.228e12, 275e12, 150e9, 1.05e9, 4.5e10, cores=2),
+    "v5e": Chip(16 * GIB, 0.819e12, 197e12, 100e9, 1.5e9, 4.5e10),
+    "v5p": Chip(95 * GIB, 2.765e12, 459e12, 300e9, 1.75e9, 9e10, cores=2),
+    "v6e": Chip(32 * GIB, 1.64e12, 918e12, 224e9, 1.75e9, 9e10, array=256, host=32e9),
+    "tpu7x": Chip(
+        96 * GIB, 3.69e12, 1153.5e12, 300e9, 2.2e9, 9e10, array=256, host=32e9
+    ),  # half: a chip is two devices
 }
+RING = {2: 16, 3: 4}  # dimensions of a slice → chips along a side that closes to a ring
 SIDE = 16  # chips along a side of a slice of two dimensions
 
 
+TPUS = {  # how a device calls itself → its chip
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU7x": "tpu7x",
+}
 KINDS = {  # how a device calls itself → FLOPs a second in bfloat16, without sparsity
-    "TPU v4": CHIPS["v4"].flops,
-    "TPU v5 lite": CHIPS["v5e"].flops,
-    "TPU v5": CHIPS["v5p"].flops,
-    "TPU v5p": CHIPS["v5p"].flops,
-    "TPU v6 lite": CHIPS["v6e"].flops,
-    "TPU7x": CHIPS["tpu7x"].flops,
+    **{kind: CHIPS[chip].flops for kind, chip in TPUS.items()},
     "A100": 312e12,
     "H100": 989e12,
     "H200": 989e12,
@@ -88,6 +104,22 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
+def chips_of(topology: str) -> int:
+    """Chips of a slice such as "v5e:8x8"."""
+    sizes = topology.partition(":")[2].split("x")
+    return math.prod(int(size) for size in sizes if size.isdigit())
+
+
+def closed(topology: str) -> tuple[bool, ...]:
+    """Of each dimension of a slice such as "v5p:4x4x8", whether its ends are linked.
+
+    Of three, where all are whole cubes, by optical switches; of two, the longest there are.
+    """
+    sizes = topology.partition(":")[2].split("x")
+    ends = [size.isdigit() and int(size) % RING.get(len(sizes), 1) == 0 for size in sizes]
+    return (all(ends),) * 3 if len(sizes) == 3 else (*ends, False)
+
+
 def topology_devices(name: str, slices: int = 1) -> tuple[Chip, list[jax.Device]]:
     """The chip of a topology such as "v5e:8x8", and devices to compile for, without any TPU.
 
@@ -104,8 +136,8 @@ def topology_devices(name: str, slices: int = 1) -> tuple[Chip, list[jax.Device]
             f"--topology {name}: a slice of {kind} has at most {SIDE}x{SIDE} chips; "
             "add --slices for more"
         )
-    if len(sizes) == 3 and all(size.isdigit() and int(size) % 4 == 0 for size in sizes):
-        options["wrap"] = (True,) * 3  # whole cubes are closed to rings by optical switches
+    if len(sizes) == 3 and all(closed(name)):
+        options["wrap"] = (True,) * 3
     if set(sizes) == {"1"}:  # one chip, which libtpu else takes for a part of a host's four
         options["chips_per_host_bounds"] = (1, 1, 1)
     if kind == "v4":

@@ -1,7 +1,7 @@
 """What a program compiled ahead of time says of a run: memory, work, traffic, time."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -18,6 +18,7 @@ from ftjax.forecast.hlo import summarize
 from ftjax.forecast.least_work import Least
 from ftjax.forecast.lowering import abstract_recipe, abstract_state, compiled, live
 from ftjax.forecast.roofline import seconds
+from ftjax.forecast.timeline import Machine, timeline
 from ftjax.forecast.topologies import devices_of
 from ftjax.models import cudnn, splash, triton
 from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
@@ -83,6 +84,8 @@ def forecast(
     host = len(devices) // slices if chip.platform == "gpu" else None
     read = _figures(program, chip, held, host)
     figures |= {"compile_seconds": round(seconds, 1), **read}
+    if not quick and chip.platform == "tpu":
+        figures["predicted"] = predicted(program.as_text(), Machine.of(topology, chip, mesh))
     if figures["fits"] and (more := room_for(figures, config)):
         figures["room"] = more
     if quick:
@@ -92,6 +95,22 @@ def forecast(
     step = max(read["seconds"].values())
     bound = sum(least.values()) / chip.flops / step
     return figures | {"least_flops": least, "mfu_bound": bound, **speed(figures, step)}
+
+
+def predicted(text: str, machine: Machine) -> dict[str, float]:
+    """What the time model says of a program, see `ftjax.forecast.timeline`.
+
+    Returns:
+        seconds of a step; of them waiting for collectives, and in attention kernels; the share of
+        collectives' bytes that are under way while anything is computed.
+    """
+    times = timeline(text, machine)
+    return {
+        "seconds": times.seconds,
+        "waiting": times.waiting,
+        "kernels": times.kernels,
+        "overlapped": times.overlapped / times.sent if times.sent else 1.0,
+    }
 
 
 def speed(figures: Mapping[str, Any], step: float) -> dict[str, float]:
@@ -122,8 +141,8 @@ def room_for(figures: Mapping[str, Any], config: ConfigDict) -> str:
     if times < 2:
         return ""
     parts, rows = config.train.accumulation, config.train.batch_size
-    if config.model.remat != "none":
-        return "model.remat=dots or none computes less twice, in more memory: try them"
+    if config.model.remat not in ("none", "dots", "dots_context"):
+        return "model.remat=dots_context computes less twice, in more memory; --fastest tries it"
     if parts > 1:
         return f"train.accumulation={max(int(parts / times), 1)} does the same in larger parts"
     if config.mesh.fsdp != 1 and config.mesh.data == 1:
@@ -184,48 +203,3 @@ def jax_effort(quick: bool) -> Iterator[None]:
         yield
     finally:
         jax.config.update("jax_optimization_level", before)
-
-
-def mended(
-    config: ConfigDict,
-    topology: str,
-    slices: int,
-    say: Callable[[str], None],
-    quick: bool = False,
-) -> tuple[str, dict[str, Any]] | None:
-    """What to set for a configuration that does not fit, found by trying; None where nothing does.
-
-    Returns:
-        Overrides for the command line, and the forecast under them.
-    """
-    changes: dict[str, Any] = {}
-    for more in _mends(config):
-        attempt = changes | more
-        candidate = config.copy_and_resolve_references()
-        for key, value in attempt.items():
-            section, name = key.split(".")
-            candidate[section][name] = value
-        words = " ".join(f"--config.{key}={value}" for key, value in attempt.items())
-        say(f"trying {words}")
-        try:
-            figures = forecast(candidate, topology, slices, quick)
-        except UserError:  # the batch does not divide so, or the model has no such parts
-            continue
-        changes = attempt
-        if figures["fits"]:
-            return words, figures
-    return None
-
-
-def _mends(config: ConfigDict) -> Iterator[dict[str, Any]]:
-    """From what costs least: spreading parameters, computing again, smaller microbatches."""
-    if config.mesh.fsdp != -1 and config.mesh.data != 1:
-        yield {"mesh.data": 1, "mesh.fsdp": -1}
-    if config.model.remat != "full":
-        yield {"model.remat": "full"}
-    if config.model.parts == 1:
-        yield {"model.parts": 4}
-    parts = config.train.accumulation
-    while parts * 2 <= min(config.train.batch_size, 64):
-        parts *= 2
-        yield {"train.accumulation": parts}

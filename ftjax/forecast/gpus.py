@@ -42,7 +42,7 @@ class Gpu:
 
 
 def _chip(memory: float, bandwidth: float, flops: float, links: float, network: float) -> Chip:
-    return Chip(memory, bandwidth, flops, links, 1.0, network, "gpu")
+    return Chip(memory, bandwidth, flops, links, 1.0, network=network, platform="gpu")
 
 
 _HOPPER = {"capability": 9, "cores": 132, "units": 128, "cache": 50 * 2**20}

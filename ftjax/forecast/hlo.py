@@ -26,7 +26,9 @@ SUMMED = re.compile(  # of a product, and of one that cuBLAS does
 )
 SEEN = ("causal", "both_sides")  # scopes of Triton's attention
 UNKNOWN = 2**62  # cycles that the compiler estimates where it has no estimate, or more
+NEAR, HOST = 1, 5  # memories: on the chip itself, of the machine that chips are in
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
+BROKEN = re.compile(r"\n(?=\"|\}\})")  # within an attribute of a kernel
 LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 
 
@@ -37,7 +39,7 @@ class Instruction:
     Attributes:
         name: its own.
         shapes: (dtype, dimensions) of each array it gives.
-        near: of each array, whether it lies in a memory on the chip itself.
+        spaces: of each array, the memory that it lies in: 0 the main memory, `NEAR`, `HOST`.
         opcode: what it does.
         operands: names of what it reads.
         text: the line from its operands on.
@@ -45,7 +47,7 @@ class Instruction:
 
     name: str
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
-    near: tuple[bool, ...]
+    spaces: tuple[int, ...]
     opcode: str
     operands: tuple[str, ...]
     text: str
@@ -93,13 +95,15 @@ def summarize(text: str, host: int | None = None) -> Summary:
         shapes = {line.name: line.shapes for line in computations[body]}
         for line in computations[body]:
             if not fused:
-                summary.moved += times * _moved(line, lines, computations)
+                summary.moved += times * moved_bytes(line, lines, computations)
                 cycles = re.search(r'"estimated_cycles":"(\d+)"', line.text)
                 known = cycles and int(cycles[1]) < UNKNOWN
                 summary.cycles += times * int(cycles[1]) if known else 0
-            kind, kernel = line.opcode.removesuffix("-start"), kernel_name(line)
+            kind = line.opcode.removesuffix("-start")
+            read = tuple(shape for name in line.operands for shape in shapes.get(name, ()))
+            kernel = kernel_name(line, read)
             if line.opcode in ("dot", "convolution") or "__cublas$" in line.text:
-                summary.flops += times * _product_flops(line, shapes)
+                summary.flops += times * product_flops(line, shapes)
             elif kind in COLLECTIVES and len(first_group(line.text)) != 1 and body not in later:
                 arrays = line.shapes
                 if line.opcode != kind and kind != "all-reduce":  # gives what it reads, too
@@ -122,16 +126,21 @@ def summarize(text: str, host: int | None = None) -> Summary:
     return summary
 
 
-def kernel_name(line: Instruction) -> str:
+def kernel_name(line: Instruction, read: tuple) -> str:
     """What a custom kernel is called by who counts its work; empty for all else.
 
-    Of attention what is seen is in it: of cuDNN's the mask, and the window where there is one.
+    Of attention what is seen is in it: of cuDNN's the mask, and the window where there is one. It
+    ends in "_fused" where it gives all gradients of attention: a sum of those of queries for each
+    block of keys.
     """
     target = re.search(r'custom_call_target="([^"]*)"', line.text)
     if line.opcode != "custom-call" or target is None:
         return ""
     if target[1] == "tpu_custom_call":
-        return re.sub(r"[.\d]+$", "", line.name)
+        name = re.sub(r"[.\d]+$", "", line.name)
+        queries = {shape for _, shape in read if len(shape) > 2}
+        fused = "_dkv_" in name and any(shape[1:] in queries for _, shape in line.shapes)
+        return name + ("_fused" if fused else "")
     if target[1].endswith("triton"):
         scopes = re.search(r'op_name="([^"]*)/pallas_call', line.text)
         path = scopes[1].split("/") if scopes else [""]
@@ -155,7 +164,7 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     """The computations of a module by name, and the name of the first to run."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
-    for raw in text.splitlines():
+    for raw in BROKEN.sub(" ", text).splitlines():
         if head := HEAD.match(raw):
             current = computations.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
@@ -163,11 +172,17 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
             name, shape, opcode, rest = line.groups()
             arrays = ARRAY.findall(shape)
             shapes = tuple((dtype, integers(sizes)) for dtype, sizes, _ in arrays)
-            near = tuple("S(1)" in layout for _, _, layout in arrays)
+            spaces = tuple(_space(layout) for _, _, layout in arrays)
             read = rest.split(")")[0]
             operands = re.findall(r"%([\w.\-]+)", read) or read.split(", ")
-            current.append(Instruction(name, shapes, near, opcode, tuple(operands), rest))
+            current.append(Instruction(name, shapes, spaces, opcode, tuple(operands), rest))
     return computations, entry
+
+
+def _space(layout: str) -> int:
+    """The number of an array's memory, as "S(1)" in its layout."""
+    space = re.search(r"S\((\d+)\)", layout)
+    return int(space[1]) if space else 0
 
 
 def _later(computations: Mapping[str, list[Instruction]]) -> set[str]:
@@ -191,7 +206,7 @@ def _runs(
     yield name, times, fused
     for line in computations[name]:
         if line.opcode == "while":
-            trips = _trips(computations[line.called("condition")], line)
+            trips = trips_of(computations[line.called("condition")], line)
             yield from _runs(computations, line.called("body"), times * trips)
         elif line.opcode in ("fusion", "call", "async-start"):
             called = line.called("calls") or line.called("to_apply")
@@ -204,7 +219,7 @@ def _runs(
 FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional"}
 
 
-def _moved(
+def moved_bytes(
     line: Instruction,
     lines: Mapping[str, Instruction],
     computations: Mapping[str, list[Instruction]],
@@ -215,7 +230,7 @@ def _moved(
     """
     if line.opcode in FREE or line.opcode.endswith("-done"):
         return 0.0
-    total = sum(nbytes(s) for s, near in zip(line.shapes, line.near, strict=True) if not near)
+    total = sum(nbytes(s) for s, m in zip(line.shapes, line.spaces, strict=True) if m != NEAR)
     inside = computations[line.called("calls")] if line.opcode == "fusion" else []
     numbers = {part.name: part.operands[0] for part in inside if part.opcode == "parameter"}
     users: dict[str, list[Instruction]] = {}
@@ -223,10 +238,10 @@ def _moved(
         for name in part.operands:
             users.setdefault(numbers.get(name, ""), []).append(part)
     for number, name in enumerate(line.operands):
-        for shape, near in zip(*_arrays(lines.get(name)), strict=True):
+        for shape, space in zip(*_arrays(lines.get(name)), strict=True):
             uses = users.get(str(number), [])
             slices = [part for part in uses if part.opcode in ("dynamic-slice", "gather")]
-            if near:
+            if space == NEAR:
                 continue
             if uses and len(slices) == len(uses):
                 total += sum(nbytes(part.shapes[0]) for part in slices)
@@ -237,11 +252,11 @@ def _moved(
     return max(total, 0.0)
 
 
-def _arrays(line: Instruction | None) -> tuple[tuple, tuple[bool, ...]]:
-    return (line.shapes, line.near) if line else ((), ())
+def _arrays(line: Instruction | None) -> tuple[tuple, tuple[int, ...]]:
+    return (line.shapes, line.spaces) if line else ((), ())
 
 
-def _trips(condition: list[Instruction], loop: Instruction) -> int:
+def trips_of(condition: list[Instruction], loop: Instruction) -> int:
     """How often a loop runs: as it says, or by what its counter is compared with."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
         return int(known[1])
@@ -249,7 +264,7 @@ def _trips(condition: list[Instruction], loop: Instruction) -> int:
     return max((int(limit[1]) for limit in limits if limit), default=1)
 
 
-def _product_flops(line: Instruction, shapes: Mapping[str, tuple]) -> float:
+def product_flops(line: Instruction, shapes: Mapping[str, tuple]) -> float:
     """2 · outputs · what is summed for each."""
     (_, out), *_ = line.shapes
     left, right = (shapes[name][0][1] for name in line.operands[:2])

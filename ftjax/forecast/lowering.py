@@ -1,7 +1,7 @@
 """The train step compiled ahead of time, for chips that are not there."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from ftjax.paths import Flat
 from ftjax.regularization.l2_sp import starts
 from ftjax.tasks.base import Task
 from ftjax.training.recipe import Recipe
-from ftjax.training.step import State, lower_step
+from ftjax.training.step import State, compile_step, lower_step
 
 PLACES = 8  # examples that a packed row is taken to hold
 
@@ -102,7 +102,7 @@ def abstract_batch(config: ConfigDict, task: Task) -> dict[str, jax.ShapeDtypeSt
 
 
 def compiled(
-    recipe: Recipe, mesh: Mesh, options: Mapping[str, Any] | None = None
+    recipe: Recipe, mesh: Mesh, options: Sequence[str] = ()
 ) -> tuple[jax.stages.Compiled, float]:
     """The first step's program for a mesh, and the seconds that the compiler took."""
     config = recipe.config
@@ -110,9 +110,9 @@ def compiled(
     batch = abstract_batch(config, recipe.task)
     step = recipe.step(recipe.tuned.at_step(0))
     with logical_axes(mesh):
-        lowered = lower_step(step, state, frozen, batch, mesh)
+        lowered = lower_step(step, state, frozen, batch, mesh, (*config.train.compiler, *options))
         start = time.perf_counter()
-        program = lowered.compile(compiler_options=dict(options or {}))
+        program = compile_step(lowered)
     return program, time.perf_counter() - start
 
 

@@ -69,7 +69,11 @@ def _times(figures: Mapping[str, Any], price: float | None) -> list[str]:
     times = {NAMES.get(kind, kind): t for kind, t in times.items()}
     bound = max(times, key=times.get)
     cost = "" if price is None else f", {hours * price:,.2f} at {price:g} a chip-hour"
+    said = figures["predicted"]
     return [
+        f"predicted: {1e3 * said['seconds']:,.1f} ms a step, of which {1e3 * said['waiting']:,.1f} "
+        f"ms waits for collectives; {said['overlapped']:.0%} of their bytes are sent beside "
+        "computation",
         "least time: " + ", ".join(f"{kind} {1e3 * t:,.1f} ms" for kind, t in times.items() if t),
         f"bound by {bound}: MFU at most {figures['mfu_bound']:.0%}",
         f"at most {figures['tokens_per_second']:,.0f} tokens/s, "

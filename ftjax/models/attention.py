@@ -36,6 +36,7 @@ class Inputs(NamedTuple):
     pattern: Pattern | None
     softcap: float | None
     drop: Callable[[Array], Array]
+    blocks: splash.Blocks
 
 
 def _xla_attention(inputs: Inputs) -> Array:
@@ -127,7 +128,7 @@ def _gpu_attention(inputs: Inputs) -> Array:
 
 
 def _splash_attention(inputs: Inputs) -> Array:
-    return splash.attend(*inputs[:3], inputs.pattern, inputs.scale, inputs.softcap)
+    return splash.attend(*inputs[:3], inputs.pattern, inputs.scale, inputs.softcap, inputs.blocks)
 
 
 @cache
@@ -167,6 +168,7 @@ class AttentionCore(nn.Module):
         backend: a key of `ATTENTION`.
         scale: None for 1 / √d.
         softcap: c in c · tanh(scores / c), before the mask; None for none.
+        blocks: of scores, where the kernel for TPUs computes them.
 
     `pattern` is the mask as kernels take it. Without it, or for one query, `backend` is not used:
     a row of scores is no more than the keys, and XLA's products read those once.
@@ -176,6 +178,7 @@ class AttentionCore(nn.Module):
     backend: str = "xla"
     scale: float | None = None
     softcap: float | None = None
+    blocks: splash.Blocks = splash.BLOCKS
 
     @nn.compact
     def __call__(
@@ -198,5 +201,7 @@ class AttentionCore(nn.Module):
             _say_once(f"cuDNN has no attention dropout here, and the model has {self.dropout}")
             backend = "xla"
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        inputs = Inputs(query, key, value, mask, bias, scale, pattern, self.softcap, drop)
+        inputs = Inputs(
+            query, key, value, mask, bias, scale, pattern, self.softcap, drop, self.blocks
+        )
         return ATTENTION[backend](inputs)

@@ -68,6 +68,8 @@ class Config:
         cls: type[Dense] = Dense,
     ) -> Dense:
         """The projection of this name."""
+        if name in self.options.whole:
+            axes = tuple(None if axis == "embed" else axis for axis in axes)
         bias = KINDS.get(name, name) in self.biases
         return cls(features, axes, bias, self.options.dtype, self.stddev(name), name=name)
 

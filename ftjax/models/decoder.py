@@ -164,7 +164,12 @@ class Attention(nn.Module):
             query, key = rotate(query, rotary), rotate(key, rotary)
         key, value = Cache(name="cache")(key, value, view.slots)
         core = AttentionCore(
-            c.attention_dropout, c.options.attention, c.scale, c.attention_softcap, name="core"
+            c.attention_dropout,
+            c.options.attention,
+            c.scale,
+            c.attention_softcap,
+            c.options.blocks,
+            name="core",
         )
         context = core(query, key, value, view.mask, pattern=view.pattern)
         return c.project_context(context)
@@ -327,9 +332,9 @@ class Model(nn.Module):
         c = self.config
         if not c.tied:
             head = partial(LanguageHead, c.vocab_size, ("embed", "vocab"), False)
-            head = head(stddev=c.initializer_range, softcap=c.logit_softcap, name="lm_head")
-            return head(x, *targets)
+            head = partial(head, stddev=c.initializer_range, softcap=c.logit_softcap)
+            return head(gathered=c.options.gather_head, name="lm_head")(x, *targets)
         table, cap = words.embedding, c.logit_softcap
         if targets:
-            return score(x, table.T, *targets, softcap=cap)
+            return score(x, table.T, *targets, softcap=cap, gathered=c.options.gather_head)
         return capped(read_off(x, table), cap)

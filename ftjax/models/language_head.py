@@ -23,7 +23,8 @@ from ftjax.parallel.platform import PLATFORM
 from ftjax.parallel.product import matmul
 
 Array = jax.Array
-CHUNK = 2**25  # logits that exist at a time on a device
+CHUNK = 2**25  # logits that exist at a time on a device, by its part of the kernel
+WHOLE = 2**27  # and by all of it, which is read once a chunk
 # Tokens at a time that a GPU takes as long to multiply as to read the kernel and its gradient.
 TOKENS = {"gpu": 1024}
 
@@ -49,16 +50,21 @@ def capped(logits: Array, softcap: float | None) -> Array:
 
 
 class LanguageHead(Dense):
-    """A projection to the vocabulary: logits, or the scores of targets in their stead."""
+    """A projection to the vocabulary: logits, or the scores of targets in their stead.
+
+    Attributes:
+        softcap, gathered: as of `score`.
+    """
 
     softcap: float | None = None
+    gathered: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *targets: Any) -> Array | Scores:
         """Logits (batch, length, vocabulary), or `score` of targets, weights and smoothing."""
         kernel = self.weight(x.shape[-1])
         if targets:
-            return score(x, kernel, *targets, softcap=self.softcap)
+            return score(x, kernel, *targets, softcap=self.softcap, gathered=self.gathered)
         x = match_dtype(x, kernel)
         return capped(matmul(x, kernel, self.axes, jnp.float32), self.softcap)
 
@@ -96,6 +102,7 @@ def score(
     weights: Array | None = None,
     smoothing: float = 0.0,
     softcap: float | None = None,
+    gathered: bool = False,
 ) -> Scores | Array:
     """Scores of softmax(x W) for targets, and by differentiation the gradients of the loss.
 
@@ -105,7 +112,8 @@ def score(
     Of (batch, length, vocabulary) logits only a chunk of positions exists at a time. Gradients
     are computed with the loss, so that no logits are computed twice. Over a mesh every device
     holds its part of the vocabulary and sees the tokens of all in turn: the kernel is never
-    gathered, its gradient never reduced.
+    gathered, its gradient never reduced. Or it is `gathered`, once, and devices of the axis fsdp
+    see their own tokens: less is sent where they have more tokens than there are words.
 
     Args:
         x: (batch, length, features).
@@ -114,23 +122,25 @@ def score(
         weights: (batch, length), 0 for what does not count.
         smoothing: ε of Szegedy et al. (2016): targets are (1 − ε) one-hot + ε / vocabulary.
         softcap: c in c · tanh(z / c).
+        gathered: whether each device of the axis fsdp has the whole kernel.
     """
     if weights is None:
         return _log_probabilities(x, kernel, targets, softcap)
     narrow = NARROW.value if is_narrow(targets.size, *kernel.shape) else ""
-    settings = (smoothing, softcap, narrow, TOKENS.get(PLATFORM.value, 0))
+    settings = (smoothing, softcap, narrow, TOKENS.get(PLATFORM.value, 0), gathered)
     loss, tokens = _score(x, kernel, targets, weights.astype(jnp.float32), settings)
     return Scores(loss, weights.sum(dtype=jnp.float32), tokens)
 
 
-def positions_at_once(rows: int, columns: int, tokens: int) -> int:
+def positions_at_once(rows: int, columns: int, tokens: int, most: int = CHUNK) -> int:
     """How many positions of all rows have their logits at a time.
 
     Args:
         rows, columns: of logits on a device.
         tokens: no fewer than these.
+        most: logits that exist at a time.
     """
-    return max(1, CHUNK // (rows * columns), -(-tokens // rows))
+    return max(1, most // (rows * columns), -(-tokens // rows))
 
 
 def logits_of(x: Array, kernel: Array) -> Array:
@@ -188,32 +198,49 @@ def _backward(settings, grads, cotangent):
 _score.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-COLUMNS = PartitionSpec(None, ("fsdp", "tensor"))
+COLUMNS, GATHERED = PartitionSpec(None, ("fsdp", "tensor")), PartitionSpec(None, "tensor")
 
 
 def _chunks(x, kernel, targets, weights, settings, of_x: bool, of_kernel: bool):
     """(Σ loss, what it is of each token), and the gradients asked for by x and by the kernel."""
     mesh, size = jax.sharding.get_abstract_mesh(), kernel.shape[1]
-    run = partial(_local, size=size, settings=settings, of_x=of_x, of_kernel=of_kernel)
+    run = partial(_local, size=size, of_x=of_x, of_kernel=of_kernel)
+    *settings, gathered = settings
     kernel = laid_out(kernel.astype(jnp.bfloat16)) if settings[2] else kernel.astype(x.dtype)
     if mesh.empty:
-        return run(x, kernel, targets, weights, single=True)
-    ways = mesh.shape["fsdp"] * mesh.shape["tensor"]
+        return run(x, kernel, targets, weights, settings=settings, single=True)
+    gathered = gathered and kernel.shape[0] % mesh.shape["fsdp"] == 0
+    ways = mesh.shape["tensor"] * (1 if gathered else mesh.shape["fsdp"])
     rows = fitting(mesh.shape, (RULES["batch"], RULES["length"]), targets.shape)
     if rows[0] is None:
         raise ValueError(f"{targets.shape[0]} rows do not divide over the mesh {mesh.shape}")
-    run = partial(run, token_axes=("data", "expert", *([rows[1]] if rows[1] else [])))
-    grads = rows if of_x else None, COLUMNS if of_kernel else None
+    token_axes = ("data", "expert", *([rows[1]] if rows[1] else []))
+    run = partial(run, settings=settings, gathered=gathered, token_axes=token_axes)
+    placed = (GATHERED, PartitionSpec("fsdp", "tensor")) if gathered else (COLUMNS, COLUMNS)
+    grads = rows if of_x else None, placed[1] if of_kernel else None
     scores, dx, dkernel = jax.shard_map(
         partial(run, single=False),
-        in_specs=(rows, COLUMNS, rows, rows),
+        in_specs=(rows, placed[0], rows, rows),
         out_specs=((PartitionSpec(), rows), *grads),
         check_vma=False,
     )(x, jnp.pad(kernel, ((0, 0), (0, -size % ways))), targets, weights)
     return scores, dx, dkernel if dkernel is None else dkernel[:, :size]
 
 
-def _local(x, kernel, targets, weights, *, size, settings, of_x, of_kernel, single, token_axes=()):
+def _local(
+    x,
+    kernel,
+    targets,
+    weights,
+    *,
+    size,
+    settings,
+    of_x,
+    of_kernel,
+    single,
+    gathered=False,
+    token_axes=(),
+):
     """What a device computes: all rows of the fsdp axis, its part of the vocabulary.
 
     Args:
@@ -222,28 +249,35 @@ def _local(x, kernel, targets, weights, *, size, settings, of_x, of_kernel, sing
         settings: smoothing, softcap, the platform that products are narrow for, and the
             least number of tokens at a time.
         single: there are no other devices.
+        gathered: its own rows, the vocabulary's part of the tensor axis.
         token_axes: mesh axes over which tokens are spread, besides fsdp.
     """
 
     def collective(function, y, *axes, **options):
         return y if single else function(y, axes, **options)
 
-    def over_columns(function, y):
-        return collective(function, y, "fsdp", "tensor")
+    columns_over = ("tensor",) if gathered else ("fsdp", "tensor")
+    alone = single or gathered  # on the axis fsdp
 
-    gather = partial(collective, partial(jax.lax.all_gather, axis=0, tiled=True))
+    def over_columns(function, y):
+        return collective(function, y, *columns_over)
+
+    def gather(y):
+        return y if alone else jax.lax.all_gather(y, "fsdp", axis=0, tiled=True)
+
     smoothing, softcap, narrow, least = settings
-    part = 0 if single else jax.lax.axis_index(("fsdp", "tensor"))
+    part = 0 if single else jax.lax.axis_index(columns_over)
     columns = part * kernel.shape[1] + jnp.arange(kernel.shape[1])
     real = columns < size
     batch, length, _ = x.shape
-    rows = batch * (1 if single else jax.lax.axis_size("fsdp"))
-    count = -(-length // positions_at_once(rows, kernel.shape[1], least))
+    rows = batch * (1 if alone else jax.lax.axis_size("fsdp"))
+    most = WHOLE if gathered else CHUNK
+    count = -(-length // positions_at_once(rows, kernel.shape[1], least, most))
     chunk = -(-length // count)  # nearly no padding
 
     def body(carry, parts):
         loss, dkernel = carry
-        x, targets, weights = (gather(y, "fsdp") for y in parts)
+        x, targets, weights = map(gather, parts)
         dtype, flat = x.dtype, x.reshape(-1, x.shape[-1]).astype(kernel.dtype)
         z = dot(flat, kernel).reshape(*targets.shape, -1)
         slope = 1.0
@@ -265,14 +299,14 @@ def _local(x, kernel, targets, weights, *, size, settings, of_x, of_kernel, sing
             loss += smoothing * (weights * (target_logits - mean[0])).sum()
             is_target = (1 - smoothing) * is_target + smoothing / size * real
         tokens = jnp.stack([losses, weights * (target_logits >= largest)], -1)
-        first = 0 if single else jax.lax.axis_index("fsdp") * batch
+        first = 0 if alone else jax.lax.axis_index("fsdp") * batch
         tokens = jax.lax.dynamic_slice_in_dim(tokens, first, batch)
         dz = (shifted / total[..., None] - is_target) * slope * weights[..., None]
         dz, dx = dz.reshape(len(flat), -1).astype(kernel.dtype), None
         if of_x:
             dx = dot(dz, kernel, transposed=True).reshape(x.shape).astype(dtype)
             dx = collective(jax.lax.psum, dx, "tensor")
-            dx = dx if single else scatter_sum(dx, "fsdp", 0)
+            dx = dx if alone else scatter_sum(dx, "fsdp", 0)
         if of_kernel:
             dkernel += dot_of_columns(flat, dz, narrow)
         return (loss, dkernel), (tokens, dx)
@@ -280,7 +314,10 @@ def _local(x, kernel, targets, weights, *, size, settings, of_x, of_kernel, sing
     start = (0.0, jnp.zeros(kernel.shape, jnp.float32) if of_kernel else None)
     parts = tuple(_split(y, count, chunk) for y in (x, targets, weights))
     (loss, dkernel), (tokens, dx) = jax.lax.scan(body, start, parts)
-    loss, dkernel = collective(jax.lax.psum, (loss, dkernel), *token_axes)
+    loss = collective(jax.lax.psum, loss, *token_axes, *(("fsdp",) if gathered else ()))
+    if gathered and of_kernel:
+        dkernel = scatter_sum(dkernel, "fsdp", 0)
+    dkernel = collective(jax.lax.psum, dkernel, *token_axes)
     return (loss, _joined(tokens, length)), _joined(dx, length) if of_x else None, dkernel
 
 

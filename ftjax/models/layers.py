@@ -12,12 +12,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from ftjax.dropout import dropout
 from ftjax.leaf import leaf
+from ftjax.models.splash import BLOCKS, Blocks
 from ftjax.parallel.product import FEW, matmul
 
 Array = jax.Array
+STATISTIC = "statistic"  # of a norm, a number a token, for `jax.checkpoint`
 
 
 def gelu(x: Array) -> Array:
@@ -42,25 +45,32 @@ class Options:
 
     Attributes:
         dtype: compute dtype; softmax, norms and heads stay in float32.
-        remat: a key of `ftjax.models.stack.POLICIES`.
+        remat: a key of `ftjax.models.stack.POLICIES`, or one for each layer.
         segments: lengths of the runs of layers; a run longer than one layer is scanned.
         attention: a key of `ATTENTION`.
+        blocks: of the attention kernel for TPUs.
         parts: how many parts of its features a feed-forward block is computed in, of decoders
             with gated ones.
         narrow: the platform that products are computed in bfloat16 for, see
             `ftjax.parallel.narrow`; empty: in the operands' dtype.
         platform: that the model runs on.
         float8: whether projections are products of 8-bit floats, see `ftjax.parallel.float8`.
+        gather_head: over a mesh, every device scores its own tokens by the vocabulary's whole
+            kernel; else the tokens of all by its part of the kernel.
+        whole: names of projections that every device of the axis fsdp holds whole.
     """
 
     dtype: Any = jnp.float32
-    remat: str = "none"
+    remat: str | tuple[str, ...] = "none"
     segments: tuple[int, ...] | None = None
     attention: str = "xla"
+    blocks: Blocks = BLOCKS
     parts: int = 1
     narrow: str = ""
     float8: bool = False
     platform: str = ""
+    gather_head: bool = False
+    whole: tuple[str, ...] = ()
 
 
 class Dense(nn.Module):
@@ -141,7 +151,8 @@ class RMSNorm(nn.Module):
         init = nn.initializers.zeros if self.offset else nn.initializers.ones
         scale = leaf(self, "scale", init, x.shape[-1:], (None,)).astype(jnp.float32)
         wide = x.astype(jnp.float32)
-        normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
+        inverse = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
+        normal = wide * checkpoint_name(inverse, STATISTIC)
         if self.offset:
             return (normal * (1 + scale)).astype(x.dtype)
         return normal.astype(x.dtype) * scale.astype(x.dtype)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,11 +15,35 @@ from ftjax.models.masks import Pattern
 from ftjax.parallel.mesh import RULES
 
 Array = jax.Array
-LANES, BLOCK = 128, 512  # lengths are padded to the first; scores are computed in the second
+LANES = 128  # to a multiple of which lengths are padded
+CONTEXT = "context"  # of what the kernel gives, for `jax.checkpoint`
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How scores are computed.
+
+    Attributes:
+        size: of blocks of queries and of keys, at most.
+        fused: the gradients of queries are computed with those of keys and values, once, and sums
+            of them in the compute dtype; else scores are computed once more for them.
+    """
+
+    size: int = 512
+    fused: bool = False
+
+
+BLOCKS = Blocks()
 
 
 def attend(
-    query: Array, key: Array, value: Array, pattern: Pattern, scale: float, softcap: float | None
+    query: Array,
+    key: Array,
+    value: Array,
+    pattern: Pattern,
+    scale: float,
+    softcap: float | None,
+    blocks: Blocks = BLOCKS,
 ) -> Array:
     """softmax(scale · q kᵀ, masked) v, over the mesh: rows by batch, heads by tensor.
 
@@ -31,6 +56,7 @@ def attend(
         pattern: which keys a query sees.
         scale: of scores.
         softcap: c in c · tanh(scores / c); None for none.
+        blocks: of scores.
     """
     if pattern.prefix and (pattern.packed or pattern.windows != (None,)):
         raise UserError(
@@ -50,7 +76,7 @@ def attend(
     shards = (1 if mesh.empty else mesh.shape["tensor"]), parts
     shards = (math.prod(shards), 1) if exchanged else shards
     kernels = [
-        _kernel(window, heads, query.shape[2], keys, pattern, softcap, shards)
+        _kernel(window, heads, query.shape[2], keys, pattern, softcap, shards, blocks)
         for window in pattern.windows
     ]
     run = _local
@@ -93,12 +119,14 @@ def kernel_flops(name: str, inputs: Sequence[tuple[str, tuple[int, ...]]]) -> fl
     """FLOPs of one run of a kernel of this attention, every position before a token seen.
 
     Args:
-        name: of the kernel, as the compiled program has it.
+        name: of the kernel, as the compiled program has it, ending in "_fused" where one gives
+            all gradients.
         inputs: dtype and shape of what it reads: query (..., heads, length, d) and key come first
             of what has d features.
     """
     products = {"fwd": 2, "dq": 3, "dkv": 4}
     kind = next((kind for kind in products if f"_{kind}_" in name), None)
+    products["dkv"] += name.endswith("_fused")
     if not name.startswith("splash") or kind is None:
         return 0.0
     (*rows, queries, size), (*_, keys, _) = [
@@ -132,21 +160,22 @@ def _kernel(
     pattern: Pattern,
     softcap: float | None,
     shards: tuple[int, int],
+    blocks: Blocks,
 ) -> Any:
     """The kernel of a kind of layer, for heads and queries in so many shards."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    sizes = queries // shards[1], keys
-    q, k = (next(n for n in (BLOCK, 2 * LANES, LANES) if size % n == 0) for size in sizes)
-    blocks = splash.BlockSizes(
+    q, k = (_block(size, blocks.size) for size in (queries // shards[1], keys))
+    sides = splash.BlockSizes(
         block_q=q,
         block_kv=k,
         block_kv_compute=k,
         block_q_dkv=q,
         block_kv_dkv=k,
         block_kv_dkv_compute=k,
-        block_q_dq=q,
-        block_kv_dq=k,
+        block_q_dq=None if blocks.fused else q,
+        block_kv_dq=None if blocks.fused else k,
+        use_fused_bwd_kernel=blocks.fused,
     )
     if window is None:
         mask = splash.CausalMask((queries, keys), offset=pattern.prefix)
@@ -154,11 +183,17 @@ def _kernel(
         mask = splash.LocalMask((queries, keys), (window - 1, 0), offset=pattern.prefix)
     return splash.make_splash_mha(
         splash.MultiHeadMask([mask] * heads),
-        block_sizes=blocks,
+        block_sizes=sides,
         head_shards=shards[0],
         q_seq_shards=shards[1],
         attn_logits_soft_cap=softcap,
+        residual_checkpoint_name=CONTEXT,
     )
+
+
+def _block(length: int, most: int) -> int:
+    """The largest multiple of the lanes up to `most` that divides a length."""
+    return next(n for n in range(most // LANES * LANES, 0, -LANES) if length % n == 0)
 
 
 def _local(

@@ -9,23 +9,49 @@ import jax
 import jax.numpy as jnp
 
 from ftjax.errors import UserError, nearest
-from ftjax.parallel.product import NAME
+from ftjax.models.layers import STATISTIC
+from ftjax.models.splash import CONTEXT
+from ftjax.parallel.product import PRODUCT, WIDE
 
 DEEP = 200  # layers that are compiled one by one where nothing is said
 
 
+ANY = jax.checkpoint_policies.save_only_these_names
+
+
 def _products(dots: Callable) -> Callable:
     """A policy for products of matrices, of those that are gathered for it too."""
-    names = jax.checkpoint_policies.save_only_these_names(NAME)
-    return jax.checkpoint_policies.save_from_both_policies(dots, names)
+    return jax.checkpoint_policies.save_from_both_policies(dots, ANY(PRODUCT, WIDE))
 
 
-POLICIES = {  # what the forward pass keeps for the backward pass
+def _offloaded(*names: str) -> Callable:
+    """A policy that keeps what is named in the memory of the machine that the chips are in."""
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(names),
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+
+
+POLICIES = {  # what the forward pass keeps for the backward pass, from most memory to least
     "none": None,  # everything, without nn.remat
-    "full": jax.checkpoint_policies.nothing_saveable,
     "dots": _products(jax.checkpoint_policies.dots_saveable),
+    "dots_context": ANY(
+        PRODUCT, WIDE, CONTEXT, STATISTIC
+    ),  # products, and what attention's kernel gives
     "dots_no_batch": _products(jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    "narrow_context": ANY(PRODUCT, CONTEXT, STATISTIC),  # the same without the wide features
+    "context": ANY(CONTEXT, STATISTIC),
+    "offload": _offloaded(PRODUCT, CONTEXT),
+    "full": jax.checkpoint_policies.nothing_saveable,
 }
+WIDE_KEPT = {"dots", "dots_context", "dots_no_batch"}  # which keep products of wide features
+
+
+def keeps_wide(remat: str | tuple[str, ...]) -> bool:
+    """Whether products of wide features are kept in all layers."""
+    return {remat} <= WIDE_KEPT if isinstance(remat, str) else {*remat} <= WIDE_KEPT
 
 
 class Stack(nn.Module):
@@ -40,14 +66,14 @@ class Stack(nn.Module):
             stack's output reads it; the layer maps (x, *shared) to x.
         layer_class: the class given to `layer`, wrapped by `nn.remat` under a policy.
         segments: lengths of the segments.
-        remat: a key of `POLICIES`.
+        remat: a key of `POLICIES`, or one for each layer, the same within a segment.
         kinds: a number a layer, passed to it after x; None where there is none.
     """
 
     layer: Callable[..., nn.Module]
     layer_class: type[nn.Module]
     segments: tuple[int, ...]
-    remat: str = "none"
+    remat: str | tuple[str, ...] = "none"
     kinds: tuple[int, ...] | None = None
 
     @nn.compact
@@ -57,10 +83,11 @@ class Stack(nn.Module):
             scanned = length > 1
             cls, kinds = self.layer_class, self.kinds and self.kinds[start : start + length]
             static = (2,) if kinds and len(set(kinds)) == 1 else ()
-            if self.remat != "none":
+            remat = self.remat if isinstance(self.remat, str) else self.remat[start]
+            if remat != "none":
                 cls = nn.remat(
                     cls,
-                    policy=POLICIES[self.remat],
+                    policy=POLICIES[remat],
                     prevent_cse=not scanned,
                     static_argnums=static,
                 )

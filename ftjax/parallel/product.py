@@ -18,7 +18,7 @@ from ftjax.parallel.narrow import is_narrow, narrow_matmul
 Array = jax.Array
 LARGE = 2**26  # bytes of a kernel that is not kept gathered from a layer's forward pass on
 FEW = 64  # rows, of which a product takes as long as reading the kernel
-NAME = "product"  # of what it gives, for `jax.checkpoint`
+PRODUCT, WIDE = "product", "wide product"  # of what is given, for `jax.checkpoint`
 
 
 def matmul(x: Array, kernel: Array, axes: Sequence[str | None], dtype: Any = None) -> Array:
@@ -37,7 +37,7 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None], dtype: Any = Non
     kernel = rounded(kernel) if (kernel.dtype, x.dtype) == (jnp.float32, jnp.bfloat16) else kernel
     kernel = kernel.astype(x.dtype)
     if mesh.empty or mesh.shape["fsdp"] * mesh.shape["sequence"] == 1 or x.ndim == 1:
-        return rows(x, kernel, dtype)
+        return named(rows(x, kernel, dtype), axes)
     placed = place(axes, kernel.shape, mesh.shape)
     into, out = (_without_fsdp(axis) for axis in placed)
     leading = (RULES["batch"], RULES["length"], *(None,) * x.ndim)[: x.ndim - 1]
@@ -45,7 +45,7 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None], dtype: Any = Non
     gathered = [i for i, axis in enumerate(placed) if "fsdp" in _names(axis)]
     apart = gathered or mesh.shape["sequence"] > 1
     if not (apart and _divides(mesh, specs[0], x) and _divides(mesh, specs[1], kernel)):
-        return rows(x, kernel, dtype)
+        return named(rows(x, kernel, dtype), axes)
     of_x, of_kernel = ([name for axes in spec for name in _names(axes)] for spec in specs)
     others = tuple(name for axes in leading for name in _names(axes) if name != "fsdp")
     multiply = jax.shard_map(
@@ -62,7 +62,16 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None], dtype: Any = Non
     )
     x, kernel = in_turn(x, kernel)
     again = kernel.nbytes > LARGE  # without which the compiler keeps what is gathered
-    return checkpoint_name(jax.checkpoint(multiply, prevent_cse=again)(x, kernel), NAME)
+    y = jax.checkpoint(multiply, prevent_cse=again)(x, kernel)
+    return named(y, axes)
+
+
+def named(y: Array, axes: Sequence[str | None]) -> Array:
+    """A product with its name, by which a policy keeps it for the backward pass.
+
+    One with few features in between has none: it is as soon computed as read.
+    """
+    return y if axes[0] == "rank" else checkpoint_name(y, WIDE if axes[1] == "mlp" else PRODUCT)
 
 
 @jax.custom_vjp
@@ -101,9 +110,17 @@ def _joined(_: None, grads: tuple[Any, Any]) -> tuple[Any, Any]:
 in_turn.defvjp(_apart, _joined, symbolic_zeros=True)
 
 
+def gated(act: Callable[[Array], Array], gate: Array, x: Array, kept: bool = False) -> Array:
+    """act(gate) · x.
+
+    Backward, one gradient after the other, so that they take no new memory: unless both inputs are
+    `kept` for it, where there is memory, and less is written if the compiler chooses.
+    """
+    return act(gate) * x if kept else _in_turn_gated(act, gate, x)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def gated(act: Callable[[Array], Array], gate: Array, x: Array) -> Array:
-    """act(gate) · x. Backward, one gradient after the other, so that they take no new memory."""
+def _in_turn_gated(act: Callable[[Array], Array], gate: Array, x: Array) -> Array:
     return act(gate) * x
 
 
@@ -118,7 +135,7 @@ def _ungated(act: Callable[[Array], Array], residuals: Any, grad: Array) -> tupl
     return tuple(jax.lax.optimization_barrier((dgate, grad * act(gate))))
 
 
-gated.defvjp(_gated, _ungated)
+_in_turn_gated.defvjp(_gated, _ungated)
 
 
 def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:

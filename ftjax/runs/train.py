@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from ftjax import tasks
@@ -14,6 +15,7 @@ from ftjax.data.in_memory import as_texts, require_same_rows, write_splits
 from ftjax.errors import require
 from ftjax.evaluation import preparation_models
 from ftjax.evaluation.written_answers import check_written, is_written
+from ftjax.forecast.layouts import with_known_layout
 from ftjax.formats.folder import locate
 from ftjax.parallel.agreement import first
 from ftjax.remote import located, path_text
@@ -92,7 +94,7 @@ def train(
         first(partial(open_workdir, workdir, config, extend))
         inputs = inputs_of(config, data, folder)
         require_same_inputs(workdir, inputs)
-        run = place_model(config, data.names)
+        run = place_model(_laid_out(config), data.names)
         if is_written(run):
             chooses = {"validation"} if metric in task.at_end else set()
             for name in sorted(chooses | {data.written} - {None}):
@@ -106,6 +108,16 @@ def train(
         finally:
             if data.stream is not None:
                 data.stream.close()
+
+
+def _laid_out(config: ConfigDict) -> ConfigDict:
+    """In the layout that the table has, where that is asked for; what it is, and why, is said."""
+    if config.model.layout != "auto":
+        return config
+    config, reason = with_known_layout(config)
+    if jax.process_index() == 0:
+        print(f"model.layout=auto: {reason}", flush=True)
+    return config
 
 
 def _keep(rows: Mapping[str, str] | None, workdir: Path) -> None:

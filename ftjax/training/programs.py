@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ftjax.parallel.mesh import batch_sharding
+from ftjax.training.step import compile_step
 
 MOST = 4  # programs that are compiled at once: each may take gigabytes
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
@@ -70,7 +71,7 @@ class Programs:
         def compiled() -> jax.stages.Compiled:
             with _TRACING:
                 lowered = lower()
-            program = lowered.compile()
+            program = compile_step(lowered)
             then(program)
             return program
 

@@ -1,6 +1,6 @@
 """The train step: gradients of the trainable leaves only, and their update."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ftjax.errors import UserError
 from ftjax.loss import Loss
 from ftjax.parallel.mesh import batch_sharding
 from ftjax.partition import Partition, merge
@@ -242,8 +243,39 @@ def make_step(
     return step
 
 
+def compiler_options(options: Sequence[str]) -> dict[str, str]:
+    """`train.compiler` as JAX takes it.
+
+    Raises:
+        UserError: an option without a value.
+    """
+    for option in options:
+        if "=" not in option.strip("="):
+            raise UserError(f"train.compiler={option}: give options as xla_name=value")
+    return dict(option.split("=", 1) for option in options)
+
+
+def compile_step(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """A lowered step's program.
+
+    Raises:
+        UserError: the compiler does not know an option of `train.compiler`.
+    """
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" in str(error) or "While setting option" in str(error):
+            raise UserError(f"train.compiler: {error}") from error
+        raise
+
+
 def lower_step(
-    step: Callable, state: State, frozen: Flat, batch: Batch, mesh: Mesh
+    step: Callable,
+    state: State,
+    frozen: Flat,
+    batch: Batch,
+    mesh: Mesh,
+    options: Sequence[str] = (),
 ) -> jax.stages.Lowered:
     """A step ready to be compiled for a batch's shapes.
 
@@ -251,6 +283,7 @@ def lower_step(
 
     Args:
         batch: abstract or concrete, global shapes.
+        options: of the compiler, as "xla_...=true".
     """
     placed = jax.tree.map(lambda x: x.sharding, state)
     whole = NamedSharding(mesh, PartitionSpec())
@@ -258,5 +291,7 @@ def lower_step(
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
         for name, x in batch.items()
     }
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(placed, whole))
+    compiler = compiler_options(options) or None
+    out = placed, whole
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=compiler)
     return jitted.lower(state, frozen, shapes)

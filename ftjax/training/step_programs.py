@@ -97,4 +97,5 @@ class StepPrograms:
 
     def _lower(self, step: Any, state: State, batch: Shapes) -> jax.stages.Lowered:
         with logical_axes(self.mesh):
-            return lower_step(step, state, self._frozen, batch, self.mesh)
+            options = self._recipe.config.train.compiler
+            return lower_step(step, state, self._frozen, batch, self.mesh, options)

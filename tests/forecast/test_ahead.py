@@ -137,9 +137,10 @@ X = 4 * ROWS * LENGTH * 64  # bytes of one activation of all rows
 SUMS = 128  # bytes of sums of scalars and of masks
 
 
-def sent_by(folder, method, **mesh):
+def sent_by(folder, method, whole=(), **mesh):
     """Bytes by kind of collective, and bytes of what trains."""
-    config = config_of(folder, method, **{f"mesh_{axis}": size for axis, size in mesh.items()})
+    sizes = {f"mesh_{axis}": size for axis, size in mesh.items()}
+    config = config_of(folder, method, model_whole=whole, **sizes)
     recipe, count = recipe_of(config), math.prod(mesh.values())
     program, _ = compiled(recipe, make_mesh(**mesh, devices=jax.devices()[:count]))
     return summarize(program.as_text()).sent, 4 * recipe.tuned.partition.counts(
@@ -215,6 +216,7 @@ def test_a_step_for_chips_that_are_not_there(tmp_path):
     said, found = made.stdout, json.loads(output.read_text())
     assert found["chips"] == 4 and found["fits"] and "fits: " in said
     assert "\n".join(lines(found, 1.5)) in said
+    assert found["predicted"]["seconds"] > 0 and "predicted: " in said
     assert "compiling for 4 chips of v5e:2x2\n" in made.stderr and "\r" not in made.stderr
     # 8 rows of 64 tokens a step; a second of four chips is 4 / 3600 chip-hours.
     step = max(found["seconds"].values())
@@ -222,7 +224,7 @@ def test_a_step_for_chips_that_are_not_there(tmp_path):
     assert found["chip_hours_per_billion_tokens"] == pytest.approx(hours)
     assert f"at most {8 * 64 / step:,.0f} tokens/s, {8 * 64 / step / 4:,.0f} a chip" in said
     assert f"{hours:,.1f} chip-hours, {1.5 * hours:,.2f} at 1.5 a chip-hour" in said
-    assert "memory is left: model.remat=dots or none" in said
+    assert "memory is left: model.remat=dots_context" in said
     bad = ftjax(*arguments, "--topology", "v5e:2x2", "--price=-1", expect=2).stderr
     assert "--price -1.0 must not be negative" in bad
     # Trainable leaves and two moments in float32, over four chips.
@@ -251,3 +253,10 @@ def test_eight_billion_parameters_on_64_chips(tmp_path):
     assert found["flops"]["dense"] < 165.5e12
     assert found["collectives"]["bytes"]["all-reduce"] < 0.05e9
     assert found["parameters"] - found["trainable"] == 8_030_261_248
+
+
+def test_kernels_that_are_whole_are_not_sent(llama):
+    """Those of keys and values: neither forward nor backward."""
+    layouts = ((), ("key", "value"))
+    sent = [sent_by(llama, "lora", whole, data=1, fsdp=4)[0]["all-gather"] for whole in layouts]
+    assert sent[0] - sent[1] >= LAYERS * 2 * 4 * 64 * 32  # of each kernel at least once

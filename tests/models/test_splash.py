@@ -28,6 +28,11 @@ CASES = {
     "window": ("mistral", {}, "padded"),
     "windows of some layers, scanned": ("gemma2", {"segments": "scan"}, "packed"),
     "windows of some layers": ("gemma2", {}, "packed"),
+    "in blocks, all gradients in one": (
+        "llama",
+        {"attention_block": 128, "attention_fused": True},
+        "packed",
+    ),
     "rematerialized": ("qwen3", {"segments": "scan", "remat": "full"}, "packed"),
 }
 

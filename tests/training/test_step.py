@@ -12,12 +12,14 @@ import pytest
 from ftjax import methods, pretrained
 from ftjax.build import build_tuned
 from ftjax.config import default_config
+from ftjax.errors import UserError
 from ftjax.forecast.lowering import abstract_recipe, compiled
 from ftjax.loss import Loss
 from ftjax.parallel.mesh import make_mesh, param_shardings
 from ftjax.training.averages import moving
 from ftjax.training.step import (
     carried_moments,
+    compile_step,
     gradients,
     init_moments,
     init_state,
@@ -124,6 +126,16 @@ def test_a_step_is_given_its_state_and_nothing_else(one_device):
     lowered = lower_step(step, state, {"b": jnp.zeros(())}, batch, one_device)
     donated = [{leaf.donated for leaf in jax.tree.leaves(each)} for each in lowered.args_info[0]]
     assert donated == [{True}, {False}, {False}]
+
+
+@pytest.mark.parametrize("option", ["xla_nothing=true", "xla_nothing", "xla_dump_hlo_as_text=so"])
+def test_options_of_the_compiler_that_there_are_not(one_device, option):
+    optimizer = optax.with_extra_args_support(optax.sgd(0.1))
+    step = make_step(lambda *_: Loss(jnp.ones(()), jnp.ones(())), optimizer, lambda _: 0.1,
+                     clip_norm=0.0, accumulation=1)  # fmt: skip
+    state = init_state({"a": jnp.zeros(())}, optimizer, 0, one_device)
+    with pytest.raises(UserError, match="train.compiler"):
+        compile_step(lower_step(step, state, {}, {"x": jnp.ones(2)}, one_device, [option]))
 
 
 def test_moments_of_what_trained_before_go_on(one_device):
