@@ -23,13 +23,14 @@ from ftjax.errors import require
 from ftjax.remote import cache_folder
 
 # Folders of files that are checked, and that the limit is for
-KEPT = ("tokens", "splits", "prepared", "digests")
+KEPT = ("tokens", "splits", "prepared", "digests", "programs")
 FOLDERS = {
     "tokens": "texts as token ids",
     "splits": "rows as data.prepare leaves them",
     "prepared": "what models that data.prepare asks have said",
     "digests": "what large files of models add up to",
     "copies": "folders of object stores",
+    "programs": "compiled steps",
     "xla": "compiled programs",
 }
 SEAL = 64  # characters of a hash
