@@ -284,4 +284,6 @@ def _sequences(column: Any, group: int) -> Ragged:
     bounds = inner.offsets.to_numpy().astype(np.int64)
     number = np.minimum(offsets[:-1, None] + np.arange(group + 1), offsets[1:, None])
     starts = bounds[number[:, :group]].ravel()  # past an example's own, where it ends
-    return Ragged(inner.values.to_numpy().astype(np.int32, copy=False), np.append(starts, bounds[-1]))
+    return Ragged(
+        inner.values.to_numpy().astype(np.int32, copy=False), np.append(starts, bounds[-1])
+    )

@@ -45,7 +45,9 @@ def check(tuned: Tuned, settings: Settings, draft: Tuned | None) -> None:
         require(not any(model.config.windows), ONE_BY_ONE)
     if draft is not None:
         sizes = tuned.config.vocab_size, draft.config.vocab_size
-        require(len({*sizes}) == 1, f"the draft model has {sizes[1]:,} words, the model {sizes[0]:,}")
+        require(
+            len({*sizes}) == 1, f"the draft model has {sizes[1]:,} words, the model {sizes[0]:,}"
+        )
 
 
 def start(

@@ -91,9 +91,7 @@ class Generator:
         read = dict.fromkeys(search.READ, whole)
         placed = search.State(**{name: read.get(name) for name in search.State._fields})
         self._start = jax.jit(partial(steps.start, *model), out_shardings=placed)
-        self._go_on = jax.jit(
-            partial(steps.go_on, *model), donate_argnums=1, out_shardings=placed
-        )
+        self._go_on = jax.jit(partial(steps.go_on, *model), donate_argnums=1, out_shardings=placed)
 
     def with_params(self, params: Flat) -> "Generator":
         """The same programs with other parameters of the same shapes."""

@@ -305,9 +305,7 @@ class Model(nn.Module):
             side_windows = tuple(window and window - 1 for window in c.windows)
             return near_views(rows_view(attention_mask, segment_ids), length, side_windows)
         if column is not None:
-            return tuple(
-                token_view(column, attention_mask, w, ring, length) for w in c.windows
-            )
+            return tuple(token_view(column, attention_mask, w, ring, length) for w in c.windows)
         views = [prompt_view(length, attention_mask, segment_ids, w, keep, ring) for w in c.windows]
         pattern = views[0].pattern.replace(windows=c.windows)
         return tuple(view._replace(pattern=pattern) for view in views)

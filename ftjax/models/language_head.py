@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec
 
 from ftjax.models.layers import Dense
 from ftjax.parallel.collectives import scatter_sum
-from ftjax.parallel.mesh import RULES, fitting
 from ftjax.parallel.int8 import FEW, int8_product
+from ftjax.parallel.mesh import RULES, fitting
 from ftjax.parallel.product import halves, matmul
 from ftjax.quantization import Int8, Int8Table
 

@@ -154,7 +154,7 @@ def _summed(x: Array, kernel: Array) -> Array:
 
 
 def halves(x: Array) -> Array:
-    """float32 (rows, in) as bfloat16 (2 rows, in): what is left of each row by rounding is below."""
+    """float32 (rows, in) as bfloat16 (2 rows, in): below, what rounding leaves of each row."""
     high = x.astype(jnp.bfloat16)
     return jnp.concatenate([high, (x - high.astype(x.dtype)).astype(jnp.bfloat16)])
 

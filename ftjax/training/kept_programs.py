@@ -64,7 +64,10 @@ def read(name: str | None) -> jax.stages.Compiled | None:
     if data is None:
         return None
     try:
-        return serialize_executable.deserialize_and_load(*pickle.loads(data))
+        numbers, *parts = pickle.loads(data)
+        by_number = {device.id: device for device in jax.devices()}
+        devices = [by_number[number] for number in numbers]
+        return serialize_executable.deserialize_and_load(*parts, execution_devices=devices)
     except Exception:  # of whatever the compiler says; it is made again
         return None
 
@@ -74,7 +77,8 @@ def write(name: str | None, program: jax.stages.Compiled) -> None:
     if name is None:
         return
     try:
-        data = pickle.dumps(serialize_executable.serialize(program))
+        devices = [device.id for device in program.runtime_executable().local_devices()]
+        data = pickle.dumps((devices, *serialize_executable.serialize(program)))
     except Exception:  # as of programs that call back
         return
     files.write(KIND, name, lambda file: file.write(data))
@@ -118,7 +122,11 @@ def _processor() -> list[str]:
 def _tokens(x: Any) -> Iterator[bytes]:
     """All that a part is made of, in an order; raises `_OfOtherCode`."""
     yield f"<{type(x).__module__}.{type(x).__qualname__} ".encode()
-    if x is None or x is Ellipsis or isinstance(x, str | bytes | int | float | complex | np.generic):
+    if (
+        x is None
+        or x is Ellipsis
+        or isinstance(x, str | bytes | int | float | complex | np.generic)
+    ):
         yield repr(x).encode()
     elif isinstance(x, ConfigDict):
         yield to_json(x).encode()
