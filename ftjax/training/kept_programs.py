@@ -16,7 +16,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,15 @@ def name_of(*parts: Any) -> str | None:
 
     Returns:
         None where programs are not kept: no folder is set for JAX's own, there are several
-        processes, or a part is of code that is not ftjax's.
+        processes, a part is of code that is not ftjax's, or a version is not known.
     """
     if not jax.config.jax_compilation_cache_dir or jax.process_count() > 1 or registry.OTHERS:
         return None
-    digest = hashlib.sha256(_surroundings())
     try:
+        digest = hashlib.sha256(_surroundings())
         for token in _tokens(parts):
             digest.update(token)
-    except _OfOtherCode:
+    except (_OfOtherCode, PackageNotFoundError):
         return None
     return digest.hexdigest()
 
