@@ -119,6 +119,7 @@ class Model:
         *,
         batch_size: int = 8,
         stop: Sequence[str] = (),
+        weights: str = "float32",
         **settings: Any,
     ) -> Any:
         """Texts that go on from prompts, or answer them.
@@ -127,6 +128,7 @@ class Model:
             prompts: texts, or chats (lists of {"role", "content"}); or one text.
             batch_size: prompts at once.
             stop: texts that end a text.
+            weights: "bfloat16" or "int8": what weights are held in meanwhile, for speed.
             **settings: as `max_new_tokens` and `temperature`, see
                 `ftjax.generation.settings.Settings`.
 
@@ -142,7 +144,7 @@ class Model:
             raise UserError(f"a model for {run.config.task.name} does not generate")
         place = (run.tuned, self.params, run.folder, run.task)
         rewrite = prompt_rewriting(run) if self.predictor.workdir else None
-        generator = make_generator(*place, rewrite, changes=settings, stop=stop)
+        generator = make_generator(*place, rewrite, changes=settings, stop=stop, weights=weights)
         every = [prompts] if isinstance(prompts, str) else list(prompts)
         texts = in_batches(generator, every, batch_size)
         alone = [samples[0] for samples in texts]

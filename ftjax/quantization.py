@@ -211,6 +211,38 @@ class Int8(Quantized):
         return Int8(codes, jax.lax.dynamic_slice_in_dim(self.scales, start, size))
 
 
+@struct.dataclass
+class Int8Table(Quantized):
+    """A table whose row i is code · scale: its largest number is ±127.
+
+    Attributes:
+        codes: (size, features), int8.
+        scales: (size,), float32.
+    """
+
+    codes: jax.Array
+    scales: jax.Array
+
+    @classmethod
+    def of(cls, table: jax.Array) -> "Int8Table":
+        """Quantizes a table."""
+        kernel = Int8.of(table.T)
+        return cls(kernel.codes.T, kernel.scales)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the table."""
+        return self.codes.shape
+
+    def dequantized(self) -> jax.Array:
+        return self.codes.astype(jnp.float32) * self.scales[:, None]
+
+    def rows(self, ids: jax.Array) -> jax.Array:
+        """Those of integers (...), float32 (..., features)."""
+        codes, scales = (jnp.take(part, ids, axis=0) for part in (self.codes, self.scales))
+        return codes.astype(jnp.float32) * scales[..., None]
+
+
 FORMATS = {"nf4": Nf4, "int8": Int8}
 
 

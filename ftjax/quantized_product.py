@@ -11,13 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from ftjax import quantized_product_tpu as tpu
 from ftjax.parallel.collectives import gather
 from ftjax.parallel.mesh import RULES, fitting, place
-from ftjax.parallel.product import LARGE, NAME, rows
+from ftjax.parallel.product import LARGE, named, rows
 from ftjax.quantization import Quantized
 
 Array = jax.Array
@@ -35,7 +34,7 @@ def matmul(x: Array, kernel: Quantized, axes: Sequence[str | None]) -> Array:
         kernel: of a matrix (in, out).
         axes: logical axes of the kernel.
     """
-    return checkpoint_name(_product(x, kernel, tuple(axes), False), NAME)
+    return named(_product(x, kernel, tuple(axes), False), axes)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

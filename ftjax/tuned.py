@@ -107,7 +107,7 @@ class Tuned:
     def apply_cached(
         self, params: Mapping[str, Any], cache: Any, batch: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, Any]:
-        """Logits of the last column (batch, 1, vocabulary), and the keys and values kept.
+        """Logits of a prompt's last column, or of the tokens after it, and what is kept.
 
         Args:
             params: flat parameters.

@@ -126,6 +126,32 @@ def digests(gigabytes: float) -> None:
             print(f"digests of {gigabytes} GB, {name} command: {time.perf_counter() - start:.4f} s")
 
 
+def saves() -> None:
+    """Milliseconds that the loop of a run stands still for each of its checkpoints."""
+    import ftjax
+    from ftjax.runs.saver import Saver
+
+    rows = [{"text": f"a film of {number} parts", "label": number % 2} for number in range(200)]
+    plain, waits = Saver.__call__, []
+
+    def timed(self: Saver, state: object) -> None:
+        int(state.step)  # the step itself is waited for anyway
+        self.wait()  # and the save before, where it is still being written
+        start, busy = time.perf_counter(), time.thread_time()
+        plain(self, state)
+        waits.append((1e3 * (time.perf_counter() - start), 1e3 * (time.thread_time() - busy)))
+
+    Saver.__call__ = timed
+    for method in ("lora", "full"):
+        keys = {"train.steps": 30, "train.checkpoint_every": 10, "train.eval_every": 30}
+        config = ftjax.config(task="classification", method=method, model="minilm", **keys)
+        waits.clear()
+        with tempfile.TemporaryDirectory() as folder:
+            ftjax.train(config, folder, {"train": rows, "validation": rows[:32]})
+        each = ", ".join(f"{wait:.0f} ({busy:.0f} of work)" for wait, busy in waits)
+        print(f"{method}: the loop stands still {each} ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -134,6 +160,7 @@ def main() -> None:
     plans(arguments.rows)
     programs()
     digests(arguments.gigabytes)
+    saves()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ CHOICES = {  # how tokens are chosen: option → (type, help)
     "length_penalty": (float, "above 0 favours longer beams"),
     "early_stopping": (lambda text: {"true": True, "false": False}.get(text, text), "of beams"),
     "num_return_sequences": (int, "texts a prompt"),
+    "prompt_lookup_num_tokens": (int, "guessed from what was written before; the text is the same"),
+    "num_assistant_tokens": (int, "guessed by --draft (default 4); the text is the same"),
     "seed": (int, "of sampling (default 0)"),
 }
 
@@ -41,6 +43,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", default=[], help="a text that ends a text")
     parser.add_argument("--batch-size", type=int, default=8, help="of --input (default 8)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of computation")
+    held = "that weights are held in; bfloat16 and int8 are read faster (default float32)"
+    parser.add_argument("--weights", choices=("float32", "bfloat16", "int8"), help=held)
+    parser.add_argument("--draft", help="a smaller model of the same words that guesses tokens")
     kernels = "auto (default, by what it runs on), xla, cudnn, triton, gpu or splash"
     parser.add_argument("--attention", help=kernels)
     parser.add_argument("--tensor", type=int, help="devices that share each layer")
@@ -56,14 +61,21 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
     from ftjax.files import check_writable
     from ftjax.generation import settings
     from ftjax.generation.console import converse, print_text, with_turn
-    from ftjax.generation.load import make_generator
+    from ftjax.generation.load import make_generator, open_model, tensor_mesh
 
     if arguments.output:
         check_writable(arguments.output)
     values = {name: getattr(arguments, name, None) for name in settings.SAME}
     changes = {name: value for name, value in values.items() if value is not None}
     opened = _opened(arguments, overrides)
-    generator = make_generator(*opened, changes=changes, stop=arguments.stop)
+    draft = arguments.draft and open_model(arguments.draft, tensor_mesh(arguments.tensor or 1))
+    generator = make_generator(
+        *opened,
+        changes=changes,
+        stop=arguments.stop,
+        weights=arguments.weights or "float32",
+        draft=draft,
+    )
     if arguments.input:
         _write(generator, arguments)
     elif arguments.prompt:

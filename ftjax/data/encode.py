@@ -184,21 +184,40 @@ def encoder(task: Any, folder: Path, max_length: int) -> Callable[[Split], Examp
 
 def _tokens(split: Split, tokenize: Callable[..., dict[str, list]]) -> pyarrow.Table:
     """The examples of a split, in columns."""
-    tables = []
+    chunks: dict[str, list[pyarrow.Array]] = {}
     for start in range(0, len(split.rows), CHUNK):
         columns = split.rows[start : start + CHUNK]
         numbers = range(start, min(start + CHUNK, len(split.rows)))
-        tables.append(pyarrow.table(tokenize(columns, numbers)))
-    return pyarrow.concat_tables(tables, promote_options="default")
+        encoded = {name: _narrow(column) for name, column in tokenize(columns, numbers).items()}
+        for name, column in encoded.items():
+            chunks.setdefault(name, []).append(column)
+    return pyarrow.table({name: _joined(chunks.pop(name)) for name in list(chunks)})
+
+
+def _joined(chunks: list[pyarrow.Array]) -> pyarrow.Array:
+    """Parts of a column as one array; those without values are of the others' type."""
+    tables = [pyarrow.table({"": chunk}) for chunk in chunks]
+    chunks.clear()
+    column = pyarrow.concat_tables(tables, promote_options="default").column(0).combine_chunks()
+    return column if isinstance(column, pyarrow.Array) else pyarrow.concat_arrays(column.chunks)
+
+
+def _narrow(column: list) -> pyarrow.Array:
+    """A column of examples, whose integers within lists take 32 bits."""
+    array = pyarrow.array(column)
+    for depth in (pyarrow.list_, lambda inner: pyarrow.list_(pyarrow.list_(inner))):
+        if array.type == depth(pyarrow.int64()):
+            return array.cast(depth(pyarrow.int32()))
+    return array
 
 
 def _key(folder: Path, split: Split, task: Any, max_length: int) -> str:
-    digest = hashlib.sha256(f"7 {max_length} {task.encoding}".encode())
+    digest = hashlib.sha256(f"8 {max_length} {task.encoding}".encode())
     for part in tokenizer_bytes(folder):
         digest.update(part)
     for column in (name for name in split.rows.column_names if name not in (ROW, GROUP)):
         digest.update(column.encode() + b"\1")
-        for value in split.column(column):
+        for value in split.values(column):
             text = value if isinstance(value, str) else repr(value)
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()[:32]
@@ -261,8 +280,10 @@ def _sequences(column: Any, group: int) -> Ragged:
     offsets = column.offsets.to_numpy().astype(np.int64)
     inner = column.values
     if not pyarrow.types.is_list(inner.type):
-        return Ragged(inner.to_numpy().astype(np.int32), offsets)
+        return Ragged(inner.to_numpy().astype(np.int32, copy=False), offsets)
     bounds = inner.offsets.to_numpy().astype(np.int64)
     number = np.minimum(offsets[:-1, None] + np.arange(group + 1), offsets[1:, None])
     starts = bounds[number[:, :group]].ravel()  # past an example's own, where it ends
-    return Ragged(inner.values.to_numpy().astype(np.int32), np.append(starts, bounds[-1]))
+    return Ragged(
+        inner.values.to_numpy().astype(np.int32, copy=False), np.append(starts, bounds[-1])
+    )

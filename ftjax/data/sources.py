@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ftjax.data import folders
 from ftjax.data.fields import Schema
-from ftjax.data.lazy_split import LazySplit
+from ftjax.data.lazy_split import CHUNK, LazySplit
 from ftjax.data.published import is_saved, open_hub, open_reviews, open_tfds
 from ftjax.data.readers import READERS, Options
 from ftjax.data.split_names import SPLITS
@@ -56,6 +56,12 @@ class Split:
     def column(self, name: str) -> list[Any]:
         """All values of a column, read at once: iterating over it would read row by row."""
         return self.rows[name][:]
+
+    def values(self, name: str) -> Iterator[Any]:
+        """Values of a column in turn, of which few are Python's objects at once."""
+        column = self.rows[name]
+        for start in range(0, len(self.rows), CHUNK):
+            yield from column[start : start + CHUNK]
 
     def content(self) -> Iterator[str]:
         """All that the rows are made of, wherever they come from, in an order."""

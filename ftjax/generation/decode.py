@@ -46,6 +46,7 @@ class State(NamedTuple):
         keys: one a row.
         likelihood: (rows,), Σ log-probabilities of its tokens, the end among them, as the model
             has them before anything is adjusted.
+        draft: what a draft model keeps, where there is one.
     """
 
     prompt: Prompt
@@ -55,6 +56,7 @@ class State(NamedTuple):
     finished: Array
     keys: Array
     likelihood: Array
+    draft: Any = None
 
 
 def read_prompt(
@@ -95,15 +97,27 @@ def next_logits(
     tuned: Tuned, params: Flat, cache: Any, prompt: Prompt, last: Array, count: Array
 ) -> tuple[Array, Any]:
     """Logits (rows, vocabulary) after the `count`-th token generated, `last` (rows,)."""
-    ids, column = last[:, None], prompt.start + count - 1
+    logits, cache = logits_after(tuned, params, cache, prompt, last[:, None], count)
+    return logits[:, -1], cache
+
+
+def logits_after(
+    tuned: Tuned, params: Flat, cache: Any, prompt: Prompt, ids: Array, count: Array
+) -> tuple[Array, Any]:
+    """Logits (rows, tokens, vocabulary) after each of `ids` (rows, tokens).
+
+    The first of them is the `count`-th token generated; several, only of a decoder.
+    """
+    column = prompt.start + count - 1
     if prompt.memory_mask is None:
-        positions = (prompt.first + count - 1)[:, None]
-        inputs = {"input_ids": ids, "attention_mask": prompt.mask, "position_ids": positions}
+        places = (prompt.first + count - 1)[:, None] + jnp.arange(ids.shape[1])
+        limit = positions(tuned)  # that tokens which are not taken may lie beyond
+        places = places if limit is None else jnp.minimum(places, limit - 1)
+        inputs = {"input_ids": ids, "attention_mask": prompt.mask, "position_ids": places}
     else:
         inputs = {"decoder_input_ids": ids, "decoder_attention_mask": prompt.mask}
         inputs["attention_mask"] = prompt.memory_mask
-    logits, cache = tuned.apply_cached(params, cache, {**inputs, "column": column})
-    return logits[:, -1], cache
+    return tuned.apply_cached(params, cache, {**inputs, "column": column})
 
 
 def repeated(tree: Any, times: int) -> Any:
@@ -123,9 +137,8 @@ def start(tuned: Tuned, settings: Settings, params: Flat, batch: Mapping[str, Ar
     `batch` has "numbers" (rows,) besides, which name the prompts for sampling.
     """
     many = settings.num_return_sequences
-    logits, cache, prompt = read_prompt(
-        tuned, params, batch, settings.max_new_tokens, settings.start
-    )
+    room = settings.max_new_tokens + settings.ahead
+    logits, cache, prompt = read_prompt(tuned, params, batch, room, settings.start)
     logits, cache, prompt = repeated((logits, cache, prompt), many)
     rows = logits.shape[0]
     key, copies = jax.random.key(settings.seed), jnp.tile(jnp.arange(many), rows // many)

@@ -9,17 +9,19 @@ from jax.sharding import Mesh
 
 from ftjax import methods, pretrained, tuned
 from ftjax.build import build_tuned
-from ftjax.errors import UserError
+from ftjax.errors import UserError, require
 from ftjax.formats import adapter
 from ftjax.formats.folder import load_tokenizer, locate
 from ftjax.formats.hf.vocabulary import with_words
 from ftjax.generation import settings
 from ftjax.generation.text import Generator
+from ftjax.generation.weights import narrowed, plain
 from ftjax.models import kind_of, read_config
 from ftjax.parallel.mesh import make_mesh
 from ftjax.paths import Flat
 from ftjax.tasks.written import ready
 
+GUESSED = 4  # tokens, of a draft model where nothing is said
 HEADS = {"decoder": "causal_lm", "encoder-decoder": "seq2seq_lm"}
 
 
@@ -71,12 +73,36 @@ def make_generator(
     *,
     changes: Mapping[str, Any],
     stop: Sequence[str] = (),
+    weights: str = "float32",
+    draft: tuple[tuned.Tuned, Flat, Path] | None = None,
 ) -> Generator:
     """A generator with a folder's tokenizer, and its settings, or those of the task that the model
-    was trained for, under changes."""
+    was trained for, under changes.
+
+    Args:
+        model: in place, as its parameters, of a folder.
+        task: that it was trained for.
+        rewrite: see `Generator`.
+        changes: of the settings.
+        stop: see `Generator`.
+        weights: that it is held in, see `narrowed`; float32: as it is.
+        draft: a smaller model of the same words that guesses tokens, as `open_model` gives it.
+
+    Raises:
+        UserError: the draft model has another tokenizer; what `narrowed` and `Generator` raise.
+    """
     tokenizer = load_tokenizer(folder)
+    if draft is not None:
+        changes = {"num_assistant_tokens": GUESSED, **changes}
+        same = load_tokenizer(draft[2]).get_vocab() == tokenizer.get_vocab()
+        require(same, f"{draft[2]} has other words than {folder}: it cannot guess its tokens")
     options = settings.of_folder(folder, **{**ready(task, tokenizer), **changes})
-    return Generator(model, params, tokenizer, options, stop, rewrite=rewrite)
+    model, params = narrowed(model, params, weights)
+    if options.ahead:
+        model, params = plain(model, params)
+    return Generator(
+        model, params, tokenizer, options, stop, rewrite=rewrite, draft=draft and draft[:2]
+    )
 
 
 def tensor_mesh(tensor: int = 1) -> Mesh:

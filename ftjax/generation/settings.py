@@ -37,6 +37,9 @@ class Settings:
             running ones, as long as they are now, are no better; "never" only when they could
             not become better.
         num_return_sequences: for each prompt.
+        prompt_lookup_num_tokens: tokens that are guessed from what was written before, and read at
+            once (`ftjax.generation.speculation`); 0 for none. What is written is the same.
+        num_assistant_tokens: the same of a draft model, where there is one.
         seed: of sampling; what a prompt is continued with depends on it and on the prompt's
             number, not on the rest of the batch.
         end: tokens that end a text.
@@ -58,6 +61,8 @@ class Settings:
     length_penalty: float = 1.0
     early_stopping: bool | str = False
     num_return_sequences: int = 1
+    prompt_lookup_num_tokens: int = 0
+    num_assistant_tokens: int = 0
     seed: int = 0
     end: tuple[int, ...] = ()
     pad: int = 0
@@ -69,15 +74,20 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "num_beams", "num_return_sequences"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1")
-        for name in ("temperature", "top_k", "min_new_tokens", "no_repeat_ngram_size"):
+        guessed = "prompt_lookup_num_tokens", "num_assistant_tokens"
+        others = "temperature", "top_k", "min_new_tokens", "no_repeat_ngram_size"
+        for name in (*others, *guessed):
             require(getattr(self, name) >= 0, f"{name} must not be negative")
         require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
         require(0 <= self.min_p <= 1, f"min_p must be in [0, 1], got {self.min_p}")
         require(self.repetition_penalty > 0, "repetition_penalty must be positive")
+        both = self.prompt_lookup_num_tokens > 0 and self.num_assistant_tokens > 0
+        require(not both, f"{guessed[0]} and {guessed[1]} do not go together: set one to 0")
         known = (True, False, "never")
         require(self.early_stopping in known, f"early_stopping must be one of {known}")
         if self.is_beam_search:
             require(self.temperature == 0, "beam search does not sample: set temperature to 0")
+            require(self.ahead == 0, f"{guessed[0]} and {guessed[1]} do not go with beam search")
             require(
                 self.num_return_sequences <= self.num_beams,
                 "num_return_sequences exceeds num_beams",
@@ -91,6 +101,11 @@ class Settings:
     @property
     def is_beam_search(self) -> bool:
         return self.num_beams > 1
+
+    @property
+    def ahead(self) -> int:
+        """Tokens that are guessed before the model reads them."""
+        return self.prompt_lookup_num_tokens + self.num_assistant_tokens
 
 
 Token = Annotated[int, "[-1, 1000000000]"]  # -1 for none, in older files
@@ -149,7 +164,7 @@ def from_hf(hf: Mapping[str, Any], **changes: Any) -> Settings:
     for name, usual in REFUSED.items():
         if name not in changes and hf.get(name) not in (None, usual):
             raise UserError(f"generation_config.json: {name}={hf[name]!r} is not implemented")
-    values = {name: hf[name] for name in SAME if hf.get(name) is not None}
+    values = {name: hf[name] for name in SAME if name in READ and hf.get(name) is not None}
     if not hf.get("do_sample"):
         values |= {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     else:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ftjax.errors import UserError
-from ftjax.generation import beam, decode
+from ftjax.generation import beam, decode, speculation
 from ftjax.generation.prompts import Messages, PromptEncoder
 from ftjax.generation.settings import Settings
 from ftjax.parallel.mesh import logical_axes
@@ -55,6 +55,7 @@ class Generator:
             one is cut as encoding cuts texts, or, where it is gone on from itself, at its start.
             None: it is refused.
         rewrite: what is made of a prompt before it is read; raises ValueError.
+        draft: a model of the same words that guesses `num_assistant_tokens`, and its parameters.
 
     Attributes:
         encode: makes tokens of prompts.
@@ -70,26 +71,33 @@ class Generator:
         stop: Sequence[str] = (),
         longest: int | None = None,
         rewrite: Callable[[str | Messages], str | Messages] | None = None,
+        draft: tuple[Tuned, Flat] | None = None,
     ) -> None:
         self.encode = PromptEncoder.of(tuned, settings, tokenizer, longest, rewrite)
         self.settings, self._stop = settings, tuple(stop)
         self._tuned, self._params = tuned, params
+        model = (tuned, settings)
         if stop and settings.is_beam_search:
             raise UserError("stop strings do not go with beam search")
         search = beam if settings.is_beam_search else decode
+        steps = search
+        if settings.ahead or draft is not None:
+            assistant, draft_params = draft or (None, None)
+            speculation.check(tuned, settings, assistant)
+            steps, model = speculation, (*model, assistant)
+            self._params = speculation.Params(params, draft_params)
         # Tokens are read by every host, wherever their rows were computed.
         whole = NamedSharding(self._mesh, PartitionSpec())
         read = dict.fromkeys(search.READ, whole)
         placed = search.State(**{name: read.get(name) for name in search.State._fields})
-        self._start = jax.jit(partial(search.start, tuned, settings), out_shardings=placed)
-        self._go_on = jax.jit(
-            partial(search.go_on, tuned, settings), donate_argnums=1, out_shardings=placed
-        )
+        self._start = jax.jit(partial(steps.start, *model), out_shardings=placed)
+        self._go_on = jax.jit(partial(steps.go_on, *model), donate_argnums=1, out_shardings=placed)
 
     def with_params(self, params: Flat) -> "Generator":
         """The same programs with other parameters of the same shapes."""
-        other = copy(self)
-        other._params = params
+        other, before = copy(self), self._params
+        guesses = isinstance(before, speculation.Params)
+        other._params = before._replace(model=params) if guesses else params
         return other
 
     def __call__(
@@ -182,7 +190,7 @@ class Generator:
 
     @property
     def _mesh(self) -> jax.sharding.Mesh:
-        return next(iter(self._params.values())).sharding.mesh
+        return jax.tree.leaves(self._params)[0].sharding.mesh
 
     def _ended(self, tokens: np.ndarray) -> np.ndarray:
         """Those before one that ends a text."""

@@ -52,9 +52,9 @@ def first_token(tokens: Any) -> Any:
 # What no model's outputs or loss depend on here: records, labels, other libraries' settings.
 INERT = names(
     "architectures attn_implementation bos_token_id chunk_size_feed_forward cls_token_id dtype "
-    "eos_token_id experts_implementation id2label label2id name_or_path _name_or_path num_labels "
-    "output_attentions output_hidden_states pad_token_id problem_type return_dict sep_token_id "
-    "torch_dtype transformers_version use_cache"
+    "eos_token_id experts_implementation gradient_checkpointing id2label label2id name_or_path "
+    "_name_or_path num_labels output_attentions output_hidden_states pad_token_id problem_type "
+    "return_dict sep_token_id torch_dtype transformers_version use_cache"
 )
 # What no family has.
 FIXED = {"per_layer_config": (None,), "tie_last_hidden_states": (None,)}

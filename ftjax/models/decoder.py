@@ -206,8 +206,8 @@ class Model(nn.Module):
 
     Where the collection "cache" is mutable, keys and values are kept for generation: first a
     prompt's, padded on the left, with an `attention_mask` as wide as all that may follow; then
-    `column` is where the one token of `input_ids` (batch, 1) stands. Logits are then of the last
-    column alone (batch, 1, vocabulary).
+    `column` is where the first token of `input_ids` stands: one a row, or several that follow each
+    other. Logits of a prompt are of its last column alone (batch, 1, vocabulary).
 
     `features_only` and `features` are as those of `ftjax.models.encoder.Model`. With `targets`
     and `target_weights` (batch, length) a language model gives `Scores` instead of logits; with
@@ -276,7 +276,7 @@ class Model(nn.Module):
         x = c.normalize("final_norm")(stack(x, views, rotaries))
         if self.head is None:
             return x
-        if keep:  # rows end in the same column
+        if keep and column is None:  # rows end in the same column
             x = x[:, -1:]
         if targets is not None:  # in the compute dtype
             if target_weights is None:
@@ -310,7 +310,7 @@ class Model(nn.Module):
             side_windows = tuple(window and window - 1 for window in c.windows)
             return near_views(rows_view(attention_mask, segment_ids), length, side_windows)
         if column is not None:
-            return tuple(token_view(column, attention_mask, w, ring) for w in c.windows)
+            return tuple(token_view(column, attention_mask, w, ring, length) for w in c.windows)
         views = [prompt_view(length, attention_mask, segment_ids, w, keep, ring) for w in c.windows]
         pattern = views[0].pattern.replace(windows=c.windows)
         return tuple(view._replace(pattern=pattern) for view in views)

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from ftjax.models.layers import Dense
 from ftjax.parallel.collectives import scatter_sum
+from ftjax.parallel.int8 import FEW, int8_product
 from ftjax.parallel.mesh import RULES, fitting
 from ftjax.parallel.narrow import (
     NARROW,
@@ -20,7 +21,8 @@ from ftjax.parallel.narrow import (
     narrow_matmul,
 )
 from ftjax.parallel.platform import PLATFORM
-from ftjax.parallel.product import matmul
+from ftjax.parallel.product import halves, matmul
+from ftjax.quantization import Int8, Int8Table
 
 Array = jax.Array
 CHUNK = 2**25  # logits that exist at a time on a device, by its part of the kernel
@@ -65,7 +67,7 @@ class LanguageHead(Dense):
         kernel = self.weight(x.shape[-1])
         if targets:
             return score(x, kernel, *targets, softcap=self.softcap, gathered=self.gathered)
-        x = match_dtype(x, kernel)
+        x = x if isinstance(kernel, Int8) else match_dtype(x, kernel)
         return capped(matmul(x, kernel, self.axes, jnp.float32), self.softcap)
 
 
@@ -74,11 +76,16 @@ def read_off(x: Array, table: Array) -> Array:
 
     The table is read as it lies: transposed, XLA would convert a bfloat16 one as a whole on CPUs.
     """
+    if isinstance(table, Int8Table):
+        return int8_product(x, table.codes, table.scales, transposed=True)
     x = match_dtype(x, table)
     flat = x.reshape(-1, x.shape[-1])
     if is_narrow(*flat.shape, len(table)):
         y = narrow_matmul(flat, table, transposed=True, dtype=jnp.float32)
         return y.reshape(*x.shape[:-1], -1)
+    if (x.dtype, table.dtype) == (jnp.float32, jnp.bfloat16) and len(flat) <= FEW:
+        high, low = jnp.split(read_off(halves(flat), table), 2)
+        return (high + low).reshape(*x.shape[:-1], -1)
     if len(flat) == 1 and x.dtype == jnp.bfloat16:  # as it would for one row
         return read_off(jnp.concatenate([x, x]), table)[:1]
     y = jnp.einsum("re,ve->rv", flat, table.astype(x.dtype), preferred_element_type=jnp.float32)

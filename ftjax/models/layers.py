@@ -17,7 +17,9 @@ from jax.ad_checkpoint import checkpoint_name
 from ftjax.dropout import dropout
 from ftjax.leaf import leaf
 from ftjax.models.splash import BLOCKS, Blocks
-from ftjax.parallel.product import FEW, matmul
+from ftjax.parallel.int8 import FEW
+from ftjax.parallel.product import matmul
+from ftjax.quantization import Int8Table
 
 Array = jax.Array
 STATISTIC = "statistic"  # of a norm, a number a token, for `jax.checkpoint`
@@ -173,6 +175,8 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: Array) -> Array:
         table = self.embedding
+        if isinstance(table, Int8Table):
+            return table.rows(ids).astype(self.dtype)
         if table.dtype == jnp.bfloat16 and ids.size <= FEW:
             # As if the table were another for each token: XLA on CPUs would make a float32 one
             # before the loop over tokens, each time that the loop is begun.

@@ -11,7 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ftjax.errors import require
+
 Array = jax.Array
+ONE_BY_ONE = "a model with a sliding window keeps too few keys to read several tokens at once"
 
 
 @struct.dataclass
@@ -188,15 +191,26 @@ def prompt_view(
 
 
 def token_view(
-    column: Array, attention_mask: Array, window: int | None = None, ring: bool = True
+    column: Array,
+    attention_mask: Array,
+    window: int | None = None,
+    ring: bool = True,
+    count: int = 1,
 ) -> View:
-    """One more token in `column` over what is kept; arguments as `prompt_view` had them."""
+    """`count` more tokens from `column` on over what is kept; others as `prompt_view` had them.
+
+    Raises:
+        UserError: several tokens, of which the last would take the slots of keys that the first
+            ones see.
+    """
     size = _slots(attention_mask.shape[1], window, ring)
-    columns = slot_columns(column, size)
-    mask = (columns >= 0) & (attention_mask[:, jnp.maximum(columns, 0)] > 0)
+    require(count == 1 or size == attention_mask.shape[1], ONE_BY_ONE)
+    columns, queries = slot_columns(column + count - 1, size), column + jnp.arange(count)[:, None]
+    visible = (columns >= 0) & (columns <= queries)
     if window is not None:
-        mask = mask & (columns > column - window)
-    return View(mask[:, None, None, :], column % size)
+        visible = visible & (columns > queries - window)
+    mask = visible & (attention_mask[:, None, jnp.maximum(columns, 0)] > 0)
+    return View(mask[:, None], column % size)
 
 
 def slot_columns(column: int | Array, size: int) -> Array:

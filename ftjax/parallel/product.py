@@ -12,16 +12,17 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from ftjax.parallel.collectives import gather
 from ftjax.parallel.float8 import float8_matmul, is_float8
+from ftjax.parallel.int8 import FEW, int8_product
 from ftjax.parallel.mesh import RULES, place, ways_of
 from ftjax.parallel.narrow import is_narrow, narrow_matmul
+from ftjax.quantization import Int8
 
 Array = jax.Array
 LARGE = 2**26  # bytes of a kernel that is not kept gathered from a layer's forward pass on
-FEW = 64  # rows, of which a product takes as long as reading the kernel
 PRODUCT, WIDE = "product", "wide product"  # of what is given, for `jax.checkpoint`
 
 
-def matmul(x: Array, kernel: Array, axes: Sequence[str | None], dtype: Any = None) -> Array:
+def matmul(x: Array, kernel: Array | Int8, axes: Sequence[str | None], dtype: Any = None) -> Array:
     """x W, in x's dtype.
 
     Over the axis fsdp a kernel is gathered, and its gradient is summed and scattered, in x's
@@ -29,15 +30,17 @@ def matmul(x: Array, kernel: Array, axes: Sequence[str | None], dtype: Any = Non
 
     Args:
         x: (batch, ..., in), or (batch, length, ..., in).
-        kernel: (in, out).
+        kernel: (in, out); or `Int8`, which generation has on meshes without fsdp.
         axes: logical axes of the kernel.
         dtype: of what is given, where it is not x's: float32.
     """
+    if isinstance(kernel, Int8):
+        return int8_product(x, kernel.codes, kernel.scales).astype(dtype or x.dtype)
     mesh = jax.sharding.get_abstract_mesh()
     kernel = rounded(kernel) if (kernel.dtype, x.dtype) == (jnp.float32, jnp.bfloat16) else kernel
-    kernel = kernel.astype(x.dtype)
     if mesh.empty or mesh.shape["fsdp"] * mesh.shape["sequence"] == 1 or x.ndim == 1:
         return named(rows(x, kernel, dtype), axes)
+    kernel = kernel.astype(x.dtype)
     placed = place(axes, kernel.shape, mesh.shape)
     into, out = (_without_fsdp(axis) for axis in placed)
     leading = (RULES["batch"], RULES["length"], *(None,) * x.ndim)[: x.ndim - 1]
@@ -154,16 +157,17 @@ def rows(x: Array, kernel: Array, dtype: Any = None) -> Array:
     """x W of one matrix, not a batch of them: XLA transposes batched operands of the kernel's
     gradient. In x's dtype, or as `matmul` says."""
     flat = x.reshape(-1, x.shape[-1])
+    few = kernel.dtype == jnp.bfloat16 and len(flat) <= FEW
     if dtype is None and is_float8(*flat.shape, kernel.shape[1]):
         y = float8_matmul(flat, kernel)
     elif is_narrow(*flat.shape, kernel.shape[1]):
         y = narrow_matmul(flat, kernel, dtype=dtype)
-    elif dtype is not None:
-        y = _summed(flat, kernel).astype(dtype)
-    elif x.dtype == kernel.dtype == jnp.bfloat16 and len(flat) <= FEW:
+    elif dtype is not None and not (few and x.dtype == jnp.float32):
+        y = _summed(flat, kernel.astype(x.dtype)).astype(dtype)
+    elif few:
         y = _few(flat, kernel)
     else:
-        y = flat @ kernel
+        y = flat @ kernel.astype(x.dtype)
     return y.reshape(*x.shape[:-1], kernel.shape[1])
 
 
@@ -174,23 +178,35 @@ def _summed(x: Array, kernel: Array) -> Array:
     return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
 
 
+def halves(x: Array) -> Array:
+    """float32 (rows, in) as bfloat16 (2 rows, in): below, what rounding leaves of each row."""
+    high = x.astype(jnp.bfloat16)
+    return jnp.concatenate([high, (x - high.astype(x.dtype)).astype(jnp.bfloat16)])
+
+
 @jax.custom_jvp
 def _few(x: Array, kernel: Array) -> Array:
-    """x W of a few bfloat16 rows, as when tokens are generated.
+    """x W of a few rows by a bfloat16 kernel, as when tokens are generated.
 
     On CPUs XLA has products of bfloat16 that give float32; for others it makes a float32 kernel
-    each time.
+    each time. Rows in float32 are multiplied as sums of two in bfloat16, of 16 bits together.
     """
 
     def narrow(x: Array, kernel: Array) -> Array:
-        return _summed(x, kernel).astype(x.dtype)
+        if x.dtype == jnp.bfloat16:
+            return _summed(x, kernel).astype(x.dtype)
+        high, low = jnp.split(_summed(halves(x), kernel), 2)
+        return high + low
 
-    return jax.lax.platform_dependent(x, kernel, cpu=narrow, default=jnp.matmul)
+    def plain(x: Array, kernel: Array) -> Array:
+        return x @ kernel.astype(x.dtype)
+
+    return jax.lax.platform_dependent(x, kernel, cpu=narrow, default=plain)
 
 
 _few.defjvps(
-    lambda dx, _, x, kernel: dx @ kernel,
-    lambda dkernel, _, x, kernel: x @ dkernel,
+    lambda dx, _, x, kernel: dx @ kernel.astype(x.dtype),
+    lambda dkernel, _, x, kernel: x @ dkernel.astype(x.dtype),
 )
 
 

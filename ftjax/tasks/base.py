@@ -318,8 +318,12 @@ def named_outputs(
 
 def one_number(split: Split, names: Sequence[str], column: str = "label") -> np.ndarray:
     """The number of each row's one label (rows,); raises as `numbers`."""
-    rows = numbers(split, [[label] for label in split.column(column)], names)
-    return np.array([number for (number,) in rows], np.int32)
+    number = {name: i for i, name in enumerate(names)}
+    labels = (number.get(label, -1) for label in split.values(column))
+    placed = np.fromiter(labels, np.int32, len(split.rows))
+    if (placed < 0).any():
+        numbers(split, [[label] for label in split.values(column)], names)
+    return placed
 
 
 def numbers(split: Split, labels: Sequence[Sequence[str]], names: Sequence[str]) -> list[list[int]]:

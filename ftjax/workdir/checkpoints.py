@@ -7,10 +7,13 @@ configuration and the base model's fingerprint; never the frozen base.
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from ftjax.errors import UserError, summary
@@ -18,7 +21,7 @@ from ftjax.parallel.agreement import worst
 from ftjax.paths import unflatten
 from ftjax.training.step import State
 from ftjax.workdir.checksums import array_sums, text_sum
-from ftjax.workdir.restore import Saved, items, rest, summed
+from ftjax.workdir.restore import Saved, items, summed
 
 
 class _NewestAndBest:
@@ -43,6 +46,7 @@ class Checkpoints(Saved):
     def __init__(self, folder: Path, keep: int = 1) -> None:
         super().__init__(folder)
         self._policy, self._broken = _NewestAndBest(keep), False
+        self._thread, self._writing = ThreadPoolExecutor(1, "checkpoint"), None
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._policy, cleanup_tmp_directories=True
         )
@@ -53,24 +57,38 @@ class Checkpoints(Saved):
         )
 
     def save(self, state: State, meta: Mapping[str, Any], best_step: int) -> None:
-        """Starts writing the state; returns before it is on disk.
+        """Starts writing the state; returns before it is on disk, and when it may be donated.
 
         Raises:
             UserError: this or the save before could not be written.
         """
-        self._policy.best = best_step
         step = int(state.step)
+        self.wait()  # for the one before, which would be lost with this process
+        self._policy.best = best_step
         if step in self._writer.all_steps():
             return
-        self.wait()  # for the one before, which would be lost with this process
         # Told before the attempt: a failed write is told at great length, and waited for.
         problem = self._no_room(state)
         if worst(problem is not None):
             raise self._failed(step, problem or OSError("another host cannot write there"))
-        described = {**meta, "sums": array_sums(summed(state))}
+        arrays = summed(state)
+        if jax.default_backend() != "cpu" or jax.process_count() > 1:
+            self._write(step, arrays, meta)  # copied by Orbax, beside what devices have no room for
+            return
+        places = jax.tree.map(lambda leaf: leaf.sharding, arrays)
+        copies, meta = jax.tree.map(np.array, arrays), deepcopy(meta)
+
+        def write() -> None:
+            self._write(step, jax.device_put(copies, places), meta)
+            self._writer.wait_until_finished()
+
+        self._writing = self._thread.submit(write)
+
+    def _write(self, step: int, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+        described = {**meta, "sums": array_sums(arrays)}
         saved = ocp.args.Composite(
-            state=ocp.args.StandardSave(rest(state, jax.random.key_data(state.key))),
-            params=ocp.args.StandardSave(unflatten(state.best_params)),
+            state=ocp.args.StandardSave(arrays["state"]),
+            params=ocp.args.StandardSave(unflatten(arrays["params"])),
             meta=ocp.args.JsonSave({**described, "sha256": text_sum(described)}),
         )
         try:
@@ -85,8 +103,13 @@ class Checkpoints(Saved):
         Raises:
             UserError: the last save could not be written.
         """
+        writing, self._writing = self._writing, None
         try:
+            if writing is not None:
+                writing.result()
             self._writer.wait_until_finished()
+        except UserError:
+            raise
         except Exception as error:
             raise self._failed(None, error) from error
 
@@ -112,6 +135,7 @@ class Checkpoints(Saved):
 
     def close(self) -> None:
         super().close()
+        self._thread.shutdown()
         if not self._broken:  # a failed write has been told; closing would raise it again
             self._writer.close()
 

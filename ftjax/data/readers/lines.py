@@ -191,7 +191,8 @@ class LineBlock(NamedTuple):
     def lines(self, file: Path) -> Iterator[str | UserError]:
         """As `lines` gives them."""
         codec = "utf-8" if self.at else "utf-8-sig"
-        text = io.StringIO(self.content.decode(codec, "surrogateescape"), newline="\n")
+        content = io.BytesIO(self.content)  # of which often one line is asked for
+        text = io.TextIOWrapper(content, codec, "surrogateescape", newline="\n")
         mark = self.content.startswith(codecs.BOM_UTF8) and not self.at
         return sound_lines(file, text, codec if mark else "utf-8", self.number, self.at)
 

@@ -201,7 +201,8 @@ def _table(whole: bytes, count: int, types: Types) -> pyarrow.Table | None:
         explicit_schema=pyarrow.schema(list(types.items())), unexpected_field_behavior="ignore"
     )
     try:
-        shell.decode()  # Arrow does not look at what it leaves out
+        if not shell.isascii():
+            shell.decode()  # Arrow does not look at what it leaves out
         table = pyarrow.json.read_json(pyarrow.BufferReader(shell), read, parse)
     except (pyarrow.ArrowException, UnicodeDecodeError):
         return None
