@@ -96,12 +96,13 @@ def _on_device(
         block_kv_dq=BACKWARD,
     )
 
-    def padded(x: Array) -> Array:
-        return jnp.pad(x, ((0, 0), (0, -length % block), *((0, 0),) * (x.ndim - 2)))
+    def padded(x: Array, value: int = 0) -> Array:
+        widths = (0, 0), (0, -length % block), *((0, 0),) * (x.ndim - 2)
+        return jnp.pad(x, widths, constant_values=value)
 
     # A head of keys for each of queries: the kernels know no groups.
     key, value = (jnp.repeat(x, heads // x.shape[2], 2) for x in (key, value))
-    inputs = (padded(x) for x in (query, key, value, segments.astype(jnp.int32)))
+    inputs = *map(padded, (query, key, value)), padded(segments.astype(jnp.int32), -1)
     with jax.named_scope(CAUSAL if causal else "both_sides"):  # which compiled programs are asked
         context = attention.mha(*inputs, sm_scale=scale, causal=causal, block_sizes=sizes)
     return context[:, :length]
