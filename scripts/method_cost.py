@@ -94,9 +94,7 @@ def main() -> None:
         "temporaries (the compiler's, on CPU) are shares of full fine-tuning's; base is what is",
         "kept of the frozen model in memory; on disk is what a checkpoint holds besides optimizer",
         "state. Methods that change what trains are shown at their first step:",
-        "`gradual_unfreezing` begins with the head. The compiler for CPUs undoes",
-        "rematerialization: `qlora`'s temporaries hold kernels that others decode again in the",
-        "backward pass.",
+        "`gradual_unfreezing` begins with the head.",
         "",
     ]
     for model in arguments.models.split(","):

@@ -47,6 +47,7 @@ class Place:
         batch, length: of a step, over all chips.
         slices: over which the data axis goes.
         methods: keys of `METHODS`.
+        overrides: of the configuration, for all of its methods.
     """
 
     model: str
@@ -56,8 +57,12 @@ class Place:
     methods: tuple[str, ...] = tuple(METHODS)
     task: str = "causal_lm"
     slices: int = 1
+    overrides: tuple[str, ...] = ()
 
 
+QUANTIZED = ("lora all-linear", "qlora all-linear")
+LONG = ("mesh.fsdp=1", "mesh.sequence=16")
+MIXTURE = ("mesh.fsdp=2", "mesh.expert=8", "model.parts=1")
 PLACES = (
     Place("llama-3.1-8b", "v5e:8x8", 64, 4096),
     Place("llama-3.1-8b", "v5p:2x2x4", 16, 4096),
@@ -66,6 +71,10 @@ PLACES = (
     Place("qwen3-0.6b", "v5e:2x2", 16, 2048),
     Place("bert-large", "v5e:2x2", 64, 512, task="classification"),
     Place("t5-11b", "v5e:4x8", 64, 512, task="classification"),
+    Place("llama-3.1-8b", "v5e:1x1", 1, 4096, QUANTIZED),
+    Place("llama-3.1-70b", "v5e:4x4", 16, 4096, QUANTIZED),
+    Place("llama-3.1-8b", "v5p:2x2x4", 1, 131072, ("lora q, v",), overrides=LONG),
+    Place("mixtral-8x7b", "v5p:2x2x4", 16, 4096, ("lora q, v",), overrides=MIXTURE),
 )
 # Sum of arguments, outputs less aliases, and temporaries in GiB; compile seconds; dense TFLOP;
 # all-gather and all-reduce in GB; all a chip and a step.
@@ -122,7 +131,7 @@ def compiled(workdir: Path, place: Place, name: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "ftjax", "compile", "--topology", place.topology]
         command += ["--slices", str(place.slices)]
         command += ["--config", f"{ROOT / 'configs' / 'ahead.py'}:{method}/{place.task}"]
-        command += [f"--config.{c}" for c in (*changes, *overrides)]
+        command += [f"--config.{c}" for c in (*changes, *overrides, *place.overrides)]
         print(slug, flush=True)
         done = subprocess.run([*command, "--output", str(file)], capture_output=True, text=True)
         if done.returncode:
@@ -165,7 +174,8 @@ def section(workdir: Path, beside: Path | None, place: Place) -> Iterator[str]:
     count = chips(place.topology)
     yield f"## {place.model} on {place.topology} ({count} chips)"
     yield ""
-    yield f"Batch {place.batch} of {place.length} tokens, all parameters over fsdp."
+    words = f"with {', '.join(place.overrides)}" if place.overrides else "all parameters over fsdp"
+    yield f"Batch {place.batch} of {place.length} tokens, {words}."
     yield ""
     yield f"| {' | '.join(HEADER)} |"
     yield "|---|" + "---:|" * 7 + "---|---:|---:|"
@@ -180,6 +190,17 @@ def section(workdir: Path, beside: Path | None, place: Place) -> Iterator[str]:
         for peer, figures in peers.items():
             yield peer_row(peer, figures)
     yield ""
+    yield from exchanges(workdir, place)
+
+
+def exchanges(workdir: Path, place: Place) -> Iterator[str]:
+    """What is sent from each chip to each, where the table's columns do not have it."""
+    for name in place.methods:
+        sent = compiled(workdir, place, name).get("collectives", {"bytes": {}})["bytes"]
+        for kind in ("all-to-all", "ragged-all-to-all"):
+            if place.overrides and sent.get(kind, 0) > 1e9:
+                yield f"{name}: {kind} {sent[kind] / 1e9:.3f} GB a chip and step."
+                yield ""
 
 
 def weak_scaling(workdir: Path) -> Iterator[str]:

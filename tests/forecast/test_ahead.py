@@ -176,9 +176,11 @@ def test_an_expert_mesh_sends_tokens(tmp_path):
     mixture = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
     folder = write_config(tmp_path, **mixture, sliding_window=None)
     sent, trainable = sent_by(folder, "full", data=1, expert=4)
-    choices = 2 * 4 * ROWS * LENGTH  # bytes of weights, and as many of experts' numbers
-    assert sent["all-gather"] == 2 * LAYERS * (X + 2 * choices)
-    assert sent["reduce-scatter"] == LAYERS * (2 * X + choices) / 4
+    # What is sent to experts and back; on CPUs all have all rows, of which each takes its own: those
+    # of two choices a token, and the room for what may come, one choice a token of each device.
+    sizes = 4 * 4 * 4  # bytes of how many rows each device has for each expert
+    assert sent["all-gather"] == 2 * LAYERS * (2 * X + 4 * X + sizes) / 2 + LAYERS * sizes
+    assert sent["reduce-scatter"] == LAYERS * (2 * X + 4 * X) / 4
     others = trainable - 4 * LAYERS * 4 * 3 * 64 * 128
     assert others <= sent["all-reduce"] < others + SUMS
 
