@@ -211,6 +211,8 @@ def _read_any(kinds: tuple, value: Any) -> Any:
 def _read_tuple(kinds: tuple, value: Any) -> tuple:
     if isinstance(value, Mapping):  # one of several, or pairs
         single = Mapping in map(get_origin, (kinds[0], *get_args(kinds[0])))
+        if not single and get_origin(kinds[0]) is not tuple:
+            raise TypeError("a list")
         value = (value,) if single else tuple(value.items())
     if isinstance(value, str):
         value = [_literal(part.strip()) for part in value.split(",") if part.strip()]

@@ -94,6 +94,11 @@ BESIDE = (  # of the peer: GiB a chip, ms, GB gathered, share overlapped
         Case(*LLAMA, "lora", (*KEPT, *EVERY, *GATHERED, *SOME, "method.targets=all-linear")),
         {"minimal_with_context": (14.25, 1550.2, 27.89, 0.92)},
     ),
+    Beside(
+        "full, bfloat16 weights",
+        Case(*LLAMA, "full", (*KEPT, *PARTS, "model.trainable_dtype=bfloat16")),
+        {"minimal_with_context": (14.43, 1952.8, 27.89, 0.59)},
+    ),
 )
 PUBLISHED: tuple[Published, ...] = ()
 

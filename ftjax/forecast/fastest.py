@@ -32,7 +32,16 @@ from ftjax.tuned import Tuned
 Changes = dict[str, Any]
 FILLED = 0.97  # of a chip's memory, that a layout may take
 WHOLE = (("key", "value"), ("query", "output"))  # projections that may be, the smallest first
-COMPILER = ("xla_tpu_scoped_vmem_limit_kib=65536",)  # options of XLA that are tried
+COMPILER = (  # options of XLA that are tried, together
+    (  # gathers beside computation, which is not the default for each chip
+        "xla_tpu_enable_async_collective_fusion=true",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather=true",
+        "xla_tpu_enable_async_collective_fusion_multiple_steps=true",
+        "xla_tpu_overlap_compute_collective_tc=true",
+        "xla_enable_async_all_gather=true",
+    ),
+    ("xla_tpu_scoped_vmem_limit_kib=65536",),
+)
 
 
 @dataclass(frozen=True)
@@ -97,11 +106,11 @@ class Search:
         """
         best = self._first()
         for choose in (
+            self._compiler,
             self._cuts,
             self._gathered,
             self._attention,
             self._meshes,
-            self._compiler,
             self._microbatches,
             self._shares,
         ):
@@ -210,8 +219,7 @@ class Search:
 
     def _compiler(self, best: Trial) -> Iterator[Changes]:
         before = self._applied(best.changes).train.compiler
-        for option in COMPILER:
-            yield {"train.compiler": (*before, option)}
+        yield from ({"train.compiler": (*before, *options)} for options in COMPILER)
 
     def _microbatches(self, best: Trial) -> Iterator[Changes]:
         """Smaller ones of which more is kept; or what is kept, in the machine's memory."""

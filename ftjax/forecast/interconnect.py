@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 HOP = 1e-6  # seconds from a chip to the next, however little is sent
+NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
 LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
@@ -81,6 +82,11 @@ class Torus:
 
 def first_group(text: str, devices: int) -> list[int]:
     """Devices that take part in a collective together: of all groups, the first."""
+    if named := NAMED.search(text):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        within = re.findall(r"'(\w+)'", named[2])
+        numbers = np.arange(math.prod(sizes.values())).reshape([*sizes.values()])
+        return numbers[tuple(slice(None) if n in within else 0 for n in sizes)].ravel().tolist()
     if listed := LISTED.search(text):
         return [int(n) for n in listed[1].split(",")]
     if counted := COUNTED.search(text):

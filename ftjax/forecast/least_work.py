@@ -69,9 +69,11 @@ class Least:
 
 def _flops(jaxpr: Jaxpr) -> np.ndarray:
     """(of products without batches, of those with)."""
-    total = np.zeros(2)
+    total, platforms = np.zeros(2), set()
     for line in jaxpr.eqns:
         name, params = line.primitive.name, line.params
+        if name == "platform_index" or (name == "clamp" and platforms & set(map(id, line.invars))):
+            platforms |= set(map(id, line.outvars))
         if name == "dot_general":
             (summed, _), (batches, _) = params["dimension_numbers"]
             inner = np.prod([line.invars[0].aval.shape[i] for i in summed])
@@ -81,7 +83,9 @@ def _flops(jaxpr: Jaxpr) -> np.ndarray:
         else:
             inside = [_flops(body) for value in params.values() for body in _bodies(value)]
             if inside:
-                many = max(inside, key=sum) if name == "cond" else sum(inside)
+                # Of programs for several platforms the one of least work says what is needed.
+                least = platforms & set(map(id, line.invars))
+                many = (min if least else max)(inside, key=sum) if name == "cond" else sum(inside)
                 total += params.get("length", 1) * many if name == "scan" else many
     return total
 

@@ -101,6 +101,7 @@ def test_links_that_a_gather_is_received_by(chip, topology, groups, share):
 def test_groups_are_read_as_they_are_written():
     assert first_group("replica_groups={{0,8},{1,9}}", 4) == [0, 8]
     assert first_group("replica_groups=[2,2]<=[2,2]T(1,0)", 4) == [0, 2]
+    assert first_group("replica_groups=mesh['a'=2,'b'=3] {'a'}", 6) == [0, 3]
     assert first_group("", 3) == [0, 1, 2]
 
 
