@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
-COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+COUNTED = re.compile(r"replica_groups=\[\d+,([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
 PAIR = re.compile(r"\{(\d+),(\d+)\}")
 # How often a ring passes what a collective gives; a sum goes round twice.
 ROUNDS: Mapping[str, float] = {"all-reduce": 2.0}
@@ -25,7 +25,7 @@ def first_group(text: str) -> tuple[int, ...]:
     if counted := COUNTED.search(text):
         order = np.arange(math.prod(integers(counted[2]))).reshape(integers(counted[2]))
         order = order.transpose(integers(counted[3])) if counted[3] else order
-        return tuple(order.reshape(-1)[: int(counted[1])].tolist())
+        return tuple(order.reshape(-1)[: math.prod(integers(counted[1]))].tolist())
     if named := NAMED.search(text):
         sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
         spread = re.findall(r"'(\w+)'", named[2])

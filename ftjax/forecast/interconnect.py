@@ -5,17 +5,14 @@ links that bring it. A dimension that is closed to a ring brings it from both si
 one the chip at an end has one link, and all wait for it.
 """
 
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ftjax.forecast.groups import first_group
+
 HOP = 1e-6  # seconds from a chip to the next, however little is sent
-NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
-LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
-COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class Torus:
         """
         if kind == "collective-permute":
             return nbytes / self.link + HOP
-        group = first_group(text, len(self.coordinates))
+        group = first_group(text) or range(len(self.coordinates))
         rings = self.rings(group)
         if not rings:
             return 0.0
@@ -78,22 +75,3 @@ class Torus:
         times = 2 if kind == "all-reduce" else 1
         hops = sum(ring.size / min(ring.links, 2) for ring in rings)
         return float(times * (nbytes * sends / self.link + HOP * hops))
-
-
-def first_group(text: str, devices: int) -> list[int]:
-    """Devices that take part in a collective together: of all groups, the first."""
-    if named := NAMED.search(text):
-        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        within = re.findall(r"'(\w+)'", named[2])
-        numbers = np.arange(math.prod(sizes.values())).reshape([*sizes.values()])
-        return numbers[tuple(slice(None) if n in within else 0 for n in sizes)].ravel().tolist()
-    if listed := LISTED.search(text):
-        return [int(n) for n in listed[1].split(",")]
-    if counted := COUNTED.search(text):
-        groups, shape, order = (
-            [int(n) for n in part.split(",")] if part else None for part in counted.groups()
-        )
-        numbers = np.arange(math.prod(shape)).reshape(shape)
-        numbers = numbers.transpose(order) if order else numbers
-        return numbers.reshape(groups)[0].tolist()
-    return list(range(devices))

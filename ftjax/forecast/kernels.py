@@ -1,10 +1,12 @@
-"""How long attention kernels take, of which the compiler says nothing: by the blocks they visit."""
+"""How long kernels take of which the compiler says nothing: attention's, by the blocks they visit,
+and products with quantized kernels."""
 
 import math
 import re
 
 from ftjax.forecast.chips import Chip
 from ftjax.forecast.hlo import Instruction, kernel_name
+from ftjax.quantized_product_tpu import kernel_flops
 
 Shape = tuple[str, tuple[int, ...]]
 BLOCK_START = 0.35e-6  # seconds a block, to begin its transfers and its loop
@@ -47,3 +49,14 @@ def splash_seconds(chip: Chip, line: Instruction, read: tuple[Shape, ...]) -> fl
     matrix = products * 2 * q * k * size / (chip.flops * filled)
     vector = operations * q * k / (LANES * chip.clock * chip.cores)
     return blocks * (max(matrix, vector) + BLOCK_START)
+
+
+def quantized_seconds(chip: Chip, line: Instruction, read: tuple[Shape, ...]) -> float:
+    """Seconds of one run of a product that decodes its kernel: of the product alone, at least.
+
+    Args:
+        chip: whose peak is reached.
+        line: of the compiled program, that calls it.
+        read: dtype and shape of what it reads.
+    """
+    return kernel_flops(kernel_name(line, read), read) / chip.flops

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from jax.sharding import Mesh
 
-from ftjax.forecast.chips import SLICES, Chip, closed
+from ftjax.forecast.chips import Chip, closed
+from ftjax.forecast.groups import first_group
 from ftjax.forecast.hlo import (
-    ALONE,
     COLLECTIVES,
     HOST,
     Instruction,
@@ -35,8 +35,8 @@ from ftjax.forecast.hlo import (
     product_flops,
     trips_of,
 )
-from ftjax.forecast.interconnect import Torus, first_group
-from ftjax.forecast.kernels import splash_seconds
+from ftjax.forecast.interconnect import Torus
+from ftjax.forecast.kernels import quantized_seconds, splash_seconds
 
 Computations = Mapping[str, list[Instruction]]
 COPIES = ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start")
@@ -168,7 +168,11 @@ class _Schedule:
         """What a line starts: where it goes, its seconds, and its bytes if it is a collective."""
         chip = self.machine.chip
         if line.opcode == "recv" and "is_host_transfer=true" in line.text:  # from another slice
-            return "network", nbytes(line.shapes[0]) / SLICES, nbytes(line.shapes[0])
+            return (
+                "network",
+                nbytes(line.shapes[0]) / self.machine.chip.network,
+                nbytes(line.shapes[0]),
+            )
         if line.opcode in COPIES or line.opcode == "async-start":
             inner = self._body(line)
             if any(part.opcode in COLLECTIVES for part in inner):
@@ -198,7 +202,7 @@ class _Schedule:
         found = []
         for part in within:
             kind = part.opcode.removesuffix("-start")
-            if kind not in COLLECTIVES or ALONE.search(part.text):
+            if kind not in COLLECTIVES or len(first_group(part.text)) == 1:
                 continue
             arrays = part.shapes[len(part.shapes) // 2 :] if kind != part.opcode else part.shapes
             if (line.called("calls") or "").startswith("all-reduce-scatter"):
@@ -212,8 +216,9 @@ class _Schedule:
         chip = self.machine.chip
         if line.opcode == "custom-call":
             read = tuple(s for name in line.operands if name in lines for s in lines[name].shapes)
-            seconds = splash_seconds(chip, line, read)
-            total.kernels += seconds
+            attention = splash_seconds(chip, line, read)
+            total.kernels += attention
+            seconds = attention + quantized_seconds(chip, line, read)
         elif cycles := CYCLES.search(line.text):
             seconds = int(cycles[1]) / chip.clock
         elif line.opcode in COLLECTIVES:
@@ -243,7 +248,7 @@ class _Schedule:
 
 def _whole(kind: str, sent: float, text: str) -> tuple[float, str]:
     """Bytes of the whole array, as `Torus.seconds` takes them."""
-    return (sent * len(first_group(text, 1)) if kind == "reduce-scatter" else sent), text
+    return (sent * max(len(first_group(text)), 1) if kind == "reduce-scatter" else sent), text
 
 
 def _origin(

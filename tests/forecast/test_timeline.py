@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ftjax.forecast.chips import CHIPS, closed
-from ftjax.forecast.interconnect import HOP, Torus, first_group
+from ftjax.forecast.groups import first_group
+from ftjax.forecast.interconnect import HOP, Torus
 from ftjax.forecast.timeline import Machine, timeline
 
 V5E, V5P = CHIPS["v5e"], CHIPS["v5p"]
@@ -99,10 +100,10 @@ def test_links_that_a_gather_is_received_by(chip, topology, groups, share):
 
 
 def test_groups_are_read_as_they_are_written():
-    assert first_group("replica_groups={{0,8},{1,9}}", 4) == [0, 8]
-    assert first_group("replica_groups=[2,2]<=[2,2]T(1,0)", 4) == [0, 2]
-    assert first_group("replica_groups=mesh['a'=2,'b'=3] {'a'}", 6) == [0, 3]
-    assert first_group("", 3) == [0, 1, 2]
+    assert first_group("replica_groups={{0,8},{1,9}}") == (0, 8)
+    assert first_group("replica_groups=[2,2]<=[2,2]T(1,0)") == (0, 2)
+    assert first_group("replica_groups=mesh['a'=2,'b'=3] {'a'}") == (0, 3)
+    assert first_group("") == ()
 
 
 def test_attention_by_its_blocks():
