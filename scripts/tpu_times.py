@@ -99,6 +99,11 @@ BESIDE = (  # of the peer: GiB a chip, ms, GB gathered, share overlapped
         Case(*LLAMA, "full", (*KEPT, *PARTS, "model.trainable_dtype=bfloat16")),
         {"minimal_with_context": (14.43, 1952.8, 27.89, 0.59)},
     ),
+    Beside(
+        "lora q, v",
+        Case("qwen3-0.6b", "v5e:2x2", 16, 2048, "lora", (*KEPT, *EVERY, *GATHERED)),
+        {"minimal_with_context": (9.43, 465.9, 0.49, 0.96)},
+    ),
 )
 PUBLISHED: tuple[Published, ...] = ()
 
@@ -158,7 +163,10 @@ def text(workdir: Path) -> str:
         "",
         "The same model, batch and topology; MaxText 0.2.5 (JAX 0.12.0.1, libtpu 0.0.52, bfloat16",
         "weights, rank 16, its own attention blocks and no flags but its own) with each remat",
-        "policy that was compiled, through the same time model.",
+        "policy that was compiled, through the same time model. Its attention has blocks of 512;",
+        "with 1,024, as ours, its 8B steps take 15 ms less by this model. Where all is tuned,",
+        "this compiler scatters gradients beside no computation: 0.41 of our 1.95 s are waits, and",
+        "0.38 of MaxText's, for all-reduces.",
         "",
         *beside_rows(workdir),
         "",

@@ -31,7 +31,7 @@ from ftjax.tuned import Tuned
 
 Changes = dict[str, Any]
 FILLED = 0.97  # of a chip's memory, that a layout may take
-WHOLE = (("key", "value"), ("query", "output"))  # projections that may be, the smallest first
+WHOLE = (("key", "value"), ("query", "output"), ("up", "gate", "down"))  # the smallest first
 COMPILER = (  # options of XLA that are tried, together
     (  # gathers beside computation, which is not the default for each chip
         "xla_tpu_enable_async_collective_fusion=true",
