@@ -1,11 +1,12 @@
 """x W of a quantized kernel, which is decoded tile by tile inside the product.
 
 No more than a tile of W is ever there in full, forward and backward. How that is done is a choice
-of platform: a kernel of its own on TPUs, elsewhere a loop of XLA's products.
+of platform: a kernel of its own on TPUs, and on NVIDIA's GPUs for a few rows; else a loop of XLA's
+products.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,11 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from ftjax import quantized_product_gpu as gpu
 from ftjax import quantized_product_tpu as tpu
 from ftjax.parallel.collectives import gather
+from ftjax.parallel.int8 import FEW
 from ftjax.parallel.mesh import RULES, fitting, place
 from ftjax.parallel.product import LARGE, named, rows
-from ftjax.quantization import Quantized
+from ftjax.quantization import Blocks, Quantized
 
 Array = jax.Array
 TILE = 2**20  # weights that are decoded at a time by the loop
@@ -110,9 +113,13 @@ def _on_device(x: Array, kernel: Quantized, transposed: bool) -> Array:
     """x W or x Wᵀ, all of it on one device."""
     flat = x.reshape(-1, x.shape[-1])
     by_tiles = partial(in_tiles, transposed=transposed)
+    kernels: dict[str, Callable[[Array, Quantized], Array]] = {}
     if tpu.takes(kernel):
-        on_tpu = partial(tpu.product, transposed=transposed)
-        y = jax.lax.platform_dependent(flat, kernel, tpu=on_tpu, default=by_tiles)
+        kernels["tpu"] = partial(tpu.product, transposed=transposed)
+    if len(flat) <= FEW and isinstance(once := kernel.once(), Blocks) and gpu.takes(once.codes):
+        kernels["cuda"] = lambda x, _: gpu.product(x, once.codes, once.absmax, transposed)
+    if kernels:
+        y = jax.lax.platform_dependent(flat, kernel, default=by_tiles, **kernels)
     else:
         y = by_tiles(flat, kernel)
     return y.reshape(*x.shape[:-1], -1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ftjax.quantization import BLOCK, DYNAMIC, GROUP, Nf4
+from ftjax.quantized_product import matmul
 from ftjax.quantized_product_gpu import product, takes
 from tests.models.random_models import quick
 
@@ -60,3 +61,12 @@ def test_it_lowers_for_gpus(transposed):
     traced = jax.jit(lambda x: product(x, codes, absmax, transposed)).trace(x)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "nf4_product" in text and "tensor<128x64x" not in text
+
+
+@pytest.mark.parametrize(("rows", "decodes_inside"), [(8, True), (128, False)])
+def test_gpus_take_it_for_a_few_rows(rows, decodes_inside):
+    kernel = quick(Nf4.of)(np.ones((128, 64), np.float32))
+    x = jax.ShapeDtypeStruct((rows, 128), jnp.bfloat16)
+    traced = jax.jit(lambda x: matmul(x, kernel, (None, None))).trace(x)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert ("nf4_product" in text) == decodes_inside

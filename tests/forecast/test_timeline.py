@@ -111,9 +111,10 @@ def test_attention_by_its_blocks():
     from ftjax.forecast.hlo import Instruction
     from ftjax.forecast.kernels import BLOCK_START, splash_seconds
 
+    target = '), custom_call_target="tpu_custom_call"'
     read = (("bf16", (2, 4096, 128)), ("bf16", (2, 4096, 128)))
     shapes = (("f32", (1024, 128)), ("bf16", (2, 4096, 128)))
-    line = Instruction("splash_mha_dkv_no_residuals.3", shapes, (0, 0), "custom-call", (), "")
+    line = Instruction("splash_mha_dkv_no_residuals.3", shapes, (0, 0), "custom-call", (), target)
     products = 4 * 2 * 1024 * 1024 * 128 / V5E.flops
     assert splash_seconds(V5E, line, read) == pytest.approx(2 * 10 * (products + BLOCK_START))
     fused = SimpleNamespace(**vars(line) | {"shapes": (*shapes, ("bf16", (4, 2, 4096, 128)))})
