@@ -28,7 +28,7 @@ class QLora(Method):
     """Another method, over projections that are stored quantized and dequantized in use.
 
     Kernels that the other method leaves frozen are quantized as they are loaded, and decoded tile
-    by tile inside their products, forward and backward (`ftjax.quantized_product`; those of experts,
+    by tile inside their products, forward and backward (`ftjax.quantized_product`; of experts,
     and where a method reads weights, as a whole); no gradient reaches them. "nf4" takes 4.127 bits
     a parameter, "int8" 8 and a scale an output, see `ftjax.quantization`. Embeddings, norms,
     biases, routers of experts, the head and what trains stay as they are. The base model is then
