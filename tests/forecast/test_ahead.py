@@ -178,8 +178,8 @@ def test_an_expert_mesh_sends_tokens(tmp_path):
     sent, trainable = sent_by(folder, "full", data=1, expert=4)
     # What is sent to experts and back; on CPUs all have all rows, of which each takes its own: those
     # of two choices a token, and the room for what may come, one choice a token of each device.
-    sizes = 4 * 4 * 4  # bytes of how many rows each device has for each expert
-    assert sent["all-gather"] == 2 * LAYERS * (2 * X + 4 * X + sizes)
+    rows = LAYERS * (2 * X + 4 * X)
+    assert rows <= sent["all-gather"] < rows + LAYERS * 4096  # how many rows, and choices
     assert sent["reduce-scatter"] == LAYERS * (2 * X + 4 * X) / 4
     others = trainable - 4 * LAYERS * 4 * 3 * 64 * 128
     assert others <= sent["all-reduce"] < others + SUMS
