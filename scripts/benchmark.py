@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py speed    --data FOLDER [--size base] [--steps 100] [--rounds 3]
     python scripts/benchmark.py accuracy --data FOLDER [--seeds 3] [--epochs 3]
+    python scripts/benchmark.py products --data FOLDER/.. [--seeds 3] [--methods full lora]
     python scripts/benchmark.py start    --data FOLDER
 
 FOLDER holds train.jsonl and validation.jsonl with `text` and `label` (SST-2). Both sides run
@@ -9,7 +10,8 @@ MiniLM with CLS pooling, batch 32, at most 128 tokens, AdamW, a linear schedule 
 and the same learning rates; with `--size base` a model of BERT-base's size with random weights, on
 rows of 128 tokens each. The Trainer is measured at all of `PEERS`, each run a process of its own
 with huge pages, as ours; finished runs are kept in --workdir, so that the same command goes on
-where it stopped. Needs the `test` extras.
+where it stopped. `products` trains by the pages of `SCORES` in float32 and in bfloat16 products.
+Needs the `test` extras.
 """
 
 import argparse
@@ -40,6 +42,12 @@ PEERS = [  # dtype, sampling, torch.compile
     ("float32", "group_by_length", 1),
     ("bfloat16", "group_by_length", 1),
 ]
+SCORES = {  # page, of data in a folder of its name → what is compared, of validation
+    "sst2": "accuracy",
+    "mrpc": "accuracy",
+    "cola": "matthews",
+    "stsb": "spearman",
+}
 BASE = {  # of BERT-base, and MiniLM's words
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -224,6 +232,35 @@ def accuracy(arguments: argparse.Namespace) -> None:
             line(method, f"Trainer {dtype}", [result["accuracy"] for result in results])
 
 
+def products(arguments: argparse.Namespace) -> None:
+    """Validation scores of the last step by products in float32 and in bfloat16, over seeds."""
+    print("| data | method | products | score by seed | mean |\n|---|---|---|---|---:|")
+    for page, metric in SCORES.items():
+        for method in arguments.methods or ("full", "lora"):
+            for dtype in ("float32", "bfloat16"):
+                scores = []
+                for seed in range(arguments.seeds):
+                    folder = arguments.workdir / "products" / f"{page}_{method}_{dtype}_{seed}"
+                    if not (folder / "result.json").exists():
+                        changes = {
+                            "data.path": arguments.data / page,
+                            "seed": seed,
+                            "model.products": dtype,
+                            "train.epochs": arguments.epochs,
+                            "train.eval_every": 10**9,
+                        }
+                        command = [sys.executable, "-m", "ftjax", "train"]
+                        command += ["--config", f"{ROOT / 'configs' / page}.py:{method}"]
+                        command += [f"--config.{key}={value}" for key, value in changes.items()]
+                        command += ["--workdir", str(folder)]
+                        run(command, folder.with_suffix(".log"), JAX_PLATFORMS="cpu")
+                    result = json.loads((folder / "result.json").read_text())
+                    scores.append(result["metrics"]["validation"][metric])
+                each = ", ".join(f"{100 * score:.2f}" for score in scores)
+                mean = 100 * statistics.fmean(scores)
+                print(f"| {page} | {method} | {dtype} | {each} | {mean:.2f} |", flush=True)
+
+
 def start(arguments: argparse.Namespace) -> None:
     """Seconds from the command to the first logged step, cold and with kept programs."""
     with tempfile.TemporaryDirectory() as folder:
@@ -254,7 +291,7 @@ def start(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("speed", "accuracy", "start"))
+    parser.add_argument("what", choices=("speed", "accuracy", "products", "start"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--size", choices=("minilm", "base"), default="minilm")
@@ -264,7 +301,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    {"speed": speed, "accuracy": accuracy, "start": start}[arguments.what](arguments)
+    parts = {"speed": speed, "accuracy": accuracy, "products": products, "start": start}
+    parts[arguments.what](arguments)
 
 
 if __name__ == "__main__":
