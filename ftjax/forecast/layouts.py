@@ -1,4 +1,5 @@
-"""Layouts that `ftjax compile --fastest` found, for `model.layout=auto`: see layouts.json."""
+"""Layouts for `model.layout=auto`, in layouts.json: of those that were compiled ahead of time the
+fastest, by the time model of `ftjax.forecast.timeline`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -45,8 +46,8 @@ def with_known_layout(
     config = changed(config.copy_and_resolve_references(), list(_settings(row).items()))
     words = " ".join(f"{key}={value}" for key, value in row["changes"].items())
     return config, (
-        f"{words}, the fastest found for {row['model']} with {config.method.name} on {count} chips "
-        f"of {chip}: {1e3 * row['seconds']:,.0f} ms a step of {row['tokens_per_chip']:,} tokens a "
+        f"{words}, the fastest compiled for {row['model']} with {config.method.name} on {count} "
+        f"chips of {chip}: {1e3 * row['seconds']:,.0f} ms a step of {row['tokens_per_chip']:,} tokens a "
         f"chip by {row['versions']}"
     )
 

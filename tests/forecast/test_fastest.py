@@ -120,7 +120,12 @@ ROW = {
 @pytest.mark.parametrize(
     ("kind", "changes", "remat", "why"),
     [
-        ("TPU v5 lite", {}, "context", "the fastest found for small with lora on 4 chips of v5e"),
+        (
+            "TPU v5 lite",
+            {},
+            "context",
+            "the fastest compiled for small with lora on 4 chips of v5e",
+        ),
         ("TPU v5 lite", {"train_batch_size": 64}, "none", "for so many tokens a chip"),
         ("TPU v4", {}, "none", "for this model and method on 4 chips of v4"),
         ("cpu", {}, "none", "none is known for cpu"),
