@@ -36,8 +36,8 @@ class Model:
         attention_block: of splash: side of the blocks of scores, at most.
         attention_fused: of splash: all gradients in one kernel, those of queries summed in `dtype`.
         parts: of feed-forward blocks, computed in turn in less memory.
-        layout: auto takes mesh, remat, parts and the like from a table of layouts that were compiled
-            for the same model, method and TPUs, where there is one.
+        layout: auto takes mesh, remat, parts and the like from a table of layouts that were
+            compiled for the same model, method and TPUs, where there is one.
         gather_head: over a mesh of more tokens than words, sends the vocabulary's kernel to the
             tokens, not the tokens to parts of it.
         whole: projections whose kernels every device of the axis fsdp holds whole: nothing of them

@@ -45,10 +45,11 @@ def with_known_layout(
     row = min(fitting, key=lambda row: row["tokens_per_chip"])
     config = changed(config.copy_and_resolve_references(), list(_settings(row).items()))
     words = " ".join(f"{key}={value}" for key, value in row["changes"].items())
+    machine = f"{count} chips of {chip}"
     return config, (
-        f"{words}, the fastest compiled for {row['model']} with {config.method.name} on {count} "
-        f"chips of {chip}: {1e3 * row['seconds']:,.0f} ms a step of {row['tokens_per_chip']:,} tokens a "
-        f"chip by {row['versions']}"
+        f"{words}, the fastest compiled for {row['model']} with {config.method.name} on {machine}: "
+        f"{1e3 * row['seconds']:,.0f} ms a step of {row['tokens_per_chip']:,} tokens a chip by "
+        f"{row['versions']}"
     )
 
 
