@@ -23,7 +23,7 @@ from ftjax.errors import require
 from ftjax.remote import cache_folder
 
 # Folders of files that are checked, and that the limit is for
-KEPT = ("tokens", "splits", "prepared", "digests", "forecasts", "programs")
+KEPT = ("tokens", "splits", "prepared", "digests", "forecasts")
 FOLDERS = {
     "tokens": "texts as token ids",
     "splits": "rows as data.prepare leaves them",
@@ -31,7 +31,6 @@ FOLDERS = {
     "digests": "what large files of models add up to",
     "forecasts": "layouts compiled ahead of time",
     "copies": "folders of object stores",
-    "programs": "compiled steps",
     "xla": "compiled programs",
 }
 SEAL = 64  # characters of a hash

@@ -23,9 +23,6 @@ from ftjax.options import options
 Table = Mapping[str, tuple[str, ...]]
 
 
-OTHERS: set[str] = set()  # modules that are not ftjax's, of which something was asked for
-
-
 class NotFound(UserError):
     """A name that is none, or of what cannot be imported here, where elsewhere it may be."""
 
@@ -209,8 +206,6 @@ def _imported(where: str, name: str) -> Any:
     except (Exception, SystemExit) as error:
         how = f'python -c "import {module}" shows where'
         raise NotFound(f"{where}: {module} fails: {summary(error)}; {how}") from error
-    if module.partition(".")[0] != "ftjax":
-        OTHERS.add(module)
     for part in filter(None, attribute.split(".")):
         if not hasattr(entry, part):
             raise NotFound(f"{where}: {module} has no {attribute!r}{nearest(part, dir(entry))}")

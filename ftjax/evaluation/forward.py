@@ -18,14 +18,7 @@ from ftjax.data.planning import EMPTY, Layout, Planned
 from ftjax.parallel.mesh import batch_sharding, local_rows, logical_axes, place_rows
 from ftjax.partition import merge
 from ftjax.paths import Flat
-from ftjax.training.programs import (
-    Programs,
-    Shapes,
-    abstract,
-    batch_shapes,
-    key_of,
-    shapes_of,
-)
+from ftjax.training.programs import Programs, Shapes, abstract, batch_shapes, key_of
 
 RUNNING = 4  # batches whose outputs are on the devices, at most
 
@@ -47,8 +40,6 @@ class Forward:
         batch_size: examples of a global batch.
         apply: what to compute of parameters and a batch.
         vary: makes of examples those that are run, always the same.
-        follows: what `apply` follows from, besides the shapes of its arguments; none: programs
-            are not kept for other processes.
     """
 
     def __init__(
@@ -57,10 +48,8 @@ class Forward:
         batch_size: int,
         apply: Callable[[Flat, Mapping[str, jax.Array]], Any],
         vary: Vary | None = None,
-        follows: tuple[Any, ...] = (),
     ) -> None:
         self._mesh, self._batch_size, self._vary = mesh, batch_size, vary
-        self._follows = follows
         self.compile_seconds = 0.0
         self._programs = Programs()
 
@@ -129,10 +118,7 @@ class Forward:
     def _begin(self, params: Flat, frozen: Flat, loader: Loader) -> None:
         for _, (planned, _, local) in loader.ahead(0, len(loader.examples)):
             batch = batch_shapes(self._mesh, local, len(planned.places))
-            lower, parts = partial(self._lower, params, frozen, batch), ()
-            if self._follows:
-                parts = ("forward", *self._follows, self._mesh, *shapes_of(params, frozen, batch))
-            self._programs.begin(key_of(batch), lower, parts=parts)
+            self._programs.begin(key_of(batch), partial(self._lower, params, frozen, batch))
 
     def _lower(self, params: Flat, frozen: Flat, batch: Shapes) -> jax.stages.Lowered:
         with logical_axes(self._mesh):

@@ -126,6 +126,10 @@ class QLora(Method):
     def columns(self) -> int:
         return self.inner.columns
 
+    @property
+    def inserted(self) -> int:
+        return self.inner.inserted
+
     def rules(self, base: Base) -> Rules:
         return self.inner.rules(base)
 

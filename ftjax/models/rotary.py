@@ -55,12 +55,16 @@ class Rotary:
         return jnp.cos(angle), jnp.sin(angle)
 
 
+WIDEST = 512  # features that are exchanged by a product
+
+
 def rotate(x: Array, table: tuple[Array, Array]) -> Array:
     """Rotates the first features of x (batch, length, heads, d), halves paired as GPT-NeoX's."""
     cos, sin = table
     size = cos.shape[-1]
     head, unrotated = x[..., :size], x[..., size:]
-    turned = jax.lax.platform_dependent(head, tpu=_turned_by_product, default=_turned)
+    by_product = {"tpu": _turned_by_product} if size <= WIDEST else {}
+    turned = jax.lax.platform_dependent(head, default=_turned, **by_product)
     rotated = head.astype(jnp.float32) * cos + turned * sin
     return jnp.concatenate([rotated.astype(x.dtype), unrotated], -1)
 

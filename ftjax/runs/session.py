@@ -119,8 +119,7 @@ def train_session(run: Run, data: Data, workdir: Path, lock: Lock, base: str) ->
         for line in [*notes, *announced(run, session.computed.data, total, lengths, step)]:
             records.say(line)
         computed, size = session.computed, run.config.train.eval_batch_size
-        follows = "outputs", run.config, run.task, run.tuned
-        forward = Forward(run.mesh, size, run.outputs, computed.vary, follows)
+        forward = Forward(run.mesh, size, run.outputs, computed.vary)
         closing.callback(forward.close)
         evaluate = Evaluator(run, computed.data, computed.layouts, forward, progress, records)
         state = _train(session, state, evaluate, lock, records, closing)

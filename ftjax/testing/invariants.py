@@ -77,7 +77,8 @@ def merged_is_a_plain_model_or_an_error(trial: Trial) -> None:
 def disabled_is_the_base_model(trial: Trial) -> None:
     disabled = jax.jit(lambda params, batch: trial.model.apply(params, batch, adapted=False))
     expected = trial.plain(trial.moved)
-    np.testing.assert_allclose(disabled(trial.moved, trial.batch), expected, atol=1e-6)
+    near = max(1e-6, trial.rounding)
+    np.testing.assert_allclose(disabled(trial.moved, trial.batch), expected, atol=near)
     if set(trial.model.shapes) != set(trial.model.base.shapes):
         assert np.abs(trial.outputs(trial.moved) - expected).max() > EFFECT, "it has no effect"
 

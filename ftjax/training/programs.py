@@ -16,7 +16,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ftjax.parallel.mesh import batch_sharding
-from ftjax.training import kept_programs
 from ftjax.training.step import compile_step
 
 MOST = 4  # programs that are compiled at once: each may take gigabytes
@@ -60,7 +59,6 @@ class Programs:
         key: Hashable,
         lower: Callable[[], jax.stages.Lowered],
         then: Callable[[jax.stages.Compiled], None] = lambda program: None,
-        parts: tuple[Any, ...] = (),
     ) -> None:
         """Begins to compile a program, unless that has begun.
 
@@ -68,22 +66,17 @@ class Programs:
             key: that it is asked for by.
             lower: traces it.
             then: is called with it.
-            parts: what it follows from, see `kept_programs.name_of`; none: it is not kept.
         """
 
         def compiled() -> jax.stages.Compiled:
             with _TRACING:
                 lowered = lower()
-            return compile_step(lowered)
-
-        def made() -> jax.stages.Compiled:
-            name = kept_programs.name_of(*parts) if parts else None
-            program = kept_programs.made(name, compiled)
+            program = compile_step(lowered)
             then(program)
             return program
 
         if key not in self._programs:
-            self._programs[key] = program = _compilers().submit(made)
+            self._programs[key] = program = _compilers().submit(compiled)
             _BEGUN.add(program)
             program.add_done_callback(_BEGUN.discard)
 
@@ -135,12 +128,6 @@ def abstract(tree: Any) -> Any:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, **placed)
 
     return jax.tree.map(one, tree)
-
-
-def shapes_of(*trees: Any) -> list[list[tuple[str, Any]]]:
-    """The path and the shape, in its place, of each leaf of some trees."""
-    paths = [jax.tree_util.tree_leaves_with_path(abstract(tree)) for tree in trees]
-    return [[(jax.tree_util.keystr(path), leaf) for path, leaf in tree] for tree in paths]
 
 
 def batch_shapes(mesh: Mesh, local: Mapping[str, np.ndarray], rows: int) -> Shapes:

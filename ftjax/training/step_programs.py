@@ -12,16 +12,7 @@ from ftjax.data.loading import Loader
 from ftjax.data.streaming import StreamLoader
 from ftjax.parallel.mesh import logical_axes
 from ftjax.paths import Flat
-from ftjax.training.programs import (
-    Key,
-    Programs,
-    Shapes,
-    abstract,
-    batch_shapes,
-    key_of,
-    shapes_of,
-    traced,
-)
+from ftjax.training.programs import Key, Programs, Shapes, abstract, batch_shapes, key_of, traced
 from ftjax.training.recipe import Recipe
 from ftjax.training.step import State, lower_step
 from ftjax.tuned import Tuned
@@ -91,8 +82,7 @@ class StepPrograms:
         for batch in batches:
             key, name = key_of(batch), "x".join(map(str, next(iter(batch.values())).shape))
             then = partial(self._dump, name=name) if self._dump else lambda _: None
-            lower = partial(self._lower, step, state, batch)
-            self._programs.begin((key, id(phase)), lower, then, self._parts(phase, state, batch))
+            self._programs.begin((key, id(phase)), partial(self._lower, step, state, batch), then)
             if self._count and key not in self._flops:
                 self._flops[key] = traced(partial(self._count, batch))
 
@@ -104,14 +94,6 @@ class StepPrograms:
         for future in self._flops.values():
             future.cancel()
         self._programs.close()
-
-    def _parts(self, phase: Tuned, state: State, batch: Shapes) -> tuple[Any, ...]:
-        """What a step follows from; nothing where its program is to be dumped."""
-        if self._dump:
-            return ()
-        recipe = self._recipe
-        own = recipe.config, recipe.task, recipe.tuned, recipe.total, phase
-        return ("step", *own, self.mesh, *shapes_of(state, self._frozen, batch))
 
     def _lower(self, step: Any, state: State, batch: Shapes) -> jax.stages.Lowered:
         with logical_axes(self.mesh):

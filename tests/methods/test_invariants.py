@@ -30,7 +30,8 @@ PACKED = [pair for pair in PAIRS if pair[1] != "t5"]  # it has no positions to s
 OWN = [pair for pair in PACKED if pair[0] not in ALIKE | WITHIN]  # by --all what sees a token alone
 FEW_PACKED = covering(OWN, {*FEW} & {*OWN})
 UNPACKED = {"unipelt": "cannot tell packed examples"}  # what such methods say of packed rows
-ROUNDING = {"reft": 2e-6}  # adds an exact zero, beside which the rest is compiled otherwise
+# Of what adds an exact zero, beside which the rest is compiled otherwise; of sums of tiles.
+ROUNDING = {"reft": 2e-6, "qlora": 1e-5}
 # What fits small models.
 SMALL: dict[str, dict[str, Any]] = {
     "galore": {"rank": 8},
