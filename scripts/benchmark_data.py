@@ -77,7 +77,8 @@ def read(path: Path) -> dict:
 def serve(path: Path) -> dict:
     """Batches of an epoch, bucketed and packed, as fast as they come."""
     from ftjax.data.loading import Loader
-    from ftjax.data.planning import bucket_layout, packed_layout
+    from ftjax.data.packed_layout import packed_layout
+    from ftjax.data.planning import bucket_layout
 
     found, _ = examples(path)
     result = {}

@@ -24,7 +24,8 @@ def plans(rows: int) -> None:
     """The longest wait for a batch where an epoch ends, and the usual one."""
     from ftjax.data.encode import Examples, Ragged
     from ftjax.data.loading import Loader
-    from ftjax.data.planning import packed_layout, plan_epoch
+    from ftjax.data.packed_layout import packed_layout
+    from ftjax.data.planning import plan_epoch
 
     lengths = np.clip(np.random.default_rng(0).gamma(3, 8, rows).astype(int) + 2, 3, 128)
     offsets = np.cumsum([0, *lengths])

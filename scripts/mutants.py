@@ -57,6 +57,7 @@ TARGETS: dict[str, list[str]] = {  # file → tests of its room, the quickest fi
     "optimizers/rules.py": ["training/test_optimizers.py"],
     "optimizers/base.py": ["training/test_optimizers.py"],
     "training/averages.py": ["training/test_averages.py", "training/test_step.py"],
+    "data/packed_layout.py": [*PLANS, "data/test_loading.py"],
     "data/planning.py": [*PLANS, "data/test_loading.py"],
     "data/loading.py": ["data/test_loading.py", *PLANS],
     "methods/lora.py": ["methods/test_lora.py", *METHODS],

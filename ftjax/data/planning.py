@@ -7,7 +7,6 @@ the data is one number, whatever the number of hosts.
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +15,6 @@ from ftjax.options import Positive
 
 EMPTY = -1  # in `Planned.places`, where no example lies
 SHARE = 0.98  # of second sequences that fit where the first do
-CANDIDATES = 512  # lengths of packed rows that are tried at most
-COVERED = 0.9  # of groups of batches that fit in the usual number of rows
-DRAWN = 16  # groups of batches, at least, that the length of long packed rows is chosen by
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class Layout:
         """The layout of batches `factor` times as large."""
         if self.rows is None:
             return self
-        rows = (_round_up(round(count * factor), self.multiple) for count in self.rows)
+        rows = (round_up(round(count * factor), self.multiple) for count in self.rows)
         return replace(self, rows=tuple(rows))
 
 
@@ -69,7 +65,7 @@ class Planned(NamedTuple):
         return self.places[self.places != EMPTY]
 
 
-def _round_up(count: int, multiple: int) -> int:
+def round_up(count: int, multiple: int) -> int:
     return max(-(-count // multiple), 1) * multiple
 
 
@@ -110,138 +106,9 @@ def paired_layout(
     for number in range(len(layout.lengths) - 1):
         among = written[bucket <= number]
         most = np.quantile(among, SHARE) if len(among) else 1
-        longest.append(_round_up(int(most), multiple))
-    longest.append(_round_up(int(written.max(initial=1)), multiple))
+        longest.append(round_up(int(most), multiple))
+    longest.append(round_up(int(written.max(initial=1)), multiple))
     return replace(layout, written=tuple(np.maximum.accumulate(longest).tolist()))
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """Batches that are packed on trial, to see which rows they take.
-
-    Attributes:
-        lengths: of the examples.
-        groups: batches that are packed as one, of each its examples.
-        together: see `Layout`.
-        multiple: see `Layout`.
-        tried: groups that are packed to rows of a length.
-        inserted: tokens that a row grows by for each example that it can hold.
-    """
-
-    lengths: np.ndarray
-    groups: list[list[np.ndarray]]
-    together: int
-    multiple: int
-    tried: int
-    inserted: int
-
-    @cached_property
-    def longest(self) -> np.ndarray:
-        """The longest example of each group."""
-        return np.array([self.lengths[np.concatenate(group)].max() for group in self.groups])
-
-    @property
-    def covered(self) -> float:
-        return COVERED if self.together > 1 else 1
-
-    def places(self, length: int) -> int:
-        """Twice the mean, so that a row of short examples does not make all rows wide; or fewer,
-        where each that is free costs virtual tokens."""
-        most = int(np.ceil(2 * length / self.lengths.mean()))
-        if not self.inserted:
-            return most
-        return min(range(1, most + 1), key=lambda count: self.cost_of(length, count))
-
-    def rows(self, length: int, places: int) -> int:
-        """How many rows a batch usually takes."""
-        usual, needed = self.multiple if self.together == 1 else 1, []
-        for number in np.flatnonzero(self.longest <= length)[: self.tried]:
-            group = self.groups[number]
-            packed = pack(self.lengths[np.concatenate(group)], length, places)
-            needed.append(_round_up(-(-len(packed) // len(group)), usual))
-        return int(np.quantile(needed, self.covered))
-
-    def cost(self, length: int) -> float:
-        return self.cost_of(length, self.places(length))
-
-    def cost_of(self, length: int, places: int) -> float:
-        # Attention's share grows with the length; 1 / 400 is that of a small model on a CPU.
-        grown = length + places * self.inserted
-        return self.rows(length, places) * grown * (1 + grown / 400)
-
-    def held(self, length: int) -> tuple[float, int]:
-        """Tokens that a batch's rows hold, in the mean, and how many rows it usually has."""
-        sizes = []
-        for group in self.groups[: self.tried]:
-            examples = self.lengths[np.concatenate(group)]
-            count = len(pack(examples, length, self.places(length)))
-            sizes += [len(part) for part in np.array_split(range(count), len(group))]
-        usual = int(np.quantile(sizes, self.covered))
-        grown = length + self.places(length) * self.inserted
-        return grown * float(np.maximum(sizes, usual).mean()), usual
-
-    def layout(self, chosen: tuple[int, ...], rows: Sequence[int]) -> Layout:
-        """Of rows of the chosen lengths, so many of each."""
-        counts = tuple(_round_up(count, self.multiple) for count in rows)
-        most = self.places(chosen[-1])
-        return Layout(
-            chosen, rows=counts, places=most, together=self.together, multiple=self.multiple
-        )
-
-
-def packed_layout(
-    lengths: np.ndarray,
-    batch_size: int,
-    multiple: int = 1,
-    count: int = 2,
-    together: int = 1,
-    longest_row: int = 0,
-    longest_example: int = 0,
-    inserted: int = 0,
-) -> Layout:
-    """The shapes of packed rows that take `batch_size` examples at least cost.
-
-    One length, from the longest example's to twice that; or two, if `count` allows, where few
-    batches hold an example that the shorter does not take and that saves 3%. Lengths are divisible
-    by 4. Rows are counted by packing the first batches of an epoch.
-
-    Where batches are packed together, which examples each has depends on the lengths: so these do
-    not depend on `multiple`, and a run can go on on another mesh.
-
-    Where `longest_row` is given, one length of at most that many tokens and at least half of them,
-    with the least padding: for long rows whose attention costs no more, as by kernels that skip
-    other examples. Rows have room for `longest_example`, which `lengths` may lack, and grow by
-    `inserted` virtual tokens for each example that they can hold.
-    """
-    groups = _together(lengths, batch_size, together, np.random.default_rng(0))
-    # Few candidates and few examples, also where both are large.
-    tried = min(64, max(4, 2048 // (batch_size * together)))
-    sample = _Sample(lengths, groups, together, multiple, tried, inserted)
-    top = _round_up(max(int(lengths.max()), longest_example), 4)
-    step = 4 if together > 1 else _round_up(top // 32, 4)
-    if longest_row:
-        # No row holds more than what is packed together, nor are thousands of lengths tried.
-        limit = max(int(lengths[np.concatenate(group)].sum()) for group in groups)
-        high = max(top, min(longest_row, _round_up(limit, 4)))
-        low = max(top, high // 2)
-        step = max(step, _round_up((high - low) // CANDIDATES, 4))
-        draws = range(-(-DRAWN // len(groups)))  # few examples are drawn again, as in later epochs
-        randoms = map(np.random.default_rng, draws)
-        drawn = [g for random in randoms for g in _together(lengths, batch_size, together, random)]
-        drawn = replace(sample, groups=drawn)
-        candidates = range(low, high + 1, step)
-        (_, rows), only = min((drawn.held(length), length) for length in candidates)
-        return sample.layout((only,), (rows,))
-    full = min(range(top, 2 * top, step), key=sample.cost)
-    chosen, least, longest = (full,), 0.97 * sample.cost(full), sample.longest
-    shorter = range(_round_up(int(np.median(longest)), 4), top, step) if count > 1 else ()
-    for short in shorter:
-        share = (longest <= short).mean()
-        mixed = share * sample.cost(short) + (1 - share) * sample.cost(full)
-        if mixed < least:
-            chosen, least = (short, full), mixed
-    most = sample.places(chosen[-1])
-    return sample.layout(chosen, [sample.rows(length, most) for length in chosen])
 
 
 def pack(lengths: Sequence[int], capacity: int, places: int) -> list[list[int]]:
@@ -295,7 +162,7 @@ def compose(lengths: np.ndarray, batch_size: int, random: np.random.Generator) -
     return [batches[i] for i in random.permutation(len(batches))]
 
 
-def _together(
+def drawn_together(
     lengths: np.ndarray, batch_size: int, count: int, random: np.random.Generator
 ) -> list[list[np.ndarray]]:
     """Batches in groups of at most `count`, each of which is packed as one."""
@@ -387,7 +254,7 @@ def _plan_packed(
     else:
         groups = []
         joint = layout.together > 1
-        for batches in _together(lengths, batch_size, layout.together, random):
+        for batches in drawn_together(lengths, batch_size, layout.together, random):
             every = np.concatenate(batches)
             length = next(n for n in layout.lengths if n >= lengths[every].max())
             rows = [every[row] for row in pack(lengths[every], length, layout.places)]
@@ -403,7 +270,7 @@ def _plan_packed(
             groups = [groups[i] for i in random.permutation(len(groups))]
     planned = []
     for length, group in groups:
-        count = max(usual[length], _round_up(len(group), layout.multiple))
+        count = max(usual[length], round_up(len(group), layout.multiple))
         places = np.full((count, layout.places), EMPTY)
         for number, row in enumerate(group):
             places[number, : len(row)] = row

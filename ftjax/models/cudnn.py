@@ -58,6 +58,21 @@ def attend(
     return run(query, key, value, mask, bias, pattern)
 
 
+def mesh_refusal(query: Array, key: Array) -> str | None:
+    """Why rows and heads cannot be spread over the mesh, so that each device attends to its own."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return None
+    (batch, _, heads, _), groups = query.shape, key.shape[2]
+    if mesh.shape["sequence"] > 1:
+        return "it does not spread the positions of a row (mesh.sequence)"
+    if batch % ways_of(mesh.shape, RULES["batch"]):
+        return f"{batch} rows do not divide over the mesh"
+    if heads % mesh.shape["tensor"] or groups % mesh.shape["tensor"]:
+        return f"{heads} heads, of keys {groups}, do not divide over mesh.tensor"
+    return None
+
+
 def refusal(
     query: Array,
     key: Array,
@@ -68,15 +83,8 @@ def refusal(
     pattern: Pattern,
 ) -> str | None:
     """Why cuDNN does not compute `attend` forwards and backwards; None where it does."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty:
-        (batch, _, heads, _), groups = query.shape, key.shape[2]
-        if mesh.shape["sequence"] > 1:
-            return "it does not spread the positions of a row (mesh.sequence)"
-        if batch % ways_of(mesh.shape, RULES["batch"]):
-            return f"{batch} rows do not divide over the mesh"
-        if heads % mesh.shape["tensor"] or groups % mesh.shape["tensor"]:
-            return f"{heads} heads, of keys {groups}, do not divide over mesh.tensor"
+    if reason := mesh_refusal(query, key):
+        return reason
 
     def total(inputs: tuple[Array | None, ...], mask: Array | None, pattern: Pattern) -> Array:
         query, key, value, bias = inputs

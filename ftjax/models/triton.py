@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
 
+from ftjax.models.cudnn import mesh_refusal
 from ftjax.models.masks import Pattern
-from ftjax.parallel.mesh import RULES, ways_of
+from ftjax.parallel.mesh import RULES
 
 Array = jax.Array
 BLOCK, BACKWARD = 64, 32  # queries and keys at a time, of each pass
@@ -44,8 +45,7 @@ def refusal(
     query: Array, key: Array, softcap: float | None, bias: Array | None, pattern: Pattern
 ) -> str | None:
     """Why these kernels do not compute `attend`; None where they do."""
-    (batch, length, heads, size), (_, keys, groups, _) = query.shape, key.shape
-    mesh = jax.sharding.get_abstract_mesh()
+    (_, length, _, size), keys = query.shape, key.shape[1]
     if softcap or bias is not None:
         return "it has neither soft-capping nor biases"
     more = pattern.masked or pattern.prefix or pattern.windows != (None,) or keys != length
@@ -53,14 +53,7 @@ def refusal(
         return "it is for packed rows that see themselves, without prefixes or windows"
     if size > WIDEST:
         return f"heads of {size} features are wider than {WIDEST}"
-    if not mesh.empty:
-        if mesh.shape["sequence"] > 1:
-            return "it does not spread the positions of a row (mesh.sequence)"
-        if batch % ways_of(mesh.shape, RULES["batch"]):
-            return f"{batch} rows do not divide over the mesh"
-        if heads % mesh.shape["tensor"] or groups % mesh.shape["tensor"]:
-            return f"{heads} heads, of keys {groups}, do not divide over mesh.tensor"
-    return None
+    return mesh_refusal(query, key)
 
 
 def kernel_flops(name: str, inputs: Sequence[tuple[str, tuple[int, ...]]]) -> float:

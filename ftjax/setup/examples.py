@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from ftjax.data.encode import Examples, encode
 from ftjax.data.loading import Vary
-from ftjax.data.planning import Layout, bucket_layout, packed_layout, paired_layout
+from ftjax.data.packed_layout import packed_layout
+from ftjax.data.planning import Layout, bucket_layout, paired_layout
 from ftjax.data.sources import Split
 from ftjax.errors import require
 from ftjax.formats.folder import load_tokenizer

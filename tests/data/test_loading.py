@@ -10,7 +10,8 @@ from ftjax.data import loading
 from ftjax.data.encode import Examples, Ragged, ragged
 from ftjax.data.loading import Loader, Vary, counted, make_batch, taken, token_index
 from ftjax.data.memo import Memo
-from ftjax.data.planning import EMPTY, Layout, Planned, bucket_layout, packed_layout
+from ftjax.data.packed_layout import packed_layout
+from ftjax.data.planning import EMPTY, Layout, Planned, bucket_layout
 
 
 def examples(count=203, seed=0):

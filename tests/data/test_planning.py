@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ftjax.data.planning import EMPTY, bucket_layout, compose, pack, packed_layout, plan_epoch
+from ftjax.data.packed_layout import packed_layout
+from ftjax.data.planning import EMPTY, bucket_layout, compose, pack, plan_epoch
 
 
 def lengths_of(count=203, seed=0, most=60):

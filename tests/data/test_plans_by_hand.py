@@ -7,16 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ftjax.data import planning
-from ftjax.data.planning import (
-    Layout,
-    bucket_layout,
-    compose,
-    pack,
-    packed_layout,
-    paired_layout,
-    spread,
-)
+from ftjax.data import packed_layout as layouts
+from ftjax.data.packed_layout import packed_layout
+from ftjax.data.planning import Layout, bucket_layout, compose, pack, paired_layout, spread
 
 
 def packed_slowly(lengths, capacity, places):
@@ -301,12 +294,12 @@ def test_few_batches_are_packed_on_trial_where_they_are_large(together, monkeypa
 
 def trials(monkeypatch, lengths, batch_size, together, longest_row=0):
     """Length of rows → how many examples are packed to it on trial."""
-    tried, pack_rows = Counter(), planning.pack
+    tried, pack_rows = Counter(), layouts.pack
 
     def recorded(lengths, capacity, places):
         tried[capacity] += len(lengths)
         return pack_rows(lengths, capacity, places)
 
-    monkeypatch.setattr(planning, "pack", recorded)
-    planning.packed_layout(lengths, batch_size, 1, 1, together, longest_row)
+    monkeypatch.setattr(layouts, "pack", recorded)
+    packed_layout(lengths, batch_size, 1, 1, together, longest_row)
     return tried

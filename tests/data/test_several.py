@@ -10,7 +10,8 @@ import pytest
 from ftjax.config import default_config
 from ftjax.data.encode import encode, encoder
 from ftjax.data.loading import Loader
-from ftjax.data.planning import bucket_layout, packed_layout
+from ftjax.data.packed_layout import packed_layout
+from ftjax.data.planning import bucket_layout
 from ftjax.data.sources import open_parts
 from ftjax.data.stream_source import Source
 from ftjax.data.streaming import StreamLoader, Windows

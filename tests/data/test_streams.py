@@ -10,7 +10,8 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from ftjax.config import default_config
 from ftjax.data.encode import Examples, Ragged, ragged
-from ftjax.data.planning import bucket_layout, packed_layout
+from ftjax.data.packed_layout import packed_layout
+from ftjax.data.planning import bucket_layout
 from ftjax.data.preparation.step import Verdict
 from ftjax.data.sources import open_parts, read_split
 from ftjax.data.stream_source import START, Cursor, Position, Source

@@ -10,7 +10,8 @@ from ftjax import pretrained
 from ftjax.build import build_tuned
 from ftjax.data.encode import Examples, Ragged
 from ftjax.data.loading import Loader
-from ftjax.data.planning import EMPTY, Layout, packed_layout
+from ftjax.data.packed_layout import packed_layout
+from ftjax.data.planning import EMPTY, Layout
 from ftjax.errors import UserError
 from ftjax.formats.folder import locate
 from tests.conftest import CONFIG, HEAD, build, make_batch, write_tiny

@@ -18,7 +18,8 @@ from ftjax.build import build_tuned
 from ftjax.data.draws import Draws
 from ftjax.data.encode import Examples, encode
 from ftjax.data.loading import Loader, Vary
-from ftjax.data.planning import bucket_layout, packed_layout, paired_layout
+from ftjax.data.packed_layout import packed_layout
+from ftjax.data.planning import bucket_layout, paired_layout
 from ftjax.data.readers.rows import Reader
 from ftjax.data.sources import LazySplit, Split, read_split
 from ftjax.evaluation.forward import Forward
