@@ -7,8 +7,6 @@ was decoded as a whole, and few rows (and a full memory) by this.
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
 from ftjax.quantization import BLOCK, NF4, chosen
 
@@ -49,6 +47,9 @@ def _decoded(codes: Array, absmax: Array, dtype: jnp.dtype) -> tuple[Array, Arra
 
 def _by_kernel(x: Array, codes: Array, absmax: Array, interpret: bool) -> Array:
     """x W of rows; a program has a block of rows and of outputs, and goes through all inputs."""
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton as plgpu
+
     rows, columns = _sizes(x, codes.shape[1])
     count, size, out = len(x), x.shape[1], codes.shape[1]
     x = jnp.pad(x, ((0, -count % rows), (0, 0)))
@@ -82,6 +83,9 @@ def _by_kernel(x: Array, codes: Array, absmax: Array, interpret: bool) -> Array:
 
 def _by_transposed(y: Array, codes: Array, absmax: Array, interpret: bool) -> Array:
     """y Wᵀ of rows; a program has a block of rows and of inputs, and goes through all outputs."""
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton as plgpu
+
     rows, columns = _sizes(y, codes.shape[1])
     count, out, blocks = len(y), codes.shape[1], len(absmax)
     y = jnp.pad(y, ((0, -count % rows), (0, 0)))
@@ -117,5 +121,5 @@ def _by_transposed(y: Array, codes: Array, absmax: Array, interpret: bool) -> Ar
 
 def _sizes(x: Array, out: int) -> tuple[int, int]:
     """Rows and columns at a time."""
-    rows = min(ROWS, max(LEAST, pl.next_power_of_2(len(x))))
+    rows = min(ROWS, max(LEAST, 1 << (len(x) - 1).bit_length()))
     return rows, next(n for n in (COLUMNS, COLUMNS // 2, LEAST) if out % n == 0)

@@ -10,7 +10,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
 
 from ftjax.models.cudnn import mesh_refusal
@@ -76,6 +75,7 @@ def _on_device(
     scale: float, causal: bool, query: Array, key: Array, value: Array, segments: Array
 ) -> Array:
     """What one device computes of it; rows are lengthened to whole blocks, as padding."""
+    from jax.experimental import pallas as pl
     from jax.experimental.pallas.ops.gpu import attention
 
     length, heads = query.shape[1:3]
