@@ -1,6 +1,7 @@
 """Weights of a model that writes, in fewer bits than it computes in."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ from jax.sharding import NamedSharding
 from ftjax import methods
 from ftjax.errors import UserError, nearest
 from ftjax.parallel.mesh import fitted
+from ftjax.parallel.packed import Packed
 from ftjax.paths import Flat
-from ftjax.quantization import Int8, Int8Table
+from ftjax.quantization import Int8, Int8Table, Quantized
 from ftjax.tuned import Tuned, partition_of
 
 WEIGHTS = ("float32", "bfloat16", "int8")
@@ -33,8 +35,8 @@ def narrowed(tuned: Tuned, params: Flat, weights: str) -> tuple[Tuned, Flat]:
     """A merged model whose projections and tables of words are held in fewer bits.
 
     int8 has a scale an output of a projection, and a word of a table (`Int8`, `Int8Table`); what
-    is computed from them stays in the compute dtype. Norms, biases, experts and their routers stay
-    as they are.
+    is computed from them stays in the compute dtype. A CPU has them arranged (`Packed`). Norms,
+    biases, experts and their routers stay as they are.
 
     Args:
         tuned: a model that generates, under any method that can be merged.
@@ -54,20 +56,25 @@ def narrowed(tuned: Tuned, params: Flat, weights: str) -> tuple[Tuned, Flat]:
     kernels = {f"{path}/kernel" for path in kernels - base.experts() - base.routers()}
     tables = {f"{path}/embedding" for path in base.tables}
 
-    def narrow(path: str, array: jax.Array) -> jax.Array | Int8 | Int8Table:
+    def narrow(path: str, array: jax.Array) -> jax.Array | Quantized:
         if path not in kernels | tables:
             return array
-        if weights == "bfloat16":
-            return array.astype(jnp.bfloat16)
-        return _quantized(Int8Table if path in tables else Int8, array)
+        return _held(array, weights, path in tables)
 
     return tuned, {path: narrow(path, params[path]) for path in sorted(params)}
 
 
-def _quantized(kind: type[Int8 | Int8Table], array: jax.Array) -> Int8 | Int8Table:
-    """Its parts lie as the array lay."""
-    parts = jax.eval_shape(kind.of, array)
+def _held(array: jax.Array, weights: str, is_table: bool) -> jax.Array | Quantized:
+    """Its parts lie on the devices that the array lay on, as it did."""
+    device, *others = array.devices()
+    if device.platform == "cpu" and not others:
+        convert = partial(Packed.of, weights=weights, is_table=is_table)
+    elif weights == "int8":
+        convert = Int8Table.of if is_table else Int8.of
+    else:
+        return array.astype(jnp.bfloat16)
     if not isinstance(array.sharding, NamedSharding):
-        return jax.jit(kind.of)(array)
+        return jax.jit(convert)(array)
+    parts = jax.eval_shape(convert, array)
     placed = jax.tree.map(lambda part: fitted(array.sharding, array.ndim, part.shape), parts)
-    return jax.jit(kind.of, out_shardings=placed)(array)
+    return jax.jit(convert, out_shardings=placed)(array)

@@ -20,6 +20,7 @@ from ftjax.parallel.narrow import (
     laid_out,
     narrow_matmul,
 )
+from ftjax.parallel.packed import Packed, packed_product
 from ftjax.parallel.platform import PLATFORM
 from ftjax.parallel.product import halves, matmul
 from ftjax.quantization import Int8, Int8Table
@@ -67,7 +68,7 @@ class LanguageHead(Dense):
         kernel = self.weight(x.shape[-1])
         if targets:
             return score(x, kernel, *targets, softcap=self.softcap, gathered=self.gathered)
-        x = x if isinstance(kernel, Int8) else match_dtype(x, kernel)
+        x = x if isinstance(kernel, Int8 | Packed) else match_dtype(x, kernel)
         return capped(matmul(x, kernel, self.axes, jnp.float32), self.softcap)
 
 
@@ -76,6 +77,8 @@ def read_off(x: Array, table: Array) -> Array:
 
     The table is read as it lies: transposed, XLA would convert a bfloat16 one as a whole on CPUs.
     """
+    if isinstance(table, Packed):
+        return packed_product(x, table)
     if isinstance(table, Int8Table):
         return int8_product(x, table.codes, table.scales, transposed=True)
     x = match_dtype(x, table)

@@ -15,6 +15,7 @@ from ftjax.parallel.float8 import float8_matmul, is_float8
 from ftjax.parallel.int8 import FEW, int8_product
 from ftjax.parallel.mesh import RULES, place, ways_of
 from ftjax.parallel.narrow import is_narrow, narrow_matmul
+from ftjax.parallel.packed import Packed, packed_product
 from ftjax.quantization import Int8
 
 Array = jax.Array
@@ -22,7 +23,9 @@ LARGE = 2**26  # bytes of a kernel that is not kept gathered from a layer's forw
 PRODUCT, WIDE = "product", "wide product"  # of what is given, for `jax.checkpoint`
 
 
-def matmul(x: Array, kernel: Array | Int8, axes: Sequence[str | None], dtype: Any = None) -> Array:
+def matmul(
+    x: Array, kernel: Array | Int8 | Packed, axes: Sequence[str | None], dtype: Any = None
+) -> Array:
     """x W, in x's dtype.
 
     Over the axis fsdp a kernel is gathered, and its gradient is summed and scattered, in x's
@@ -30,10 +33,12 @@ def matmul(x: Array, kernel: Array | Int8, axes: Sequence[str | None], dtype: An
 
     Args:
         x: (batch, ..., in), or (batch, length, ..., in).
-        kernel: (in, out); or `Int8`, which generation has on meshes without fsdp.
+        kernel: (in, out); or `Int8` or `Packed`, which generation has on meshes without fsdp.
         axes: logical axes of the kernel.
         dtype: of what is given, where it is not x's: float32.
     """
+    if isinstance(kernel, Packed):
+        return packed_product(x, kernel).astype(dtype or x.dtype)
     if isinstance(kernel, Int8):
         return int8_product(x, kernel.codes, kernel.scales).astype(dtype or x.dtype)
     mesh = jax.sharding.get_abstract_mesh()
