@@ -6,8 +6,8 @@ the compiler widens and sums words of neighbouring outputs side by side. What it
 a loop decides the form:
 
 - `lax.reduce` of two operands: one alone is given to a library, after a float32 kernel is written.
-- Over few words: their loop is unrolled, and the one over outputs is done by vectors.
-- The sums of `WORDS` words each are then summed, 1/16 or 1/32 as many numbers as there are weights.
+- Over few words: their loop is unrolled, and the one over outputs is done by vectors. The sums are
+  then summed, 1/32 as many numbers as there are weights.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from flax import struct
 from ftjax.quantization import Int8, Quantized
 
 Array = jax.Array
-WORDS = 8  # of an output, that are summed at once
+WORDS = 8  # of an output, that are summed at once; of bfloat16 twice as many for one row
 COLUMNS = 4096  # outputs next to each other, at most
 LANES = 16  # of which a multiple lie next to each other
 FEW = 8  # rows, beyond which a float32 kernel is made and multiplied sooner
@@ -31,9 +31,9 @@ class Packed(Quantized):
     """A kernel, or a table whose rows are read off, with weights of 16 or 8 bits.
 
     Attributes:
-        words: (blocks, in / weights a word / WORDS, WORDS, columns), uint32; zeros where there are
-            fewer inputs or outputs. Part i of a word, from the lowest bits, is of the inputs
-            i · in / weights a word and on.
+        words: (blocks, in / weights a word, columns), uint32; zeros where there are fewer inputs or
+            outputs. Part i of a word, from the lowest bits, is of input i · in / weights a word
+            and the following.
         scales: (out,) float32, of int8; None of bfloat16.
         size: (in, out).
         is_table: whether it stands for a table (out, in).
@@ -66,17 +66,17 @@ class Packed(Quantized):
         return self.size[::-1] if self.is_table else self.size
 
     def dequantized(self) -> Array:
-        kernel = jnp.stack(self.parts()).transpose(0, 2, 3, 1, 4)
+        kernel = jnp.stack(self.parts()).transpose(0, 2, 1, 3)
         inputs, outputs = self.size
-        kernel = kernel.reshape(-1, kernel.shape[3] * kernel.shape[4])[:inputs, :outputs]
+        kernel = kernel.reshape(-1, kernel.shape[2] * kernel.shape[3])[:inputs, :outputs]
         kernel = kernel if self.scales is None else kernel * self.scales
         return kernel.T if self.is_table else kernel
 
     def rows(self, ids: Array) -> Array:
         """Those of a table of integers (...), float32 (..., in)."""
         columns = self.words.shape[-1]
-        words = self.words[ids // columns, :, :, ids % columns]
-        parts = jnp.stack(_widened(words, self.scales is not None), -3)
+        words = self.words[ids // columns, :, ids % columns]
+        parts = jnp.stack(_widened(words, self.scales is not None), -2)
         rows = parts.reshape(*ids.shape, -1)[..., : self.size[0]]
         return rows if self.scales is None else rows * self.scales[ids][..., None]
 
@@ -107,9 +107,11 @@ def packed_product(x: Array, kernel: Packed) -> Array:
 
 def _product(x: Array, kernel: Packed) -> Array:
     """Of one row or two, without scales."""
-    parts, (_, groups, words, _) = kernel.parts(), kernel.words.shape
-    x = jnp.pad(x, ((0, 0), (0, len(parts) * groups * words - x.shape[1])))
-    x = x.reshape(len(x), len(parts), 1, groups, words, 1)
+    parts, (blocks, size, columns) = kernel.parts(), kernel.words.shape
+    words = WORDS if len(x) == 2 or len(parts) == 4 else 2 * WORDS
+    parts = [part.reshape(blocks, -1, words, columns) for part in parts]
+    x = jnp.pad(x, ((0, 0), (0, len(parts) * size - x.shape[1])))
+    x = x.reshape(len(x), len(parts), 1, -1, words, 1)
     products = [[x[row, i] * part for i, part in enumerate(parts)] for row in range(len(x))]
     both = products if len(x) == 2 else [products[0][::2], products[0][1::2]]
     operands = tuple(sum(rest, first) for first, *rest in both)
@@ -134,8 +136,8 @@ def _arranged(units: Array) -> Array:
     inputs, outputs = units.shape
     blocks = -(-outputs // COLUMNS)
     columns = -(-outputs // (blocks * LANES)) * LANES
-    rows = -(-inputs // (each * WORDS)) * WORDS
+    rows = -(-inputs // (each * 2 * WORDS)) * 2 * WORDS
     units = jnp.pad(units, ((0, each * rows - inputs), (0, blocks * columns - outputs)))
-    parts = units.astype(jnp.uint32).reshape(each, -1, WORDS, blocks, columns)
+    parts = units.astype(jnp.uint32).reshape(each, rows, blocks, columns)
     words = sum(part << (bits * i) for i, part in enumerate(parts))
-    return words.transpose(2, 0, 1, 3)
+    return words.swapaxes(0, 1)
