@@ -1,4 +1,4 @@
-"""Kernels in bfloat16 or int8 as a CPU reads them: in words of 32 bits, in the order of the product.
+"""Kernels in bfloat16 or int8 as CPUs read them: words of 32 bits, in the order of the product.
 
 XLA's own products of narrow kernels interleave each kernel anew, every time. These are loops that
 XLA's compiler makes of plain arithmetic: a word has weights of several inputs and one output, and
@@ -10,6 +10,7 @@ a loop decides the form:
   then summed, 1/32 as many numbers as there are weights.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from ftjax.quantization import Int8, Quantized
 
 Array = jax.Array
 WORDS = 8  # of an output, that are summed at once; of bfloat16 twice as many for one row
+GROUPS = 32  # of words, whose sums are summed by an unrolled loop too
 COLUMNS = 4096  # outputs next to each other, at most
 LANES = 16  # of which a multiple lie next to each other
 FEW = 8  # rows, beyond which a float32 kernel is made and multiplied sooner
@@ -115,10 +117,17 @@ def _product(x: Array, kernel: Packed) -> Array:
     products = [[x[row, i] * part for i, part in enumerate(parts)] for row in range(len(x))]
     both = products if len(x) == 2 else [products[0][::2], products[0][1::2]]
     operands = tuple(sum(rest, first) for first, *rest in both)
-    zeros = (np.float32(0), np.float32(0))
-    sums = jax.lax.reduce(operands, zeros, lambda a, b: (a[0] + b[0], a[1] + b[1]), (2,))
+    sums = _summed(operands, 2)
+    if sums[0].shape[1] <= GROUPS:
+        sums = [part[:, None] for part in _summed(sums, 1)]
     rows = sums if len(x) == 2 else [sums[0] + sums[1]]
     return jnp.stack([row.sum(1).reshape(-1)[: kernel.size[1]] for row in rows])
+
+
+def _summed(both: Sequence[Array], axis: int) -> Sequence[Array]:
+    """Two arrays over the same axis, in one loop."""
+    zeros = (np.float32(0), np.float32(0))
+    return jax.lax.reduce(tuple(both), zeros, lambda a, b: (a[0] + b[0], a[1] + b[1]), (axis,))
 
 
 def _widened(words: Array, is_int8: bool) -> list[Array]:

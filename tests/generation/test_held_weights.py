@@ -4,6 +4,7 @@ import re
 from functools import partial
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from ftjax.generation.load import make_generator, open_model
 from ftjax.generation.settings import Settings
 from ftjax.generation.weights import narrowed
 from ftjax.parallel.int8 import int8_product
+from ftjax.parallel.packed import Packed, packed_product
 from ftjax.quantization import Int8, Int8Table, Quantized
 
 BATCH = {
@@ -22,34 +24,52 @@ BATCH = {
 }
 
 
-@pytest.mark.parametrize("rows", [1, 3, 100])
-@pytest.mark.parametrize("transposed", [False, True])
-def test_product_is_of_the_quantized_kernel(rows, transposed):
+@pytest.mark.parametrize("rows", [1, 2, 5, 100])
+@pytest.mark.parametrize("sizes", [(96, 40), (37, 5000)])
+@pytest.mark.parametrize("is_table", [False, True])
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_product_is_of_the_rounded_kernel(weights, is_table, sizes, rows):
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((rows, 96)).astype(np.float32) * [[1e3]] + rng.standard_normal(96)
-    kernel = rng.standard_normal((96, 40)).astype(np.float32)
-    held = Int8Table.of(kernel.T) if transposed else Int8.of(kernel)
-    rounded = np.asarray(held.codes, np.float64)
-    rounded = (rounded.T if transposed else rounded) * np.asarray(held.scales)
-    y = int8_product(x.astype(np.float32), held.codes, held.scales, transposed)
+    x = rng.standard_normal((rows, sizes[0])) * 1e3 + rng.standard_normal(sizes[0])
+    x = x.astype(np.float32)
+    kernel = rng.standard_normal(sizes).astype(np.float32)
+    held = Packed.of(kernel.T if is_table else kernel, weights, is_table)
+    assert held.shape == (sizes[::-1] if is_table else sizes)
+    rounded = kernel.astype(ml_dtypes.bfloat16).astype(np.float64)
+    if weights == "int8":
+        scales = np.abs(kernel).max(0) / 127
+        rounded = np.round(kernel / scales) * scales.astype(np.float64)
     exact = x @ rounded
-    assert np.abs(y - exact).max() < 2e-4 * np.abs(exact).max()
-    assert np.abs(rounded - kernel).max() <= np.abs(kernel).max() / 127 / 2 * 1.001
+    assert np.abs(packed_product(x, held) - exact).max() < 2e-6 * np.abs(exact).max()
+    whole = held.dequantized()
+    np.testing.assert_allclose(whole.T if is_table else whole, rounded, rtol=1e-6, atol=1e-7)
 
 
-def test_table_gives_rows():
+@pytest.mark.parametrize("transposed", [False, True])
+def test_product_of_devices_without_an_arrangement(transposed):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal((3, 96)), rng.standard_normal((96, 40)).astype(np.float32)
+    held = Int8Table.of(kernel.T) if transposed else Int8.of(kernel)
+    y = int8_product(x.astype(np.float32), held.codes, held.scales, transposed)
+    codes = np.asarray(held.codes, np.float64)
+    exact = x @ ((codes.T if transposed else codes) * np.asarray(held.scales))
+    np.testing.assert_allclose(y, exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_table_gives_rows(weights):
     table = np.random.default_rng(0).standard_normal((30, 16)).astype(np.float32)
-    held = Int8Table.of(table)
-    rows = held.rows(np.array([[3, 29], [0, 3]]))
-    assert rows.shape == (2, 2, 16)
-    np.testing.assert_allclose(rows[0, 0], table[3], atol=np.abs(table[3]).max() / 250)
+    tables = [Packed.of(table, weights, True)]
+    tables += [Int8Table.of(table)] if weights == "int8" else []
+    for held in tables:
+        rows = held.rows(np.array([[3, 29], [0, 3]]))
+        assert rows.shape == (2, 2, 16)
+        np.testing.assert_allclose(rows[0, 0], table[3], atol=np.abs(table[3]).max() / 250)
 
 
 def widened(leaf):
     """What a leaf stands for, in float32."""
-    if isinstance(leaf, Int8Table):
-        return leaf.rows(np.arange(leaf.shape[0]))
-    return leaf.dequantized() if isinstance(leaf, Int8) else leaf.astype(np.float32)
+    return leaf.dequantized() if isinstance(leaf, Quantized) else leaf
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
@@ -67,9 +87,10 @@ def test_logits_are_of_the_rounded_weights_and_nothing_is_copied(weights, decode
     text = go_on.lower(held, state, np.int32(6)).compile().as_text()
     within = ("%fused", "%wrapped")  # of what is in a fusion nothing is stored
     parts = [part for part in text.split("\n\n") if not part.strip().startswith(within)]
-    narrow = {leaf.shape for leaf in jax.tree.leaves(held) if leaf.dtype != np.float32}
-    assert len(narrow) > 3
-    for shape in narrow:
+    packed = [leaf for leaf in held.values() if isinstance(leaf, Packed)]
+    shapes = {shape for leaf in packed for shape in (leaf.shape, leaf.words.shape)}
+    assert len(shapes) > 6
+    for shape in shapes:
         dimensions = ",".join(map(str, shape))
         assert not re.findall(rf".*[sf]32\[{dimensions}\].*", "\n".join(parts))
 
