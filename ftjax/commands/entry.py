@@ -19,7 +19,7 @@ from ftjax.changes import every_key, refused, spoken
 from ftjax.commands import COMMANDS
 from ftjax.commands.explain import print_explanations
 from ftjax.errors import Stopped, UserError, summary
-from ftjax.process import of_ftjax
+from ftjax.process import COMMAND, of_ftjax
 
 LEFT = 128 + signal.SIGPIPE
 BARS = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")
@@ -127,7 +127,7 @@ def _is_left() -> bool:
 
 def _surroundings() -> dict[str, str]:
     """What libraries read of the environment when they are imported."""
-    said = {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}  # that there is no torch, which none needs
+    said = {COMMAND: "1", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}  # that there is no torch
     if not sys.stderr.isatty():  # a log: lines alone
         said |= dict.fromkeys(BARS, "1")
     if find_spec("libtpu") and not find_spec("jax_plugins") and not _has_tpu():
