@@ -144,8 +144,9 @@ class Model:
             raise UserError(f"a model for {run.config.task.name} does not generate")
         place = (run.tuned, self.params, run.folder, run.task)
         rewrite = prompt_rewriting(run) if self.predictor.workdir else None
-        generator = make_generator(*place, rewrite, changes=settings, stop=stop, weights=weights)
         every = [prompts] if isinstance(prompts, str) else list(prompts)
+        held = {"weights": weights, "prompts": min(batch_size, len(every))}
+        generator = make_generator(*place, rewrite, changes=settings, stop=stop, **held)
         texts = in_batches(generator, every, batch_size)
         alone = [samples[0] for samples in texts]
         texts = alone if generator.settings.num_return_sequences == 1 else texts

@@ -76,10 +76,12 @@ def ours(weights: str, model: str, tokens: int) -> dict[int, float]:
     from ftjax.generation.settings import Settings
     from ftjax.generation.weights import narrowed
 
-    tuned, params = narrowed(*loaded(model), weights)
-    settings = Settings(max_new_tokens=tokens)
-    steps = partial(decode.start, tuned, settings), partial(decode.go_on, tuned, settings)
-    return {rows: timed(*steps, params, prompts(rows), tokens)[0] for rows in BATCHES}
+    plain, settings, rates = loaded(model), Settings(max_new_tokens=tokens), {}
+    for rows in BATCHES:
+        tuned, params = narrowed(*plain, weights, rows)
+        steps = partial(decode.start, tuned, settings), partial(decode.go_on, tuned, settings)
+        rates[rows], _ = timed(*steps, params, prompts(rows), tokens)
+    return rates
 
 
 def guessing(model: str, tokens: int) -> dict[str, tuple[float, bool]]:

@@ -74,6 +74,7 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> None:
         changes=changes,
         stop=arguments.stop,
         weights=arguments.weights or "float32",
+        prompts=arguments.batch_size if arguments.input else 1,
         draft=draft,
     )
     if arguments.input:

@@ -74,6 +74,7 @@ def make_generator(
     changes: Mapping[str, Any],
     stop: Sequence[str] = (),
     weights: str = "float32",
+    prompts: int = 1,
     draft: tuple[tuned.Tuned, Flat, Path] | None = None,
 ) -> Generator:
     """A generator with a folder's tokenizer, and its settings, or those of the task that the model
@@ -86,6 +87,7 @@ def make_generator(
         changes: of the settings.
         stop: see `Generator`.
         weights: that it is held in, see `narrowed`; float32: as it is.
+        prompts: at once, mostly: for which weights are arranged.
         draft: a smaller model of the same words that guesses tokens, as `open_model` gives it.
 
     Raises:
@@ -97,7 +99,8 @@ def make_generator(
         same = load_tokenizer(draft[2]).get_vocab() == tokenizer.get_vocab()
         require(same, f"{draft[2]} has other words than {folder}: it cannot guess its tokens")
     options = settings.of_folder(folder, **{**ready(task, tokenizer), **changes})
-    model, params = narrowed(model, params, weights)
+    each = max(options.num_return_sequences, options.num_beams) * (options.ahead + 1)
+    model, params = narrowed(model, params, weights, prompts * each)
     if options.ahead:
         model, params = plain(model, params)
     return Generator(

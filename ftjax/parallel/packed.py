@@ -25,6 +25,7 @@ WORDS = 8  # of an output, that are summed at once; of bfloat16 twice as many fo
 GROUPS = 32  # of words, whose sums are summed by an unrolled loop too
 COLUMNS = 4096  # outputs next to each other, at most
 LANES = 16  # of which a multiple lie next to each other
+PAIR = 2  # rows, that a kernel is read once for
 FEW = 8  # rows, beyond which a float32 kernel is made and multiplied sooner
 
 
@@ -102,7 +103,7 @@ def packed_product(x: Array, kernel: Packed) -> Array:
         return jnp.einsum(equation, flat, kernel.dequantized()).reshape(*x.shape[:-1], -1)
     # A quotient is not computed anew for every output, as what x comes of would be.
     flat = flat / jnp.where(flat == flat, 1, jnp.nan)
-    y = jnp.concatenate([_product(flat[i : i + 2], kernel) for i in range(0, len(flat), 2)])
+    y = jnp.concatenate([_product(flat[i : i + PAIR], kernel) for i in range(0, len(flat), PAIR)])
     y = y if kernel.scales is None else y * kernel.scales
     return y.reshape(*x.shape[:-1], -1)
 
