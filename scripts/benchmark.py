@@ -2,7 +2,7 @@
 
     python scripts/benchmark.py speed    --data FOLDER [--size base] [--steps 100] [--rounds 3]
     python scripts/benchmark.py accuracy --data FOLDER [--seeds 3] [--epochs 3]
-    python scripts/benchmark.py products --data FOLDER/.. [--seeds 3] [--methods full lora]
+    python scripts/benchmark.py products --data FOLDER/.. [--seeds 3] [--pages sst2 mrpc cola stsb]
     python scripts/benchmark.py start    --data FOLDER
 
 FOLDER holds train.jsonl and validation.jsonl with `text` and `label` (SST-2). Both sides run
@@ -243,7 +243,8 @@ def accuracy(arguments: argparse.Namespace) -> None:
 def products(arguments: argparse.Namespace) -> None:
     """Validation scores of the last step by products in float32 and in bfloat16, over seeds."""
     print("| data | method | products | score by seed | mean |\n|---|---|---|---|---:|")
-    for page, metric in SCORES.items():
+    for page in arguments.pages:
+        metric = SCORES[page]
         for method in arguments.methods or ("full", "lora"):
             for dtype in ("float32", "bfloat16"):
                 scores = []
@@ -304,6 +305,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--size", choices=("minilm", "base"), default="minilm")
     parser.add_argument("--methods", nargs="*", choices=tuple(RATES))
+    parser.add_argument("--pages", nargs="*", choices=tuple(SCORES), default=tuple(SCORES))
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)

@@ -187,6 +187,8 @@ def stream(path: Path) -> dict:
 
 def run_part(part: str, arguments: argparse.Namespace) -> dict:
     """Runs a part in a process of its own, unless it was run."""
+    from ftjax.commands.entry import surroundings  # of commands
+
     output = arguments.workdir / f"{part}.json"
     if not output.exists():
         command = [sys.executable, __file__, "--workdir", str(arguments.workdir), "--part", part]
@@ -194,7 +196,8 @@ def run_part(part: str, arguments: argparse.Namespace) -> dict:
         cache = arguments.workdir / "cache"  # where what `read` tokenizes is kept for the others
         if part == "read":
             shutil.rmtree(cache, ignore_errors=True)
-        subprocess.run(command, check=True, env={**os.environ, "FTJAX_CACHE": str(cache)})
+        environment = {**surroundings(), **os.environ, "FTJAX_CACHE": str(cache)}
+        subprocess.run(command, check=True, env=environment)
     return json.loads(output.read_text())
 
 

@@ -36,7 +36,7 @@ def cost(name: str, model: str) -> dict[str, float]:
     config = default_config(name)
     config.model.path, config.model.segments = model, "unrolled"
     config.train.batch_size, config.data.max_length = ROWS, LENGTH
-    config.data.batching = "pad"
+    config.data.batching, config.model.products = "pad", "float32"  # on every machine
     recipe, mesh = abstract_recipe(config), make_mesh(devices=jax.devices()[:1])
     program, _ = compiled(recipe, mesh, QUICK)
     state, _ = abstract_state(recipe, mesh)

@@ -19,7 +19,7 @@ from ftjax.changes import every_key, refused, spoken
 from ftjax.commands import COMMANDS
 from ftjax.commands.explain import print_explanations
 from ftjax.errors import Stopped, UserError, summary
-from ftjax.process import of_ftjax
+from ftjax.process import COMMAND, of_ftjax
 
 LEFT = 128 + signal.SIGPIPE
 BARS = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")
@@ -42,7 +42,7 @@ def parser() -> ArgumentParser:
 
 def console() -> int:
     """The `ftjax` command, whose process this is: prepares it, and runs what its arguments say."""
-    for name, value in _surroundings().items():
+    for name, value in surroundings().items():
         os.environ.setdefault(name, value)
     try:
         here = os.getcwd()
@@ -125,9 +125,10 @@ def _is_left() -> bool:
     return any(event & select.POLLERR for _, event in output.poll(0))
 
 
-def _surroundings() -> dict[str, str]:
+def surroundings() -> dict[str, str]:
     """What libraries read of the environment when they are imported."""
-    said = {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}  # that there is no torch, which none needs
+    said = {COMMAND: "1", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}  # that there is no torch
+    said["TOKENIZERS_PARALLELISM"] = "true"  # which some versions ask for, since forks would hang
     if not sys.stderr.isatty():  # a log: lines alone
         said |= dict.fromkeys(BARS, "1")
     if find_spec("libtpu") and not find_spec("jax_plugins") and not _has_tpu():

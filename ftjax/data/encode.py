@@ -198,8 +198,13 @@ def _joined(chunks: list[pyarrow.Array]) -> pyarrow.Array:
     """Parts of a column as one array; those without values are of the others' type."""
     tables = [pyarrow.table({"": chunk}) for chunk in chunks]
     chunks.clear()
-    column = pyarrow.concat_tables(tables, promote_options="default").column(0).combine_chunks()
+    column = _whole(pyarrow.concat_tables(tables, promote_options="default").column(0))
     return column if isinstance(column, pyarrow.Array) else pyarrow.concat_arrays(column.chunks)
+
+
+def _whole(column: pyarrow.ChunkedArray) -> pyarrow.Array:
+    """A column as one array; `combine_chunks` would copy one that is."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _narrow(column: list) -> pyarrow.Array:
@@ -254,7 +259,7 @@ def _examples(table: Any) -> Examples:
     """Columns of lists are of tokens, nested ones of groups of sequences, others of examples."""
     if not table.num_rows:
         return Examples(ragged([]))
-    columns = {name: table.column(name).combine_chunks() for name in table.column_names}
+    columns = {name: _whole(table.column(name)) for name in table.column_names}
     nested = pyarrow.types.is_list(columns[IDS].type.value_type)
     group = int(np.diff(columns[IDS].offsets).max(initial=1)) if nested else 1
     tokens, arrays = {}, {}

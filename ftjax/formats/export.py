@@ -39,6 +39,7 @@ from ftjax.methods import name_of
 from ftjax.parallel.agreement import first, raise_together
 from ftjax.parallel.gather import fetched
 from ftjax.paths import Flat
+from ftjax.process import transformers
 from ftjax.remote import DRIVERS, is_remote, uploaded
 from ftjax.tuned import Tuned
 
@@ -164,9 +165,10 @@ def _write_generation(output: Path, source: Path) -> None:
     if source.is_dir() and (source / GENERATION).exists():
         shutil.copyfile(source / GENERATION, output / GENERATION)
         return
-    from transformers import AutoConfig, GenerationConfig
-
-    settings = GenerationConfig.from_model_config(AutoConfig.from_pretrained(output))
+    library = transformers()
+    settings = library.GenerationConfig.from_model_config(
+        library.AutoConfig.from_pretrained(output)
+    )
     if is_gguf(source) and (ends := end_tokens(source)):
         settings.eos_token_id = ends if len(ends) > 1 else ends[0]
     write_json(output / GENERATION, json.loads(settings.to_json_string()))

@@ -32,6 +32,7 @@ from ftjax.formats.hf.tokenizer_files import (
 from ftjax.formats.hf.weights import SINGLE, Weights, weight_files
 from ftjax.formats.jsons import check, read_json
 from ftjax.formats.sentence_transformers import modules
+from ftjax.process import transformers
 from ftjax.remote import copied, located
 
 
@@ -188,11 +189,9 @@ def load_tokenizer(path: Path) -> Any:
     """
     if gguf.is_gguf(path):
         return gguf_tokenizer.build(path)
-    import transformers
-
     check_files(path)
     own = require_packages(path) and _class_of(path)
-    kind = getattr(transformers, own or "AutoTokenizer")
+    kind = getattr(transformers(), own or "AutoTokenizer")
 
     def load(folder: Path) -> Any:
         # Nor asks whether to trust.

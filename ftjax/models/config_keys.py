@@ -12,6 +12,7 @@ from typing import Any
 from ftjax.errors import UserError
 from ftjax.formats.jsons import check
 from ftjax.models.config_values import Rope, Values
+from ftjax.process import transformers
 
 ROPE = ("rope_parameters", "rope_scaling")
 
@@ -63,11 +64,10 @@ FIXED = {"per_layer_config": (None,), "tie_last_hidden_states": (None,)}
 @lru_cache
 def _defaults(model_type: str) -> Mapping[str, Any]:
     """Every key that transformers' class of a model type knows → its default."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    if model_type not in CONFIG_MAPPING:
+    mapping = transformers().models.auto.configuration_auto.CONFIG_MAPPING
+    if model_type not in mapping:
         return {}
-    config = CONFIG_MAPPING[model_type]
+    config = mapping[model_type]
     values = config().to_dict()
     return {option.name: values.get(option.name) for option in fields(config)}
 

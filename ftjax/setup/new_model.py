@@ -19,6 +19,7 @@ from ftjax.errors import UserError, require
 from ftjax.formats.hf import mapping, tokenizers
 from ftjax.models import kind_of
 from ftjax.parallel.agreement import require_same
+from ftjax.process import transformers
 from ftjax.remote import located
 from ftjax.setup.splits import read_splits
 
@@ -94,10 +95,8 @@ def _write(
 
 def _config(model_type: str, values: dict[str, Any]) -> dict[str, Any]:
     """config.json's mapping with all defaults of its type."""
-    from transformers import AutoConfig
-
     try:
-        return AutoConfig.for_model(model_type, **values).to_dict()
+        return transformers().AutoConfig.for_model(model_type, **values).to_dict()
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model.new.model_type={model_type!r}: {reason}") from error

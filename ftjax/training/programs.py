@@ -6,6 +6,7 @@ that the program that is asked for first is there first.
 
 import os
 import threading
+import time
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
@@ -19,6 +20,7 @@ from ftjax.parallel.mesh import batch_sharding
 from ftjax.training.step import compile_step
 
 MOST = 4  # programs that are compiled at once: each may take gigabytes
+KEPT = 1.0  # seconds within which a program is there that an earlier process compiled
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 Key = tuple[tuple[str, tuple[int, ...]], ...]
 _TRACING = threading.Lock()
@@ -50,6 +52,7 @@ class Programs:
 
     def __init__(self) -> None:
         self._programs: dict[Hashable, Future[jax.stages.Compiled]] = {}
+        self._seconds: dict[Hashable, float] = {}  # in the compiler
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._programs
@@ -71,7 +74,9 @@ class Programs:
         def compiled() -> jax.stages.Compiled:
             with _TRACING:
                 lowered = lower()
+            begin = time.monotonic()
             program = compile_step(lowered)
+            self._seconds[key] = time.monotonic() - begin
             then(program)
             return program
 
@@ -88,14 +93,17 @@ class Programs:
         """A program that has begun, when it is there.
 
         Where it is to run on the processors that compile, all that has begun is waited for: steps
-        beside the compiler would say nothing of how fast they are.
+        beside the compiler would say nothing of how fast they are. Not where it was kept by JAX's
+        cache, as the others will be.
 
         Raises:
             Exception: what the compiler said.
         """
         program = self._programs[key]
         if not program.done():
-            wait([*_BEGUN, program] if jax.default_backend() == "cpu" else [program])
+            wait([program])
+            if jax.default_backend() == "cpu" and self._seconds.get(key, 0.0) > KEPT:
+                wait(list(_BEGUN))
         return program.result()
 
     def forget(self, others: Callable[[Hashable], bool]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ftjax.files import naming, write_text
+from ftjax.process import unused
 from ftjax.remote import is_remote
 
 SECONDS = 30.0  # between writes of rows to an object store, and of what is drawn
@@ -52,7 +53,8 @@ class Board:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
+        with unused("torch", "google.cloud.storage", "boto3"):
+            from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.summary import scalar
 

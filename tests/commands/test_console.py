@@ -61,3 +61,15 @@ def test_its_version_and_an_empty_folder():
 def test_a_list_that_lacks_a_name_says_no_more():
     process = console("list", "methods", "odd")
     assert "by ftjax train" not in process.communicate()[1] and process.returncode == 2
+
+
+def test_a_command_imports_no_torch(config_file, tmp_path):
+    """Nor what else takes seconds and is not used; a program that imports ftjax may have both."""
+    page = ["train", "--config", str(config_file), "--workdir", str(tmp_path / "run")]
+    process = console(*page, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    modules = {line.rpartition("|")[2].strip() for line in process.communicate()[1].splitlines()}
+    assert process.returncode == 0
+    assert {"transformers.modeling_rope_utils", "tensorboardX.record_writer"} <= modules
+    assert not {"torch.nn", "google.cloud.storage.client"} & modules
+    code = "from ftjax.process import transformers as t; print(t().utils.is_torch_available())"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "True"

@@ -59,6 +59,24 @@ def test_programs_that_begin_together_are_compiled_side_by_side(monkeypatch):
     programs._compilers.cache_clear()
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_others_are_waited_for_unless_programs_are_kept(kept, monkeypatch):
+    """On processors that compile: a step beside the compiler says nothing of how fast it is."""
+    monkeypatch.setattr(programs, "KEPT", 60.0 if kept else 0.0)
+    monkeypatch.setattr(programs.os, "cpu_count", lambda: 2)
+    programs._compilers.cache_clear()
+    go, several = threading.Event(), Programs()
+    several.begin(3, lambda: lowered(3))
+    several.begin(4, lambda: lowered(4), lambda _: go.wait(60))
+    if not kept:
+        threading.Timer(0.5, go.set).start()
+    several(3)
+    assert several.ready(4) == (not kept)
+    go.set()
+    several.close()
+    programs._compilers.cache_clear()
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("devices", [1, 4])
 def test_outputs_leave_the_devices_as_they_come(devices, monkeypatch, packed):

@@ -10,6 +10,7 @@ from ftjax.formats.gguf.file import TOKENS, read
 from ftjax.formats.guard import reading
 from ftjax.formats.jsons import check
 from ftjax.options import Size
+from ftjax.process import transformers
 
 CONTROL, USER_DEFINED = 3, 4  # types of tokens that are found in text before it is split
 CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
@@ -100,7 +101,6 @@ def build(path: Path) -> Any:
         UserError: the file has none, or one of a kind that is not supported.
     """
     from tokenizers import AddedToken
-    from transformers import PreTrainedTokenizerFast
 
     file = read(path)
     fields = {
@@ -133,7 +133,7 @@ def build(path: Path) -> Any:
         if start or end:
             ends = [special["bos_token"]] * start, [special["eos_token"]] * end
             tokenizer.post_processor = _template(*ends, tokenizer)
-        return PreTrainedTokenizerFast(
+        return transformers().PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
             chat_template=template,
             model_max_length=most,

@@ -8,6 +8,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from tokenizers.processors import TemplateProcessing
 
 from ftjax.errors import UserError, nearest
+from ftjax.process import transformers
 
 # Model type → special tokens by their part; others are as of GPT-2.
 SPECIAL: Mapping[str, Mapping[str, str]] = {
@@ -112,11 +113,9 @@ def save(tokenizer: Tokenizer, folder: Path, model_type: str) -> dict[str, Any]:
     Returns:
         What config.json says of it: the vocabulary's size, and ids of special tokens.
     """
-    from transformers import PreTrainedTokenizerFast
-
     special = {f"{part}_token": token for part, token in SPECIAL[frame_of(model_type)].items()}
     types = ["token_type_ids"] if model_type in TYPED else []
-    fast = PreTrainedTokenizerFast(
+    fast = transformers().PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_input_names=["input_ids", *types, "attention_mask"],
         clean_up_tokenization_spaces=False,
