@@ -7,7 +7,7 @@ gave is kept here by hand.
 from dataclasses import dataclass
 
 from tpu_case import Case
-from tpu_published import SCATTERS
+from tpu_published import SCATTERS, WIDE
 
 KEPT = ("model.remat=dots_context", "model.attention_block=1024")
 PARTS, EVERY = ("model.parts=2",), ("model.parts=1",)
@@ -58,11 +58,11 @@ BESIDE = (
     ),
     Beside(
         "lora q, v",
-        Case(*QWEN, "lora", (*KEPT, *EVERY, *GATHERED)),
+        Case(*QWEN, "lora", (*KEPT, *EVERY, *GATHERED, "mesh.data=4", "mesh.fsdp=1")),
         {"minimal_with_context": (9.43, 465.9, 0.49, 0.96)},
         before=True,
     ),
-    Beside("lora q, v", Case(*V6E, "lora", (*KEPT, *EVERY, *COPIES)), {}),
+    Beside("lora q, v", Case(*V6E, "lora", (*KEPT, *EVERY, *COPIES, WIDE)), {}),
     Beside(
         "full, bfloat16 weights",
         Case(*V6E, "full", (*KEPT, *PARTS, *NARROW, SCATTERS)),
