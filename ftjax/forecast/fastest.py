@@ -243,6 +243,7 @@ class Search:
         """Of a trial in the cache: by all that its program depends on."""
         about = {
             "config": {k: _text(v) for k, v in flat_keys(self._applied(changes)).items()},
+            "model": architecture(self._config.model.path),  # a folder may have another by now
             "machine": [self._topology, self._slices],
             "rules": RULES,
             "versions": [version(name) for name in ("ftjax", "jax", "libtpu")],
