@@ -136,8 +136,8 @@ def topology_devices(name: str, slices: int = 1) -> tuple[Chip, list[jax.Device]
             f"--topology {name}: a slice of {kind} has at most {SIDE}x{SIDE} chips; "
             "add --slices for more"
         )
-    if len(sizes) == 3 and all(closed(name)):
-        options["wrap"] = (True,) * 3
+    if any(closed(name)):  # else links are planned for that are not used
+        options["wrap"] = closed(name)
     if set(sizes) == {"1"}:  # one chip, which libtpu else takes for a part of a host's four
         options["chips_per_host_bounds"] = (1, 1, 1)
     if kind == "v4":

@@ -31,6 +31,7 @@ from ftjax.tuned import Tuned
 
 Changes = dict[str, Any]
 FILLED = 0.97  # of a chip's memory, that a layout may take
+RULES = 2  # of the time model: what was kept by others is compiled again
 WHOLE = (("key", "value"), ("query", "output"), ("up", "gate", "down"))  # the smallest first
 COMPILER = (  # options of XLA that are tried, together
     (  # gathers beside computation, which is not the default for each chip
@@ -242,7 +243,9 @@ class Search:
         """Of a trial in the cache: by all that its program depends on."""
         about = {
             "config": {k: _text(v) for k, v in flat_keys(self._applied(changes)).items()},
+            "model": architecture(self._config.model.path),  # a folder may have another by now
             "machine": [self._topology, self._slices],
+            "rules": RULES,
             "versions": [version(name) for name in ("ftjax", "jax", "libtpu")],
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,7 @@ XLA's own analysis counts the body of a loop once.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ftjax.forecast.groups import first_group, integers, over_hosts
@@ -30,6 +30,7 @@ NEAR, HOST = 1, 5  # memories: on the chip itself, of the machine that chips are
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
 BROKEN = re.compile(r"\n(?=\"|\}\})")  # within an attribute of a kernel
 LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+Array = tuple[str, tuple[int, ...]]  # dtype, dimensions
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def kernel_name(line: Instruction, read: tuple) -> str:
     return " ".join([target[1], *(match[1] for match in found if match)])
 
 
-def nbytes(shape: tuple[str, tuple[int, ...]]) -> float:
+def nbytes(shape: Array) -> float:
     """Bytes of an array."""
     dtype, dimensions = shape
     bits = re.search(r"\d+", dtype)  # the first number: f8e4m3fn has more
@@ -223,14 +224,21 @@ def moved_bytes(
     line: Instruction,
     lines: Mapping[str, Instruction],
     computations: Mapping[str, list[Instruction]],
+    size: Callable[[Array], float] = nbytes,
 ) -> float:
     """Bytes that an instruction reads from and writes to the main memory.
 
     Of an array of which a fusion takes or writes a slice, the slice counts.
+
+    Args:
+        line: the instruction.
+        lines: of its computation, by name.
+        computations: of the module.
+        size: bytes of an array.
     """
     if line.opcode in FREE or line.opcode.endswith("-done"):
         return 0.0
-    total = sum(nbytes(s) for s, m in zip(line.shapes, line.spaces, strict=True) if m != NEAR)
+    total = sum(size(s) for s, m in zip(line.shapes, line.spaces, strict=True) if m != NEAR)
     inside = computations[line.called("calls")] if line.opcode == "fusion" else []
     numbers = {part.name: part.operands[0] for part in inside if part.opcode == "parameter"}
     users: dict[str, list[Instruction]] = {}
@@ -244,11 +252,11 @@ def moved_bytes(
             if space == NEAR:
                 continue
             if uses and len(slices) == len(uses):
-                total += sum(nbytes(part.shapes[0]) for part in slices)
+                total += sum(size(part.shapes[0]) for part in slices)
             elif any(part.opcode == "dynamic-update-slice" for part in uses):
-                total -= nbytes(shape)  # written in place: all but the slice stays where it is
+                total -= size(shape)  # written in place: all but the slice stays where it is
             else:
-                total += nbytes(shape)
+                total += size(shape)
     return max(total, 0.0)
 
 

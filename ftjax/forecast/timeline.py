@@ -2,9 +2,8 @@
 
 TPUs' compiler writes a program in the order in which it runs. One clock goes through that order:
 
-- what computes takes what the compiler estimates of it, in cycles of the chip; what has no
-  estimate the longer of its FLOPs at the peak and its bytes at the memory's bandwidth; an attention
-  kernel what `ftjax.forecast.kernels` says;
+- what computes takes what the compiler estimates of it, in cycles of the chip, as
+  `ftjax.forecast.estimates` mends it; an attention kernel what `ftjax.forecast.kernels` says;
 - a collective takes what `ftjax.forecast.interconnect` says; one at a time is under way. One that
   is started goes on while others compute, and holds the clock up where its result is asked for;
   any other holds it up from its beginning;
@@ -16,7 +15,6 @@ Nothing else is in it: no host, no data, no slower clock.
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -24,15 +22,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ftjax.forecast.chips import Chip, closed
+from ftjax.forecast.estimates import CYCLES, line_seconds
 from ftjax.forecast.groups import first_group
 from ftjax.forecast.hlo import (
     COLLECTIVES,
     HOST,
     Instruction,
-    moved_bytes,
     nbytes,
     parse,
-    product_flops,
     trips_of,
 )
 from ftjax.forecast.interconnect import Torus
@@ -40,7 +37,6 @@ from ftjax.forecast.kernels import quantized_seconds, splash_seconds
 
 Computations = Mapping[str, list[Instruction]]
 COPIES = ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start")
-CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
 @dataclass
@@ -219,16 +215,10 @@ class _Schedule:
             attention = splash_seconds(chip, line, read)
             total.kernels += attention
             seconds = attention + quantized_seconds(chip, line, read)
-        elif cycles := CYCLES.search(line.text):
-            seconds = int(cycles[1]) / chip.clock
-        elif line.opcode in COLLECTIVES:
+        elif line.opcode in COLLECTIVES and not CYCLES.search(line.text):
             seconds = 0.0
         else:
-            shapes = {name: other.shapes for name, other in lines.items()}
-            dense = line.opcode in ("dot", "convolution")
-            flops = product_flops(line, shapes) if dense else 0.0
-            moved = moved_bytes(line, lines, self.computations)
-            seconds = max(flops / chip.flops, moved / chip.bandwidth)
+            seconds = line_seconds(chip, line, lines, self.computations)
         total.compute(seconds)
 
     def _wait(self, total: Timeline, flying: dict[str, Transfer], name: str | None) -> None:

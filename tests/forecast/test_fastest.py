@@ -86,6 +86,10 @@ def test_the_fastest_of_what_fits_is_found_and_kept(llama, machine):
     asked = len(machine.asked)
     again = fastest.fastest(config, "v5e:2x2", say=said.append)
     assert again == found and len(machine.asked) == asked  # nothing is compiled again
+    file = Path(config.model.path) / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "rms_norm_eps": 1e-4}))
+    fastest.fastest(config, "v5e:2x2", say=said.append)
+    assert len(machine.asked) > asked  # of another model in the same place
 
 
 def test_a_search_stops_when_its_time_is_over(llama, machine):

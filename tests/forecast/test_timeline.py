@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ftjax.forecast.chips import CHIPS, closed
+from ftjax.forecast.estimates import REACHED
 from ftjax.forecast.groups import first_group
 from ftjax.forecast.interconnect import HOP, Torus
 from ftjax.forecast.timeline import Machine, timeline
@@ -32,7 +33,8 @@ def module(*lines):
     return (
         "HloModule m, is_scheduled=true\n"
         f"%f (x: bf16[{SIDE},{SIDE}]) -> bf16[{SIDE},{SIDE}] {{\n"
-        f"  ROOT %x = bf16[{SIDE},{SIDE}]{{1,0}} parameter(0)\n}}\n"
+        f"  %x = bf16[{SIDE},{SIDE}]{{1,0}} parameter(0)\n"
+        f"  ROOT %y = bf16[{SIDE},{SIDE}]{{1,0}} dot(%x, %x), lhs_contracting_dims={{1}}\n}}\n"
         f"ENTRY %main (p: bf16[{SIDE},{SIDE}]) -> bf16[{SIDE},{SIDE}] {{\n"
         f"  %p = bf16[{SIDE},{SIDE}]{{1,0}} parameter(0)\n{body}\n}}\n"
     )
@@ -97,6 +99,29 @@ def test_links_that_a_gather_is_received_by(chip, topology, groups, share):
     took = place.seconds("all-gather", 1e12, f"replica_groups={groups}")
     assert took == pytest.approx(1e12 * share / chip.link, rel=1e-3)
     assert place.seconds("all-reduce", 1e12, f"replica_groups={groups}") == pytest.approx(2 * took)
+
+
+# In the bytes that a bfloat16 array of SIDE by SIDE is read or written in, twice as many cycles.
+MOVED = 2 * BYTES / (REACHED * V5E.bandwidth)
+
+
+@pytest.mark.parametrize(
+    ("opcode", "cycles", "seconds"),
+    [
+        ("copy", 2 * MOVED * V5E.clock, MOVED),  # as if elements had 32 bits
+        ("copy", 6 * MOVED * V5E.clock, 3 * MOVED),  # by another way through memory, too
+        ("exponential", 2 * MOVED * V5E.clock, MOVED),
+        ("exponential", 3 * MOVED * V5E.clock, 3 * MOVED),  # more than memory: it computes
+        ("copy", 0.5 * MOVED * V5E.clock, 0.5 * MOVED),
+    ],
+)
+def test_what_moves_narrow_elements_takes_their_bytes(opcode, cycles, seconds):
+    text = module(f"%c = {GATHERED} {opcode}(%p), "
+                  f'backend_config={{"estimated_cycles":"{int(cycles)}"}}')  # fmt: skip
+    times = timeline(text, Machine(V5E, torus(V5E, "v5e:8x8")))
+    assert times.seconds == pytest.approx(seconds, rel=1e-4)
+    wide = timeline(text.replace("bf16", "f32"), Machine(V5E, torus(V5E, "v5e:8x8")))
+    assert wide.seconds == pytest.approx(cycles / V5E.clock, rel=1e-4)
 
 
 def test_groups_are_read_as_they_are_written():

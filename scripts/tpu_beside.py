@@ -1,0 +1,75 @@
+"""Our layouts, and MaxText's steps of the same model, batch and topology, by its remat policies.
+
+MaxText's programs were compiled by its own step function and read by the same time model; what it
+gave is kept here by hand.
+"""
+
+from dataclasses import dataclass
+
+from tpu_case import Case
+from tpu_published import SCATTERS, WIDE
+
+KEPT = ("model.remat=dots_context", "model.attention_block=1024")
+PARTS, EVERY = ("model.parts=2",), ("model.parts=1",)
+GATHERED, SOME = ("model.gather_head=True",), ("model.whole=key,value",)
+ALL, NARROW = ("method.targets=all-linear",), ("model.trainable_dtype=bfloat16",)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A method's step, and MaxText's by policy: GiB, ms, GB gathered, share overlapped.
+
+    Attributes:
+        before: whether both were read by the time model before arrays of 16 bits were mended.
+    """
+
+    name: str
+    case: Case
+    peers: dict[str, tuple[float, float, float, float]]
+    before: bool = False
+
+
+V5E, V6E = ("llama-3.1-8b", "v5e:8x8", 64, 4096), ("llama-3.1-8b", "v6e:8x8", 64, 4096)
+QWEN = "qwen3-0.6b", "v5e:2x2", 16, 2048
+COPIES = ("mesh.data=64", "mesh.fsdp=1")  # of the parameters, one a chip
+BESIDE = (
+    Beside(
+        "lora q, v",
+        Case(*V5E, "lora", (*KEPT, *PARTS, *GATHERED, *SOME)),
+        {
+            "full": (3.53, 1602.6, 27.89, 0.93),
+            "save_dot_except_mlpwi": (6.01, 1514.5, 27.89, 0.76),
+            "save_dot_with_context_except_mlp": (7.03, 1476.7, 27.89, 0.76),
+            "minimal_with_context": (13.98, 1334.7, 27.89, 0.76),
+        },
+        before=True,
+    ),
+    Beside(
+        "lora all-linear",
+        Case(*V5E, "lora", (*KEPT, *EVERY, *GATHERED, *SOME, *ALL)),
+        {"minimal_with_context": (14.25, 1550.2, 27.89, 0.92)},
+        before=True,
+    ),
+    Beside(
+        "full, bfloat16 weights",
+        Case(*V5E, "full", (*KEPT, *PARTS, *NARROW)),
+        {"minimal_with_context": (14.43, 1952.8, 27.89, 0.59)},
+        before=True,
+    ),
+    Beside(
+        "lora q, v",
+        Case(*QWEN, "lora", (*KEPT, *EVERY, *GATHERED, "mesh.data=4", "mesh.fsdp=1")),
+        {"minimal_with_context": (9.43, 465.9, 0.49, 0.96)},
+        before=True,
+    ),
+    Beside(
+        "lora q, v",
+        Case(*V6E, "lora", (*KEPT, *EVERY, *COPIES, WIDE)),
+        {"minimal_with_context, compiler: 96 MiB": (14.06, 572.9, 27.89, 0.0)},
+    ),
+    Beside(
+        "full, bfloat16 weights",
+        Case(*V6E, "full", (*KEPT, *PARTS, *NARROW, SCATTERS)),
+        {"minimal_with_context": (16.23, 923.5, 27.89, 0.0)},
+    ),
+)
