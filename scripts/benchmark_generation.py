@@ -4,9 +4,9 @@
 
 Greedy, prompts of 16 tokens, without an end: decode tokens/s after the first token, of weights
 held in float32, bfloat16 and int8, and of transformers in float32 and bfloat16, in processes of
-their own that take turns: the best of three times in each, medians over rounds. A step of float32 reads every weight once (the
-table of words too, as it is tied): bytes of them a second are set beside the bandwidth that
-reading a large array reaches.
+their own that take turns: the best of three times in each, medians over rounds. A step of float32
+reads every weight once (the table of words too, as it is tied): bytes of them a second are set
+beside the bandwidth that reading a large array reaches.
 
 Then guessed tokens, of one prompt that repeats itself: looked up, and by a draft, the model itself
 with int8 weights; whether their tokens are those of greedy. With a text besides: its perplexity, in
