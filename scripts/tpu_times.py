@@ -94,7 +94,7 @@ def text(workdir: Path, make: bool) -> str:
         "are waits, and 0.38 of MaxText's, for all-reduces. On v6e it gathers beside nothing",
         "either, in both; for MaxText libtpu 0.0.52 refuses the option that would. LoRA of 70B on",
         "v5p:4x4x4, all-linear on v6e and other policies of MaxText there are not compiled yet.",
-        "MaxText's parameters are over fsdp in every row: where ours are copied to each chip, as on",
+        "MaxText's parameters are over fsdp in every row: where ours are copied to each chip, on",
         "v6e and of qwen3, its own step with copies might be faster too, and was not compiled.",
         "",
         *beside_rows(workdir, make),
