@@ -222,7 +222,6 @@ def make_step(
             grads = jax.tree.map(jnp.add, grads, jax.grad(penalty)(params, frozen))
         norm = optax.global_norm(grads)
         grads = clip(grads, norm, clip_norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, params, frozen=frozen)
         metrics = {
             "loss": loss.total / loss.divisor,
             "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
@@ -230,12 +229,16 @@ def make_step(
         }
         finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
 
-        def chosen(new: Any, old: Any) -> Any:
-            return jax.tree.map(partial(jnp.where, finite), new, old)
+        def updated() -> tuple[Flat, Any]:
+            updates, opt_state = optimizer.update(grads, state.opt_state, params, frozen=frozen)
+            return optax.apply_updates(params, updates), opt_state
 
-        params = merge(chosen(optax.apply_updates(params, updates), params), rest)
+        # Not by `where`: parameters would be computed of the old moments again, and these be copied
+        # before the new take their place.
+        stepped, opt_state = jax.lax.cond(finite, updated, lambda: (params, state.opt_state))
+        params = merge(stepped, rest)
         done, mean = state.step + 1, state.average
-        opt_state = at_step(chosen(opt_state, state.opt_state), done)
+        opt_state = at_step(opt_state, done)
         if average is not None:
             mean = average(mean, params, done)
         return State(done, params, opt_state, state.key, mean), metrics

@@ -128,6 +128,21 @@ def test_a_step_is_given_its_state_and_nothing_else(one_device):
     assert donated == [{True}, {False}, {False}]
 
 
+def test_moments_take_the_place_of_the_old(one_device):
+    """A step's temporaries are its gradients: no copy of a moment is among them."""
+    optimizer = optax.with_extra_args_support(optax.adam(0.1))
+
+    def loss_fn(params, batch, key):
+        return Loss(jnp.tanh(batch["x"] @ params["a"]).sum(), batch["x"].sum())
+
+    step = make_step(loss_fn, optimizer, lambda _: 0.1, clip_norm=1.0, accumulation=1)
+    params, batch = {"a": jnp.zeros((1000, 1000))}, {"x": jnp.ones((8, 1000))}
+    size = params["a"].nbytes
+    state = init_state(params, optimizer, 0, one_device)
+    program = lower_step(step, state, {}, batch, one_device).compile()
+    assert size <= program.memory_analysis().temp_size_in_bytes < 1.5 * size
+
+
 @pytest.mark.parametrize("option", ["xla_nothing=true", "xla_nothing", "xla_dump_hlo_as_text=so"])
 def test_options_of_the_compiler_that_there_are_not(one_device, option):
     optimizer = optax.with_extra_args_support(optax.sgd(0.1))
