@@ -221,7 +221,6 @@ def make_step(
         if jax.eval_shape(penalty, params, frozen) is not None:
             grads = jax.tree.map(jnp.add, grads, jax.grad(penalty)(params, frozen))
         norm = optax.global_norm(grads)
-        grads = clip(grads, norm, clip_norm)
         metrics = {
             "loss": loss.total / loss.divisor,
             "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
@@ -230,7 +229,8 @@ def make_step(
         finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
 
         def updated() -> tuple[Flat, Any]:
-            updates, opt_state = optimizer.update(grads, state.opt_state, params, frozen=frozen)
+            clipped = clip(grads, norm, clip_norm)
+            updates, opt_state = optimizer.update(clipped, state.opt_state, params, frozen=frozen)
             return optax.apply_updates(params, updates), opt_state
 
         # Not by `where`: parameters would be computed of the old moments again, and these be copied
