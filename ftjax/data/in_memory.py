@@ -1,10 +1,11 @@
 """Rows that a program has at hand, read as those of files are."""
 
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import datasets
 
 from ftjax.data.lazy_split import LazySplit
 from ftjax.data.readers.rows import Options, Reader
@@ -44,7 +45,7 @@ def as_rows(rows: Any) -> list[Mapping[str, Any]]:
     Raises:
         UserError: it is something else; the row is named.
     """
-    if isinstance(rows, getattr(sys.modules.get("datasets"), "Dataset", ())):
+    if isinstance(rows, datasets.Dataset):
         rows = rows.to_list()
     elif hasattr(rows, "columns") and hasattr(rows, "to_dict"):
         _require_different(f"{NAME} have", rows.columns)
