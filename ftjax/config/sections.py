@@ -278,6 +278,8 @@ class Mesh:
         expert: experts of a mixture, and rows, are spread.
         sequence: the positions of a row are spread.
         tensor: heads and features are spread.
+        near: axes along which devices are neighbours, the last one nearest; by default tensor,
+            sequence and expert come before fsdp, and data is last.
         replicate: patterns of parameters that stay whole.
     """
 
@@ -286,6 +288,7 @@ class Mesh:
     expert: Size = 1
     sequence: Size = 1
     tensor: Size = 1
+    near: tuple[Literal["data", "fsdp", "expert", "sequence", "tensor"], ...] = ()
     replicate: tuple[Regex, ...] = ()
 
 

@@ -2,8 +2,9 @@
 
 One choice after another, each from the best so far: what layers keep for the backward pass, how
 feed-forward blocks are cut, where the vocabulary's kernel is, the blocks of attention's scores,
-what is kept gathered, the mesh, microbatches, the last layers' policy, and options of XLA. What
-cannot fit by `kept_bytes` is not compiled; what was compiled before is read from the cache.
+what is kept gathered, the mesh and along which axis chips are neighbours, microbatches, the last
+layers' policy, and options of XLA. What cannot fit by `kept_bytes` is not compiled; what was compiled
+before is read from the cache.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from ftjax.forecast.chips import chips_of, topology_devices
 from ftjax.forecast.forecast import forecast
 from ftjax.forecast.kept import ORDER, device_tokens, kept_bytes
 from ftjax.forecast.lowering import abstract_recipe, architecture
+from ftjax.parallel.mesh import AXES
 from ftjax.tuned import Tuned
 
 Changes = dict[str, Any]
@@ -112,6 +114,7 @@ class Search:
             self._gathered,
             self._attention,
             self._meshes,
+            self._order,
             self._microbatches,
             self._shares,
         ):
@@ -213,10 +216,32 @@ class Search:
             yield {"model.attention_block": 2048}
 
     def _meshes(self, best: Trial) -> Iterator[Changes]:
-        """Copies of parameters over parts of the chips, or features over some."""
+        """Copies of parameters over parts of the chips, or on each; or features over some chips."""
+        mesh = self._applied(best.changes).mesh
         if best.fits and 4 * best.figures["memory"]["start"] < _room(best.figures):
-            yield {"mesh.data": 2 * self._applied(best.changes).mesh.data}
+            yield {"mesh.data": 2 * mesh.data}
+        yield from self._copies(best)
         yield {"mesh.tensor": 2}
+
+    def _order(self, best: Trial) -> Iterator[Changes]:
+        """Neighbours along another axis, where chips are cut along several."""
+        axes = [axis for axis in AXES if best.fits and best.figures["mesh"][axis] > 1]
+        yield from ({"mesh.near": (axis,)} for axis in axes[:-1])
+
+    def _copies(self, best: Trial) -> Iterator[Changes]:
+        """All parameters on each chip, under the first policy that there is memory for."""
+        if not best.fits:
+            return
+        chips = best.figures["chips"] // self._slices
+        start = best.figures["memory"]["start"] * best.figures["mesh"]["fsdp"]  # at most
+        copies = {"mesh.data": self._slices * chips, "mesh.fsdp": 1}
+        for policy in ORDER:
+            changes = copies | {"model.remat": policy}
+            model, tokens = self._model(best.changes | changes)
+            if start + kept_bytes(model, policy, tokens) < self._memory:
+                yield changes
+                if self.trial(best.changes | changes).fits:
+                    return
 
     def _compiler(self, best: Trial) -> Iterator[Changes]:
         before = self._applied(best.changes).train.compiler

@@ -21,7 +21,7 @@ from ftjax.forecast.roofline import seconds
 from ftjax.forecast.timeline import Machine, timeline
 from ftjax.forecast.topologies import devices_of
 from ftjax.models import cudnn, splash, triton
-from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
+from ftjax.parallel.mesh import batch_ways, configured_mesh
 
 SAFE = 0.9  # of a chip's memory, to be advised to use
 COMPILERS = {"tpu": "libtpu", "gpu": "jax-cuda12-plugin"}
@@ -47,7 +47,7 @@ def forecast(
     """
     require_config(config)
     chip, devices = devices_of(topology, slices)
-    mesh = make_mesh(**{axis: config.mesh[axis] for axis in AXES}, devices=devices)
+    mesh = configured_mesh(config.mesh, devices)
     rows = config.train.batch_size // config.train.accumulation
     if rows % batch_ways(mesh):
         raise UserError(

@@ -40,16 +40,19 @@ def make_mesh(
     *,
     expert: int = 1,
     sequence: int = 1,
+    near: Sequence[str] = (),
 ) -> Mesh:
     """A mesh over all devices; one size may be -1, for what the others leave.
 
     Devices of several slices lie along the data axis, which sends least; those of one slice in
-    the order in which their links are used best.
+    the order in which their links are used best, neighbours along the last of `AXES`, or of `near`.
 
     Raises:
-        UserError: the sizes do not multiply to the number of devices, or the data axis is no
-            multiple of the slices.
+        UserError: the sizes do not multiply to the number of devices, the data axis is no multiple
+            of the slices, or an axis is in `near` twice.
     """
+    if len(set(near)) < len(near):
+        raise UserError(f"mesh.near={tuple(near)} names an axis twice")
     devices = jax.devices() if devices is None else devices
     sizes, count = [data, fsdp, expert, sequence, tensor], len(devices)
     shape = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
@@ -64,12 +67,21 @@ def make_mesh(
         raise UserError(f"mesh.data={sizes[0]} must be a multiple of the {slices} slices")
     # An axis may take a part of a dimension of the torus, where none has its size.
     split = {"devices": devices, "allow_split_physical_axes": True}
+    far = [axis for axis in AXES if axis not in near]
+    order = [AXES.index(axis) for axis in (*far, *near)]
     if slices > 1:
         within, between = (sizes[0] // slices, *sizes[1:]), (slices, *(1,) * (len(AXES) - 1))
-        grid = mesh_utils.create_hybrid_device_mesh(within, between, **split)
+        pairs = ([shape[i] for i in order] for shape in (within, between))
+        grid = mesh_utils.create_hybrid_device_mesh(*pairs, **split)
     else:
-        grid = mesh_utils.create_device_mesh(sizes, **split)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        grid = mesh_utils.create_device_mesh([sizes[i] for i in order], **split)
+    return Mesh(grid.transpose(np.argsort(order)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def configured_mesh(config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of the section `mesh` of a configuration."""
+    sizes = {axis: config[axis] for axis in AXES}
+    return make_mesh(**sizes, devices=devices, near=config["near"])
 
 
 def mesh_like(

@@ -20,7 +20,7 @@ from ftjax.formats.hf.vocabulary import with_words
 from ftjax.methods.fusion import AdapterFusion
 from ftjax.methods.prompting import HEADS, Prompting
 from ftjax.models import kind_of, read_config
-from ftjax.parallel.mesh import AXES, batch_ways, make_mesh
+from ftjax.parallel.mesh import batch_ways, configured_mesh
 from ftjax.paths import Flat
 from ftjax.setup.earlier_runs import adapted, fused
 from ftjax.setup.labels import pooling_folder
@@ -100,7 +100,7 @@ def place_model(config: ConfigDict, names: tuple[str, ...]) -> Run:
     """The model under its method, with its parameters on the mesh."""
     folder = locate(config.model.path)
     task = tasks.create(config.task)
-    mesh = make_mesh(**{axis: config.mesh[axis] for axis in AXES})
+    mesh = configured_mesh(config.mesh)
     for key in ("batch_size", "eval_batch_size"):
         rows = config.train[key] // (config.train.accumulation if key == "batch_size" else 1)
         ways = batch_ways(mesh)

@@ -11,7 +11,7 @@ from ftjax.changes import PLACE
 from ftjax.config import override
 from ftjax.errors import UserError
 from ftjax.models.attention import runs_on
-from ftjax.parallel.mesh import AXES, batch_ways, make_mesh, mesh_like
+from ftjax.parallel.mesh import AXES, batch_ways, configured_mesh, mesh_like
 from ftjax.workdir.folder import read_workdir
 
 
@@ -41,7 +41,7 @@ def read_config(
     ):
         config.model.attention = "auto"  # it trained on another platform
     # Rows beyond those there are have no weight, and none is trained on.
-    ways = batch_ways(make_mesh(**{axis: config.mesh[axis] for axis in AXES}))
+    ways = batch_ways(configured_mesh(config.mesh))
     rows = -(-config.train.eval_batch_size // ways) * ways
     config.train.update({"batch_size": rows, "eval_batch_size": rows, "accumulation": 1})
     return config

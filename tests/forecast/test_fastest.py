@@ -13,6 +13,7 @@ from ftjax.forecast import fastest, layouts, mend
 from ftjax.forecast.chips import CHIPS
 from ftjax.forecast.kept import KEPT, ORDER, device_tokens, kept_bytes
 from ftjax.forecast.lowering import abstract_recipe
+from ftjax.parallel.mesh import AXES
 from tests.forecast.abstract import LENGTH, ROWS, config_of, write_config
 
 GIB = 2**30
@@ -43,11 +44,13 @@ class Machine:
     """Forecasts that come from formulas, and how many were asked for."""
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.near = [], []
+        self.start, self.saved = 15.0, {}  # GiB of all parameters; seconds by copies of them
 
     def __call__(self, config, topology, slices=1, quick=False):
         settings = config.model
         self.asked.append((settings.remat, settings.parts))
+        self.near.append(tuple(config.mesh.near))
         if config.mesh.tensor > 1:
             raise UserError("heads do not divide")
         policies = (settings.remat,) if isinstance(settings.remat, str) else settings.remat
@@ -55,10 +58,15 @@ class Machine:
         seconds = {"none": 7, "dots_context": 8, "narrow_context": 9}.get(policies[0], 10)
         seconds -= 0.3 * (settings.parts == 4) + 0.2 * bool(settings.whole)
         seconds += settings.attention_fused - 0.1 * (len(policies) - 1)
-        memory = {name: size * GIB for name in ("sum", "resume", "start")}
+        mesh = {axis: config.mesh[axis] for axis in AXES}
+        mesh["fsdp"] = 4 // mesh["data"] if mesh["fsdp"] == -1 else mesh["fsdp"]
+        seconds -= self.saved.get(mesh["data"], 0) + 0.05 * (config.mesh.near == ("data",))
+        memory = {name: size * GIB for name in ("sum", "resume")}
         return {
+            "chips": 4,
+            "mesh": mesh,
             "fits": size <= 16,
-            "memory": memory,
+            "memory": memory | {"start": self.start * GIB / mesh["fsdp"]},
             "chip_memory": 16 * GIB,
             "predicted": {"seconds": seconds},
         }
@@ -90,6 +98,21 @@ def test_the_fastest_of_what_fits_is_found_and_kept(llama, machine):
     file.write_text(json.dumps({**json.loads(file.read_text()), "rms_norm_eps": 1e-4}))
     fastest.fastest(config, "v5e:2x2", say=said.append)
     assert len(machine.asked) > asked  # of another model in the same place
+
+
+def test_copies_of_the_parameters_are_tried_where_there_is_memory(llama, machine):
+    config, machine.start, machine.saved = config_of(llama, "lora"), 12.0, {4: 2}
+    found = fastest.fastest(config, "v5e:2x2", say=lambda _: None)
+    assert (found.changes["mesh.data"], found.changes["mesh.fsdp"]) == (4, 1)
+    assert found.seconds == pytest.approx(8 - 0.3 - 0.2 - 2)
+    assert not any(machine.near)  # of one axis there is no order
+
+
+def test_chips_cut_along_two_axes_are_neighbours_along_either(llama, machine):
+    config, machine.start, machine.saved = config_of(llama, "lora"), 0.2, {2: 2}
+    found = fastest.fastest(config, "v5e:2x2", say=lambda _: None)
+    assert found.changes["mesh.data"] == 2 and found.changes["mesh.near"] == ("data",)
+    assert found.seconds == pytest.approx(8 - 0.3 - 0.2 - 2 - 0.05)
 
 
 def test_a_search_stops_when_its_time_is_over(llama, machine):

@@ -35,7 +35,7 @@ def run(config_file, workdir, devices, *overrides):
 MESHES = {
     "data": {"data": 8},
     "fsdp": {"data": 2, "fsdp": 4},
-    "tensor": {"data": 2, "fsdp": 2, "tensor": 2},
+    "tensor": {"data": 2, "fsdp": 2, "tensor": 2, "near": "data"},
     "sequence": {"data": 1, "fsdp": 2, "sequence": 2, "tensor": 2},
 }
 CASES = [(method, mesh) for method in ("full", "lora") for mesh in MESHES]
@@ -151,3 +151,16 @@ def test_a_batch_that_does_not_spread_is_named(config_file, tmp_path):
     arguments = ["train", "--config", config_file, "--workdir", tmp_path / "w"]
     failed = ftjax(*arguments, "--config.train.batch_size=12", devices=8, expect=2)
     assert "train.batch_size=12" in failed.stderr
+
+
+def test_neighbours_along_an_axis():
+    """Numbers of virtual devices stand for their order; the last axis is the nearest."""
+
+    def ids(**settings):
+        mesh = make_mesh(data=4, tensor=2, **settings)
+        return np.vectorize(lambda device: device.id)(mesh.devices)[:, 0, 0, 0, :].tolist()
+
+    assert ids() == ids(near=("tensor",)) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert ids(near=("tensor", "data")) == ids(near=("data",)) == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    with pytest.raises(UserError, match="mesh.near=\\('data', 'data'\\) names an axis twice"):
+        make_mesh(near=("data", "data"))
