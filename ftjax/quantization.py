@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from ftjax.parallel.int8 import int8_product
+
 BLOCK, GROUP = 64, 256
 # Quantiles of a normal distribution, scaled to [-1, 1], with an exact zero (Dettmers et al. 2023,
 # appendix E).
@@ -68,6 +70,14 @@ class Quantized:
 
     def dequantized(self) -> jax.Array:
         """(..., in, out) in float32."""
+        raise NotImplementedError
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """x W in float32, or x Wᵀ with a table, where generation holds one; x (..., in)."""
+        raise NotImplementedError
+
+    def rows(self, ids: jax.Array) -> jax.Array:
+        """Those of a table (size, features) of integers (...), float32 (..., features)."""
         raise NotImplementedError
 
     def once(self) -> "Quantized":
@@ -156,6 +166,14 @@ class Nf4(Quantized):
             return jax.vmap(Nf4.dequantized)(self)
         return self.once().dequantized()
 
+    def product(self, x: jax.Array) -> jax.Array:
+        """x W in float32, or x Wᵀ with a table, where generation holds one; x (..., in)."""
+        raise NotImplementedError
+
+    def rows(self, ids: jax.Array) -> jax.Array:
+        """Those of a table (size, features) of integers (...), float32 (..., features)."""
+        raise NotImplementedError
+
     def once(self) -> Blocks:
         blocks, out = self.scales.shape
         largest = jnp.repeat(self.groups, GROUP)[: blocks * out].reshape(out, blocks).T
@@ -204,6 +222,9 @@ class Int8(Quantized):
     def dequantized(self) -> jax.Array:
         return self.codes.astype(jnp.float32) * self.scales[..., None, :]
 
+    def product(self, x: jax.Array) -> jax.Array:
+        return int8_product(x, self.codes, self.scales)
+
     def part(self, start: int | jax.Array, size: int, axis: int) -> "Int8":
         codes = jax.lax.dynamic_slice_in_dim(self.codes, start, size, axis)
         if axis == 0:
@@ -237,8 +258,10 @@ class Int8Table(Quantized):
     def dequantized(self) -> jax.Array:
         return self.codes.astype(jnp.float32) * self.scales[:, None]
 
+    def product(self, x: jax.Array) -> jax.Array:
+        return int8_product(x, self.codes, self.scales, transposed=True)
+
     def rows(self, ids: jax.Array) -> jax.Array:
-        """Those of integers (...), float32 (..., features)."""
         codes, scales = (jnp.take(part, ids, axis=0) for part in (self.codes, self.scales))
         return codes.astype(jnp.float32) * scales[..., None]
 

@@ -3,8 +3,8 @@
 One choice after another, each from the best so far: what layers keep for the backward pass, how
 feed-forward blocks are cut, where the vocabulary's kernel is, the blocks of attention's scores,
 what is kept gathered, the mesh and along which axis chips are neighbours, microbatches, the last
-layers' policy, and options of XLA. What cannot fit by `kept_bytes` is not compiled; what was compiled
-before is read from the cache.
+layers' policy, and options of XLA. What cannot fit by `kept_bytes` is not compiled; what was
+compiled before is read from the cache.
 """
 
 import hashlib

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from ftjax.models.layers import Dense
 from ftjax.parallel.collectives import scatter_sum
-from ftjax.parallel.int8 import FEW, int8_product
+from ftjax.parallel.int8 import FEW
 from ftjax.parallel.mesh import RULES, fitting
 from ftjax.parallel.narrow import (
     NARROW,
@@ -20,10 +20,9 @@ from ftjax.parallel.narrow import (
     laid_out,
     narrow_matmul,
 )
-from ftjax.parallel.packed import Packed, packed_product
 from ftjax.parallel.platform import PLATFORM
 from ftjax.parallel.product import halves, matmul
-from ftjax.quantization import Int8, Int8Table
+from ftjax.quantization import Quantized
 
 Array = jax.Array
 CHUNK = 2**25  # logits that exist at a time on a device, by its part of the kernel
@@ -68,7 +67,7 @@ class LanguageHead(Dense):
         kernel = self.weight(x.shape[-1])
         if targets:
             return score(x, kernel, *targets, softcap=self.softcap, gathered=self.gathered)
-        x = x if isinstance(kernel, Int8 | Packed) else match_dtype(x, kernel)
+        x = x if isinstance(kernel, Quantized) else match_dtype(x, kernel)
         return capped(matmul(x, kernel, self.axes, jnp.float32), self.softcap)
 
 
@@ -77,10 +76,8 @@ def read_off(x: Array, table: Array) -> Array:
 
     The table is read as it lies: transposed, XLA would convert a bfloat16 one as a whole on CPUs.
     """
-    if isinstance(table, Packed):
-        return packed_product(x, table)
-    if isinstance(table, Int8Table):
-        return int8_product(x, table.codes, table.scales, transposed=True)
+    if isinstance(table, Quantized):
+        return table.product(x)
     x = match_dtype(x, table)
     flat = x.reshape(-1, x.shape[-1])
     if is_narrow(*flat.shape, len(table)):

@@ -18,9 +18,8 @@ from ftjax.dropout import dropout
 from ftjax.leaf import leaf
 from ftjax.models.splash import BLOCKS, Blocks
 from ftjax.parallel.int8 import FEW
-from ftjax.parallel.packed import Packed
 from ftjax.parallel.product import matmul
-from ftjax.quantization import Int8Table
+from ftjax.quantization import Quantized
 
 Array = jax.Array
 STATISTIC = "statistic"  # of a norm, a number a token, for `jax.checkpoint`
@@ -176,7 +175,7 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: Array) -> Array:
         table = self.embedding
-        if isinstance(table, Int8Table | Packed):
+        if isinstance(table, Quantized):
             return table.rows(ids).astype(self.dtype)
         if table.dtype == jnp.bfloat16 and ids.size <= FEW:
             # As if the table were another for each token: XLA on CPUs would make a float32 one

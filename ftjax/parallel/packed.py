@@ -75,8 +75,21 @@ class Packed(Quantized):
         kernel = kernel if self.scales is None else kernel * self.scales
         return kernel.T if self.is_table else kernel
 
+    def product(self, x: Array) -> Array:
+        flat = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+        # As if it were another kernel each time: XLA would widen it before a loop over tokens.
+        kernel, flat = jax.lax.optimization_barrier((self, flat))
+        if len(flat) > FEW:
+            equation = "ri,oi->ro" if kernel.is_table else "ri,io->ro"
+            return jnp.einsum(equation, flat, kernel.dequantized()).reshape(*x.shape[:-1], -1)
+        # A quotient is not computed anew for every output, as what x comes of would be.
+        flat = flat / jnp.where(flat == flat, 1, jnp.nan)
+        pairs = [flat[i : i + PAIR] for i in range(0, len(flat), PAIR)]
+        y = jnp.concatenate([_product(pair, kernel) for pair in pairs])
+        y = y if kernel.scales is None else y * kernel.scales
+        return y.reshape(*x.shape[:-1], -1)
+
     def rows(self, ids: Array) -> Array:
-        """Those of a table of integers (...), float32 (..., in)."""
         columns = self.words.shape[-1]
         words = self.words[ids // columns, :, ids % columns]
         parts = jnp.stack(_widened(words, self.scales is not None), -2)
@@ -86,26 +99,6 @@ class Packed(Quantized):
     def parts(self) -> list[Array]:
         """What the words hold, without scales: float32, each of the words' shape."""
         return _widened(self.words, self.scales is not None)
-
-
-def packed_product(x: Array, kernel: Packed) -> Array:
-    """x W in float32, of float32 weights and sums.
-
-    Args:
-        x: (..., in).
-        kernel: W (in, out), or the table Wᵀ.
-    """
-    flat = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    # As if it were another kernel each time: XLA would widen it before a loop over tokens.
-    kernel, flat = jax.lax.optimization_barrier((kernel, flat))
-    if len(flat) > FEW:
-        equation = "ri,oi->ro" if kernel.is_table else "ri,io->ro"
-        return jnp.einsum(equation, flat, kernel.dequantized()).reshape(*x.shape[:-1], -1)
-    # A quotient is not computed anew for every output, as what x comes of would be.
-    flat = flat / jnp.where(flat == flat, 1, jnp.nan)
-    y = jnp.concatenate([_product(flat[i : i + PAIR], kernel) for i in range(0, len(flat), PAIR)])
-    y = y if kernel.scales is None else y * kernel.scales
-    return y.reshape(*x.shape[:-1], -1)
 
 
 def _product(x: Array, kernel: Packed) -> Array:

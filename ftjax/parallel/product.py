@@ -12,11 +12,10 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from ftjax.parallel.collectives import gather
 from ftjax.parallel.float8 import float8_matmul, is_float8
-from ftjax.parallel.int8 import FEW, int8_product
+from ftjax.parallel.int8 import FEW
 from ftjax.parallel.mesh import RULES, place, ways_of
 from ftjax.parallel.narrow import is_narrow, narrow_matmul
-from ftjax.parallel.packed import Packed, packed_product
-from ftjax.quantization import Int8
+from ftjax.quantization import Quantized
 
 Array = jax.Array
 LARGE = 2**26  # bytes of a kernel that is not kept gathered from a layer's forward pass on
@@ -24,7 +23,7 @@ PRODUCT, WIDE = "product", "wide product"  # of what is given, for `jax.checkpoi
 
 
 def matmul(
-    x: Array, kernel: Array | Int8 | Packed, axes: Sequence[str | None], dtype: Any = None
+    x: Array, kernel: Array | Quantized, axes: Sequence[str | None], dtype: Any = None
 ) -> Array:
     """x W, in x's dtype.
 
@@ -33,14 +32,12 @@ def matmul(
 
     Args:
         x: (batch, ..., in), or (batch, length, ..., in).
-        kernel: (in, out); or `Int8` or `Packed`, which generation has on meshes without fsdp.
+        kernel: (in, out); in few bits, for generation, on meshes without fsdp.
         axes: logical axes of the kernel.
         dtype: of what is given, where it is not x's: float32.
     """
-    if isinstance(kernel, Packed):
-        return packed_product(x, kernel).astype(dtype or x.dtype)
-    if isinstance(kernel, Int8):
-        return int8_product(x, kernel.codes, kernel.scales).astype(dtype or x.dtype)
+    if isinstance(kernel, Quantized):
+        return kernel.product(x).astype(dtype or x.dtype)
     mesh = jax.sharding.get_abstract_mesh()
     kernel = rounded(kernel) if (kernel.dtype, x.dtype) == (jnp.float32, jnp.bfloat16) else kernel
     if mesh.empty or mesh.shape["fsdp"] * mesh.shape["sequence"] == 1 or x.ndim == 1:

@@ -13,8 +13,7 @@ from ftjax.generation import decode
 from ftjax.generation.load import make_generator, open_model
 from ftjax.generation.settings import Settings
 from ftjax.generation.weights import narrowed
-from ftjax.parallel.int8 import int8_product
-from ftjax.parallel.packed import Packed, packed_product
+from ftjax.parallel.packed import Packed
 from ftjax.quantization import Int8, Int8Table, Quantized
 
 BATCH = {
@@ -40,7 +39,7 @@ def test_product_is_of_the_rounded_kernel(weights, is_table, sizes, rows):
         scales = np.abs(kernel).max(0) / 127
         rounded = np.round(kernel / scales) * scales.astype(np.float64)
     exact = x @ rounded
-    assert np.abs(packed_product(x, held) - exact).max() < 2e-6 * np.abs(exact).max()
+    assert np.abs(held.product(x) - exact).max() < 2e-6 * np.abs(exact).max()
     whole = held.dequantized()
     np.testing.assert_allclose(whole.T if is_table else whole, rounded, rtol=1e-6, atol=1e-7)
 
@@ -54,7 +53,7 @@ def test_product_is_of_the_quantized_kernel(rows, transposed):
     held = Int8Table.of(kernel.T) if transposed else Int8.of(kernel)
     rounded = np.asarray(held.codes, np.float64)
     rounded = (rounded.T if transposed else rounded) * np.asarray(held.scales)
-    y = int8_product(x.astype(np.float32), held.codes, held.scales, transposed)
+    y = held.product(x.astype(np.float32))
     exact = x @ rounded
     assert np.abs(y - exact).max() < 2e-4 * np.abs(exact).max()
     assert np.abs(rounded - kernel).max() <= np.abs(kernel).max() / 127 / 2 * 1.001
