@@ -1,10 +1,10 @@
 """The layout of a step that is predicted to take the least time, found by compiling.
 
-One choice after another, each from the best so far: what layers keep for the backward pass, how
-feed-forward blocks are cut, where the vocabulary's kernel is, the blocks of attention's scores,
-what is kept gathered, the mesh and along which axis chips are neighbours, microbatches, the last
-layers' policy, and options of XLA. What cannot fit by `kept_bytes` is not compiled; what was
-compiled before is read from the cache.
+One choice after another, each from the best so far: what layers keep for the backward pass, the
+mesh and along which axis chips are neighbours, options of XLA, how feed-forward blocks are cut,
+where the vocabulary's kernel is, what is kept gathered, the blocks of attention's scores,
+microbatches, and the last layers' policy. What cannot fit by `kept_bytes` is not compiled; what
+was compiled before is read from the cache.
 """
 
 import hashlib
@@ -43,8 +43,10 @@ COMPILER = (  # options of XLA that are tried, together
         "xla_tpu_overlap_compute_collective_tc=true",
         "xla_enable_async_all_gather=true",
     ),
-    ("xla_tpu_scoped_vmem_limit_kib=65536",),
+    ("xla_tpu_scoped_vmem_limit_kib=98304",),
 )
+# What computes nothing twice moves more between memories, and is compiled longer: tried at the end.
+MOST = ORDER.index("dots_context")
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,15 @@ class Search:
         """
         best = self._first()
         for choose in (
+            self._meshes,
+            self._order,
             self._compiler,
             self._cuts,
             self._gathered,
             self._attention,
-            self._meshes,
-            self._order,
             self._microbatches,
             self._shares,
+            self._most,
         ):
             for changes in choose(best):
                 best = self._better(best, best.changes | changes)
@@ -128,7 +131,7 @@ class Search:
         return best
 
     def _first(self) -> Trial:
-        """From the policy of most memory on, the first layout that fits."""
+        """From the policy on that keeps all products, the first layout that fits."""
         start: Changes = {}
         if self._config.mesh.data != 1 or self._config.mesh.fsdp != -1:
             start |= {"mesh.data": self._slices, "mesh.fsdp": -1}
@@ -136,10 +139,10 @@ class Search:
         try:
             model, tokens = self._model(start)
         except UserError:  # the model has no parts, or the method changes what is in them
-            del start["model.parts"]
+            start["model.parts"] = 1
             model, tokens = self._model(start)
         best = Trial(start, {})
-        for policy in ORDER:
+        for policy in ORDER[MOST:]:
             trial_changes = start | {"model.remat": policy}
             need = kept_bytes(model, policy, tokens)
             if need > self._memory and policy != ORDER[-1]:
@@ -235,7 +238,7 @@ class Search:
         chips = best.figures["chips"] // self._slices
         start = best.figures["memory"]["start"] * best.figures["mesh"]["fsdp"]  # at most
         copies = {"mesh.data": self._slices * chips, "mesh.fsdp": 1}
-        for policy in ORDER:
+        for policy in ORDER[MOST:]:
             changes = copies | {"model.remat": policy}
             model, tokens = self._model(best.changes | changes)
             if start + kept_bytes(model, policy, tokens) < self._memory:
@@ -245,7 +248,9 @@ class Search:
 
     def _compiler(self, best: Trial) -> Iterator[Changes]:
         before = self._applied(best.changes).train.compiler
-        yield from ({"train.compiler": (*before, *options)} for options in COMPILER)
+        sends = best.fits and best.figures["mesh"]["fsdp"] > 1
+        for options in COMPILER[0 if sends else 1 :]:
+            yield {"train.compiler": (*before, *options)}
 
     def _microbatches(self, best: Trial) -> Iterator[Changes]:
         """Smaller ones of which more is kept; or what is kept, in the machine's memory."""
@@ -254,6 +259,12 @@ class Search:
             parts = 2 * config.train.accumulation
             yield {"train.accumulation": parts, "model.remat": "dots_context"}
             yield {"model.remat": "offload"}
+
+    def _most(self, best: Trial) -> Iterator[Changes]:
+        """All kept, where there is memory for it."""
+        model, tokens = self._model(best.changes)
+        if best.fits and kept_bytes(model, ORDER[0], tokens) < self._memory:
+            yield {"model.segments": "scan", "model.remat": ORDER[0]}
 
     def _applied(self, changes: Changes) -> ConfigDict:
         return changed(self._config.copy_and_resolve_references(), list(changes.items()))
