@@ -39,7 +39,7 @@ from ftjax.models.masks import (
     view_of,
 )
 from ftjax.models.pooling import at_starts, last_tokens
-from ftjax.models.rotary import Rotary, rotate
+from ftjax.models.rotary import Rotary, laid_out, rotate
 from ftjax.models.stack import Stack
 
 Array = jax.Array
@@ -158,6 +158,7 @@ class Attention(nn.Module):
         query = project("query", c.num_attention_heads)
         key = project("key", c.num_key_value_heads)
         value = project("value", c.num_key_value_heads)
+        query, key = laid_out(query, key)
         if c.query_norm:
             query, key = c.normalize("query_norm")(query), c.normalize("key_norm")(key)
         if rotary is not None:

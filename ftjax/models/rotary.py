@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftjax.errors import UserError
+from ftjax.parallel.platform import PLATFORM
 
 Array = jax.Array
 KEYS = "rope_parameters rope_scaling rope_theta"  # of config.json, that `from_hf` reads
@@ -53,6 +54,15 @@ class Rotary:
         angle = positions[..., None].astype(jnp.float32) * self.frequencies()
         angle = jnp.concatenate([angle, angle], -1)[:, :, None]
         return jnp.cos(angle), jnp.sin(angle)
+
+
+def laid_out(*heads: Array) -> tuple[Array, ...]:
+    """Heads as projections give them, before what follows makes them float32.
+
+    TPUs lay heads out anew for attention: like this before, and not after, when they are twice as
+    large.
+    """
+    return jax.lax.optimization_barrier(heads) if PLATFORM.value == "tpu" else heads
 
 
 WIDEST = 512  # features that are exchanged by a product
