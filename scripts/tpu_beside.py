@@ -12,6 +12,7 @@ from tpu_published import SCATTERS, WIDE
 KEPT = ("model.remat=dots_context", "model.attention_block=1024")
 PARTS, EVERY = ("model.parts=2",), ("model.parts=1",)
 GATHERED, SOME = ("model.gather_head=True",), ("model.whole=key,value",)
+FUSED = "model.attention_fused=True"
 ALL, NARROW = ("method.targets=all-linear",), ("model.trainable_dtype=bfloat16",)
 
 
@@ -61,7 +62,7 @@ BESIDE = (
     ),
     Beside(
         "lora q, v",
-        Case(*QWEN, "lora", (*KEPT, *EVERY, *GATHERED, "mesh.data=4", "mesh.fsdp=1")),
+        Case(*QWEN, "lora", (*KEPT, *EVERY, *GATHERED, FUSED, "mesh.data=4", "mesh.fsdp=1")),
         {"minimal_with_context, copies": (10.72, 374.9, 0.0, 0.0)},
     ),
     Beside(
