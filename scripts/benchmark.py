@@ -177,6 +177,7 @@ def speed(arguments: argparse.Namespace) -> None:
     steps = arguments.steps
     # Where all rows are of one length, the two ways to sample are the same.
     peers = [peer for peer in PEERS if arguments.size == "minilm" or peer[1] != "random"]
+    peers = [peer for peer in peers if peer[0] in arguments.dtypes]
     names = [f"{dtype}, {sampling}{', compiled' * c}" for dtype, sampling, c in peers]
     print(f"| method | ftjax | {' | '.join(names)} | ratio to the best |")
     print("|---|---:|" + "---:|" * len(peers) + "---:|")
@@ -313,6 +314,9 @@ def main() -> None:
     parser.add_argument("--size", choices=("minilm", "base"), default="minilm")
     parser.add_argument("--methods", nargs="*", choices=tuple(RATES))
     parser.add_argument("--pages", nargs="*", choices=tuple(SCORES), default=tuple(SCORES))
+    # Of the Trainer: on a processor without units for bfloat16 it takes ten times as long.
+    types = ("float32", "bfloat16")
+    parser.add_argument("--dtypes", nargs="*", choices=types, default=types)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
