@@ -204,13 +204,13 @@ class Search:
         """Kernels that lie whole on every chip, from the smallest on, as far as memory goes."""
         config, (model, _) = self._applied(best.changes), self._model(best.changes)
         whole, need = tuple(config.model.whole), 0.0
-        for names in () if config.method.name == "full" else WHOLE:
+        for names in WHOLE if config.method.name != "full" and _sends(best) else ():
             paths = [
                 path for path in model.shapes if path.split("/")[-2:-1] in [[n] for n in names]
             ]
             need += sum(model.shapes[p].size * jnp.dtype(model.dtype(p)).itemsize for p in paths)
             whole = (*whole, *names)
-            if best.fits and paths and need < _room(best.figures):
+            if paths and need < _room(best.figures):
                 yield {"model.whole": whole}
 
     def _attention(self, best: Trial) -> Iterator[Changes]:
@@ -235,9 +235,8 @@ class Search:
         """All parameters on each chip, under the first policy that there is memory for."""
         if not best.fits:
             return
-        chips = best.figures["chips"] // self._slices
         start = best.figures["memory"]["start"] * best.figures["mesh"]["fsdp"]  # at most
-        copies = {"mesh.data": self._slices * chips, "mesh.fsdp": 1}
+        copies = {"mesh.data": -1, "mesh.fsdp": 1}
         for policy in ORDER[MOST:]:
             changes = copies | {"model.remat": policy}
             model, tokens = self._model(best.changes | changes)
@@ -248,8 +247,7 @@ class Search:
 
     def _compiler(self, best: Trial) -> Iterator[Changes]:
         before = self._applied(best.changes).train.compiler
-        sends = best.fits and best.figures["mesh"]["fsdp"] > 1
-        for options in COMPILER[0 if sends else 1 :]:
+        for options in COMPILER[0 if _sends(best) else 1 :]:
             yield {"train.compiler": (*before, *options)}
 
     def _microbatches(self, best: Trial) -> Iterator[Changes]:
@@ -302,6 +300,11 @@ def _start(config: ConfigDict) -> Changes:
         "model.gather_head": config.data.max_length * config.train.batch_size > words,
         "train.accumulation": 1,
     }
+
+
+def _sends(best: Trial) -> bool:
+    """Whether parameters are gathered."""
+    return best.fits and best.figures["mesh"]["fsdp"] > 1
 
 
 def _stacked(model: Tuned) -> list[str]:

@@ -60,6 +60,7 @@ class Machine:
         seconds += settings.attention_fused - 0.1 * (len(policies) - 1)
         mesh = {axis: config.mesh[axis] for axis in AXES}
         mesh["fsdp"] = 4 // mesh["data"] if mesh["fsdp"] == -1 else mesh["fsdp"]
+        mesh["data"] = 4 // mesh["fsdp"] if mesh["data"] == -1 else mesh["data"]
         seconds -= self.saved.get(mesh["data"], 0) + 0.05 * (config.mesh.near == ("data",))
         memory = {name: size * GIB for name in ("sum", "resume")}
         return {
@@ -103,8 +104,8 @@ def test_the_fastest_of_what_fits_is_found_and_kept(llama, machine):
 def test_copies_of_the_parameters_are_tried_where_there_is_memory(llama, machine):
     config, machine.start, machine.saved = config_of(llama, "lora"), 12.0, {4: 2}
     found = fastest.fastest(config, "v5e:2x2", say=lambda _: None)
-    assert (found.changes["mesh.data"], found.changes["mesh.fsdp"]) == (4, 1)
-    assert found.seconds == pytest.approx(8 - 0.3 - 0.2 - 2)
+    assert (found.changes["mesh.data"], found.changes["mesh.fsdp"]) == (-1, 1)
+    assert found.seconds == pytest.approx(8 - 0.3 - 2) and "model.whole" not in found.changes
     assert not any(machine.near)  # of one axis there is no order
 
 
