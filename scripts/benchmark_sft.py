@@ -3,9 +3,10 @@
     python scripts/benchmark_sft.py --data FOLDER [--steps 12] [--rounds 2]
 
 FOLDER holds train.jsonl with `messages` (self_instruct). Both sides tune SmolLM2-135M by LoRA of
-rank 8 on query and value, batches of 8 rows of 1,024 tokens, loss on answers alone where the side
-can (TRL's packing on CPUs: `wrapped`, which sees other examples, or `bfd`, which needs kernels that
-CPUs lack). Each run is a process of its own with huge pages. Needs the `test` extras and trl.
+rank 8 on query and value, batches of eight chats, or of TRL two full rows of 1,024 tokens, loss on
+answers alone where the side can (TRL's packing on CPUs: `wrapped`, which sees other examples, or
+`bfd`, which needs kernels that CPUs lack). Each run is a process of its own with huge pages. Needs
+the `test` extras and trl.
 """
 
 import argparse
@@ -19,8 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmark import HUGE
+
 ROOT = Path(__file__).parent.parent
-HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # which `ftjax` asks for by itself
 LENGTH, ROWS, WARM = 1024, 2, 2  # of packed rows, which hold about eight chats a batch
 PEERS = [("float32", 0), ("bfloat16", 0), ("bfloat16", 1)]  # dtype, torch.compile
 
