@@ -7,7 +7,7 @@ gave is kept here by hand.
 from dataclasses import dataclass
 
 from tpu_case import Case
-from tpu_published import SCATTERS, WIDE
+from tpu_published import GATHERS, SCATTERS, WIDE
 
 KEPT = ("model.remat=dots_context", "model.attention_block=1024")
 PARTS, EVERY = ("model.parts=2",), ("model.parts=1",)
@@ -34,8 +34,7 @@ V5E, V6E = ("llama-3.1-8b", "v5e:8x8", 64, 4096), ("llama-3.1-8b", "v6e:8x8", 64
 QWEN = "qwen3-0.6b", "v5e:2x2", 16, 2048
 V5P = "llama-3.1-70b", "v5p:4x4x4", 128, 4096
 COPIES = ("mesh.data=64", "mesh.fsdp=1")  # of the parameters, one a chip
-# Half of the layers keep wide features, too.
-HALF = ("model.segments=40,40", "model.remat=narrow_context,dots_context", KEPT[1])
+LESS = ("model.remat=narrow_context", KEPT[1])  # without products of wide features
 BESIDE = (
     Beside(
         "lora q, v",
@@ -82,5 +81,20 @@ BESIDE = (
         "full, bfloat16 weights",
         Case(*V6E, "full", (*KEPT, *PARTS, *NARROW, SCATTERS)),
         {"minimal_with_context": (16.23, 923.5, 27.89, 0.0)},
+    ),
+    Beside(
+        "lora q, v",
+        Case(*V5P, "lora", (*LESS, *PARTS, *GATHERED, GATHERS)),
+        {"save_dot_with_context_except_mlp": (51.20, 10237.8, 275.91, 0.0)},
+    ),
+    Beside(
+        "lora all-linear",
+        Case(*V5P, "lora", (*LESS, *EVERY, *GATHERED, FUSED, *ALL, GATHERS)),
+        {"save_dot_with_context_except_mlp": (52.50, 11693.1, 275.91, 0.0)},
+    ),
+    Beside(
+        "full, bfloat16 weights",
+        Case(*V5P, "full", (*LESS, *PARTS, *GATHERED, FUSED, *NARROW, GATHERS)),
+        {"save_dot_with_context_except_mlp": (56.10, 13250.5, 275.91, 0.0)},
     ),
 )
