@@ -94,7 +94,8 @@ def main() -> None:
         "temporaries (the compiler's, on CPU) are shares of full fine-tuning's; base is what is",
         "kept of the frozen model in memory; on disk is what a checkpoint holds besides optimizer",
         "state. Methods that change what trains are shown at their first step:",
-        "`gradual_unfreezing` begins with the head.",
+        "`gradual_unfreezing` begins with the head. `qlora` decodes kernels in loops over tiles,",
+        "whose FLOPs the compiler counts once.",
         "",
     ]
     for model in arguments.models.split(","):
