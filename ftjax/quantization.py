@@ -166,14 +166,6 @@ class Nf4(Quantized):
             return jax.vmap(Nf4.dequantized)(self)
         return self.once().dequantized()
 
-    def product(self, x: jax.Array) -> jax.Array:
-        """x W in float32, or x Wᵀ with a table, where generation holds one; x (..., in)."""
-        raise NotImplementedError
-
-    def rows(self, ids: jax.Array) -> jax.Array:
-        """Those of a table (size, features) of integers (...), float32 (..., features)."""
-        raise NotImplementedError
-
     def once(self) -> Blocks:
         blocks, out = self.scales.shape
         largest = jnp.repeat(self.groups, GROUP)[: blocks * out].reshape(out, blocks).T

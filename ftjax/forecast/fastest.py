@@ -33,7 +33,7 @@ from ftjax.tuned import Tuned
 
 Changes = dict[str, Any]
 FILLED = 0.97  # of a chip's memory, that a layout may take
-RULES = 2  # of the time model: what was kept by others is compiled again
+RULES = 3  # of the time model, and of our programs: what was kept by others is compiled again
 WHOLE = (("key", "value"), ("query", "output"), ("up", "gate", "down"))  # the smallest first
 COMPILER = (  # options of XLA that are tried, together
     (  # gathers beside computation, which is not the default for each chip
@@ -45,8 +45,8 @@ COMPILER = (  # options of XLA that are tried, together
     ),
     ("xla_tpu_scoped_vmem_limit_kib=98304",),
 )
-# What computes nothing twice moves more between memories, and is compiled longer: tried at the end.
-MOST = ORDER.index("dots_context")
+# What keeps more moves more between memories, and is compiled longer: all that is tried at the end.
+FIRST = ORDER.index("dots_context")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Search:
             start["model.parts"] = 1
             model, tokens = self._model(start)
         best = Trial(start, {})
-        for policy in ORDER[MOST:]:
+        for policy in ORDER[FIRST:]:
             trial_changes = start | {"model.remat": policy}
             need = kept_bytes(model, policy, tokens)
             if need > self._memory and policy != ORDER[-1]:
@@ -237,7 +237,7 @@ class Search:
             return
         start = best.figures["memory"]["start"] * best.figures["mesh"]["fsdp"]  # at most
         copies = {"mesh.data": -1, "mesh.fsdp": 1}
-        for policy in ORDER[MOST:]:
+        for policy in ORDER[FIRST:]:
             changes = copies | {"model.remat": policy}
             model, tokens = self._model(best.changes | changes)
             if start + kept_bytes(model, policy, tokens) < self._memory:
