@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ftjax.parallel.int8 import int8_product
+from ftjax.int8_product import int8_product
 
 BLOCK, GROUP = 64, 256
 # Quantiles of a normal distribution, scaled to [-1, 1], with an exact zero (Dettmers et al. 2023,

@@ -16,8 +16,8 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from ftjax import quantized_product_gpu as gpu
 from ftjax import quantized_product_tpu as tpu
+from ftjax.int8_product import FEW
 from ftjax.parallel.collectives import gather
-from ftjax.parallel.int8 import FEW
 from ftjax.parallel.mesh import RULES, fitting, place
 from ftjax.parallel.product import LARGE, named, rows
 from ftjax.quantization import Blocks, Quantized

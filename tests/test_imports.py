@@ -6,7 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ROOMS = """
-errors process options patterns paths partition loss dropout leaf quantization quantized_product_gpu
+errors process options patterns paths partition loss dropout leaf int8_product
+quantization quantized_product_gpu
 remote cache files html bars registry names base_model
 parallel
 quantized_product_tpu quantized_product

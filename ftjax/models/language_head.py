@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
+from ftjax.int8_product import FEW
 from ftjax.models.layers import Dense
 from ftjax.parallel.collectives import scatter_sum
-from ftjax.parallel.int8 import FEW
 from ftjax.parallel.mesh import RULES, fitting
 from ftjax.parallel.narrow import (
     NARROW,

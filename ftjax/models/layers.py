@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from ftjax.dropout import dropout
+from ftjax.int8_product import FEW
 from ftjax.leaf import leaf
 from ftjax.models.splash import BLOCKS, Blocks
-from ftjax.parallel.int8 import FEW
 from ftjax.parallel.product import matmul
 from ftjax.quantization import Quantized
 

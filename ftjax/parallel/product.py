@@ -10,9 +10,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from ftjax.int8_product import FEW
 from ftjax.parallel.collectives import gather
 from ftjax.parallel.float8 import float8_matmul, is_float8
-from ftjax.parallel.int8 import FEW
 from ftjax.parallel.mesh import RULES, place, ways_of
 from ftjax.parallel.narrow import is_narrow, narrow_matmul
 from ftjax.quantization import Quantized
