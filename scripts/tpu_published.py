@@ -10,18 +10,14 @@ from dataclasses import dataclass
 
 from tpu_case import SIZES, Case
 
+from ftjax.forecast import fastest
+
 # Options of the compiler that recipes name: gathers beside computation, and more of the chip's own
 # memory for fusions.
-GATHERS = (
-    "train.compiler=xla_tpu_enable_async_collective_fusion=true,"
-    "xla_tpu_enable_async_collective_fusion_fuse_all_gather=true,"
-    "xla_tpu_enable_async_collective_fusion_multiple_steps=true,"
-    "xla_tpu_overlap_compute_collective_tc=true,"
-    "xla_enable_async_all_gather=true"
-)
-WIDER = f"{GATHERS},xla_tpu_scoped_vmem_limit_kib=98304"
+GATHERS = f"train.compiler={','.join(fastest.GATHERS)}"
+WIDE = f"train.compiler={','.join(fastest.WIDE)}"
+WIDER = f"train.compiler={','.join(fastest.GATHERS + fastest.WIDE)}"
 SCATTERS = "train.compiler=xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter=true"
-WIDE = "train.compiler=xla_tpu_scoped_vmem_limit_kib=98304"
 FLAGS = {  # how they are called in tables
     WIDER: "compiler: gathers, 96 MiB",
     GATHERS: "compiler: gathers",

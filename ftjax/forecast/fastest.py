@@ -35,16 +35,16 @@ Changes = dict[str, Any]
 FILLED = 0.97  # of a chip's memory, that a layout may take
 RULES = 3  # of the time model, and of our programs: what was kept by others is compiled again
 WHOLE = (("key", "value"), ("query", "output"), ("up", "gate", "down"))  # the smallest first
-COMPILER = (  # options of XLA that are tried, together
-    (  # gathers beside computation, which is not the default for each chip
-        "xla_tpu_enable_async_collective_fusion=true",
-        "xla_tpu_enable_async_collective_fusion_fuse_all_gather=true",
-        "xla_tpu_enable_async_collective_fusion_multiple_steps=true",
-        "xla_tpu_overlap_compute_collective_tc=true",
-        "xla_enable_async_all_gather=true",
-    ),
-    ("xla_tpu_scoped_vmem_limit_kib=98304",),
+# Options of XLA that are tried: gathers beside computation, which is not the default for each chip,
+# and more of the chip's own memory for fusions.
+GATHERS = (
+    "xla_tpu_enable_async_collective_fusion=true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather=true",
+    "xla_tpu_enable_async_collective_fusion_multiple_steps=true",
+    "xla_tpu_overlap_compute_collective_tc=true",
+    "xla_enable_async_all_gather=true",
 )
+WIDE = ("xla_tpu_scoped_vmem_limit_kib=98304",)
 # What keeps more moves more between memories, and is compiled longer: all that is tried at the end.
 FIRST = ORDER.index("dots_context")
 
@@ -220,9 +220,8 @@ class Search:
 
     def _meshes(self, best: Trial) -> Iterator[Changes]:
         """Copies of parameters over parts of the chips, or on each; or features over some chips."""
-        mesh = self._applied(best.changes).mesh
         if best.fits and 4 * best.figures["memory"]["start"] < _room(best.figures):
-            yield {"mesh.data": 2 * mesh.data}
+            yield {"mesh.data": 2 * self._applied(best.changes).mesh.data}
         yield from self._copies(best)
         yield {"mesh.tensor": 2}
 
@@ -247,7 +246,7 @@ class Search:
 
     def _compiler(self, best: Trial) -> Iterator[Changes]:
         before = self._applied(best.changes).train.compiler
-        for options in COMPILER[0 if _sends(best) else 1 :]:
+        for options in (GATHERS, WIDE) if _sends(best) else (WIDE,):
             yield {"train.compiler": (*before, *options)}
 
     def _microbatches(self, best: Trial) -> Iterator[Changes]:

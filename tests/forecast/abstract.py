@@ -1,12 +1,17 @@
 """A small Llama of which there is a configuration and nothing else."""
 
+import importlib.util
 import json
 from pathlib import Path
 
+import pytest
 from ml_collections import ConfigDict
 
 from ftjax.config import check, default_config
 
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: not run"
+)
 ROWS, LENGTH = 8, 16
 LLAMA = {
     "model_type": "llama",

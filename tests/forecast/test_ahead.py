@@ -1,6 +1,5 @@
 """What is said of a step before it runs, against the step itself and against formulas by hand."""
 
-import importlib.util
 import json
 import math
 import re
@@ -20,7 +19,7 @@ from ftjax.tasks.classification import Classification
 from ftjax.training.step import init_state
 from tests.conftest import ftjax
 from tests.covering import product
-from tests.forecast.abstract import LENGTH, ROWS, config_of, write_config
+from tests.forecast.abstract import LENGTH, ROWS, config_of, needs_libtpu, write_config
 from tests.methods.bases import ALIKE
 
 GIB, LAYERS = 2**30, 3
@@ -30,9 +29,6 @@ SMALL = {
     "compacter_pp": {"reduction": 8},
     "qlora": {"bits": "int8"},
 }
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: not run"
-)
 
 
 @pytest.fixture(scope="module")

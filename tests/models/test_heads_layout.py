@@ -1,7 +1,5 @@
 """How TPUs lay heads out between projection and attention: from programs compiled for them."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +10,8 @@ from ftjax.forecast.topologies import devices_of
 from ftjax.models.layers import RMSNorm
 from ftjax.models.rotary import Rotary, laid_out, rotate
 from ftjax.parallel.platform import PLATFORM
+from tests.forecast.abstract import needs_libtpu
 
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: not run"
-)
 ROWS, LENGTH, HEADS, SIZE = 4, 2048, 16, 128
 
 

@@ -1,6 +1,5 @@
 """Which rows of a batch a host holds: on real slices, and in two processes."""
 
-import importlib.util
 import json
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from ftjax.forecast.chips import AHEAD, topology_devices
 from ftjax.parallel.mesh import batch_sharding, batch_ways, make_mesh, rows_of, shard_of
 from tests.conftest import here, make_rows, write_jsonl
+from tests.forecast.abstract import needs_libtpu
 from tests.generation.conftest import write_model
 from tests.parallel.processes import by_slurm, ended, start
 
@@ -18,9 +18,7 @@ TOPOLOGIES = (
 MESHES = ({}, {"data": 1, "fsdp": -1}, {"data": 2, "fsdp": -1, "tensor": 2}, {"tensor": 8})
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: not run"
-)
+@needs_libtpu
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_each_host_of_a_slice_has_the_rows_of_its_chips(topology, monkeypatch):
     """A chip gets what JAX's own slicing of the whole batch says, out of its host's rows."""
