@@ -106,6 +106,7 @@ def _configured(
         blocks=Blocks(settings.get("attention_block", 512), settings.get("attention_fused", False)),
         gather_head=settings.get("gather_head", False),
         whole=tuple(settings.get("whole", ())),
+        sparse_cores=settings.get("sparse_cores", False),
     )
     if not runs_on(options.attention, platform):
         raise UserError(

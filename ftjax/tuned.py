@@ -20,7 +20,7 @@ from ftjax.methods.virtual_tokens import changed_words
 from ftjax.names import Names
 from ftjax.parallel.float8 import FLOAT8
 from ftjax.parallel.narrow import NARROW
-from ftjax.parallel.platform import PLATFORM
+from ftjax.parallel.platform import PLATFORM, SPARSE_CORES
 from ftjax.partition import FROZEN, Partition
 from ftjax.paths import Flat, expand, flatten, unflatten
 
@@ -229,7 +229,12 @@ def intercepted(interceptor: Any) -> Any:
 @contextmanager
 def _computed(options: Any) -> Iterator[None]:
     """Where a model is traced as its options say."""
-    with NARROW(options.narrow), FLOAT8(options.float8), PLATFORM(options.platform):
+    with (
+        NARROW(options.narrow),
+        FLOAT8(options.float8),
+        PLATFORM(options.platform),
+        SPARSE_CORES(options.sparse_cores),
+    ):
         yield
 
 

@@ -42,6 +42,8 @@ class Model:
             tokens, not the tokens to parts of it.
         whole: projections whose kernels every device of the axis fsdp holds whole: nothing of them
             is sent, in more memory.
+        sparse_cores: of TPUs that have them (v5p, v6e): collectives run on these, beside what is
+            computed.
         adapter: a PEFT or AdapterHub folder of the method, or a run's work folder, to start from.
         resize_vocabulary: adds rows to the table where the tokenizer has more words than it.
         from_run: a work folder over `model.path` whose model, merged, is begun with.
@@ -63,6 +65,7 @@ class Model:
     parts: Positive = 1
     gather_head: bool = False
     whole: tuple[Literal["query", "key", "value", "output", "up", "gate", "down"], ...] = ()
+    sparse_cores: bool = False
     layout: Literal["own", "auto"] = "own"
     adapter: str = ""
     resize_vocabulary: bool = False

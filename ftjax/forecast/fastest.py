@@ -28,15 +28,16 @@ from ftjax.forecast.chips import chips_of, topology_devices
 from ftjax.forecast.forecast import forecast
 from ftjax.forecast.kept import ORDER, device_tokens, kept_bytes
 from ftjax.forecast.lowering import abstract_recipe, architecture
+from ftjax.parallel.collectives import WITH_SPARSE_CORES
 from ftjax.parallel.mesh import AXES
 from ftjax.tuned import Tuned
 
 Changes = dict[str, Any]
 FILLED = 0.97  # of a chip's memory, that a layout may take
-RULES = 3  # of the time model, and of our programs: what was kept by others is compiled again
+RULES = 4  # of the time model, and of our programs: what was kept by others is compiled again
 WHOLE = (("key", "value"), ("query", "output"), ("up", "gate", "down"))  # the smallest first
-# Options of XLA that are tried: gathers beside computation, which is not the default for each chip,
-# and more of the chip's own memory for fusions.
+# Options of XLA that are tried: gathers beside computation, which is not the default for each chip
+# (those with sparse cores have these for it), and more of the chip's own memory for fusions.
 GATHERS = (
     "xla_tpu_enable_async_collective_fusion=true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather=true",
@@ -45,6 +46,7 @@ GATHERS = (
     "xla_enable_async_all_gather=true",
 )
 WIDE = ("xla_tpu_scoped_vmem_limit_kib=98304",)
+WIDE_V5P = ("xla_tpu_scoped_vmem_limit_kib=65536",)  # which has less of it
 # What keeps more moves more between memories, and is compiled longer: all that is tried at the end.
 FIRST = ORDER.index("dots_context")
 
@@ -99,8 +101,9 @@ class Search:
     ) -> None:
         self._config, self._topology, self._slices, self._say = config, topology, slices, say
         self._end = time.monotonic() + 60 * minutes
-        chip, _ = topology_devices(topology, slices)
+        chip, devices = topology_devices(topology, slices)
         self._memory = FILLED * chip.memory
+        self._sparse = any(device.device_kind in WITH_SPARSE_CORES for device in devices)
         self.trials: list[Trial] = []
 
     def run(self) -> Trial:
@@ -246,8 +249,12 @@ class Search:
 
     def _compiler(self, best: Trial) -> Iterator[Changes]:
         before = self._applied(best.changes).train.compiler
-        for options in (GATHERS, WIDE) if _sends(best) else (WIDE,):
-            yield {"train.compiler": (*before, *options)}
+        if _sends(best) and self._sparse:
+            yield {"model.sparse_cores": True}
+        elif _sends(best):
+            yield {"train.compiler": (*before, *GATHERS)}
+        wide = WIDE_V5P if self._topology.startswith("v5p") else WIDE
+        yield {"train.compiler": (*before, *wide)}
 
     def _microbatches(self, best: Trial) -> Iterator[Changes]:
         """Smaller ones of which more is kept; or what is kept, in the machine's memory."""

@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ftjax.forecast.groups import first_group, integers, over_hosts
 
@@ -177,7 +177,23 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
             read = rest.split(")")[0]
             operands = re.findall(r"%([\w.\-]+)", read) or read.split(", ")
             current.append(Instruction(name, shapes, spaces, opcode, tuple(operands), rest))
-    return computations, entry
+    return {name: _offloaded(lines) for name, lines in computations.items()}, entry
+
+
+def _offloaded(lines: list[Instruction]) -> list[Instruction]:
+    """What sparse cores are given as one line, which libtpu writes as two since 0.0.5.
+
+    The first, which is left out, prepares buffers and says what is called, the second sends.
+    """
+    prepared = {line.name: line for line in lines if line.opcode == "custom-call-start"}
+    rest = (line for line in lines if line.name not in prepared)
+    return [_sent(line, prepared) if line.opcode == "custom-call-update" else line for line in rest]
+
+
+def _sent(line: Instruction, prepared: Mapping[str, Instruction]) -> Instruction:
+    called = prepared[line.operands[0]].called("called_computations")
+    text = f"{line.text}, to_apply=%{called}"
+    return replace(line, opcode="call-start", operands=line.operands[1:], text=text)
 
 
 def _space(layout: str) -> int:
@@ -209,7 +225,7 @@ def _runs(
         if line.opcode == "while":
             trips = trips_of(computations[line.called("condition")], line)
             yield from _runs(computations, line.called("body"), times * trips)
-        elif line.opcode in ("fusion", "call", "async-start"):
+        elif line.opcode in ("fusion", "call", "async-start", "call-start"):
             called = line.called("calls") or line.called("to_apply")
             yield from _runs(computations, called, times, line.opcode == "fusion")
         elif line.opcode == "conditional":  # the first branch stands for all

@@ -9,6 +9,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from ml_collections import ConfigDict
 
+from ftjax.config.load import changed
 from ftjax.forecast.lowering import abstract_batch, abstract_params, abstract_recipe, architecture
 from ftjax.models import kind_of
 from ftjax.paths import Flat
@@ -27,9 +28,9 @@ class Least:
     """
 
     def __init__(self, config: ConfigDict) -> None:
-        config = config.copy_and_resolve_references()
-        config.model.update({"remat": "none", "attention": "xla", "parts": 1})
-        self._config = config
+        plain = {"remat": "none", "attention": "xla", "parts": 1, "sparse_cores": False}
+        changes = [(f"model.{key}", value) for key, value in plain.items()]
+        self._config = changed(config.copy_and_resolve_references(), changes)
 
     @cached_property
     def _recipe(self) -> Recipe:

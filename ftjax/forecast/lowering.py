@@ -20,7 +20,7 @@ from ftjax.paths import Flat
 from ftjax.regularization.l2_sp import starts
 from ftjax.tasks.base import Task
 from ftjax.training.recipe import Recipe
-from ftjax.training.step import State, compile_step, lower_step
+from ftjax.training.step import State, compile_step, lower_step, step_options
 
 PLACES = 8  # examples that a packed row is taken to hold
 
@@ -110,7 +110,9 @@ def compiled(
     batch = abstract_batch(config, recipe.task)
     step = recipe.step(recipe.tuned.at_step(0))
     with logical_axes(mesh):
-        lowered = lower_step(step, state, frozen, batch, mesh, (*config.train.compiler, *options))
+        lowered = lower_step(
+            step, state, frozen, batch, mesh, (*step_options(config, mesh), *options)
+        )
         start = time.perf_counter()
         program = compile_step(lowered)
     return program, time.perf_counter() - start

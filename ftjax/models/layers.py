@@ -60,6 +60,7 @@ class Options:
         gather_head: over a mesh, every device scores its own tokens by the vocabulary's whole
             kernel; else the tokens of all by its part of the kernel.
         whole: names of projections that every device of the axis fsdp holds whole.
+        sparse_cores: whether collectives run on chips' sparse cores, beside computation.
     """
 
     dtype: Any = jnp.float32
@@ -73,6 +74,7 @@ class Options:
     platform: str = ""
     gather_head: bool = False
     whole: tuple[str, ...] = ()
+    sparse_cores: bool = False
 
 
 class Dense(nn.Module):

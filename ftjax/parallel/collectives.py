@@ -2,7 +2,8 @@
 
 Over an axis that spans several dimensions of the torus, TPUs' compiler has no reduce-scatter: it
 sends whole sums round (an all-reduce). Nor has it an all-gather there of less than `SMALL` bytes.
-One dimension after another it has both.
+One dimension after another it has both. The sparse cores of a chip have a reduce-scatter along
+several dimensions, and send while the others compute.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,24 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ftjax.parallel.platform import SPARSE_CORES
+
 Array = jax.Array
 SMALL = 2**25
+WITH_SPARSE_CORES = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU7x")  # as devices call themselves
+KINDS = ("all_gather", "all_reduce", "reduce_scatter")
+OFFLOADED = tuple(  # options of the compiler by which sparse cores have all of these
+    f"xla_tpu_enable_{option}"
+    for kind in KINDS
+    for option in (
+        f"async_collective_fusion_fuse_{kind}=false",
+        f"sparse_core_collective_offload_{kind}=true",
+        f"{kind}_offload_tracing=true",
+    )
+) + tuple(
+    f"xla_tpu_enable_sparse_core_collective_offload_{kind}=true"
+    for kind in ("2d_all_gather", "3d_all_gather", "nd_reduce_scatter")
+)
 _RINGS: ContextVar[Mapping[str, tuple[int, ...]] | None] = ContextVar("rings", default=None)
 
 
@@ -64,30 +81,39 @@ def _levels(axis: str) -> list[list[list[int]] | None]:
     ]
 
 
-def scatter_sum(x: Array, axis: str, dimension: int) -> Array:
-    """This device's part, along a dimension, of the sum over an axis; in `jax.shard_map`."""
-    for groups in _levels(axis):
+def scatter_sum(x: Array, axis: str, dimension: int, sparse: bool | None = None) -> Array:
+    """This device's part, along a dimension, of the sum over an axis; in `jax.shard_map`.
+
+    Args:
+        sparse: whether sparse cores do it; None: as `SPARSE_CORES` says.
+    """
+    sparse = SPARSE_CORES.value if sparse is None else sparse
+    for groups in (None,) if sparse and x.nbytes >= SMALL else _levels(axis):
         x = jax.lax.psum_scatter(
             x, axis, scatter_dimension=dimension, tiled=True, axis_index_groups=groups
         )
     return x
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def gather(x: Array, axis: str, dimension: int) -> Array:
     """The parts of all devices along an axis, end to end in a dimension; in `jax.shard_map`."""
+    return _gather(x, axis, dimension, SPARSE_CORES.value)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(x: Array, axis: str, dimension: int, sparse: bool) -> Array:
     small = x.nbytes * jax.lax.axis_size(axis) < SMALL
     for groups in reversed(_levels(axis)) if small else (None,):
         x = jax.lax.all_gather(x, axis, axis=dimension, tiled=True, axis_index_groups=groups)
     return x
 
 
-def _gather(x: Array, axis: str, dimension: int) -> tuple[Array, None]:
-    return gather(x, axis, dimension), None
+def _gathered(x: Array, axis: str, dimension: int, sparse: bool) -> tuple[Array, None]:
+    return _gather(x, axis, dimension, sparse), None
 
 
-def _scatter(axis: str, dimension: int, _: None, grad: Array) -> tuple[Array]:
-    return (scatter_sum(grad, axis, dimension),)
+def _scatter(axis: str, dimension: int, sparse: bool, _: None, grad: Array) -> tuple[Array]:
+    return (scatter_sum(grad, axis, dimension, sparse),)
 
 
-gather.defvjp(_gather, _scatter)
+_gather.defvjp(_gathered, _scatter)

@@ -15,6 +15,7 @@ from ftjax.parallel.collectives import gather
 from ftjax.parallel.float8 import float8_matmul, is_float8
 from ftjax.parallel.mesh import RULES, place, ways_of
 from ftjax.parallel.narrow import is_narrow, narrow_matmul
+from ftjax.parallel.platform import SPARSE_CORES
 from ftjax.quantization import Quantized
 
 Array = jax.Array
@@ -92,13 +93,17 @@ def rounded(kernel: Array) -> Array:
 rounded.defvjp(lambda kernel: (rounded(kernel), None), lambda _, g: (g.astype(jnp.float32),))
 
 
-@jax.custom_vjp
 def in_turn(x: Array, y: Array) -> tuple[Array, Array]:
     """Both as they are. Backward, nothing goes on from either before both gradients are there.
 
     For a kernel y: else the compiler puts scatters off, and holds the gradients of a whole layer
-    at once.
+    at once. Sparse cores scatter them while the next are computed.
     """
+    return (x, y) if SPARSE_CORES.value else _in_turn(x, y)
+
+
+@jax.custom_vjp
+def _in_turn(x: Array, y: Array) -> tuple[Array, Array]:
     return x, y
 
 
@@ -112,7 +117,7 @@ def _joined(_: None, grads: tuple[Any, Any]) -> tuple[Any, Any]:
     return tuple(jax.lax.optimization_barrier(grads))
 
 
-in_turn.defvjp(_apart, _joined, symbolic_zeros=True)
+_in_turn.defvjp(_apart, _joined, symbolic_zeros=True)
 
 
 def gated(act: Callable[[Array], Array], gate: Array, x: Array, kept: bool = False) -> Array:

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from ftjax.errors import UserError
 from ftjax.loss import Loss
+from ftjax.parallel.collectives import OFFLOADED, WITH_SPARSE_CORES
 from ftjax.parallel.mesh import batch_sharding
 from ftjax.partition import Partition, merge
 from ftjax.paths import Flat
@@ -244,6 +246,19 @@ def make_step(
         return State(done, params, opt_state, state.key, mean), metrics
 
     return step
+
+
+def step_options(config: ConfigDict, mesh: Mesh) -> tuple[str, ...]:
+    """Options of the compiler that a configuration asks for, as "xla_name=value".
+
+    Raises:
+        UserError: the mesh's chips have no sparse cores, which are asked for.
+    """
+    kind = mesh.devices.flat[0].device_kind
+    if config.model.sparse_cores and kind not in WITH_SPARSE_CORES:
+        raise UserError(f"model.sparse_cores=True is for TPUs v5p and v6e, and this is a {kind}")
+    offloaded = OFFLOADED if config.model.sparse_cores else ()
+    return (*offloaded, *config.train.compiler)
 
 
 def compiler_options(options: Sequence[str]) -> dict[str, str]:

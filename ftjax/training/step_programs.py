@@ -14,7 +14,7 @@ from ftjax.parallel.mesh import logical_axes
 from ftjax.paths import Flat
 from ftjax.training.programs import Key, Programs, Shapes, abstract, batch_shapes, key_of, traced
 from ftjax.training.recipe import Recipe
-from ftjax.training.step import State, lower_step
+from ftjax.training.step import State, lower_step, step_options
 from ftjax.tuned import Tuned
 
 FAR = 1000  # steps within which a phase may begin that is prepared for
@@ -97,5 +97,5 @@ class StepPrograms:
 
     def _lower(self, step: Any, state: State, batch: Shapes) -> jax.stages.Lowered:
         with logical_axes(self.mesh):
-            options = self._recipe.config.train.compiler
+            options = step_options(self._recipe.config, self.mesh)
             return lower_step(step, state, self._frozen, batch, self.mesh, options)

@@ -25,6 +25,7 @@ FREE = (
     "model.attention",
     "model.gather_head",
     "model.layout",
+    "model.sparse_cores",
     "model.whole",
     "train.compiler",
     "train.log_every",

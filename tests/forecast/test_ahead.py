@@ -103,6 +103,14 @@ def test_least_flops_by_hand(llama):
     assert lora["dense"] == by_hand((), head=0) + factors - first
 
 
+def test_least_flops_are_those_of_any_layout(llama):
+    """What is computed again, in which layers, and by which cores is sent, is not in them."""
+    plain = {"model_segments": (2, 1)}
+    layout = {"model_remat": ("full", "dots"), "model_parts": 2, "model_sparse_cores": True}
+    found, wanted = (Least(config_of(llama, "lora", **plain, **more))() for more in (layout, {}))
+    assert found == wanted
+
+
 CASES = [(method, {axis: 8}) for axis in ("fsdp", "data") for method in ("full", "lora")]
 
 
@@ -238,6 +246,22 @@ def test_a_step_for_chips_that_are_not_there(tmp_path):
     assert "train.batch_size=6" in uneven.stderr
     long = ftjax(*arguments, "--topology", "v5e:2x2", "--config.data.max_length=65", expect=2)
     assert "data.max_length=65 exceeds the model's 64 positions" in long.stderr
+
+
+@needs_libtpu
+def test_sparse_cores_send_beside_computation(tmp_path):
+    wide = {"hidden_size": 512, "intermediate_size": 1024, "max_position_embeddings": 128}
+    model, output = write_config(tmp_path, **wide), tmp_path / "found.json"
+    arguments = ["compile", "--config", "configs/ahead.py:full", f"--config.model.path={model}"]
+    arguments += ["--config.data.max_length=128", "--config.train.batch_size=8"]
+    arguments += ["--config.model.sparse_cores=True", "--config.model.parts=1"]
+    ftjax(*arguments, "--topology", "v6e:2x4", "--output", output)
+    found = json.loads(output.read_text())
+    assert found["predicted"]["overlapped"] > 0.9
+    kernels = 2 * LAYERS * (2 * 512 * 512 + 2 * 512 * 256 + 3 * 512 * 1024)  # in bfloat16
+    assert 2 * kernels <= found["collectives"]["bytes"]["all-gather"] < 3 * kernels
+    none = ftjax(*arguments, "--topology", "v5e:2x4", expect=2).stderr
+    assert "model.sparse_cores=True is for TPUs v5p and v6e, and this is a TPU v5 lite" in none
 
 
 @needs_libtpu

@@ -61,6 +61,7 @@ class Machine:
         mesh = {axis: config.mesh[axis] for axis in AXES}
         mesh["fsdp"] = 4 // mesh["data"] if mesh["fsdp"] == -1 else mesh["fsdp"]
         mesh["data"] = 4 // mesh["fsdp"] if mesh["data"] == -1 else mesh["data"]
+        seconds -= 1.5 * settings.sparse_cores  # of gathers, which are then beside computation
         seconds -= self.saved.get(mesh["data"], 0) + 0.05 * (config.mesh.near == ("data",))
         memory = {name: size * GIB for name in ("sum", "resume")}
         return {
@@ -114,6 +115,14 @@ def test_chips_cut_along_two_axes_are_neighbours_along_either(llama, machine):
     found = fastest.fastest(config, "v5e:2x2", say=lambda _: None)
     assert found.changes["mesh.data"] == 2 and found.changes["mesh.near"] == ("data",)
     assert found.seconds == pytest.approx(8 - 0.3 - 0.2 - 2 - 0.05)
+
+
+@pytest.mark.parametrize("kind", ["TPU v6 lite", "TPU v5 lite"])
+def test_sparse_cores_are_tried_where_there_are_any(llama, machine, monkeypatch, kind):
+    found = (CHIPS["v5e"], [SimpleNamespace(device_kind=kind)])
+    monkeypatch.setattr(fastest, "topology_devices", lambda *_: found)
+    best = fastest.fastest(config_of(llama, "lora"), "v5e:2x2", say=lambda _: None)
+    assert best.changes.get("model.sparse_cores", False) == (kind == "TPU v6 lite")
 
 
 def test_a_search_stops_when_its_time_is_over(llama, machine):

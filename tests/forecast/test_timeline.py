@@ -8,6 +8,7 @@ import pytest
 from ftjax.forecast.chips import CHIPS, closed
 from ftjax.forecast.estimates import REACHED
 from ftjax.forecast.groups import first_group
+from ftjax.forecast.hlo import summarize
 from ftjax.forecast.interconnect import HOP, Torus
 from ftjax.forecast.timeline import Machine, timeline
 
@@ -65,6 +66,38 @@ def test_a_collective_waits_for_what_no_computation_covers(before, between, wait
     assert times.computing == pytest.approx((before + between) / V5E.clock)
     assert times.seconds == pytest.approx(times.waiting + times.computing)
     assert (times.sent, times.overlapped) == (BYTES, BYTES * bool(between))
+
+
+# What a sparse core sends, as libtpu 0.0.42 writes it and as 0.0.52 does.
+CALLED = f"""%sent (a: bf16[64,{SIDE}]) -> {GATHERED[:-5]} {{
+  %a = bf16[64,{SIDE}]{{1,0}} parameter(0)
+  ROOT %g = {GATHERED} all-gather(%a), replica_groups=mesh['a'=64] {{'a'}}, dimensions={{0}}
+}}, execution_thread="sparsecore"
+"""
+TOKEN = f"((bf16[64,{SIDE}]{{1,0}}, token[]), {GATHERED})"
+BUFFERS = "(s32[8192]{0:T(1024)}, s32[61]{0:T(1)S(11)})"
+SPARSE = {
+    "one line": (
+        f"%s = {TOKEN} call-start(%p, %t), to_apply=%sent",
+        f"%d = {GATHERED} call-done(%s)",
+    ),
+    "two lines": (
+        f"%b = ((), (), {BUFFERS}) custom-call-start(), called_computations={{%sent}}\n"
+        f"  %s = ((bf16[64,{SIDE}]{{1,0}}), {GATHERED}, {BUFFERS}) custom-call-update(%b, %p)",
+        f"%d = {GATHERED} custom-call-done(%s)",
+    ),
+}
+
+
+@pytest.mark.parametrize("written", SPARSE)
+def test_sparse_cores_send_while_the_others_compute(written):
+    start, done = SPARSE[written]
+    text = module(start, matmul("m", 300_000), done).replace("ENTRY", f"{CALLED}\nENTRY")
+    found = timeline(text, Machine(V5E, torus(V5E, "v5e:8x8")))
+    covered = 300_000 / V5E.clock
+    assert found.seconds == pytest.approx(GATHER) and found.computing == pytest.approx(covered)
+    assert found.sent == found.overlapped == BYTES
+    assert summarize(text).sent == {"all-gather": BYTES}
 
 
 def test_collectives_go_one_after_another():

@@ -11,12 +11,14 @@ from ftjax.forecast.hlo import summarize
 from ftjax.parallel import collectives, product
 from ftjax.parallel.collectives import factors
 from ftjax.parallel.mesh import logical_axes, make_mesh
+from ftjax.parallel.platform import SPARSE_CORES
 from ftjax.parallel.product import gated, in_turn, matmul, rounded
 from tests.covering import covering
 from tests.covering import product as product_of
 
 PAIRS = [("embed", "mlp"), ("mlp", "embed"), ("embed", "rank"), ("rank", "heads")]
 RINGS = ["one ring", "large kernels", "two rings", "two rings, small arrays too"]
+RINGS += ["two rings at once by sparse cores"]
 CASES = [(axes, rings) for rings in RINGS for axes in PAIRS]
 
 
@@ -47,6 +49,8 @@ def rings(request, monkeypatch):
         sizes = {"fsdp": (2, 2)}
         monkeypatch.setattr(collectives, "factors", lambda mesh, axis: sizes.get(axis, (1,)))
     monkeypatch.setattr(collectives, "SMALL", 2**25 if "small" in request.param else 0)
+    with SPARSE_CORES("sparse" in request.param):
+        yield
 
 
 @pytest.mark.parametrize(("axes", "rings"), product_of(CASES, covering(CASES)), indirect=["rings"])
@@ -76,6 +80,25 @@ def test_gradients_are_scattered_and_kernels_gathered_twice(rings):
     assert found.sent["reduce-scatter"] in (size / 4, size / 2 + size / 4)
     assert found.sent["all-reduce"] <= size / 4 + 8  # over data, of what is scattered; the loss
     assert found.sent["all-gather"] <= 2 * (size + size / 2)
+
+
+def test_sparse_cores_scatter_along_all_dimensions_at_once(monkeypatch):
+    """What is large: one reduce-scatter, where there is else one for each dimension."""
+    monkeypatch.setattr(collectives, "factors", lambda *_: (2, 2))
+    x, kernel = jnp.ones((8, 32, 64)), jnp.ones((64, 128))
+
+    def scatters(sparse, small):
+        monkeypatch.setattr(collectives, "SMALL", small)
+
+        def loss(x, kernel):
+            with SPARSE_CORES(sparse):
+                return jnp.sin(matmul(jnp.cos(x), kernel, ("embed", "mlp"))).sum()
+
+        with logical_axes(make_mesh(2, 4, 1)):
+            compiled = jax.jit(jax.grad(loss, 1)).lower(x, kernel).compile()
+        return summarize(compiled.as_text()).counts["reduce-scatter"]
+
+    assert [scatters(True, 0), scatters(True, 2**25), scatters(False, 0)] == [1, 2, 2]
 
 
 def test_gradients_one_after_the_other_are_the_same():
