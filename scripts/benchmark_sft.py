@@ -1,6 +1,6 @@
 """Packed tuning of chats beside TRL's SFTTrainer: tokens/s of the training phase, in one run.
 
-    python scripts/benchmark_sft.py --data FOLDER [--steps 12] [--rounds 2]
+    python scripts/benchmark_sft.py --data FOLDER [--steps 12] [--rounds 2] [--dtypes float32]
 
 FOLDER holds train.jsonl with `messages` (self_instruct). Both sides tune SmolLM2-135M by LoRA of
 rank 8 on query and value, batches of eight chats, or of TRL two full rows of 1,024 tokens, loss on
@@ -24,7 +24,8 @@ from benchmark import HUGE
 
 ROOT = Path(__file__).parent.parent
 LENGTH, ROWS, WARM = 1024, 2, 2  # of packed rows, which hold about eight chats a batch
-PEERS = [("float32", 0), ("bfloat16", 0), ("bfloat16", 1)]  # dtype, torch.compile
+TYPES = ("float32", "bfloat16")
+PEERS = [(dtype, compiled) for dtype in TYPES for compiled in (0, 1)]  # torch.compile
 
 
 def ours(arguments: argparse.Namespace, folder: Path) -> float:
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--model", type=Path, help="of the peer's own process")
+    parser.add_argument("--dtypes", nargs="*", choices=TYPES, default=TYPES)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--compile", type=int, default=0)
     arguments = parser.parse_args()
@@ -144,7 +146,7 @@ def main() -> None:
         folder = folder_of_smollm2(work / "smollm2")
         for turn in range(arguments.rounds):
             rates.setdefault("ftjax", []).append(ours(arguments, work / f"run{turn}"))
-            for dtype, compiled in PEERS:
+            for dtype, compiled in (peer for peer in PEERS if peer[0] in arguments.dtypes):
                 label = f"SFTTrainer {dtype}{', compiled' * compiled}"
                 rates.setdefault(label, []).append(peer(arguments, folder, dtype, compiled))
             for side, values in rates.items():

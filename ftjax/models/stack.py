@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ftjax.errors import UserError, nearest
 from ftjax.models.layers import STATISTIC
 from ftjax.models.splash import CONTEXT
+from ftjax.parallel.platform import SCANNED
 from ftjax.parallel.product import PRODUCT, WIDE
 
 DEEP = 200  # layers that are compiled one by one where nothing is said
@@ -105,7 +106,8 @@ class Stack(nn.Module):
                     metadata_params={nn.PARTITION_NAME: "layers"},
                 )
                 layer = self.layer(cls, name=f"layers_{start}_{start + length}", last=False)
-                x, _ = scan(layer, x, jnp.asarray(kinds or (0,) * length), *shared)
+                with SCANNED(True):
+                    x, _ = scan(layer, x, jnp.asarray(kinds or (0,) * length), *shared)
             else:
                 last = start + 1 == sum(self.segments)
                 layer = self.layer(cls, name=f"layer_{start}", last=last)

@@ -15,7 +15,7 @@ from ftjax.parallel.collectives import gather
 from ftjax.parallel.float8 import float8_matmul, is_float8
 from ftjax.parallel.mesh import RULES, place, ways_of
 from ftjax.parallel.narrow import is_narrow, narrow_matmul
-from ftjax.parallel.platform import SPARSE_CORES
+from ftjax.parallel.platform import SCANNED, SPARSE_CORES
 from ftjax.quantization import Quantized
 
 Array = jax.Array
@@ -67,7 +67,8 @@ def matmul(
         out_specs=PartitionSpec(*leading, out),
     )
     x, kernel = in_turn(x, kernel)
-    again = kernel.nbytes > LARGE  # without which the compiler keeps what is gathered
+    # Without it the compiler keeps what is gathered: from the forward pass on, unless in a loop.
+    again = kernel.nbytes > LARGE and not (SPARSE_CORES.value and SCANNED.value)
     y = jax.checkpoint(multiply, prevent_cse=again)(x, kernel)
     return named(y, axes)
 
