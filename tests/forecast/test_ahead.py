@@ -19,7 +19,7 @@ from ftjax.tasks.classification import Classification
 from ftjax.training.step import init_state
 from tests.conftest import ftjax
 from tests.covering import product
-from tests.forecast.abstract import LENGTH, ROWS, config_of, needs_libtpu, write_config
+from tests.forecast.abstract import LENGTH, LLAMA, ROWS, config_of, needs_libtpu, write_config
 from tests.methods.bases import ALIKE
 
 GIB, LAYERS = 2**30, 3
@@ -250,16 +250,20 @@ def test_a_step_for_chips_that_are_not_there(tmp_path):
 
 @needs_libtpu
 def test_sparse_cores_send_beside_computation(tmp_path):
-    wide = {"hidden_size": 512, "intermediate_size": 1024, "max_position_embeddings": 128}
-    model, output = write_config(tmp_path, **wide), tmp_path / "found.json"
+    """Kernels once forward and once backward, for all that is computed of them there."""
+    hidden, wide, pairs = 2048, 16640, 1024  # 68 MB a wide kernel: not kept within other layers
+    sizes = {"hidden_size": hidden, "intermediate_size": wide, "num_attention_heads": 16}
+    sizes |= {"num_key_value_heads": 8, "max_position_embeddings": 128}
+    model, output = write_config(tmp_path, **sizes), tmp_path / "found.json"
     arguments = ["compile", "--config", "configs/ahead.py:full", f"--config.model.path={model}"]
     arguments += ["--config.data.max_length=128", "--config.train.batch_size=8"]
     arguments += ["--config.model.sparse_cores=True", "--config.model.parts=1"]
     ftjax(*arguments, "--topology", "v6e:2x4", "--output", output)
     found = json.loads(output.read_text())
     assert found["predicted"]["overlapped"] > 0.9
-    kernels = 2 * LAYERS * (2 * 512 * 512 + 2 * 512 * 256 + 3 * 512 * 1024)  # in bfloat16
-    assert 2 * kernels <= found["collectives"]["bytes"]["all-gather"] < 3 * kernels
+    kernels = 2 * LAYERS * hidden * (2 * hidden + 2 * pairs + 3 * wide)  # in bfloat16
+    others = 8 * 2 * hidden * LLAMA["vocab_size"]
+    assert 2 * kernels <= found["collectives"]["bytes"]["all-gather"] < 2 * kernels + others
     none = ftjax(*arguments, "--topology", "v5e:2x4", expect=2).stderr
     assert "model.sparse_cores=True is for TPUs v5p and v6e, and this is a TPU v5 lite" in none
 
