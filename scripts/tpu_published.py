@@ -16,13 +16,13 @@ from ftjax.forecast import fastest
 # memory for fusions.
 GATHERS = f"train.compiler={','.join(fastest.GATHERS)}"
 WIDE = f"train.compiler={','.join(fastest.WIDE)}"
+WIDE_V5P = f"train.compiler={','.join(fastest.WIDE_V5P)}"
 WIDER = f"train.compiler={','.join(fastest.GATHERS + fastest.WIDE)}"
-SCATTERS = "train.compiler=xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter=true"
 FLAGS = {  # how they are called in tables
     WIDER: "compiler: gathers, 96 MiB",
     GATHERS: "compiler: gathers",
-    SCATTERS: "compiler: scatters",
     WIDE: "compiler: 96 MiB",
+    WIDE_V5P: "compiler: 64 MiB",
 }
 
 

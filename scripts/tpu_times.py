@@ -33,7 +33,7 @@ def beside_rows(workdir: Path, make: bool) -> Iterator[str]:
     for each in BESIDE:
         case, found = each.case, each.case.forecast(workdir, make)
         where = f"{case.model}, {case.topology}, {case.batch} × {case.length}"
-        name = f"{each.name}{'*' * each.before}"
+        name = each.name
         best = min((ms for _, ms, _, _ in each.peers.values()), default=0.0)
         ours = f"| {where} | {name} | ftjax: {said_of(case.overrides)} | "
         if "predicted" not in found:

@@ -21,8 +21,10 @@ from ftjax.forecast.roofline import seconds
 from ftjax.forecast.timeline import Machine, timeline
 from ftjax.forecast.topologies import devices_of
 from ftjax.models import cudnn, splash, triton
+from ftjax.parallel.collectives import has_sparse_cores
 from ftjax.parallel.mesh import batch_ways, configured_mesh
 
+LONG = 0.05  # of a step, to wait for collectives
 SAFE = 0.9  # of a chip's memory, to be advised to use
 COMPILERS = {"tpu": "libtpu", "gpu": "jax-cuda12-plugin"}
 
@@ -85,7 +87,11 @@ def forecast(
     read = _figures(program, chip, held, host)
     figures |= {"compile_seconds": round(seconds, 1), **read}
     if not quick and chip.platform == "tpu":
-        figures["predicted"] = predicted(program.as_text(), Machine.of(topology, chip, mesh))
+        times = predicted(program.as_text(), Machine.of(topology, chip, mesh))
+        figures["predicted"] = times
+        long = times["waiting"] > LONG * times["seconds"] and times["overlapped"] < 0.5
+        if long and not config.model.sparse_cores and has_sparse_cores(mesh):
+            figures["waits"] = "model.sparse_cores=True sends beside computation"
     if figures["fits"] and (more := room_for(figures, config)):
         figures["room"] = more
     if quick:

@@ -49,6 +49,7 @@ def lines(figures: Mapping[str, Any], price: float | None = None) -> list[str]:
         )
         + (f"; between {parts} {across / 1e9:.3f} GB" if across else ""),
         *_times(figures, price),
+        *([f"waits are long: {figures['waits']}"] if "waits" in figures else []),
         *([f"memory is left: {figures['room']}"] if "room" in figures else []),
         f"compiled in {figures['compile_seconds']:.1f} s",
     ]

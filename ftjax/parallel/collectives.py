@@ -36,6 +36,11 @@ OFFLOADED = tuple(  # options of the compiler by which sparse cores have all of 
 _RINGS: ContextVar[Mapping[str, tuple[int, ...]] | None] = ContextVar("rings", default=None)
 
 
+def has_sparse_cores(mesh: Mesh) -> bool:
+    """Whether a mesh's chips have cores that collectives can run on."""
+    return mesh.devices.flat[0].device_kind in WITH_SPARSE_CORES
+
+
 @contextmanager
 def rings(mesh: Mesh) -> Iterator[None]:
     """Where collectives follow the torus that `mesh` lies on."""

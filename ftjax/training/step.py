@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from ftjax.errors import UserError
 from ftjax.loss import Loss
-from ftjax.parallel.collectives import OFFLOADED, WITH_SPARSE_CORES
+from ftjax.parallel.collectives import OFFLOADED, has_sparse_cores
 from ftjax.parallel.mesh import batch_sharding
 from ftjax.partition import Partition, merge
 from ftjax.paths import Flat
@@ -254,8 +254,8 @@ def step_options(config: ConfigDict, mesh: Mesh) -> tuple[str, ...]:
     Raises:
         UserError: the mesh's chips have no sparse cores, which are asked for.
     """
-    kind = mesh.devices.flat[0].device_kind
-    if config.model.sparse_cores and kind not in WITH_SPARSE_CORES:
+    if config.model.sparse_cores and not has_sparse_cores(mesh):
+        kind = mesh.devices.flat[0].device_kind
         raise UserError(f"model.sparse_cores=True is for TPUs v5p and v6e, and this is a {kind}")
     offloaded = OFFLOADED if config.model.sparse_cores else ()
     return (*offloaded, *config.train.compiler)
