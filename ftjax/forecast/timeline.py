@@ -5,13 +5,14 @@ TPUs' compiler writes a program in the order in which it runs. One clock goes th
 - what computes takes what the compiler estimates of it, in cycles of the chip, as
   `ftjax.forecast.estimates` mends it; an attention kernel what `ftjax.forecast.kernels` says;
 - a collective takes what `ftjax.forecast.interconnect` says; one at a time is under way. One that
-  is started goes on while others compute, and holds the clock up where its result is asked for;
-  any other holds it up from its beginning;
+  is started, or given to a sparse core, goes on while others compute, and holds the clock up where
+  its result is asked for; any other holds it up from its beginning;
 - copies between memories go on in the same way, between the main memory and the chip's own one by
   one, and with the machine's memory one by one; what other slices send comes over the network;
 - the body of a loop takes each time what it takes once.
 
-Nothing else is in it: no host, no data, no slower clock.
+Nothing else is in it: no host, no data, no slower clock, and no bandwidth of the memory that
+collectives take from what is computed beside them.
 """
 
 import math
