@@ -93,7 +93,7 @@ def text(workdir: Path, make: bool) -> str:
         "fusions (64 on v5p), as in MaxText's recipes, and collectives by sparse cores, which its",
         "recipes have for TPU7x, and of v6e and v5p in one dimension of the torus: this compiler",
         "has them in all there, too. Without them nothing is sent beside computation on v6e, on",
-        "either side. They were not tried before: the 0.68 to 0.98 that this table had for v6e, and",
+        "either side. They were not tried before: 0.68 to 0.98, which this table had for v6e, and",
         "0.84 to 0.94 for v5p, were beside MaxText at less than its best. With them both are bound",
         "by what they compute: products run at 98% of v5p's peak by the compiler's estimates.",
         "0.85 would take products of wide features kept in nearly all layers of 70B, for which",
