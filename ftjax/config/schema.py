@@ -3,6 +3,7 @@
 What keys mean and may be is said in one place, the options' classes; this is made of them.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from itertools import starmap
 from types import UnionType
@@ -25,6 +26,7 @@ TYPES: dict[Any, Schema] = {
     type(None): {"type": "null"},
     Any: {},
 }
+NUMBERS = {"integer": r"[+-]?\d+", "number": r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"}
 SECTION: Schema = {"type": ["object", "null"]}  # one may be named, and nothing said of it
 SAID: dict[str, Schema] = {
     "regex": {"format": "regex"},
@@ -176,13 +178,20 @@ def _of_kind(kind: Any) -> Schema:
         return {"type": "array", "prefixItems": items, "minItems": size, "maxItems": size}
     if origin is tuple:
         item = _of_kind(inner[0])
-        forms = [{"type": "array", "items": item}, item, {"type": "string", "pattern": "^$|,"}]
+        forms = [{"type": "array", "items": item}, item, {"type": "string", "pattern": _list(item)}]
         if item.get("prefixItems"):  # pairs
             forms.append({"type": "object", "additionalProperties": item["prefixItems"][-1]})
         return {"anyOf": forms}
     if origin is list:
         return {"type": "array", "items": _of_kind(inner[0])}
     return TYPES.get(kind, {"type": "object"})
+
+
+def _list(item: Schema) -> str:
+    """A pattern of items as "a, b", or of none; of numbers without their bounds."""
+    words = "|".join(re.escape(str(word)) for word in item.get("enum", ()))
+    part = words or NUMBERS.get(str(item.get("type")))
+    return rf"^$|^\s*(({part})\s*)?(,\s*(({part})\s*)?)+$" if part else "^$|,"
 
 
 def _within(interval: str) -> Schema:
