@@ -38,10 +38,6 @@ COPIES = ("mesh.data=64", "mesh.fsdp=1")  # of the parameters, one a chip
 
 
 LESS = ("model.remat=narrow_context", KEPT[1], *EVERY, *GATHERED, *SPARSE)  # without wide features
-# The same, with wide features in as many layers as there is memory for.
-MORE = ("model.remat=narrow_context,dots_context", "model.segments=38,42", *LESS[1:])
-
-
 TUNED = "minimal_with_context, sparse cores, 96 MiB"  # MaxText's options on v6e
 BESIDE = (
     Beside(
@@ -100,7 +96,7 @@ BESIDE = (
     ),
     Beside(
         "lora q, v",
-        Case(*V5P, "lora", (*MORE, WIDE_V5P)),
+        Case(*V5P, "lora", (*LESS, WIDE_V5P)),
         {
             "save_dot_with_context_except_mlp, sparse cores, 64 MiB": (51.20, 7656.6, 275.91, 1.0),
             "save_dot_with_context_except_mlp": (51.20, 10237.8, 275.91, 0.0),
