@@ -181,7 +181,7 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def _offloaded(lines: list[Instruction]) -> list[Instruction]:
-    """What sparse cores are given as one line, which libtpu writes as two since 0.0.5.
+    """What sparse cores are given as one line, which libtpu 0.0.52 writes as two, 0.0.42 did not.
 
     The first, which is left out, prepares buffers and says what is called, the second sends.
     """
