@@ -35,8 +35,6 @@ V5E, V6E = ("llama-3.1-8b", "v5e:8x8", 64, 4096), ("llama-3.1-8b", "v6e:8x8", 64
 QWEN = "qwen3-0.6b", "v5e:2x2", 16, 2048
 V5P = "llama-3.1-70b", "v5p:4x4x4", 128, 4096
 COPIES = ("mesh.data=64", "mesh.fsdp=1")  # of the parameters, one a chip
-
-
 LESS = ("model.remat=narrow_context", KEPT[1], *EVERY, *GATHERED, *SPARSE)  # without wide features
 TUNED = "minimal_with_context, sparse cores, 96 MiB"  # MaxText's options on v6e
 BESIDE = (

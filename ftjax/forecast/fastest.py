@@ -28,7 +28,7 @@ from ftjax.forecast.chips import chips_of, topology_devices
 from ftjax.forecast.forecast import forecast
 from ftjax.forecast.kept import ORDER, device_tokens, kept_bytes
 from ftjax.forecast.lowering import abstract_recipe, architecture
-from ftjax.parallel.collectives import WITH_SPARSE_CORES
+from ftjax.parallel.collectives import has_sparse_cores
 from ftjax.parallel.mesh import AXES
 from ftjax.tuned import Tuned
 
@@ -103,7 +103,7 @@ class Search:
         self._end = time.monotonic() + 60 * minutes
         chip, devices = topology_devices(topology, slices)
         self._memory = FILLED * chip.memory
-        self._sparse = any(device.device_kind in WITH_SPARSE_CORES for device in devices)
+        self._sparse = has_sparse_cores(devices)
         self.trials: list[Trial] = []
 
     def run(self) -> Trial:

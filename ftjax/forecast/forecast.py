@@ -90,7 +90,7 @@ def forecast(
         times = predicted(program.as_text(), Machine.of(topology, chip, mesh))
         figures["predicted"] = times
         long = times["waiting"] > LONG * times["seconds"] and times["overlapped"] < 0.5
-        if long and not config.model.sparse_cores and has_sparse_cores(mesh):
+        if long and not config.model.sparse_cores and has_sparse_cores(devices):
             figures["waits"] = "model.sparse_cores=True sends beside computation"
     if figures["fits"] and (more := room_for(figures, config)):
         figures["room"] = more

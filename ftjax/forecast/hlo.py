@@ -181,19 +181,25 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def _offloaded(lines: list[Instruction]) -> list[Instruction]:
-    """What sparse cores are given as one line, which libtpu 0.0.52 writes as two, 0.0.42 did not.
+    """What sparse cores are given written as other asynchronous work is.
 
-    The first, which is left out, prepares buffers and says what is called, the second sends.
+    libtpu 0.0.42 writes a call, 0.0.52 two lines: the first, which is left out, prepares buffers
+    and says what is called, the second sends.
     """
     prepared = {line.name: line for line in lines if line.opcode == "custom-call-start"}
-    rest = (line for line in lines if line.name not in prepared)
-    return [_sent(line, prepared) if line.opcode == "custom-call-update" else line for line in rest]
+    return [_begun(line, prepared) for line in lines if line.name not in prepared]
 
 
-def _sent(line: Instruction, prepared: Mapping[str, Instruction]) -> Instruction:
-    called = prepared[line.operands[0]].called("called_computations")
-    text = f"{line.text}, to_apply=%{called}"
-    return replace(line, opcode="call-start", operands=line.operands[1:], text=text)
+def _begun(line: Instruction, prepared: Mapping[str, Instruction]) -> Instruction:
+    if line.opcode == "call-start":
+        called, operands = line.called("to_apply"), line.operands
+    elif line.opcode == "custom-call-update":
+        called = prepared[line.operands[0]].called("called_computations")
+        operands = line.operands[1:]
+    else:
+        return line
+    text = f"{line.text}, calls=%{called}"
+    return replace(line, opcode="async-start", operands=operands, text=text)
 
 
 def _space(layout: str) -> int:
@@ -225,7 +231,7 @@ def _runs(
         if line.opcode == "while":
             trips = trips_of(computations[line.called("condition")], line)
             yield from _runs(computations, line.called("body"), times * trips)
-        elif line.opcode in ("fusion", "call", "async-start", "call-start"):
+        elif line.opcode in ("fusion", "call", "async-start"):
             called = line.called("calls") or line.called("to_apply")
             yield from _runs(computations, called, times, line.opcode == "fusion")
         elif line.opcode == "conditional":  # the first branch stands for all

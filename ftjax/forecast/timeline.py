@@ -37,8 +37,6 @@ from ftjax.forecast.interconnect import Torus
 from ftjax.forecast.kernels import quantized_seconds, splash_seconds
 
 Computations = Mapping[str, list[Instruction]]
-ASYNC = ("async-start", "call-start")  # of the latter a sparse core runs what it calls
-BODIES = {"call-start": "to_apply"}
 COPIES = ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start")
 
 
@@ -154,7 +152,7 @@ class _Schedule:
         return None
 
     def _body(self, line: Instruction) -> list[Instruction]:
-        return self.computations.get(line.called(BODIES.get(line.opcode, "calls")) or "", [])
+        return self.computations.get(line.called("calls") or "", [])
 
     def _targets(self, line: Instruction) -> str:
         return " ".join(part.text for part in self._body(line) if part.opcode == "custom-call")
@@ -172,7 +170,7 @@ class _Schedule:
                 nbytes(line.shapes[0]) / self.machine.chip.network,
                 nbytes(line.shapes[0]),
             )
-        if line.opcode in COPIES or line.opcode in ASYNC:
+        if line.opcode in COPIES or line.opcode == "async-start":
             inner = self._body(line)
             if any(part.opcode in COLLECTIVES for part in inner):
                 ((kind, sent, text),) = self._collectives(line)
@@ -197,7 +195,7 @@ class _Schedule:
         """Of a line or of what it calls: kind, bytes given, text."""
         if self._continues(line):
             return []
-        within = [line, *self._body(line)] if line.opcode in ("fusion", *ASYNC) else [line]
+        within = [line, *self._body(line)] if line.opcode in ("fusion", "async-start") else [line]
         found = []
         for part in within:
             kind = part.opcode.removesuffix("-start")

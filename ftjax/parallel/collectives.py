@@ -6,7 +6,7 @@ One dimension after another it has both. The sparse cores of a chip have a reduc
 several dimensions, and send while the others compute.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -36,9 +36,9 @@ OFFLOADED = tuple(  # options of the compiler by which sparse cores have all of 
 _RINGS: ContextVar[Mapping[str, tuple[int, ...]] | None] = ContextVar("rings", default=None)
 
 
-def has_sparse_cores(mesh: Mesh) -> bool:
-    """Whether a mesh's chips have cores that collectives can run on."""
-    return mesh.devices.flat[0].device_kind in WITH_SPARSE_CORES
+def has_sparse_cores(devices: Iterable[jax.Device]) -> bool:
+    """Whether chips have cores that collectives can run on."""
+    return any(device.device_kind in WITH_SPARSE_CORES for device in devices)
 
 
 @contextmanager

@@ -254,7 +254,7 @@ def step_options(config: ConfigDict, mesh: Mesh) -> tuple[str, ...]:
     Raises:
         UserError: the mesh's chips have no sparse cores, which are asked for.
     """
-    if config.model.sparse_cores and not has_sparse_cores(mesh):
+    if config.model.sparse_cores and not has_sparse_cores(mesh.devices.flat):
         kind = mesh.devices.flat[0].device_kind
         raise UserError(f"model.sparse_cores=True is for TPUs v5p and v6e, and this is a {kind}")
     offloaded = OFFLOADED if config.model.sparse_cores else ()
