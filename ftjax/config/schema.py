@@ -26,7 +26,10 @@ TYPES: dict[Any, Schema] = {
     type(None): {"type": "null"},
     Any: {},
 }
-NUMBERS = {"integer": r"[+-]?\d+", "number": r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"}
+NUMBERS = {  # as Python writes them
+    "integer": r"[+-]?\d[\d_]*(\.0*)?([eE]\+?\d+)?",
+    "number": r"[+-]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][+-]?\d+)?",
+}
 SECTION: Schema = {"type": ["object", "null"]}  # one may be named, and nothing said of it
 SAID: dict[str, Schema] = {
     "regex": {"format": "regex"},

@@ -149,6 +149,8 @@ def test_of_pages_with_any_value_at_any_key_it_says_what_reading_does(spec, tmp_
         ("model: {whole: '1,2'}", False),
         ("mesh: {near: 'fsdp,sequenc'}", False),
         ("model: {segments: '2,4'}\ntrain: {profile_steps: '10, 12'}", True),
+        ("train: {profile_steps: '1e3, 2_000.0'}", True),
+        ("train: {profile_steps: '1.5,2'}", False),
         ("train: {profile_steps: 'a,b'}", False),
         ("task: {name: classification, class_weights: '1.0,.5'}", True),
         ("optimizer: {learning_rate: .inf}", False),
